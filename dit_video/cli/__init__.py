@@ -1,0 +1,1 @@
+"""The command `dit-video`: one module per sub-command."""

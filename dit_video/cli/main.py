@@ -1,0 +1,66 @@
+"""`dit-video COMMAND`: finds the command, and turns a user's mistake into one message and an exit code."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+import dit_video
+from dit_video.cli import data, demo, diff, encode, evaluate, export, sample, show, train
+
+COMMANDS = (train, evaluate, sample, encode, export, data, show, diff, demo)
+
+DESCRIPTION = """Train latent video diffusion transformers, judge them by FVD on held-out clips, take the weights away.
+
+  dit-video demo                                             the whole way on embedded data
+  dit-video data ingest videos/ --out data/mine              a folder of videos -> a data set
+  dit-video train --config=experiments/grid_vae.py --workdir=runs/grid_vae
+  dit-video encode --config=experiments/grid_dit.py
+  dit-video train --config=experiments/grid_dit.py --workdir=runs/grid_dit
+  dit-video evaluate --workdir=runs/grid_dit
+  dit-video sample --workdir=runs/grid_dit --label=3 --out=three.mp4
+  dit-video export --workdir=runs/grid_dit --out=exported"""
+
+EXIT_CODES = """exit codes: 0 done; 1 could not (the message says what to change); 2 wrong usage; 3 stopped early and saved.
+Experiment files are Python programs and are run: read one before you use it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.overrides = rest
+    if rest and not (hasattr(arguments, "config") and rest[0].startswith("--config.")):
+        parser.error(f"unknown argument {rest[0]}; see dit-video {arguments.command} --help")
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped")
+        return 130
+    except (ValueError, OSError) as error:
+        if arguments.traceback:
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dit-video",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dit-video {dit_video.__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        module.add_parser(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""dit-video show"""
+
+import argparse
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from dit_video import experiment as experiments
+from dit_video import run
+from dit_video.cli.arguments import add_config, command, experiment_of
+from dit_video.nn.module import define
+
+EXAMPLES = """  dit-video show --config=experiments/quickstart.py:vae
+  dit-video show --config=experiments/grid_dit.py --config.data.batch_size=256
+  dit-video show --config=experiments/grid_dit.py --json > resolved.json"""
+
+
+def add_parser(subparsers) -> None:
+    parser = command(
+        subparsers, "show", "print a resolved experiment, its parameters and FLOPs, without touching a device", EXAMPLES
+    )
+    add_config(parser)
+    parser.add_argument("--json", action="store_true", help="print the experiment as JSON and nothing else")
+    parser.set_defaults(run=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    experiment = experiment_of(arguments)
+    if arguments.json:
+        print(json.dumps(experiments.to_json(experiment), indent=1))
+        return 0
+    console = Console()
+    for path, value in experiments.flatten(experiment).items():
+        if not path.endswith("class"):
+            console.print(f"config.{path} = {json.dumps(value)}", highlight=False, soft_wrap=True)
+    definition = define(experiment.task.init)
+    table = Table(title=f"{type(experiment.task).__name__}: parameters")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    parts: dict[str, int] = {}
+    for name, shape in definition.shapes.items():
+        part = ".".join(name.split(".")[: 2 if name.startswith(("blocks.", "vae.")) else 1])
+        parts[part] = parts.get(part, 0) + shape.size
+    for part, count in parts.items():
+        table.add_row(part, f"{count:,}")
+    table.add_section()
+    table.add_row("all", f"{definition.num_params:,}")
+    console.print(table)
+    flops = run.step_flops(experiment)
+    batch = experiment.data.batch_size
+    console.print(
+        f"FLOPs of a training step (forward and backward, batch {batch}): {flops:.4g}; of a clip: {flops / batch:.4g}\n"
+        f"fingerprint: {experiments.fingerprint(experiment)}",
+        highlight=False,
+    )
+    return 0

@@ -1,0 +1,45 @@
+"""dit-video train"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from dit_video import run
+from dit_video.cli.arguments import add_config, add_workdir, command, experiment_of
+
+EXAMPLES = """  dit-video train --config=experiments/quickstart.py:vae --workdir=runs/quickstart_vae
+  dit-video train --config=experiments/quickstart.py --workdir=runs/quickstart_dit --config.optimizer.learning_rate=3e-4
+  dit-video train --config=experiments/grid_dit.py --workdir=runs/finetuned --init_from=runs/grid_dit
+
+The same command in the same workdir goes on where the run stopped. Ctrl-C finishes the step, saves and exits with 3."""
+
+
+def add_parser(subparsers) -> None:
+    parser = command(subparsers, "train", "train an experiment, or go on training it", EXAMPLES)
+    add_config(parser)
+    add_workdir(parser)
+    parser.add_argument("--init_from", type=Path, metavar="RUN", help="start from this run's averaged weights")
+    parser.add_argument(
+        "--allow_change", action="store_true", help="go on although the experiment is not the one it was started with"
+    )
+    parser.add_argument("--profile", action="store_true", help="trace a few steps into RUN/profile (view in Perfetto)")
+    parser.set_defaults(run=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    console = Console()
+    outcome = run.train(
+        experiment_of(arguments),
+        arguments.workdir,
+        overrides=arguments.overrides,
+        init_from=arguments.init_from,
+        allow_change=arguments.allow_change,
+        profile=arguments.profile,
+        console=console,
+    )
+    if not outcome.finished:
+        console.print(f"stopped at step {outcome.step} and saved; the same command goes on from there", highlight=False)
+        return 3
+    console.print(f"done: step {outcome.step}; look at {arguments.workdir}/curves.png and samples/", highlight=False)
+    return 0

@@ -1,0 +1,1 @@
+"""The mathematics of Gaussian diffusion: knows no network, trainer or device."""

@@ -1,0 +1,64 @@
+"""Guidance turns denoisers into a denoiser; samplers do not know of it."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from dit_video.arrays import Latents, Time
+from dit_video.diffusion.path import over_latents
+from dit_video.diffusion.prediction import DenoiseFn
+
+# (x_t, t) -> (conditional, unconditional). Whoever binds the condition decides how: two forward passes, or
+# one over conditional and null rows laid end to end.
+PairFn = Callable[[Latents, Time], tuple[Latents, Latents]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How strongly the condition is followed, and at which noise levels.
+
+    `scale` is w in unconditional + w (conditional - unconditional): 0 ignores the condition, 1 is the plain
+    conditional model, more exaggerates it. `interval` = (lowest, highest) t, ends included, where it acts.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.scale < 0:
+            raise ValueError(f"Guidance.scale={self.scale}: must not be negative; 1.0 turns guidance off")
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"Guidance.interval={self.interval}: must be (low, high) with 0 <= low < high <= 1, in t "
+                "(0 = data, 1 = noise); (0.0, 1.0) guides at every level"
+            )
+
+    def classifier_free(self, conditional: DenoiseFn, pair: PairFn) -> DenoiseFn:
+        """Classifier-free guidance (Ho & Salimans, 2207.12598) in a limited interval (2404.07724).
+
+        `conditional` alone is called where `pair` is not needed: with scale 1, and at steps whose levels all
+        lie outside the interval, which then cost half. The mixture is linear, so that it means the same for
+        every kind of prediction.
+        """
+        if self.scale == 1:
+            return conditional
+        low, high = self.interval
+
+        def guides(t: Time) -> Bool[Array, "B #t"]:
+            return (low <= t) & (t <= high)
+
+        def guided(x_t: Latents, t: Time) -> Latents:
+            with_condition, without = (prediction.astype(jnp.float32) for prediction in pair(x_t, t))
+            mixture = without + self.scale * (with_condition - without)
+            return jnp.where(over_latents(guides(t)), mixture, with_condition)
+
+        def plain(x_t: Latents, t: Time) -> Latents:
+            return conditional(x_t, t).astype(jnp.float32)
+
+        if self.interval == (0.0, 1.0):
+            return guided
+        return lambda x_t, t: jax.lax.cond(jnp.any(guides(t)), guided, plain, x_t, t)

@@ -1,0 +1,199 @@
+"""Gaussian diffusion objectives: path x prediction x times x weighting.
+
+DDPM, rectified flow and diffusion forcing are one object with different parts. Each part is a value; a method
+that needs another path, another weighting or another law of times is a new small dataclass here or beside it.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from dit_video.arrays import Latents, Time
+from dit_video.diffusion.path import Cosine, Level, Linear, Path, TokenShift, shift_time
+from dit_video.diffusion.prediction import Epsilon, Prediction, Velocity
+
+# The loss is also reported for this many equal intervals of t.
+NUM_BINS = 4
+
+
+class Times(abc.ABC):
+    """The law of t in training, before any shift."""
+
+    @abc.abstractmethod
+    def quantile(self, u: Level) -> Level:
+        """The inverse of the cumulative distribution: uniform u in [0, 1] -> t in [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uniform(Times):
+    """All t alike."""
+
+    def quantile(self, u: Level) -> Level:
+        return u
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitNormal(Times):
+    """logit(t) is normal: the middle of the path more often than its ends (SD3, 2403.03206, eq. 19)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise ValueError(f"LogitNormal.std={self.std}: must be positive; SD3 uses 1.0")
+
+    def quantile(self, u: Level) -> Level:
+        return jax.nn.sigmoid(self.mean + self.std * jax.scipy.special.ndtri(u))
+
+
+class Weighting(abc.ABC):
+    """How much a noise level counts in the loss."""
+
+    @abc.abstractmethod
+    def weight(self, path: Path, prediction: Prediction, t: Level) -> Level:
+        """Factor on the squared error of the prediction at t."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unweighted(Weighting):
+    """Plain mean squared error of the prediction."""
+
+    def weight(self, path: Path, prediction: Prediction, t: Level) -> Level:
+        return jnp.ones_like(t)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinSNR(Weighting):
+    """The squared error of x_0 counts min(SNR, gamma) (Hang et al., 2303.09556, section 3.4).
+
+    On the prediction's own error that is min(SNR, gamma) / SNR for Epsilon, min(SNR, gamma) for X0 and, where
+    alpha^2 + sigma^2 = 1, min(SNR, gamma) / (SNR + 1) for V.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.gamma <= 0:
+            raise ValueError(f"MinSNR.gamma={self.gamma}: must be positive; the paper uses 5.0")
+
+    def weight(self, path: Path, prediction: Prediction, t: Level) -> Level:
+        return jnp.minimum(jnp.exp(path.logsnr(t)), self.gamma) * prediction.squared_gain(path, t)
+
+
+class Corrupted(NamedTuple):
+    """A training example: the network sees (x_t, t) and is to say target. Everything float32."""
+
+    x_t: Latents
+    t: Time
+    target: Latents
+    weight: Time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """What is learnt. `per_frame` draws one t per latent frame instead of one per clip."""
+
+    path: Path
+    prediction: Prediction
+    times: Times
+    weighting: Weighting = Unweighted()
+    shift: TokenShift | None = None
+    per_frame: bool = False
+
+    def corrupt(self, rng: Key[Array, ""], x_0: Latents) -> Corrupted:
+        """Draw times and noise for a batch of latents: t is [B 1], or [B t] when `per_frame`."""
+        key_t, key_eps = jax.random.split(rng)
+        batch_size, num_frames = x_0.shape[:2]
+        u = _stratified(key_t, batch_size, num_frames if self.per_frame else 1)
+        t = shift_time(self.times.quantile(u), self._shift_factor(math.prod(x_0.shape[1:4])))
+        return self.corrupt_with(x_0, jax.random.normal(key_eps, x_0.shape), t)
+
+    def corrupt_with(self, x_0: Latents, eps: Latents, t: Time) -> Corrupted:
+        """The same for given noise and times; validation calls it at fixed levels."""
+        x_0 = x_0.astype(jnp.float32)
+        return Corrupted(
+            x_t=self.path.x_t(x_0, eps, t),
+            t=t,
+            target=self.prediction.target(self.path, x_0, eps, t),
+            weight=self.weighting.weight(self.path, self.prediction, t),
+        )
+
+    def loss(
+        self, prediction: Latents, corrupted: Corrupted
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Weighted mean squared error, and the same per interval of t.
+
+        Metrics: for each of NUM_BINS equal intervals `loss/t_LOW_HIGH`, the mean over the frames (or clips)
+        whose t falls there, 0 when there is none, and `count/t_LOW_HIGH`, their number. The loss is the mean
+        of the former weighted by the latter.
+        """
+        error = jnp.square(prediction.astype(jnp.float32) - corrupted.target)
+        # [B t] -> [B #t]: one number for each level that was drawn.
+        per_level = jnp.mean(error, axis=(2, 3, 4))
+        if corrupted.t.shape[1] == 1:
+            per_level = jnp.mean(per_level, axis=1, keepdims=True)
+        per_level = corrupted.weight * per_level
+
+        metrics = {}
+        bins = jnp.clip(jnp.floor(corrupted.t * NUM_BINS), 0, NUM_BINS - 1)
+        for i in range(NUM_BINS):
+            inside = (bins == i).astype(jnp.float32)
+            count = jnp.sum(inside)
+            name = f"t_{i / NUM_BINS:.2f}_{(i + 1) / NUM_BINS:.2f}"
+            metrics[f"loss/{name}"] = jnp.sum(inside * per_level) / jnp.maximum(count, 1)
+            metrics[f"count/{name}"] = count
+        return jnp.mean(per_level), metrics
+
+    def denoised(self, prediction: Latents, x_t: Latents, t: Time) -> Latents:
+        """The x_0 that a network's prediction implies: the scale on which objectives are compared."""
+        return self.prediction.x_0(self.path, prediction, x_t, t)
+
+    def time_grid(self, num_steps: int, num_positions: int) -> Float[Array, "steps"]:
+        """The num_steps + 1 times of sampling, falling from exactly 1 to exactly 0.
+
+        Evenly spaced, then shifted as in training for latents of `num_positions` = t h w.
+        """
+        return shift_time(jnp.linspace(1, 0, num_steps + 1), self._shift_factor(num_positions))
+
+    def _shift_factor(self, num_positions: int) -> float:
+        return 1.0 if self.shift is None else self.shift.factor(num_positions)
+
+
+_EPSILON = Epsilon()
+
+
+def ddpm(prediction: Prediction = _EPSILON) -> Gaussian:
+    """Cosine path, uniform times, noise prediction (2006.11239, 2102.09672); `V()` for 2202.00512."""
+    return Gaussian(path=Cosine(), prediction=prediction, times=Uniform())
+
+
+def rectified_flow() -> Gaussian:
+    """SD3's (2403.03206): straight path, velocity, logit-normal times, shift by number of positions."""
+    return Gaussian(path=Linear(), prediction=Velocity(), times=LogitNormal(), shift=TokenShift())
+
+
+def diffusion_forcing(objective: Gaussian) -> Gaussian:
+    """The same objective with an independent noise level for each frame (Chen et al., 2407.01392).
+
+    Whether a frame may see later ones is a property of the network, not of the objective.
+    """
+    return dataclasses.replace(objective, per_frame=True)
+
+
+def _stratified(key: Key[Array, ""], batch_size: int, num_frames: int) -> Float[Array, "B f"]:
+    """Uniform numbers of which each column has exactly one in each of `batch_size` equal intervals.
+
+    Less noise in the loss than independent draws (VDM, 2107.00630, appendix I.1). The interval of a row is a
+    random permutation of its own per column, so that every entry alone is uniform on [0, 1), no row depends
+    on its place in the batch, and the frames of a clip are independent.
+    """
+    key_order, key_offset = jax.random.split(key)
+    shape = (batch_size, num_frames)
+    stratum = jnp.argsort(jax.random.uniform(key_order, shape), axis=0)
+    return (stratum + jax.random.uniform(key_offset, shape)) / batch_size

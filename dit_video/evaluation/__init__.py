@@ -1,0 +1,1 @@
+"""What says how good a run is: FVD, reconstruction, held-out error."""

@@ -1,0 +1,257 @@
+"""I3D, the feature network of FVD: Inception-v1 inflated to video, trained on Kinetics-400 RGB.
+
+Carreira and Zisserman, "Quo Vadis, Action Recognition?" (2017); Unterthiner et al., "Towards Accurate Generative Models
+of Video" (2018) define FVD on its 400 logits, averaged over time, before softmax (TF-Hub
+`deepmind/i3d-kinetics-400/1`, tensor RGB/inception_i3d/Mean). TF `SAME` padding, batch norm with epsilon 1e-3 and no scale
+(folded into the kernels here), resize to 224x224 without keeping the aspect ratio, all in full float32.
+"""
+
+import enum
+import functools
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from dit_video.arrays import Video
+from dit_video.evaluation import i3d_weights
+
+SIZE = 224
+NUM_CLASSES = 400
+MIN_FRAMES = 9
+"""Shorter clips leave one frame before the final average over two, and TF-Hub's graph answers NaN."""
+BATCH_NORM_EPSILON = 1e-3
+
+
+class ResizeRule(enum.StrEnum):
+    """How frames get to 224x224: both bilinear without antialiasing, with source coordinates as below.
+
+    Logits differ between the two by far more than rounding, so the rule belongs to the protocol of an FVD.
+    """
+
+    TF1 = "tf1"
+    """i * in/out: TF1 `resize_bilinear`, which the published FVD uses."""
+    HALF_PIXEL = "half_pixel"
+    """(i + 1/2) * in/out - 1/2: what the PyTorch ports use."""
+
+
+class I3D(nnx.Module):
+    """Logits of uint8 clips, preprocessing included."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]):
+        """Builds the network from tensors named as `i3d_weights.load` says; each is used exactly once.
+
+        Raises:
+            ValueError: a tensor is missing or left over.
+        """
+        tensors = dict(tensors)
+        self.conv_1a = Conv3D(*fold(tensors, "Conv3d_1a_7x7"), stride=2)
+        self.conv_2b = Conv3D(*fold(tensors, "Conv3d_2b_1x1"))
+        self.conv_2c = Conv3D(*fold(tensors, "Conv3d_2c_3x3"))
+        self.mixed_3 = nnx.List([Inception(tensors, f"Mixed_3{letter}") for letter in "bc"])
+        self.mixed_4 = nnx.List([Inception(tensors, f"Mixed_4{letter}") for letter in "bcdef"])
+        self.mixed_5 = nnx.List([Inception(tensors, f"Mixed_5{letter}") for letter in "bc"])
+        self.head = Conv3D(*fold(tensors, "Logits/Conv3d_0c_1x1"), relu=False)
+        if tensors:
+            raise ValueError(f"I3D weights: {len(tensors)} tensors have no use, the first is {min(tensors)}")
+
+    def __call__(self, video: Video, resize: ResizeRule) -> Float[Array, "B 400"]:
+        """Video of any size and at least 9 frames -> logits before softmax."""
+        x = preprocess(video, resize)
+        x = max_pool(self.conv_1a(x), window=(1, 3, 3), stride=(1, 2, 2))
+        x = max_pool(self.conv_2c(self.conv_2b(x)), window=(1, 3, 3), stride=(1, 2, 2))
+        for block in self.mixed_3:
+            x = block(x)
+        x = max_pool(x, window=(3, 3, 3), stride=(2, 2, 2))
+        for block in self.mixed_4:
+            x = block(x)
+        x = max_pool(x, window=(2, 2, 2), stride=(2, 2, 2))
+        for block in self.mixed_5:
+            x = block(x)
+        # Average over (2, 7, 7), stride 1, VALID, then the 1x1x1 head, then the mean over time: the head is affine, so
+        # it may act on the mean of the averages.
+        x = x.mean(axis=(2, 3))
+        x = (x[:, :-1] + x[:, 1:]) / 2
+        return self.head(x.mean(axis=1)[:, None, None, None])[:, 0, 0, 0]
+
+
+class Inception(nnx.Module):
+    """Four branches over channels: 1x1x1; 1x1x1 then 3x3x3, twice; 3x3x3 max pool then 1x1x1."""
+
+    def __init__(self, tensors: dict[str, np.ndarray], name: str):
+        # The three 1x1x1 convolutions that read the block's input are one with their output channels side by side.
+        pointwise = [fold(tensors, f"{name}/Branch_{branch}/Conv3d_0a_1x1") for branch in (0, 1, 2)]
+        kernels, biases = zip(*pointwise)
+        self.splits = tuple(int(i) for i in np.cumsum([bias.size for bias in biases])[:-1])
+        self.pointwise = Conv3D(np.concatenate(kernels, axis=-1), np.concatenate(biases))
+        self.branch_1 = Conv3D(*fold(tensors, f"{name}/Branch_1/Conv3d_0b_3x3"))
+        self.branch_2 = Conv3D(*fold(tensors, f"{name}/Branch_2/Conv3d_0b_3x3"))
+        self.branch_3 = Conv3D(*fold(tensors, f"{name}/Branch_3/Conv3d_0b_1x1"))
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W D"]:
+        branch_0, branch_1, branch_2 = jnp.split(self.pointwise(x), self.splits, axis=-1)
+        pooled = max_pool(x, window=(3, 3, 3), stride=(1, 1, 1))
+        branches = [branch_0, self.branch_1(branch_1), self.branch_2(branch_2), self.branch_3(pooled)]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class Conv3D(nnx.Module):
+    """TF `SAME` 3-D convolution, bias and ReLU, written as one 2-D convolution over frames stacked along channels.
+
+    XLA's 3-D convolution on CPU is several times slower than its 2-D one; the result is the same sum.
+    """
+
+    def __init__(
+        self,
+        kernel: Float[np.ndarray, "kt kh kw C D"],
+        bias: Float[np.ndarray, "D"],
+        *,
+        stride: int = 1,
+        relu: bool = True,
+    ):
+        self.num_stacked, *window, channels, features = kernel.shape
+        # [kh, kw, kt*C, D]: the channels of a stacked frame are ordered (frame, channel).
+        kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(*window, self.num_stacked * channels, features)
+        self.kernel = nnx.Param(jnp.asarray(kernel))
+        self.bias = nnx.Param(jnp.asarray(bias))
+        self.stride = stride
+        self.relu = relu
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B t h w D"]:
+        x = stack_frames(x, self.num_stacked, self.stride)
+        batch, frames = x.shape[:2]
+        x = jax.lax.conv_general_dilated(
+            x.reshape(batch * frames, *x.shape[2:]),
+            self.kernel[...],
+            window_strides=(self.stride, self.stride),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        x = x.reshape(batch, frames, *x.shape[1:]) + self.bias[...]
+        return jax.nn.relu(x) if self.relu else x
+
+
+def stack_frames(x: Float[Array, "B T H W C"], window: int, stride: int) -> Float[Array, "B t H W D"]:
+    """Every `window` consecutive frames side by side along channels, padded as TF `SAME` pads."""
+    if window == 1:
+        return x[:, ::stride]
+    before, after, num_windows = _same(x.shape[1], window, stride)
+    x = jnp.pad(x, ((0, 0), (before, after), (0, 0), (0, 0), (0, 0)))
+    last = (num_windows - 1) * stride + 1
+    return jnp.concatenate([x[:, i : i + last : stride] for i in range(window)], axis=-1)
+
+
+def max_pool(
+    x: Float[Array, "B T H W C"], *, window: tuple[int, int, int], stride: tuple[int, int, int]
+) -> Float[Array, "B t h w C"]:
+    """TF `SAME` maximum, padded with -inf, one axis after the other: a box maximum is separable, and XLA on CPU
+    reduces long windows one element at a time.
+    """
+    for axis in range(3):
+        if window[axis] > 1:
+            extent, step = [1] * 5, [1] * 5
+            extent[axis + 1], step[axis + 1] = window[axis], stride[axis]
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, extent, step, "SAME")
+    return x
+
+
+def preprocess(video: Video, resize: ResizeRule) -> Float[Array, "B T 224 224 3"]:
+    """uint8 of any size -> [-1, 1] at 224x224."""
+    _, _, height, width, _ = video.shape
+    x = video.astype(jnp.float32)
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    if height != SIZE:
+        x = product("hH,btHwc->bthwc", resize_matrix(height, resize), x)
+    if width != SIZE:
+        x = product("wW,bthWc->bthwc", resize_matrix(width, resize), x)
+    return 2 * x / 255 - 1
+
+
+def resize_matrix(size: int, rule: ResizeRule) -> Float[np.ndarray, "224 {size}"]:
+    """Bilinear weights of `size` source rows for each of the 224 result rows; rows sum to 1."""
+    shift = 0.5 if rule is ResizeRule.HALF_PIXEL else 0.0
+    source = np.clip((np.arange(SIZE) + shift) * (size / SIZE) - shift, 0, size - 1)
+    low = np.floor(source).astype(int)
+    high = np.minimum(low + 1, size - 1)
+    matrix = np.zeros((SIZE, size))
+    np.add.at(matrix, (np.arange(SIZE), low), 1 - (source - low))
+    np.add.at(matrix, (np.arange(SIZE), high), source - low)
+    return matrix.astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("definition", "resize"))
+def forward(definition: nnx.GraphDef, weights: nnx.State, video: Video, resize: ResizeRule) -> Float[Array, "B 400"]:
+    """One compiled batch, weights as an argument: place `weights` and `video` on a mesh and it runs there."""
+    return nnx.merge(definition, weights)(video, resize)
+
+
+@functools.cache
+def pretrained() -> tuple[nnx.GraphDef, nnx.State]:
+    """Definition and weights of the network, read once per process (see `i3d_weights.load`)."""
+    return nnx.split(I3D(i3d_weights.load()))
+
+
+def logits(
+    videos: UInt8[np.ndarray, "N T H W 3"],
+    *,
+    resize: ResizeRule | Literal["tf1", "half_pixel"] = ResizeRule.TF1,
+    batch_size: int = 4,
+) -> Float[np.ndarray, "N 400"]:
+    """I3D logits of N clips, `batch_size` at a time, on the default device.
+
+    Raises:
+        ValueError: not uint8 [N T H W 3], fewer than 9 frames, no clip, or an unknown resize rule.
+    """
+    check(videos)
+    if batch_size < 1:
+        raise ValueError(f"i3d.logits: batch_size={batch_size}, must be at least 1")
+    rule = ResizeRule(resize)
+    definition, weights = pretrained()
+    results = []
+    for start in range(0, len(videos), batch_size):
+        batch = videos[start : start + batch_size]
+        # The last batch is filled up with its last clip so that one shape is compiled; these rows are dropped.
+        rows = np.minimum(np.arange(min(batch_size, len(videos))), len(batch) - 1)
+        results.append(np.asarray(forward(definition, weights, batch[rows], rule))[: len(batch)])
+    return np.concatenate(results)
+
+
+def check(videos: np.ndarray) -> None:
+    """Raises ValueError, naming what is wrong, unless `videos` is uint8 [N T H W 3] with N > 0 and T >= 9."""
+    shape, dtype = np.shape(videos), getattr(videos, "dtype", type(videos))
+    if dtype != np.uint8:
+        raise ValueError(f"i3d.logits: videos are {dtype}, must be uint8 in 0..255; scale and round them first")
+    if len(shape) != 5 or shape[-1] != 3:
+        raise ValueError(f"i3d.logits: videos have shape {shape}, must be [N T H W 3]")
+    if shape[0] == 0:
+        raise ValueError(f"i3d.logits: videos have shape {shape}: there is no clip")
+    if shape[1] < MIN_FRAMES:
+        raise ValueError(f"i3d.logits: T={shape[1]} frames, but I3D needs at least {MIN_FRAMES}")
+
+
+def fold(tensors: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Takes one unit's tensors out of the dict: kernel and bias with batch norm folded in.
+
+    (k * x - mean) / sqrt(var + eps) + beta = (k / s) * x + (beta - mean / s), in float64.
+    """
+    try:
+        kernel = tensors.pop(f"{name}/kernel").astype(np.float64)
+        bias = tensors.pop(f"{name}/bias").astype(np.float64)
+        if not name.startswith("Logits/"):
+            scale = np.sqrt(tensors.pop(f"{name}/var").astype(np.float64) + BATCH_NORM_EPSILON)
+            kernel, bias = kernel / scale, bias - tensors.pop(f"{name}/mean") / scale
+    except KeyError as missing:
+        raise ValueError(f"I3D weights: tensor {missing} is missing") from None
+    return kernel.astype(np.float32), bias.astype(np.float32)
+
+
+def _same(size: int, window: int, stride: int) -> tuple[int, int, int]:
+    """TF `SAME`: padding before, padding after, number of windows."""
+    num_windows = -(-size // stride)
+    total = max((num_windows - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2, num_windows

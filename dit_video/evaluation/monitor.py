@@ -1,0 +1,74 @@
+"""What one wants to see while a run is going: held-out errors, samples and reconstructions."""
+
+import dataclasses
+from collections import defaultdict
+
+import numpy as np
+
+from dit_video.data.batch import Batch, Split
+from dit_video.data.video import grid
+from dit_video.evaluation.reconstruction import psnr, ssim
+from dit_video.tasks.task import EvaluationData, Report, Subject, clip_keys, purpose_key
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutError:
+    """The task's own errors on held-out clips, with the same clips and the same noise every time."""
+
+    every: int
+    num_clips: int = 64
+    batch_size: int = 16
+
+    def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
+        errors = defaultdict(list)
+        for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, self.batch_size)):
+            found = subject.validate(batch, purpose_key(seed, "held-out error", number))
+            for name, values in found.items():
+                errors[name].append(values[:valid])
+        return Report(scalars={name: float(np.concatenate(values).mean()) for name, values in errors.items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """A grid to look at: held-out clips above, and below each a sample of the same label. Noise stays the same."""
+
+    every: int
+    num_clips: int = 8
+
+    def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
+        batch, _ = next(data.batches(Split.HELD_OUT, self.num_clips, self.num_clips))
+        made = subject.generate(Batch(label=batch.label), clip_keys(seed, 0, self.num_clips), data.shape)
+        return Report(media={"samples": _rows(batch.video, made)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """PSNR in dB and SSIM of held-out clips through the codec, and some of them below their originals.
+
+    `psnr_mean_frame` is the PSNR of each clip's own mean frame: what a codec that ignores motion could reach.
+    """
+
+    every: int
+    num_clips: int = 64
+    batch_size: int = 16
+    num_shown: int = 8
+
+    def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
+        found, shown = defaultdict(list), []
+        for batch, valid in data.batches(Split.HELD_OUT, self.num_clips, self.batch_size):
+            video, rebuilt = batch.video[:valid], subject.reconstruct(batch)[:valid]
+            still = np.broadcast_to(video.mean(axis=1, keepdims=True).round().astype(np.uint8), video.shape)
+            found["psnr"].append(psnr(video, rebuilt))
+            found["ssim"].append(ssim(video, rebuilt))
+            found["psnr_mean_frame"].append(psnr(video, still))
+            shown.append((video, rebuilt))
+        video, rebuilt = (np.concatenate(parts)[: self.num_shown] for parts in zip(*shown))
+        return Report(
+            scalars={name: float(np.concatenate(values).mean()) for name, values in found.items()},
+            media={"reconstruction": _rows(video, rebuilt)},
+        )
+
+
+def _rows(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """One grid of two rows of clips, [T H W 3]."""
+    return grid(np.concatenate([above, below]), columns=len(above))

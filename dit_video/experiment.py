@@ -1,0 +1,277 @@
+"""Experiment: one tree of typed, frozen values that is a whole run. Load, override, validate, to and from JSON, diff.
+
+An experiment file is Python and defines `get_config(arg: str = "") -> Experiment`. Overrides on the command line
+(`--config.optimizer.learning_rate=3e-4`) go through `ml_collections.config_flags`, on a ConfigDict mirror of the
+tree, so they parse and fail as people of this ecosystem know; the tree is then rebuilt, which validates it again.
+"""
+
+import dataclasses
+import difflib
+import enum
+import hashlib
+import importlib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from dit_video.data.loader import Data
+from dit_video.sharding import MeshShape
+from dit_video.tasks.task import Evaluator, Task
+from dit_video.training.loop import Schedule
+from dit_video.training.optimizer import EMA, Optimizer
+
+Value = TypeVar("Value")
+
+
+class ExperimentError(ValueError):
+    """An experiment that cannot be loaded, overridden or run; the message names the field and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A whole run.
+
+    Attributes:
+        seed: of initialisation, data order and noise.
+        num_microbatches: parts the global batch is cut into for gradient accumulation.
+        evaluators: by the name they are recorded under.
+        mesh: devices along each axis; not part of the fingerprint, since it may change between hosts.
+    """
+
+    task: Task
+    data: Data
+    optimizer: Optimizer
+    schedule: Schedule
+    ema: EMA = EMA()
+    evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+    num_microbatches: int = 1
+    seed: int = 0
+    mesh: MeshShape = MeshShape()
+
+    def __post_init__(self):
+        if self.num_microbatches < 1 or self.data.batch_size % self.num_microbatches:
+            raise ValueError(
+                f"num_microbatches={self.num_microbatches}: must divide data.batch_size={self.data.batch_size}"
+            )
+
+
+# What may differ between two starts of the same run.
+_NOT_IN_FINGERPRINT = ("mesh", "data.num_threads", "schedule.log_every", "schedule.save_every")
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Loads `PATH.py[:arg]` and applies overrides.
+
+    Args:
+        name: path of the experiment file, optionally with the argument of its `get_config` after a colon.
+        overrides: command-line words such as "--config.optimizer.learning_rate=3e-4".
+
+    Raises:
+        ExperimentError: no such file, a field that does not exist (with the nearest that does), a wrong type.
+    """
+    path, _, argument = name.partition(":")
+    experiment = _call_get_config(Path(path), argument)
+    if overrides:
+        experiment = override(experiment, overrides)
+    return experiment
+
+
+def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with fields replaced by command-line words `--config.PATH=VALUE`."""
+    words = list(_joined(overrides))
+    for word in words:
+        _check_path(experiment, word.partition("=")[0].removeprefix("--config."))
+    mirror = _thaw(experiment)
+    values = flags.FlagValues()
+    argv = ["dit-video", *words]
+    config_flags.DEFINE_config_dict("config", mirror, flag_values=values, lock_config=True, sys_argv=argv)
+    try:
+        values(argv)
+        return _freeze(experiment, values["config"].value, "config")
+    except (flags.Error, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ExperimentError(f"{' '.join(words)}: {error}") from error
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON data: a dataclass becomes an object whose "class" names it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"class": name} | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [to_json(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: to_json(v) for k, v in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ExperimentError(f"{value!r}: an experiment holds numbers, strings, tuples, enums and dataclasses only")
+
+
+def from_json(data: Any) -> Experiment:
+    """The experiment that `to_json` wrote; only classes of this package are made."""
+    experiment = _from_json(data, None, "experiment")
+    if not isinstance(experiment, Experiment):
+        raise ExperimentError(f"not an experiment: {str(data)[:80]}")
+    return experiment
+
+
+def fingerprint(experiment: Experiment) -> str:
+    """Digest of everything that decides what a run computes; mesh, threads and logging are left out."""
+    leaves = {k: v for k, v in flatten(experiment).items() if not k.startswith(_NOT_IN_FINGERPRINT)}
+    return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(experiment: Experiment) -> dict[str, Any]:
+    """Leaves by dotted path, as JSON values; the class of each part is a leaf too."""
+    leaves: dict[str, Any] = {}
+
+    def visit(path: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                visit(f"{path}.{key}" if path else key, value)
+        else:
+            leaves[path] = node
+
+    visit("", to_json(experiment))
+    return leaves
+
+
+def diff(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Leaves that differ, with the value on either side (None where a side has no such leaf)."""
+    left, right = flatten(a), flatten(b)
+    paths = sorted(left.keys() | right.keys())
+    return {p: (left.get(p), right.get(p)) for p in paths if left.get(p) != right.get(p)}
+
+
+def _call_get_config(path: Path, argument: str) -> Experiment:
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise ExperimentError(f"--config {path}: no such file{hint}")
+    spec = importlib.util.spec_from_file_location(f"experiments_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ExperimentError(f'--config {path}: defines no `get_config(arg: str = "") -> Experiment`')
+    experiment = module.get_config(argument) if argument else module.get_config()
+    if not isinstance(experiment, Experiment):
+        raise ExperimentError(f"--config {path}: get_config returned {type(experiment).__name__}, not an Experiment")
+    return experiment
+
+
+def _joined(words: Sequence[str]) -> Iterator[str]:
+    """`--config.a b` and `--config.a=b` are the same override."""
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if "=" not in word:
+            if not words:
+                raise ExperimentError(f"{word}: give a value, as in {word}=VALUE")
+            word = f"{word}={words.pop(0)}"
+        yield word
+
+
+def _check_path(node: Any, path: str) -> None:
+    """Raises an error that names the first part of `path` which does not exist, and the nearest one that does."""
+    where = "config"
+    for part in path.split("."):
+        names = _children(node)
+        if part not in names:
+            near = difflib.get_close_matches(part, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names) or 'no fields'}"
+            raise ExperimentError(f"{where}.{part}: {type(node).__name__} has no such field; {hint}")
+        node = node[part] if isinstance(node, Mapping) else getattr(node, part)
+        where = f"{where}.{part}"
+
+
+def _children(node: Any) -> list[str]:
+    if isinstance(node, Mapping):
+        return list(node)
+    return [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
+
+
+def _thaw(node: Any) -> Any:
+    """A ConfigDict with the same fields; enums as their values, an empty optional as a typed placeholder."""
+    if isinstance(node, Mapping):
+        return ConfigDict({name: _thaw(value) for name, value in node.items()})
+    hints = typing.get_type_hints(type(node))
+    mirror = ConfigDict()
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
+            value = _thaw(value)
+        elif isinstance(value, enum.Enum):
+            value = value.value
+        elif value is None:
+            options = [t for t in typing.get_args(hints[field.name]) if t is not types.NoneType]
+            plain = len(options) == 1 and options[0] in (int, float, str, bool, tuple)
+            value = config_dict.placeholder(options[0] if plain else str)
+        mirror[field.name] = value
+    return mirror
+
+
+def _freeze(node: Any, mirror: ConfigDict, where: str) -> Any:
+    """The tree of `node` with the values of `mirror`."""
+    if isinstance(node, Mapping):
+        return {name: _freeze(value, mirror[name], f"{where}.{name}") for name, value in node.items()}
+    hints = typing.get_type_hints(type(node))
+    changes = {}
+    for field in dataclasses.fields(node):
+        old, new = getattr(node, field.name), mirror[field.name]
+        path = f"{where}.{field.name}"
+        if isinstance(new, ConfigDict):
+            new = _freeze(old, new, path)
+        elif isinstance(old, enum.Enum):
+            new = _enum(type(old), new, path)
+        elif hints[field.name] is float and isinstance(new, int):
+            new = float(new)
+        if new is not old:
+            changes[field.name] = new
+    return dataclasses.replace(node, **changes) if changes else node
+
+
+def _enum(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ExperimentError(f"{where}={value!r}: must be one of {', '.join(str(m.value) for m in kind)}") from None
+
+
+def _from_json(data: Any, hint: Any, where: str) -> Any:
+    if isinstance(data, dict) and "class" in data:
+        kind = _class(data["class"], where)
+        hints = typing.get_type_hints(kind)
+        names = {f.name for f in dataclasses.fields(kind)}
+        for name in data.keys() - {"class"} - names:
+            raise ExperimentError(f"{where}.{name}: {kind.__name__} has no such field in this version")
+        values = {k: _from_json(v, hints[k], f"{where}.{k}") for k, v in data.items() if k != "class"}
+        return kind(**values)
+    if isinstance(data, dict):
+        return {k: _from_json(v, None, f"{where}.{k}") for k, v in data.items()}
+    if isinstance(data, list):
+        return tuple(_from_json(v, None, where) for v in data)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _enum(hint, data, where)
+    return data
+
+
+def _class(name: str, where: str) -> type:
+    module, _, attribute = name.rpartition(".")
+    if module.split(".")[0] != "dit_video":
+        raise ExperimentError(f"{where}: class {name!r} is not of this package and is not loaded")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ExperimentError(f"{where}: this version of dit_video has no {name}") from error
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ExperimentError(f"{where}: {name} is not a component of an experiment")
+    return kind

@@ -1,0 +1,1 @@
+"""Layers with parameters, and no opinion about video or diffusion."""

@@ -1,0 +1,157 @@
+"""From latents to tokens and back, positions, and the embeddings that modulate a transformer block."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+PatchSize = tuple[int, int, int]
+
+
+def patchify(latents: Float[Array, "B t h w c"], patch_size: PatchSize) -> Float[Array, "B f s p"]:
+    """Cuts latents into patches of (frames, rows, columns).
+
+    Returns `[B f s p]`: f = t / patch frames, s = patches of one patch frame in row-major order, and
+    p = the patch's cells, ordered (frame, row, column, channel). Time stays an axis of its own, because
+    noise levels (and so modulation) may differ from frame to frame.
+    """
+    B, t, h, w, c = latents.shape
+    pt, ph, pw = patch_size
+    if t % pt or h % ph or w % pw:
+        raise ValueError(f"latents of (t, h, w) = {(t, h, w)} do not divide into patches of {patch_size}")
+    x = latents.reshape(B, t // pt, pt, h // ph, ph, w // pw, pw, c)
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(B, t // pt, (h // ph) * (w // pw), pt * ph * pw * c)
+
+
+def unpatchify(
+    patches: Float[Array, "B f s p"], patch_size: PatchSize, shape: tuple[int, int, int]
+) -> Float[Array, "B t h w c"]:
+    """Inverse of `patchify` for latents of `shape` = (t, h, w)."""
+    (t, h, w), (pt, ph, pw) = shape, patch_size
+    B = patches.shape[0]
+    x = patches.reshape(B, t // pt, h // ph, w // pw, pt, ph, pw, -1)
+    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(B, t, h, w, -1)
+
+
+def patch_positions(shape: tuple[int, int, int], patch_size: PatchSize) -> Float[np.ndarray, "N 3"]:
+    """True (frame, row, column) of each patch's first cell, in latent cells, in the order of `patchify`.
+
+    Cells, not patch indices: a model keeps its sense of distance when the patch size changes.
+    """
+    axes = [np.arange(0, n, p, dtype=np.float32) for n, p in zip(shape, patch_size)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def rope_angles(
+    positions: Float[np.ndarray, "N A"], head_dim: int, *, theta: float = 10_000.0
+) -> Float[np.ndarray, "N R"]:
+    """Rotation angles of axial rotary position embedding (RoFormer, arXiv 2104.09864, eq. 15, per axis).
+
+    The R = head_dim / 2 planes are shared out among the A axes as evenly as possible, the first axis
+    (time) taking what is left over; each axis has its own geometric ladder of frequencies.
+    """
+    if head_dim % 2:
+        raise ValueError(f"{head_dim=}: rotary position embedding needs an even head size")
+    num_axes = positions.shape[1]
+    base = head_dim // 2 // num_axes
+    planes = [head_dim // 2 - base * (num_axes - 1)] + [base] * (num_axes - 1)
+    angles = [
+        positions[:, axis, None] * theta ** (-np.arange(n, dtype=np.float64) / max(n, 1))
+        for axis, n in enumerate(planes)
+    ]
+    return np.concatenate(angles, axis=-1).astype(np.float32)
+
+
+def rotate(x: Float[Array, "B N K d"], angles: Float[Array | np.ndarray, "N r"]) -> Float[Array, "B N K d"]:
+    """Rotates each plane (x[i], x[i + d/2]) of every head by its angle, in float32."""
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+
+def linear(
+    features_in: int,
+    features_out: int,
+    axes: tuple[str | None, str | None],
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype,
+    init: nnx.Initializer | None = None,
+    use_bias: bool = True,
+) -> nnx.Linear:
+    """`nnx.Linear` in float32 parameters and `dtype` compute, its kernel labelled with logical `axes`."""
+    init = init or nnx.initializers.xavier_uniform()
+    return nnx.Linear(
+        features_in,
+        features_out,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=nnx.with_metadata(init, axes=axes),
+        bias_init=nnx.with_metadata(nnx.initializers.zeros, axes=axes[-1:]),
+        rngs=rngs,
+    )
+
+
+def sinusoid(t: Float[Array, "B #t"], features: int) -> Float[Array, "B #t F"]:
+    """Sinusoidal features of the noise level t in [0, 1], scaled to DiT's 0..1000 (Peebles and Xie, 2212.09748)."""
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(features // 2, dtype=jnp.float32) / (features // 2))
+    phase = 1000.0 * t.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+
+
+class TimeEmbedding(nnx.Module):
+    """Noise level -> vector of width D, one per clip or per frame: sinusoid, linear, SiLU, linear."""
+
+    num_frequencies = 256
+
+    def __init__(self, hidden_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(0.02)
+        self.up = linear(self.num_frequencies, hidden_size, (None, "embed"), rngs=rngs, dtype=dtype, init=normal)
+        self.down = linear(hidden_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype, init=normal)
+
+    def __call__(self, t: Float[Array, "B #t"]) -> Float[Array, "B #t D"]:
+        return self.down(nnx.silu(self.up(sinusoid(t, self.num_frequencies))))
+
+
+class LabelEmbedding(nnx.Module):
+    """Class label -> vector of width D; the row after the last class stands for "no label"."""
+
+    def __init__(self, num_classes: int, hidden_size: int, *, rngs: nnx.Rngs):
+        init = nnx.with_metadata(nnx.initializers.normal(0.02), axes=("vocab", "embed"))
+        self.table = nnx.Param(
+            init(rngs.params(), (num_classes + 1, hidden_size), jnp.float32), axes=("vocab", "embed")
+        )
+
+    def __call__(self, label: Int[Array, "B"]) -> Float[Array, "B D"]:
+        return self.table[...][label]
+
+
+class AdaLN(nnx.Module):
+    """Adaptive modulation: `num` vectors per block from the conditioning vector, zero at initialisation.
+
+    With gates starting at zero every residual block is the identity (adaLN-zero, 2212.09748 section 3.2).
+    """
+
+    def __init__(self, num: int, hidden_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.num = num
+        self.projection = linear(
+            hidden_size,
+            num * hidden_size,
+            ("embed", "mlp"),
+            rngs=rngs,
+            dtype=dtype,
+            init=nnx.initializers.zeros,
+        )
+
+    def __call__(self, conditioning: Float[Array, "B #f D"]) -> list[Float[Array, "B #f 1 D"]]:
+        return jnp.split(self.projection(nnx.silu(conditioning))[:, :, None], self.num, axis=-1)
+
+
+def modulate(
+    x: Float[Array, "B f s D"], shift: Float[Array, "B #f 1 D"], scale: Float[Array, "B #f 1 D"]
+) -> Float[Array, "B f s D"]:
+    return x * (1 + scale) + shift

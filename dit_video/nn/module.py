@@ -1,0 +1,82 @@
+"""The bridge between NNX modules, which define networks, and plain dicts of arrays, which training moves around.
+
+A network is split once into a `Definition` (static) and `params`: one flat dict from a dotted name such as
+"blocks.attention.qkv.kernel" to an array. Optimizers, checkpoints, digests and exports all speak these names.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+Params = dict[str, Array]
+
+
+class Precision(enum.Enum):
+    """What networks compute in. Parameters, norms, softmax and losses are float32 in either."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Definition:
+    """Everything about a network but its numbers: `bind` makes it callable again.
+
+    Attributes:
+        axes: logical axis names of each parameter, for the sharding table and the optimizer; the leading axes that
+            stacking layers adds are "layers".
+        shapes: shape and dtype of each parameter.
+    """
+
+    graph: nnx.GraphDef
+    variables: dict[str, nnx.Variable]
+    axes: dict[str, tuple[str | None, ...]]
+    shapes: dict[str, jax.ShapeDtypeStruct]
+
+    def bind(self, params: Mapping[str, Array]) -> nnx.Module:
+        """The network with `params` as its parameters; raises if a name is missing or too many."""
+        if params.keys() != self.shapes.keys():
+            missing, surplus = sorted(self.shapes.keys() - params), sorted(params.keys() - self.shapes)
+            raise ValueError(f"parameters do not fit the network: {missing=} {surplus=}")
+        flat = {_path(name): v.replace(params[name]) for name, v in self.variables.items()}
+        return nnx.merge(self.graph, nnx.from_flat_state(flat))
+
+    @property
+    def num_params(self) -> int:
+        return sum(int(np.prod(s.shape)) for s in self.shapes.values())
+
+
+def define(build: Callable[[Array], nnx.Module]) -> Definition:
+    """The definition of the network that `build(key)` makes, without computing or allocating anything."""
+    graph, state = nnx.split(nnx.eval_shape(build, jax.eval_shape(lambda: jax.random.key(0))))
+    variables = {_name(path): variable for path, variable in nnx.to_flat_state(state)}
+    axes, shapes = {}, {}
+    for name, variable in variables.items():
+        value = variable.get_value()
+        shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        labels = tuple(variable.get_metadata().get("axes", (None,) * len(value.shape)))
+        axes[name] = ("layers",) * (len(value.shape) - len(labels)) + labels
+    return Definition(graph, variables, axes, shapes)
+
+
+def params_of(module: nnx.Module) -> Params:
+    """The flat dict of a network's parameters."""
+    return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(module))}
+
+
+def _name(path: tuple) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _path(name: str) -> tuple:
+    return tuple(int(part) if part.isdigit() else part for part in name.split("."))

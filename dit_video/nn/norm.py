@@ -1,0 +1,30 @@
+"""Normalisation that looks at one position only, so that chunks, tiles and whole clips agree."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+def rms_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
+    """x / rms(x) over the last axis, in float32; the result has the input's dtype."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+    return y.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4).
+
+    No statistic crosses positions. The computation is float32 whatever the input; the result has the
+    input's dtype.
+    """
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6):
+        init = nnx.with_metadata(nnx.initializers.ones, axes=(None,))
+        self.scale = nnx.Param(init(rngs.params(), (features,), jnp.float32), axes=(None,))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+        y = rms_normalize(x.astype(jnp.float32), self.epsilon)
+        return (y * self.scale[...]).astype(x.dtype)

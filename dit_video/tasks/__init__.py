@@ -1,0 +1,1 @@
+"""The only place where network, objective and batch meet."""

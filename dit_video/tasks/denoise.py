@@ -1,0 +1,125 @@
+"""Learn to denoise video latents: the codec, the DiT, its condition and a Gaussian objective meet here."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from dit_video.arrays import Latents, Time, Video
+from dit_video.data.batch import Batch
+from dit_video.diffusion.guidance import Guidance
+from dit_video.diffusion.objective import Gaussian, rectified_flow
+from dit_video.diffusion.sampler import Euler, Sampler, noise
+from dit_video.dit.condition import ClassCondition
+from dit_video.dit.dit import DiT, DiTConfig
+from dit_video.nn.module import Precision
+from dit_video.tasks.task import ClipShape, Metrics
+from dit_video.vae.codec import LatentCodec
+from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedCodec:
+    """Which codec makes the latents.
+
+    Attributes:
+        vae: its network.
+        run: folder of the run that trained it.
+        digest: digest of its weights; left None, it is looked up when the run starts and recorded then.
+    """
+
+    vae: VideoVAEConfig
+    run: str
+    digest: str | None = None
+
+    def blank(self, rng: Key[Array, ""]) -> LatentCodec:
+        """The codec with random weights: for shapes, FLOPs and tests, where no trained one is at hand."""
+        vae = VideoVAE(self.vae, rngs=nnx.Rngs(rng))
+        channels = self.vae.latent_channels
+        return LatentCodec(vae, jnp.zeros(channels), jnp.ones(channels))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoise:
+    """The task of a diffusion run.
+
+    Attributes:
+        held_out_logsnr: noise levels, as log(alpha^2 / sigma^2), at which the held-out error of x_0 is measured; the
+            same levels and the same noise for every objective, so that epsilon, v and velocity compare.
+    """
+
+    network: DiTConfig
+    codec: TrainedCodec
+    condition: ClassCondition | None
+    objective: Gaussian = dataclasses.field(default_factory=rectified_flow)
+    sampler: Sampler = dataclasses.field(default_factory=lambda: Euler(num_steps=50))
+    guidance: Guidance = dataclasses.field(default_factory=Guidance)
+    held_out_logsnr: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0)
+    precision: Precision = Precision.FLOAT32
+
+    def init(self, rng: Key[Array, ""]) -> DiT:
+        channels = self.codec.vae.latent_channels
+        return DiT(self.network, channels, self.condition, dtype=self.precision.dtype, rngs=nnx.Rngs(rng))
+
+    def loss(
+        self, model: DiT, frozen: LatentCodec, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        del step  # the objective is the same at every step
+        corruption, posterior, dropping = jax.random.split(rng, 3)
+        x_0 = _latents(frozen, batch, posterior)
+        label = self._label(batch)
+        if label is not None:
+            label = self.condition.drop(dropping, label)
+        corrupted = self.objective.corrupt(corruption, x_0)
+        prediction = model(corrupted.x_t, corrupted.t, label)
+        return self.objective.loss(prediction, corrupted)
+
+    def validate(self, model: DiT, frozen: LatentCodec, batch: Batch, rng: Key[Array, ""]) -> Metrics:
+        """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean."""
+        x_0, label = _latents(frozen, batch, None), self._label(batch)
+        eps = jax.random.normal(rng, x_0.shape)
+
+        def error(logsnr: Float[Array, ""]) -> Float[Array, "B"]:
+            t = jnp.full((x_0.shape[0], 1), self.objective.path.time_of_logsnr(logsnr))
+            x_t = self.objective.corrupt_with(x_0, eps, t).x_t
+            denoised = self.objective.denoised(model(x_t, t, label), x_t, t)
+            return jnp.mean(jnp.square(denoised - x_0), axis=(1, 2, 3, 4))
+
+        errors = jax.lax.map(error, jnp.asarray(self.held_out_logsnr))
+        named = {f"x_0_error/logsnr_{level:+g}": e for level, e in zip(self.held_out_logsnr, errors)}
+        return {"x_0_error": errors.mean(0)} | named
+
+    def generate(
+        self, model: DiT, frozen: LatentCodec, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
+    ) -> Video:
+        """Samples a clip for each row of `batch` (of its label, where the network is conditioned on one)."""
+        label = self._label(batch)
+        x_1 = noise(rngs, (*self.codec.vae.latent_shape(shape), self.codec.vae.latent_channels))
+
+        def conditional(x_t: Latents, t: Time) -> Latents:
+            return model(x_t, t, label)
+
+        def pair(x_t: Latents, t: Time) -> tuple[Latents, Latents]:
+            # One forward pass over the conditional and the unconditional half.
+            labels = jnp.concatenate([label, self.condition.null(label)])
+            prediction = model(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), labels)
+            return tuple(jnp.split(prediction, 2))
+
+        denoise = conditional if label is None else self.guidance.classifier_free(conditional, pair)
+        return frozen.decode(self.sampler(denoise, self.objective, x_1, rngs))
+
+    def reconstruct(self, model: DiT, frozen: LatentCodec, batch: Batch) -> Video:
+        """The clips of `batch` encoded and decoded by the codec."""
+        del model
+        return frozen.decode(frozen.whiten(frozen.moments(batch.video), None))
+
+    def _label(self, batch: Batch) -> Int[Array, "B"] | None:
+        return None if self.condition is None else self.condition.known(batch.label)
+
+
+def _latents(codec: LatentCodec, batch: Batch, rng: Key[Array, ""] | None) -> Latents:
+    """Whitened latents of a batch of cached moments or of video; the posterior's mean where `rng` is None."""
+    moments = codec.moments(batch.video) if batch.moments is None else batch.moments
+    return jax.lax.stop_gradient(codec.whiten(moments, rng))

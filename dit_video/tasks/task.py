@@ -1,0 +1,154 @@
+"""The protocols that training and evaluation know a task by, and weights bound to their task.
+
+A task is the only place where a network, an objective and a batch meet. The loop never learns what is inside.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from dit_video.arrays import Video
+from dit_video.data.batch import Batch, Split
+from dit_video.nn.module import Definition, Params
+from dit_video.sharding import place
+
+Metrics = dict[str, Array]
+# (frames, height, width) of a clip in pixels.
+ClipShape = tuple[int, int, int]
+
+
+def purpose_key(seed: int | Int[Array, ""], purpose: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
+    """The key for one purpose at one step. Nothing is split and stored, so resuming is exact by construction."""
+    # A stable number for the name: Python's hash changes from process to process.
+    number = int.from_bytes(purpose.encode(), "little") % (2**31 - 1)
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
+
+
+def clip_keys(seed: int, first: int, num_clips: int) -> Key[Array, "B"]:
+    """One key for each of the clips first, first + 1, ...: clip i is a function of (seed, i), whatever the batch."""
+    clip = purpose_key(seed, "sample")
+    return jax.vmap(lambda i: jax.random.fold_in(clip, i))(jnp.arange(first, first + num_clips))
+
+
+class Task(Protocol):
+    """What is learnt. Values of this protocol are fields of an experiment.
+
+    `frozen` is whatever trained parts the task uses but does not train (a codec); it travels as an argument, so
+    that its weights are never baked into a compiled program.
+    """
+
+    def init(self, rng: Key[Array, ""]) -> nnx.Module:
+        """The network with fresh parameters."""
+        ...
+
+    def loss(
+        self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Loss of one batch and scalars to record."""
+        ...
+
+    def validate(
+        self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch, rng: Key[Array, ""]
+    ) -> Metrics:
+        """Errors on held-out clips, one value per clip `[B]`; `rng` is the same at every call."""
+        ...
+
+    def generate(
+        self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
+    ) -> Video:
+        """Clips of `shape` made for the conditions in `batch`; clip i uses rngs[i] alone."""
+        ...
+
+    def reconstruct(self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch) -> Video:
+        """The clips of `batch` through the codec alone: the best that `generate` can look."""
+        ...
+
+
+class Subject:
+    """Weights bound to their task: what is evaluated. Each function is compiled once per batch shape."""
+
+    def __init__(self, task: Task, definition: Definition, frozen: nnx.Module | None, mesh: Mesh):
+        self.mesh, self._frozen = mesh, frozen
+        self._params: Params | None = None
+
+        def validate(params, frozen, batch, rng):
+            return task.validate(definition.bind(params), frozen, batch, rng)
+
+        def generate(params, frozen, batch, rngs, shape):
+            return task.generate(definition.bind(params), frozen, batch, rngs, shape)
+
+        def reconstruct(params, frozen, batch):
+            return task.reconstruct(definition.bind(params), frozen, batch)
+
+        self._validate = jax.jit(validate)
+        self._reconstruct = jax.jit(reconstruct)
+        self._generate = jax.jit(generate, static_argnames="shape")
+
+    def hold(self, params: Params) -> "Subject":
+        """The same subject with these weights (EMA or raw) from now on."""
+        self._params = params
+        return self
+
+    def validate(self, batch: Batch, rng: Key[Array, ""]) -> dict[str, np.ndarray]:
+        """Errors per clip of a host batch."""
+        with jax.set_mesh(self.mesh):
+            errors = self._validate(self._params, self._frozen, place(batch, self.mesh), rng)
+        return {name: np.asarray(value) for name, value in errors.items()}
+
+    def generate(self, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> UInt8[np.ndarray, "B T H W C"]:
+        """Clips for the conditions of a host batch, on the host."""
+        with jax.set_mesh(self.mesh):
+            video = self._generate(self._params, self._frozen, place(batch, self.mesh), rngs, shape)
+        return np.asarray(video)
+
+    def reconstruct(self, batch: Batch) -> UInt8[np.ndarray, "B T H W C"]:
+        """The clips of a host batch through the codec, on the host."""
+        with jax.set_mesh(self.mesh):
+            return np.asarray(self._reconstruct(self._params, self._frozen, place(batch, self.mesh)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an evaluator found.
+
+    Attributes:
+        scalars: values by name, for the record and the curves.
+        media: videos `uint8 [T H W 3]` by name, to look at.
+        cards: numbers that carry their protocol, by name.
+    """
+
+    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    media: Mapping[str, UInt8[np.ndarray, "T H W 3"]] = dataclasses.field(default_factory=dict)
+    cards: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+    """Clips to judge by, the same ones at every call.
+
+    Attributes:
+        batches: (split, num_clips, batch_size) -> batches of clips and how many of their rows are real.
+        shape: (T, H, W) of a clip.
+        fps: frames per second of a clip.
+        protocol: what identifies these clips: digests of set and split, size, stride.
+    """
+
+    batches: Callable[[Split, int, int], Iterator[tuple[Batch, int]]]
+    shape: ClipShape
+    fps: float
+    protocol: Mapping[str, Any]
+
+
+class Evaluator(Protocol):
+    """Judges a subject every `every` steps. Values of this protocol are fields of an experiment."""
+
+    every: int
+
+    def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report: ...

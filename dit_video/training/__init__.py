@@ -1,0 +1,1 @@
+"""Optimizer, step, loop and record: knows the Task and Evaluator protocols only."""

@@ -1,0 +1,224 @@
+"""The loop: batch, step, record, evaluate, save. One loop for every task."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+
+from dit_video.data.batch import Batch
+from dit_video.sharding import place
+from dit_video.tasks.task import EvaluationData, Evaluator, Subject
+from dit_video.training.step import Program, TrainState
+from dit_video.training.tracker import Tracker
+
+
+class Batches(Protocol):
+    """Host batches in an order that `next_batch` alone determines."""
+
+    next_batch: int
+    wait_seconds: float
+
+    def __next__(self) -> Batch: ...
+
+
+class Saver(Protocol):
+    """Saves state and data position as one."""
+
+    def save(self, step: int, state: TrainState, next_batch: int) -> None: ...
+
+
+class NotFinite(ValueError):
+    """The loss stopped being a number."""
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM ask the loop to finish its step and save; a second one ends the process at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator["StopSignal"]:
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Trace these steps, counted from the first step after compilation, into `folder`."""
+
+    folder: str
+    first: int = 3
+    num_steps: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When to do what.
+
+    Attributes:
+        num_steps: the run ends after this many steps.
+        log_every: steps between fetching metrics from the device; every step's metrics are recorded.
+        save_every: steps between checkpoints; the last step is always saved.
+    """
+
+    num_steps: int
+    log_every: int = 50
+    save_every: int = 1000
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"Schedule.{field.name}={getattr(self, field.name)}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one step amounts to, for rates.
+
+    Attributes:
+        clips: clips in the global batch.
+        tokens: tokens in the global batch, where the network has tokens.
+        flops: model FLOPs of forward and backward of the global batch.
+        peak: FLOP/s of all devices together at their dense peak, where known.
+    """
+
+    clips: int
+    tokens: int | None
+    flops: int
+    peak: float | None
+
+    def rates(self, steps: int, seconds: float, waited: float) -> dict[str, float]:
+        rates = {
+            "clips_per_second": steps * self.clips / seconds,
+            "flops_per_second": steps * self.flops / seconds,
+            "data_wait_share": waited / seconds,
+        }
+        if self.tokens is not None:
+            rates["tokens_per_second"] = steps * self.tokens / seconds
+        if self.peak is not None:
+            rates["mfu"] = rates["flops_per_second"] / self.peak
+        return rates
+
+
+def train(
+    program: Program,
+    state: TrainState,
+    *,
+    frozen: nnx.Module | None,
+    batches: Batches,
+    seed: int,
+    schedule: Schedule,
+    work: Work,
+    evaluators: Mapping[str, Evaluator],
+    subject: Subject,
+    data: EvaluationData,
+    tracker: Tracker,
+    saver: Saver,
+    stop: StopSignal,
+    mesh: jax.sharding.Mesh,
+    profile: Profile | None = None,
+) -> tuple[TrainState, int]:
+    """Trains until `schedule.num_steps` or until `stop` is requested; both end with a checkpoint.
+
+    Returns:
+        The last state and its step.
+
+    Raises:
+        NotFinite: naming the first step whose loss is not a number. Nothing after it has been saved.
+    """
+    step = int(state.step)
+    window = _Window(step, batches.wait_seconds)
+    pending: list[tuple[int, dict[str, jax.Array]]] = []
+    traced = None if profile is None else range(step + profile.first, step + profile.first + profile.num_steps)
+    while step < schedule.num_steps and not stop.requested:
+        if traced and step == traced.start:
+            jax.profiler.start_trace(profile.folder)
+        state, metrics = program.step(state, frozen, place(next(batches), mesh), seed)
+        step += 1
+        pending.append((step, metrics))
+        if window.compiling:
+            jax.block_until_ready(metrics)
+            tracker.note(f"first step (compilation included): {window.seconds():.1f} s")
+            window = _Window(step, batches.wait_seconds, compiling=False)
+        if traced and step == traced.stop:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            tracker.note(f"trace of steps {traced.start + 1} to {traced.stop}: {profile.folder}")
+        last = step == schedule.num_steps or stop.requested
+        due = [name for name, e in evaluators.items() if last or step % e.every == 0]
+        save = last or step % schedule.save_every == 0
+        if last or due or save or step % schedule.log_every == 0:
+            # Everything up to this step is written down before anything that may fail or be killed.
+            loss = _flush(pending, tracker)
+            if step > window.step:
+                tracker.rates(step, loss, work.rates(*window.measure(step, batches.wait_seconds)))
+        if save:
+            # Before evaluating: what was learnt is safe even if an evaluator fails.
+            saver.save(step, state, batches.next_batch)
+        if due and not stop.requested:
+            for name in due:
+                _evaluate(name, evaluators[name], subject.hold(state.ema), data, seed, step, tracker)
+        if last or due or save or step % schedule.log_every == 0:
+            window = _Window(step, batches.wait_seconds, compiling=False)
+    return state, step
+
+
+class _Window:
+    """A stretch of steps whose speed is measured; evaluation and compilation stay outside of it."""
+
+    def __init__(self, step: int, waited: float, *, compiling: bool = True):
+        self.step, self.compiling = step, compiling
+        self._begin, self._waited = time.perf_counter(), waited
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begin
+
+    def measure(self, step: int, waited: float) -> tuple[int, float, float]:
+        return step - self.step, self.seconds(), waited - self._waited
+
+
+def _flush(pending: list[tuple[int, dict[str, jax.Array]]], tracker: Tracker) -> float:
+    """Fetches and records pending metrics; the loss of the last step."""
+    lines = [(step, {k: float(v) for k, v in m.items()}) for step, m in jax.device_get(pending)]
+    pending.clear()
+    bad = next((step for step, values in lines if not math.isfinite(values["loss"])), None)
+    tracker.steps(line for line in lines if bad is None or line[0] <= bad)
+    if bad is not None:
+        raise NotFinite(
+            f"the loss is not finite at step {bad}: lower config.optimizer.learning_rate or clip_norm, "
+            "or look at the batch of that step; the last checkpoint is from before it"
+        )
+    return lines[-1][1]["loss"] if lines else math.nan
+
+
+def _evaluate(
+    name: str,
+    evaluator: Evaluator,
+    subject: Subject,
+    data: EvaluationData,
+    seed: int,
+    step: int,
+    tracker: Tracker,
+) -> None:
+    report = evaluator(subject, data, seed)
+    tracker.evaluation(step, name, report.scalars)
+    for label, video in report.media.items():
+        tracker.media(step, label, np.asarray(video), data.fps)

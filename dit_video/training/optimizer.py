@@ -1,0 +1,166 @@
+"""Optimizers, learning-rate schedules, parameter groups and the moving average, as values of an experiment."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from dit_video.nn.module import Params
+from dit_video.sharding import LogicalAxes
+
+
+class Decay(enum.Enum):
+    """Learning rate after warm-up."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"  # to zero at the last step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters whose name starts with `prefix` learn at a rate of their own, clipped by themselves."""
+
+    prefix: str
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW (1711.05101) with linear warm-up, decay and clipping by global norm.
+
+    Attributes:
+        clip_norm: gradients of a larger global norm are scaled down to it.
+        weight_decay: applied to kernels (two axes or more in one layer), not to biases, norms and embeddings.
+        groups: exceptions by name; the first prefix that matches wins.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    decay: Decay = Decay.CONSTANT
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    groups: tuple[Group, ...] = ()
+
+    def build(self, num_steps: int, axes: Mapping[str, LogicalAxes]) -> optax.GradientTransformation:
+        kernels = {name: _is_kernel(labels) for name, labels in axes.items()}
+
+        def rule(peak: float) -> optax.GradientTransformation:
+            rate = schedule(peak, self.warmup_steps, self.decay, num_steps)
+            return optax.adamw(rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=_restrict(kernels))
+
+        return _grouped(self.groups, self.learning_rate, rule, self.clip_norm)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Muon (Jordan et al. 2024; scaled by sqrt(max(1, out / in))) for kernels of stacked layers, AdamW elsewhere.
+
+    Attributes:
+        learning_rate: of the orthogonalised updates.
+        adam_learning_rate: of embeddings, norms, biases, first and last layers.
+    """
+
+    learning_rate: float = 0.02
+    adam_learning_rate: float = 3e-4
+    warmup_steps: int = 0
+    decay: Decay = Decay.CONSTANT
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    groups: tuple[Group, ...] = ()
+
+    def build(self, num_steps: int, axes: Mapping[str, LogicalAxes]) -> optax.GradientTransformation:
+        dimensions = {name: _muon_dimensions(labels) for name, labels in axes.items()}
+
+        def rule(peak: float) -> optax.GradientTransformation:
+            scale = peak / self.learning_rate
+            adam = schedule(scale * self.adam_learning_rate, self.warmup_steps, self.decay, num_steps)
+            return optax.contrib.muon(
+                schedule(peak, self.warmup_steps, self.decay, num_steps),
+                beta=self.momentum,
+                weight_decay=self.weight_decay,
+                adam_learning_rate=adam,
+                muon_weight_dimension_numbers=_restrict(dimensions),
+            )
+
+        return _grouped(self.groups, self.learning_rate, rule, self.clip_norm)
+
+
+Optimizer = AdamW | Muon
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EMA:
+    """Exponential moving average of the parameters: ema <- d ema + (1 - d) params.
+
+    d = min(decay, (1 + n) / (10 + n)) after n updates, so that a short run is not dominated by its
+    initialisation (the ramp of TensorFlow's ExponentialMovingAverage).
+    """
+
+    decay: float = 0.9999
+
+    def update(self, ema: Params, params: Params, step: Int[Array, ""]) -> Params:
+        n = step.astype(jnp.float32)
+        decay = jnp.minimum(self.decay, (1 + n) / (10 + n))
+        return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+
+
+def schedule(peak: float, warmup_steps: int, decay: Decay, num_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear from 0 over `warmup_steps`, then constant or cosine to 0 at `num_steps`."""
+    if decay is Decay.COSINE:
+        after = optax.cosine_decay_schedule(peak, max(1, num_steps - warmup_steps))
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup_steps:
+        return after
+
+    def warm(step: Int[Array, ""]) -> Float[Array, ""]:
+        return peak * (step + 1) / (warmup_steps + 1)
+
+    return optax.join_schedules([warm, after], [warmup_steps])
+
+
+def _grouped(groups: tuple[Group, ...], rate: float, rule, clip_norm: float) -> optax.GradientTransformation:
+    def chain(peak: float) -> optax.GradientTransformation:
+        return optax.chain(optax.clip_by_global_norm(clip_norm), rule(peak))
+
+    if not groups:
+        return chain(rate)
+
+    def label(params: Params) -> dict[str, str]:
+        return {n: next((g.prefix for g in groups if n.startswith(g.prefix)), "") for n in params}
+
+    return optax.partition({"": chain(rate)} | {g.prefix: chain(g.learning_rate) for g in groups}, label)
+
+
+def _restrict(values: Mapping[str, object]):
+    """A function of the params, as a group sees them: other groups' leaves are optax.MaskedNode there."""
+
+    def select(params):
+        masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+        return {n: optax.MaskedNode() if masked(p) else values[n] for n, p in params.items()}
+
+    return select
+
+
+def _is_kernel(axes: LogicalAxes) -> bool:
+    return sum(a != "layers" for a in axes) >= 2 and "vocab" not in axes
+
+
+def _muon_dimensions(axes: LogicalAxes) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a stacked kernel are input and output; None where Adam is the better rule.
+
+    The model width is always "embed": a kernel that starts with it maps from the residual stream, one that ends with
+    it maps back. Axes without a name (q, k, v) are separate matrices and so batch axes.
+    """
+    if axes[:1] != ("layers",) or not _is_kernel(axes):
+        return None
+    named = [i for i, a in enumerate(axes) if a not in ("layers", None)]
+    split = 1 if axes[named[0]] == "embed" else len(named) - 1
+    return optax.contrib.MuonDimensionNumbers(tuple(named[:split]), tuple(named[split:]))

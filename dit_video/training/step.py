@@ -1,0 +1,146 @@
+"""TrainState and the one jitted step that every task is trained by."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int
+
+from dit_video.data.batch import Batch
+from dit_video.nn.module import Definition, Params, define, params_of
+from dit_video.sharding import replicated, shard_params
+from dit_video.tasks.task import Metrics, Task, purpose_key
+from dit_video.training.optimizer import EMA, Optimizer
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. Plain arrays, so that what is saved is what there is."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A task made ready to train on a mesh: how its state is born and how a step changes it.
+
+    Attributes:
+        definition: the network without its numbers.
+        init: seed -> state, each array created where it will live.
+        step: (state, frozen, batch, seed) -> (state, metrics); the old state is donated.
+        shapes: shape, dtype and sharding of every array of the state, to restore a checkpoint into.
+    """
+
+    definition: Definition
+    init: Callable[[int], TrainState]
+    step: Callable[[TrainState, nnx.Module | None, Batch, int], tuple[TrainState, Metrics]]
+    shapes: TrainState
+
+
+def make_program(
+    task: Task, optimizer: Optimizer, ema: EMA, *, num_steps: int, num_microbatches: int, mesh: Mesh
+) -> Program:
+    """Builds init and step of `task`; nothing is computed yet.
+
+    Args:
+        num_steps: length of the run, for learning-rate decay.
+        num_microbatches: the batch is cut into this many parts whose gradients are averaged before the one update.
+    """
+    definition = define(task.init)
+    rule = optimizer.build(num_steps, definition.axes)
+    shapes = _shard(
+        jax.eval_shape(lambda: _fresh(definition.shapes, rule)),
+        shard_params(definition.axes, definition.shapes, mesh),
+        rule,
+        mesh,
+    )
+    shardings = jax.tree.map(lambda s: s.sharding, shapes)
+
+    def init(seed: int) -> TrainState:
+        build = lambda s: _start(params_of(task.init(purpose_key(s, "init"))), rule)  # noqa: E731
+        with jax.set_mesh(mesh):
+            return jax.jit(build, out_shardings=shardings)(seed)
+
+    def loss(params: Params, frozen, batch: Batch, rng, step) -> tuple[Array, Metrics]:
+        value, metrics = task.loss(definition.bind(params), frozen, batch, rng, step)
+        return value, {"loss": value} | metrics
+
+    def step(state: TrainState, frozen, batch: Batch, seed) -> tuple[TrainState, Metrics]:
+        rng = purpose_key(seed, "train", state.step)
+        grads, metrics = _mean_gradient(loss, num_microbatches, state, frozen, batch, rng)
+        updates, opt_state = rule.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averaged = ema.update(state.ema, params, state.step)
+        metrics |= {"grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, averaged, opt_state), metrics
+
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+    def run_step(state: TrainState, frozen, batch: Batch, seed: int) -> tuple[TrainState, Metrics]:
+        with jax.set_mesh(mesh):
+            return jitted(state, frozen, batch, seed)
+
+    return Program(definition, init, run_step, shapes)
+
+
+def _start(params: Params, rule: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), rule.init(params))
+
+
+def _fresh(shapes: Params, rule: optax.GradientTransformation) -> TrainState:
+    return _start({n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}, rule)
+
+
+def _mean_gradient(loss, num_microbatches: int, state: TrainState, frozen, batch: Batch, rng):
+    """Gradient and metrics of the batch, computed in parts by a scan so that memory is that of one part."""
+    grad = jax.grad(loss, has_aux=True)
+    if num_microbatches == 1:
+        return grad(state.params, frozen, batch, rng, state.step)
+    # Part i takes every num_microbatches-th row: each device then cuts its own rows, and none move.
+    parts = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch
+    )
+
+    def body(total, part):
+        index, rows = part
+        out = grad(state.params, frozen, rows, jax.random.fold_in(rng, index), state.step)
+        return jax.tree.map(jnp.add, total, out), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(grad, state.params, frozen, first, rng, state.step)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(body, zeros, (jnp.arange(num_microbatches), parts))
+    return jax.tree.map(lambda x: x / num_microbatches, total)
+
+
+def _shard(
+    state: TrainState, params: dict[str, NamedSharding], rule: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Gives every array of the abstract state its sharding.
+
+    Optimizer state is matched to the parameter it belongs to: inside jit, zeros_like forgets shardings, and the
+    moments would silently be replicated.
+    """
+    everywhere = replicated(mesh)
+    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    opt_state = optax.tree_map_params(
+        rule,
+        lambda leaf, sharding: leaf if masked(leaf) else _with(leaf, sharding),
+        state.opt_state,
+        params,
+        transform_non_params=lambda leaf: _with(leaf, everywhere),
+        is_leaf=masked,
+    )
+    named = lambda tree: {n: _with(leaf, params[n]) for n, leaf in tree.items()}  # noqa: E731
+    return TrainState(_with(state.step, everywhere), named(state.params), named(state.ema), opt_state)
+
+
+def _with(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

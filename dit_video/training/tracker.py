@@ -1,0 +1,140 @@
+"""The record of a run: a JSONL file that is the source of truth, TensorBoard, pictures, and the console."""
+
+import io
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+from dit_video.data.video import write_mp4
+
+RECORD = "metrics.jsonl"
+
+
+class Tracker:
+    """Writes what happens in a run to its folder and shows it.
+
+    `metrics.jsonl` has one line per step with that step's own values (never a mean over a window, so that a
+    resumed run writes the same lines), and one per evaluation and per rate measurement, told apart by the keys
+    "loss", "evaluation" and "rates". Starting at step s forgets lines after s: they will be written again.
+    """
+
+    def __init__(self, workdir: Path, *, start: int, num_steps: int, console: Console):
+        self._workdir, self._console = workdir, console
+        self._num_steps = num_steps
+        keep = list(read_record(workdir, last=start))
+        self._file = open(workdir / RECORD, "w", encoding="utf-8")
+        for line in keep:
+            self._write(line)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._progress: Progress | None = None
+        self._printed = -math.inf
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._bar = self._progress.add_task("train", total=num_steps, completed=start, status="")
+            self._progress.start()
+        self._clock = (time.perf_counter(), start)
+
+    def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Records the metrics of consecutive steps."""
+        step, values = 0, {}
+        for step, values in lines:
+            self._write({"step": step, **values})
+        self._scalars(step, "train", values)
+        self._file.flush()
+
+    def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
+        """Records speed at `step` and shows it."""
+        self._write({"step": step, "rates": dict(rates)})
+        self._scalars(step, "rates", rates)
+        self._file.flush()
+        status = f"loss {loss:.4f}  {rates['clips_per_second']:.1f} clips/s"
+        if "tokens_per_second" in rates:
+            status += f"  {rates['tokens_per_second']:.0f} tokens/s"
+        if "mfu" in rates:
+            status += f"  MFU {rates['mfu']:.1%}"
+        status += f"  waiting for data {rates['data_wait_share']:.0%}"
+        if self._progress is not None:
+            self._progress.update(self._bar, completed=step, status=status)
+        elif time.monotonic() - self._printed > 10 or step == self._num_steps:
+            self._printed = time.monotonic()
+            self._console.print(f"step {step}/{self._num_steps}  {status}  ETA {self._eta(step)}", highlight=False)
+
+    def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
+        """Records what an evaluator measured."""
+        self._write({"step": step, "evaluation": name, **scalars})
+        self._scalars(step, name, scalars)
+        self._file.flush()
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in list(scalars.items())[:6])
+        if shown:
+            self._console.print(f"step {step}  [bold]{name}[/]  {shown}", highlight=False)
+
+    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> Path:
+        """Saves a video under samples/ and shows it in TensorBoard (as GIF, which TensorBoard plays)."""
+        path = self._workdir / "samples" / f"step_{step:07d}_{name}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_mp4(path, video, fps)
+        gif = io.BytesIO()
+        frames = [Image.fromarray(frame) for frame in video]
+        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+        image = Summary.Image(
+            height=video.shape[1], width=video.shape[2], colorspace=3, encoded_image_string=gif.getvalue()
+        )
+        self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        return path
+
+    def note(self, message: str) -> None:
+        """Says something to the person at the console."""
+        self._console.print(message, highlight=False)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()
+        self._board.close()
+
+    def _scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(f"{prefix}/{name}", value, step)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+
+    def _eta(self, step: int) -> str:
+        begin, first = self._clock
+        done = max(1, step - first)
+        seconds = (time.perf_counter() - begin) / done * (self._num_steps - step)
+        return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
+
+
+def read_record(workdir: Path, *, last: int | None = None) -> Iterable[dict[str, Any]]:
+    """Lines of a run's record up to step `last`; a half-written last line, as a kill leaves it, is left out."""
+    path = workdir / RECORD
+    if not path.exists():
+        return
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            return
+        if last is None or line["step"] <= last:
+            yield line

@@ -1,0 +1,186 @@
+"""VideoVAE: a causal 3-D autoencoder from pixels to moments, and from latents back to pixels.
+
+The structure follows the factorised causal video tokenizers (VidTok, arXiv:2412.13061; Cosmos tokenizer,
+arXiv:2501.03575): a fold of pixels onto channels first, so that no convolution runs at full resolution;
+residual blocks of a spatial 3x3 and a causal temporal convolution; normalisation per position, never over time
+or space; no attention. Whole clips, streamed chunks and single images therefore go through the same arithmetic.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dit_video.arrays import Moments, Pixels
+from dit_video.nn.conv import CausalConv3d, Downsample, Stride, Upsample, fold, stream, unfold
+from dit_video.nn.norm import RMSNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoVAEConfig:
+    """Sizes of a `VideoVAE`.
+
+    channels, multipliers: level i of the encoder is `channels * multipliers[i]` wide; the decoder mirrors it.
+    strides: (frames, rows, columns) by which level i shrinks the video before its blocks. The first is the
+        pixel fold; the product over levels is `compression`.
+    num_blocks: residual blocks per level of the encoder; num_decoder_blocks: likewise of the decoder.
+    latent_channels: c of the latents; moments have 2c channels.
+    """
+
+    channels: int = 96
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    strides: tuple[tuple[int, int, int], ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
+    num_blocks: int = 2
+    num_decoder_blocks: int = 2
+    latent_channels: int = 16
+
+    def __post_init__(self):
+        for name in ("channels", "num_blocks", "num_decoder_blocks", "latent_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"VideoVAEConfig.{name}={getattr(self, name)}: must be at least 1")
+        if len(self.multipliers) != len(self.strides) or not self.strides:
+            raise ValueError(
+                f"VideoVAEConfig.multipliers={self.multipliers} and strides={self.strides}: give one multiplier "
+                "and one (frames, rows, columns) stride per level"
+            )
+        for i in range(1, len(self.strides)):
+            wide = math.prod(self.strides[i]) * self.multipliers[i - 1]
+            if wide % self.multipliers[i]:
+                raise ValueError(
+                    f"VideoVAEConfig.multipliers={self.multipliers}: level {i} folds {wide} * channels, which is "
+                    f"no multiple of its own {self.multipliers[i]} * channels; choose a divisor of {wide}"
+                )
+
+    @property
+    def compression(self) -> tuple[int, int, int]:
+        """Pixels per latent cell in (frames, rows, columns)."""
+        frames, rows, columns = (math.prod(axis) for axis in zip(*self.strides))
+        return frames, rows, columns
+
+    def latent_shape(self, shape: Stride) -> Stride:
+        """(t, h, w) of the latents of a whole clip of `shape` = (T, H, W); ValueError where it does not fit."""
+        check_size(shape, self.compression)
+        step, rows, columns = self.compression
+        return 1 + (shape[0] - 1) // step, shape[1] // rows, shape[2] // columns
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(self.channels * m for m in self.multipliers)
+
+
+class ResidualBlock(nnx.Module):
+    """x + temporal 3-tap convolution of a spatial 3x3 convolution, each after RMSNorm and SiLU."""
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.space_norm = RMSNorm(channels, rngs=rngs)
+        self.space = CausalConv3d(channels, channels, (1, 3, 3), dtype=dtype, rngs=rngs)
+        self.time_norm = RMSNorm(channels, rngs=rngs)
+        # Zeros: at the start every block is the identity and the shortcuts of the resampling layers connect
+        # pixels to latents.
+        self.time = CausalConv3d(channels, channels, (3, 1, 1), zero_init=True, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T H W C"], cache: Float[Array, "B 2 H W C"] | None = None
+    ) -> tuple[Float[Array, "B T H W C"], Float[Array, "B 2 H W C"]]:
+        h, _ = self.space(nnx.silu(self.space_norm(x)))
+        h, cache = self.time(nnx.silu(self.time_norm(h)), cache)
+        return x + h, cache
+
+
+class Project(nnx.Module):
+    """RMSNorm, SiLU and a spatial 3x3 convolution: the way out of the encoder and of the decoder."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm = RMSNorm(in_channels, rngs=rngs)
+        self.conv = CausalConv3d(in_channels, out_channels, (1, 3, 3), dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T H W C"], cache: tuple[()] | None = None
+    ) -> tuple[Float[Array, "B T H W D"], tuple[()]]:
+        return self.conv(nnx.silu(self.norm(x)))[0], ()
+
+
+class VideoVAE(nnx.Module):
+    """Pixels [B 1+s*k H W 3] -> moments [B 1+k h w 2c]; latents [B 1+k h w c] -> pixels.
+
+    Parameters are float32, convolutions run in `dtype`; moments and pixels come out as float32.
+    """
+
+    def __init__(self, config: VideoVAEConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = dtype
+        widths, strides = config.widths, config.strides
+        c = config.latent_channels
+        shared = {"dtype": dtype, "rngs": rngs}
+
+        encoder: list[nnx.Module] = []
+        for level, width in enumerate(widths):
+            if level == 0:
+                encoder += [CausalConv3d(3 * math.prod(strides[0]), width, (1, 1, 1), **shared)]
+            else:
+                encoder += [Downsample(widths[level - 1], width, strides[level], **shared)]
+            encoder += [ResidualBlock(width, **shared) for _ in range(config.num_blocks)]
+        self.encoder = nnx.List([*encoder, Project(widths[-1], 2 * c, **shared)])
+
+        decoder: list[nnx.Module] = [CausalConv3d(c, widths[-1], (1, 1, 1), **shared)]
+        for level, width in reversed(list(enumerate(widths))):
+            decoder += [ResidualBlock(width, **shared) for _ in range(config.num_decoder_blocks)]
+            if level > 0:
+                decoder += [Upsample(width, widths[level - 1], strides[level], **shared)]
+        self.decoder = nnx.List([*decoder, Project(widths[0], 3 * math.prod(strides[0]), **shared)])
+
+    def encode(self, pixels: Pixels) -> Moments:
+        """Moments of whole clips, T = 1 + s * k."""
+        return self.encode_stream(pixels)[0]
+
+    def decode(self, z: Float[Array, "B t h w c"]) -> Pixels:
+        """Pixels of whole clips of unwhitened latents; not clipped to [-1, 1]."""
+        return self.decode_stream(z)[0]
+
+    def encode_stream(self, pixels: Pixels, cache: tuple | None = None) -> tuple[Moments, tuple]:
+        """Encodes a chunk: the first (`cache=None`) of 1 + s * k frames, later ones of s * k.
+
+        Raises ValueError where frames, rows or columns do not fill latent cells.
+        """
+        first = cache is None
+        check_size(pixels.shape[1:4], self.config.compression, first=first)
+        x = fold(pixels.astype(self.dtype), self.config.strides[0], first=first)
+        x, cache = stream(self.encoder, x, cache)
+        return x.astype(jnp.float32), cache
+
+    def decode_stream(self, z: Float[Array, "B t h w c"], cache: tuple | None = None) -> tuple[Pixels, tuple]:
+        """Decodes a chunk of latent frames; the first (`cache=None`) gives 1 + s * (t - 1) frames, later ones s * t."""
+        first = cache is None
+        x, cache = stream(self.decoder, z.astype(self.dtype), cache)
+        return unfold(x, self.config.strides[0], first=first).astype(jnp.float32), cache
+
+
+def check_size(size: tuple[int, ...], compression: Stride, *, first: bool = True) -> None:
+    """Raises ValueError unless a chunk of `size` (frames, rows, columns) is made of whole latent cells."""
+    offset = 1 if first else 0
+    for axis, length, step, start in zip(("frames", "rows", "columns"), size, compression, (offset, 0, 0)):
+        below = start + (length - start) // step * step
+        if length < max(start, 1) or length != below:
+            smallest = start if start else step
+            nearest = sorted({max(below, smallest), max(below + step, smallest)})
+            rule = f"{start} + {step}k" if start else f"a multiple of {step}"
+            raise ValueError(
+                f"video of (frames, rows, columns) = {tuple(size)}: {axis}={length} must be {rule} for a VAE "
+                f"that compresses {compression}; nearest are {' and '.join(map(str, nearest))}"
+            )
+
+
+def posterior(moments: Moments) -> tuple[Float[Array, "B t h w c"], Float[Array, "B t h w c"]]:
+    """Mean and log-variance of q(z | pixels), float32; the log-variance is clamped to [-30, 20]."""
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.clip(logvar, -30.0, 20.0)
+
+
+def sample_posterior(moments: Moments, rng: jax.Array) -> Float[Array, "B t h w c"]:
+    """z = mean + exp(logvar / 2) * eps, unwhitened (Kingma & Welling 2014, section 2.4)."""
+    mean, logvar = posterior(moments)
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape)

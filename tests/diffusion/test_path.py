@@ -1,0 +1,114 @@
+"""Laws of the paths: ends, slopes, log-SNR and its inverse, shift."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_video.diffusion.path import LOGSNR_LIMIT, Cosine, Linear, LinearBeta, TokenShift, shift_time
+
+PATHS = [Linear(), Cosine(), LinearBeta()]
+VARIANCE_PRESERVING = [Cosine(), LinearBeta(), LinearBeta(beta_min=0.5, beta_max=0.5)]
+INSIDE = jnp.linspace(0.01, 0.99, 99)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_starts_at_the_data_and_ends_at_noise(path):
+    assert path.alpha(jnp.array(0.0)) == 1
+    assert path.sigma(jnp.array(0.0)) == 0
+    np.testing.assert_allclose(path.sigma(jnp.array(1.0)), 1, atol=3e-5)
+    assert 0 <= path.alpha(jnp.array(1.0)) < 7e-3
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_everything_is_finite_at_the_ends(path):
+    ends = jnp.array([0.0, 1e-30, 1e-9, 1 - 6e-8, 1.0])
+    for function in (path.alpha, path.sigma, path.d_alpha, path.d_sigma, path.logsnr):
+        assert jnp.all(jnp.isfinite(function(ends)))
+    assert path.logsnr(ends)[0] == LOGSNR_LIMIT
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_slopes_are_the_derivatives(path):
+    np.testing.assert_allclose(
+        path.d_alpha(INSIDE), jax.vmap(jax.grad(path.alpha))(INSIDE), rtol=2e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        path.d_sigma(INSIDE), jax.vmap(jax.grad(path.sigma))(INSIDE), rtol=2e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("path", VARIANCE_PRESERVING, ids=repr)
+def test_variance_is_preserved(path):
+    t = jnp.linspace(0, 1, 101)
+    np.testing.assert_allclose(path.alpha(t) ** 2 + path.sigma(t) ** 2, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_logsnr_falls_and_is_what_it_says(path):
+    logsnr = path.logsnr(INSIDE)
+    assert jnp.all(jnp.diff(logsnr) < 0)
+    expected = 2 * np.log(np.asarray(path.alpha(INSIDE)) / np.asarray(path.sigma(INSIDE)))
+    np.testing.assert_allclose(logsnr, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [*PATHS, LinearBeta(beta_min=0.5, beta_max=0.5)], ids=repr)
+def test_time_of_logsnr_inverts_logsnr(path):
+    np.testing.assert_allclose(path.time_of_logsnr(path.logsnr(INSIDE)), INSIDE, rtol=1e-4)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_logsnr_inverts_time_of_logsnr(path):
+    levels = jnp.linspace(-9, 9, 37)
+    np.testing.assert_allclose(path.logsnr(path.time_of_logsnr(levels)), levels, atol=1e-3)
+
+
+def test_levels_beyond_the_end_of_the_path_are_its_end():
+    assert LinearBeta().time_of_logsnr(jnp.array(-15.0)) == 1
+
+
+def test_linear_beta_is_the_limit_of_ddpm():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    alpha = np.sqrt(np.cumprod(1 - betas))
+    t = (np.arange(1000, dtype=np.float32) + 1) / 1000
+    np.testing.assert_allclose(LinearBeta().alpha(jnp.asarray(t)), alpha, atol=1e-3)
+
+
+@pytest.mark.parametrize("shift", [1.0, 1.7, 3.0, 5.0])
+def test_shift_keeps_the_ends_and_has_an_inverse(shift):
+    t = jnp.linspace(0, 1, 101)
+    shifted = shift_time(t, shift)
+    assert shifted[0] == 0
+    assert shifted[-1] == 1
+    assert jnp.all(jnp.diff(shifted) > 0)
+    np.testing.assert_allclose(shift_time(shifted, 1 / shift), t, atol=1e-6)
+
+
+def test_shift_by_one_is_the_identity():
+    t = jnp.linspace(0, 1, 1001)
+    np.testing.assert_array_equal(shift_time(t, 1.0), t)
+
+
+def test_shift_lowers_the_logsnr_of_the_linear_path_evenly():
+    path = Linear()
+    lowered = path.logsnr(shift_time(INSIDE, 3.0)) - path.logsnr(INSIDE)
+    np.testing.assert_allclose(lowered, -2 * np.log(3), atol=1e-4)
+
+
+def test_token_shift_grows_with_the_root_of_positions_between_its_limits():
+    shift = TokenShift(base=256, limit=5.0)
+    assert [shift.factor(n) for n in (1, 256, 1024, 2304, 10**6)] == [1.0, 1.0, 2.0, 3.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("component", "fields", "match"),
+    [
+        (LinearBeta, {"beta_min": 0.0}, r"LinearBeta\.beta_min=0\.0"),
+        (LinearBeta, {"beta_min": 2.0, "beta_max": 1.0}, r"beta_max=1\.0"),
+        (TokenShift, {"base": 0}, r"TokenShift\.base=0"),
+        (TokenShift, {"limit": 0.5}, r"TokenShift\.limit=0\.5"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(component, fields, match):
+    with pytest.raises(ValueError, match=match):
+        component(**fields)
