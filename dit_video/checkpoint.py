@@ -49,7 +49,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int = 3, experiment: Mapping[str, Any] | None = None):
         """`keep` latest steps are kept; `experiment` (its JSON) is saved with each."""
         self._experiment = experiment
-        self._folder = workdir / FOLDER
+        self._folder = (workdir / FOLDER).resolve()  # Orbax takes no relative path
         self._orbax = ocp.training.Checkpointer(
             self._folder, preservation_policy=ocp.training.preservation_policies.LatestN(keep)
         )

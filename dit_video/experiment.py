@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from dit_video.data.loader import Data
+from dit_video.data.dataset import Data
 from dit_video.sharding import MeshShape
 from dit_video.tasks.task import Evaluator, Task
 from dit_video.training.loop import Schedule

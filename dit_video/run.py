@@ -10,11 +10,13 @@ A run folder holds
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,11 @@ from rich.progress import track
 
 from dit_video import experiment as experiments
 from dit_video.checkpoint import Checkpoints, weights_digest
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Batch, Clip, Split, collate
 from dit_video.data.dataset import Data
+from dit_video.data.latent_cache import write_latent_cache
+from dit_video.data.loader import held_out_clips
+from dit_video.data.transforms import usable
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.sharding import make_mesh, place, replicated
@@ -37,6 +42,7 @@ from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, TrainedCodec
 from dit_video.tasks.task import EvaluationData, Subject
 from dit_video.training import loop
+from dit_video.training.curves import plot_record
 from dit_video.training.flops import count_flops, peak_flops
 from dit_video.training.step import Program, TrainState, make_program
 from dit_video.training.tracker import Tracker
@@ -58,8 +64,7 @@ class Outcome:
 class OpenRun:
     """A finished or interrupted run, opened to be judged, sampled from or exported.
 
-    Attributes:
-        digest: of the weights in hand.
+    `params` are the averaged weights where `ema`, else the raw ones.
     """
 
     workdir: Path
@@ -70,10 +75,11 @@ class OpenRun:
     mesh: Mesh
     step: int
     ema: bool
-    digest: str
 
     def subject(self) -> Subject:
-        return Subject(self.experiment.task, self.definition, self.frozen, self.mesh).hold(self.params)
+        about = description(self.experiment, self.workdir)
+        subject = Subject(self.experiment.task, self.definition, self.frozen, self.mesh, about)
+        return subject.hold(self.params, step=self.step, ema=self.ema)
 
 
 def train(
@@ -125,7 +131,9 @@ def train(
                 schedule=experiment.schedule,
                 work=measure_work(experiment),
                 evaluators=experiment.evaluators,
-                subject=Subject(experiment.task, program.definition, frozen, mesh),
+                subject=Subject(
+                    experiment.task, program.definition, frozen, mesh, description(experiment, workdir)
+                ),
                 data=evaluation_data(experiment),
                 tracker=tracker,
                 saver=checkpoints,
@@ -138,10 +146,46 @@ def train(
         checkpoints.wait()
         checkpoints.close()
         tracker.close()
+        plot_record(workdir)
     finished = step == experiment.schedule.num_steps
     if finished and isinstance(experiment.task, Autoencode):
         codec_of_run(workdir, mesh, console)
     return Outcome(step, finished)
+
+
+def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, console: Console) -> None:
+    """Writes the latent cache that `experiment.data.cache` names: moments of both splits of its source."""
+    data, task = experiment.data, experiment.task
+    if data.cache is None or not isinstance(task, Denoise):
+        raise ExperimentError("config.data.cache is None: this experiment trains on video and has no cache to write")
+    mesh = make_mesh(experiment.mesh)
+    codec, digest, statistics = _trained(task.codec, mesh, console)
+    folder, info = Path(data.cache.directory), data.source.info()
+    if folder.exists() and overwrite:
+        shutil.rmtree(folder)
+    moments_of = jax.jit(lambda codec, video: codec.moments(video))
+
+    def clips(split: Split) -> Iterator[Clip]:
+        examples = data.source.open(split)
+        num_starts = data.clips.num_starts(usable(examples, data.clips).num_frames)
+        total = int(np.minimum(num_starts, clips_per_video).sum())
+        cut = held_out_clips(examples, data.clips, num_clips=total, seed=experiment.seed)
+        for rows in _chunks(track(cut, f"encoding {split}", total=total, console=console), data.batch_size):
+            # One shape is compiled: a short last batch is filled up with its last clip.
+            filled = rows + [rows[-1]] * (data.batch_size - len(rows))
+            with jax.set_mesh(mesh):
+                found = np.asarray(moments_of(codec, place(collate(filled).video, mesh)))
+            for clip, moments in zip(rows, found):
+                yield dataclasses.replace(clip, video=None, moments=moments)
+
+    write_latent_cache(
+        folder,
+        {split: clips(split) for split in Split},
+        class_names=info.class_names,
+        split_digests=info.split_digest,
+        provenance=provenance(experiment, digest, statistics),
+    )
+    console.print(f"latent cache: {folder}", highlight=False)
 
 
 def open_run(workdir: Path, *, step: int | None = None, ema: bool = True, console: Console | None = None) -> OpenRun:
@@ -157,7 +201,7 @@ def open_run(workdir: Path, *, step: int | None = None, ema: bool = True, consol
         step = checkpoints.latest if step is None else step
     finally:
         checkpoints.close()
-    return OpenRun(workdir, experiment, definition, params, frozen, mesh, step, ema, weights_digest(params))
+    return OpenRun(workdir, experiment, definition, params, frozen, mesh, step, ema)
 
 
 def read_experiment(workdir: Path) -> Experiment:
@@ -192,6 +236,19 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
     )
 
 
+def description(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    """What a card says of a run beside its weights."""
+    task = experiment.task
+    found: dict[str, Any] = {"run": workdir.name, "fingerprint": experiments.fingerprint(experiment)}
+    if isinstance(task, Denoise):
+        found |= {
+            "codec": task.codec.digest,
+            "sampler": experiments.to_json(task.sampler),
+            "guidance": experiments.to_json(task.guidance),
+        }
+    return found | {"environment": environment()}
+
+
 def measure_work(experiment: Experiment) -> loop.Work:
     """What one training step amounts to on the devices of this machine."""
     task, data = experiment.task, experiment.data
@@ -200,8 +257,8 @@ def measure_work(experiment: Experiment) -> loop.Work:
         cells = task.codec.vae.latent_shape((data.clips.num_frames, *data.clips.size))
         tokens = data.batch_size * int(np.prod([n // p for n, p in zip(cells, task.network.patch_size)]))
     peak = peak_flops(jax.devices()[0].device_kind)
-    flops = step_flops(experiment)
-    return loop.Work(data.batch_size, tokens, flops, None if peak is None else peak * jax.device_count())
+    total = None if peak is None else peak * jax.device_count()
+    return loop.Work(clips=data.batch_size, tokens=tokens, flops=step_flops(experiment), peak=total)
 
 
 def step_flops(experiment: Experiment) -> int:
@@ -416,6 +473,12 @@ def _measure_statistics(experiment: Experiment, vae: nnx.Module, mesh: Mesh, con
 
     mean, std = latent_statistics(moments())
     return {"num_clips": total, "set": source.info().digest, "mean": mean.tolist(), "std": std.tolist()}
+
+
+def _chunks(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
+    iterator = iter(clips)
+    while rows := list(itertools.islice(iterator, size)):
+        yield rows
 
 
 def _short(value: Any) -> str:

@@ -55,7 +55,9 @@ def load() -> Tensors:
             return tensors
     tensors = read_checkpoint(find_checkpoint())
     if digest(tensors) != TENSORS_SHA256:
-        raise ValueError(f"I3D tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}: the converter changed")
+        raise ValueError(
+            f"I3D tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}: the converter changed"
+        )
     _write_atomically(tensors, file)
     return tensors
 
@@ -102,7 +104,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         # NumPy 2 moved numpy.core to numpy._core and warns at the old name, so neither name is looked up: an array's
         # own __reduce__ hands out the function under whatever name it has today.
         match module, name:
-            case ("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct":
+            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
                 return np.empty(0).__reduce__()[0]
             case "numpy", "ndarray":
                 return np.ndarray
@@ -148,7 +150,9 @@ def digest(tensors: Mapping[str, np.ndarray]) -> str:
     return sha256.hexdigest()
 
 
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+def _leaves(
+    tree: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, (*path, key))

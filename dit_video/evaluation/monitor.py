@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Split
 from dit_video.data.video import grid
 from dit_video.evaluation.reconstruction import psnr, ssim
 from dit_video.tasks.task import EvaluationData, Report, Subject, clip_keys, purpose_key
@@ -21,7 +21,9 @@ class HeldOutError:
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         errors = defaultdict(list)
-        for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, self.batch_size)):
+        for number, (batch, valid) in enumerate(
+            data.batches(Split.HELD_OUT, self.num_clips, self.batch_size)
+        ):
             found = subject.validate(batch, purpose_key(seed, "held-out error", number))
             for name, values in found.items():
                 errors[name].append(values[:valid])
@@ -37,7 +39,7 @@ class Samples:
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         batch, _ = next(data.batches(Split.HELD_OUT, self.num_clips, self.num_clips))
-        made = subject.generate(Batch(label=batch.label), clip_keys(seed, 0, self.num_clips), data.shape)
+        made = subject.generate(batch, clip_keys(seed, 0, self.num_clips), data.shape)
         return Report(media={"samples": _rows(batch.video, made)})
 
 

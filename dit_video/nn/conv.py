@@ -1,8 +1,9 @@
-"""Causal 3-D convolution and space-time resampling that stream: a clip fed in chunks gives what it gives whole.
+"""Causal 3-D convolution and space-time resampling that stream: chunks give what the whole clip gives.
 
 Every layer here is called as `layer(x, cache) -> (y, cache)`. `cache=None` says that `x` begins a clip; what
-comes back continues it. A whole clip is the stream of one chunk, so there is one code path. Caches are pytrees
-of arrays with static shapes: they go through `jax.jit`, and a `jax.lax.scan` over equal chunks may carry them.
+comes back continues it. A whole clip is the stream of one chunk, so there is one code path. Caches are
+pytrees of arrays with static shapes: they go through `jax.jit`, and a `jax.lax.scan` over equal chunks may
+carry them.
 
 Time is counted as T = 1 + k * s: frame 0 stands alone and later frames come in groups of the stride s, so a
 single image is a clip with T = 1. A first chunk holds 1 + k * s frames, every later one k * s.
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Stride = tuple[int, int, int]  # frames, rows, columns
@@ -22,13 +24,14 @@ Stride = tuple[int, int, int]  # frames, rows, columns
 class CausalConv3d(nnx.Module):
     """Stride-1 convolution that sees the present frame and the `kernel[0] - 1` frames before it.
 
-    Computed as one 2-D convolution per temporal tap over the stacked frames [B*T H W C], summed. On two CPU
-    cores that is 3 times faster than XLA's 3-D convolution, forward and backward, and as fast as a single 2-D
-    convolution over taps concatenated on channels, without a copy of the activations per tap
-    (tools: benchmark in the VAE notes).
+    Computed as one 2-D convolution per temporal tap over the stacked frames [B*T H W C], summed. With 32 to
+    128 channels on two CPU cores, forward and backward took 2.2 to 3.4 times less than XLA's 3-D convolution,
+    and 0.9 to 1.1 times what a single 2-D convolution over the taps concatenated on channels took, without its
+    copy of the activations per tap.
 
-    In front of a clip the first frame is repeated, not zeros: a still video then gives the same output at every
-    frame, and an image (T = 1) is what it is inside a still video. Rows and columns are padded with zeros.
+    In front of a clip the first frame is repeated, not zeros: a still video then gives the same output at
+    every frame, and an image (T = 1) gives what it gives inside a still video. Rows and columns are padded
+    with zeros.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class CausalConv3d(nnx.Module):
         kernel: tuple[int, int, int] = (3, 3, 3),
         *,
         zero_init: bool = False,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
@@ -92,7 +95,7 @@ def fold(
 def unfold(
     x: Float[Array, "B T H W C"], stride: Stride, *, first: bool
 ) -> Float[Array, "B T_out H_out W_out D"]:
-    """Inverse of `fold`: in a first chunk frame 0 gives one frame (the last of its cell), later ones `s` each."""
+    """Inverse of `fold`: in a first chunk frame 0 gives one frame, the last of its cell; later ones give `s`."""
     frames, rows, columns = stride
     b, t, h, w, c = x.shape
     c //= math.prod(stride)
@@ -105,8 +108,8 @@ class Downsample(nnx.Module):
     """`fold`, then a projection to `out_channels`, plus the mean of groups of folded channels as a shortcut.
 
     The parameter-free shortcut (DC-AE, arXiv:2410.10733, section 3.2) gives deep compression a path for
-    gradients from the start. A fold with a pointwise projection is a convolution whose kernel is its stride; on
-    CPU its gradient takes half the time of a strided 3x3 convolution's.
+    gradients from the start. A fold with a pointwise projection is a convolution whose kernel is its stride;
+    on CPU its gradient takes less than half the time of a strided 3x3 convolution's.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class Downsample(nnx.Module):
         out_channels: int,
         stride: Stride,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.stride = stride
@@ -142,7 +145,7 @@ class Upsample(nnx.Module):
         out_channels: int,
         stride: Stride,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.stride = stride

@@ -6,7 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
-def rms_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
+def rms_normalize(
+    x: Float[Array, "*batch features"], epsilon: float = 1e-6
+) -> Float[Array, "*batch features"]:
     """x / rms(x) over the last axis, in float32; the result has the input's dtype."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
@@ -22,7 +24,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, features: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6):
         init = nnx.with_metadata(nnx.initializers.ones, axes=(None,))
-        self.scale = nnx.Param(init(rngs.params(), (features,), jnp.float32), axes=(None,))
+        self.scale = nnx.Param(init(rngs.params(), (features,), jnp.float32))
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:

@@ -63,7 +63,7 @@ class Task(Protocol):
     def generate(
         self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
     ) -> Video:
-        """Clips of `shape` made for the conditions in `batch`; clip i uses rngs[i] alone."""
+        """Clips of `shape` made for what the task conditions on in `batch`; clip i uses rngs[i] alone."""
         ...
 
     def reconstruct(self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch) -> Video:
@@ -72,11 +72,23 @@ class Task(Protocol):
 
 
 class Subject:
-    """Weights bound to their task: what is evaluated. Each function is compiled once per batch shape."""
+    """Weights bound to their task: what is evaluated. Each function is compiled once per batch shape.
 
-    def __init__(self, task: Task, definition: Definition, frozen: nnx.Module | None, mesh: Mesh):
-        self.mesh, self._frozen = mesh, frozen
-        self._params: Params | None = None
+    Attributes:
+        description: what a card says of the subject beside its weights: run, codec, sampler, guidance, versions.
+        params, step, ema: the weights in hand, where they come from, and whether they are the moving average.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        definition: Definition,
+        frozen: nnx.Module | None,
+        mesh: Mesh,
+        description: Mapping[str, Any],
+    ):
+        self.mesh, self.description = mesh, description
+        self._frozen = frozen
 
         def validate(params, frozen, batch, rng):
             return task.validate(definition.bind(params), frozen, batch, rng)
@@ -88,30 +100,30 @@ class Subject:
             return task.reconstruct(definition.bind(params), frozen, batch)
 
         self._validate = jax.jit(validate)
-        self._reconstruct = jax.jit(reconstruct)
         self._generate = jax.jit(generate, static_argnames="shape")
+        self._reconstruct = jax.jit(reconstruct)
 
-    def hold(self, params: Params) -> "Subject":
-        """The same subject with these weights (EMA or raw) from now on."""
-        self._params = params
+    def hold(self, params: Params, *, step: int, ema: bool) -> "Subject":
+        """The same subject with these weights from now on."""
+        self.params, self.step, self.ema = params, step, ema
         return self
 
     def validate(self, batch: Batch, rng: Key[Array, ""]) -> dict[str, np.ndarray]:
         """Errors per clip of a host batch."""
         with jax.set_mesh(self.mesh):
-            errors = self._validate(self._params, self._frozen, place(batch, self.mesh), rng)
+            errors = self._validate(self.params, self._frozen, place(batch, self.mesh), rng)
         return {name: np.asarray(value) for name, value in errors.items()}
 
     def generate(self, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> UInt8[np.ndarray, "B T H W C"]:
         """Clips for the conditions of a host batch, on the host."""
         with jax.set_mesh(self.mesh):
-            video = self._generate(self._params, self._frozen, place(batch, self.mesh), rngs, shape)
+            video = self._generate(self.params, self._frozen, place(batch, self.mesh), rngs, shape)
         return np.asarray(video)
 
     def reconstruct(self, batch: Batch) -> UInt8[np.ndarray, "B T H W C"]:
         """The clips of a host batch through the codec, on the host."""
         with jax.set_mesh(self.mesh):
-            return np.asarray(self._reconstruct(self._params, self._frozen, place(batch, self.mesh)))
+            return np.asarray(self._reconstruct(self.params, self._frozen, place(batch, self.mesh)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -175,7 +175,7 @@ def train(
             saver.save(step, state, batches.next_batch)
         if due and not stop.requested:
             for name in due:
-                _evaluate(name, evaluators[name], subject.hold(state.ema), data, seed, step, tracker)
+                _evaluate(name, evaluators[name], subject.hold(state.ema, step=step, ema=True), data, seed, step, tracker)
         if last or due or save or step % schedule.log_every == 0:
             window = _Window(step, batches.wait_seconds, compiling=False)
     return state, step
@@ -222,3 +222,5 @@ def _evaluate(
     tracker.evaluation(step, name, report.scalars)
     for label, video in report.media.items():
         tracker.media(step, label, np.asarray(video), data.fps)
+    for label, card in report.cards.items():
+        tracker.card(step, label, card)

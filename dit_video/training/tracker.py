@@ -102,6 +102,12 @@ class Tracker:
         self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
         return path
 
+    def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
+        """Saves a number with its protocol under cards/."""
+        path = self._workdir / "cards" / f"step_{step:07d}_{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
     def note(self, message: str) -> None:
         """Says something to the person at the console."""
         self._console.print(message, highlight=False)

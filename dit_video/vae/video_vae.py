@@ -2,16 +2,19 @@
 
 The structure follows the factorised causal video tokenizers (VidTok, arXiv:2412.13061; Cosmos tokenizer,
 arXiv:2501.03575): a fold of pixels onto channels first, so that no convolution runs at full resolution;
-residual blocks of a spatial 3x3 and a causal temporal convolution; normalisation per position, never over time
-or space; no attention. Whole clips, streamed chunks and single images therefore go through the same arithmetic.
+residual blocks of a spatial 3x3 and a causal temporal convolution; normalisation per position, never over
+time or space; no attention. Whole clips, streamed chunks and single images therefore go through the same
+arithmetic.
 """
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Moments, Pixels
@@ -43,15 +46,15 @@ class VideoVAEConfig:
                 raise ValueError(f"VideoVAEConfig.{name}={getattr(self, name)}: must be at least 1")
         if len(self.multipliers) != len(self.strides) or not self.strides:
             raise ValueError(
-                f"VideoVAEConfig.multipliers={self.multipliers} and strides={self.strides}: give one multiplier "
-                "and one (frames, rows, columns) stride per level"
+                f"VideoVAEConfig.multipliers={self.multipliers} and strides={self.strides}: give one "
+                "multiplier and one (frames, rows, columns) stride per level"
             )
         for i in range(1, len(self.strides)):
             wide = math.prod(self.strides[i]) * self.multipliers[i - 1]
             if wide % self.multipliers[i]:
                 raise ValueError(
-                    f"VideoVAEConfig.multipliers={self.multipliers}: level {i} folds {wide} * channels, which is "
-                    f"no multiple of its own {self.multipliers[i]} * channels; choose a divisor of {wide}"
+                    f"VideoVAEConfig.multipliers={self.multipliers}: level {i} folds {wide} * channels, which "
+                    f"is no multiple of its own {self.multipliers[i]} * channels; choose a divisor of {wide}"
                 )
 
     @property
@@ -61,7 +64,7 @@ class VideoVAEConfig:
         return frames, rows, columns
 
     def latent_shape(self, shape: Stride) -> Stride:
-        """(t, h, w) of the latents of a whole clip of `shape` = (T, H, W); ValueError where it does not fit."""
+        """(t, h, w) of the latents of a whole clip of (T, H, W); ValueError where it does not fit."""
         check_size(shape, self.compression)
         step, rows, columns = self.compression
         return 1 + (shape[0] - 1) // step, shape[1] // rows, shape[2] // columns
@@ -72,10 +75,17 @@ class VideoVAEConfig:
         return tuple(self.channels * m for m in self.multipliers)
 
 
+class Autoencoded(NamedTuple):
+    """What a training step of the VAE gives: pixels from a posterior sample, and the posterior's moments."""
+
+    reconstruction: Pixels
+    moments: Moments
+
+
 class ResidualBlock(nnx.Module):
     """x + temporal 3-tap convolution of a spatial 3x3 convolution, each after RMSNorm and SiLU."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.space_norm = RMSNorm(channels, rngs=rngs)
         self.space = CausalConv3d(channels, channels, (1, 3, 3), dtype=dtype, rngs=rngs)
         self.time_norm = RMSNorm(channels, rngs=rngs)
@@ -94,7 +104,7 @@ class ResidualBlock(nnx.Module):
 class Project(nnx.Module):
     """RMSNorm, SiLU and a spatial 3x3 convolution: the way out of the encoder and of the decoder."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, out_channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = RMSNorm(in_channels, rngs=rngs)
         self.conv = CausalConv3d(in_channels, out_channels, (1, 3, 3), dtype=dtype, rngs=rngs)
 
@@ -110,7 +120,7 @@ class VideoVAE(nnx.Module):
     Parameters are float32, convolutions run in `dtype`; moments and pixels come out as float32.
     """
 
-    def __init__(self, config: VideoVAEConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: VideoVAEConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.dtype = dtype
         widths, strides = config.widths, config.strides
@@ -153,7 +163,7 @@ class VideoVAE(nnx.Module):
         return x.astype(jnp.float32), cache
 
     def decode_stream(self, z: Float[Array, "B t h w c"], cache: tuple | None = None) -> tuple[Pixels, tuple]:
-        """Decodes a chunk of latent frames; the first (`cache=None`) gives 1 + s * (t - 1) frames, later ones s * t."""
+        """Decodes a chunk of t latent frames: the first (`cache=None`) to 1 + s * (t - 1), later ones to s * t."""
         first = cache is None
         x, cache = stream(self.decoder, z.astype(self.dtype), cache)
         return unfold(x, self.config.strides[0], first=first).astype(jnp.float32), cache
@@ -174,13 +184,15 @@ def check_size(size: tuple[int, ...], compression: Stride, *, first: bool = True
             )
 
 
-def posterior(moments: Moments) -> tuple[Float[Array, "B t h w c"], Float[Array, "B t h w c"]]:
+def posterior(
+    moments: Float[Array, "*cells m"],
+) -> tuple[Float[Array, "*cells c"], Float[Array, "*cells c"]]:
     """Mean and log-variance of q(z | pixels), float32; the log-variance is clamped to [-30, 20]."""
     mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
 
-def sample_posterior(moments: Moments, rng: jax.Array) -> Float[Array, "B t h w c"]:
+def sample_posterior(moments: Float[Array, "*cells m"], rng: jax.Array) -> Float[Array, "*cells c"]:
     """z = mean + exp(logvar / 2) * eps, unwhitened (Kingma & Welling 2014, section 2.4)."""
     mean, logvar = posterior(moments)
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape)

@@ -1,0 +1,124 @@
+"""dit-video demo"""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dit_video import run
+from dit_video.cli import evaluate, export, sample
+from dit_video.cli.arguments import command
+from dit_video.experiment import Experiment, load
+
+EXAMPLES = """  dit-video demo
+  dit-video demo --workdir=somewhere_else
+
+Chains the two runs of experiments/quickstart.py: moving digits are prepared, a video VAE learns them, latents are encoded,
+a DiT learns those, is judged by FVD, sampled from and exported. Started again, it goes on where it stopped."""
+
+EXPERIMENT = "experiments/quickstart.py"
+NUM_CLIPS = 32
+NUM_FRAMES = 9
+
+
+def add_parser(subparsers) -> None:
+    parser = command(subparsers, "demo", "the whole way on embedded data, in minutes on two CPU cores", EXAMPLES)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="folder for everything (runs/demo)")
+    parser.set_defaults(run=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    console, folder = Console(), arguments.workdir
+    console.print(f"everything goes to {folder}/\n", highlight=False)
+    vae, dit = (_within(load(f"{EXPERIMENT}:{name}"), folder) for name in ("vae", "dit"))
+    seconds: dict[str, float] = {}
+
+    def station(title: str) -> None:
+        seconds[title] = time.perf_counter()
+        console.rule(f"[bold]{len(seconds)} {title}", align="left")
+
+    station("data: moving handwritten digits")
+    info = vae.data.source.info()
+    counts = ", ".join(f"{count} {split}" for split, count in info.num_records.items())
+    console.print(f"{counts} videos in {vae.data.source.directory}", highlight=False)
+
+    station("train the video VAE")
+    outcome = run.train(vae, folder / "vae", console=console)
+    if not outcome.finished:
+        return _stopped(console)
+
+    station("encode latents")
+    if not Path(dit.data.cache.directory).exists():
+        run.encode(dit, clips_per_video=1, overwrite=False, console=console)
+
+    station("train the DiT on latents")
+    outcome = run.train(dit, folder / "dit", console=console)
+    if not outcome.finished:
+        return _stopped(console)
+
+    station("FVD against held-out clips")
+    _command(evaluate, f"--workdir={folder}/dit --num_clips={NUM_CLIPS} --num_frames={NUM_FRAMES}")
+
+    station("samples")
+    for suffix in ("mp4", "gif"):
+        _command(sample, f"--workdir={folder}/dit --label=all --num_clips=6 --out={folder}/samples.{suffix}")
+
+    station("export")
+    if not (folder / "exported").exists():
+        _command(export, f"--workdir={folder}/dit --out={folder}/exported")
+
+    seconds["end"] = time.perf_counter()
+    _summary(console, folder, outcome.step, seconds)
+    return 0
+
+
+def _within(experiment: Experiment, folder: Path) -> Experiment:
+    """The same experiment with its data, cache and codec under `folder`."""
+    data = experiment.data
+    data = dataclasses.replace(data, source=dataclasses.replace(data.source, directory=f"{folder}/moving_digits"))
+    if data.cache is None:
+        return dataclasses.replace(experiment, data=data)
+    data = dataclasses.replace(data, cache=dataclasses.replace(data.cache, directory=f"{folder}/latents"))
+    codec = dataclasses.replace(experiment.task.codec, run=f"{folder}/vae")
+    return dataclasses.replace(experiment, data=data, task=dataclasses.replace(experiment.task, codec=codec))
+
+
+def _command(module, words: str) -> None:
+    """Runs another command of this program as its own command line would."""
+    parser = argparse.ArgumentParser()
+    module.add_parser(parser.add_subparsers())
+    name = module.__name__.rpartition(".")[2]
+    arguments = parser.parse_args([name, *words.split()])
+    arguments.overrides = []
+    arguments.run(arguments)
+
+
+def _stopped(console: Console) -> int:
+    console.print("stopped and saved; the same command goes on from there")
+    return 3
+
+
+def _summary(console: Console, folder: Path, step: int, seconds: dict[str, float]) -> None:
+    times = Table("station", "seconds", title="time")
+    names, marks = list(seconds), list(seconds.values())
+    for name, begin, end in zip(names, marks, marks[1:]):
+        times.add_row(name, f"{end - begin:.0f}")
+    times.add_row("all", f"{marks[-1] - marks[0]:.0f}")
+    console.print(times)
+    files = Table("look at", "what it is", title="files")
+    stem = folder / "dit" / "evaluation" / f"step_{step:07d}_ema"
+    for path, meaning in (
+        (folder / "samples.gif", "samples, one row per digit 0 to 9 (also samples.mp4)"),
+        (f"{stem}_samples.gif", "held-out clips above, samples of the same label below"),
+        (f"{stem}_fvd.json", "the FVD card: a smoke value at this number of clips"),
+        (folder / "vae" / "samples", "reconstructions: held-out clips above, their reconstructions below"),
+        (folder / "vae" / "curves.png", "curves of the VAE"),
+        (folder / "dit" / "curves.png", "curves of the DiT"),
+        (folder / "exported", "weights as safetensors, denoiser and decoder as StableHLO"),
+    ):
+        files.add_row(str(path), meaning)
+    console.print(files)
+    console.print(f"curves in TensorBoard: tensorboard --logdir={folder}", highlight=False)

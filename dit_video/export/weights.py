@@ -1,0 +1,269 @@
+"""Weights to take away: safetensors with a config.json that rebuilds what they belong to, compared after writing.
+
+Tensors keep their dotted names (nn/module.py), so no table of names is needed. A codec's export is codec.safetensors
+(VAE, and mean and deviation of its latents); a denoiser's is that and model.safetensors, complete in itself.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import nnx
+from jaxtyping import Array, Key
+from safetensors.numpy import save_file
+
+import dit_video
+from dit_video.checkpoint import digest_leaves, weights_digest
+from dit_video.dit.condition import ClassCondition
+from dit_video.dit.dit import DiT, DiTConfig
+from dit_video.nn.module import Definition, Params, define, params_of
+from dit_video.tasks.autoencode import Autoencode
+from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.task import ClipShape
+from dit_video.vae.codec import LatentCodec
+from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
+
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+CODEC = "codec.safetensors"
+VERSION = 1
+
+
+class ExportMismatch(ValueError):
+    """An export does not hold what its config.json says, or what it was made from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where exported weights come from.
+
+    Attributes:
+        task: the run's task as JSON data: objective, sampler and guidance go with the weights.
+        ema: whether these are the averaged weights.
+        fingerprint: of the run's experiment.
+    """
+
+    run: str
+    step: int
+    ema: bool
+    fingerprint: str
+    task: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What is exported.
+
+    Attributes:
+        task: the run's.
+        network: the trained denoiser, None where the run trained a codec.
+        codec: the codec it was trained on, or the one that the run trained.
+        clip: (T, H, W) of the clips that the run was trained on.
+    """
+
+    task: Denoise | Autoencode
+    network: DiT | None
+    codec: LatentCodec
+    clip: ClipShape
+    origin: Origin
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of a clip's latents."""
+        vae = self.codec.vae.config
+        return (*vae.latent_shape(self.clip), vae.latent_channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """An export loaded from its folder alone; `network` is None where a codec was exported."""
+
+    config: dict[str, Any]
+    network: DiT | None
+    codec: LatentCodec
+
+
+def write_weights(content: Content, folder: Path) -> int:
+    """Writes config.json and safetensors into `folder`, loads them again and compares every tensor bit by bit.
+
+    Returns:
+        the number of tensors compared.
+
+    Raises:
+        ExportMismatch: what was read back differs; the message names the first tensor that does.
+    """
+    config = _config(content)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    origin = {
+        "step": str(content.origin.step),
+        "weights": config["origin"]["weights"],
+        "fingerprint": content.origin.fingerprint,
+    }
+    _write(folder / CODEC, params_of(content.codec), origin if content.network is None else {})
+    if content.network is not None:
+        _write(folder / MODEL, params_of(content.network), origin)
+    loaded = load(folder)
+    pairs = [(CODEC, loaded.codec, content.codec), (MODEL, loaded.network, content.network)]
+    num_tensors = 0
+    for name, found, wanted in pairs:
+        if wanted is not None:
+            num_tensors += _compare(folder / name, params_of(found), params_of(wanted))
+    return num_tensors
+
+
+def load(folder: Path) -> Exported:
+    """Rebuilds network and codec from an export, without the run it came from.
+
+    Raises:
+        FileNotFoundError: config.json or a file of weights is not there.
+        ExportMismatch: a tensor is missing, surplus, of another shape or type, or damaged; the message names it.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: not an export (no {CONFIG}); `dit-video export --workdir RUN --out` makes one")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("format_version") != VERSION:
+        raise ExportMismatch(
+            f"{path}: format_version={config.get('format_version')}, this version of dit_video reads {VERSION}; "
+            f"it was written by dit_video {config.get('versions', {}).get('dit_video')}"
+        )
+    codec = _load_part(folder / CODEC, _define_codec(config["codec"]))
+    found = weights_digest(params_of(codec.vae))
+    if found != config["codec"]["digest"]:
+        raise ExportMismatch(f"{folder / CODEC}: holds the VAE {found}, {CONFIG} says {config['codec']['digest']}")
+    network = None
+    if config["network"] is not None:
+        network = _load_part(folder / MODEL, _define_network(config["network"]))
+        found = weights_digest(params_of(network))
+        if found != config["network"]["digest"]:
+            raise ExportMismatch(
+                f"{folder / MODEL}: holds the weights {found}, {CONFIG} says {config['network']['digest']}"
+            )
+    return Exported(config, network, codec)
+
+
+def _config(content: Content) -> dict[str, Any]:
+    """config.json: what `load` rebuilds from (network, codec), and what a reader wants to know."""
+    task, codec, origin = content.task, content.codec, content.origin
+    network = None
+    if isinstance(task, Denoise):
+        sizes = dataclasses.asdict(task.network)
+        del sizes["remat"]  # how gradients are computed is no part of what the network is
+        network = {
+            "architecture": "dit",
+            "config": sizes,
+            "channels": task.codec.vae.latent_channels,
+            "num_classes": None if task.condition is None else task.condition.num_classes,
+            "dtype": task.precision.value,
+            "digest": weights_digest(params_of(content.network)),
+        }
+    return {
+        "format_version": VERSION,
+        "origin": {
+            "run": origin.run,
+            "step": origin.step,
+            "weights": "ema" if origin.ema else "raw",
+            "fingerprint": origin.fingerprint,
+        },
+        "clip_shape": content.clip,
+        "latent_shape": content.latent_shape,
+        "network": network,
+        "codec": {
+            "architecture": "video_vae",
+            "config": dataclasses.asdict(codec.vae.config),
+            "compression": codec.vae.config.compression,
+            "dtype": jnp.dtype(codec.vae.dtype).name,
+            "digest": weights_digest(params_of(codec.vae)),
+            "mean": np.asarray(codec.mean[...]).tolist(),
+            "std": np.asarray(codec.std[...]).tolist(),
+        },
+        "task": origin.task,
+        "versions": {"dit_video": dit_video.__version__, "jax": jax.__version__},
+    }
+
+
+def _define_network(config: Mapping[str, Any]) -> Definition:
+    sizes = DiTConfig(**_tuples(config["config"]))
+    condition = None if config["num_classes"] is None else ClassCondition(num_classes=config["num_classes"])
+
+    def build(key: Key[Array, ""]) -> DiT:
+        return DiT(sizes, config["channels"], condition, dtype=jnp.dtype(config["dtype"]), rngs=nnx.Rngs(key))
+
+    return define(build)
+
+
+def _define_codec(config: Mapping[str, Any]) -> Definition:
+    sizes = VideoVAEConfig(**_tuples(config["config"]))
+
+    def build(key: Key[Array, ""]) -> LatentCodec:
+        return LatentCodec(VideoVAE(sizes, dtype=jnp.dtype(config["dtype"]), rngs=nnx.Rngs(key)))
+
+    return define(build)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON data with tuples for lists, as the fields of our configs are."""
+    if isinstance(value, dict):
+        return {name: _tuples(v) for name, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _write(path: Path, params: Params, origin: Mapping[str, str]) -> None:
+    digests = {name: int(digest) for name, digest in jax.device_get(jax.jit(digest_leaves)(params)).items()}
+    metadata = {
+        "format": "dit_video",
+        "format_version": str(VERSION),
+        "digest": weights_digest(params),
+        "digests": json.dumps(digests),
+        **origin,
+    }
+    # safetensors writes the memory as it lies.
+    save_file({name: np.asarray(value, order="C") for name, value in params.items()}, path, metadata)
+
+
+def _load_part(path: Path, definition: Definition) -> nnx.Module:
+    """The network of `definition` with the tensors of a file, each checked before it is used."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there; export again, with --format safetensors")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except safetensors.SafetensorError as error:
+        raise ExportMismatch(f"{path}: not a whole safetensors file ({error}); export or copy it again") from error
+    missing, surplus = definition.shapes.keys() - tensors.keys(), tensors.keys() - definition.shapes.keys()
+    if missing or surplus:
+        raise ExportMismatch(
+            f"{path}: its tensors are not those of {CONFIG}: missing {', '.join(sorted(missing)) or 'none'}; "
+            f"surplus {', '.join(sorted(surplus)) or 'none'}"
+        )
+    for name, wanted in definition.shapes.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            raise ExportMismatch(
+                f"{path}: {name} is {found.dtype}{list(found.shape)}, {CONFIG} says {wanted.dtype}{list(wanted.shape)}"
+            )
+    params = {name: jnp.asarray(value) for name, value in tensors.items()}
+    written = json.loads(metadata.get("digests", "{}"))
+    for name, digest in jax.device_get(jax.jit(digest_leaves)(params)).items():
+        if written.get(name) != int(digest):
+            raise ExportMismatch(f"{path}: {name} is damaged: it has not the digest it was written with; copy it again")
+    return definition.bind(params)
+
+
+def _compare(path: Path, found: Params, wanted: Params) -> int:
+    """The number of tensors, or an error that names the first one whose name, shape, type or bits differ."""
+    for name in sorted(found.keys() ^ wanted.keys()):
+        raise ExportMismatch(f"{path}: {name} is {'surplus' if name in found else 'missing'}")
+    for name in wanted:
+        a, b = (np.asarray(p[name], order="C") for p in (found, wanted))
+        same = (a.shape, a.dtype) == (b.shape, b.dtype)
+        if not same or not np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)):
+            raise ExportMismatch(f"{path}: {name} differs from the checkpoint")
+    return len(wanted)

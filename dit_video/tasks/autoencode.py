@@ -1,0 +1,67 @@
+"""Learn a codec: the video VAE, its losses and a batch of clips meet here."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from dit_video.arrays import Video
+from dit_video.data.batch import Batch
+from dit_video.nn.module import Precision
+from dit_video.tasks.task import ClipShape, Metrics
+from dit_video.vae.adversary import AutoencodeLoss, Critic, autoencode_loss
+from dit_video.vae.codec import to_pixels, to_video
+from dit_video.vae.video_vae import Autoencoded, VideoVAE, VideoVAEConfig, posterior, sample_posterior
+
+
+class Autoencoder(nnx.Module):
+    """The VAE, and where the loss asks for one the critic: parameters "vae..." and "critic..."."""
+
+    def __init__(self, config: VideoVAEConfig, loss: AutoencodeLoss, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.vae = VideoVAE(config, dtype=dtype, rngs=rngs)
+        self.critic = Critic(dtype=dtype, rngs=rngs) if loss.adversarial > 0 else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Autoencode:
+    """The task of a codec's run."""
+
+    vae: VideoVAEConfig
+    losses: AutoencodeLoss = AutoencodeLoss()
+    precision: Precision = Precision.FLOAT32
+
+    def init(self, rng: Key[Array, ""]) -> Autoencoder:
+        return Autoencoder(self.vae, self.losses, dtype=self.precision.dtype, rngs=nnx.Rngs(rng))
+
+    def loss(
+        self, model: Autoencoder, frozen: None, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        del frozen  # a codec builds on nothing
+        pixels = to_pixels(batch.video)
+        moments = model.vae.encode(pixels)
+        output = Autoencoded(model.vae.decode(sample_posterior(moments, rng)), moments)
+        return autoencode_loss(self.losses, output, pixels, model.critic, step)
+
+    def validate(self, model: Autoencoder, frozen: None, batch: Batch, rng: Key[Array, ""]) -> Metrics:
+        """Mean absolute error of pixels per clip, from the posterior's mean."""
+        del frozen, rng
+        pixels = to_pixels(batch.video)
+        error = jnp.abs(_through(model.vae, pixels) - pixels)
+        return {"pixel_error": error.mean(axis=(1, 2, 3, 4))}
+
+    def generate(
+        self, model: Autoencoder, frozen: None, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
+    ) -> Video:
+        """A codec makes clips from the clips themselves."""
+        del rngs, shape
+        return self.reconstruct(model, frozen, batch)
+
+    def reconstruct(self, model: Autoencoder, frozen: None, batch: Batch) -> Video:
+        del frozen
+        return to_video(_through(model.vae, to_pixels(batch.video)))
+
+
+def _through(vae: VideoVAE, pixels: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    mean, _ = posterior(vae.encode(pixels))
+    return vae.decode(mean)

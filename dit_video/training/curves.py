@@ -1,0 +1,49 @@
+"""curves.png: what a run's record says, at a glance."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dit_video.training.tracker import read_record
+
+
+def plot_record(workdir: Path) -> Path:
+    """Draws every recorded quantity over steps into `curves.png`; returns its path.
+
+    Step metrics are drawn raw in grey with a running median above, since single steps are noisy.
+    """
+    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in read_record(workdir):
+        if "rates" in line:
+            values, prefix = {"clips_per_second": line["rates"]["clips_per_second"]}, "rate"
+        elif "evaluation" in line:
+            values, prefix = {k: v for k, v in line.items() if k not in ("step", "evaluation")}, "held-out"
+        else:
+            values, prefix = {k: v for k, v in line.items() if k != "step"}, "train"
+        for name, value in values.items():
+            if not name.startswith("count/"):
+                series[f"{prefix}: {name}"].append((line["step"], value))
+    path = workdir / "curves.png"
+    columns = 4
+    rows = max(1, -(-len(series) // columns))
+    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, (name, points) in enumerate(series.items()):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        steps, values = np.array(points).T
+        smooth = name.startswith("train") and len(values) > 100
+        axes.plot(steps, values, color="0.75" if smooth else "C0", linewidth=0.8 if smooth else 1.5)
+        if smooth:
+            window = len(values) // 50
+            blocks = len(values) // window
+            trim = slice(0, blocks * window)
+            axes.plot(
+                steps[trim].reshape(blocks, window).mean(1), np.median(values[trim].reshape(blocks, window), axis=1)
+            )
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+    figure.savefig(path, dpi=80)
+    return path

@@ -1,0 +1,171 @@
+"""Losses of the video VAE: reconstruction, detail, KL and a late adversary, added up to one scalar.
+
+The critic is a second group of parameters in the same step, not a second trainer: its hinge loss sees stopped
+reconstructions and the generator's term sees stopped critic parameters, so each gradient has one source.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from dit_video.arrays import Pixels
+from dit_video.nn.conv import CausalConv3d, fold
+from dit_video.nn.norm import RMSNorm
+from dit_video.vae.video_vae import Autoencoded, posterior
+
+
+class Reconstruction(enum.StrEnum):
+    """Distance between a reconstruction and its pixels, averaged over all of them."""
+
+    L1 = "l1"  # |d|: the median; edges stay sharp
+    L2 = "l2"  # d^2: what PSNR measures
+    CHARBONNIER = "charbonnier"  # sqrt(d^2 + 1e-4): L2 below 0.01 (one grey level is 0.008), L1 above
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencodeLoss:
+    """Weights of the terms; the reconstruction has weight 1.
+
+    reconstruction: the pixel distance.
+    kl: weight of KL(q || N(0, 1)), averaged over latent elements.
+    perceptual: weight of `detail_distance`. LPIPS needs pretrained weights, which are not at hand offline, so
+        the term compares multi-scale image gradients instead; it is not LPIPS and makes no claim to be.
+    adversarial: weight of the generator's hinge term; 0 means no critic.
+    adversarial_start: first step at which critic and generator term are computed at all.
+    """
+
+    reconstruction: Reconstruction = Reconstruction.L1
+    kl: float = 1e-6
+    perceptual: float = 0.0
+    adversarial: float = 0.0
+    adversarial_start: int = 0
+
+    def __post_init__(self):
+        for name in ("kl", "perceptual", "adversarial", "adversarial_start"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"AutoencodeLoss.{name}={getattr(self, name)}: must not be negative")
+
+
+class Critic(nnx.Module):
+    """Patch critic: one score per 4x16x16 cell (frames, rows, columns) of a clip, higher for real ones.
+
+    Space-time folds and 3-tap convolutions, as in the VAE; leaky ReLU and normalisation per position, so that
+    clips of a batch do not mix. A score sees its own cell, its neighbours and the past.
+    """
+
+    strides = ((1, 4, 4), (2, 2, 2), (2, 2, 2))
+
+    def __init__(self, channels: int = 32, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        convs, norms, width = [], [], 3
+        for level, stride in enumerate(self.strides):
+            folded = stride[0] * stride[1] * stride[2] * width
+            width = channels * 2**level
+            convs.append(CausalConv3d(folded, width, (3, 3, 3), dtype=dtype, rngs=rngs))
+            norms.append(RMSNorm(width, rngs=rngs))
+        self.convs = nnx.List(convs)
+        self.norms = nnx.List(norms)
+        self.score = CausalConv3d(width, 1, (1, 1, 1), dtype=dtype, rngs=rngs)
+
+    def __call__(self, pixels: Pixels) -> Float[Array, "B t h w"]:
+        """Scores of whole clips, float32. Rows and columns must be multiples of 16."""
+        x = pixels
+        for stride, conv, norm in zip(self.strides, self.convs, self.norms):
+            x, _ = conv(fold(x, stride, first=True))
+            x = nnx.leaky_relu(norm(x), 0.2)
+        return self.score(x)[0][..., 0].astype(jnp.float32)
+
+
+def autoencode_loss(
+    config: AutoencodeLoss,
+    output: Autoencoded,
+    pixels: Pixels,
+    critic: Critic | None,
+    step: Int[Array, ""] | int,
+) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
+    """The scalar that trains VAE and critic together, and its terms (unweighted) as metrics.
+
+    Raises ValueError where `adversarial > 0` comes without a critic.
+    """
+    difference = output.reconstruction.astype(jnp.float32) - pixels
+    metrics = {
+        "reconstruction": reconstruction_distance(config.reconstruction, difference),
+        "kl": kl_divergence(output),
+        "psnr": psnr(difference),
+    }
+    total = metrics["reconstruction"] + config.kl * metrics["kl"]
+    if config.perceptual > 0:
+        metrics["perceptual"] = detail_distance(difference)
+        total += config.perceptual * metrics["perceptual"]
+    if config.adversarial > 0:
+        if critic is None:
+            raise ValueError(f"AutoencodeLoss.adversarial={config.adversarial}: needs a Critic, got None")
+        # cond, not a factor of 0: steps before the start do not pay for the critic.
+        generator, hinge = jax.lax.cond(
+            step >= config.adversarial_start,
+            lambda: (
+                generator_loss(critic, output.reconstruction),
+                critic_loss(critic, output.reconstruction, pixels),
+            ),
+            lambda: (jnp.zeros(()), jnp.zeros(())),
+        )
+        metrics |= {"generator": generator, "critic": hinge}
+        total += config.adversarial * generator + hinge
+    return total, metrics
+
+
+def reconstruction_distance(kind: Reconstruction, difference: Pixels) -> Float[Array, ""]:
+    """The mean over all pixels of the chosen distance."""
+    match kind:
+        case Reconstruction.L1:
+            return jnp.mean(jnp.abs(difference))
+        case Reconstruction.L2:
+            return jnp.mean(jnp.square(difference))
+        case Reconstruction.CHARBONNIER:
+            return jnp.mean(jnp.sqrt(jnp.square(difference) + 1e-4))
+
+
+def kl_divergence(output: Autoencoded) -> Float[Array, ""]:
+    """KL(N(mean, var) || N(0, 1)) in nats, mean over latent elements (Kingma & Welling 2014, appendix B)."""
+    mean, logvar = posterior(output.moments)
+    return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+
+
+def psnr(difference: Pixels) -> Float[Array, ""]:
+    """Peak signal-to-noise ratio in dB of pixels in [-1, 1] (peak 2), mean over clips; not rounded to uint8."""
+    return jnp.mean(10.0 * jnp.log10(4.0 / jnp.mean(jnp.square(difference), axis=(1, 2, 3, 4))))
+
+
+def detail_distance(difference: Pixels, num_scales: int = 3) -> Float[Array, ""]:
+    """Mean absolute difference of image gradients in time, rows and columns over `num_scales` octaves.
+
+    A gradient of the difference is the difference of gradients: blur and flicker cost, a constant offset does
+    not. Each octave halves rows and columns by averaging.
+    """
+    terms = []
+    for _ in range(num_scales):
+        for axis in (1, 2, 3):
+            if difference.shape[axis] > 1:
+                terms.append(jnp.mean(jnp.abs(jnp.diff(difference, axis=axis))))
+        b, t, h, w, c = difference.shape
+        difference = difference[:, :, : h // 2 * 2, : w // 2 * 2]
+        difference = difference.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
+    return jnp.mean(jnp.stack(terms))
+
+
+def generator_loss(critic: Critic, reconstruction: Pixels) -> Float[Array, ""]:
+    """-E[critic(reconstruction)]; the gradient reaches the VAE and not the critic."""
+    graph, parameters, rest = nnx.split(critic, nnx.Param, ...)
+    stopped = nnx.merge(graph, jax.lax.stop_gradient(parameters), rest)
+    return -jnp.mean(stopped(reconstruction))
+
+
+def critic_loss(critic: Critic, reconstruction: Pixels, pixels: Pixels) -> Float[Array, ""]:
+    """Hinge loss (Lim & Ye 2017, arXiv:1705.02894); the gradient reaches the critic and not the VAE."""
+    fake = critic(jax.lax.stop_gradient(reconstruction))
+    return 0.5 * jnp.mean(nnx.relu(1.0 - critic(pixels)) + nnx.relu(1.0 + fake))

@@ -1,0 +1,210 @@
+"""LatentCodec: uint8 video <-> moments <-> whitened latents, for any length and any frame size."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from dit_video.arrays import Latents, Moments, Pixels, Video
+from dit_video.vae.video_vae import VideoVAE, check_size, posterior, sample_posterior
+
+
+class LatentStatistic(nnx.Variable):
+    """Per channel of unwhitened latents: measured over the training set, not trained."""
+
+
+class LatentCodec(nnx.Module):
+    """A trained VAE with the mean and standard deviation of its latents.
+
+    Long clips and large frames go through in parts: `chunk` latent frames at a time (exact: the VAE is
+    causal and its caches carry the past) and square tiles of `tile` latent cells (approximate: a convolution
+    does not see beyond its tile; neighbouring tiles overlap by a quarter and are blended linearly). Both are
+    loops inside the compiled program, so activations are those of one part. Methods are pure; jit them.
+
+    Without statistics the codec whitens with mean 0 and standard deviation 1.
+    """
+
+    def __init__(
+        self,
+        vae: VideoVAE,
+        mean: Float[Array | np.ndarray, " c"] | None = None,
+        std: Float[Array | np.ndarray, " c"] | None = None,
+    ):
+        channels = vae.config.latent_channels
+        self.vae = vae
+        self.mean = LatentStatistic(jnp.asarray(np.zeros(channels) if mean is None else mean, jnp.float32))
+        self.std = LatentStatistic(jnp.asarray(np.ones(channels) if std is None else std, jnp.float32))
+
+    def moments(self, video: Video, *, tile: int | None = None, chunk: int | None = None) -> Moments:
+        """Mean and log-variance of each latent cell of uint8 clips, T = 1 + s * k; see the class for parts.
+
+        Raises ValueError where frames, rows or columns do not fill latent cells.
+        """
+        compression = self.vae.config.compression
+        check_size(video.shape[1:4], compression)
+        frames = compression[0]
+
+        def encode(x: Array) -> Array:
+            if chunk is None:
+                return self.vae.encode(to_pixels(x))
+            return in_chunks(
+                lambda part, cache: self.vae.encode_stream(to_pixels(part), cache),
+                x,
+                first=1 + frames * chunk,
+                later=frames * chunk,
+            )
+
+        if tile is None:
+            return encode(video)
+        return in_tiles(encode, jnp.asarray(video), tile, cells_in=compression[1:], cells_out=(1, 1))
+
+    def whiten(self, moments: Moments, rng: jax.Array | None = None) -> Latents:
+        """Latents of zero mean and unit variance per channel: a posterior sample; without `rng` its mean."""
+        z = posterior(moments)[0] if rng is None else sample_posterior(moments, rng)
+        return (z - self.mean[...]) / self.std[...]
+
+    def unwhiten(self, latents: Latents) -> Float[Array, "B t h w c"]:
+        """What the VAE decodes: inverse of `whiten`."""
+        return latents.astype(jnp.float32) * self.std[...] + self.mean[...]
+
+    def decode(
+        self, latents: Latents, *, tile: int | None = None, chunk: int | None = None
+    ) -> UInt8[Array, "B T H W C"]:
+        """uint8 clips of 1 + s * (t - 1) frames from whitened latents; see the class for parts."""
+
+        def decode(z: Array) -> Array:
+            if chunk is None:
+                return self.vae.decode(z)
+            return in_chunks(self.vae.decode_stream, z, first=1 + chunk, later=chunk)
+
+        z = self.unwhiten(latents)
+        if tile is None:
+            return to_video(decode(z))
+        return to_video(in_tiles(decode, z, tile, cells_in=(1, 1), cells_out=self.vae.config.compression[1:]))
+
+
+def to_pixels(video: Video) -> Pixels:
+    """uint8 0..255 -> float32 [-1, 1]."""
+    return jnp.asarray(video).astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_video(pixels: Pixels) -> UInt8[Array, "B T H W C"]:
+    """float [-1, 1] -> uint8 0..255, rounded to nearest; what lies outside is clipped."""
+    return jnp.clip(jnp.round((pixels.astype(jnp.float32) + 1.0) * 127.5), 0.0, 255.0).astype(jnp.uint8)
+
+
+def latent_statistics(
+    moments: Iterable[Float[Array | np.ndarray, "*batch m"]],
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Per-channel mean and standard deviation of posterior samples, over all arrays of a stream, in float64.
+
+    By the law of total variance var(z) = var(mean) + E[exp(logvar)]: nothing is sampled. Batches are merged
+    by Chan, Golub & LeVeque (1979), so that a mean large against the deviation costs no precision.
+
+    Raises ValueError where the stream is empty.
+    """
+    count, mean, scatter, noise = 0, np.zeros(()), np.zeros(()), np.zeros(())
+    for batch in moments:
+        batch_mean, logvar = (np.asarray(part, np.float64) for part in posterior(jnp.asarray(batch)))
+        axes = tuple(range(batch_mean.ndim - 1))
+        n = batch_mean[..., 0].size
+        centre = batch_mean.mean(axis=axes)
+        delta = centre - mean
+        scatter = scatter + np.square(batch_mean - centre).sum(axis=axes)
+        scatter = scatter + np.square(delta) * (count * n / (count + n))
+        noise = noise + np.exp(logvar).sum(axis=axes)
+        count += n
+        mean = mean + delta * (n / count)
+    if count == 0:
+        raise ValueError("latent_statistics: no moments given; the training set is empty")
+    return mean, np.sqrt((scatter + noise) / count)
+
+
+def in_chunks(
+    apply: Callable[[Array, tuple | None], tuple[Array, tuple]], x: Array, *, first: int, later: int
+) -> Array:
+    """Streams `x` [B T ...] through `apply(part, cache)`: `first` frames, then `later` at a time, then a rest.
+
+    Equal chunks run in one `lax.scan`, so the program does not grow with the clip.
+    """
+    y, cache = apply(x[:, :first], None)
+    outputs = [y]
+    x = x[:, first:]
+    num_chunks = x.shape[1] // later
+    if num_chunks:
+        chunks = x[:, : num_chunks * later].reshape(x.shape[0], num_chunks, later, *x.shape[2:])
+
+        def body(cache: tuple, part: Array) -> tuple[tuple, Array]:
+            y, cache = apply(part, cache)
+            return cache, y
+
+        cache, ys = jax.lax.scan(body, cache, jnp.moveaxis(chunks, 1, 0))
+        ys = jnp.moveaxis(ys, 0, 1)
+        outputs.append(ys.reshape(ys.shape[0], -1, *ys.shape[3:]))
+    if x.shape[1] > num_chunks * later:
+        outputs.append(apply(x[:, num_chunks * later :], cache)[0])
+    return jnp.concatenate(outputs, axis=1)
+
+
+def in_tiles(
+    apply: Callable[[Array], Array],
+    x: Array,
+    tile: int,
+    *,
+    cells_in: tuple[int, int],
+    cells_out: tuple[int, int],
+) -> Array:
+    """Applies `apply` to overlapping tiles of `x` [B T H W C] and blends the results linearly.
+
+    A latent cell is `cells_in` rows and columns of the input and `cells_out` of the output. Weights rise
+    linearly from a tile's edge over the overlap and are normalised to sum to one. A single tile that covers
+    all is applied as it is.
+    """
+    if tile < 2:
+        raise ValueError(f"tile={tile}: must be at least 2 latent cells")
+    size = tuple(length // cell for length, cell in zip(x.shape[2:4], cells_in))
+    sides = tuple(min(tile, length) for length in size)
+    if sides == size:
+        return apply(x)
+    starts = [tile_starts(length, side) for length, side in zip(size, sides)]
+    ramps = [tile_ramp(side, cell) for side, cell in zip(sides, cells_out)]
+    weight = jnp.asarray(ramps[0][:, None, None] * ramps[1][None, :, None], jnp.float32)
+    total = []
+    for axis in (0, 1):
+        along = np.zeros(size[axis] * cells_out[axis])
+        for start in starts[axis]:
+            along[start * cells_out[axis] :][: len(ramps[axis])] += ramps[axis]
+        total.append(along)
+    origins = jnp.asarray([(row, column) for row in starts[0] for column in starts[1]], jnp.int32)
+
+    def one(origin: Int[Array, "2"]) -> Array:
+        row, column = origin[0] * cells_in[0], origin[1] * cells_in[1]
+        shape = (*x.shape[:2], sides[0] * cells_in[0], sides[1] * cells_in[1], x.shape[4])
+        return apply(jax.lax.dynamic_slice(x, (0, 0, row, column, 0), shape))
+
+    def add(canvas: Array, origin: Int[Array, "2"]) -> tuple[Array, None]:
+        y = one(origin) * weight
+        corner = (0, 0, origin[0] * cells_out[0], origin[1] * cells_out[1], 0)
+        there = jax.lax.dynamic_slice(canvas, corner, y.shape)
+        return jax.lax.dynamic_update_slice(canvas, there + y, corner), None
+
+    tile_shape = jax.eval_shape(one, origins[0]).shape
+    canvas = jnp.zeros((*tile_shape[:2], len(total[0]), len(total[1]), tile_shape[-1]), jnp.float32)
+    canvas, _ = jax.lax.scan(add, canvas, origins)
+    return canvas / jnp.asarray(total[0][:, None, None] * total[1][None, :, None], jnp.float32)
+
+
+def tile_starts(size: int, tile: int) -> list[int]:
+    """First cells of the fewest tiles that cover `size` cells and overlap by at least a quarter of a tile."""
+    overlap = max(1, tile // 4)
+    count = 1 + max(0, -(-(size - tile) // (tile - overlap)))
+    return [round(i * (size - tile) / max(1, count - 1)) for i in range(count)]
+
+
+def tile_ramp(tile: int, cell: int) -> Float[np.ndarray, " n"]:
+    """Weights along one axis of a tile, in output positions: from 0 at either edge to 1 over the overlap."""
+    position = np.arange(tile * cell) + 0.5
+    return np.minimum(1.0, np.minimum(position, tile * cell - position) / (max(1, tile // 4) * cell))

@@ -1,0 +1,75 @@
+"""The whole way on moving handwritten digits, small enough for two CPU cores: a video VAE, then a DiT on its latents.
+
+    dit-video demo                                                                   both, with everything in between
+
+    dit-video train --config=experiments/quickstart.py:vae --workdir=runs/quickstart_vae
+    dit-video encode --config=experiments/quickstart.py
+    dit-video train --config=experiments/quickstart.py --workdir=runs/quickstart_dit
+    dit-video evaluate --workdir=runs/quickstart_dit --num_clips=32 --num_frames=9
+
+Clips of 9 frames at 32x32: one digit of scikit-learn's set, moving. Digits of held-out clips are in no training clip.
+"""
+
+from dit_video.data.dataset import Data
+from dit_video.data.sources import LatentCache, MovingDigits
+from dit_video.data.transforms import ClipTransform
+from dit_video.diffusion.guidance import Guidance
+from dit_video.diffusion.objective import rectified_flow
+from dit_video.diffusion.sampler import Heun
+from dit_video.dit.condition import ClassCondition
+from dit_video.dit.dit import DiTConfig
+from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
+from dit_video.experiment import Experiment
+from dit_video.tasks.autoencode import Autoencode
+from dit_video.tasks.denoise import Denoise, TrainedCodec
+from dit_video.training.loop import Schedule
+from dit_video.training.optimizer import EMA, AdamW, Decay
+from dit_video.vae.video_vae import VideoVAEConfig
+
+VAE = VideoVAEConfig(channels=32, multipliers=(1, 2, 4), num_blocks=1, num_decoder_blocks=1, latent_channels=16)
+
+
+def get_config(arg: str = "dit") -> Experiment:
+    """`vae` or `dit`."""
+    runs = {"vae": vae, "dit": dit}
+    if arg not in runs:
+        raise ValueError(f"experiments/quickstart.py:{arg}: must be {' or '.join(runs)}")
+    return runs[arg]()
+
+
+def vae(*, steps: int = 600) -> Experiment:
+    return Experiment(
+        task=Autoencode(vae=VAE),
+        data=digits(batch_size=32),
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=50, decay=Decay.COSINE),
+        ema=EMA(decay=0.99),
+        schedule=Schedule(num_steps=steps, log_every=20, save_every=300),
+        evaluators={"reconstruction": Reconstruction(every=300)},
+    )
+
+
+def dit(*, steps: int = 1500) -> Experiment:
+    return Experiment(
+        task=Denoise(
+            network=DiTConfig(hidden_size=192, depth=4, num_heads=3, patch_size=(1, 1, 1)),
+            codec=TrainedCodec(vae=VAE, run="runs/quickstart_vae"),
+            condition=ClassCondition(num_classes=10, drop_rate=0.1),
+            objective=rectified_flow(),
+            sampler=Heun(num_steps=20),
+            guidance=Guidance(scale=2.0),
+        ),
+        data=digits(batch_size=64, cache=LatentCache(directory="data/quickstart_latents")),
+        optimizer=AdamW(learning_rate=1e-3, warmup_steps=100, decay=Decay.COSINE),
+        ema=EMA(decay=0.995),
+        schedule=Schedule(num_steps=steps, log_every=50, save_every=500),
+        evaluators={"held-out error": HeldOutError(every=500), "samples": Samples(every=500)},
+    )
+
+
+def digits(*, batch_size: int, cache: LatentCache | None = None) -> Data:
+    return Data(
+        source=MovingDigits(directory="data/moving_digits", num_train=4000, num_held_out=500, size=32, num_frames=9),
+        clips=ClipTransform(num_frames=9, size=(32, 32)),
+        batch_size=batch_size,
+        cache=cache,
+    )

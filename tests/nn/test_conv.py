@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dit_video.nn.conv import CausalConv3d, Downsample, Upsample, fold, stream, unfold
+
+# A chunk of another length makes other matrix shapes, for which XLA may add the same products in another
+# order: equal up to float32 rounding, not bit for bit.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def clip(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(7), shape)
+
+
+def test_equals_a_3d_convolution_over_the_repeated_first_frame():
+    conv = CausalConv3d(3, 5, (3, 3, 3), rngs=nnx.Rngs(0))
+    conv.bias[...] = jnp.arange(5.0)
+    x = clip(2, 4, 6, 5, 3)
+    padded = jnp.concatenate([x[:, :1], x[:, :1], x], axis=1)
+    dims = ("NDHWC", "DHWIO", "NDHWC")
+    expected = jax.lax.conv_general_dilated(
+        padded, conv.kernel[...], (1, 1, 1), [(0, 0), (1, 1), (1, 1)], dimension_numbers=dims
+    )
+    np.testing.assert_allclose(conv(x)[0], expected + jnp.arange(5.0), **ROUNDING)
+
+
+def test_a_later_frame_changes_no_earlier_output():
+    conv = CausalConv3d(3, 4, rngs=nnx.Rngs(0))
+    x = clip(1, 6, 4, 4, 3)
+    np.testing.assert_array_equal(conv(x.at[:, 4:].add(1.0))[0][:, :4], conv(x)[0][:, :4])
+
+
+def test_a_still_video_gives_the_output_of_its_image_at_every_frame():
+    conv = CausalConv3d(3, 4, rngs=nnx.Rngs(0))
+    image = clip(1, 1, 4, 4, 3)
+    still = conv(jnp.repeat(image, 5, axis=1))[0]
+    np.testing.assert_allclose(still, jnp.repeat(conv(image)[0], 5, axis=1), **ROUNDING)
+
+
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 1, 1), (2, 2, 2), (4, 2, 1)])
+def test_unfold_inverts_fold(stride):
+    x = clip(2, 9, 4, 4, 3)
+    np.testing.assert_array_equal(unfold(fold(x, stride, first=True), stride, first=True), x)
+    later = x[:, 1:]
+    np.testing.assert_array_equal(unfold(fold(later, stride, first=False), stride, first=False), later)
+
+
+def test_fold_puts_the_first_frame_alone():
+    x = clip(1, 5, 2, 2, 1)
+    cells = fold(x, (2, 1, 1), first=True)
+    assert cells.shape == (1, 3, 2, 2, 2)
+    np.testing.assert_array_equal(cells[:, 0], jnp.concatenate([x[:, 0], x[:, 0]], axis=-1))
+    np.testing.assert_array_equal(cells[:, 1], jnp.concatenate([x[:, 1], x[:, 2]], axis=-1))
+
+
+def test_upsampling_returns_to_the_size_before_downsampling():
+    down = Downsample(4, 8, (2, 2, 2), rngs=nnx.Rngs(0))
+    up = Upsample(8, 4, (2, 2, 2), rngs=nnx.Rngs(1))
+    for num_frames, num_groups in ((1, 1), (5, 3)):
+        h, _ = down(clip(1, num_frames, 4, 4, 4))
+        assert h.shape == (1, num_groups, 2, 2, 8)
+        assert up(h)[0].shape == (1, num_frames, 4, 4, 4)
+
+
+def test_chunks_give_what_the_whole_clip_gives():
+    """1 + 4k frames first, 4k later, the cache carried through jit; and the same carried by a scan."""
+    layers = nnx.List(
+        [
+            CausalConv3d(3, 4, (3, 3, 3), rngs=nnx.Rngs(0)),
+            Downsample(4, 8, (2, 2, 2), rngs=nnx.Rngs(1)),
+            CausalConv3d(8, 8, (3, 1, 1), rngs=nnx.Rngs(2)),
+            Upsample(8, 4, (2, 2, 2), rngs=nnx.Rngs(3)),
+        ]
+    )
+    x = clip(1, 13, 4, 4, 3)
+    whole, _ = stream(layers, x)
+    apply = jax.jit(stream)
+    parts, cache = [], None
+    for start, stop in ((0, 5), (5, 9), (9, 13)):
+        y, cache = apply(layers, x[:, start:stop], cache)
+        parts.append(y)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, **ROUNDING)
+
+    _, cache = apply(layers, x[:, :5])
+    chunks = jnp.moveaxis(x[:, 5:].reshape(1, 2, 4, 4, 4, 3), 1, 0)
+    _, ys = jax.lax.scan(lambda cache, part: stream(layers, part, cache)[::-1], cache, chunks)
+    np.testing.assert_allclose(jnp.concatenate([ys[0], ys[1]], axis=1), whole[:, 5:], **ROUNDING)
+
+
+def test_kernels_name_one_logical_axis_per_dimension():
+    conv = CausalConv3d(3, 4, rngs=nnx.Rngs(0))
+    assert conv.kernel.get_metadata()["axes"] == (None, None, None, "channels_in", "channels_out")
+    assert conv.bias.get_metadata()["axes"] == ("channels_out",)

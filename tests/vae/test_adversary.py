@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dit_video.vae.adversary import (
+    AutoencodeLoss,
+    Critic,
+    Reconstruction,
+    autoencode_loss,
+    critic_loss,
+    detail_distance,
+    generator_loss,
+    kl_divergence,
+    psnr,
+)
+from dit_video.vae.video_vae import Autoencoded
+
+
+@pytest.fixture(scope="module")
+def critic() -> Critic:
+    return Critic(4, rngs=nnx.Rngs(0))
+
+
+def clips(seed: int) -> jax.Array:
+    return jax.random.uniform(jax.random.key(seed), (2, 5, 16, 16, 3), minval=-1.0)
+
+
+def biggest(tree) -> float:
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+def test_generator_term_moves_the_vae_only(critic):
+    assert biggest(jax.grad(generator_loss)(critic, clips(0))) == 0.0
+    assert biggest(jax.grad(generator_loss, argnums=1)(critic, clips(0))) > 0.0
+
+
+def test_critic_term_moves_the_critic_only(critic):
+    assert biggest(jax.grad(critic_loss)(critic, clips(0), clips(1))) > 0.0
+    assert biggest(jax.grad(critic_loss, argnums=1)(critic, clips(0), clips(1))) == 0.0
+
+
+def test_the_sum_is_the_two_in_one_step(critic):
+    """The gradient of the one scalar is the generator's for the VAE and the hinge's for the critic."""
+    config = AutoencodeLoss(kl=0.0, adversarial=0.5)
+    moments = jnp.zeros((2, 2, 2, 2, 8))
+
+    def total(critic, reconstruction):
+        return autoencode_loss(config, Autoencoded(reconstruction, moments), clips(1), critic, 0)[0]
+
+    for_critic, for_vae = jax.grad(total, argnums=(0, 1))(critic, clips(0))
+    expected = jax.grad(critic_loss)(critic, clips(0), clips(1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), for_critic, expected)
+    l1 = jnp.sign(clips(0) - clips(1)) / clips(0).size
+    generator = jax.grad(generator_loss, argnums=1)(critic, clips(0))
+    np.testing.assert_allclose(for_vae, l1 + 0.5 * generator, rtol=1e-3, atol=1e-7)
+
+
+def test_adversary_waits_for_its_step(critic):
+    config = AutoencodeLoss(adversarial=0.5, adversarial_start=10)
+    output = Autoencoded(clips(0), jnp.zeros((2, 2, 2, 2, 8)))
+
+    @jax.jit
+    def at(step):
+        return jax.grad(lambda c: autoencode_loss(config, output, clips(1), c, step)[0])(critic)
+
+    assert biggest(at(9)) == 0.0
+    assert biggest(at(10)) > 0.0
+
+
+def test_critic_learns_to_tell_noise_from_its_blur():
+    critic = Critic(4, rngs=nnx.Rngs(0))
+    real, fake = clips(0), 0.3 * clips(1)
+    optimizer = optax.adam(1e-2)
+    state = optimizer.init(nnx.state(critic, nnx.Param))
+    graph, parameters = nnx.split(critic)
+
+    @jax.jit
+    def step(parameters, state):
+        loss, gradient = jax.value_and_grad(lambda p: critic_loss(nnx.merge(graph, p), fake, real))(
+            parameters
+        )
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(parameters, updates), state, loss
+
+    for _ in range(30):
+        parameters, state, loss = step(parameters, state)
+    assert loss < 0.2
+
+
+def test_adversarial_weight_without_a_critic_is_an_error():
+    output = Autoencoded(clips(0), jnp.zeros((2, 2, 2, 2, 8)))
+    with pytest.raises(ValueError, match=r"AutoencodeLoss.adversarial=0.1: needs a Critic"):
+        autoencode_loss(AutoencodeLoss(adversarial=0.1), output, clips(1), None, 0)
+    with pytest.raises(ValueError, match=r"AutoencodeLoss.kl=-1.0"):
+        AutoencodeLoss(kl=-1.0)
+
+
+@pytest.mark.parametrize("kind", list(Reconstruction))
+def test_a_perfect_reconstruction_of_a_standard_normal_posterior_costs_nothing(kind):
+    output = Autoencoded(clips(0), jnp.zeros((2, 2, 2, 2, 8)))
+    config = AutoencodeLoss(reconstruction=kind, kl=1.0, perceptual=1.0)
+    total, metrics = autoencode_loss(config, output, clips(0), None, 0)
+    np.testing.assert_allclose(total, 0.01 if kind is Reconstruction.CHARBONNIER else 0.0, atol=1e-6)
+    assert set(metrics) == {"reconstruction", "kl", "psnr", "perceptual"}
+
+
+def test_kl_of_a_shifted_and_scaled_gaussian():
+    """KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - log s."""
+    moments = jnp.broadcast_to(jnp.asarray([3.0, jnp.log(4.0)]), (1, 1, 1, 1, 2))
+    value = kl_divergence(Autoencoded(clips(0), moments))
+    np.testing.assert_allclose(value, (9.0 + 4.0 - 1.0) / 2 - np.log(2.0), rtol=1e-6)
+
+
+def test_detail_ignores_brightness_and_sees_flicker():
+    assert detail_distance(jnp.full((1, 5, 8, 8, 3), 0.3)) < 1e-6
+    flicker = jnp.broadcast_to(
+        jnp.asarray([1.0, -1.0, 1.0, -1.0, 1.0])[None, :, None, None, None], (1, 5, 8, 8, 3)
+    )
+    assert detail_distance(flicker) > 0.5
+
+
+def test_psnr_of_an_error_of_one_tenth_of_the_range_is_20_db():
+    np.testing.assert_allclose(psnr(jnp.full((2, 1, 4, 4, 3), 0.2)), 20.0, rtol=1e-5)

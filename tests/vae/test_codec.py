@@ -1,0 +1,138 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dit_video.vae.codec import (
+    LatentCodec,
+    in_tiles,
+    latent_statistics,
+    tile_ramp,
+    tile_starts,
+    to_pixels,
+    to_video,
+)
+from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
+
+CONFIG = VideoVAEConfig(
+    channels=8,
+    multipliers=(1, 2),
+    strides=((2, 4, 4), (2, 2, 2)),
+    num_blocks=1,
+    num_decoder_blocks=1,
+    latent_channels=4,
+)
+
+
+@pytest.fixture(scope="module")
+def codec() -> LatentCodec:
+    """No parameter is zero: fresh residual blocks are the identity and see no neighbour."""
+    vae = VideoVAE(CONFIG, rngs=nnx.Rngs(0))
+    leaves, tree = jax.tree.flatten(nnx.state(vae, nnx.Param))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+    nnx.update(vae, jax.tree.unflatten(tree, leaves))
+    return LatentCodec(vae, mean=np.arange(4.0), std=np.asarray([0.5, 1.0, 2.0, 4.0]))
+
+
+def video(num_frames: int = 9, rows: int = 16, columns: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (1, num_frames, rows, columns, 3), np.uint8)
+
+
+def latents(t: int = 3, h: int = 2, w: int = 2) -> jax.Array:
+    return jax.random.normal(jax.random.key(3), (1, t, h, w, 4))
+
+
+encode = jax.jit(LatentCodec.moments, static_argnames=("tile", "chunk"))
+decode = jax.jit(LatentCodec.decode, static_argnames=("tile", "chunk"))
+
+
+def test_uint8_survives_the_way_to_pixels_and_back():
+    every = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16, 1)
+    assert to_pixels(every).min() == -1.0
+    assert to_pixels(every).max() == 1.0
+    np.testing.assert_array_equal(to_video(to_pixels(every)), every)
+    np.testing.assert_array_equal(to_video(jnp.asarray([-3.0, 3.0]).reshape(1, 1, 1, 2, 1)).ravel(), [0, 255])
+
+
+def test_unwhitening_inverts_whitening(codec):
+    moments = encode(codec, video())
+    z = codec.unwhiten(codec.whiten(moments))
+    np.testing.assert_allclose(z, moments[..., :4], rtol=1e-5, atol=1e-5)
+
+
+def test_whitening_by_measured_statistics_gives_zero_mean_and_unit_variance(codec):
+    moments = [5.0 + jax.random.normal(jax.random.key(i), (2, 3, 4, 4, 8)) for i in range(8)]
+    mean, std = latent_statistics(moments)
+    whitened = LatentCodec(codec.vae, mean, std)
+    samples = [whitened.whiten(m, jax.random.key(i)) for i, m in enumerate(moments)]
+    np.testing.assert_allclose(np.mean(samples, axis=(0, 1, 2, 3, 4)), 0.0, atol=0.1)
+    np.testing.assert_allclose(np.std(samples, axis=(0, 1, 2, 3, 4)), 1.0, atol=0.1)
+
+
+def test_statistics_are_those_of_all_moments_at_once():
+    """Total variance, over batches of unequal size and rank and a mean far from zero."""
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(100.0, 1.0, (n, 8)).astype(np.float32) for n in (1, 7, 30)]
+    batches = [np.concatenate([b[..., :4], b[..., 4:] - 100.0], axis=-1) for b in batches]
+    together = np.concatenate(batches).astype(np.float64)
+    mean, std = latent_statistics([batches[0], batches[1][None], batches[2].reshape(2, 3, 5, 8)])
+    np.testing.assert_allclose(mean, together[:, :4].mean(0), rtol=1e-6)
+    variance = together[:, :4].var(0) + np.exp(together[:, 4:]).mean(0)
+    np.testing.assert_allclose(std, np.sqrt(variance), rtol=1e-5)
+    with pytest.raises(ValueError, match="no moments given"):
+        latent_statistics([])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 9])
+def test_chunks_give_the_whole_clip(codec, chunk):
+    """Up to float32 rounding: other lengths are other matrix shapes. In uint8 that is at most one level."""
+    moments = encode(codec, video(17))
+    np.testing.assert_allclose(encode(codec, video(17), chunk=chunk), moments, rtol=1e-4, atol=1e-4)
+    z = latents(5)
+    difference = decode(codec, z).astype(int) - decode(codec, z, chunk=chunk)
+    assert np.abs(difference).max() <= 1
+
+
+def test_one_tile_that_covers_all_is_the_untiled_result(codec):
+    np.testing.assert_array_equal(decode(codec, latents(), tile=2), decode(codec, latents()))
+    np.testing.assert_array_equal(encode(codec, video(), tile=8), encode(codec, video()))
+
+
+def test_tiles_agree_with_the_whole_away_from_their_seams(codec):
+    """Latents of 4 x 20 cells in tiles of 12, the second at cell 8: cells 0-5 and 14-19 are one tile's alone
+    and lie beyond the convolutions' reach (2 cells) of the seam."""
+    z = latents(2, 4, 20)
+    tiled, whole = decode(codec, z, tile=12).astype(int), decode(codec, z).astype(int)
+    assert tile_starts(20, 12) == [0, 8]
+    assert np.abs(tiled - whole)[..., : 6 * 8, :].max() <= 1
+    assert np.abs(tiled - whole)[..., 14 * 8 :, :].max() <= 1
+    x = video(5, 32, 160)
+    tiled, whole = encode(codec, x, tile=12, chunk=1), encode(codec, x)
+    np.testing.assert_allclose(tiled[..., :6, :], whole[..., :6, :], rtol=1e-3, atol=1e-3)
+
+
+def test_blending_pointwise_maps_changes_nothing():
+    """Weights sum to one: where tiles agree, the blend is what they agree on."""
+    x = jax.random.normal(jax.random.key(0), (1, 2, 11, 7, 3))
+    blended = in_tiles(lambda tile: 2.0 * tile, x, 4, cells_in=(1, 1), cells_out=(1, 1))
+    np.testing.assert_allclose(blended, 2.0 * x, rtol=1e-5)
+    with pytest.raises(ValueError, match="tile=1"):
+        in_tiles(lambda tile: tile, x, 1, cells_in=(1, 1), cells_out=(1, 1))
+
+
+@pytest.mark.parametrize(("size", "tile"), [(8, 8), (9, 8), (64, 16), (17, 5), (3, 2)])
+def test_tiles_cover_all_and_overlap_by_a_quarter(size, tile):
+    starts = tile_starts(size, tile)
+    assert starts[0] == 0
+    assert starts[-1] == size - tile
+    assert all(b - a <= tile - max(1, tile // 4) for a, b in itertools.pairwise(starts))
+    assert tile_ramp(tile, 8).min() > 0.0
+
+
+def test_wrong_sizes_are_refused_before_tiling(codec):
+    with pytest.raises(ValueError, match="frames=8"):
+        codec.moments(video(8), tile=2)
