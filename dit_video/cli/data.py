@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +67,7 @@ def _add_ingest(commands) -> None:
     parser = command(commands, "ingest", "turn folders and tars of videos into a data set", INGEST)
     parser.add_argument("sources", nargs="+", metavar="FOLDER_OR_TAR")
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the set")
-    parser.add_argument(
-        "--labels", metavar="FILE", help="CSV or TSV with a header; its rows describe the files"
-    )
+    parser.add_argument("--labels", metavar="FILE", help="CSV or TSV with a header; its rows describe the files")
     parser.add_argument("--key", default="key", metavar="COL", help="column that names a file (default: key)")
     parser.add_argument("--label", metavar="COL", help="column with the class")
     parser.add_argument("--caption", metavar="COL", help="column with a sentence")
@@ -77,12 +75,8 @@ def _add_ingest(commands) -> None:
     parser.add_argument(
         "--held_out_fraction", type=float, default=0.1, metavar="F", help="share held out (default 0.1)"
     )
-    parser.add_argument(
-        "--max_size", type=int, metavar="PIXELS", help="longest short side (default: keep sizes)"
-    )
-    parser.add_argument(
-        "--num_workers", type=int, metavar="N", help="files decoded at once (default: one per core)"
-    )
+    parser.add_argument("--max_size", type=int, metavar="PIXELS", help="longest short side (default: keep sizes)")
+    parser.add_argument("--num_workers", type=int, metavar="N", help="files decoded at once (default: one per core)")
     parser.set_defaults(run=run_ingest)
 
 
@@ -127,9 +121,7 @@ def run_ingest(arguments: argparse.Namespace) -> int:
         )
     _print_skipped(console, manifest)
     counts = ", ".join(f"{len(manifest.stored(split))} {split}" for split in Split)
-    console.print(
-        f"{escape(arguments.out)}: {counts}; look at it with: dit-video data inspect {escape(arguments.out)}"
-    )
+    console.print(f"{escape(arguments.out)}: {counts}; look at it with: dit-video data inspect {escape(arguments.out)}")
     return 0
 
 
@@ -204,7 +196,7 @@ def _overview(manifest: Manifest) -> Table:
     return table
 
 
-def _range(values: list[float], show: Callable[[float], str]) -> str:
+def _range(values: Sequence[float], show: Callable[[float], str]) -> str:
     low, high = show(min(values)), show(max(values))
     return low if low == high else f"{low}..{high}"
 
@@ -242,9 +234,7 @@ def _print_skipped(console: Console, manifest: Manifest) -> None:
         console.print(table)
     if rows := manifest.rows_without_file:
         named = ", ".join(rows[:5])
-        console.print(
-            f"{len(rows)} rows of the labels file name no file: {escape(named)}{' ...' if rows[5:] else ''}"
-        )
+        console.print(f"{len(rows)} rows of the labels file name no file: {escape(named)}{' ...' if rows[5:] else ''}")
 
 
 def contact_sheet(source: VideoSet) -> np.ndarray:

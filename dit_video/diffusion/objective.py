@@ -124,9 +124,7 @@ class Gaussian:
             weight=self.weighting.weight(self.path, self.prediction, t),
         )
 
-    def loss(
-        self, prediction: Latents, corrupted: Corrupted
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    def loss(self, prediction: Latents, corrupted: Corrupted) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Weighted mean squared error, and the same per interval of t.
 
         Metrics: for each of NUM_BINS equal intervals `loss/t_LOW_HIGH`, the mean over the frames (or clips)

@@ -174,9 +174,7 @@ class TokenShift:
 
     def __post_init__(self) -> None:
         if self.base < 1:
-            raise ValueError(
-                f"TokenShift.base={self.base}: must be at least 1, the number of positions without shift"
-            )
+            raise ValueError(f"TokenShift.base={self.base}: must be at least 1, the number of positions without shift")
         if self.limit < 1:
             raise ValueError(f"TokenShift.limit={self.limit}: must be at least 1; 1 means no shift")
 

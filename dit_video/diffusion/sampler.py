@@ -34,9 +34,7 @@ class Sampler(abc.ABC):
         if self.num_steps < 1:
             raise ValueError(f"{type(self).__name__}.num_steps={self.num_steps}: must be at least 1")
 
-    def __call__(
-        self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]
-    ) -> Latents:
+    def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
         """Latents x_0 from standard normal x_1. Deterministic samplers make no use of `keys`."""
         grid = objective.time_grid(self.num_steps, math.prod(x_1.shape[1:4]))
 

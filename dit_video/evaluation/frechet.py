@@ -68,9 +68,7 @@ def kernel_distance(x: Features, y: Features, *, block_size: int | None = None) 
     if block_size is None:
         return _kernel_distance(x, y)
     if block_size < 2:
-        raise ValueError(
-            f"kernel_distance: block_size={block_size}, must be at least 2 (or None for all rows at once)"
-        )
+        raise ValueError(f"kernel_distance: block_size={block_size}, must be at least 2 (or None for all rows at once)")
     num_blocks = -(-max(len(x), len(y)) // block_size)
     if min(len(x), len(y)) < 2 * num_blocks:
         raise ValueError(
@@ -133,9 +131,7 @@ class FeatureMoments:
         under the root, once for each direction without variance. Where N <= D prefer the features themselves.
         """
         if self.mean.size != other.mean.size:
-            raise ValueError(
-                f"FeatureMoments.frechet_terms: D={self.mean.size} and D={other.mean.size} differ"
-            )
+            raise ValueError(f"FeatureMoments.frechet_terms: D={self.mean.size} and D={other.mean.size} differ")
         x, y = self.covariance, other.covariance
         root = np.linalg.svd(_factor(x) @ _factor(y).T, compute_uv=False).sum()
         trace = np.trace(x) + np.trace(y)
@@ -184,7 +180,5 @@ def _checked(features: Features, name: str, *, least_rows: int) -> Float64[np.nd
     features = features.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if bad.size:
-        raise ValueError(
-            f"{name}: {bad.size} of {len(features)} rows are not finite, the first is row {bad[0]}"
-        )
+        raise ValueError(f"{name}: {bad.size} of {len(features)} rows are not finite, the first is row {bad[0]}")
     return features

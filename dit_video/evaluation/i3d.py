@@ -6,8 +6,8 @@ Models of Video" (2018) define FVD on its 400 logits, averaged over time, before
 no scale, folded into the kernels here; frames resized to 224x224 without keeping their aspect ratio; all in full
 float32.
 
-Where the time goes: 3-D convolutions. They are computed as 2-D ones over whole frames, for which XLA on CPU reaches
-the speed of its matrix product, and minimal filtering along time halves how many are needed (see `Conv3D`).
+Its 3-D convolutions are written as 2-D ones, which XLA runs on CPU at the speed of a matrix product; in the four
+that take most of the arithmetic, minimal filtering along time halves it (see `FilteredConv3D`).
 """
 
 import enum
@@ -57,12 +57,12 @@ class I3D(nnx.Module):
             ValueError: a tensor is missing or left over.
         """
         tensors = dict(tensors)
-        self.conv_1a = Conv3D(*fold(tensors, "Conv3d_1a_7x7"), stride=2)
+        self.conv_1a = FilteredConv3D(*fold(tensors, "Conv3d_1a_7x7"), stride=2)
         self.conv_2b = Pointwise(*fold(tensors, "Conv3d_2b_1x1"))
-        self.conv_2c = Conv3D(*fold(tensors, "Conv3d_2c_3x3"))
-        self.mixed_3 = nnx.List([Inception(tensors, f"Mixed_3{letter}") for letter in "bc"])
-        self.mixed_4 = nnx.List([Inception(tensors, f"Mixed_4{letter}") for letter in "bcdef"])
-        self.mixed_5 = nnx.List([Inception(tensors, f"Mixed_5{letter}") for letter in "bc"])
+        self.conv_2c = FilteredConv3D(*fold(tensors, "Conv3d_2c_3x3"))
+        self.mixed_3 = nnx.List([Inception(tensors, f"Mixed_3{letter}", FilteredConv3D) for letter in "bc"])
+        self.mixed_4 = nnx.List([Inception(tensors, f"Mixed_4{letter}", Conv3D) for letter in "bcdef"])
+        self.mixed_5 = nnx.List([Inception(tensors, f"Mixed_5{letter}", Conv3D) for letter in "bc"])
         self.head = Pointwise(*fold(tensors, "Logits/Conv3d_0c_1x1"))
         if tensors:
             raise ValueError(f"I3D weights: {len(tensors)} tensors have no use, the first is {min(tensors)}")
@@ -93,13 +93,14 @@ class I3D(nnx.Module):
 class Inception(nnx.Module):
     """Four branches over channels: 1x1x1; 1x1x1 then 3x3x3, twice; 3x3x3 max pool then 1x1x1. ReLU after each."""
 
-    def __init__(self, tensors: dict[str, np.ndarray], name: str):
+    def __init__(self, tensors: dict[str, np.ndarray], name: str, widest: "type[Conv3D] | type[FilteredConv3D]"):
+        """Takes its tensors out of the dict. `widest` computes branch 1, which has most of the arithmetic."""
         # The three 1x1x1 convolutions that read the block's input are one, their output channels side by side.
         pointwise = [fold(tensors, f"{name}/Branch_{branch}/Conv3d_0a_1x1") for branch in (0, 1, 2)]
         kernels, biases = zip(*pointwise)
         self.splits = tuple(int(i) for i in np.cumsum([bias.size for bias in biases])[:-1])
         self.pointwise = Pointwise(np.concatenate(kernels, axis=-1), np.concatenate(biases))
-        self.branch_1 = Conv3D(*fold(tensors, f"{name}/Branch_1/Conv3d_0b_3x3"))
+        self.branch_1 = widest(*fold(tensors, f"{name}/Branch_1/Conv3d_0b_3x3"))
         self.branch_2 = Conv3D(*fold(tensors, f"{name}/Branch_2/Conv3d_0b_3x3"))
         self.branch_3 = Pointwise(*fold(tensors, f"{name}/Branch_3/Conv3d_0b_1x1"))
 
@@ -123,6 +124,21 @@ class Pointwise(nnx.Module):
 
 
 class Conv3D(nnx.Module):
+    """3x3x3 convolution with bias: one 2-D convolution over three frames side by side along channels."""
+
+    def __init__(self, kernel: Float[np.ndarray, "3 3 3 C D"], bias: Float[np.ndarray, "D"]):
+        # [kh, kw, 3 C, D]: channels ordered (frame, channel).
+        self.kernel = nnx.Param(jnp.asarray(np.concatenate(list(kernel), axis=2)))
+        self.bias = nnx.Param(jnp.asarray(bias))
+
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W D"]:
+        frames = x.shape[1]
+        x = jnp.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0), (0, 0)])
+        x = jnp.concatenate([x[:, i : i + frames] for i in range(3)], axis=-1)
+        return convolve_frames(x, self.kernel[...]) + self.bias[...]
+
+
+class FilteredConv3D(nnx.Module):
     """3-D convolution with bias and TF `SAME` padding, by minimal filtering along time.
 
     The F(m, r) algorithm of Winograd (1980) gives m outputs of a filter with r taps by m + r - 1 products instead of
@@ -133,9 +149,7 @@ class Conv3D(nnx.Module):
     The algorithm is exact. In float32 its rounding error is about twice that of the plain sum.
     """
 
-    def __init__(
-        self, kernel: Float[np.ndarray, "k kh kw C D"], bias: Float[np.ndarray, "D"], *, stride: int = 1
-    ):
+    def __init__(self, kernel: Float[np.ndarray, "k kh kw C D"], bias: Float[np.ndarray, "D"], *, stride: int = 1):
         self.window, *extent, channels, features = kernel.shape
         self.stride = stride
         self.num_taps = -(-self.window // stride)
@@ -155,16 +169,14 @@ class Conv3D(nnx.Module):
         last = OUTPUTS * (num_tiles - 1) + 1
         inputs = [x[:, i : i + last : OUTPUTS] for i in range(len(of_inputs))]
         products = [
-            self._convolve_frames(_combine(weights, inputs), kernel)
+            convolve_frames(_combine(weights, inputs), kernel, self.stride)
             for weights, kernel in zip(of_inputs, self.kernel[...])
         ]
         outputs = jnp.stack([_combine(weights, products) for weights in to_outputs], axis=2)
         outputs = outputs.reshape(len(x), num_tiles * OUTPUTS, *outputs.shape[3:])
         return outputs[:, :num_outputs] + self.bias[...]
 
-    def _side_by_side(
-        self, x: Float[Array, "B T H W C"], before: int, length: int
-    ) -> Float[Array, "B {length} H W D"]:
+    def _side_by_side(self, x: Float[Array, "B T H W C"], before: int, length: int) -> Float[Array, "B {length} H W D"]:
         """Pads with zeros in time and stacks every `stride` frames along channels."""
         batch, frames, height, width, channels = x.shape
         after = length * self.stride - frames - before
@@ -172,18 +184,20 @@ class Conv3D(nnx.Module):
         x = x.reshape(batch, length, self.stride, height, width, channels)
         return jnp.moveaxis(x, 2, 4).reshape(batch, length, height, width, self.stride * channels)
 
-    def _convolve_frames(
-        self, x: Float[Array, "B T H W C"], kernel: Float[Array, "kh kw C D"]
-    ) -> Float[Array, "B T h w D"]:
-        frames = jax.lax.conv_general_dilated(
-            x.reshape(-1, *x.shape[2:]),
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=PRECISION,
-        )
-        return frames.reshape(*x.shape[:2], *frames.shape[1:])
+
+def convolve_frames(
+    x: Float[Array, "B T H W C"], kernel: Float[Array, "kh kw C D"], stride: int = 1
+) -> Float[Array, "B T h w D"]:
+    """2-D convolution of each frame, TF `SAME`."""
+    frames = jax.lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[2:]),
+        kernel,
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=PRECISION,
+    )
+    return frames.reshape(*x.shape[:2], *frames.shape[1:])
 
 
 @functools.cache
@@ -253,9 +267,7 @@ def resize_matrix(size: int, rule: ResizeRule) -> Float[np.ndarray, "224 {size}"
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "resize"))
-def forward(
-    definition: nnx.GraphDef, weights: nnx.State, video: Video, resize: ResizeRule
-) -> Float[Array, "B 400"]:
+def forward(definition: nnx.GraphDef, weights: nnx.State, video: Video, resize: ResizeRule) -> Float[Array, "B 400"]:
     """One compiled batch, weights as an argument: place `weights` and `video` on a mesh and it runs there."""
     return nnx.merge(definition, weights)(video, resize)
 
@@ -295,9 +307,7 @@ def check(videos: np.ndarray) -> None:
     """Raises ValueError, naming what is wrong, unless `videos` is uint8 [N T H W 3] with N > 0 and T >= 9."""
     shape, dtype = np.shape(videos), getattr(videos, "dtype", type(videos))
     if dtype != np.uint8:
-        raise ValueError(
-            f"i3d.logits: videos are {dtype}, must be uint8 in 0..255; scale and round them first"
-        )
+        raise ValueError(f"i3d.logits: videos are {dtype}, must be uint8 in 0..255; scale and round them first")
     if len(shape) != 5 or shape[-1] != 3:
         raise ValueError(f"i3d.logits: videos have shape {shape}, must be [N T H W 3]")
     if shape[0] == 0:

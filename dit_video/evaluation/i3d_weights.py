@@ -55,9 +55,7 @@ def load() -> Tensors:
             return tensors
     tensors = read_checkpoint(find_checkpoint())
     if digest(tensors) != TENSORS_SHA256:
-        raise ValueError(
-            f"I3D tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}: the converter changed"
-        )
+        raise ValueError(f"I3D tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}: the converter changed")
     _write_atomically(tensors, file)
     return tensors
 
@@ -150,9 +148,7 @@ def digest(tensors: Mapping[str, np.ndarray]) -> str:
     return sha256.hexdigest()
 
 
-def _leaves(
-    tree: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, (*path, key))

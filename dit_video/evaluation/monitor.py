@@ -21,9 +21,7 @@ class HeldOutError:
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         errors = defaultdict(list)
-        for number, (batch, valid) in enumerate(
-            data.batches(Split.HELD_OUT, self.num_clips, self.batch_size)
-        ):
+        for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, self.batch_size)):
             found = subject.validate(batch, purpose_key(seed, "held-out error", number))
             for name, values in found.items():
                 errors[name].append(values[:valid])

@@ -44,9 +44,7 @@ def ssim(x: AnyVideo, y: AnyVideo, *, data_range: float | None = None) -> Float[
     if min(x.shape[2:4]) < WINDOW:
         raise ValueError(f"ssim: frames of {x.shape[2]}x{x.shape[3]}, must be at least {WINDOW}x{WINDOW}")
     # Shifted to the clip's own level: variances below are E[x^2] - E[x]^2, which cancels badly far from zero in float32.
-    level = jax.lax.stop_gradient(
-        (x.mean(axis=(1, 2, 3), keepdims=True) + y.mean(axis=(1, 2, 3), keepdims=True)) / 2
-    )
+    level = jax.lax.stop_gradient((x.mean(axis=(1, 2, 3), keepdims=True) + y.mean(axis=(1, 2, 3), keepdims=True)) / 2)
     u, v = x - level, y - level
     mean_u, mean_v = _blur(u), _blur(v)
     variances = _blur(u * u) - mean_u**2 + _blur(v * v) - mean_v**2

@@ -7,6 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+README = "README.md"
+
+_FILES = {
+    "model.safetensors": "parameters of the denoiser by name",
+    "codec.safetensors": "parameters of the VAE (`vae.*`), `mean` and `std` of its latents per channel",
+    "denoiser.stablehlo": "the denoiser as a program for CPU, CUDA and TPU, to be called with `model.safetensors`",
+    "decoder.stablehlo": "whitened latents -> video as a program, to be called with `codec.safetensors`",
+    "config.json": "architecture, objective, shapes, digests, versions",
+}
+
 
 @contextlib.contextmanager
 def fresh_folder(out: Path) -> Iterator[Path]:
@@ -28,70 +38,69 @@ def fresh_folder(out: Path) -> Iterator[Path]:
 
 
 def write_readme(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes README.md: what the files are and how each is loaded, for an export with this config.json."""
-    network, codec, origin = config["network"], config["codec"], config["origin"]
-    has = {path.name for path in folder.iterdir()}
-    about = f"{origin['weights']} weights of step {origin['step']} of the run `{origin['run']}`"
+    """Writes README.md for the files in `folder` and its config.json: what each is and how it is loaded."""
+    origin, versions, network = config["origin"], config["versions"], config["network"]
+    present = {path.name for path in folder.iterdir()}
+    programs = {name for name in present if name.endswith(".stablehlo")}
+    label = "" if not network else ", label" if network["num_classes"] else ", None"
     parts = [
-        f"# {origin['run']}\n\nWritten by `dit-video export` {config['versions']['dit_video']}: {about}. `config.json` says "
-        "the rest: architecture, objective, digests, versions."
+        f"# {origin['run']}",
+        f"Written by `dit-video export` {versions['dit_video']}: {origin['weights']} weights of step {origin['step']} "
+        f"of the run `{origin['run']}`.",
+        "\n".join(["| file | |", "|---|---|", *(f"| `{n}` | {what} |" for n, what in _FILES.items() if n in present)]),
     ]
-    files = ["| file | what it holds |", "|---|---|"]
-    for name, what in {
-        "model.safetensors": "parameters of the denoiser, by name",
-        "codec.safetensors": "parameters of the VAE (`vae.*`), per-channel `mean` and `std` of its latents",
-        "denoiser.stablehlo": "the denoiser as a program for CPU, CUDA and TPU; takes `model.safetensors`",
-        "decoder.stablehlo": "whitened latents to uint8 video as a program; takes `codec.safetensors`",
-    }.items():
-        if name in has:
-            files.append(f"| `{name}` | {what} |")
-    parts.append("\n".join(files))
-    t, h, w, c = config["latent_shape"]
-    if "decoder.stablehlo" in has:
-        parts.append(_programs_usage(config))
-    call = "network(x_t, t, label)" if network and network["num_classes"] else "network(x_t, t)"
-    lines = ["from pathlib import Path", "from dit_video.export.weights import load", 'export = load(Path("."))']
-    if network:
-        lines.append(f"prediction = export.{call.replace('(x_t, t)', '(x_t, t, None)')}")
-    lines.append("video = export.codec.decode(latents)")
-    parts.append("With `dit_video`, for clips of any length and size:\n\n" + _code(lines))
-    conventions = [
-        f"- latents: float32 `[b t h w c]` of zero mean and unit variance per channel, here `[b {t} {h} {w} {c}]`; "
-        f"pixels of the codec = `latents * std + mean` decoded, {' x '.join(map(str, codec['compression']))} "
-        "(frames, rows, columns) pixels a cell, the first frame alone.",
-        "- video: uint8 `[b T H W 3]`, here `[b {} {} {} 3]`.".format(*config["clip_shape"]),
-    ]
-    if network:
-        conventions.append(
-            "- t: noise level, 0 is data and 1 is noise. What `prediction` is, and x_t of t, is `task.objective` "
-            "in `config.json`."
-        )
-        if network["num_classes"]:
-            conventions.append(
-                f"- label: int32 `[b]`, 0 to {network['num_classes'] - 1}; {network['num_classes']} means none."
-            )
-    parts.append("\n".join(conventions))
-    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _programs_usage(config: Mapping[str, Any]) -> str:
-    network = config["network"]
-    lines = ["import jax, safetensors.numpy as st  # and flatbuffers installed"]
-    if network:
-        arguments = "x_t, t, label" if network["num_classes"] else "x_t, t"
-        lines += [
-            'denoiser = jax.export.deserialize(bytearray(open("denoiser.stablehlo", "rb").read()))',
-            f'prediction = denoiser.call(st.load_file("model.safetensors"), {arguments})',
+    if programs:
+        parts += [
+            f"With JAX alone, at any batch size (written by jax {versions['jax']}; loads in "
+            "releases of the six months after it):",
+            _programs_code(programs, "" if label == ", None" else label),
         ]
-    lines += [
-        'decoder = jax.export.deserialize(bytearray(open("decoder.stablehlo", "rb").read()))',
-        'video = decoder.call(st.load_file("codec.safetensors"), latents)',
-    ]
-    return (
-        f"With JAX alone, for any batch b (written by jax {config['versions']['jax']}; jax promises to load such files "
-        "for six months):\n\n" + _code(lines)
-    )
+    parts += ["With `dit_video`, for clips of any length and size:", _package_code(network is not None, label)]
+    parts += ["\n".join(_conventions(config))]
+    (folder / README).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _code(lines: list[str]) -> str:
+def _programs_code(programs: set[str], label: str) -> str:
+    lines = ["import jax.export, safetensors.numpy as st  # and flatbuffers installed"]
+    calls = {
+        "denoiser": f'prediction = denoiser.call(st.load_file("model.safetensors"), x_t, t{label})',
+        "decoder": 'video = decoder.call(st.load_file("codec.safetensors"), latents)',
+    }
+    for name, call in calls.items():
+        if f"{name}.stablehlo" in programs:
+            lines += [f'{name} = jax.export.deserialize(bytearray(open("{name}.stablehlo", "rb").read()))', call]
+    return _fenced(lines)
+
+
+def _package_code(denoiser: bool, label: str) -> str:
+    lines = ["import pathlib, dit_video.export.weights", 'export = dit_video.export.weights.load(pathlib.Path("."))']
+    if denoiser:
+        lines.append(f"prediction = export.network(x_t, t{label})")
+    return _fenced([*lines, "video = export.codec.decode(latents)"])
+
+
+def _fenced(lines: list[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
+
+
+def _conventions(config: Mapping[str, Any]) -> list[str]:
+    """A line for each array that goes in or out."""
+    network, codec = config["network"], config["codec"]
+    t, h, w, c = config["latent_shape"]
+    T, H, W = config["clip_shape"]
+    lines = [
+        f"- `latents`, float32 `[b {t} {h} {w} {c}]`: whitened, of zero mean and unit variance per channel; the VAE "
+        f"compresses {' x '.join(map(str, codec['compression']))} (frames, rows, columns), the first frame alone.",
+        f"- `video`, uint8 `[b {T} {H} {W} 3]`.",
+    ]
+    if network:
+        levels = t if config["task"]["objective"]["per_frame"] else 1
+        lines += [
+            f"- `x_t`, float32 `[b {t} {h} {w} {c}]`: latents at noise level `t`, float32 `[b {levels}]`, 0 for data "
+            "and 1 for noise.",
+            "- `prediction`, float32 like `x_t`: what `task.objective` in `config.json` says, as it says x_t of t.",
+        ]
+        if network["num_classes"]:
+            last = network["num_classes"] - 1
+            lines.append(f"- `label`, int32 `[b]`: 0 to {last}, and {last + 1} for none.")
+    return lines

@@ -16,10 +16,8 @@ from jax import export
 from jaxtyping import Array
 from safetensors.numpy import load_file
 
-from dit_video.arrays import Labels, Latents, Time, Video
-from dit_video.export.weights import CODEC, MODEL, Content
-from dit_video.nn.module import Definition, Params, params_of
-from dit_video.tasks.denoise import Denoise
+from dit_video.export.weights import CODEC, MODEL, Content, Denoiser, ExportMismatch, define_codec
+from dit_video.nn.module import Params, define, params_of
 
 DENOISER = "denoiser.stablehlo"
 DECODER = "decoder.stablehlo"
@@ -28,5 +26,134 @@ BATCH_SIZES = (1, 3)
 
 # Largest difference over largest value. The same arithmetic is compiled twice; only fusion may round differently.
 DENOISER_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-# Grey levels of 255.
-DECODER_TOLERANCE = {"float32": 1, "bfloat16": 4}
+# Grey levels of 255: a value on the edge between two may fall to either side.
+DECODER_TOLERANCE = {"float32": 1.0, "bfloat16": 4.0}
+
+Inputs = tuple[np.ndarray, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """How far a program on disk is from the network it was made from, over all of `BATCH_SIZES`."""
+
+    file: str
+    error: float
+    tolerance: float
+    measure: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function of (weights by name, inputs) to be exported.
+
+    Attributes:
+        weights: file whose tensors are its first argument.
+        example: (batch size) -> random inputs of that size.
+        distance: of two outputs, in the words of `measure`.
+    """
+
+    file: str
+    weights: str
+    call: Callable[..., Array]
+    params: Params
+    example: Callable[[int], Inputs]
+    distance: Callable[[np.ndarray, np.ndarray], float]
+    measure: str
+    tolerance: float
+
+
+def write_programs(content: Content, folder: Path) -> list[Compared]:
+    """Writes decoder and, of a diffusion run, denoiser into `folder`, where the weights are already.
+
+    Each is loaded again, called with the weights on disk and compared with the run's own network.
+
+    Raises:
+        ExportMismatch: a program differs from the network by more than its tolerance.
+    """
+    programs = [_decoder(content)]
+    if content.denoiser is not None:
+        programs.insert(0, _denoiser(content.denoiser, content.latent_shape))
+    compared = []
+    for program in programs:
+        (folder / program.file).write_bytes(_serialize(program))
+        compared.append(_compare(program, folder))
+    return compared
+
+
+def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int]) -> Program:
+    """(weights, x_t [b t h w c], t [b 1], label [b]) -> prediction; t is [b t] where each frame has its own."""
+    task = denoiser.task
+    definition = define(task.init)
+
+    def denoise(params: Params, x_t: Array, t: Array, *label: Array) -> Array:
+        return definition.bind(params)(x_t, t, *(label or (None,)))
+
+    def example(batch_size: int) -> Inputs:
+        rng = np.random.default_rng(batch_size)
+        x_t = rng.standard_normal((batch_size, *shape), np.float32)
+        t = rng.random((batch_size, shape[0] if task.objective.per_frame else 1), np.float32)
+        if task.condition is None:
+            return x_t, t
+        return x_t, t, rng.integers(0, task.condition.num_classes, batch_size, np.int32, endpoint=True)
+
+    return Program(
+        file=DENOISER,
+        weights=MODEL,
+        call=denoise,
+        params=params_of(denoiser.network),
+        example=example,
+        distance=lambda a, b: float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), np.finfo(np.float32).tiny)),
+        measure="largest difference over largest value",
+        tolerance=DENOISER_TOLERANCE[task.precision.value],
+    )
+
+
+def _decoder(content: Content) -> Program:
+    """(weights, whitened latents [b t h w c]) -> uint8 video [b T H W 3]."""
+    vae, shape = content.codec.vae, content.latent_shape
+    dtype = jnp.dtype(vae.dtype)
+    definition = define_codec(vae.config, dtype)
+
+    def decode(params: Params, latents: Array) -> Array:
+        return definition.bind(params).decode(latents)
+
+    def example(batch_size: int) -> Inputs:
+        return (np.random.default_rng(batch_size).standard_normal((batch_size, *shape), np.float32),)
+
+    return Program(
+        file=DECODER,
+        weights=CODEC,
+        call=decode,
+        params=params_of(content.codec),
+        example=example,
+        distance=lambda a, b: float(np.max(np.abs(a.astype(np.int32) - b))),
+        measure="grey levels",
+        tolerance=DECODER_TOLERANCE[dtype.name],
+    )
+
+
+def _serialize(program: Program) -> bytearray:
+    (b,) = export.symbolic_shape("b")
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.params)
+    inputs = [jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype) for x in program.example(1)]
+    return export.export(jax.jit(program.call), platforms=PLATFORMS)(shapes, *inputs).serialize()
+
+
+def _compare(program: Program, folder: Path) -> Compared:
+    path = folder / program.file
+    exported = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+    weights = load_file(folder / program.weights)
+    own, params = jax.jit(program.call), jax.device_get(program.params)
+    error = 0.0
+    for batch_size in BATCH_SIZES:
+        inputs = program.example(batch_size)
+        found, wanted = np.asarray(exported(weights, *inputs)), np.asarray(own(params, *inputs))
+        distance = program.distance(found, wanted)
+        # Not `>`: a difference that is no number is too large as well.
+        if found.shape != wanted.shape or not distance <= program.tolerance:
+            raise ExportMismatch(
+                f"{path}: differs from the run's network at batch size {batch_size}: {program.measure} {distance:.3g}, "
+                f"allowed {program.tolerance:.3g}"
+            )
+        error = max(error, distance)
+    return Compared(program.file, error, program.tolerance, program.measure)

@@ -6,6 +6,7 @@ Tensors keep their dotted names (nn/module.py), so no table of names is needed. 
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from dit_video.checkpoint import digest_leaves, weights_digest
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiT, DiTConfig
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import ClipShape
 from dit_video.vae.codec import LatentCodec
@@ -57,18 +57,24 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """A trained denoiser and the task it was trained for."""
+
+    task: Denoise
+    network: DiT
+
+
+@dataclasses.dataclass(frozen=True)
 class Content:
     """What is exported.
 
     Attributes:
-        task: the run's.
-        network: the trained denoiser, None where the run trained a codec.
-        codec: the codec it was trained on, or the one that the run trained.
+        denoiser: None where the run trained a codec.
+        codec: the codec that the denoiser was trained on, or the one that the run trained.
         clip: (T, H, W) of the clips that the run was trained on.
     """
 
-    task: Denoise | Autoencode
-    network: DiT | None
+    denoiser: Denoiser | None
     codec: LatentCodec
     clip: ClipShape
     origin: Origin
@@ -89,32 +95,30 @@ class Exported:
     codec: LatentCodec
 
 
-def write_weights(content: Content, folder: Path) -> int:
+def write_weights(content: Content, folder: Path) -> tuple[dict[str, Any], int]:
     """Writes config.json and safetensors into `folder`, loads them again and compares every tensor bit by bit.
 
     Returns:
-        the number of tensors compared.
+        config.json and the number of tensors compared.
 
     Raises:
         ExportMismatch: what was read back differs; the message names the first tensor that does.
     """
     config = _config(content)
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    origin = {
-        "step": str(content.origin.step),
-        "weights": config["origin"]["weights"],
-        "fingerprint": content.origin.fingerprint,
-    }
-    _write(folder / CODEC, params_of(content.codec), origin if content.network is None else {})
-    if content.network is not None:
-        _write(folder / MODEL, params_of(content.network), origin)
+    origin = {name: str(config["origin"][name]) for name in ("step", "weights", "fingerprint")}
+    if content.denoiser is None:
+        _write(folder / CODEC, params_of(content.codec), origin)
+    else:
+        _write(folder / CODEC, params_of(content.codec), {})
+        _write(folder / MODEL, params_of(content.denoiser.network), origin)
     loaded = load(folder)
-    pairs = [(CODEC, loaded.codec, content.codec), (MODEL, loaded.network, content.network)]
-    num_tensors = 0
-    for name, found, wanted in pairs:
-        if wanted is not None:
-            num_tensors += _compare(folder / name, params_of(found), params_of(wanted))
-    return num_tensors
+    num_tensors = _compare(folder / CODEC, params_of(loaded.codec), params_of(content.codec))
+    if content.denoiser is not None:
+        assert loaded.network is not None, "config.json names the network"
+        own = params_of(content.denoiser.network)
+        num_tensors += _compare(folder / MODEL, params_of(loaded.network), own)
+    return config, num_tensors
 
 
 def load(folder: Path) -> Exported:
@@ -126,14 +130,17 @@ def load(folder: Path) -> Exported:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: not an export (no {CONFIG}); `dit-video export --workdir RUN --out` makes one")
+        raise FileNotFoundError(
+            f"{folder}: not an export (no {CONFIG}); `dit-video export --workdir RUN --out` makes one"
+        )
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("format_version") != VERSION:
         raise ExportMismatch(
             f"{path}: format_version={config.get('format_version')}, this version of dit_video reads {VERSION}; "
             f"it was written by dit_video {config.get('versions', {}).get('dit_video')}"
         )
-    codec = _load_part(folder / CODEC, _define_codec(config["codec"]))
+    sizes = VideoVAEConfig(**_tuples(config["codec"]["config"]))
+    codec = _load_part(folder / CODEC, define_codec(sizes, jnp.dtype(config["codec"]["dtype"])))
     found = weights_digest(params_of(codec.vae))
     if found != config["codec"]["digest"]:
         raise ExportMismatch(f"{folder / CODEC}: holds the VAE {found}, {CONFIG} says {config['codec']['digest']}")
@@ -148,20 +155,30 @@ def load(folder: Path) -> Exported:
     return Exported(config, network, codec)
 
 
+def define_codec(sizes: VideoVAEConfig, dtype: jnp.dtype) -> Definition:
+    """The definition of a codec with its statistics, the owner of the names in codec.safetensors."""
+
+    def build(key: Key[Array, ""]) -> LatentCodec:
+        return LatentCodec(VideoVAE(sizes, dtype=dtype, rngs=nnx.Rngs(key)))
+
+    return define(build)
+
+
 def _config(content: Content) -> dict[str, Any]:
     """config.json: what `load` rebuilds from (network, codec), and what a reader wants to know."""
-    task, codec, origin = content.task, content.codec, content.origin
+    codec, origin = content.codec, content.origin
     network = None
-    if isinstance(task, Denoise):
-        sizes = dataclasses.asdict(task.network)
-        del sizes["remat"]  # how gradients are computed is no part of what the network is
+    if content.denoiser is not None:
+        task = content.denoiser.task
+        # How gradients are computed (remat) is no part of what the network is.
+        sizes = {n: v for n, v in dataclasses.asdict(task.network).items() if n != "remat"}
         network = {
             "architecture": "dit",
             "config": sizes,
             "channels": task.codec.vae.latent_channels,
             "num_classes": None if task.condition is None else task.condition.num_classes,
             "dtype": task.precision.value,
-            "digest": weights_digest(params_of(content.network)),
+            "digest": weights_digest(params_of(content.denoiser.network)),
         }
     return {
         "format_version": VERSION,
@@ -198,15 +215,6 @@ def _define_network(config: Mapping[str, Any]) -> Definition:
     return define(build)
 
 
-def _define_codec(config: Mapping[str, Any]) -> Definition:
-    sizes = VideoVAEConfig(**_tuples(config["config"]))
-
-    def build(key: Key[Array, ""]) -> LatentCodec:
-        return LatentCodec(VideoVAE(sizes, dtype=jnp.dtype(config["dtype"]), rngs=nnx.Rngs(key)))
-
-    return define(build)
-
-
 def _tuples(value: Any) -> Any:
     """JSON data with tuples for lists, as the fields of our configs are."""
     if isinstance(value, dict):
@@ -223,11 +231,12 @@ def _write(path: Path, params: Params, origin: Mapping[str, str]) -> None:
         "digests": json.dumps(digests),
         **origin,
     }
-    # safetensors writes the memory as it lies.
+    # safetensors writes memory as it lies, into a file that only its owner may read.
     save_file({name: np.asarray(value, order="C") for name, value in params.items()}, path, metadata)
+    shutil.copymode(path.parent / CONFIG, path)
 
 
-def _load_part(path: Path, definition: Definition) -> nnx.Module:
+def _load_part(path: Path, definition: Definition) -> Any:
     """The network of `definition` with the tensors of a file, each checked before it is used."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; export again, with --format safetensors")

@@ -26,8 +26,8 @@ class CausalConv3d(nnx.Module):
 
     Computed as one 2-D convolution per temporal tap over the stacked frames [B*T H W C], summed. With 32 to
     128 channels on two CPU cores, forward and backward took 2.2 to 3.4 times less than XLA's 3-D convolution,
-    and 0.9 to 1.1 times what a single 2-D convolution over the taps concatenated on channels took, without its
-    copy of the activations per tap.
+    and 0.9 to 1.1 times what one 2-D convolution over taps concatenated on channels took, without its copy of
+    the activations per tap.
 
     In front of a clip the first frame is repeated, not zeros: a still video then gives the same output at
     every frame, and an image (T = 1) gives what it gives inside a still video. Rows and columns are padded
@@ -75,9 +75,7 @@ def _conv2d(x: Float[Array, "B T H W C"], kernel: Float[Array, "kh kw C D"]) -> 
     return y.reshape(*x.shape[:4], -1)
 
 
-def fold(
-    x: Float[Array, "B T H W C"], stride: Stride, *, first: bool
-) -> Float[Array, "B T_out H_out W_out D"]:
+def fold(x: Float[Array, "B T H W C"], stride: Stride, *, first: bool) -> Float[Array, "B T_out H_out W_out D"]:
     """Moves cells of `stride` (frames, rows, columns) onto channels: C -> stride * C (pixel-unshuffle).
 
     `first`: the chunk begins a clip. Its frame 0 is repeated to fill its cell, so T = 1 + k * s gives 1 + k.
@@ -92,10 +90,8 @@ def fold(
     return x.reshape(b, t // frames, h // rows, w // columns, math.prod(stride) * c)
 
 
-def unfold(
-    x: Float[Array, "B T H W C"], stride: Stride, *, first: bool
-) -> Float[Array, "B T_out H_out W_out D"]:
-    """Inverse of `fold`: in a first chunk frame 0 gives one frame, the last of its cell; later ones give `s`."""
+def unfold(x: Float[Array, "B T H W C"], stride: Stride, *, first: bool) -> Float[Array, "B T_out H_out W_out D"]:
+    """Inverse of `fold`: in a first chunk frame 0 gives the last frame of its cell, later ones all."""
     frames, rows, columns = stride
     b, t, h, w, c = x.shape
     c //= math.prod(stride)
@@ -123,9 +119,7 @@ class Downsample(nnx.Module):
     ):
         self.stride = stride
         self.out_channels = out_channels
-        self.project = CausalConv3d(
-            math.prod(stride) * in_channels, out_channels, (1, 1, 1), dtype=dtype, rngs=rngs
-        )
+        self.project = CausalConv3d(math.prod(stride) * in_channels, out_channels, (1, 1, 1), dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B T H W C"], cache: tuple[()] | None = None
@@ -149,9 +143,7 @@ class Upsample(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.stride = stride
-        self.project = CausalConv3d(
-            in_channels, math.prod(stride) * out_channels, (1, 1, 1), dtype=dtype, rngs=rngs
-        )
+        self.project = CausalConv3d(in_channels, math.prod(stride) * out_channels, (1, 1, 1), dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B t h w C"], cache: tuple[()] | None = None

@@ -6,9 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
-def rms_normalize(
-    x: Float[Array, "*batch features"], epsilon: float = 1e-6
-) -> Float[Array, "*batch features"]:
+def rms_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
     """x / rms(x) over the last axis, in float32; the result has the input's dtype."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)

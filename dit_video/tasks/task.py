@@ -41,7 +41,8 @@ class Task(Protocol):
     """What is learnt. Values of this protocol are fields of an experiment.
 
     `frozen` is whatever trained parts the task uses but does not train (a codec); it travels as an argument, so
-    that its weights are never baked into a compiled program.
+    that its weights are never baked into a compiled program. `model` is the module that `init` makes; its type, and
+    that of `frozen`, are the task's own business.
     """
 
     def init(self, rng: Key[Array, ""]) -> nnx.Module:
@@ -49,24 +50,24 @@ class Task(Protocol):
         ...
 
     def loss(
-        self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
+        self, model: Any, frozen: Any, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Loss of one batch and scalars to record."""
         ...
 
     def validate(
-        self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch, rng: Key[Array, ""]
+        self, model: Any, frozen: Any, batch: Batch, rng: Key[Array, ""]
     ) -> Metrics:
         """Errors on held-out clips, one value per clip `[B]`; `rng` is the same at every call."""
         ...
 
     def generate(
-        self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
+        self, model: Any, frozen: Any, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
     ) -> Video:
         """Clips of `shape` made for what the task conditions on in `batch`; clip i uses rngs[i] alone."""
         ...
 
-    def reconstruct(self, model: nnx.Module, frozen: nnx.Module | None, batch: Batch) -> Video:
+    def reconstruct(self, model: Any, frozen: Any, batch: Batch) -> Video:
         """The clips of `batch` through the codec alone: the best that `generate` can look."""
         ...
 
@@ -161,6 +162,7 @@ class EvaluationData:
 class Evaluator(Protocol):
     """Judges a subject every `every` steps. Values of this protocol are fields of an experiment."""
 
-    every: int
+    @property
+    def every(self) -> int: ...
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report: ...

@@ -137,7 +137,7 @@ def kl_divergence(output: Autoencoded) -> Float[Array, ""]:
 
 
 def psnr(difference: Pixels) -> Float[Array, ""]:
-    """Peak signal-to-noise ratio in dB of pixels in [-1, 1] (peak 2), mean over clips; not rounded to uint8."""
+    """Peak signal-to-noise ratio in dB of pixels in [-1, 1] (peak 2), mean over clips; nothing is rounded."""
     return jnp.mean(10.0 * jnp.log10(4.0 / jnp.mean(jnp.square(difference), axis=(1, 2, 3, 4))))
 
 

@@ -126,7 +126,7 @@ def latent_statistics(
 def in_chunks(
     apply: Callable[[Array, tuple | None], tuple[Array, tuple]], x: Array, *, first: int, later: int
 ) -> Array:
-    """Streams `x` [B T ...] through `apply(part, cache)`: `first` frames, then `later` at a time, then a rest.
+    """Streams `x` [B T ...] through `apply(part, cache)`: `first` frames, then `later` at a time, and a rest.
 
     Equal chunks run in one `lax.scan`, so the program does not grow with the clip.
     """

@@ -53,8 +53,8 @@ class VideoVAEConfig:
             wide = math.prod(self.strides[i]) * self.multipliers[i - 1]
             if wide % self.multipliers[i]:
                 raise ValueError(
-                    f"VideoVAEConfig.multipliers={self.multipliers}: level {i} folds {wide} * channels, which "
-                    f"is no multiple of its own {self.multipliers[i]} * channels; choose a divisor of {wide}"
+                    f"VideoVAEConfig.multipliers={self.multipliers}: level {i} folds {wide} * channels, "
+                    f"no multiple of its own {self.multipliers[i]} * channels; choose a divisor of {wide}"
                 )
 
     @property
@@ -163,7 +163,7 @@ class VideoVAE(nnx.Module):
         return x.astype(jnp.float32), cache
 
     def decode_stream(self, z: Float[Array, "B t h w c"], cache: tuple | None = None) -> tuple[Pixels, tuple]:
-        """Decodes a chunk of t latent frames: the first (`cache=None`) to 1 + s * (t - 1), later ones to s * t."""
+        """Decodes t latent frames: a first chunk (`cache=None`) to 1 + s * (t - 1), a later one to s * t."""
         first = cache is None
         x, cache = stream(self.decoder, z.astype(self.dtype), cache)
         return unfold(x, self.config.strides[0], first=first).astype(jnp.float32), cache

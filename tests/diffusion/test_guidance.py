@@ -35,9 +35,7 @@ def test_scale_moves_along_the_line_from_unconditional_to_conditional(scale):
     np.testing.assert_allclose(guided(X_T, t), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("time", "acts"), [(0.1, False), (0.25, True), (0.5, True), (0.75, True), (0.9, False)]
-)
+@pytest.mark.parametrize(("time", "acts"), [(0.1, False), (0.25, True), (0.5, True), (0.75, True), (0.9, False)])
 def test_guidance_acts_inside_its_interval_only(time, acts):
     t = jnp.full((2, 1), time)
     limited = jax.jit(Guidance(scale=3.0, interval=(0.25, 0.75)).classifier_free(conditional, pair))
@@ -75,9 +73,7 @@ def test_half_precision_predictions_are_mixed_in_float32():
     def half(x_t, t):
         return conditional(x_t, t).astype(jnp.bfloat16)
 
-    guided = Guidance(scale=2.0, interval=(0.2, 1.0)).classifier_free(
-        half, lambda x_t, t: (half(x_t, t), half(x_t, t))
-    )
+    guided = Guidance(scale=2.0, interval=(0.2, 1.0)).classifier_free(half, lambda x_t, t: (half(x_t, t), half(x_t, t)))
     assert guided(X_T, jnp.full((2, 1), 0.5)).dtype == jnp.float32
 
 

@@ -155,9 +155,7 @@ def test_an_empty_bin_counts_nothing_and_both_ends_are_counted():
 
 
 def test_loss_is_float32_whatever_the_network_computes_in():
-    corrupted = Corrupted(
-        x_t=X_0, t=jnp.full((8, 1), 0.5), target=jnp.ones_like(X_0), weight=jnp.ones((8, 1))
-    )
+    corrupted = Corrupted(x_t=X_0, t=jnp.full((8, 1), 0.5), target=jnp.ones_like(X_0), weight=jnp.ones((8, 1)))
     loss, _ = ddpm().loss(jnp.full_like(X_0, 1 + 2**-7, jnp.bfloat16), corrupted)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, 2.0**-14, rtol=1e-6)

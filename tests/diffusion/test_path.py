@@ -30,12 +30,8 @@ def test_everything_is_finite_at_the_ends(path):
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
 def test_slopes_are_the_derivatives(path):
-    np.testing.assert_allclose(
-        path.d_alpha(INSIDE), jax.vmap(jax.grad(path.alpha))(INSIDE), rtol=2e-5, atol=1e-6
-    )
-    np.testing.assert_allclose(
-        path.d_sigma(INSIDE), jax.vmap(jax.grad(path.sigma))(INSIDE), rtol=2e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(path.d_alpha(INSIDE), jax.vmap(jax.grad(path.alpha))(INSIDE), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(path.d_sigma(INSIDE), jax.vmap(jax.grad(path.sigma))(INSIDE), rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", VARIANCE_PRESERVING, ids=repr)

@@ -32,9 +32,7 @@ def test_data_and_noise_come_back_from_the_target(path, prediction, t):
         (prediction.x_0(path, target, x_t, t), X_0, path.alpha(t)),
         (prediction.eps(path, target, x_t, t), EPS, path.sigma(t)),
     ):
-        direct = (isinstance(prediction, X0) and truth is X_0) or (
-            isinstance(prediction, Epsilon) and truth is EPS
-        )
+        direct = (isinstance(prediction, X0) and truth is X_0) or (isinstance(prediction, Epsilon) and truth is EPS)
         stable = direct or isinstance(prediction, V | Velocity)
         error = jnp.max(jnp.abs(recovered - truth), axis=(2, 3, 4))
         tolerance = jnp.full_like(t, 1e-5) if stable else rounding / held + 1e-6

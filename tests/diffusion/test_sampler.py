@@ -73,9 +73,7 @@ def test_order_of_convergence_to_the_exact_flow(sampler, order, path):
     objective = dataclasses.replace(ddpm(V()), path=path)
     x_1 = noise(KEYS[:2], SHAPE)
     errors = [
-        float(
-            jnp.max(jnp.abs(sample(sampler(num_steps=n), objective, x_1, KEYS[:2]) - exact_flow(path, x_1)))
-        )
+        float(jnp.max(jnp.abs(sample(sampler(num_steps=n), objective, x_1, KEYS[:2]) - exact_flow(path, x_1))))
         for n in (16, 32)
     ]
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
@@ -102,9 +100,7 @@ def test_euler_with_a_velocity_network_is_x_minus_dt_velocity():
         expected = expected - (t - s) * network(expected, jnp.full((2, 1), t))
     x_0 = Euler(num_steps=6)(network, objective, x_1, KEYS[:2])
     np.testing.assert_allclose(x_0, expected, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(
-        DDIM(num_steps=6)(network, objective, x_1, KEYS[:2]), expected, rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(DDIM(num_steps=6)(network, objective, x_1, KEYS[:2]), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_one_step_of_euler_for_heun_ends_at_the_data():

@@ -28,14 +28,13 @@ CONFIG = VideoVAEConfig(
 
 
 @pytest.fixture(scope="module")
-def codec() -> LatentCodec:
-    """No parameter is zero: fresh residual blocks are the identity and see no neighbour."""
-    vae = VideoVAE(CONFIG, rngs=nnx.Rngs(0))
-    leaves, tree = jax.tree.flatten(nnx.state(vae, nnx.Param))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    nnx.update(vae, jax.tree.unflatten(tree, leaves))
+def codec(filled) -> LatentCodec:
+    vae = filled(lambda: VideoVAE(CONFIG, rngs=nnx.Rngs(0)))
     return LatentCodec(vae, mean=np.arange(4.0), std=np.asarray([0.5, 1.0, 2.0, 4.0]))
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(3).standard_normal(shape), jnp.float32)
 
 
 def video(num_frames: int = 9, rows: int = 16, columns: int = 16) -> np.ndarray:
@@ -43,7 +42,7 @@ def video(num_frames: int = 9, rows: int = 16, columns: int = 16) -> np.ndarray:
 
 
 def latents(t: int = 3, h: int = 2, w: int = 2) -> jax.Array:
-    return jax.random.normal(jax.random.key(3), (1, t, h, w, 4))
+    return normal(1, t, h, w, 4)
 
 
 encode = jax.jit(LatentCodec.moments, static_argnames=("tile", "chunk"))
@@ -59,18 +58,16 @@ def test_uint8_survives_the_way_to_pixels_and_back():
 
 
 def test_unwhitening_inverts_whitening(codec):
-    moments = encode(codec, video())
+    moments = normal(1, 3, 2, 2, 8)
     z = codec.unwhiten(codec.whiten(moments))
     np.testing.assert_allclose(z, moments[..., :4], rtol=1e-5, atol=1e-5)
 
 
 def test_whitening_by_measured_statistics_gives_zero_mean_and_unit_variance(codec):
-    moments = [5.0 + jax.random.normal(jax.random.key(i), (2, 3, 4, 4, 8)) for i in range(8)]
-    mean, std = latent_statistics(moments)
-    whitened = LatentCodec(codec.vae, mean, std)
-    samples = [whitened.whiten(m, jax.random.key(i)) for i, m in enumerate(moments)]
-    np.testing.assert_allclose(np.mean(samples, axis=(0, 1, 2, 3, 4)), 0.0, atol=0.1)
-    np.testing.assert_allclose(np.std(samples, axis=(0, 1, 2, 3, 4)), 1.0, atol=0.1)
+    moments = 5.0 + 2.0 * normal(16, 3, 4, 4, 8)
+    samples = LatentCodec(codec.vae, *latent_statistics([moments])).whiten(moments, jax.random.key(0))
+    np.testing.assert_allclose(samples.mean(axis=(0, 1, 2, 3)), 0.0, atol=0.15)
+    np.testing.assert_allclose(samples.std(axis=(0, 1, 2, 3)), 1.0, atol=0.15)
 
 
 def test_statistics_are_those_of_all_moments_at_once():
@@ -87,13 +84,13 @@ def test_statistics_are_those_of_all_moments_at_once():
         latent_statistics([])
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 9])
-def test_chunks_give_the_whole_clip(codec, chunk):
-    """Up to float32 rounding: other lengths are other matrix shapes. In uint8 that is at most one level."""
-    moments = encode(codec, video(17))
-    np.testing.assert_allclose(encode(codec, video(17), chunk=chunk), moments, rtol=1e-4, atol=1e-4)
-    z = latents(5)
-    difference = decode(codec, z).astype(int) - decode(codec, z, chunk=chunk)
+def test_chunks_give_the_whole_clip(codec):
+    """A first chunk, two in the scan and a rest. Other lengths are other matrix shapes, so up to float32 rounding;
+    in uint8 that is at most one level."""
+    chunked = encode(codec, video(25), chunk=2)
+    np.testing.assert_allclose(chunked, encode(codec, video(25)), rtol=1e-4, atol=1e-4)
+    z = latents(8)
+    difference = decode(codec, z).astype(int) - decode(codec, z, chunk=2)
     assert np.abs(difference).max() <= 1
 
 
@@ -117,7 +114,7 @@ def test_tiles_agree_with_the_whole_away_from_their_seams(codec):
 
 def test_blending_pointwise_maps_changes_nothing():
     """Weights sum to one: where tiles agree, the blend is what they agree on."""
-    x = jax.random.normal(jax.random.key(0), (1, 2, 11, 7, 3))
+    x = normal(1, 2, 11, 7, 3)
     blended = in_tiles(lambda tile: 2.0 * tile, x, 4, cells_in=(1, 1), cells_out=(1, 1))
     np.testing.assert_allclose(blended, 2.0 * x, rtol=1e-5)
     with pytest.raises(ValueError, match="tile=1"):

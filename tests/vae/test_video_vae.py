@@ -6,33 +6,25 @@ from flax import nnx
 
 from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig, posterior, sample_posterior
 
-CONFIG = VideoVAEConfig(
-    channels=8, multipliers=(1, 2, 4), num_blocks=1, num_decoder_blocks=1, latent_channels=4
-)
+CONFIG = VideoVAEConfig(channels=8, multipliers=(1, 2, 4), num_blocks=1, num_decoder_blocks=1, latent_channels=4)
 # Chunks are other matrix shapes than the whole clip, for which XLA may add in another order: float32 rounding.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @pytest.fixture(scope="module")
-def vae() -> VideoVAE:
-    """No parameter is zero: fresh residual blocks are the identity, and would pass these tests for free."""
-    model = VideoVAE(CONFIG, rngs=nnx.Rngs(0))
-    leaves, tree = jax.tree.flatten(nnx.state(model, nnx.Param))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    nnx.update(model, jax.tree.unflatten(tree, leaves))
-    return model
+def vae(filled) -> VideoVAE:
+    return filled(lambda: VideoVAE(CONFIG, rngs=nnx.Rngs(0)))
 
 
 def pixels(num_frames: int = 13) -> jax.Array:
-    return jax.random.uniform(jax.random.key(2), (1, num_frames, 16, 24, 3), minval=-1.0)
+    return jnp.asarray(np.random.default_rng(2).uniform(-1.0, 1.0, (1, num_frames, 16, 24, 3)), jnp.float32)
 
 
 encode = jax.jit(VideoVAE.encode_stream)
 decode = jax.jit(VideoVAE.decode_stream)
 
 
-@pytest.mark.parametrize("num_frames", [1, 5, 13])
+@pytest.mark.parametrize("num_frames", [1, 13])
 def test_compresses_4x8x8_with_the_first_frame_alone(vae, num_frames):
     x = pixels(num_frames)
     moments, _ = encode(vae, x)
@@ -40,13 +32,12 @@ def test_compresses_4x8x8_with_the_first_frame_alone(vae, num_frames):
     assert decode(vae, moments[..., :4])[0].shape == x.shape
 
 
-@pytest.mark.parametrize("chunks", [(5, 4, 4), (1, 4, 8), (9, 4)])
-def test_streaming_equals_the_whole_clip(vae, chunks):
+def test_streaming_equals_the_whole_clip(vae):
     x = pixels()
     moments, _ = encode(vae, x)
     z = moments[..., :4]
     video, _ = decode(vae, z)
-    stops = np.cumsum(chunks)
+    stops = (5, 9, 13)
     moment_parts, video_parts, encoded, decoded = [], [], None, None
     for start, stop in zip((0, *stops), stops):
         part, encoded = encode(vae, x[:, start:stop], encoded)
@@ -68,11 +59,11 @@ def test_a_future_frame_changes_no_earlier_output(vae):
     assert not np.array_equal(changed[:, 5], video[:, 5])
 
 
-def test_every_latent_frame_sees_the_first(vae):
-    """Causal, and not merely frame by frame: the past matters."""
-    x = pixels(5)
+def test_a_latent_frame_sees_its_past(vae):
+    """Causal, and not merely frame by frame."""
+    x = pixels()
     moments, changed = encode(vae, x)[0], encode(vae, x.at[:, 0].multiply(-1.0))[0]
-    assert not np.array_equal(changed[:, 1], moments[:, 1])
+    assert not np.array_equal(changed[:, 3], moments[:, 3])
 
 
 @pytest.mark.parametrize(
@@ -88,9 +79,9 @@ def test_sizes_that_do_not_fill_cells_are_named(vae, size, message):
         vae.encode(jnp.zeros((1, *size, 3)))
 
 
-def test_half_precision_compute_keeps_float32_parameters_and_results():
-    model = VideoVAE(CONFIG, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    moments = jax.jit(VideoVAE.encode)(model, pixels(5))
+def test_half_precision_compute_keeps_float32_parameters_and_results(filled):
+    model = filled(lambda: VideoVAE(CONFIG, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    moments = jax.eval_shape(VideoVAE.encode, model, pixels(5))
     assert moments.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype(jnp.float32)}
 

@@ -1,0 +1,91 @@
+"""dit-video export"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dit_video import experiment as experiments
+from dit_video import run
+from dit_video.cli.arguments import add_weights, command
+from dit_video.export.folder import fresh_folder, write_readme
+from dit_video.export.stablehlo import BATCH_SIZES, write_programs
+from dit_video.export.weights import Content, Denoiser, Origin, write_weights
+from dit_video.tasks.denoise import Denoise
+
+SAFETENSORS, STABLEHLO = "safetensors", "stablehlo"
+
+EXAMPLES = """  dit-video export --workdir=runs/grid_dit --out=exported
+  dit-video export --workdir=runs/grid_dit --out=exported_raw --step=5000 --raw
+  dit-video export --workdir=runs/grid_vae --out=exported_vae --format=safetensors
+
+safetensors  weights of denoiser and codec by name, and config.json, which rebuilds them
+stablehlo    that, and denoiser and decoder as programs for CPU, CUDA and TPU: any batch size, called with those weights
+
+Everything is loaded again from disk and compared with the checkpoint before the folder gets its name; the README.md in
+it says how to load it."""
+
+
+def add_parser(subparsers) -> None:
+    parser = command(
+        subparsers, "export", "write the weights of a run, and programs that use them, to take away", EXAMPLES
+    )
+    add_weights(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write: new, or empty")
+    parser.add_argument(
+        "--format",
+        choices=(SAFETENSORS, STABLEHLO),
+        nargs="+",
+        default=[SAFETENSORS, STABLEHLO],
+        help="what to write (default: both)",
+    )
+    parser.set_defaults(run=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    console = Console()
+    with fresh_folder(arguments.out) as folder:
+        content = _content(arguments, console)
+        config, num_tensors = write_weights(content, folder)
+        compared = write_programs(content, folder) if STABLEHLO in arguments.format else []
+        write_readme(folder, config)
+    table = Table("file", "MB")
+    table.columns[1].justify = "right"
+    for path in sorted(arguments.out.iterdir()):
+        table.add_row(path.name, f"{path.stat().st_size / 1e6:.2f}")
+    console.print(table)
+    console.print(f"compared with the checkpoint: {num_tensors} tensors bit-equal", highlight=False)
+    sizes = " and ".join(map(str, BATCH_SIZES))
+    for program in compared:
+        console.print(
+            f"{program.file} at batch sizes {sizes}: {program.measure} {program.error:.3g} "
+            f"(allowed {program.tolerance:g})",
+            highlight=False,
+        )
+    console.print(f"done: {arguments.out}; README.md in it says how to load it", highlight=False)
+    return 0
+
+
+def _content(arguments: argparse.Namespace, console: Console) -> Content:
+    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, console=console)
+    experiment = opened.experiment
+    if isinstance(experiment.task, Denoise):
+        denoiser = Denoiser(experiment.task, opened.definition.bind(opened.params))
+        codec = opened.frozen
+    elif arguments.raw or arguments.step is not None:
+        raise ValueError(
+            f"{arguments.workdir} trained a codec: leave out --raw and --step; the latent statistics that "
+            "go with it are those of the averaged weights of its last step, which runs on its latents use"
+        )
+    else:
+        denoiser, (codec, _, _) = None, run.codec_of_run(arguments.workdir, opened.mesh, console)
+    origin = Origin(
+        run=arguments.workdir.resolve().name,
+        step=opened.step,
+        ema=opened.ema,
+        fingerprint=experiments.fingerprint(experiment),
+        task=experiments.to_json(experiment.task),
+    )
+    clips = experiment.data.clips
+    return Content(denoiser, codec, (clips.num_frames, *clips.size), origin)

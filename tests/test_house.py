@@ -1,0 +1,133 @@
+"""The rules of the house, checked by machine: style, types, who may import whom, names and sizes of files."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+SOURCES = sorted(p for folder in ("dit_video", "experiments", "tools") for p in (ROOT / folder).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+# Words that name no subject: what would go there belongs to a room.
+NO_SUBJECT = {"utils", "util", "common", "helpers", "misc", "lib"}
+MAX_LINES = 420
+MAX_FUNCTION_LINES = 90
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_ruff_finds_nothing():
+    for command in (("ruff", "check", "."), ("ruff", "format", "--check", ".")):
+        result = run(*command)
+        assert result.returncode == 0, result.stdout
+
+
+def test_the_import_contract_is_kept():
+    result = run("lint-imports", "--no-cache")
+    assert result.returncode == 0, result.stdout
+    assert "2 kept, 0 broken" in result.stdout
+
+
+def test_types_are_sound():
+    result = run("pyrefly", "check")
+    assert result.returncode == 0, result.stdout
+
+
+PLANTED = {
+    "wrong type": ("num_steps=20", 'num_steps="20"'),
+    "misspelt argument": ("guidance=Guidance(scale=2.0)", "guidance=Guidance(scal=2.0)"),
+    "wrong component": ("condition=ClassCondition(num_classes=10, drop_rate=0.1)", "condition=Guidance()"),
+    "misspelt attribute": ("decay=Decay.COSINE", "decay=Decay.COSIN"),
+}
+
+
+@pytest.fixture(scope="module")
+def planted_report(tmp_path_factory) -> str:
+    """What the type checker says of copies of an experiment with one mistake each; one run for all."""
+    text = (ROOT / "experiments/quickstart.py").read_text()
+    folder = tmp_path_factory.mktemp("planted")
+    for name, (right, wrong) in PLANTED.items():
+        assert right in text, f"{name}: the experiment no longer says {right}"
+        (folder / f"{name.replace(' ', '_')}.py").write_text(text.replace(right, wrong))
+    config = folder / "pyproject.toml"
+    config.write_text(f'[tool.pyrefly]\nproject-includes = ["."]\nsearch-path = ["{ROOT}"]\npython-version = "3.11"\n')
+    command = [str(BIN / "pyrefly"), "check", "--config", str(config), "--python-interpreter-path", sys.executable]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("mistake", PLANTED)
+def test_the_type_checker_finds_a_planted_mistake(planted_report, mistake):
+    assert f"{mistake.replace(' ', '_')}.py" in planted_report, planted_report
+
+
+@pytest.mark.parametrize("path", SOURCES + TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_has_one_subject_and_a_readable_size(path):
+    words = set(path.stem.split("_")) | {part for part in path.relative_to(ROOT).parts[:-1]}
+    assert not words & NO_SUBJECT, f"{path} is named after no subject"
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES, f"{path} has {len(text.splitlines())} lines: it has two subjects"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno
+            assert length <= MAX_FUNCTION_LINES, f"{path}:{node.lineno} {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_says_what_it_is_and_nothing_is_left_undone(path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+    for unfinished in ("TODO", "FIXME", "XXX", "NotImplementedError", "except Exception", "except:"):
+        assert unfinished not in text, f"{path} has {unfinished}"
+    assert not re.search(r"\bcfg\b", text), f"{path}: cfg is classifier-free guidance; a configuration is a config"
+
+
+def test_tests_mirror_the_package():
+    rooms = {p.name for p in (ROOT / "dit_video").iterdir() if p.is_dir() and not p.name.startswith("_")}
+    tested = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and not p.name.startswith("_")}
+    assert rooms <= tested, f"no tests for {rooms - tested}"
+
+
+def test_importing_the_package_starts_nothing():
+    code = "import sys, dit_video; print(dit_video.__version__, 'jax' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    version, started = result.stdout.split()
+    assert started == "False"
+    assert version in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readme_has_two_commands_and_ci_runs_the_second():
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"<!-- command: (\w+) -->\n```\n(.*?)\n```", readme, re.DOTALL)
+    assert [name for name, _ in blocks] == ["demo", "test"]
+    for _, text in blocks:
+        assert len(text.splitlines()) == 1, "each command is one line"
+    assert "command: test" in (ROOT / ".ci/run").read_text()
+
+
+def test_every_dependency_has_a_reason():
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    start = lines.index("dependencies = [")
+    listed = lines[start + 1 : lines.index("]", start)]
+    for before, line in zip(listed, listed[1:]):
+        if line.strip().startswith('"'):
+            assert before.strip().startswith("#"), f"{line.strip()} has no reason beside it"
+
+
+def test_tested_versions_are_pinned_for_every_dependency():
+    pinned = {
+        re.split(r"[=<>]", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text[text.index("dependencies = [") : text.index("[project.scripts]")]
+    named = {n.lower().replace("_", "-") for n in re.findall(r'^    "([\w-]+)', section, re.MULTILINE)}
+    named |= {n.lower().replace("_", "-") for n in re.findall(r"^    '([\w-]+)", section, re.MULTILINE)}
+    assert named <= pinned, f"constraints.txt lacks {named - pinned}"
