@@ -471,8 +471,9 @@ def _measure_statistics(experiment: Experiment, vae: nnx.Module, mesh: Mesh, con
             with jax.set_mesh(mesh):
                 yield np.asarray(encode(vae, place(batch.video, mesh)))[:valid]
 
-    mean, std = latent_statistics(moments())
-    return {"num_clips": total, "set": source.info().digest, "mean": mean.tolist(), "std": std.tolist()}
+    # float32, as the codec holds them, so that records of them compare equal.
+    mean, std = (np.asarray(x, np.float32).tolist() for x in latent_statistics(moments()))
+    return {"num_clips": total, "set": source.info().digest, "mean": mean, "std": std}
 
 
 def _chunks(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:

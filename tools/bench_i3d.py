@@ -14,19 +14,14 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from flax import nnx
 
 from dit_video.evaluation import i3d, i3d_weights
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_frames", type=int, default=16)
-    parser.add_argument(
-        "--size", type=int, default=64, help="height and width of the clips before the resize"
-    )
+    parser.add_argument("--size", type=int, default=64, help="height and width of the clips before the resize")
     parser.add_argument("--batch_size", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
@@ -46,18 +41,12 @@ def main() -> None:
         results = {name: run() for name, run in runs.items()}
         seconds = best(runs, args.repeats)
         for name, value in seconds.items():
-            print(
-                f"batch {batch_size}, {name:9s} {value / batch_size:.3f} s/clip, {batch_size / value:.2f} clips/s"
-            )
+            print(f"batch {batch_size}, {name:9s} {value / batch_size:.3f} s/clip, {batch_size / value:.2f} clips/s")
         print(f"         compiled in {compile_seconds:.1f} s")
         if "torch" in runs:
             ratio = seconds["torch"] / seconds["dit_video"]
-            difference = np.linalg.norm(results["torch"] - results["dit_video"]) / np.linalg.norm(
-                results["torch"]
-            )
-            print(
-                f"         {ratio:.2f} times the speed of torch, relative difference of logits {difference:.1e}"
-            )
+            difference = np.linalg.norm(results["torch"] - results["dit_video"]) / np.linalg.norm(results["torch"])
+            print(f"         {ratio:.2f} times the speed of torch, relative difference of logits {difference:.1e}")
 
 
 def best(runs: dict[str, Callable[[], np.ndarray]], repeats: int) -> dict[str, float]:
@@ -94,9 +83,7 @@ def torch_run(video: np.ndarray) -> Callable[[], np.ndarray]:
     }
     parameters = {
         name: (
-            torch.from_numpy(kernel.transpose(4, 3, 0, 1, 2)).contiguous(
-                memory_format=torch.channels_last_3d
-            ),
+            torch.from_numpy(kernel.transpose(4, 3, 0, 1, 2)).contiguous(memory_format=torch.channels_last_3d),
             torch.from_numpy(bias),
         )
         for name, (kernel, bias) in folded.items()

@@ -254,7 +254,7 @@ def contact_sheet(source: VideoSet) -> np.ndarray:
             stride = max(1, (entries[index].frames - 1) // max(1, num_frames - 1))
             size = (_SHEET_HEIGHT, _SHEET_HEIGHT * 4 // 3)
             transform = ClipTransform(num_frames=num_frames, stride=stride, size=size)
-            video = transform.at(examples[int(index)], 0, np.random.default_rng(0)).video
+            video = np.asarray(transform.at(examples[int(index)], 0, np.random.default_rng(0)).video)
             row = grid(video[:, None], num_frames)[0]
             wide = _SHEET_FRAMES * (size[1] + 2) - 2
             rows.append(np.pad(row, ((0, 2), (0, wide - row.shape[1]), (0, 0)), constant_values=255))

@@ -1,6 +1,6 @@
-"""Distances between two sets of features: Frechet (FID, FVD) and kernel (KID, KVD). NumPy, float64 throughout.
+"""Distances between two sets of features: Frechet (FID, FVD) and kernel (KID, KVD). NumPy, float64 inside.
 
-Heusel et al. (2017): d^2 = |mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), covariances over N - 1 as in TF-GAN.
+Heusel et al. (2017): d^2 = |mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)); covariances over N - 1, as TF-GAN.
 Binkowski et al., "Demystifying MMD GANs" (2018): the kernel distance.
 """
 
@@ -8,9 +8,10 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Array, Float64
 
-Features = Float[Array | np.ndarray, "N D"]
+Features = Array | np.ndarray
+"""Floating point [N D], one row for each clip; every function here checks it."""
 
 
 class FrechetTerms(NamedTuple):
@@ -52,28 +53,28 @@ def frechet_terms(x: Features, y: Features) -> FrechetTerms:
 
 
 def kernel_distance(x: Features, y: Features, *, block_size: int | None = None) -> float:
-    """Unbiased squared maximum mean discrepancy under the kernel (a . b / D + 1)^3: the number called KVD or KID.
+    """Unbiased squared maximum mean discrepancy under (a . b / D + 1)^3: the number called KVD or KID.
 
     Its expectation is zero for two sets of one distribution at any N, so it may be negative.
 
     Args:
         x, y: features, N >= 2 rows each.
-        block_size: None compares all rows at once. Otherwise, as in TF-GAN, the mean over consecutive blocks of about
-            equal size, at most `block_size` rows each.
+        block_size: None compares all rows at once. Otherwise, as in TF-GAN, the mean over consecutive blocks of
+            about equal size, at most `block_size` rows each.
 
     Raises:
-        ValueError: as `frechet_distance`; block_size below 2; or so few rows that a block would have fewer than 2.
+        ValueError: as `frechet_distance`; block_size below 2; a block that would have fewer than 2 rows.
     """
     x, y = _checked_pair(x, y, "kernel_distance")
     if block_size is None:
         return _kernel_distance(x, y)
     if block_size < 2:
-        raise ValueError(f"kernel_distance: block_size={block_size}, must be at least 2 (or None for all rows at once)")
+        raise ValueError(f"kernel_distance: block_size={block_size}, must be at least 2, or None for all rows")
     num_blocks = -(-max(len(x), len(y)) // block_size)
     if min(len(x), len(y)) < 2 * num_blocks:
         raise ValueError(
-            f"kernel_distance: {len(x)} and {len(y)} rows in {num_blocks} blocks of at most {block_size} leave a block "
-            f"with fewer than 2 rows; take a larger block_size"
+            f"kernel_distance: block_size={block_size} cuts {len(x)} and {len(y)} rows into {num_blocks} blocks, "
+            f"some of fewer than 2 rows; take a larger block_size"
         )
     pairs = zip(np.array_split(x, num_blocks), np.array_split(y, num_blocks))
     return float(np.mean([_kernel_distance(*pair) for pair in pairs]))
@@ -106,7 +107,7 @@ class FeatureMoments:
     def merge(self, other: "FeatureMoments") -> "FeatureMoments":
         """Moments of both sets together. Chan, Golub and LeVeque (1979)."""
         if self.mean.size != other.mean.size:
-            raise ValueError(f"FeatureMoments.merge: D={self.mean.size} and D={other.mean.size} differ")
+            raise ValueError(f"FeatureMoments: D={self.mean.size} and D={other.mean.size} differ")
         count = self.count + other.count
         step = other.mean - self.mean
         mean = self.mean + step * (other.count / count)
@@ -125,13 +126,13 @@ class FeatureMoments:
         return self.scatter / (self.count - 1)
 
     def frechet_terms(self, other: "FeatureMoments") -> FrechetTerms:
-        """As `frechet_terms` of the features, to a relative 1e-6 of tr(S_x + S_y).
+        """As `frechet_terms` of the features, within 1e-6 tr(S_x + S_y).
 
-        Square roots of the covariances' eigenvalues are needed here, and rounding at 1e-16 of the largest becomes 1e-8
-        under the root, once for each direction without variance. Where N <= D prefer the features themselves.
+        Roots of the covariances' eigenvalues are needed here. Those below the rounding of the largest count as zero,
+        and each may lose 1e-8 of its root; the features themselves, where they are kept, give full precision.
         """
         if self.mean.size != other.mean.size:
-            raise ValueError(f"FeatureMoments.frechet_terms: D={self.mean.size} and D={other.mean.size} differ")
+            raise ValueError(f"FeatureMoments: D={self.mean.size} and D={other.mean.size} differ")
         x, y = self.covariance, other.covariance
         root = np.linalg.svd(_factor(x) @ _factor(y).T, compute_uv=False).sum()
         trace = np.trace(x) + np.trace(y)
@@ -180,5 +181,5 @@ def _checked(features: Features, name: str, *, least_rows: int) -> Float64[np.nd
     features = features.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if bad.size:
-        raise ValueError(f"{name}: {bad.size} of {len(features)} rows are not finite, the first is row {bad[0]}")
+        raise ValueError(f"{name}: {bad.size} of {len(features)} rows are not finite, first row {bad[0]}")
     return features

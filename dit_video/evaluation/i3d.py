@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, PyTree
 
 from dit_video.arrays import Video
 from dit_video.evaluation import i3d_weights
@@ -93,7 +93,7 @@ class I3D(nnx.Module):
 class Inception(nnx.Module):
     """Four branches over channels: 1x1x1; 1x1x1 then 3x3x3, twice; 3x3x3 max pool then 1x1x1. ReLU after each."""
 
-    def __init__(self, tensors: dict[str, np.ndarray], name: str, widest: "type[Conv3D] | type[FilteredConv3D]"):
+    def __init__(self, tensors: dict[str, np.ndarray], name: str, widest: type[nnx.Module]):
         """Takes its tensors out of the dict. `widest` computes branch 1, which has most of the arithmetic."""
         # The three 1x1x1 convolutions that read the block's input are one, their output channels side by side.
         pointwise = [fold(tensors, f"{name}/Branch_{branch}/Conv3d_0a_1x1") for branch in (0, 1, 2)]
@@ -267,24 +267,24 @@ def resize_matrix(size: int, rule: ResizeRule) -> Float[np.ndarray, "224 {size}"
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "resize"))
-def forward(definition: nnx.GraphDef, weights: nnx.State, video: Video, resize: ResizeRule) -> Float[Array, "B 400"]:
+def forward(definition: nnx.GraphDef, weights: PyTree, video: Video, resize: ResizeRule) -> Float[Array, "B 400"]:
     """One compiled batch, weights as an argument: place `weights` and `video` on a mesh and it runs there."""
     return nnx.merge(definition, weights)(video, resize)
 
 
 @functools.cache
-def pretrained() -> tuple[nnx.GraphDef, nnx.State]:
+def pretrained() -> tuple[nnx.GraphDef, PyTree]:
     """Definition and weights of the network, read once per process (see `i3d_weights.load`)."""
     return nnx.split(I3D(i3d_weights.load()))
 
 
 def logits(
-    videos: UInt8[np.ndarray, "N T H W 3"],
+    videos: Array | np.ndarray,
     *,
     resize: ResizeRule | Literal["tf1", "half_pixel"] = ResizeRule.TF1,
     batch_size: int = 4,
 ) -> Float[np.ndarray, "N 400"]:
-    """I3D logits of N clips, `batch_size` at a time, on the default device.
+    """I3D logits of uint8 clips [N T H W 3], `batch_size` at a time, on the default device.
 
     Raises:
         ValueError: not uint8 [N T H W 3], fewer than 9 frames, no clip, or an unknown resize rule.
@@ -297,17 +297,17 @@ def logits(
     results = []
     for start in range(0, len(videos), batch_size):
         batch = videos[start : start + batch_size]
-        # The last batch is filled up with its last clip so that one shape is compiled; these rows are dropped.
+        # The last batch is filled up with its last clip so that one shape is compiled; the surplus is dropped.
         rows = np.minimum(np.arange(min(batch_size, len(videos))), len(batch) - 1)
         results.append(np.asarray(forward(definition, weights, batch[rows], rule))[: len(batch)])
     return np.concatenate(results)
 
 
-def check(videos: np.ndarray) -> None:
+def check(videos: Array | np.ndarray) -> None:
     """Raises ValueError, naming what is wrong, unless `videos` is uint8 [N T H W 3] with N > 0 and T >= 9."""
     shape, dtype = np.shape(videos), getattr(videos, "dtype", type(videos))
     if dtype != np.uint8:
-        raise ValueError(f"i3d.logits: videos are {dtype}, must be uint8 in 0..255; scale and round them first")
+        raise ValueError(f"i3d.logits: videos are {dtype}, must be uint8 in 0..255: scale and round them")
     if len(shape) != 5 or shape[-1] != 3:
         raise ValueError(f"i3d.logits: videos have shape {shape}, must be [N T H W 3]")
     if shape[0] == 0:

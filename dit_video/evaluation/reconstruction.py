@@ -1,11 +1,15 @@
 """How near a reconstruction is to its original: PSNR and SSIM, per clip, differentiable."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jax.lax import Precision
+from jaxtyping import Array, Float
 
-AnyVideo = Num[Array | np.ndarray, "B T H W C"]
+AnyVideo = Array | np.ndarray
+"""uint8 or floating point [B T H W C], which every function here checks."""
 
 # Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004).
 WINDOW = 11
@@ -19,22 +23,21 @@ def psnr(x: AnyVideo, y: AnyVideo, *, data_range: float | None = None) -> Float[
 
     Args:
         x, y: uint8 or float video of equal shape and dtype.
-        data_range: largest minus smallest possible value; 255 for uint8 when left out, required for floats (2 for
-            pixels in [-1, 1]).
+        data_range: largest minus smallest possible value; 255 for uint8 when left out, required for floats (2.0
+            for pixels in [-1, 1]).
 
     Returns:
         Infinite for equal clips.
     """
     x, y, data_range = _checked(x, y, data_range, "psnr")
-    error = jnp.square(x - y).mean(axis=(1, 2, 3, 4))
-    return 10 * jnp.log10(data_range**2 / error)
+    return _psnr(x, y, data_range)
 
 
 def ssim(x: AnyVideo, y: AnyVideo, *, data_range: float | None = None) -> Float[Array, "B"]:
-    """Structural similarity of each clip, Wang et al. (2004): the mean over frames, channels and window positions.
+    """Structural similarity of each clip: the mean over frames, channels and window positions. Wang et al. (2004).
 
-    Gaussian window of 11x11 with sigma 1.5, inside the frame only; K1 = 0.01, K2 = 0.03; moments are weighted means
-    without Bessel's correction, as the authors define.
+    Gaussian window of 11x11 with sigma 1.5, inside the frame only; K1 = 0.01, K2 = 0.03; moments are weighted
+    means without Bessel's correction, as the authors define them.
 
     Args:
         x, y: uint8 or float video of equal shape and dtype, frames of 11x11 or more.
@@ -43,13 +46,24 @@ def ssim(x: AnyVideo, y: AnyVideo, *, data_range: float | None = None) -> Float[
     x, y, data_range = _checked(x, y, data_range, "ssim")
     if min(x.shape[2:4]) < WINDOW:
         raise ValueError(f"ssim: frames of {x.shape[2]}x{x.shape[3]}, must be at least {WINDOW}x{WINDOW}")
-    # Shifted to the clip's own level: variances below are E[x^2] - E[x]^2, which cancels badly far from zero in float32.
-    level = jax.lax.stop_gradient((x.mean(axis=(1, 2, 3), keepdims=True) + y.mean(axis=(1, 2, 3), keepdims=True)) / 2)
-    u, v = x - level, y - level
+    return _ssim(x, y, data_range)
+
+
+@functools.partial(jax.jit, static_argnames="data_range")
+def _psnr(x: Array, y: Array, data_range: float) -> Float[Array, "B"]:
+    error = jnp.square(x - y).mean(axis=(1, 2, 3, 4))
+    return 10 * jnp.log10(data_range**2 / error)
+
+
+@functools.partial(jax.jit, static_argnames="data_range")
+def _ssim(x: Array, y: Array, data_range: float) -> Float[Array, "B"]:
+    # Variances are E[u^2] - E[u]^2, which cancels badly in float32 unless u is near 0; no level enters.
+    level_x, level_y = (z.mean(axis=(1, 2, 3), keepdims=True) for z in (x, y))
+    u, v = x - level_x, y - level_y
     mean_u, mean_v = _blur(u), _blur(v)
     variances = _blur(u * u) - mean_u**2 + _blur(v * v) - mean_v**2
     covariance = _blur(u * v) - mean_u * mean_v
-    mean_x, mean_y = mean_u + level, mean_v + level
+    mean_x, mean_y = mean_u + level_x, mean_v + level_y
     c_1, c_2 = (K_1 * data_range) ** 2, (K_2 * data_range) ** 2
     luminance = (2 * mean_x * mean_y + c_1) / (mean_x**2 + mean_y**2 + c_1)
     structure = (2 * covariance + c_2) / (variances + c_2)
@@ -60,7 +74,7 @@ def _blur(x: Float[Array, "B T H W C"]) -> Float[Array, "B T h w C"]:
     """Gaussian mean over windows that lie inside the frame: h = H - 10, w = W - 10."""
     for axis in (2, 3):
         matrix = _window_matrix(x.shape[axis])
-        blurred = jnp.tensordot(matrix, x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
+        blurred = jnp.tensordot(matrix, x, axes=(1, axis), precision=Precision.HIGHEST)
         x = jnp.moveaxis(blurred, 0, axis)
     return x
 
@@ -79,8 +93,10 @@ def _window_matrix(size: int) -> Float[np.ndarray, "{size}-10 {size}"]:
 def _checked(
     x: AnyVideo, y: AnyVideo, data_range: float | None, name: str
 ) -> tuple[Float[Array, "B T H W C"], Float[Array, "B T H W C"], float]:
+    if x.ndim != 5:
+        raise ValueError(f"{name}: x has shape {x.shape}, must be [B T H W C]")
     if x.shape != y.shape or x.dtype != y.dtype:
-        raise ValueError(f"{name}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}; both must be equal")
+        raise ValueError(f"{name}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}; they must be alike")
     if data_range is None:
         if x.dtype != jnp.uint8:
             raise ValueError(f"{name}: data_range is needed for {x.dtype} video (2.0 for pixels in [-1, 1])")

@@ -94,7 +94,7 @@ def _conventions(config: Mapping[str, Any]) -> list[str]:
         f"- `video`, uint8 `[b {T} {H} {W} 3]`.",
     ]
     if network:
-        levels = t if config["task"]["objective"]["per_frame"] else 1
+        levels = t if network["per_frame"] else 1
         lines += [
             f"- `x_t`, float32 `[b {t} {h} {w} {c}]`: latents at noise level `t`, float32 `[b {levels}]`, 0 for data "
             "and 1 for noise.",

@@ -24,10 +24,11 @@ DECODER = "decoder.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 BATCH_SIZES = (1, 3)
 
-# Largest difference over largest value. The same arithmetic is compiled twice; only fusion may round differently.
-DENOISER_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-# Grey levels of 255: a value on the edge between two may fall to either side.
-DECODER_TOLERANCE = {"float32": 1.0, "bfloat16": 4.0}
+# Tolerances of the denoiser (largest difference over largest value) and of the decoder (grey levels of 255). Sums are
+# taken in another order for another batch size; where factors are rounded first, to bfloat16 or, as GPUs and TPUs do
+# with float32 by default, to TF32 or bfloat16, that shows.
+EXACT_TOLERANCE = (1e-4, 1.0)
+ROUNDED_TOLERANCE = (2e-2, 4.0)
 
 Inputs = tuple[np.ndarray, ...]
 
@@ -89,7 +90,7 @@ def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int]) -> Program:
         return definition.bind(params)(x_t, t, *(label or (None,)))
 
     def example(batch_size: int) -> Inputs:
-        rng = np.random.default_rng(batch_size)
+        rng = np.random.default_rng(0)
         x_t = rng.standard_normal((batch_size, *shape), np.float32)
         t = rng.random((batch_size, shape[0] if task.objective.per_frame else 1), np.float32)
         if task.condition is None:
@@ -104,7 +105,7 @@ def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int]) -> Program:
         example=example,
         distance=lambda a, b: float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), np.finfo(np.float32).tiny)),
         measure="largest difference over largest value",
-        tolerance=DENOISER_TOLERANCE[task.precision.value],
+        tolerance=_tolerance(task.precision.dtype)[0],
     )
 
 
@@ -118,7 +119,7 @@ def _decoder(content: Content) -> Program:
         return definition.bind(params).decode(latents)
 
     def example(batch_size: int) -> Inputs:
-        return (np.random.default_rng(batch_size).standard_normal((batch_size, *shape), np.float32),)
+        return (np.random.default_rng(0).standard_normal((batch_size, *shape), np.float32),)
 
     return Program(
         file=DECODER,
@@ -128,8 +129,13 @@ def _decoder(content: Content) -> Program:
         example=example,
         distance=lambda a, b: float(np.max(np.abs(a.astype(np.int32) - b))),
         measure="grey levels",
-        tolerance=DECODER_TOLERANCE[dtype.name],
+        tolerance=_tolerance(dtype)[1],
     )
+
+
+def _tolerance(dtype: jnp.dtype) -> tuple[float, float]:
+    exact = dtype == jnp.float32 and jax.default_backend() == "cpu"
+    return EXACT_TOLERANCE if exact else ROUNDED_TOLERANCE
 
 
 def _serialize(program: Program) -> bytearray:
@@ -143,14 +149,15 @@ def _compare(program: Program, folder: Path) -> Compared:
     path = folder / program.file
     exported = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
     weights = load_file(folder / program.weights)
-    own, params = jax.jit(program.call), jax.device_get(program.params)
+    inputs = program.example(max(BATCH_SIZES))
+    wanted = np.asarray(jax.jit(program.call)(jax.device_get(program.params), *inputs))
     error = 0.0
     for batch_size in BATCH_SIZES:
-        inputs = program.example(batch_size)
-        found, wanted = np.asarray(exported(weights, *inputs)), np.asarray(own(params, *inputs))
-        distance = program.distance(found, wanted)
+        # The network sees each clip by itself, so its outputs for the largest batch serve for all sizes.
+        found = np.asarray(exported(weights, *(x[:batch_size] for x in inputs)))
+        distance = program.distance(found, wanted[:batch_size])
         # Not `>`: a difference that is no number is too large as well.
-        if found.shape != wanted.shape or not distance <= program.tolerance:
+        if not distance <= program.tolerance:
             raise ExportMismatch(
                 f"{path}: differs from the run's network at batch size {batch_size}: {program.measure} {distance:.3g}, "
                 f"allowed {program.tolerance:.3g}"

@@ -113,11 +113,11 @@ def write_weights(content: Content, folder: Path) -> tuple[dict[str, Any], int]:
         _write(folder / CODEC, params_of(content.codec), {})
         _write(folder / MODEL, params_of(content.denoiser.network), origin)
     loaded = load(folder)
-    num_tensors = _compare(folder / CODEC, params_of(loaded.codec), params_of(content.codec))
+    num_tensors = compare(folder / CODEC, params_of(loaded.codec), params_of(content.codec))
     if content.denoiser is not None:
         assert loaded.network is not None, "config.json names the network"
         own = params_of(content.denoiser.network)
-        num_tensors += _compare(folder / MODEL, params_of(loaded.network), own)
+        num_tensors += compare(folder / MODEL, params_of(loaded.network), own)
     return config, num_tensors
 
 
@@ -177,6 +177,7 @@ def _config(content: Content) -> dict[str, Any]:
             "config": sizes,
             "channels": task.codec.vae.latent_channels,
             "num_classes": None if task.condition is None else task.condition.num_classes,
+            "per_frame": task.objective.per_frame,
             "dtype": task.precision.value,
             "digest": weights_digest(params_of(content.denoiser.network)),
         }
@@ -266,7 +267,7 @@ def _load_part(path: Path, definition: Definition) -> Any:
     return definition.bind(params)
 
 
-def _compare(path: Path, found: Params, wanted: Params) -> int:
+def compare(path: Path, found: Mapping[str, Array | np.ndarray], wanted: Mapping[str, Array | np.ndarray]) -> int:
     """The number of tensors, or an error that names the first one whose name, shape, type or bits differ."""
     for name in sorted(found.keys() ^ wanted.keys()):
         raise ExportMismatch(f"{path}: {name} is {'surplus' if name in found else 'missing'}")

@@ -15,6 +15,7 @@ from dit_video.vae.adversary import (
     generator_loss,
     kl_divergence,
     psnr,
+    reconstruction_distance,
 )
 from dit_video.vae.video_vae import Autoencoded
 
@@ -52,7 +53,7 @@ def test_critic_term_moves_the_critic_only(critic):
 
 def test_one_scalar_gives_each_its_own_gradient(critic):
     """The generator's for the VAE, with that of the reconstruction; the hinge's for the critic."""
-    config = AutoencodeLoss(kl=0.0, adversarial=0.5)
+    config = AutoencodeLoss(reconstruction=Reconstruction.L1, kl=0.0, adversarial=0.5)
 
     @jax.jit
     def gradient(critic, reconstruction):
@@ -106,13 +107,22 @@ def test_adversarial_weight_without_a_critic_is_an_error():
         AutoencodeLoss(kl=-1.0)
 
 
-@pytest.mark.parametrize("kind", list(Reconstruction))
-def test_a_perfect_reconstruction_of_a_standard_normal_posterior_costs_nothing(kind):
+@pytest.mark.parametrize(("kind", "least"), [(Reconstruction.L1, 0.0), (Reconstruction.CHARBONNIER, 0.01)])
+def test_a_perfect_reconstruction_of_a_standard_normal_posterior_costs_nothing(kind, least):
     output = Autoencoded(clips(0), MOMENTS)
     config = AutoencodeLoss(reconstruction=kind, kl=1.0, perceptual=1.0)
     total, metrics = autoencode_loss(config, output, clips(0), None, 0)
-    np.testing.assert_allclose(total, 0.01 if kind is Reconstruction.CHARBONNIER else 0.0, atol=1e-6)
+    np.testing.assert_allclose(total, least, atol=1e-6)
     assert set(metrics) == {"reconstruction", "kl", "psnr", "perceptual"}
+
+
+def test_gaussian_distance_gains_as_much_from_halving_a_small_error_as_a_large_one():
+    def at(error):
+        return reconstruction_distance(Reconstruction.GAUSSIAN, error * clips(0))
+
+    np.testing.assert_allclose(at(1.0) - at(0.5), np.log(2.0), rtol=1e-3)
+    np.testing.assert_allclose(at(0.1) - at(0.05), np.log(2.0), rtol=1e-3)
+    assert jnp.isfinite(at(0.0))
 
 
 def test_kl_of_a_shifted_and_scaled_gaussian():

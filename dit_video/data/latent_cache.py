@@ -1,0 +1,184 @@
+"""Cached moments on disk: what `encode` writes so that the DiT trains without running the VAE.
+
+    DIR/manifest.json                     provenance, class names, counts, digests
+    DIR/{train,held_out}-NNNNN.array_record
+
+One record is a little-endian uint32 (length of the header), a JSON header, and the moments as little-endian
+float32.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Float
+
+from dit_video.data.batch import Clip, Examples, Record, Split
+from dit_video.data.video_set import MANIFEST, new_directory
+
+_FORMAT = "dit_video.latent_cache"
+_VERSION = 1
+_SHARD_SIZE = 512 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheManifest:
+    """What a latent cache says of itself.
+
+    Attributes:
+        provenance: what must match for the cache to be used: VAE digest, statistics, preprocessing, digest of
+            the source.
+        split_digests: of the videos that were encoded, as their source gave them.
+        digest: sha256 of the manifest file.
+    """
+
+    provenance: dict[str, Any]
+    class_names: tuple[str, ...]
+    num_records: dict[Split, int]
+    split_digests: dict[Split, str]
+    digest: str
+
+
+def write_latent_cache(
+    directory: str | os.PathLike,
+    splits: Mapping[Split, Iterable[Clip]],
+    *,
+    class_names: tuple[str, ...],
+    split_digests: Mapping[Split, str],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Writes clips with moments into a new cache, one at a time; the folder appears only when complete.
+
+    Args:
+        class_names, split_digests: as the source of the videos gives them (SourceInfo).
+        provenance: JSON-compatible; compared field by field when a run opens the cache.
+
+    Raises:
+        FileExistsError: the folder exists and is not empty.
+        ValueError: a clip without moments, or a split without clips.
+    """
+    with new_directory(directory) as partial:
+        counts, shards = {}, {}
+        for split, clips in splits.items():
+            counts[split.value], shards[split.value] = _write_split(partial, split, clips)
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "provenance": dict(provenance),
+            "class_names": list(class_names),
+            "num_records": counts,
+            "shards": shards,
+            "split_digests": {split.value: digest for split, digest in split_digests.items()},
+        }
+        (partial / MANIFEST).write_text(json.dumps(content, indent=1))
+
+
+def _write_split(directory: Path, split: Split, clips: Iterable[Clip]) -> tuple[int, list[str]]:
+    shards: list[str] = []
+    count, size, writer = 0, 0, None
+    try:
+        for clip in clips:
+            if clip.moments is None:
+                raise ValueError(f"write_latent_cache: clip {clip.key!r} of {split} has no moments")
+            if writer is None or size >= _SHARD_SIZE:
+                if writer is not None:
+                    writer.close()
+                shards.append(f"{split}-{len(shards):05d}.array_record")
+                # Groups of one record: random access reads no neighbour.
+                writer, size = ArrayRecordWriter(os.fspath(directory / shards[-1]), "group_size:1"), 0
+            data = _pack(clip, clip.moments)
+            writer.write(data)
+            count, size = count + 1, size + len(data)
+    finally:
+        if writer is not None:
+            writer.close()
+    if count == 0:
+        raise ValueError(f"write_latent_cache: no clips in {split}")
+    return count, shards
+
+
+def _pack(clip: Clip, moments: Float[np.ndarray, "t h w m"]) -> bytes:
+    header = {
+        "key": clip.key,
+        "start": clip.start,
+        "label": clip.label,
+        "caption": clip.caption,
+        "fps": clip.fps,
+        "shape": moments.shape,
+    }
+    encoded = json.dumps(header).encode()
+    return struct.pack("<I", len(encoded)) + encoded + moments.astype("<f4").tobytes()
+
+
+def _unpack(data: bytes) -> Record:
+    (length,) = struct.unpack_from("<I", data)
+    header = json.loads(data[4 : 4 + length])
+    moments = np.frombuffer(data, dtype="<f4", offset=4 + length).reshape(header.pop("shape"))
+    return Record(moments=moments, **header)
+
+
+def read_cache_manifest(directory: str | os.PathLike) -> CacheManifest:
+    """The manifest of a latent cache.
+
+    Raises:
+        FileNotFoundError: no such cache; says how to make one.
+        ValueError: a manifest of another program or version.
+    """
+    path, content = _content(directory)
+    return CacheManifest(
+        provenance=content["provenance"],
+        class_names=tuple(content["class_names"]),
+        num_records={Split(name): count for name, count in content["num_records"].items()},
+        split_digests={Split(name): digest for name, digest in content["split_digests"].items()},
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def _content(directory: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
+    path = Path(directory) / MANIFEST
+    remedy = f"make it with: dit-video encode --config=EXPERIMENT --out {directory}"
+    if not path.exists():
+        raise FileNotFoundError(f"{directory} is no latent cache (no {MANIFEST} in it); {remedy}")
+    content = json.loads(path.read_text())
+    found = (content.get("format"), content.get("version"))
+    if found != (_FORMAT, _VERSION):
+        raise ValueError(
+            f"{path}: format {found[0]!r} version {found[1]!r}, but a latent cache has {_FORMAT!r} "
+            f"version {_VERSION}; {remedy}"
+        )
+    return path, content
+
+
+class CachedExamples(Examples):
+    """The records of one split of a latent cache."""
+
+    def __init__(self, directory: str | os.PathLike, split: Split):
+        _, content = _content(directory)
+        if split.value not in content["shards"]:
+            raise ValueError(f"{directory}: the cache holds no {split} records; it has {', '.join(content['shards'])}")
+        self._where = f"{directory} ({split})"
+        self._records = ArrayRecordDataSource(
+            [os.fspath(Path(directory) / name) for name in content["shards"][split.value]]
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            return _unpack(self._records[index])
+        except (RuntimeError, ValueError, KeyError, struct.error) as error:
+            raise ValueError(f"{self._where}: record {index} is damaged ({error}); make the cache again") from error
+
+    @property
+    def num_frames(self) -> None:
+        """Cached moments are used whole."""
+        return None

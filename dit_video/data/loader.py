@@ -1,0 +1,177 @@
+"""Batches in an order that is a pure function of (seed, batch index).
+
+Global batch n is rows n*B .. n*B + B - 1 of one endless, reshuffled sequence of examples; process p of P
+takes the p-th block of B / P rows. So the global batch, row for row, does not depend on how many processes or
+threads made it, and the whole state of
+a loader is one integer: the index of the next batch.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from typing import cast
+
+import grain
+import numpy as np
+
+from dit_video.data.batch import Batch, Clip, Examples, collate
+from dit_video.data.transforms import ClipTransform, Usable, usable
+
+_LOG = logging.getLogger(__name__)
+# Grain counts batches in a signed 64-bit integer; this many never end.
+_ENDLESS = sys.maxsize // 2
+
+
+class BatchIterator(Iterator[Batch]):
+    """Endless batches of one process, read ahead by threads.
+
+    Attributes:
+        next_batch: index of the batch that `next` returns: the loader's whole state.
+        wait_seconds: how long callers of `next` have waited, in all.
+        num_too_short: records left out because a clip does not fit into them.
+    """
+
+    def __init__(self, batches: grain.MapDataset, *, start: int, num_threads: int, num_too_short: int):
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+        self._iterator = iter(batches.to_iter_dataset(options))
+        self._iterator.set_state({"next_index": start})
+        self.next_batch = start
+        self.wait_seconds = 0.0
+        self.num_too_short = num_too_short
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        batch = next(self._iterator)
+        self.wait_seconds += time.perf_counter() - began
+        self.next_batch += 1
+        return batch
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._iterator.close()
+
+
+def train_batches(
+    examples: Examples,
+    transform: ClipTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 8,
+) -> BatchIterator:
+    """This process's share of the global batches start, start + 1, ... without end.
+
+    Every epoch visits each usable record once, in an order of its own; where a clip begins, its crop and its
+    mirroring are drawn from (seed, position in the sequence). A record that fails while it is read or decoded
+    raises from `next`, naming itself.
+
+    Args:
+        batch_size: of the global batch, over all processes.
+        num_threads: batches prepared at once; also how many are kept ready.
+
+    Raises:
+        ValueError: a batch that processes cannot share evenly, or no record long enough.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of {process_count} processes")
+    if start < 0:
+        raise ValueError(f"start={start}: must be at least 0")
+    records = _usable(examples, transform)
+    sequence = (
+        grain.MapDataset.source(_Positions(len(records)))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(lambda position, rng: transform(records[position], rng))
+    )
+    share = batch_size // process_count
+
+    def batch(index: int) -> Batch:
+        first = index * batch_size + process_index * share
+        # Grain's type allows for elements that a filter dropped; there is no filter.
+        return collate(cast("list[Clip]", [sequence[row] for row in range(first, first + share)]))
+
+    return BatchIterator(
+        grain.MapDataset.range(_ENDLESS).map(batch),
+        start=start,
+        num_threads=num_threads,
+        num_too_short=records.num_too_short,
+    )
+
+
+class _Positions:
+    """The numbers 0 .. length - 1: records are read only when their turn has come."""
+
+    def __init__(self, length: int):
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def _usable(examples: Examples, transform: ClipTransform) -> Usable:
+    records = usable(examples, transform)
+    if records.num_too_short:
+        _LOG.warning(
+            "%d of %d videos are left out: shorter than the %d frames a clip reaches over",
+            records.num_too_short,
+            len(examples),
+            transform.span,
+        )
+    return records
+
+
+def held_out_clips(examples: Examples, transform: ClipTransform, *, num_clips: int, seed: int) -> Iterator[Clip]:
+    """`num_clips` different clips, the same ones every time.
+
+    Records take turns in a fixed shuffled order; each time round, a record gives a window that begins at
+    another frame.
+
+    Raises:
+        ValueError: there are not so many different clips; or a record that does not decode.
+    """
+    records = _usable(examples, transform)
+    num_frames = records.num_frames
+    num_starts = np.ones(len(records), int) if num_frames is None else transform.num_starts(num_frames)
+    if num_clips > num_starts.sum():
+        raise ValueError(f"num_clips={num_clips}: the held-out records give only {num_starts.sum()} different clips")
+    order = np.random.default_rng(seed).permutation(len(records))
+    given, turn = 0, 0
+    while given < num_clips:
+        for position in map(int, order):
+            if turn >= num_starts[position] or given == num_clips:
+                continue
+            record = records[position]
+            starts = np.random.default_rng((seed, position)).permutation(num_starts[position])
+            rng = np.random.default_rng((seed, position, turn))
+            start = record.start if record.moments is not None else int(starts[turn])
+            yield transform.at(record, start, rng)
+            given += 1
+        turn += 1
+
+
+def held_out_batches(
+    examples: Examples, transform: ClipTransform, *, num_clips: int, batch_size: int, seed: int
+) -> Iterator[tuple[Batch, int]]:
+    """`held_out_clips` in batches, each with its number of real rows.
+
+    The last batch is filled up by repeating its last row, so that all have one shape.
+
+    Raises:
+        ValueError: there are not so many different clips; or a record that does not decode.
+    """
+    rows: list[Clip] = []
+    for clip in held_out_clips(examples, transform, num_clips=num_clips, seed=seed):
+        rows.append(clip)
+        if len(rows) == batch_size:
+            yield collate(rows), batch_size
+            rows = []
+    if rows:
+        yield collate(rows + [rows[-1]] * (batch_size - len(rows))), len(rows)

@@ -1,0 +1,319 @@
+"""Where records come from. A source is a value in an experiment: making one does no I/O, `open` does.
+
+VideoSet      what `dit-video data ingest` wrote
+TFDSSet       a TFDS data set prepared as ArrayRecord, read without TensorFlow
+MovingDigits  embedded: prepared on first use, needs no download
+LatentCache   moments that `dit-video encode` wrote
+"""
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int
+
+from dit_video.data import builders, latent_cache
+from dit_video.data.batch import NO_LABEL, Examples, Record, Split
+from dit_video.data.video import VideoError, count_frames, frame_rate, open_video
+from dit_video.data.video_set import MANIFEST, Manifest, read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """What a run must know of its data, and what a result must say of it.
+
+    Attributes:
+        class_names: label i means class_names[i]; empty where there are no classes.
+        digest: sha256 of the manifest.
+        split_digest: per split, sha256 over the sorted digests of its source files.
+    """
+
+    class_names: tuple[str, ...]
+    num_records: dict[Split, int]
+    digest: str
+    split_digest: dict[Split, str]
+
+
+class Source(Protocol):
+    """Random-access records of a training and a held-out split."""
+
+    def open(self, split: Split) -> Examples:
+        """The records of a split.
+
+        Raises:
+            FileNotFoundError, ValueError: the set is not there, or not of the kind; says how to make it.
+        """
+        ...
+
+    def info(self) -> SourceInfo: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSet:
+    """A folder written by `dit-video data ingest`."""
+
+    directory: str
+
+    def manifest(self) -> Manifest:
+        remedy = f"make it with: dit-video data ingest FOLDER_OR_TAR --out {self.directory}"
+        return read_manifest(self.directory, remedy=remedy)
+
+    def open(self, split: Split) -> Examples:
+        return _StoredVideos(self.directory, self.manifest(), split)
+
+    def info(self) -> SourceInfo:
+        return _video_set_info(self.directory, self.manifest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingDigits:
+    """One real handwritten digit moving over a dark square, bouncing off its edges; labelled and captioned.
+
+    The digits are the 1,797 scans that scikit-learn ships; those of held-out clips are in no training clip.
+    Prepared in `directory` when first opened.
+
+    Attributes:
+        size: height and width of the square.
+        digit_size: height and width of the digit in it.
+    """
+
+    directory: str = "data/moving_digits"
+    num_train: int = 4000
+    num_held_out: int = 500
+    size: int = 32
+    num_frames: int = 9
+    digit_size: int = 20
+    seed: int = 0
+
+    def manifest(self) -> Manifest:
+        return builders.prepared_digits(self.directory, self._settings())
+
+    def open(self, split: Split) -> Examples:
+        return _StoredVideos(self.directory, self.manifest(), split)
+
+    def info(self) -> SourceInfo:
+        return _video_set_info(self.directory, self.manifest())
+
+    def _settings(self) -> builders.DigitSettings:
+        return builders.DigitSettings(
+            num_train=self.num_train,
+            num_held_out=self.num_held_out,
+            size=self.size,
+            num_frames=self.num_frames,
+            digit_size=self.digit_size,
+            seed=self.seed,
+        )
+
+    def __post_init__(self):
+        self._settings()
+
+
+def _video_set_info(directory: str, manifest: Manifest) -> SourceInfo:
+    counts = {split: len(manifest.stored(split)) for split in Split}
+    splits = [split for split in Split if counts[split]]
+    return SourceInfo(
+        class_names=manifest.class_names,
+        num_records=counts,
+        digest=hashlib.sha256((Path(directory) / MANIFEST).read_bytes()).hexdigest(),
+        split_digest={split: manifest.split_digest(split) for split in splits},
+    )
+
+
+class _StoredVideos(Examples):
+    """One split of a video set."""
+
+    def __init__(self, directory: str, manifest: Manifest, split: Split):
+        self._entries = manifest.stored(split)
+        if not self._entries:
+            raise ValueError(
+                f"{directory}: holds no {split} videos; ingest with another held_out_fraction or split column"
+            )
+        self._where = f"{directory} ({split})"
+        self._records: Any = tfds.builder_from_directory(directory).as_data_source(split=split.value)
+        if len(self._records) != len(self._entries):
+            raise ValueError(
+                f"{self._where}: {len(self._records)} records, but the manifest names {len(self._entries)}; "
+                "the folder was changed after it was made: make it again"
+            )
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Record:
+        entry = self._entries[index]
+        # Neither ArrayRecord nor protobuf says what it raises on damaged bytes; these were seen.
+        try:
+            fields: Any = self._records[index]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ValueError(f"{self._where}: record {index} ({entry.file!r}) is damaged: {error}") from error
+        key = fields["key"].decode()
+        if key != entry.file:
+            raise ValueError(f"{self._where}: record {index} is {key!r}, but the manifest says {entry.file!r}")
+        return Record(
+            key=key,
+            video=fields["video"],
+            label=int(fields["label"]),
+            caption=fields["caption"].decode(),
+            num_frames=int(fields["num_frames"]),
+            fps=float(fields["fps"]),
+        )
+
+    @property
+    def num_frames(self) -> Int[np.ndarray, "num_records"]:
+        return np.array([entry.frames for entry in self._entries])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentCache:
+    """A folder written by `dit-video encode`."""
+
+    directory: str
+
+    def open(self, split: Split) -> Examples:
+        return latent_cache.CachedExamples(self.directory, split)
+
+    def info(self) -> SourceInfo:
+        manifest = latent_cache.read_cache_manifest(self.directory)
+        return SourceInfo(
+            class_names=manifest.class_names,
+            num_records=manifest.num_records,
+            digest=manifest.digest,
+            split_digest=manifest.split_digests,
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """Of which VAE, statistics, preprocessing and videos the moments are, as `encode` wrote it."""
+        return latent_cache.read_cache_manifest(self.directory).provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class TFDSSet:
+    """A TFDS data set prepared on this machine with file_format="array_record".
+
+    Its video feature may be encoded bytes (Text, or a scalar Tensor of objects), a Sequence of Images, or a
+    uint8 Tensor.
+
+    Attributes:
+        name: as in tfds.load: "name", "name/config" or "name/config:1.2.3"; without a version, the newest
+            one.
+        video, label, caption: names of features; None for what the set has not.
+        train, held_out: splits of the set, slices like "train[:90%]" included.
+        fps: of image sequences, which do not say.
+    """
+
+    name: str
+    data_dir: str
+    video: str = "video"
+    label: str | None = "label"
+    caption: str | None = None
+    train: str = "train"
+    held_out: str = "test"
+    fps: float = 25.0
+
+    def open(self, split: Split) -> Examples:
+        return _TFDSVideos(self, self._builder(), split)
+
+    def info(self) -> SourceInfo:
+        builder = self._builder()
+        # TFDS keeps no digests of its sources; sizes and counts of every shard stand in for them.
+        facts = (Path(builder.data_dir) / "dataset_info.json").read_bytes()
+        splits = {Split.TRAIN: self.train, Split.HELD_OUT: self.held_out}
+        label = builder.info.features[self.label] if self.label else None
+        names = label.names if isinstance(label, tfds.features.ClassLabel) and label.num_classes else ()
+        return SourceInfo(
+            class_names=tuple(names),
+            num_records={split: builder.info.splits[name].num_examples for split, name in splits.items()},
+            digest=hashlib.sha256(facts).hexdigest(),
+            split_digest={s: hashlib.sha256(facts + name.encode()).hexdigest() for s, name in splits.items()},
+        )
+
+    def _directory(self) -> Path:
+        name, _, version = self.name.partition(":")
+        folder = Path(self.data_dir) / name
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"TFDSSet.name={self.name!r}: {folder} does not exist; prepare the set there with: "
+                f"tfds build {name} --data_dir={self.data_dir} --file_format=array_record"
+            )
+        versions = [path for path in folder.iterdir() if (path / "dataset_info.json").exists()]
+        if version:
+            versions = [path for path in versions if path.name == version]
+        if not versions:
+            raise FileNotFoundError(f"TFDSSet.name={self.name!r}: {folder} holds no prepared version {version or ''}")
+        return max(versions, key=lambda path: tfds.core.Version(path.name))
+
+    def _builder(self) -> tfds.core.DatasetBuilder:
+        directory = self._directory()
+        file_format = json.loads((directory / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+        if file_format != "array_record":
+            target = f"{directory.parent}-array_record/{directory.name}"
+            raise ValueError(
+                f"TFDSSet.name={self.name!r}: stored as {file_format}, without random access; convert it with: "
+                f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record "
+                f"--out_dir={target}"
+            )
+        features = json.loads((directory / "features.json").read_text())["featuresDict"]["features"]
+        for option in ("video", "label", "caption"):
+            feature = getattr(self, option)
+            if feature is not None and feature not in features:
+                raise ValueError(
+                    f"TFDSSet.{option}={feature!r}: {self.name} has no such feature; it has " + ", ".join(features)
+                )
+        for feature, description in features.items():
+            if description["pythonClassName"].endswith(".Video"):
+                raise ValueError(
+                    f"TFDSSet.name={self.name!r}: feature {feature!r} is a tfds.features.Video, which cannot "
+                    "be opened without TensorFlow; where TensorFlow is installed, write its clips as mp4 "
+                    "files, then: dit-video data ingest FOLDER --out DIR, and use VideoSet"
+                )
+        return tfds.builder_from_directory(directory)
+
+
+class _TFDSVideos(Examples):
+    """One split of a prepared TFDS set."""
+
+    def __init__(self, source: TFDSSet, builder: tfds.core.DatasetBuilder, split: Split):
+        self._source = source
+        self._split = source.train if split is Split.TRAIN else source.held_out
+        self._records: Any = builder.as_data_source(split=self._split)
+        self._num_frames: np.ndarray | None = None
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        source, key = self._source, f"{self._source.name}/{self._split}/{index}"
+        fields: Any = self._records[index]
+        video, fps = fields[source.video], source.fps
+        try:
+            if isinstance(video, bytes):
+                num_frames = count_frames(video)
+                with open_video(video) as (_, stream):
+                    fps = float(frame_rate(stream))
+            else:
+                video = np.stack(list(video))
+                num_frames = len(video)
+        except VideoError as error:
+            raise ValueError(f"record {key!r}: feature {source.video!r}: {error}") from error
+        return Record(
+            key=key,
+            video=video,
+            label=int(fields[source.label]) if source.label else NO_LABEL,
+            caption=fields[source.caption].decode() if source.caption else "",
+            num_frames=num_frames,
+            fps=fps,
+        )
+
+    @property
+    def num_frames(self) -> Int[np.ndarray, "num_records"]:
+        """Read from every record once, for TFDS does not store it."""
+        with self._lock:
+            if self._num_frames is None:
+                self._num_frames = np.array([self[index].num_frames for index in range(len(self))])
+        return self._num_frames

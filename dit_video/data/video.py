@@ -1,0 +1,314 @@
+"""Decode and encode: mp4, GIF, grids.
+
+FFmpeg through PyAV, one thread per video (parallelism is across videos) and one VideoReformatter per call,
+which keeps its swscale context. Frames are scaled while they are converted from YUV, so that only small
+pictures ever become RGB.
+
+swscale converts exactly only when asked to: without FULL_CHR_H_INT it computes one chroma value per pixel
+    pair and rounds down,
+which darkens a picture by 1-2 grey levels. All conversions here ask for it.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+from PIL import Image
+
+_EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+_SHRINK = Interpolation.AREA | _EXACT
+_ENLARGE = Interpolation.BICUBIC | _EXACT
+# The same matrix as swscale and as FFmpeg's stream header number it (AVCOL_SPC_BT709, AVCOL_SPC_SMPTE170M).
+_MATRIX_TAG = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}
+
+
+class VideoError(ValueError):
+    """A video that cannot be read, in words for the person who owns the file."""
+
+
+@contextmanager
+def open_video(source: bytes | str | os.PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens the first moving picture in a file or its bytes.
+
+    Raises:
+        VideoError: not a media file, a still picture, or sound only; also wraps any decoding error raised
+            inside the block.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+        with av.open(file, "r", metadata_errors="replace") as container:
+            stream = _moving_picture(container)
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    except av.FFmpegError as error:
+        raise VideoError(f"not a readable video: {error.strerror}") from error
+
+
+def _moving_picture(container: InputContainer) -> VideoStream:
+    format_name = container.format.name
+    if format_name.startswith("image2") or format_name.endswith("_pipe"):
+        raise VideoError("a picture, not a video")
+    if format_name == "tty":
+        raise VideoError("text, not a video")
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        raise VideoError("sound only" if container.streams.audio else "no video stream")
+    return streams[0]
+
+
+def frame_rate(stream: VideoStream) -> Fraction:
+    """Frames per second as the container states them.
+
+    Raises:
+        VideoError: it does not.
+    """
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise VideoError("states no frame rate")
+    return rate
+
+
+class _ToRGB:
+    """Turns decoded frames of one video into RGB arrays, scaled to just cover `cover`, upright."""
+
+    def __init__(self, cover: tuple[int, int] | None = None):
+        self._cover = cover
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+        turns = quarter_turns(frame)
+        height, width = frame.height, frame.width
+        if self._cover is not None:
+            cover = self._cover if turns % 2 == 0 else self._cover[::-1]
+            height, width = covering_size((height, width), cover)
+        rgb = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation=_interpolation(frame, (height, width)),
+            threads=1,
+        ).to_ndarray()
+        return np.rot90(rgb, turns) if turns else rgb
+
+
+def quarter_turns(frame: VideoFrame) -> int:
+    """Counter-clockwise quarter turns that make a frame upright, as its container asks."""
+    return round(frame.rotation / 90) % 4
+
+
+def _interpolation(frame: VideoFrame, size: tuple[int, int]) -> Interpolation:
+    return _SHRINK if size[0] <= frame.height and size[1] <= frame.width else _ENLARGE
+
+
+def covering_size(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
+    """The smallest (height, width) with the aspect of `size` that covers `cover`, rounded to pixels."""
+    scale = max(cover[0] / size[0], cover[1] / size[1])
+    return max(cover[0], round(size[0] * scale)), max(cover[1], round(size[1] * scale))
+
+
+def decode(data: bytes) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
+    """All frames, upright, and the frame rate.
+
+    Raises:
+        VideoError: the bytes are not a video with at least one frame.
+    """
+    return _read(data)
+
+
+def read_video(path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
+    """All frames of a file, upright, and the frame rate.
+
+    Raises:
+        VideoError: the file is not a video with at least one frame; names the file.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such video")
+    try:
+        return _read(path)
+    except VideoError as error:
+        raise VideoError(f"{path}: {error}") from error
+
+
+def _read(source: bytes | str | os.PathLike) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
+    to_rgb = _ToRGB()
+    with open_video(source) as (container, stream):
+        frames = [to_rgb(frame) for frame in container.decode(stream)]
+        fps = float(frame_rate(stream))
+    if not frames:
+        raise VideoError("holds no frame")
+    return np.stack(frames), fps
+
+
+def count_frames(data: bytes) -> int:
+    """Frames of a video by its packets, without decoding (exact for one frame per packet, as in mp4)."""
+    with open_video(data) as (container, stream):
+        return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+
+
+def decode_window(
+    data: bytes, *, start: int, num_frames: int, stride: int = 1, cover: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """Frames start, start + stride, ... of a video, each scaled to just cover `cover` (height, width).
+
+    Decoding begins at the last key frame at or before `start` and ends with the last wanted frame; only
+    wanted frames are converted. Equal to `decode(data)[start : start + num_frames * stride : stride]` where
+    nothing is scaled.
+
+    Raises:
+        VideoError: the bytes are no video, or it ends before the window does.
+    """
+    with open_video(data) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
+        last = start + (num_frames - 1) * stride
+        # Without a distinct time on every packet, frames can only be counted from the beginning.
+        if len(set(times)) == len(packets) and last < len(times):
+            wanted = set(times[start : last + 1 : stride])
+            before = [i for i, packet in enumerate(packets) if packet.is_keyframe and (packet.pts or 0) <= times[start]]
+            decoded = _frames(stream, packets[before[-1] :] if before else packets)
+            chosen = (frame for frame in decoded if frame.pts in wanted)
+        else:
+            indices = set(range(start, last + 1, stride))
+            chosen = (frame for i, frame in enumerate(_frames(stream, packets)) if i in indices)
+        to_rgb = _ToRGB(cover)
+        frames = []
+        for frame in chosen:
+            frames.append(to_rgb(frame))
+            if len(frames) == num_frames:
+                return np.stack(frames)
+    raise VideoError(f"ends before frame {last}: {len(frames)} of {num_frames} wanted frames decode")
+
+
+def _frames(stream: VideoStream, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:
+    for packet in packets:
+        yield from stream.decode(packet)
+    yield from stream.decode(None)
+
+
+def scale(video: UInt8[np.ndarray, "T H W 3"], cover: tuple[int, int]) -> UInt8[np.ndarray, "T h w 3"]:
+    """Scales decoded frames so that they just cover `cover` (height, width): by area down, bicubic up."""
+    if video.shape[1:3] == cover:
+        return video
+    to_rgb = _ToRGB(cover)
+    return np.stack([to_rgb(VideoFrame.from_ndarray(frame, format="rgb24")) for frame in video])
+
+
+def encode_frames(
+    file: io.BytesIO | str | os.PathLike,
+    frames: Iterable[VideoFrame],
+    fps: float | int | Fraction,
+    *,
+    size: tuple[int, int],
+    crf: int,
+    preset: str,
+    key_frame_every: int = 32,
+) -> int:
+    """Writes frames as H.264 (yuv420p) mp4, streamed; one FFmpeg build writes the same bytes every time.
+
+    Args:
+        size: height and width of the result, both even; frames of another size are scaled.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        VideoError: there are no frames.
+    """
+    reformatter = VideoReformatter()
+    rate = Fraction(fps).limit_denominator(1001)
+    num_frames = 0
+    with av.open(file if isinstance(file, io.BytesIO) else os.fspath(file), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": preset})
+        context = stream.codec_context
+        context.thread_count = 1
+        context.pix_fmt = "yuv420p"
+        context.gop_size = key_frame_every
+        context.time_base = 1 / rate
+        for frame in frames:
+            # Broadcast range and one of two matrices, both written into the file, so that every player agrees
+            # on colours.
+            matrix = Colorspace.ITU709 if frame.colorspace == Colorspace.ITU709 else Colorspace.ITU601
+            if num_frames == 0:
+                context.height, context.width = size
+                context.color_range = ColorRange.MPEG
+                context.colorspace = _MATRIX_TAG[matrix]
+            yuv = reformatter.reformat(
+                frame,
+                height=size[0],
+                width=size[1],
+                format="yuv420p",
+                dst_colorspace=matrix,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=_interpolation(frame, size),
+                threads=1,
+            )
+            yuv.pts, yuv.time_base = num_frames, context.time_base
+            # The encoder chooses its own key frames, not the source's.
+            yuv.pict_type = PictureType.NONE
+            container.mux(stream.encode(yuv))
+            num_frames += 1
+        if num_frames == 0:
+            raise VideoError("holds no frame")
+        container.mux(stream.encode(None))
+    return num_frames
+
+
+def encode_mp4(
+    video: UInt8[np.ndarray, "T H W 3"], fps: float | int, *, crf: int = 14, preset: str = "medium"
+) -> bytes:
+    """H.264 mp4 of decoded frames. Odd sizes gain a row or column, a copy of the last: yuv420p holds even
+    sizes only.
+    """
+    height, width = video.shape[1:3]
+    padded = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    frames = (VideoFrame.from_ndarray(frame, format="rgb24") for frame in padded)
+    buffer = io.BytesIO()
+    encode_frames(buffer, frames, fps, size=padded.shape[1:3], crf=crf, preset=preset)
+    return buffer.getvalue()
+
+
+def write_mp4(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps: float | int) -> None:
+    """Writes `encode_mp4(video, fps)` to a file."""
+    with open(path, "wb") as file:
+        file.write(encode_mp4(video, fps))
+
+
+def write_gif(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps: float | int) -> None:
+    """Writes an endless GIF with one palette for all frames (a palette per frame flickers)."""
+    sampled = video[:: max(1, len(video) // 8)]
+    palette = Image.fromarray(np.concatenate(sampled)).quantize(256, method=Image.Quantize.MEDIANCUT)
+    frames = [Image.fromarray(frame).quantize(palette=palette) for frame in video]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+
+
+def grid(
+    videos: UInt8[np.ndarray, "N T H W 3"], columns: int, *, separator: int = 2
+) -> UInt8[np.ndarray, "T gridH gridW 3"]:
+    """Lays videos out row by row, thin white lines between them; missing cells are white."""
+    num_videos, num_frames, height, width, _ = videos.shape
+    if num_videos < 1 or columns < 1:
+        raise ValueError(f"grid: {num_videos} videos in {columns} columns; both must be at least 1")
+    columns = min(columns, num_videos)
+    rows = -(-num_videos // columns)
+    shape = (
+        num_frames,
+        rows * (height + separator) - separator,
+        columns * (width + separator) - separator,
+        3,
+    )
+    picture = np.full(shape, 255, dtype=np.uint8)
+    for index, video in enumerate(videos):
+        top, left = (index // columns) * (height + separator), (index % columns) * (width + separator)
+        picture[:, top : top + height, left : left + width] = video
+    return picture

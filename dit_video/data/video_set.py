@@ -1,0 +1,281 @@
+"""A video set on disk: ArrayRecord shards of mp4 bytes, written by a TFDS builder, beside a manifest that
+accounts for every file.
+
+    DIR/manifest.json                              what was read, how, and what became of each file
+    DIR/dataset_info.json, features.json           so that `tfds.builder_from_directory(DIR)` opens it too
+    DIR/video_set-{train,held_out}.array_record-*  the records
+
+Both writers of such sets (ingest.py, builders.py) and their one reader (sources.VideoSet) meet here.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dit_video.data.batch import NO_LABEL, Split
+
+MANIFEST = "manifest.json"
+_FORMAT = "dit_video.video_set"
+_VERSION = 1
+# Files in the making; renamed when complete.
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What became of one source file: a row of the manifest.
+
+    Attributes:
+        file: its name within its source; also the key of its record.
+        source: the folder or archive it came from.
+        sha256: digest of the source file's bytes; empty where it was not opened.
+        reason: why it is not in the set; empty when it is.
+        split: where it is; None when it is not.
+        index: position of its record within the split; -1 when it is not in the set.
+        frames, fps, width, height: of the record as stored.
+        label: name of its class; None when it has none.
+        stored: "copied" (the file's own bytes) or "encoded" (H.264 mp4 made from them).
+        num_bytes: size of the record's mp4.
+    """
+
+    file: str
+    source: str
+    sha256: str = ""
+    reason: str = ""
+    split: Split | None = None
+    index: int = -1
+    frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    label: str | None = None
+    caption: str = ""
+    stored: str | None = None
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The account of a video set.
+
+    Attributes:
+        settings: how the set was made; equal settings and sources give an equal set.
+        class_names: label i of a record means class_names[i].
+        entries: one per source file, stored or skipped.
+        rows_without_file: keys of the labels file that matched nothing.
+    """
+
+    settings: dict[str, Any]
+    class_names: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    rows_without_file: tuple[str, ...] = ()
+
+    def stored(self, split: Split) -> list[Entry]:
+        """The entries of a split, in the order of their records."""
+        return sorted((entry for entry in self.entries if entry.split == split), key=lambda entry: entry.index)
+
+    def skipped(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.split is None]
+
+    def split_digest(self, split: Split) -> str:
+        """sha256 over the sorted digests of the split's files: what a model trained or was judged on."""
+        lines = sorted(entry.sha256 for entry in self.entries if entry.split == split)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class VideoSetBuilder(tfds.core.GeneratorBasedBuilder):
+    """Writes records given to it; knows nothing of where they came from."""
+
+    name = "video_set"
+    VERSION = tfds.core.Version("1.0.0")
+    # TFDS looks for checksums of downloads beside a builder's code; nothing is downloaded here.
+    code_path = None
+
+    def __init__(
+        self,
+        *,
+        records: Mapping[Split, Callable[[], Iterator[dict[str, Any]]]],
+        class_names: Sequence[str],
+        data_dir: str,
+    ):
+        self._records = records
+        self._class_names = list(class_names)
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _log_download_bytes(self) -> None:
+        """Keeps TFDS from announcing a download that does not take place."""
+
+    def _log_download_done(self) -> None:
+        """Keeps TFDS from naming the temporary folder it wrote to."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "key": tfds.features.Text(),
+            # Bytes of an mp4: Text is the feature that hands bytes through without TensorFlow.
+            "video": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=self._class_names),
+            "caption": tfds.features.Text(),
+            "fps": np.float32,
+            "num_frames": np.int32,
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, description="Videos as mp4.", features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager
+        return {split.value: self._generate_examples(split) for split in self._records}
+
+    def _generate_examples(self, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
+        for record in self._records[split]():
+            yield record["key"], record
+
+
+def write_video_set(
+    directory: Path,
+    manifest: Manifest,
+    load: Callable[[Entry], bytes],
+    *,
+    shard_size: int,
+    on_record: Callable[[int, int], None],
+) -> Manifest:
+    """Writes the stored entries of a manifest (their `index` is not yet known) and the manifest itself into a
+    new folder.
+
+    Args:
+        load: the mp4 bytes of an entry; called once per stored entry, in order.
+        shard_size: bytes after which TFDS begins another shard.
+        on_record: called as (records done, records in all).
+
+    Returns:
+        The manifest as written, with the position of every record.
+    """
+    tfds.disable_progress_bar()
+    labels = {name: index for index, name in enumerate(manifest.class_names)}
+    chosen = {split: [e for e in manifest.entries if e.split == split] for split in Split}
+    total, done = sum(map(len, chosen.values())), 0
+
+    def records(entries: list[Entry]) -> Iterator[dict[str, Any]]:
+        nonlocal done
+        for entry in entries:
+            yield {
+                "key": entry.file,
+                "video": load(entry),
+                "label": NO_LABEL if entry.label is None else labels[entry.label],
+                "caption": entry.caption,
+                "fps": entry.fps,
+                "num_frames": entry.frames,
+            }
+            done += 1
+            on_record(done, total)
+
+    builder = VideoSetBuilder(
+        records={split: lambda e=entries: records(e) for split, entries in chosen.items() if entries},
+        class_names=manifest.class_names,
+        data_dir=os.fspath(directory / "tfds"),
+    )
+    config = tfds.download.DownloadConfig(
+        try_download_gcs=False, min_shard_size=min(shard_size, 64 << 20), max_shard_size=shard_size
+    )
+    builder.download_and_prepare(download_config=config)
+    for path in Path(builder.data_dir).iterdir():
+        path.rename(directory / path.name)
+    shutil.rmtree(directory / "tfds")
+
+    # TFDS orders records by a hash of their key; reading them back tells where each is and that all can be
+    # read.
+    index = {}
+    written = tfds.builder_from_directory(directory)
+    for split, entries in chosen.items():
+        if entries:
+            source: Any = written.as_data_source(split=split.value)
+            index |= {(split, record["key"].decode()): i for i, record in enumerate(source)}
+    manifest = replace(
+        manifest,
+        entries=tuple(e if e.split is None else replace(e, index=index[(e.split, e.file)]) for e in manifest.entries),
+    )
+    (directory / MANIFEST).write_text(_to_json(manifest))
+    return manifest
+
+
+def _to_json(manifest: Manifest) -> str:
+    counts = {split.value: len(manifest.stored(split)) for split in Split} | {"skipped": len(manifest.skipped())}
+    return json.dumps({"format": _FORMAT, "version": _VERSION, "counts": counts} | asdict(manifest), indent=1)
+
+
+def read_manifest(directory: str | os.PathLike, *, remedy: str) -> Manifest:
+    """The manifest of a video set.
+
+    Raises:
+        FileNotFoundError: no such folder, or one without a manifest; ends with `remedy`.
+        ValueError: a manifest of another program or version.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.exists():
+        what = "holds no manifest.json, so it is not a video set" if path.parent.exists() else "does not exist"
+        raise FileNotFoundError(f"{directory} {what}; {remedy}")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); make the set again: {remedy}") from error
+    found = (content.get("format"), content.get("version"))
+    if found != (_FORMAT, _VERSION):
+        raise ValueError(
+            f"{path}: format {found[0]!r} version {found[1]!r}, but this program reads {_FORMAT!r} version "
+            f"{_VERSION}; {remedy}"
+        )
+    entries = (row | {"split": None if row["split"] is None else Split(row["split"])} for row in content["entries"])
+    return Manifest(
+        settings=content["settings"],
+        class_names=tuple(content["class_names"]),
+        entries=tuple(Entry(**row) for row in entries),
+        rows_without_file=tuple(content["rows_without_file"]),
+    )
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def new_directory(out: str | os.PathLike) -> Iterator[Path]:
+    """A temporary sibling of `out` that takes its name when the block ends well and vanishes when it does
+    not.
+
+    Raises:
+        FileExistsError: `out` exists and is not an empty folder.
+    """
+    out = Path(out)
+    _refuse_existing(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}{_PARTIAL}", dir=out.parent))
+    try:
+        yield partial
+        # mkdtemp keeps others out; a data set follows the user's umask like any other folder.
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o777 & ~umask)
+        _refuse_existing(out)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists():
+        raise FileExistsError(f"{out} already exists; give another --out, or delete it first (rm -r {out})")

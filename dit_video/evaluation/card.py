@@ -1,0 +1,174 @@
+"""Cards: a value together with the protocol that decides its scale and the subject that was judged.
+
+    {"metric": "FVD", "value": 123.4, "mean_term": ..., "covariance_term": ...,
+     "protocol": {digests of real set, split and network weights; clips, frames, stride, fps, size, crop, resize, ...},
+     "subject": {digests of checkpoint and codec; step, EMA or raw, sampler, guidance, seed, versions, hardware, ...},
+     "yardsticks": {"training clips": 45.6, ...}, "notes": ["..."]}
+
+Two values may be compared only where their protocols are equal, field by field.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from dit_video.evaluation.frechet import FrechetTerms
+
+Card = Mapping[str, Any]
+
+USUAL_NUM_CLIPS = 2048
+
+
+def make_card(
+    *,
+    metric: str,
+    terms: FrechetTerms,
+    protocol: Mapping[str, Any],
+    subject: Mapping[str, Any],
+    yardsticks: Mapping[str, FrechetTerms],
+) -> dict[str, Any]:
+    """A card of plain JSON values; a protocol with few clips (`num_clips`) gets a note that says so.
+
+    Raises:
+        TypeError: a field is not a JSON value.
+        ValueError: a number is not finite.
+    """
+    note = small_sample_note(metric, protocol["num_clips"])
+    card = {
+        "metric": metric,
+        "value": terms.value,
+        "mean_term": terms.mean_term,
+        "covariance_term": terms.covariance_term,
+        "protocol": protocol,
+        "subject": subject,
+        "yardsticks": {name: yardstick.value for name, yardstick in yardsticks.items()},
+        "notes": [note] if note else [],
+    }
+    # What is compared later is what was read from a file: tuples are lists and keys are strings from here on.
+    return json.loads(json.dumps(card, allow_nan=False))
+
+
+def small_sample_note(metric: str, num_clips: int) -> str | None:
+    """What to say of a Frechet distance of so few clips; None where they are enough."""
+    if num_clips >= USUAL_NUM_CLIPS:
+        return None
+    return (
+        f"smoke value: {metric} at N={num_clips} is dominated by bias ~ 1/N; compare it only at equal N, "
+        f"and quote none below N={USUAL_NUM_CLIPS}"
+    )
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Writes JSON under a temporary name and renames it, so that no reader sees half a card."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Reads what `write_card` wrote.
+
+    Raises:
+        ValueError: the file is not a card.
+    """
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a card, because not JSON: {error}") from None
+    missing = {"metric", "value", "protocol", "subject"} - set(card if isinstance(card, dict) else ())
+    if missing:
+        raise ValueError(f"{path}: not a card, because it has no {', '.join(sorted(missing))}")
+    return card
+
+
+def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the fields in which two protocols (or two subjects) differ; empty where they are equal."""
+    a, b = _flat(a), _flat(b)
+    # A field that only one of them has differs, whatever its value; None is a value.
+    return sorted(name for name in a.keys() | b.keys() if (name in a, a.get(name)) != (name in b, b.get(name)))
+
+
+def table(cards: Sequence[Card]) -> Group:
+    """Cards to print: one table for each protocol, and never two protocols in one.
+
+    A column is one card, headed by the fields in which the subjects of its table differ. Further tables say in which
+    fields their protocol differs from the first one's.
+    """
+    shown: list[Table | Text] = []
+    groups = _by_protocol(cards)
+    for group in groups:
+        shown.append(_table_of_equals(group))
+        differing = _differing_scale(groups[0][0], group[0])
+        if differing:
+            shown.append(Text(f"not comparable with the first table: {', '.join(differing)}", style="bold"))
+        notes = dict.fromkeys(note for card in group for note in card.get("notes", ()))
+        shown += [Text(note, style="yellow") for note in notes]
+    return Group(*shown)
+
+
+def _table_of_equals(cards: Sequence[Card]) -> Table:
+    first = cards[0]
+    protocol = ", ".join(f"{name}={_short(value)}" for name, value in _flat(first["protocol"]).items())
+    shown = Table(title=first["metric"], caption=protocol)
+    shown.add_column("set")
+    for heading in _headings(cards):
+        shown.add_column(heading, justify="right")
+    rows = {"samples": [card["value"] for card in cards]}
+    for part in ("mean_term", "covariance_term"):
+        rows[f"  {part.replace('_', ' ')}"] = [card.get(part) for card in cards]
+    for name in dict.fromkeys(name for card in cards for name in card.get("yardsticks", ())):
+        rows[name] = [card.get("yardsticks", {}).get(name) for card in cards]
+    for name, values in rows.items():
+        shown.add_row(name, *["" if value is None else f"{value:.2f}" for value in values])
+    return shown
+
+
+def _by_protocol(cards: Sequence[Card]) -> list[list[Card]]:
+    groups: list[list[Card]] = []
+    for card in cards:
+        for group in groups:
+            if not _differing_scale(group[0], card):
+                group.append(card)
+                break
+        else:
+            groups.append([card])
+    return groups
+
+
+def _differing_scale(a: Card, b: Card) -> list[str]:
+    """Everything that makes two values incomparable: the metric and the protocol."""
+    metric = [] if a["metric"] == b["metric"] else ["metric"]
+    return metric + differing_fields(a["protocol"], b["protocol"])
+
+
+def _headings(cards: Sequence[Card]) -> list[str]:
+    """What tells each card's subject from those beside it."""
+    if len(cards) == 1:
+        return [cards[0]["metric"]]
+    subjects = [_flat(card["subject"]) for card in cards]
+    first = cards[0]["subject"]
+    differing = dict.fromkeys(name for card in cards[1:] for name in differing_fields(first, card["subject"]))
+    return ["\n".join(f"{name}={_short(subject.get(name))}" for name in differing) for subject in subjects]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    """A digest by its first letters, anything else as it is."""
+    text = str(value)
+    is_digest = len(text) >= 32 and set(text) <= set("0123456789abcdef")
+    return text[:8] if is_digest else text

@@ -1,0 +1,170 @@
+"""Laws of the loader: the order of examples is a function of (seed, batch index) and of nothing else."""
+
+import itertools
+
+import numpy as np
+import pytest
+from sample_videos import waves
+
+from dit_video.data.batch import Examples, Record, Split, collate
+from dit_video.data.loader import held_out_batches, held_out_clips, train_batches
+from dit_video.data.sources import VideoSet
+from dit_video.data.transforms import ClipTransform, usable
+from dit_video.data.video import encode_mp4
+
+CUT = ClipTransform(num_frames=4, stride=2, size=(16, 16), random_crop=True, flip_rate=0.5)
+
+
+class InMemory(Examples):
+    """Videos of the given lengths whose pixels name their record and frame."""
+
+    def __init__(self, lengths: list[int], moments: bool = False):
+        self._lengths, self._moments = lengths, moments
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, index: int) -> Record:
+        if self._moments:
+            return Record(key=str(index), moments=np.full((2, 2, 2, 4), index, np.float32), fps=5.0, start=3)
+        length = self._lengths[index]
+        video = np.empty((length, 16, 16, 3), np.uint8)
+        video[..., 0], video[..., 1:] = index, np.arange(length)[:, None, None, None]
+        return Record(key=str(index), video=video, label=index, num_frames=length, fps=10.0)
+
+    @property
+    def num_frames(self) -> np.ndarray | None:
+        return None if self._moments else np.array(self._lengths)
+
+
+def batches(examples, num: int, **options) -> list:
+    options = {"batch_size": 8, "seed": 1, "num_threads": 2} | options
+    iterator = train_batches(examples, CUT, **options)
+    found = [next(iterator) for _ in range(num)]
+    iterator.close()
+    return found
+
+
+@pytest.mark.parametrize("process_count", [2, 4, 8])
+def test_the_global_batch_is_the_same_for_any_number_of_processes(process_count):
+    examples = InMemory([12] * 13)
+    whole = batches(examples, 5)
+    shares = [batches(examples, 5, process_index=index, process_count=process_count) for index in range(process_count)]
+    for step in range(5):
+        for field in ("video", "label"):
+            joined = np.concatenate([getattr(share[step], field) for share in shares])
+            np.testing.assert_array_equal(joined, getattr(whole[step], field))
+
+
+def test_order_does_not_depend_on_threads_and_resumes_anywhere():
+    examples = InMemory([12] * 13)
+    whole = batches(examples, 6, num_threads=1)
+    resumed = batches(examples, 3, num_threads=5, start=3)
+    for before, after in zip(whole[3:], resumed):
+        np.testing.assert_array_equal(before.video, after.video)
+
+
+def test_an_epoch_visits_every_record_once_and_epochs_differ():
+    labels = np.concatenate([batch.label for batch in batches(InMemory([9] * 16), 6)]).reshape(3, 16)
+    assert all(sorted(epoch) == list(range(16)) for epoch in labels)
+    assert not np.array_equal(labels[0], labels[1])
+
+
+def test_clips_begin_everywhere_and_differ_between_epochs_and_seeds():
+    found = [b.video[:, 0, 0, 0, 1] for b in batches(InMemory([12]), 20)]
+    assert set(np.concatenate(found)) == set(range(12 - CUT.span + 1))
+    assert not np.array_equal(batches(InMemory([12]), 1, seed=2)[0].video, batches(InMemory([12]), 1)[0].video)
+
+
+def test_the_state_is_the_index_of_the_next_batch():
+    iterator = train_batches(InMemory([12] * 3), CUT, batch_size=2, seed=0, start=7)
+    assert iterator.next_batch == 7
+    next(iterator)
+    assert iterator.next_batch == 8
+    assert iterator.wait_seconds > 0
+    iterator.close()
+
+
+def test_pixels_stay_uint8_and_moments_pass_through():
+    batch = batches(InMemory([12] * 3), 1)[0]
+    assert batch.video.dtype == np.uint8
+    assert batch.video.shape == (8, 4, 16, 16, 3)
+    assert batch.moments is None
+    cached = batches(InMemory([0] * 3, moments=True), 1)[0]
+    assert cached.video is None
+    assert cached.moments.shape == (8, 2, 2, 2, 4)
+
+
+def test_videos_too_short_are_left_out_counted_and_said(caplog):
+    iterator = train_batches(InMemory([3, 12, 6, 12]), CUT, batch_size=4, seed=0)
+    assert set(next(iterator).label) == {1, 3}
+    assert iterator.num_too_short == 2
+    assert "2 of 4 videos are left out" in caplog.text
+    iterator.close()
+    with pytest.raises(ValueError, match="takes 7 frames, but the longest of 2 videos has 5"):
+        usable(InMemory([5, 4]), CUT)
+
+
+def test_a_record_that_does_not_decode_is_named():
+    class Damaged(InMemory):
+        def __getitem__(self, index: int) -> Record:
+            whole = encode_mp4(waves(0), 10.0)
+            return Record(key="the/culprit.mp4", video=whole[: len(whole) // 2], num_frames=12, fps=10.0)
+
+    iterator = train_batches(Damaged([12]), CUT, batch_size=1, seed=0)
+    with pytest.raises(ValueError, match=r"the/culprit\.mp4"):
+        next(iterator)
+    iterator.close()
+
+
+def test_held_out_clips_are_the_same_every_time_and_all_different():
+    examples = InMemory([9, 12, 7])
+    whole = ClipTransform(num_frames=4, stride=2, size=(16, 16))
+    clips = list(held_out_clips(examples, whole, num_clips=10, seed=0))
+    assert len({(clip.key, clip.start) for clip in clips}) == 10
+    # Every record takes its turn before any has a second one.
+    assert {clip.key for clip in clips[:3]} == {"0", "1", "2"}
+    again = held_out_clips(examples, whole, num_clips=10, seed=0)
+    assert all(np.array_equal(a.video, b.video) for a, b in zip(clips, again))
+    with pytest.raises(ValueError, match=r"num_clips=11: .* only 10 different clips"):
+        list(held_out_clips(examples, whole, num_clips=11, seed=0))
+
+
+def test_the_last_held_out_batch_is_filled_with_its_last_row():
+    found = list(held_out_batches(InMemory([9, 12, 7]), CUT, num_clips=5, batch_size=4, seed=0))
+    assert [num_real for _, num_real in found] == [4, 1]
+    last = found[1][0].video
+    assert last.shape[0] == 4
+    assert all(np.array_equal(last[0], row) for row in last)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="batch_size=6: must be a positive multiple of 4"):
+        train_batches(InMemory([12]), CUT, batch_size=6, seed=0, process_count=4)
+
+
+def test_clips_of_different_shape_do_not_make_a_batch():
+    clips = [ClipTransform(num_frames=n, size=(16, 16))(InMemory([12])[0], np.random.default_rng(0)) for n in (2, 3)]
+    with pytest.raises(ValueError, match="differ in the shape of video"):
+        collate(clips)
+
+
+def test_a_clip_is_a_window_of_the_decoded_video(video_set):
+    examples = VideoSet(directory=str(video_set)).open(Split.TRAIN)
+    cut = ClipTransform(num_frames=3, stride=4, size=(32, 32))
+    clip = cut(examples[0], np.random.default_rng(0))
+    assert clip.video.shape == (3, 32, 32, 3)
+    assert clip.fps == 2.5
+    assert clip.key == examples[0].key
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_frames", 0), ("stride", 0), ("size", (0, 4)), ("flip_rate", 1.5)])
+def test_impossible_transforms_name_the_field(field, value):
+    with pytest.raises(ValueError, match=f"ClipTransform.{field}="):
+        ClipTransform(**{field: value})
+
+
+def test_batches_do_not_end():
+    iterator = train_batches(InMemory([12] * 2), CUT, batch_size=2, seed=0, start=10**9)
+    assert len(list(itertools.islice(iterator, 3))) == 3
+    iterator.close()

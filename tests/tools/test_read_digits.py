@@ -1,0 +1,142 @@
+"""The reader of digits: what it promises of its numbers, its controls and its cache."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from dit_video.data.batch import NO_LABEL, Split
+from dit_video.data.dataset import Data
+from dit_video.data.sources import MovingDigits, VideoSet
+from dit_video.data.transforms import ClipTransform
+from dit_video.nn.module import define, params_of
+from dit_video.sharding import MeshShape, make_mesh
+from dit_video.tasks.task import Subject
+
+FILE = Path(__file__).parents[2] / "tools" / "read_digits.py"
+SPEC = importlib.util.spec_from_file_location("read_digits", FILE)
+read_digits = sys.modules["read_digits"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(read_digits)
+
+QUIET = Console(quiet=True)
+LESSONS = read_digits.Lessons(widths=(8, 16), num_steps=60, batch_size=32, learning_rate=1e-2, required=0.3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Data:
+    folder = tmp_path_factory.mktemp("digits") / "moving"
+    source = MovingDigits(directory=str(folder), num_train=200, num_held_out=60, size=16, num_frames=2, digit_size=14)
+    return Data(source=source, clips=ClipTransform(num_frames=2, size=(16, 16)), batch_size=20)
+
+
+@pytest.mark.parametrize(
+    ("num_right", "num_clips", "low", "high"),
+    # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_intervals_are_the_published_ones(num_right, num_clips, low, high):
+    assert read_digits.wilson(num_right, num_clips) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_a_clip_is_read_by_the_mean_over_its_frames():
+    reader = read_digits.Reader((16, 12), (4, 8), rngs=nnx.Rngs(0))
+    video = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 12, 3), np.uint8)
+    frames = reader(video.reshape(6, 1, 16, 12, 3)).reshape(2, 3, 10)
+    np.testing.assert_allclose(reader(video), frames.mean(1), atol=1e-5)
+
+
+def test_a_reader_learns_is_kept_and_is_the_same_when_loaded(data):
+    learnt = read_digits.reader_of(data, LESSONS, QUIET)
+    assert learnt.held_out.num_clips == 60
+    assert learnt.held_out.accuracy >= LESSONS.required
+    loaded = read_digits.reader_of(data, LESSONS, QUIET)
+    assert loaded.held_out.confusion.tolist() == learnt.held_out.confusion.tolist()
+    again = loaded.score(read_digits.real_clips(data, Split.HELD_OUT, QUIET))
+    assert again.confusion.tolist() == learnt.held_out.confusion.tolist()
+
+    (file,) = Path(data.source.directory).parent.glob("moving-reader-*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged; delete it"):
+        read_digits.reader_of(data, LESSONS, QUIET)
+
+
+def test_a_reader_that_cannot_read_is_refused_and_not_kept(data):
+    lazy = read_digits.Lessons(widths=(4,), num_steps=2)
+    kept = set(Path(data.source.directory).parent.iterdir())
+    with pytest.raises(ValueError, match=r"of 60 held-out clips, 95% are required"):
+        read_digits.reader_of(data, lazy, QUIET)
+    assert set(Path(data.source.directory).parent.iterdir()) == kept
+
+
+def test_other_videos_than_digits_are_refused():
+    other = Data(source=VideoSet(directory="x"), clips=ClipTransform(), batch_size=1)
+    with pytest.raises(ValueError, match="source is a VideoSet"):
+        read_digits.reader_of(other, LESSONS, QUIET)
+
+
+class Painter:
+    """A task that paints the label it is told, and the clip's key, as grey values."""
+
+    def init(self, rng):
+        return nnx.Linear(1, 1, rngs=nnx.Rngs(rng))
+
+    def generate(self, model, frozen, batch, rngs, shape):
+        label = jnp.where(batch.label == NO_LABEL, 255, batch.label).astype(jnp.uint8)
+        noise = jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint8))(rngs)
+        video = jnp.stack([label, noise, noise], -1)[:, None, None, None]
+        return jnp.broadcast_to(video, (len(label), *shape, 3))
+
+
+@pytest.fixture(scope="module")
+def painter() -> Subject:
+    task = Painter()
+    params = params_of(task.init(jax.random.key(0)))
+    subject = Subject(task, define(task.init), None, make_mesh(MeshShape()), {})
+    return subject.hold(params, step=0, ema=True)
+
+
+def generated(painter, num_clips, *, told):
+    """Label painted, noise painted and label wanted of every real row."""
+    labels = np.arange(num_clips, dtype=np.int32) % 10
+    batches = read_digits.generations(painter, labels, (1, 2, 2), seed=3, told=told)
+    rows = [(video[:n, 0, 0, 0, 0], video[:n, 0, 0, 0, 1], label[:n]) for video, label, n in batches]
+    return [np.concatenate(column) for column in zip(*rows)]
+
+
+def test_generated_clips_are_balanced_and_none_is_counted_twice(painter):
+    painted, _, wanted = generated(painter, read_digits.BATCH_SIZE + 20, told=True)
+    assert painted.tolist() == wanted.tolist()
+    assert np.bincount(wanted).tolist() == [7] * 10
+
+
+def test_withholding_labels_changes_what_the_network_is_told_and_nothing_else(painter):
+    _, noise, wanted = generated(painter, 20, told=True)
+    painted, same_noise, same_wanted = generated(painter, 20, told=False)
+    assert set(painted.tolist()) == {255}
+    assert noise.tolist() == same_noise.tolist()
+    assert wanted.tolist() == same_wanted.tolist()
+    assert len(set(noise.tolist())) > 10
+
+
+def test_the_confusion_matrix_counts_every_real_row_once():
+    # A reader of constant weights: a black clip gives the largest logit to its bias.
+    params = params_of(read_digits.Reader((4, 4), (2,), rngs=nnx.Rngs(0)))
+    params = {name: jnp.zeros_like(value) for name, value in params.items()}
+    params["head.bias"] = params["head.bias"].at[7].set(1.0)
+    definition = define(lambda rng: read_digits.Reader((4, 4), (2,), rngs=nnx.Rngs(rng)))
+    empty = read_digits.Score(np.zeros((10, 10), int))
+    reader = read_digits.Learnt(definition, params, empty, 0.0)
+    video = np.zeros((6, 1, 4, 4, 3), np.uint8)
+    score = reader.score([(video, np.array([7, 7, 1, 2, 3, 4]), 6), (video, np.array([7, 1, 1, 1, 1, 1]), 2)])
+    assert (score.num_clips, score.num_right) == (8, 3)
+    assert score.confusion[:, 7].tolist() == [0, 2, 1, 1, 1, 0, 0, 3, 0, 0]
+    assert score.confusion.sum() == 8
+    assert score.as_json()["accuracy"] == 3 / 8
