@@ -157,7 +157,8 @@ def _call_get_config(path: Path, argument: str) -> Experiment:
         hint = f"; there are {', '.join(near)}" if near else ""
         raise ExperimentError(f"--config {path}: no such file{hint}")
     spec = importlib.util.spec_from_file_location(f"experiments_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, path
+    if spec is None or spec.loader is None:
+        raise ExperimentError(f"--config {path}: must be a Python file, FILE.py[:arg]")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):

@@ -1,6 +1,7 @@
 """The rules of the house, checked by machine: style, types, who may import whom, names and sizes of files."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def test_every_dependency_has_a_reason():
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
     start = lines.index("dependencies = [")
     listed = lines[start + 1 : lines.index("]", start)]
-    for before, line in zip(listed, listed[1:]):
+    for before, line in itertools.pairwise(listed):
         if line.strip().startswith('"'):
             assert before.strip().startswith("#"), f"{line.strip()} has no reason beside it"
 

@@ -62,13 +62,13 @@ class Reader(nnx.Module):
     """Digit of a clip: strided convolutions read each frame by itself, and its logits are averaged over frames."""
 
     def __init__(self, size: tuple[int, int], widths: tuple[int, ...], *, rngs: nnx.Rngs):
-        sizes, channels = size, 1
-        convolutions = []
-        for width in widths:
-            convolutions.append(nnx.Conv(channels, width, (5, 5) if channels == 1 else (3, 3), strides=2, rngs=rngs))
-            sizes, channels = ((sizes[0] + 1) // 2, (sizes[1] + 1) // 2), width
+        (height, width), channels, convolutions = size, 1, []
+        for features in widths:
+            kernel = (5, 5) if channels == 1 else (3, 3)
+            convolutions.append(nnx.Conv(channels, features, kernel, strides=2, rngs=rngs))
+            height, width, channels = (height + 1) // 2, (width + 1) // 2, features
         self.convolutions = nnx.List(convolutions)
-        self.head = nnx.Linear(sizes[0] * sizes[1] * channels, NUM_DIGITS, rngs=rngs)
+        self.head = nnx.Linear(height * width * channels, NUM_DIGITS, rngs=rngs)
 
     def __call__(self, video: Video) -> Float[Array, "B 10"]:
         num_clips, num_frames, height, width, _ = video.shape

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dit_video import run
+from dit_video import run, trained_codec
 from dit_video.cli import evaluate, export, sample
 from dit_video.cli.arguments import command
 from dit_video.experiment import Experiment, load
@@ -16,8 +16,8 @@ from dit_video.experiment import Experiment, load
 EXAMPLES = """  dit-video demo
   dit-video demo --workdir=somewhere_else
 
-Chains the two runs of experiments/quickstart.py: moving digits are prepared, a video VAE learns them, latents are encoded,
-a DiT learns those, is judged by FVD, sampled from and exported. Started again, it goes on where it stopped."""
+Chains the two runs of experiments/quickstart.py: moving digits are prepared, a video VAE learns them, latents are
+encoded, a DiT learns those, is judged by FVD, sampled from and exported. Started again, it goes on where it stopped."""
 
 EXPERIMENT = "experiments/quickstart.py"
 NUM_CLIPS = 32
@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     station("encode latents")
     if not Path(dit.data.cache.directory).exists():
-        run.encode(dit, clips_per_video=1, overwrite=False, console=console)
+        trained_codec.encode(dit, clips_per_video=1, overwrite=False, console=console)
 
     station("train the DiT on latents")
     outcome = run.train(dit, folder / "dit", console=console)

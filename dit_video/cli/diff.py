@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video import run
+from dit_video import run_folder
 from dit_video.cli.arguments import command
 from dit_video.experiment import Experiment
 
@@ -38,4 +38,4 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _open(name: str) -> Experiment:
-    return run.read_experiment(Path(name)) if Path(name).is_dir() else experiments.load(name)
+    return run_folder.read_experiment(Path(name)) if Path(name).is_dir() else experiments.load(name)

@@ -4,7 +4,7 @@ import argparse
 
 from rich.console import Console
 
-from dit_video import run
+from dit_video import trained_codec
 from dit_video.cli.arguments import add_config, command, experiment_of
 
 EXAMPLES = """  dit-video encode --config=experiments/quickstart.py
@@ -15,7 +15,7 @@ carries the codec's digest, its statistics, the preprocessing and the digest of 
 
 
 def add_parser(subparsers) -> None:
-    parser = command(subparsers, "encode", "write the latents of a data set, so that training need not encode", EXAMPLES)
+    parser = command(subparsers, "encode", "write the latents of a data set, so training need not encode", EXAMPLES)
     add_config(parser)
     parser.add_argument(
         "--clips_per_video", type=int, default=1, metavar="N", help="windows taken from each video (default 1)"
@@ -25,7 +25,7 @@ def add_parser(subparsers) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    run.encode(
+    trained_codec.encode(
         experiment_of(arguments),
         clips_per_video=arguments.clips_per_video,
         overwrite=arguments.overwrite,

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video import run
+from dit_video import run, trained_codec
 from dit_video.cli.arguments import add_weights, command
 from dit_video.export.folder import fresh_folder, write_readme
 from dit_video.export.stablehlo import BATCH_SIZES, write_programs
@@ -50,20 +50,16 @@ def main(arguments: argparse.Namespace) -> int:
         config, num_tensors = write_weights(content, folder)
         compared = write_programs(content, folder) if STABLEHLO in arguments.format else []
         write_readme(folder, config)
-    table = Table("file", "MB")
+    table = Table("file", "bytes")
     table.columns[1].justify = "right"
     for path in sorted(arguments.out.iterdir()):
-        table.add_row(path.name, f"{path.stat().st_size / 1e6:.2f}")
+        table.add_row(path.name, f"{path.stat().st_size:,}")
     console.print(table)
-    console.print(f"compared with the checkpoint: {num_tensors} tensors bit-equal", highlight=False)
+    lines = [f"compared with the checkpoint: {num_tensors} tensors bit-equal"]
     sizes = " and ".join(map(str, BATCH_SIZES))
-    for program in compared:
-        console.print(
-            f"{program.file} at batch sizes {sizes}: {program.measure} {program.error:.3g} "
-            f"(allowed {program.tolerance:g})",
-            highlight=False,
-        )
-    console.print(f"done: {arguments.out}; README.md in it says how to load it", highlight=False)
+    lines += [f"{p.file} at batch sizes {sizes}: {p.measure} {p.error:.3g} (allowed {p.tolerance:g})" for p in compared]
+    lines.append(f"done: {arguments.out}; README.md in it says how to load it")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return 0
 
 
@@ -75,11 +71,11 @@ def _content(arguments: argparse.Namespace, console: Console) -> Content:
         codec = opened.frozen
     elif arguments.raw or arguments.step is not None:
         raise ValueError(
-            f"{arguments.workdir} trained a codec: leave out --raw and --step; the latent statistics that "
-            "go with it are those of the averaged weights of its last step, which runs on its latents use"
+            f"{arguments.workdir} trained a codec: leave out --raw and --step; a codec is the averaged weights of its "
+            "last step, with the latent statistics measured for them"
         )
     else:
-        denoiser, (codec, _, _) = None, run.codec_of_run(arguments.workdir, opened.mesh, console)
+        denoiser, (codec, _, _) = None, trained_codec.codec_of_run(arguments.workdir, opened.mesh, console)
     origin = Origin(
         run=arguments.workdir.resolve().name,
         step=opened.step,

@@ -23,7 +23,7 @@ DESCRIPTION = """Train latent video diffusion transformers, judge them by FVD on
   dit-video sample --workdir=runs/grid_dit --label=3 --out=three.mp4
   dit-video export --workdir=runs/grid_dit --out=exported"""
 
-EXIT_CODES = """exit codes: 0 done; 1 could not (the message says what to change); 2 wrong usage; 3 stopped early and saved.
+EXIT_CODES = """exit codes: 0 done; 1 could not (the message says why); 2 wrong usage; 3 stopped early and saved.
 Experiment files are Python programs and are run: read one before you use it."""
 
 

@@ -21,8 +21,8 @@ EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_c
   dit-video sample --workdir=runs/grid_dit --out=any.mp4 --config.task.sampler.num_steps=20
   dit-video sample --workdir=runs/grid_dit --label=two --num_frames=33 --size=96,96 --out=long.mp4
 
---config.task.sampler... and --config.task.guidance... change how this run is sampled. Clip i depends on seed and i alone,
-so the same seed with another label or guidance is the same noise seen differently."""
+--config.task.sampler... and --config.task.guidance... change how this run is sampled. Clip i depends on seed and i
+alone, so the same seed with another label or guidance is the same noise seen differently."""
 
 
 def add_parser(subparsers) -> None:
@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out={arguments.out}: must end in .mp4 or .gif")
     opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, console=console)
     if not isinstance(opened.experiment.task, Denoise):
-        raise ValueError(f"{arguments.workdir} trained a codec: it makes no clips; `dit-video evaluate` shows what it does")
+        raise ValueError(f"{arguments.workdir} trained a codec, which makes no clips; see dit-video evaluate")
     if arguments.overrides:
         opened = dataclasses.replace(opened, experiment=override(opened.experiment, arguments.overrides))
     data = run.evaluation_data(opened.experiment)
@@ -81,7 +81,7 @@ def _labels(name: str | None, opened: run.OpenRun) -> list[int]:
         return [names.index(name)]
     if name.isdigit() and int(name) < condition.num_classes:
         return [int(name)]
-    raise ValueError(f"--label={name}: must be one of {', '.join(names)}, a number below {condition.num_classes}, or all")
+    raise ValueError(f"--label={name}: must be one of {', '.join(names)}, a number under {condition.num_classes}, all")
 
 
 def _shape(arguments: argparse.Namespace, trained: tuple[int, int, int]) -> tuple[int, int, int]:

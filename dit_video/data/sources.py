@@ -11,7 +11,7 @@ import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -39,6 +39,7 @@ class SourceInfo:
     split_digest: dict[Split, str]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random-access records of a training and a held-out split."""
 

@@ -35,7 +35,7 @@ class ClassCondition:
         return jnp.where(label < 0, self.num_classes, label)
 
     def null(self, label: Int[Array, "B"]) -> Int[Array, "B"]:
-        """"No label" for every clip."""
+        """ "No label" for every clip."""
         return jnp.full_like(label, self.num_classes)
 
     def drop(self, rng: Key[Array, ""], label: Int[Array, "B"]) -> Int[Array, "B"]:

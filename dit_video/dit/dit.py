@@ -11,6 +11,7 @@ import enum
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Time
@@ -76,7 +77,7 @@ DIT_XL = DiTConfig(hidden_size=1152, depth=28, num_heads=16)
 class SwiGLU(nnx.Module):
     """Gated MLP, silu(x W) * (x V), then W_2 (Shazeer, 2002.05202, eq. 6)."""
 
-    def __init__(self, hidden_size: int, mlp_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, hidden_size: int, mlp_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.gate = linear(hidden_size, mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
         self.up = linear(hidden_size, mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
         self.down = linear(mlp_size, hidden_size, ("mlp", "embed"), rngs=rngs, dtype=dtype)
@@ -88,7 +89,7 @@ class SwiGLU(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each normalised, modulated by the conditioning vector and gated (adaLN-zero)."""
 
-    def __init__(self, config: DiTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: DiTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.modulation = AdaLN(6, config.hidden_size, dtype=dtype, rngs=rngs)
         self.attention = Attention(config.hidden_size, config.num_heads, dtype=dtype, rngs=rngs)
         self.mlp = SwiGLU(config.hidden_size, config.mlp_size, dtype=dtype, rngs=rngs)
@@ -112,7 +113,7 @@ class DiT(nnx.Module):
         channels: int,
         condition: ClassCondition | None,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.patch_size, self.remat, self.dtype = config.patch_size, config.remat, dtype
@@ -128,9 +129,7 @@ class DiT(nnx.Module):
         )
         self.final_modulation = AdaLN(2, config.hidden_size, dtype=dtype, rngs=rngs)
         zeros = nnx.initializers.zeros
-        self.final_layer = linear(
-            config.hidden_size, patch_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros
-        )
+        self.final_layer = linear(config.hidden_size, patch_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
     def __call__(self, x_t: Latents, t: Time, label: Int[Array, "B"] | None) -> Latents:
         """Predicts what the objective asks for, from noisy latents.

@@ -13,7 +13,6 @@ that take most of the arithmetic, minimal filtering along time halves it (see `F
 import enum
 import functools
 from collections.abc import Mapping
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -281,7 +280,7 @@ def pretrained() -> tuple[nnx.GraphDef, PyTree]:
 def logits(
     videos: Array | np.ndarray,
     *,
-    resize: ResizeRule | Literal["tf1", "half_pixel"] = ResizeRule.TF1,
+    resize: ResizeRule | str = ResizeRule.TF1,
     batch_size: int = 4,
 ) -> Float[np.ndarray, "N 400"]:
     """I3D logits of uint8 clips [N T H W 3], `batch_size` at a time, on the default device.

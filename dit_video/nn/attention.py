@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.nn.embed import rotate
@@ -18,7 +19,7 @@ class Attention(nnx.Module):
     own, so that sharding over heads needs no communication to split them.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, hidden_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         if hidden_size % num_heads:
             raise ValueError(f"{hidden_size=} is not a multiple of {num_heads=}")
         head_dim = hidden_size // num_heads
@@ -44,9 +45,7 @@ class Attention(nnx.Module):
         self.query_norm = RMSNorm(head_dim, rngs=rngs)
         self.key_norm = RMSNorm(head_dim, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "B N D"], angles: Float[Array | np.ndarray, "N r"]
-    ) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], angles: Float[Array | np.ndarray, "N r"]) -> Float[Array, "B N D"]:
         """Attends from every token to every token; `angles` are those of `rope_angles`."""
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         q = rotate(self.query_norm(q), angles)

@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 PatchSize = tuple[int, int, int]
@@ -79,7 +80,7 @@ def linear(
     axes: tuple[str | None, str | None],
     *,
     rngs: nnx.Rngs,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     init: nnx.Initializer | None = None,
     use_bias: bool = True,
 ) -> nnx.Linear:
@@ -108,7 +109,7 @@ class TimeEmbedding(nnx.Module):
 
     num_frequencies = 256
 
-    def __init__(self, hidden_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
         self.up = linear(self.num_frequencies, hidden_size, (None, "embed"), rngs=rngs, dtype=dtype, init=normal)
         self.down = linear(hidden_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype, init=normal)
@@ -136,7 +137,7 @@ class AdaLN(nnx.Module):
     With gates starting at zero every residual block is the identity (adaLN-zero, 2212.09748 section 3.2).
     """
 
-    def __init__(self, num: int, hidden_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, num: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.num = num
         self.projection = linear(
             hidden_size,

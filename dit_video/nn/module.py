@@ -7,6 +7,7 @@ A network is split once into a `Definition` (static) and `params`: one flat dict
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,12 @@ class Definition:
     axes: dict[str, tuple[str | None, ...]]
     shapes: dict[str, jax.ShapeDtypeStruct]
 
-    def bind(self, params: Mapping[str, Array]) -> nnx.Module:
-        """The network with `params` as its parameters; raises if a name is missing or too many."""
+    def bind(self, params: Mapping[str, Array]) -> Any:
+        """The network with `params` as its parameters, of the class that was defined.
+
+        Raises:
+            ValueError: naming parameters that are missing or too many.
+        """
         if params.keys() != self.shapes.keys():
             missing, surplus = sorted(self.shapes.keys() - params), sorted(params.keys() - self.shapes)
             raise ValueError(f"parameters do not fit the network: {missing=} {surplus=}")

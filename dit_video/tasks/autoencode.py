@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from dit_video.arrays import Video
@@ -18,7 +19,7 @@ from dit_video.vae.video_vae import Autoencoded, VideoVAE, VideoVAEConfig, poste
 class Autoencoder(nnx.Module):
     """The VAE, and where the loss asks for one the critic: parameters "vae..." and "critic..."."""
 
-    def __init__(self, config: VideoVAEConfig, loss: AutoencodeLoss, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: VideoVAEConfig, loss: AutoencodeLoss, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.vae = VideoVAE(config, dtype=dtype, rngs=rngs)
         self.critic = Critic(dtype=dtype, rngs=rngs) if loss.adversarial > 0 else None
 

@@ -91,9 +91,7 @@ class Denoise:
         named = {f"x_0_error/logsnr_{level:+g}": e for level, e in zip(self.held_out_logsnr, errors)}
         return {"x_0_error": errors.mean(0)} | named
 
-    def generate(
-        self, model: DiT, frozen: LatentCodec, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
-    ) -> Video:
+    def generate(self, model: DiT, frozen: LatentCodec, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
         """Samples a clip for each row of `batch` (of its label, where the network is conditioned on one)."""
         label = self._label(batch)
         x_1 = noise(rngs, (*self.codec.vae.latent_shape(shape), self.codec.vae.latent_channels))

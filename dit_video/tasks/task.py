@@ -5,7 +5,7 @@ A task is the only place where a network, an objective and a batch meet. The loo
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ def clip_keys(seed: int, first: int, num_clips: int) -> Key[Array, "B"]:
     return jax.vmap(lambda i: jax.random.fold_in(clip, i))(jnp.arange(first, first + num_clips))
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is learnt. Values of this protocol are fields of an experiment.
 
@@ -55,15 +56,11 @@ class Task(Protocol):
         """Loss of one batch and scalars to record."""
         ...
 
-    def validate(
-        self, model: Any, frozen: Any, batch: Batch, rng: Key[Array, ""]
-    ) -> Metrics:
+    def validate(self, model: Any, frozen: Any, batch: Batch, rng: Key[Array, ""]) -> Metrics:
         """Errors on held-out clips, one value per clip `[B]`; `rng` is the same at every call."""
         ...
 
-    def generate(
-        self, model: Any, frozen: Any, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
-    ) -> Video:
+    def generate(self, model: Any, frozen: Any, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
         """Clips of `shape` made for what the task conditions on in `batch`; clip i uses rngs[i] alone."""
         ...
 
@@ -159,6 +156,7 @@ class EvaluationData:
     protocol: Mapping[str, Any]
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Judges a subject every `every` steps. Values of this protocol are fields of an experiment."""
 

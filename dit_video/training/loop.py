@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from dit_video.training.step import Program, TrainState
 from dit_video.training.tracker import Tracker
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Host batches in an order that `next_batch` alone determines."""
 
@@ -29,6 +30,7 @@ class Batches(Protocol):
     def __next__(self) -> Batch: ...
 
 
+@runtime_checkable
 class Saver(Protocol):
     """Saves state and data position as one."""
 
@@ -175,7 +177,9 @@ def train(
             saver.save(step, state, batches.next_batch)
         if due and not stop.requested:
             for name in due:
-                _evaluate(name, evaluators[name], subject.hold(state.ema, step=step, ema=True), data, seed, step, tracker)
+                _evaluate(
+                    name, evaluators[name], subject.hold(state.ema, step=step, ema=True), data, seed, step, tracker
+                )
         if last or due or save or step % schedule.log_every == 0:
             window = _Window(step, batches.wait_seconds, compiling=False)
     return state, step
@@ -215,10 +219,9 @@ def _evaluate(
     subject: Subject,
     data: EvaluationData,
     seed: int,
-    step: int,
     tracker: Tracker,
 ) -> None:
-    report = evaluator(subject, data, seed)
+    report, step = evaluator(subject, data, seed), subject.step
     tracker.evaluation(step, name, report.scalars)
     for label, video in report.media.items():
         tracker.media(step, label, np.asarray(video), data.fps)

@@ -104,9 +104,7 @@ def _mean_gradient(loss, num_microbatches: int, state: TrainState, frozen, batch
     if num_microbatches == 1:
         return grad(state.params, frozen, batch, rng, state.step)
     # Part i takes every num_microbatches-th row: each device then cuts its own rows, and none move.
-    parts = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch
-    )
+    parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch)
 
     def body(total, part):
         index, rows = part

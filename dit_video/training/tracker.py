@@ -33,7 +33,7 @@ class Tracker:
         self._workdir, self._console = workdir, console
         self._num_steps = num_steps
         keep = list(read_record(workdir, last=start))
-        self._file = open(workdir / RECORD, "w", encoding="utf-8")
+        self._file = open(workdir / RECORD, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
         for line in keep:
             self._write(line)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)

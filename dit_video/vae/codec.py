@@ -97,7 +97,7 @@ def to_video(pixels: Pixels) -> UInt8[Array, "B T H W C"]:
 
 
 def latent_statistics(
-    moments: Iterable[Float[Array | np.ndarray, "*batch m"]],
+    moments: Iterable[Float[Array | np.ndarray, "... m"]],
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
     """Per-channel mean and standard deviation of posterior samples, over all arrays of a stream, in float64.
 

@@ -1,0 +1,178 @@
+"""A codec that a run trained: opened by folder and digest, its latent statistics, and caches of its latents."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import track
+
+from dit_video import experiment as experiments
+from dit_video.checkpoint import Checkpoints, weights_digest
+from dit_video.data.batch import Clip, Split, collate
+from dit_video.data.latent_cache import write_latent_cache
+from dit_video.data.loader import held_out_clips
+from dit_video.data.transforms import usable
+from dit_video.experiment import Experiment, ExperimentError
+from dit_video.nn.module import define, params_of
+from dit_video.run_folder import RECORD, read_experiment, short, write_json
+from dit_video.sharding import make_mesh, place, replicated
+from dit_video.tasks.autoencode import Autoencode
+from dit_video.tasks.denoise import Denoise, TrainedCodec
+from dit_video.vae.codec import LatentCodec, latent_statistics
+
+STATISTICS = "latent_statistics.json"
+
+
+def with_codec(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[Experiment, LatentCodec | None]:
+    """Loads the codec an experiment names, and writes its digest into the experiment."""
+    task = experiment.task
+    if not isinstance(task, Denoise):
+        return experiment, None
+    codec, digest, _ = _trained(task.codec, mesh, console)
+    trained = dataclasses.replace(task.codec, digest=digest)
+    return dataclasses.replace(experiment, task=dataclasses.replace(task, codec=trained)), codec
+
+
+def codec_of_run(workdir: Path, mesh: Mesh, console: Console) -> tuple[LatentCodec, str, Mapping[str, Any]]:
+    """The codec that a run trained, the digest of its weights, and its latent statistics.
+
+    Statistics are measured over the training set once for these weights, and kept in the run folder.
+    """
+    experiment = read_experiment(workdir)
+    task = experiment.task
+    if not isinstance(task, Autoencode):
+        raise ExperimentError(f"{workdir}: trained {type(task).__name__}, not a codec; name the run of a VAE")
+    definition = define(task.init)
+    checkpoints = Checkpoints(workdir)
+    try:
+        params = checkpoints.restore_params(definition.shapes, mesh, ema=True)
+    finally:
+        checkpoints.close()
+    vae = definition.bind(params).vae
+    digest = weights_digest(params_of(vae))
+    path = workdir / STATISTICS
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if found.get("codec") != digest:
+        found = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
+        write_json(path, found)
+    codec = LatentCodec(vae, jnp.asarray(found["mean"], jnp.float32), jnp.asarray(found["std"], jnp.float32))
+    return jax.device_put(codec, replicated(mesh)), digest, found
+
+
+def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, console: Console) -> None:
+    """Writes the latent cache that `experiment.data.cache` names: moments of both splits of its source."""
+    data, task = experiment.data, experiment.task
+    if data.cache is None or not isinstance(task, Denoise):
+        raise ExperimentError("config.data.cache is None: this experiment trains on video and has no cache to write")
+    mesh = make_mesh(experiment.mesh)
+    codec, digest, statistics = _trained(task.codec, mesh, console)
+    folder, info = Path(data.cache.directory), data.source.info()
+    if folder.exists() and overwrite:
+        shutil.rmtree(folder)
+    moments_of = jax.jit(lambda codec, video: codec.moments(video))
+
+    def clips(split: Split) -> Iterator[Clip]:
+        examples = data.source.open(split)
+        num_starts = data.clips.num_starts(usable(examples, data.clips).num_frames)
+        total = int(np.minimum(num_starts, clips_per_video).sum())
+        cut = held_out_clips(examples, data.clips, num_clips=total, seed=experiment.seed)
+        for rows in _chunks(track(cut, f"encoding {split}", total=total, console=console), data.batch_size):
+            # One shape is compiled: a short last batch is filled up with its last clip.
+            filled = rows + [rows[-1]] * (data.batch_size - len(rows))
+            with jax.set_mesh(mesh):
+                found = np.asarray(moments_of(codec, place(collate(filled).video, mesh)))
+            for clip, moments in zip(rows, found):
+                yield dataclasses.replace(clip, video=None, moments=moments)
+
+    write_latent_cache(
+        folder,
+        {split: clips(split) for split in Split},
+        class_names=info.class_names,
+        split_digests=info.split_digest,
+        provenance=provenance(experiment, digest, statistics),
+    )
+    console.print(f"latent cache: {folder}", highlight=False)
+
+
+def check_cache(experiment: Experiment, codec: LatentCodec | None) -> None:
+    cache = experiment.data.cache
+    if cache is None:
+        return
+    if codec is None:
+        raise ExperimentError("config.data.cache: only a run on latents reads a latent cache; leave it None")
+    statistics = {"mean": np.asarray(codec.mean[...]).tolist(), "std": np.asarray(codec.std[...]).tolist()}
+    wanted = provenance(experiment, experiment.task.codec.digest, statistics)
+    found = cache.provenance()
+    differ = [name for name, value in wanted.items() if found.get(name) != value]
+    if differ:
+        lines = [f"  {name}: cache {short(found.get(name))}, this run {short(wanted[name])}" for name in differ]
+        raise ExperimentError(
+            f"latent cache {cache.directory} was not made for this run; these fields differ:\n"
+            + "\n".join(lines)
+            + "\nencode again: dit-video encode --config ... --overwrite"
+        )
+
+
+def provenance(experiment: Experiment, digest: str, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a latent cache must have been made with to serve `experiment`."""
+    return {
+        "codec": digest,
+        "statistics": {"mean": list(statistics["mean"]), "std": list(statistics["std"])},
+        "clips": experiments.to_json(experiment.data.clips),
+        "source": experiment.data.source.info().digest,
+    }
+
+
+def _trained(codec: TrainedCodec, mesh: Mesh, console: Console) -> tuple[LatentCodec, str, Mapping[str, Any]]:
+    folder = Path(codec.run)
+    if not (folder / RECORD).is_file():
+        raise ExperimentError(
+            f"config.task.codec.run={codec.run!r}: there is no run in this folder; train its VAE first, "
+            f"with --workdir {codec.run}, or name another with --config.task.codec.run=FOLDER"
+        )
+    opened, digest, statistics = codec_of_run(folder, mesh, console)
+    if opened.vae.config != codec.vae:
+        raise ExperimentError(
+            f"config.task.codec.vae: the run {codec.run} trained {opened.vae.config}, the experiment says {codec.vae}"
+        )
+    if codec.digest not in (None, digest):
+        raise ExperimentError(
+            f"config.task.codec.digest={codec.digest[:12]}...: the codec in {codec.run} is now {digest[:12]}...; it "
+            "has been trained on since, so latents would change under this run: restore it, or start a new workdir"
+        )
+    return opened, digest, statistics
+
+
+def _measure_statistics(experiment: Experiment, vae: nnx.Module, mesh: Mesh, console: Console) -> dict[str, Any]:
+    """Per-channel mean and deviation of latents over the training set: one clip of every video."""
+    source = experiment.data.source
+    total = source.info().num_records[Split.TRAIN]
+    size = experiment.data.batch_size
+    encode = jax.jit(lambda vae, video: LatentCodec(vae, jnp.zeros(1), jnp.ones(1)).moments(video))
+    batches = experiment.data.judged(Split.TRAIN, total, size, seed=experiment.seed)
+
+    def moments():
+        shown = track(batches, "latent statistics", total=-(-total // size), console=console, transient=True)
+        for batch, valid in shown:
+            with jax.set_mesh(mesh):
+                yield np.asarray(encode(vae, place(batch.video, mesh)))[:valid]
+
+    # float32, as the codec holds them, so that records of them compare equal.
+    mean, std = (np.asarray(x, np.float32).tolist() for x in latent_statistics(moments()))
+    return {"num_clips": total, "set": source.info().digest, "mean": mean, "std": std}
+
+
+def _chunks(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
+    iterator = iter(clips)
+    while rows := list(itertools.islice(iterator, size)):
+        yield rows

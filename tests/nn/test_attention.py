@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dit_video.nn.attention import Attention
+from dit_video.nn.embed import patch_positions, rope_angles, rotate
+from dit_video.nn.norm import rms_normalize
+
+FLOAT32 = jnp.dtype("float32")
+ANGLES = rope_angles(patch_positions((2, 2, 2), (1, 1, 1)), 16)
+apply = jax.jit(lambda attention, x, angles: attention(x, angles))
+
+
+@pytest.fixture(scope="module")
+def attention() -> Attention:
+    return Attention(32, 2, dtype=FLOAT32, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def tokens() -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (2, 8, 32))
+
+
+def test_equals_softmax_of_scaled_products_head_by_head(attention, tokens):
+    q, k, v = jnp.moveaxis(attention.qkv(tokens), 2, 0)
+    q, k = rotate(rms_normalize(q), ANGLES), rotate(rms_normalize(k), ANGLES)
+    heads = []
+    for head in range(2):
+        logits = q[:, :, head] @ k[:, :, head].swapaxes(1, 2) / np.sqrt(16)
+        heads.append(jax.nn.softmax(logits, axis=-1) @ v[:, :, head])
+    expected = attention.out(jnp.stack(heads, axis=2))
+    np.testing.assert_allclose(apply(attention, tokens, ANGLES), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_a_set_when_their_positions_go_with_them(attention, tokens):
+    order = np.array([3, 1, 7, 0, 2, 6, 5, 4])
+    shuffled = apply(attention, tokens[:, order], ANGLES[order])
+    np.testing.assert_allclose(shuffled, apply(attention, tokens, ANGLES)[:, order], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(apply(attention, tokens[:, order], ANGLES), shuffled, atol=1e-3)
+
+
+def test_moving_all_positions_alike_changes_nothing(attention, tokens):
+    moved = rope_angles(patch_positions((2, 2, 2), (1, 1, 1)) + np.float32([5, 3, 9]), 16)
+    np.testing.assert_allclose(apply(attention, tokens, moved), apply(attention, tokens, ANGLES), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_do_not_grow_with_queries_and_keys(attention, tokens):
+    """Query and key norms: a kernel ten times as large gives the same attention."""
+    graph, state = nnx.split(attention)
+    loud = nnx.merge(graph, state)
+    loud.qkv.kernel[...] = attention.qkv.kernel[...].at[:, :2].multiply(10.0)
+    np.testing.assert_allclose(apply(loud, tokens, ANGLES), apply(attention, tokens, ANGLES), rtol=1e-3, atol=1e-4)
+
+
+def test_width_must_divide_into_heads():
+    with pytest.raises(ValueError, match="hidden_size=32 is not a multiple of num_heads=3"):
+        Attention(32, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))

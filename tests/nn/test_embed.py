@@ -1,0 +1,142 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dit_video.nn.embed import (
+    AdaLN,
+    LabelEmbedding,
+    TimeEmbedding,
+    modulate,
+    patch_positions,
+    patchify,
+    rope_angles,
+    rotate,
+    sinusoid,
+    unpatchify,
+)
+
+SHAPES = [((2, 4, 6), (1, 2, 2)), ((6, 6, 5), (2, 3, 1)), ((3, 4, 10), (3, 1, 5)), ((1, 2, 2), (1, 1, 1))]
+FLOAT32 = jnp.dtype("float32")
+
+
+def numbers(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), shape)
+
+
+@pytest.mark.parametrize(("shape", "patch_size"), SHAPES)
+def test_unpatchify_inverts_patchify(shape, patch_size):
+    latents = numbers(2, *shape, 3)
+    patches = patchify(latents, patch_size)
+    num_frames, rows, columns = (n // p for n, p in zip(shape, patch_size))
+    assert patches.shape == (2, num_frames, rows * columns, np.prod(patch_size) * 3)
+    np.testing.assert_array_equal(unpatchify(patches, patch_size, shape), latents)
+
+
+@pytest.mark.parametrize(("shape", "patch_size"), SHAPES)
+def test_patches_are_in_row_major_order_and_so_are_their_cells(shape, patch_size):
+    latents = numbers(1, *shape, 3)
+    patches = patchify(latents, patch_size)
+    (pt, ph, pw), (_, rows, columns) = patch_size, (n // p for n, p in zip(shape, patch_size))
+    for frame, row, column in itertools.product(range(shape[0] // pt), range(rows), range(columns)):
+        cells = latents[
+            0,
+            frame * pt : (frame + 1) * pt,
+            row * ph : (row + 1) * ph,
+            column * pw : (column + 1) * pw,
+        ]
+        np.testing.assert_array_equal(patches[0, frame, row * columns + column], cells.ravel())
+
+
+def test_latents_that_do_not_fill_patches_are_named():
+    with pytest.raises(ValueError, match=r"\(2, 3, 4\) do not divide into patches of \(1, 2, 2\)"):
+        patchify(jnp.zeros((1, 2, 3, 4, 1)), (1, 2, 2))
+
+
+@pytest.mark.parametrize(("shape", "patch_size"), SHAPES)
+def test_positions_are_those_of_each_patchs_first_cell_whatever_the_patch_size(shape, patch_size):
+    cells = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    patches = patchify(jnp.asarray(cells[None], jnp.float32), patch_size)
+    np.testing.assert_array_equal(patch_positions(shape, patch_size), patches[0, :, :, :3].reshape(-1, 3))
+
+
+@pytest.mark.parametrize("head_dim", [6, 16, 64])
+def test_rope_logits_depend_on_relative_positions_only(head_dim):
+    q, k = numbers(1, 1, 1, head_dim), jnp.flip(numbers(1, 1, 1, head_dim))
+
+    def logit(query_at, key_at):
+        a, b = (rope_angles(np.array([p], np.float32), head_dim) for p in (query_at, key_at))
+        return float(jnp.sum(rotate(q, a) * rotate(k, b)))
+
+    here = logit([1, 2, 3], [4, 0, 5])
+    # Sums of up to 64 products of order 1 whose angles differ in the last digit of float32.
+    assert logit([8, 4, 4], [11, 2, 6]) == pytest.approx(here, abs=1e-4)
+    for axis in range(3):
+        moved = np.array([4, 0, 5]) + np.eye(3)[axis]
+        assert abs(logit([1, 2, 3], moved.tolist()) - here) > 1e-2, f"axis {axis} does not matter"
+
+
+def test_rotation_keeps_norms_and_does_nothing_at_the_origin():
+    x = numbers(2, 8, 3, 16)
+    angles = rope_angles(patch_positions((2, 2, 2), (1, 1, 1)), 16)
+    rotated = rotate(x, angles)
+    np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-6)
+    np.testing.assert_array_equal(rotated[:, 0], x[:, 0])
+    assert rotate(x.astype(jnp.bfloat16), angles).dtype == jnp.bfloat16
+
+
+def test_each_axis_has_planes_of_its_own_and_time_takes_what_is_left_over():
+    angles = rope_angles(np.eye(3, dtype=np.float32), 64)
+    assert angles.shape == (3, 32)
+    owners = [np.flatnonzero(row) for row in angles]
+    assert [len(o) for o in owners] == [12, 10, 10]
+    assert len(np.unique(np.concatenate(owners))) == 32
+    np.testing.assert_array_equal([row.max() for row in angles], 1.0)
+
+
+def test_rope_needs_an_even_head_size():
+    with pytest.raises(ValueError, match="head_dim=7"):
+        rope_angles(np.zeros((1, 3), np.float32), 7)
+
+
+def test_sinusoids_lie_on_circles_and_tell_levels_apart():
+    t = jnp.linspace(0, 1, 1001)[:, None]
+    features = sinusoid(t, 64)
+    assert features.shape == (1001, 1, 64)
+    cos, sin = jnp.split(features, 2, axis=-1)
+    np.testing.assert_allclose(cos**2 + sin**2, 1.0, rtol=1e-5)
+    # DiT's scale: a thousandth of the path turns the fastest circle by one radian.
+    np.testing.assert_allclose([features[1, 0, 0], features[1, 0, 32]], [np.cos(1), np.sin(1)], rtol=1e-4)
+    assert float(jnp.min(jnp.linalg.norm(features[1:] - features[:-1], axis=-1))) > 0.5
+
+
+def test_time_is_embedded_level_by_level():
+    embed = jax.jit(TimeEmbedding(16, dtype=FLOAT32, rngs=nnx.Rngs(0)))
+    t = jax.random.uniform(jax.random.key(1), (2, 3))
+    together = embed(t)
+    assert together.shape == (2, 3, 16)
+    for frame in range(3):
+        np.testing.assert_allclose(together[:, frame], embed(t[:, frame : frame + 1])[:, 0], rtol=1e-5, atol=1e-7)
+
+
+def test_labels_have_a_row_each_and_one_for_none():
+    embed = LabelEmbedding(3, 8, rngs=nnx.Rngs(0))
+    rows = embed(jnp.arange(4))
+    assert rows.shape == (4, 8)
+    assert len(np.unique(np.asarray(rows), axis=0)) == 4
+
+
+def test_fresh_modulation_is_the_identity_with_its_gate_shut():
+    shift, scale, gate = AdaLN(3, 8, dtype=FLOAT32, rngs=nnx.Rngs(0))(numbers(2, 1, 8))
+    assert shift.shape == (2, 1, 1, 8)
+    np.testing.assert_array_equal(gate, 0.0)
+    x = numbers(2, 3, 4, 8)
+    np.testing.assert_array_equal(modulate(x, shift, scale), x)
+
+
+def test_modulation_is_affine_per_frame():
+    x, shift, scale = numbers(2, 3, 4, 8), numbers(2, 3, 1, 8), 2 * numbers(2, 3, 1, 8)
+    np.testing.assert_allclose(modulate(x, shift, scale)[1, 2, 3], x[1, 2, 3] * (1 + scale[1, 2, 0]) + shift[1, 2, 0])
