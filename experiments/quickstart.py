@@ -23,10 +23,18 @@ from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, TrainedCodec
 from dit_video.training.loop import Schedule
-from dit_video.training.optimizer import EMA, AdamW, Decay
+from dit_video.training.optimizer import EMA, AdamW, Decay, Muon
+from dit_video.vae.adversary import AutoencodeLoss
+from dit_video.vae.adversary import Reconstruction as ReconstructionLoss
 from dit_video.vae.video_vae import VideoVAEConfig
 
-VAE = VideoVAEConfig(channels=32, multipliers=(1, 2, 4), num_blocks=1, num_decoder_blocks=1, latent_channels=16)
+VAE = VideoVAEConfig(
+    channels=64,
+    multipliers=(1, 2),
+    strides=((2, 4, 4), (2, 2, 2)),
+    num_blocks=1,
+    num_decoder_blocks=1,
+)
 
 
 def get_config(arg: str = "dit") -> Experiment:
@@ -37,14 +45,14 @@ def get_config(arg: str = "dit") -> Experiment:
     return runs[arg]()
 
 
-def vae(*, steps: int = 600) -> Experiment:
+def vae(*, steps: int = 1600) -> Experiment:
     return Experiment(
-        task=Autoencode(vae=VAE),
-        data=digits(batch_size=32),
-        optimizer=AdamW(learning_rate=2e-3, warmup_steps=50, decay=Decay.COSINE),
+        task=Autoencode(vae=VAE, losses=AutoencodeLoss(reconstruction=ReconstructionLoss.GAUSSIAN)),
+        data=digits(batch_size=4),
+        optimizer=Muon(learning_rate=0.02, adam_learning_rate=2e-3, warmup_steps=50, decay=Decay.COSINE),
         ema=EMA(decay=0.99),
-        schedule=Schedule(num_steps=steps, log_every=20, save_every=300),
-        evaluators={"reconstruction": Reconstruction(every=300)},
+        schedule=Schedule(num_steps=steps, log_every=50, save_every=800),
+        evaluators={"reconstruction": Reconstruction(every=800)},
     )
 
 
@@ -72,4 +80,5 @@ def digits(*, batch_size: int, cache: LatentCache | None = None) -> Data:
         clips=ClipTransform(num_frames=9, size=(32, 32)),
         batch_size=batch_size,
         cache=cache,
+        num_threads=2,
     )

@@ -72,8 +72,8 @@ def torch_run(video: np.ndarray) -> Callable[[], np.ndarray]:
 
     Channels last, which is the faster layout here.
     """
-    import torch
-    from torch.nn import functional
+    import torch  # pyrefly: ignore  # Not a dependency.
+    from torch.nn import functional  # pyrefly: ignore
 
     tensors = i3d_weights.load()
     folded = {

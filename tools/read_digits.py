@@ -49,7 +49,7 @@ from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import ClipShape, Subject, clip_keys, purpose_key
 
 NUM_DIGITS = 10
-BATCH_SIZE = 50
+BATCH_SIZE = 32
 # 97.5 % quantile of the standard normal: two-sided intervals of 95 %.
 Z = 1.959964
 
@@ -155,8 +155,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the generated clips' noise (default 0)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     arguments = parser.parse_args()
-    if arguments.num_clips < NUM_DIGITS:
-        parser.error(f"--num_clips={arguments.num_clips}: must be at least {NUM_DIGITS}, one clip of each digit")
+    if arguments.num_clips < 1 or arguments.num_clips % NUM_DIGITS:
+        parser.error(f"--num_clips={arguments.num_clips}: must be a multiple of {NUM_DIGITS}, as many of each digit")
     console = Console(stderr=arguments.json)
     try:
         result = read_run(arguments, console)
@@ -176,12 +176,12 @@ def read_run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     task = opened.experiment.task
     if not isinstance(task, Denoise) or task.condition is None or task.condition.num_classes != NUM_DIGITS:
         raise ValueError(f"{arguments.workdir}: must be a run that generates clips for one of {NUM_DIGITS} labels")
-    data, reader = opened.experiment.data, reader_of(opened.experiment.data, Lessons(), console)
-    guidance = task.guidance
+    data, guidance = opened.experiment.data, task.guidance
     if arguments.guidance is not None:
         guidance = dataclasses.replace(guidance, scale=arguments.guidance)
     guided = _guided(opened, task, guidance.scale)
     plain = guided if guidance.scale == 1 else _guided(opened, task, 1.0)
+    reader = reader_of(data, Lessons(), console)
     scores = {
         "held-out": reader.held_out,
         "held-out through the codec": reader.score(reconstructions(guided, data, console)),

@@ -161,6 +161,6 @@ class DiT(nnx.Module):
         x = self.final_layer(modulate(rms_normalize(x), shift, scale))
         return unpatchify(x, self.patch_size, shape).astype(jnp.float32)
 
-    def _per_patch_frame(self, t: Time) -> Time:
+    def _per_patch_frame(self, t: Time) -> Float[Array, "B f"]:
         """One noise level per patch frame; frames that share a patch must share their level."""
         return t if t.shape[1] == 1 else t[:, :: self.patch_size[0]]

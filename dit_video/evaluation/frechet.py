@@ -141,7 +141,7 @@ class FeatureMoments:
 
 def _compressed(x: np.ndarray) -> np.ndarray:
     """A matrix r of at most D rows with r^T r = x^T x, hence equal singular values of its products."""
-    return x if x.shape[0] <= x.shape[1] else np.linalg.qr(x, mode="r")
+    return x if x.shape[0] <= x.shape[1] else np.asarray(np.linalg.qr(x, mode="r"))
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ that take most of the arithmetic, minimal filtering along time halves it (see `F
 
 import enum
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ class I3D(nnx.Module):
 class Inception(nnx.Module):
     """Four branches over channels: 1x1x1; 1x1x1 then 3x3x3, twice; 3x3x3 max pool then 1x1x1. ReLU after each."""
 
-    def __init__(self, tensors: dict[str, np.ndarray], name: str, widest: type[nnx.Module]):
+    def __init__(self, tensors: dict[str, np.ndarray], name: str, widest: Callable[..., Any]):
         """Takes its tensors out of the dict. `widest` computes branch 1, which has most of the arithmetic."""
         # The three 1x1x1 convolutions that read the block's input are one, their output channels side by side.
         pointwise = [fold(tensors, f"{name}/Branch_{branch}/Conv3d_0a_1x1") for branch in (0, 1, 2)]
@@ -145,7 +146,8 @@ class FilteredConv3D(nnx.Module):
     m = 4: 6 of them instead of 12 where the kernel has 3 frames. A stride of s in time is s interleaved filters, which
     become one by putting s consecutive frames side by side along channels.
 
-    The algorithm is exact. In float32 its rounding error is about twice that of the plain sum.
+    The algorithm is exact. In float32 the logits come as near to those of a float64 network as by plain sums, 1e-6 to
+    2e-6 relative.
     """
 
     def __init__(self, kernel: Float[np.ndarray, "k kh kw C D"], bias: Float[np.ndarray, "D"], *, stride: int = 1):
@@ -224,14 +226,15 @@ def minimal_filter(num_taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _combine(weights: np.ndarray, terms: list[Array]) -> Array:
     """Weighted sum; as plain sums XLA fuses it, as a matrix product it would not."""
-    return sum(float(weight) * term for weight, term in zip(weights, terms) if weight)
+    return functools.reduce(jnp.add, [float(weight) * term for weight, term in zip(weights, terms) if weight])
 
 
 def max_pool(
     x: Float[Array, "B T H W C"], *, window: tuple[int, int, int], stride: tuple[int, int, int]
 ) -> Float[Array, "B t h w C"]:
-    """TF `SAME` maximum, padded with -inf, one axis after the other: a box maximum is separable, and XLA on CPU
-    reduces long windows one element at a time.
+    """TF `SAME` maximum, padded with -inf.
+
+    A box maximum is separable: one axis after the other, which XLA runs many times faster on CPU than the box.
     """
     for axis in range(3):
         if window[axis] > 1:
@@ -244,7 +247,7 @@ def max_pool(
 def preprocess(video: Video, resize: ResizeRule) -> Float[Array, "B T 224 224 3"]:
     """uint8 of any size -> [-1, 1] at 224x224."""
     _, _, height, width, _ = video.shape
-    x = video.astype(jnp.float32)
+    x = jnp.asarray(video, jnp.float32)
     product = functools.partial(jnp.einsum, precision=PRECISION)
     if height != SIZE:
         x = product("hH,btHwc->bthwc", resize_matrix(height, resize), x)

@@ -176,10 +176,9 @@ def train(
             # Before evaluating: what was learnt is safe even if an evaluator fails.
             saver.save(step, state, batches.next_batch)
         if due and not stop.requested:
+            subject.hold(state.ema, step=step, ema=True)
             for name in due:
-                _evaluate(
-                    name, evaluators[name], subject.hold(state.ema, step=step, ema=True), data, seed, step, tracker
-                )
+                _evaluate(name, evaluators[name], subject, data, seed, tracker)
         if last or due or save or step % schedule.log_every == 0:
             window = _Window(step, batches.wait_seconds, compiling=False)
     return state, step

@@ -59,18 +59,22 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon:
-    """Muon (Jordan et al. 2024; scaled by sqrt(max(1, out / in))) for kernels of stacked layers, AdamW elsewhere.
+    """Muon (Jordan et al. 2024) for kernels of convolutions and of stacked layers, AdamW elsewhere.
+
+    Orthogonalised updates are scaled to the root mean square of Adam's, 0.2 (Moonlight, 2502.16982, eq. 4), so that
+    learning rates of the two are of one kind.
 
     Attributes:
         learning_rate: of the orthogonalised updates.
-        adam_learning_rate: of embeddings, norms, biases, first and last layers.
+        adam_learning_rate: of embeddings, norms, biases, first and last layers; follows the same schedule.
     """
 
     learning_rate: float = 0.02
-    adam_learning_rate: float = 3e-4
+    adam_learning_rate: float = 2e-3
     warmup_steps: int = 0
     decay: Decay = Decay.CONSTANT
     momentum: float = 0.95
+    b2: float = 0.99
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     groups: tuple[Group, ...] = ()
@@ -79,14 +83,15 @@ class Muon:
         dimensions = {name: _muon_dimensions(labels) for name, labels in axes.items()}
 
         def rule(peak: float) -> optax.GradientTransformation:
-            scale = peak / self.learning_rate
-            adam = schedule(scale * self.adam_learning_rate, self.warmup_steps, self.decay, num_steps)
+            adam_peak = self.adam_learning_rate * peak / self.learning_rate
             return optax.contrib.muon(
                 schedule(peak, self.warmup_steps, self.decay, num_steps),
                 beta=self.momentum,
                 weight_decay=self.weight_decay,
-                adam_learning_rate=adam,
+                adam_b2=self.b2,
+                adam_learning_rate=schedule(adam_peak, self.warmup_steps, self.decay, num_steps),
                 muon_weight_dimension_numbers=_restrict(dimensions),
+                consistent_rms=0.2,
             )
 
         return _grouped(self.groups, self.learning_rate, rule, self.clip_norm)
@@ -154,11 +159,14 @@ def _is_kernel(axes: LogicalAxes) -> bool:
 
 
 def _muon_dimensions(axes: LogicalAxes) -> optax.contrib.MuonDimensionNumbers | None:
-    """Which axes of a stacked kernel are input and output; None where Adam is the better rule.
+    """Which axes of a kernel are its input and its output; None where Adam is the better rule.
 
-    The model width is always "embed": a kernel that starts with it maps from the residual stream, one that ends with
-    it maps back. Axes without a name (q, k, v) are separate matrices and so batch axes.
+    In a stacked layer the model width is always "embed": a kernel that starts with it maps from the residual stream, one
+    that ends with it maps back; axes without a name (q, k, v) hold separate matrices. A convolution's input are its taps
+    and channels.
     """
+    if axes[-1:] == ("channels_out",) and len(axes) > 1:
+        return optax.contrib.MuonDimensionNumbers(tuple(range(len(axes) - 1)), (len(axes) - 1,))
     if axes[:1] != ("layers",) or not _is_kernel(axes):
         return None
     named = [i for i, a in enumerate(axes) if a not in ("layers", None)]

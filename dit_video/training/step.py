@@ -58,7 +58,6 @@ def make_program(
     shapes = _shard(
         jax.eval_shape(lambda: _fresh(definition.shapes, rule)),
         shard_params(definition.axes, definition.shapes, mesh),
-        rule,
         mesh,
     )
     shardings = jax.tree.map(lambda s: s.sharding, shapes)
@@ -118,27 +117,16 @@ def _mean_gradient(loss, num_microbatches: int, state: TrainState, frozen, batch
     return jax.tree.map(lambda x: x / num_microbatches, total)
 
 
-def _shard(
-    state: TrainState, params: dict[str, NamedSharding], rule: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def _shard(state: TrainState, params: dict[str, NamedSharding], mesh: Mesh) -> TrainState:
     """Gives every array of the abstract state its sharding.
 
-    Optimizer state is matched to the parameter it belongs to: inside jit, zeros_like forgets shardings, and the
-    moments would silently be replicated.
+    Whatever stands under a parameter's name and has its shape lives where the parameter lives: the average, moments.
+    Without being told so they would silently be replicated, because inside jit zeros_like forgets shardings.
     """
-    everywhere = replicated(mesh)
-    masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-    opt_state = optax.tree_map_params(
-        rule,
-        lambda leaf, sharding: leaf if masked(leaf) else _with(leaf, sharding),
-        state.opt_state,
-        params,
-        transform_non_params=lambda leaf: _with(leaf, everywhere),
-        is_leaf=masked,
-    )
-    named = lambda tree: {n: _with(leaf, params[n]) for n, leaf in tree.items()}  # noqa: E731
-    return TrainState(_with(state.step, everywhere), named(state.params), named(state.ema), opt_state)
 
+    def sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in params]
+        same = names and leaf.shape == state.params[names[-1]].shape
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=params[names[-1]] if same else replicated(mesh))
 
-def _with(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree_util.tree_map_with_path(sharding, state)

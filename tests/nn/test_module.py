@@ -15,7 +15,7 @@ class Tower(nnx.Module):
     """A list, and stacked layers: every kind of name there is."""
 
     def __init__(self, *, rngs: nnx.Rngs):
-        self.convs = nnx.List([CausalConv3d(2, 3, (1, 1, 1), rngs=rngs) for _ in range(11)])
+        self.convs = nnx.List([CausalConv3d(2, 3, (1, 1, 1), rngs=rngs) for _ in range(2)])
         self.layers = jax.vmap(lambda key: self._layer(nnx.Rngs(key)))(jax.random.split(rngs.params(), 2))
 
     def _layer(self, rngs: nnx.Rngs) -> nnx.Linear:
@@ -27,7 +27,7 @@ def build(key: jax.Array) -> Tower:
 
 
 def test_a_network_bound_to_its_parameters_is_that_network():
-    tower, definition = build(jax.random.key(0)), define(build)
+    tower, definition = jax.jit(build)(jax.random.key(0)), define(build)
     params = params_of(tower)
     bound = definition.bind(params)
     again = params_of(bound)
@@ -36,16 +36,16 @@ def test_a_network_bound_to_its_parameters_is_that_network():
         assert again[name] is value
         assert (value.shape, value.dtype) == (definition.shapes[name].shape, definition.shapes[name].dtype)
     x = jax.random.normal(jax.random.key(1), (1, 1, 2, 2, 2))
-    np.testing.assert_array_equal(bound.convs[10](x)[0], tower.convs[10](x)[0])
+    np.testing.assert_array_equal(bound.convs[1](x)[0], tower.convs[1](x)[0])
     np.testing.assert_array_equal(bound.layers.kernel[...], tower.layers.kernel[...])
 
 
 def test_names_say_where_a_parameter_is_and_axes_what_its_dimensions_are():
     definition = define(build)
-    assert definition.axes["convs.10.kernel"] == (None, None, None, "channels_in", "channels_out")
+    assert definition.axes["convs.1.kernel"] == (None, None, None, "channels_in", "channels_out")
     assert definition.axes["layers.kernel"] == ("layers", "embed", "mlp")
     assert definition.axes["layers.bias"] == ("layers", "mlp")
-    assert definition.num_params == 11 * (2 * 3 + 3) + 2 * (4 * 6 + 6)
+    assert definition.num_params == 2 * (2 * 3 + 3) + 2 * (4 * 6 + 6)
 
 
 def test_missing_and_surplus_parameters_are_named():
