@@ -77,7 +77,7 @@ def make_program(
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged = ema.update(state.ema, params, state.step)
-        metrics |= {"grad_norm": optax.global_norm(grads)}
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, averaged, opt_state), metrics
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
