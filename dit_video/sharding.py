@@ -8,12 +8,12 @@ batches are placed here, and XLA's partitioner writes the collectives.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 # Slowest to fastest link.
@@ -70,7 +70,7 @@ def make_mesh(shape: MeshShape) -> Mesh:
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def partition_spec(axes: LogicalAxes, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(axes: LogicalAxes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Where an array with these logical axes lives; a dimension its mesh axes do not divide is not split.
 
     Raises:
@@ -111,7 +111,7 @@ def place(batch: Tree, mesh: Mesh) -> Tree:
 
 def constrain(x: Array, *axes: str | None) -> Array:
     """Inside jit: fixes where an activation lives. Outside a mesh it does nothing."""
-    mesh: Any = jax.sharding.get_abstract_mesh()
+    mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))

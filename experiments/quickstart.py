@@ -23,7 +23,7 @@ from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, TrainedCodec
 from dit_video.training.loop import Schedule
-from dit_video.training.optimizer import EMA, AdamW, Decay, Muon
+from dit_video.training.optimizer import EMA, Decay, Muon
 from dit_video.vae.adversary import AutoencodeLoss
 from dit_video.vae.adversary import Reconstruction as ReconstructionLoss
 from dit_video.vae.video_vae import VideoVAEConfig
@@ -34,6 +34,7 @@ VAE = VideoVAEConfig(
     strides=((2, 4, 4), (2, 2, 2)),
     num_blocks=1,
     num_decoder_blocks=1,
+    latent_channels=8,
 )
 
 
@@ -47,7 +48,7 @@ def get_config(arg: str = "dit") -> Experiment:
 
 def vae(*, steps: int = 1600) -> Experiment:
     return Experiment(
-        task=Autoencode(vae=VAE, losses=AutoencodeLoss(reconstruction=ReconstructionLoss.GAUSSIAN)),
+        task=Autoencode(vae=VAE, losses=AutoencodeLoss(reconstruction=ReconstructionLoss.GAUSSIAN, kl=1e-3)),
         data=digits(batch_size=4),
         optimizer=Muon(learning_rate=0.02, adam_learning_rate=2e-3, warmup_steps=50, decay=Decay.COSINE),
         ema=EMA(decay=0.99),
@@ -56,7 +57,7 @@ def vae(*, steps: int = 1600) -> Experiment:
     )
 
 
-def dit(*, steps: int = 1500) -> Experiment:
+def dit(*, steps: int = 1600) -> Experiment:
     return Experiment(
         task=Denoise(
             network=DiTConfig(hidden_size=192, depth=4, num_heads=3, patch_size=(1, 1, 1)),
@@ -66,8 +67,8 @@ def dit(*, steps: int = 1500) -> Experiment:
             sampler=Heun(num_steps=20),
             guidance=Guidance(scale=2.0),
         ),
-        data=digits(batch_size=64, cache=LatentCache(directory="data/quickstart_latents")),
-        optimizer=AdamW(learning_rate=1e-3, warmup_steps=100, decay=Decay.COSINE),
+        data=digits(batch_size=32, cache=LatentCache(directory="data/quickstart_latents")),
+        optimizer=Muon(learning_rate=5e-3, adam_learning_rate=1e-3, warmup_steps=50, decay=Decay.COSINE),
         ema=EMA(decay=0.995),
         schedule=Schedule(num_steps=steps, log_every=50, save_every=500),
         evaluators={"held-out error": HeldOutError(every=500), "samples": Samples(every=500)},

@@ -35,7 +35,13 @@ def plot_record(workdir: Path) -> Path:
         axes = figure.add_subplot(rows, columns, index + 1)
         steps, values = np.array(points).T
         smooth = name.startswith("train") and len(values) > 100
-        axes.plot(steps, values, color="0.75" if smooth else "C0", linewidth=0.8 if smooth else 1.5)
+        axes.plot(
+            steps,
+            values,
+            color="0.75" if smooth else "C0",
+            linewidth=0.8 if smooth else 1.5,
+            marker="o" if len(values) < 20 else None,
+        )
         if smooth:
             window = len(values) // 50
             blocks = len(values) // window

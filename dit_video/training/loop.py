@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -147,10 +147,16 @@ def train(
         NotFinite: naming the first step whose loss is not a number. Nothing after it has been saved.
     """
     step = int(state.step)
+    if step:
+        # A run that was stopped or killed before it had judged its last checkpoint does so now.
+        owed = [name for name, e in evaluators.items() if step % e.every == 0 or step == schedule.num_steps]
+        owed = [name for name in owed if not tracker.has_evaluation(step, name)]
+        _evaluate(owed, evaluators, subject.hold(state.ema, step=step, ema=True), data, seed, tracker)
     window = _Window(step, batches.wait_seconds)
     pending: list[tuple[int, dict[str, jax.Array]]] = []
     traced = None if profile is None else range(step + profile.first, step + profile.first + profile.num_steps)
-    while step < schedule.num_steps and not stop.requested:
+    stopping = stop.requested
+    while step < schedule.num_steps and not stopping:
         if traced and step == traced.start:
             jax.profiler.start_trace(profile.folder)
         state, metrics = program.step(state, frozen, place(next(batches), mesh), seed)
@@ -164,7 +170,9 @@ def train(
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
             tracker.note(f"trace of steps {traced.start + 1} to {traced.stop}: {profile.folder}")
-        last = step == schedule.num_steps or stop.requested
+        # Read once: a signal that comes later in this round ends the next one, which then saves and records.
+        stopping = stop.requested
+        last = step == schedule.num_steps or stopping
         due = [name for name, e in evaluators.items() if last or step % e.every == 0]
         save = last or step % schedule.save_every == 0
         if last or due or save or step % schedule.log_every == 0:
@@ -175,10 +183,8 @@ def train(
         if save:
             # Before evaluating: what was learnt is safe even if an evaluator fails.
             saver.save(step, state, batches.next_batch)
-        if due and not stop.requested:
-            subject.hold(state.ema, step=step, ema=True)
-            for name in due:
-                _evaluate(name, evaluators[name], subject, data, seed, tracker)
+        if due and not stopping:
+            _evaluate(due, evaluators, subject.hold(state.ema, step=step, ema=True), data, seed, tracker)
         if last or due or save or step % schedule.log_every == 0:
             window = _Window(step, batches.wait_seconds, compiling=False)
     return state, step
@@ -213,16 +219,18 @@ def _flush(pending: list[tuple[int, dict[str, jax.Array]]], tracker: Tracker) ->
 
 
 def _evaluate(
-    name: str,
-    evaluator: Evaluator,
+    names: Sequence[str],
+    evaluators: Mapping[str, Evaluator],
     subject: Subject,
     data: EvaluationData,
     seed: int,
     tracker: Tracker,
 ) -> None:
-    report, step = evaluator(subject, data, seed), subject.step
-    tracker.evaluation(step, name, report.scalars)
-    for label, video in report.media.items():
-        tracker.media(step, label, np.asarray(video), data.fps)
-    for label, card in report.cards.items():
-        tracker.card(step, label, card)
+    for name in names:
+        report, step = evaluators[name](subject, data, seed), subject.step
+        for label, video in report.media.items():
+            tracker.media(step, label, np.asarray(video), data.fps)
+        for label, card in report.cards.items():
+            tracker.card(step, label, card)
+        # Last: the line in the record says that all of it is there.
+        tracker.evaluation(step, name, report.scalars)

@@ -1,7 +1,7 @@
 """TrainState and the one jitted step that every task is trained by."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -93,7 +93,7 @@ def _start(params: Params, rule: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), rule.init(params))
 
 
-def _fresh(shapes: Params, rule: optax.GradientTransformation) -> TrainState:
+def _fresh(shapes: Mapping[str, jax.ShapeDtypeStruct], rule: optax.GradientTransformation) -> TrainState:
     return _start({n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}, rule)
 
 

@@ -32,10 +32,13 @@ class Tracker:
     def __init__(self, workdir: Path, *, start: int, num_steps: int, console: Console):
         self._workdir, self._console = workdir, console
         self._num_steps = num_steps
-        keep = list(read_record(workdir, last=start))
-        self._file = open(workdir / RECORD, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        for line in keep:
-            self._write(line)
+        kept = list(read_record(workdir, last=start))
+        self._evaluations = {(line["step"], line["evaluation"]) for line in kept if "evaluation" in line}
+        # Written beside and moved into place: a kill must not find an empty record.
+        path, temporary = workdir / RECORD, workdir / f"{RECORD}.tmp"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
         self._progress: Progress | None = None
         self._printed = -math.inf
@@ -78,6 +81,10 @@ class Tracker:
         elif time.monotonic() - self._printed > 10 or step == self._num_steps:
             self._printed = time.monotonic()
             self._console.print(f"step {step}/{self._num_steps}  {status}  ETA {self._eta(step)}", highlight=False)
+
+    def has_evaluation(self, step: int, name: str) -> bool:
+        """Whether the record that this run goes on with holds what this evaluator measured at this step."""
+        return (step, name) in self._evaluations
 
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
         """Records what an evaluator measured."""
