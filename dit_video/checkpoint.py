@@ -74,7 +74,8 @@ class Checkpoints:
             "experiment": self._experiment,
             "digests": {name: _named(tree) for name, tree in digests.items()},
         }
-        self._orbax.save_checkpointables_async(step, items, custom_metadata=metadata)
+        # Forced: by default Orbax leaves a step out while the one before it is still being written.
+        self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
 
     def wait(self) -> None:
         """Until everything that was started is on disk."""
@@ -110,7 +111,14 @@ class Checkpoints:
         return self._load(self._existing(step), {name: target})[name]
 
     def _load(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        loaded = self._orbax.load_checkpointables(step, items)
+        try:
+            loaded = self._orbax.load_checkpointables(step, items)
+        except KeyError as error:
+            # Orbax says so whatever went wrong; why is at the bottom of the chain.
+            raise DamagedCheckpoint(
+                f"{self._folder / str(step)}: cannot be read, because it is damaged or holds another network: "
+                f"{_root_cause(error)}; move this step away to use the one before"
+            ) from error
         saved = self.metadata(step)["digests"]
         for item, tree in jax.device_get(self._digest(loaded)).items():
             bad = sorted(n for n, value in _named(tree).items() if saved[item].get(n) != value)
@@ -155,6 +163,12 @@ def _digest(x: Array) -> UInt32[Array, ""]:
         odd = np.uint32((0x9E3779B1 * (axis + 1) * (axis + 2) + 1) & 0xFFFFFFFF)
         position = position + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * odd
     return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _root_cause(error: BaseException) -> str:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return str(error).partition("\n")[0]
 
 
 def _named(tree: Any) -> dict[str, int]:

@@ -88,7 +88,7 @@ def train(
     """
     console = console or Console()
     mesh = make_mesh(experiment.mesh)
-    _check_clips(experiment)
+    check_clips(experiment)
     _check_batch(experiment.data, mesh)
     experiment, frozen = with_codec(experiment, mesh, console)
     check_cache(experiment, frozen)
@@ -238,7 +238,7 @@ def abstract_codec(task: Any) -> nnx.Module | None:
     return nnx.eval_shape(task.codec.blank, jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def _check_clips(experiment: Experiment) -> None:
+def check_clips(experiment: Experiment) -> None:
     """Clips must fill whole latent cells, and latents whole patches, before anything is read."""
     task, clips = experiment.task, experiment.data.clips
     shape = (clips.num_frames, *clips.size)

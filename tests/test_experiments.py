@@ -1,0 +1,46 @@
+"""Every experiment loads without touching data or a device, is shown, and survives its own record."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit_video import experiment as experiments
+from dit_video import run
+
+ROOT = Path(__file__).parent.parent
+RUNS = {
+    "experiments/quickstart.py:vae": 0,
+    "experiments/quickstart.py:dit": 0,
+}
+
+
+def test_every_experiment_file_is_listed_here():
+    listed = {name.partition(":")[0] for name in RUNS}
+    assert listed == {str(p.relative_to(ROOT)) for p in (ROOT / "experiments").glob("*.py")}
+
+
+@pytest.fixture(params=RUNS)
+def experiment(request) -> experiments.Experiment:
+    return experiments.load(str(ROOT / request.param))
+
+
+def test_an_experiment_survives_its_record(experiment):
+    again = experiments.from_json(experiments.to_json(experiment))
+    assert again == experiment
+    assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
+
+
+def test_clips_fit_the_networks(experiment):
+    run.check_clips(experiment)
+    assert run.step_flops(experiment) > 0
+
+
+def test_show_works_where_there_is_no_data_and_no_codec(tmp_path):
+    command = [sys.executable, "-m", "dit_video.cli.main", "show", f"--config={ROOT}/experiments/quickstart.py"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "config.task.network.hidden_size" in result.stdout
+    assert "FLOPs of a training step" in result.stdout
+    assert not list(tmp_path.iterdir()), "show must write nothing"

@@ -1,0 +1,111 @@
+import jax
+import numpy as np
+import pytest
+from conftest import WIDTH, FitLines, line_batch, small_mesh
+from jax.sharding import Mesh
+
+from dit_video.sharding import place
+from dit_video.training.optimizer import EMA, AdamW
+from dit_video.training.step import Program, TrainState, make_program
+
+MESH = small_mesh()
+
+
+def program_of(*, noise: float = 0.0, num_microbatches: int = 1, mesh: Mesh = MESH) -> Program:
+    return make_program(
+        FitLines(noise=noise),
+        AdamW(learning_rate=0.01),
+        EMA(decay=0.9),
+        num_steps=10,
+        num_microbatches=num_microbatches,
+        mesh=mesh,
+    )
+
+
+def run(
+    program: Program, *, seed: int = 0, steps: range = range(3), state: TrainState | None = None, mesh: Mesh = MESH
+):
+    """Trains on batches numbered by step; returns the last state and the metrics of each step."""
+    state, history = state or program.init(seed), []
+    for step in steps:
+        state, metrics = program.step(state, None, place(line_batch(step), mesh), seed)
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def noisy() -> Program:
+    return program_of(noise=0.5)
+
+
+@pytest.mark.parametrize("mesh", [MESH, small_mesh(8, data=1, fsdp=2, tensor=4)], ids=["one device", "eight"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(mesh):
+    """For a loss that is a mean over rows and draws nothing."""
+    whole, whole_history = run(program_of())
+    parts, parts_history = run(program_of(num_microbatches=4, mesh=mesh), mesh=mesh)
+    for name, value in whole.params.items():
+        np.testing.assert_allclose(parts.params[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    for one, other in zip(whole_history, parts_history):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+
+
+def test_parts_of_a_batch_draw_their_own_noise():
+    _, history = run(program_of(num_microbatches=4), steps=range(2))
+    _, once = run(program_of(), steps=range(2))
+    # A mean of four draws is none of them.
+    assert history[0]["draw"] != once[0]["draw"]
+    assert 0 < history[0]["draw"] < 1
+
+
+def test_a_step_is_compiled_once(noisy, caplog):
+    def compilations() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]
+
+    state, _ = run(noisy, steps=range(1))
+    with jax.log_compiles():
+        run(noisy, steps=range(1, 5), state=state)
+        assert compilations() == []
+        jax.jit(lambda x: x + 1)(1.0)
+        assert len(compilations()) == 1
+
+
+def test_what_is_drawn_is_a_function_of_seed_and_step(noisy):
+    _, history = run(noisy)
+    _, again = run(noisy)
+    assert history == again
+    assert len({float(metrics["draw"]) for metrics in history}) == 3
+    _, other = run(noisy, seed=1)
+    assert {float(m["draw"]) for m in other}.isdisjoint(float(m["draw"]) for m in history)
+
+
+def test_a_state_that_was_put_aside_goes_on_as_if_it_had_not(noisy):
+    straight, history = run(noisy, steps=range(4))
+    half, _ = run(noisy, steps=range(2))
+    aside = jax.tree.map(np.array, half)
+    back = jax.device_put(aside, jax.tree.map(lambda s: s.sharding, noisy.shapes))
+    resumed, rest = run(noisy, steps=range(2, 4), state=back)
+    assert rest == history[2:]
+    jax.tree.map(np.testing.assert_array_equal, resumed, straight)
+
+
+def test_initialisation_is_a_function_of_the_seed(noisy):
+    one, other = noisy.init(0), noisy.init(1)
+    jax.tree.map(np.testing.assert_array_equal, one, noisy.init(0))
+    assert not np.array_equal(one.params["line.kernel"], other.params["line.kernel"])
+    jax.tree.map(np.testing.assert_array_equal, one.ema, one.params)
+    assert one.step == 0
+
+
+def test_a_step_learns_averages_counts_and_gives_the_old_state_away(noisy):
+    first = noisy.init(0)
+    before = first.params["line.kernel"].copy()
+    state, (metrics,) = run(noisy, steps=range(1), state=first)
+    assert first.params["line.kernel"].is_deleted()
+    assert state.step == 1
+    kernel, average = state.params["line.kernel"], state.ema["line.kernel"]
+    # One step of Adam moves every number by its learning rate; the first decay of the average is 0.1.
+    np.testing.assert_allclose(np.abs(kernel - before), 0.01, rtol=1e-3)
+    np.testing.assert_allclose(average, 0.1 * before + 0.9 * kernel, rtol=1e-5, atol=1e-7)
+    assert metrics.keys() == {"loss", "error", "draw", "grad_norm"}
+    assert kernel.shape == (WIDTH, WIDTH)

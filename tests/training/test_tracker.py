@@ -1,0 +1,114 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dit_video.data.video import read_video
+from dit_video.training.tracker import RECORD, Tracker, read_record
+
+RATES = {"clips_per_second": 10.0, "data_wait_share": 0.25, "flops_per_second": 1e9}
+
+
+@pytest.fixture
+def output() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def start(tmp_path, output):
+    """Opens trackers and closes them when the test is over."""
+    opened = []
+
+    def open_at(step: int) -> Tracker:
+        opened.append(Tracker(tmp_path, start=step, num_steps=6, console=Console(file=output, width=200)))
+        return opened[-1]
+
+    yield open_at
+    for tracker in opened:
+        tracker.close()
+
+
+def steps(first: int, last: int) -> list[tuple[int, dict[str, float]]]:
+    return [(step, {"loss": 1 / step}) for step in range(first, last + 1)]
+
+
+def test_every_step_is_a_line_with_its_own_values(start, tmp_path):
+    tracker = start(0)
+    tracker.steps(steps(1, 3))
+    tracker.evaluation(3, "held-out error", {"x_0_error": 0.5})
+    tracker.rates(3, 1 / 3, RATES)
+    assert list(read_record(tmp_path)) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": 1 / 3},
+        {"step": 3, "evaluation": "held-out error", "x_0_error": 0.5},
+        {"step": 3, "rates": RATES},
+    ]
+
+
+def test_going_on_keeps_what_was_before_and_drops_what_will_be_written_again(start, tmp_path):
+    tracker = start(0)
+    tracker.steps(steps(1, 5))
+    tracker.evaluation(4, "samples", {})
+    tracker.close()
+    again = start(4)
+    # At once: the process may be killed before it writes its first line.
+    assert [line["step"] for line in read_record(tmp_path)] == [1, 2, 3, 4, 4]
+    assert again.has_evaluation(4, "samples")
+    assert not again.has_evaluation(4, "held-out error")
+    again.steps(steps(5, 6))
+    assert [line["step"] for line in read_record(tmp_path)] == [1, 2, 3, 4, 4, 5, 6]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 15])
+def test_a_half_written_last_line_is_left_out_and_written_over(start, tmp_path, cut):
+    tracker = start(0)
+    tracker.steps(steps(1, 3))
+    tracker.close()
+    path = tmp_path / RECORD
+    path.write_text(path.read_text()[:-cut])
+    assert [line["step"] for line in read_record(tmp_path)] == ([1, 2, 3] if cut == 1 else [1, 2])
+    again = start(2)
+    again.steps(steps(3, 4))
+    assert [line["step"] for line in read_record(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_folder_without_a_record_has_no_lines(tmp_path):
+    assert list(read_record(tmp_path)) == []
+
+
+def test_media_are_videos_one_can_play(start, tmp_path):
+    video = np.zeros((5, 32, 48, 3), np.uint8)
+    video[:, :, 24:] = 255
+    path = start(0).media(12, "samples", video, fps=8.0)
+    assert path == tmp_path / "samples" / "step_0000012_samples.mp4"
+    decoded, fps = read_video(path)
+    assert (decoded.shape, fps) == (video.shape, 8.0)
+    np.testing.assert_allclose(decoded.astype(int), video, atol=12)
+
+
+def test_cards_are_json(start, tmp_path):
+    start(0).card(3, "fvd", {"value": 12.5, "protocol": {"num_clips": 16}})
+    assert json.loads((tmp_path / "cards" / "step_0000003_fvd.json").read_text())["value"] == 12.5
+
+
+def test_the_console_shows_loss_speed_and_waiting(start, output):
+    tracker = start(0)
+    tracker.rates(3, 0.25, RATES | {"tokens_per_second": 640.0, "mfu": 0.4})
+    tracker.evaluation(3, "held-out error", {"x_0_error": 0.5})
+    shown = output.getvalue()
+    for part in ("step 3/6", "loss 0.2500", "10.0 clips/s", "640 tokens/s", "MFU 40.0%", "waiting for data 25%", "ETA"):
+        assert part in shown
+    assert "held-out error  x_0_error 0.5" in shown
+
+
+def test_tensorboard_gets_scalars_and_pictures(start, tmp_path):
+    tracker = start(0)
+    tracker.steps(steps(1, 2))
+    tracker.media(2, "samples", np.zeros((2, 16, 16, 3), np.uint8), fps=8.0)
+    tracker.close()
+    written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"train/loss" in written
+    assert b"GIF89a" in written
