@@ -233,11 +233,35 @@ def _freeze(node: Any, mirror: ConfigDict, where: str) -> Any:
             new = _freeze(old, new, path)
         elif isinstance(old, enum.Enum):
             new = _enum(type(old), new, path)
-        elif hints[field.name] is float and isinstance(new, int):
-            new = float(new)
+        else:
+            new = _typed(new, hints[field.name])
+            if new is _MISFIT:
+                hint = hints[field.name]
+                kind = hint.__name__ if isinstance(hint, type) else hint
+                raise ExperimentError(f"{path}={mirror[field.name]!r}: must be of type {kind}")
         if new is not old:
             changes[field.name] = new
     return dataclasses.replace(node, **changes) if changes else node
+
+
+_MISFIT = object()
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A leaf as its field's type has it (integers become floats, "None" becomes None), or _MISFIT."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if types.NoneType in arguments and value in (None, "None"):
+            return None
+        found = (_typed(value, argument) for argument in arguments)
+        return next((item for item in found if item is not _MISFIT), _MISFIT)
+    if origin is tuple and isinstance(value, tuple):
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        items = tuple(_typed(item, kind) for item, kind in zip(value, kinds))
+        return items if len(kinds) == len(value) and _MISFIT not in items else _MISFIT
+    if hint is float and type(value) is int:
+        return float(value)
+    return value if isinstance(value, origin or hint) else _MISFIT
 
 
 def _enum(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:

@@ -92,6 +92,7 @@ def train(
     _check_batch(experiment.data, mesh)
     experiment, frozen = with_codec(experiment, mesh, console)
     check_cache(experiment, frozen)
+    experiment.data.source.info()  # a missing or damaged set is an error before anything is written
     record(experiment, workdir, overrides, allow_change)
     program = make_program(
         experiment.task,

@@ -34,17 +34,19 @@ def get_config(arg="dit"):
     source = MovingDigits(directory="digits", num_train=24, num_held_out=8, size=16, num_frames=9, digit_size=10)
     data = Data(source=source, clips=ClipTransform(num_frames=9, size=(16, 16)), batch_size=4, num_threads=2)
     rest = dict(optimizer=AdamW(learning_rate=1e-3), schedule=Schedule(num_steps=12, log_every=1, save_every=4))
+    few = dict(every=6, num_clips=4, batch_size=4)
     if arg == "vae":
-        return Experiment(task=Autoencode(vae=VAE), data=data,
-                          evaluators={"reconstruction": Reconstruction(every=6, num_clips=4, batch_size=4, num_shown=2)},
-                          **rest)
-    return Experiment(
-        task=Denoise(network=DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=(1, 1, 1)),
-                     codec=TrainedCodec(vae=VAE, run="vae"), condition=ClassCondition(num_classes=10),
-                     sampler=Euler(num_steps=2)),
-        data=dataclasses.replace(data, cache=LatentCache(directory="latents")),
-        evaluators={"held-out error": HeldOutError(every=6, num_clips=4, batch_size=4), "samples": Samples(every=12, num_clips=2)},
-        **rest)
+        judges = {"reconstruction": Reconstruction(**few, num_shown=2)}
+        return Experiment(task=Autoencode(vae=VAE), data=data, evaluators=judges, **rest)
+    task = Denoise(
+        network=DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=(1, 1, 1)),
+        codec=TrainedCodec(vae=VAE, run="vae"),
+        condition=ClassCondition(num_classes=10),
+        sampler=Euler(num_steps=2),
+    )
+    data = dataclasses.replace(data, cache=LatentCache(directory="latents"))
+    judges = {"held-out error": HeldOutError(**few), "samples": Samples(every=12, num_clips=2)}
+    return Experiment(task=task, data=data, evaluators=judges, **rest)
 """
 
 

@@ -57,9 +57,10 @@ class LatentCodec(nnx.Module):
                 later=frames * chunk,
             )
 
+        video = jnp.asarray(video)
         if tile is None:
             return encode(video)
-        return in_tiles(encode, jnp.asarray(video), tile, cells_in=compression[1:], cells_out=(1, 1))
+        return in_tiles(encode, video, tile, cells_in=compression[1:], cells_out=(1, 1))
 
     def whiten(self, moments: Moments, rng: jax.Array | None = None) -> Latents:
         """Latents of zero mean and unit variance per channel: a posterior sample; without `rng` its mean."""

@@ -52,12 +52,13 @@ def test_a_missing_data_folder_names_the_command_that_makes_it(capsys):
         "from dit_video import experiment\nfrom dit_video.data.sources import VideoSet\nimport dataclasses\n"
         "def get_config():\n"
         f"    base = experiment.load('{ROOT}/experiments/quickstart.py:vae')\n"
-        "    data = dataclasses.replace(base.data, source=VideoSet(directory='nowhere'))\n"
+        "    data = dataclasses.replace(base.data, source=VideoSet(directory='nowhere'), batch_size=8)\n"
         "    return dataclasses.replace(base, data=data)\n"
     )
     message = fails(capsys, "train", "--config=mine.py", "--workdir=run")
     assert "nowhere" in message
     assert "dit-video data ingest" in message
+    assert not Path("run").exists()
 
 
 def test_a_folder_that_is_no_run_is_named(capsys):

@@ -38,24 +38,23 @@ def noisy() -> Program:
     return program_of(noise=0.5)
 
 
+@pytest.fixture(scope="module")
+def whole():
+    return run(program_of())
+
+
 @pytest.mark.parametrize("mesh", [MESH, small_mesh(8, data=1, fsdp=2, tensor=4)], ids=["one device", "eight"])
-def test_accumulated_gradients_are_those_of_the_whole_batch(mesh):
+def test_accumulated_gradients_are_those_of_the_whole_batch(mesh, whole):
     """For a loss that is a mean over rows and draws nothing."""
-    whole, whole_history = run(program_of())
-    parts, parts_history = run(program_of(num_microbatches=4, mesh=mesh), mesh=mesh)
-    for name, value in whole.params.items():
-        np.testing.assert_allclose(parts.params[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    for one, other in zip(whole_history, parts_history):
+    parts = run(program_of(num_microbatches=4, mesh=mesh), mesh=mesh)
+    for name, value in whole[0].params.items():
+        np.testing.assert_allclose(parts[0].params[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    for one, other in zip(whole[1], parts[1]):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
-
-
-def test_parts_of_a_batch_draw_their_own_noise():
-    _, history = run(program_of(num_microbatches=4), steps=range(2))
-    _, once = run(program_of(), steps=range(2))
-    # A mean of four draws is none of them.
-    assert history[0]["draw"] != once[0]["draw"]
-    assert 0 < history[0]["draw"] < 1
+        # The mean of four draws of their own, which is not the one draw of the whole.
+        assert 0 < other["draw"] < 1
+        assert other["draw"] != one["draw"]
 
 
 def test_a_step_is_compiled_once(noisy, caplog):

@@ -1,0 +1,288 @@
+import dataclasses
+import io
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import FitLines, line_batch, small_mesh
+from rich.console import Console
+
+from dit_video.checkpoint import Checkpoints
+from dit_video.data.batch import Batch
+from dit_video.tasks.task import EvaluationData, Evaluator, Report, Subject
+from dit_video.training import loop
+from dit_video.training.loop import NotFinite, Profile, Schedule, StopSignal, Work
+from dit_video.training.optimizer import EMA, AdamW
+from dit_video.training.step import Program, TrainState, make_program
+from dit_video.training.tracker import RECORD, Tracker, read_record
+
+MESH = small_mesh()
+NUM_STEPS = 6
+NOTHING_HELD_OUT = EvaluationData(
+    batches=lambda split, num_clips, batch_size: iter(()), shape=(1, 1, 1), fps=8.0, protocol={}
+)
+
+
+class LineBatches:
+    """Batch n is a function of n. `before` is called with the number of each batch that is asked for."""
+
+    def __init__(self, start: int, before: Callable[[int], Batch | None]):
+        self.next_batch, self.wait_seconds, self._before = start, 0.0, before
+
+    def __next__(self) -> Batch:
+        index = self.next_batch
+        self.next_batch += 1
+        return self._before(index) or line_batch(index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Norm:
+    """The norm of the weights in hand, and the first pixel of a sample; `then` is called when all is measured."""
+
+    every: int
+    then: Callable[[], None] = lambda: None
+
+    def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
+        kernel = np.asarray(subject.params["line.kernel"])
+        self.then()
+        return Report(
+            scalars={"norm": float(np.linalg.norm(kernel)), "is_ema": float(subject.ema)},
+            media={"clip": np.zeros((2, 16, 16, 3), np.uint8)},
+            cards={"norm": {"step": subject.step}},
+        )
+
+
+class Killed(Exception):
+    """Nothing after it is done in an orderly way."""
+
+
+@dataclasses.dataclass
+class Run:
+    """How a call of the loop ended."""
+
+    step: int
+    state: TrainState
+    saved: list[int]
+    record: list[dict]
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return make_program(
+        FitLines(noise=0.5),
+        AdamW(learning_rate=0.01),
+        EMA(decay=0.5),
+        num_steps=NUM_STEPS,
+        num_microbatches=1,
+        mesh=MESH,
+    )
+
+
+@pytest.fixture
+def train(program, tmp_path):
+    """Trains in a folder, from its last checkpoint on where it has one, as run.train does."""
+
+    def call(
+        name: str = "run",
+        *,
+        evaluators: Mapping[str, Evaluator] | None = None,
+        stop: StopSignal | None = None,
+        before: Callable[[int], Batch | None] = lambda index: None,
+        save_every: int = 2,
+        profile: Profile | None = None,
+    ) -> Run:
+        workdir = tmp_path / name
+        workdir.mkdir(exist_ok=True)
+        checkpoints = Checkpoints(workdir, experiment={})
+        state, next_batch = program.init(0), 0
+        if checkpoints.latest is not None:
+            saved = checkpoints.restore(program.shapes)
+            state, next_batch = saved.state, saved.next_batch
+        tracker = Tracker(workdir, start=int(state.step), num_steps=NUM_STEPS, console=Console(file=io.StringIO()))
+        try:
+            state, step = loop.train(
+                program,
+                state,
+                frozen=None,
+                batches=LineBatches(next_batch, before),
+                seed=0,
+                schedule=Schedule(num_steps=NUM_STEPS, log_every=3, save_every=save_every),
+                work=Work(clips=8, tokens=None, flops=100, peak=None),
+                evaluators=evaluators or {},
+                subject=Subject(FitLines(), program.definition, None, MESH, {}),
+                data=NOTHING_HELD_OUT,
+                tracker=tracker,
+                saver=checkpoints,
+                stop=stop or StopSignal(),
+                mesh=MESH,
+                profile=profile,
+            )
+            checkpoints.wait()
+            return Run(step, state, checkpoints.steps, list(read_record(workdir)))
+        finally:
+            checkpoints.close()
+            tracker.close()
+
+    return call
+
+
+def without_rates(record: list[dict]) -> list[dict]:
+    return [line for line in record if "rates" not in line]
+
+
+def evaluations(record: list[dict], name: str) -> dict[int, dict]:
+    return {line["step"]: line for line in record if line.get("evaluation") == name}
+
+
+@pytest.fixture
+def straight(train) -> Run:
+    """What an uninterrupted run comes to."""
+    return train("straight", evaluators={"norm": Norm(every=2)})
+
+
+def test_a_run_records_every_step_and_saves_the_last(train):
+    run = train(save_every=4)
+    losses = [line for line in run.record if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
+    assert len({line["loss"] for line in losses}) == 6
+    assert run.step == 6
+    assert run.saved == [4, 6]
+    # Where metrics were fetched; the first step is compilation and has no rate of its own.
+    assert [line["step"] for line in run.record if "rates" in line] == [3, 4, 6]
+
+
+def test_evaluators_are_called_at_their_steps_and_at_the_last_with_averaged_weights(train):
+    run = train(evaluators={"often": Norm(every=2), "once": Norm(every=1000), "odd": Norm(every=5)})
+    assert {name: list(evaluations(run.record, name)) for name in ("often", "once", "odd")} == {
+        "often": [2, 4, 6],
+        "once": [6],
+        "odd": [5, 6],
+    }
+    last = evaluations(run.record, "once")[6]
+    assert last["norm"] == pytest.approx(float(np.linalg.norm(run.state.ema["line.kernel"])), rel=1e-6)
+    assert last["norm"] != pytest.approx(float(np.linalg.norm(run.state.params["line.kernel"])), rel=1e-6)
+    assert last["is_ema"] == 1.0
+
+
+def test_what_evaluators_make_is_in_the_folder(train, tmp_path):
+    train(evaluators={"norm": Norm(every=3)})
+    assert sorted(p.name for p in (tmp_path / "run").glob("*/step_*")) == [
+        "step_0000003_clip.mp4",
+        "step_0000003_norm.json",
+        "step_0000006_clip.mp4",
+        "step_0000006_norm.json",
+    ]
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_a_run_that_was_stopped_goes_on_to_the_same_record(train, straight, stop_at):
+    """Value for value; at a step where evaluators were due as well."""
+    stop, evaluators = StopSignal(), {"norm": Norm(every=2)}
+
+    def before(index: int) -> None:
+        stop.requested = index == stop_at - 1
+
+    first = train(evaluators=evaluators, stop=stop, before=before)
+    assert first.step == stop_at
+    assert first.saved[-1] == stop_at
+    assert evaluations(first.record, "norm").keys() == {s for s in (2, 4, 6) if s < stop_at}
+    second = train(evaluators=evaluators)
+    assert second.step == NUM_STEPS
+    assert without_rates(second.record) == without_rates(straight.record)
+    jax.tree.map(np.testing.assert_array_equal, second.state, straight.state)
+
+
+@pytest.mark.parametrize("save_every", [2, 1000])
+def test_a_run_that_was_killed_goes_on_to_the_same_record(train, straight, tmp_path, save_every):
+    """Its record is ahead of its last checkpoint, if it has one, and its last line is half written."""
+
+    def kill(index: int) -> None:
+        if index == 5:
+            raise Killed
+
+    evaluators = {"norm": Norm(every=2)}
+    with pytest.raises(Killed):
+        train(evaluators=evaluators, before=kill, save_every=save_every)
+    with open(tmp_path / "run" / RECORD, "a") as record:
+        record.write('{"step": 5, "lo')
+    second = train(evaluators=evaluators)
+    assert without_rates(second.record) == without_rates(straight.record)
+    jax.tree.map(np.testing.assert_array_equal, second.state, straight.state)
+
+
+def test_a_signal_during_an_evaluation_loses_nothing(train, straight):
+    stop = StopSignal()
+
+    def ask() -> None:
+        stop.requested = True
+
+    first = train(evaluators={"norm": Norm(every=3, then=ask)}, stop=stop, save_every=1000)
+    # The step after the evaluation is the last, and everything up to it is there.
+    assert first.step == 4
+    assert first.saved == [4]
+    assert [line["step"] for line in first.record if "loss" in line] == [1, 2, 3, 4]
+    losses = [line for line in straight.record if "loss" in line]
+    assert [line for line in first.record if "loss" in line] == losses[:4]
+
+
+def test_a_finished_run_that_is_started_again_does_nothing(train, straight):
+    again = train("straight", evaluators={"norm": Norm(every=2)})
+    assert again.step == NUM_STEPS
+    assert without_rates(again.record) == without_rates(straight.record)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(train, tmp_path):
+    def poison(index: int) -> Batch | None:
+        return line_batch(index)._replace(moments=np.full((8, 1, 1, 1, 16), np.inf, np.float32)) if index == 4 else None
+
+    with pytest.raises(NotFinite, match=r"not finite at step 5: lower config.optimizer.learning_rate"):
+        train(before=poison)
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.steps == [2, 4]
+    checkpoints.close()
+    losses = {line["step"]: line["loss"] for line in read_record(tmp_path / "run") if "loss" in line}
+    assert list(losses) == [1, 2, 3, 4, 5]
+    assert not np.isfinite(losses[5])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_ask_to_stop_while_one_listens(number):
+    before, stop = signal.getsignal(number), StopSignal()
+    with stop.listen():
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+    assert signal.getsignal(number) is before
+
+
+def test_rates_are_work_over_time():
+    work = Work(clips=8, tokens=100, flops=10**9, peak=4e9)
+    assert work.rates(5, 2.0, 0.5) == {
+        "clips_per_second": 20.0,
+        "flops_per_second": 2.5e9,
+        "data_wait_share": 0.25,
+        "tokens_per_second": 250.0,
+        "mfu": 0.625,
+    }
+    assert Work(clips=8, tokens=None, flops=1, peak=None).rates(1, 1.0, 0.0).keys() == {
+        "clips_per_second",
+        "flops_per_second",
+        "data_wait_share",
+    }
+
+
+def test_a_profile_leaves_a_trace_and_changes_nothing(train, straight, tmp_path):
+    folder = tmp_path / "profile"
+    run = train(evaluators={"norm": Norm(every=2)}, profile=Profile(folder=str(folder), first=2, num_steps=1))
+    assert without_rates(run.record) == without_rates(straight.record)
+    assert [path for path in Path(folder).rglob("*") if path.is_file() and path.stat().st_size]
+
+
+@pytest.mark.parametrize("field", ["num_steps", "log_every", "save_every"])
+def test_schedules_count_from_one(field):
+    with pytest.raises(ValueError, match=rf"Schedule\.{field}=0: must be at least 1"):
+        Schedule(**{"num_steps": 1, field: 0})
