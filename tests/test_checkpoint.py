@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import FitLines, line_batch, small_mesh
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from toys import FitLines, line_batch, small_mesh
 
 from dit_video.checkpoint import FOLDER, Checkpoints, DamagedCheckpoint, digest_leaves, weights_digest
 from dit_video.sharding import place

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import small_mesh
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from toys import small_mesh
 
 from dit_video.data.batch import Batch
 from dit_video.sharding import RULES, MeshShape, constrain, make_mesh, partition_spec, place, replicated

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import FitLines, line_batch, small_mesh
 from rich.console import Console
+from toys import FitLines, line_batch, small_mesh
 
 from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch

@@ -1,8 +1,8 @@
 import jax
 import numpy as np
 import pytest
-from conftest import WIDTH, FitLines, line_batch, small_mesh
 from jax.sharding import Mesh
+from toys import WIDTH, FitLines, line_batch, small_mesh
 
 from dit_video.sharding import place
 from dit_video.training.optimizer import EMA, AdamW
