@@ -26,7 +26,14 @@ from dit_video.vae.video_vae import VideoVAEConfig
 @pytest.fixture(scope="session")
 def vae_config() -> VideoVAEConfig:
     """Compresses 4x8x8, as the default does."""
-    return VideoVAEConfig(channels=8, multipliers=(1, 1, 1), num_blocks=1, num_decoder_blocks=1, latent_channels=4)
+    return VideoVAEConfig(
+        channels=8,
+        multipliers=(1, 1),
+        strides=((2, 4, 4), (2, 2, 2)),
+        num_blocks=1,
+        num_decoder_blocks=1,
+        latent_channels=4,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,14 @@ from dit_video import experiment as experiments
 from dit_video import run
 
 ROOT = Path(__file__).parent.parent
-RUNS = {
-    "experiments/quickstart.py:vae": 0,
-    "experiments/quickstart.py:dit": 0,
-}
+RUNS = (
+    "experiments/quickstart.py:vae",
+    "experiments/quickstart.py:dit",
+    "experiments/grid_vae.py",
+    "experiments/grid_vae.py:128",
+    "experiments/grid_dit.py",
+    "experiments/grid_dit.py:128",
+)
 
 
 def test_every_experiment_file_is_listed_here():

@@ -161,9 +161,9 @@ def _is_kernel(axes: LogicalAxes) -> bool:
 def _muon_dimensions(axes: LogicalAxes) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of a kernel are its input and its output; None where Adam is the better rule.
 
-    In a stacked layer the model width is always "embed": a kernel that starts with it maps from the residual stream, one
-    that ends with it maps back; axes without a name (q, k, v) hold separate matrices. A convolution's input are its taps
-    and channels.
+    In a stacked layer the model width is always "embed": a kernel that starts with it maps from the residual stream,
+    one that ends with it maps back; axes without a name (q, k, v) hold separate matrices. A convolution's input are its
+    taps and channels.
     """
     if axes[-1:] == ("channels_out",) and len(axes) > 1:
         return optax.contrib.MuonDimensionNumbers(tuple(range(len(axes) - 1)), (len(axes) - 1,))
