@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +50,9 @@ class Checkpoints:
         """`keep` latest steps are kept; `experiment` (its JSON) is saved with each."""
         self._experiment = experiment
         self._folder = (workdir / FOLDER).resolve()  # Orbax takes no relative path
-        self._orbax = ocp.training.Checkpointer(
-            self._folder, preservation_policy=ocp.training.preservation_policies.LatestN(keep)
-        )
+        # Orbax's policies do not have the type that its Checkpointer asks for.
+        latest: Any = ocp.training.preservation_policies.LatestN(keep)
+        self._orbax = ocp.training.Checkpointer(str(self._folder), preservation_policy=latest)
         self._digest = jax.jit(digest_leaves)
 
     @property
@@ -63,13 +63,26 @@ class Checkpoints:
     def latest(self) -> int | None:
         return max(self.steps, default=None)
 
+    def existing(self, step: int | None = None) -> int:
+        """`step`, or the latest where it is None.
+
+        Raises:
+            FileNotFoundError: there is no such step.
+        """
+        steps = self.steps
+        if not steps:
+            raise FileNotFoundError(f"{self._folder}: no checkpoint; `dit-video train --workdir ...` makes one")
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"{self._folder}: no step {step}; there are {', '.join(map(str, steps))}")
+        return steps[-1] if step is None else step
+
     def save(self, step: int, state: Any, next_batch: int) -> None:
         """Starts saving; the state may be donated as soon as this returns. A step that is there already stays."""
         if step in self.steps:
             return
         items = {name: value for name, value in state._asdict().items() if name != "step"}
         digests = jax.device_get(self._digest(items))
-        metadata = {
+        metadata: dict[str, Any] = {
             "next_batch": next_batch,
             "experiment": self._experiment,
             "digests": {name: _named(tree) for name, tree in digests.items()},
@@ -86,7 +99,8 @@ class Checkpoints:
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """Experiment, data position and digests of a step (the latest by default), without reading arrays."""
-        return self._orbax.checkpointables_metadata(self._existing(step)).custom_metadata
+        found = self._orbax.checkpointables_metadata(self.existing(step)).custom_metadata
+        return cast(dict[str, Any], found)  # any JSON to Orbax; `save` wrote an object
 
     def restore(self, shapes: Any, step: int | None = None) -> Saved:
         """The whole state of a step, straight into the shardings of `shapes`.
@@ -95,7 +109,7 @@ class Checkpoints:
             FileNotFoundError: there is no such step.
             DamagedCheckpoint: an array does not have the digest it was saved with.
         """
-        step = self._existing(step)
+        step = self.existing(step)
         items = {name: value for name, value in shapes._asdict().items() if name != "step"}
         loaded, metadata = self._load(step, items), self.metadata(step)
         counter = jax.device_put(np.int32(step), shapes.step.sharding)
@@ -108,7 +122,7 @@ class Checkpoints:
         name = "ema" if ema else "params"
         everywhere = replicated(mesh)
         target = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere) for n, s in shapes.items()}
-        return self._load(self._existing(step), {name: target})[name]
+        return self._load(self.existing(step), {name: target})[name]
 
     def _load(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -128,14 +142,6 @@ class Checkpoints:
                     f"{f' and {len(bad) - 3} more' if len(bad) > 3 else ''}; move this step away to use the one before"
                 )
         return loaded
-
-    def _existing(self, step: int | None) -> int:
-        steps = self.steps
-        if not steps:
-            raise FileNotFoundError(f"{self._folder}: no checkpoint; `dit-video train --workdir ...` makes one")
-        if step is not None and step not in steps:
-            raise FileNotFoundError(f"{self._folder}: no step {step}; there are {', '.join(map(str, steps))}")
-        return steps[-1] if step is None else step
 
 
 def digest_leaves(tree: Any) -> Any:

@@ -94,7 +94,7 @@ def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     config_flags.DEFINE_config_dict("config", mirror, flag_values=values, lock_config=True, sys_argv=argv)
     try:
         values(argv)
-        return _freeze(experiment, values["config"].value, "config")
+        return _freeze(experiment, typing.cast(ConfigDict, values["config"].value), "config")
     except (flags.Error, TypeError, KeyError, ValueError, AttributeError) as error:
         raise ExperimentError(f"{' '.join(words)}: {error}") from error
 

@@ -103,7 +103,7 @@ def train(
         mesh=mesh,
     )
     checkpoints = Checkpoints(workdir, experiment=experiments.to_json(experiment))
-    state, next_batch = _initial_state(experiment, program, checkpoints, init_from, console)
+    state, next_batch = _initial_state(experiment, program, checkpoints, init_from, mesh, console)
     start = int(state.step)
     batches = experiment.data.train(
         experiment.seed, next_batch, process_index=jax.process_index(), process_count=jax.process_count()
@@ -150,8 +150,8 @@ def open_run(workdir: Path, *, step: int | None = None, ema: bool = True, consol
     definition = define(experiment.task.init)
     checkpoints = Checkpoints(workdir)
     try:
+        step = checkpoints.existing(step)
         params = checkpoints.restore_params(definition.shapes, mesh, ema=ema, step=step)
-        step = checkpoints.latest if step is None else step
     finally:
         checkpoints.close()
     return OpenRun(workdir, experiment, definition, params, frozen, mesh, step, ema)
@@ -222,14 +222,18 @@ def step_flops(experiment: Experiment) -> int:
 
 
 def abstract_batch(experiment: Experiment) -> Batch:
-    """Shapes of one global training batch."""
+    """Shapes of one global training batch, as `jax.eval_shape` gives them."""
     data, task = experiment.data, experiment.task
     T, (H, W), B = data.clips.num_frames, data.clips.size, data.batch_size
-    label = jax.ShapeDtypeStruct((B,), jnp.int32)
-    if data.cache is not None and isinstance(task, Denoise):
-        moments = (B, *task.codec.vae.latent_shape((T, H, W)), 2 * task.codec.vae.latent_channels)
-        return Batch(moments=jax.ShapeDtypeStruct(moments, jnp.float32), label=label)
-    return Batch(video=jax.ShapeDtypeStruct((B, T, H, W, 3), jnp.uint8), label=label)
+
+    def batch() -> Batch:
+        label = jnp.zeros((B,), jnp.int32)
+        if data.cache is not None and isinstance(task, Denoise):
+            moments = (B, *task.codec.vae.latent_shape((T, H, W)), 2 * task.codec.vae.latent_channels)
+            return Batch(moments=jnp.zeros(moments, jnp.float32), label=label)
+        return Batch(video=jnp.zeros((B, T, H, W, 3), jnp.uint8), label=label)
+
+    return jax.eval_shape(batch)
 
 
 def abstract_codec(task: Any) -> nnx.Module | None:
@@ -267,6 +271,7 @@ def _initial_state(
     program: Program,
     checkpoints: Checkpoints,
     init_from: Path | None,
+    mesh: Mesh,
     console: Console,
 ) -> tuple[TrainState, int]:
     """Four ways to start: go on; from another run's weights; afresh. Going on always wins."""
@@ -278,7 +283,6 @@ def _initial_state(
     if init_from is not None:
         source = Checkpoints(init_from)
         try:
-            mesh = state.step.sharding.mesh
             params = source.restore_params(program.definition.shapes, mesh, ema=True)
         finally:
             source.close()

@@ -83,7 +83,10 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
 
     def clips(split: Split) -> Iterator[Clip]:
         examples = data.source.open(split)
-        num_starts = data.clips.num_starts(usable(examples, data.clips).num_frames)
+        num_frames = usable(examples, data.clips).num_frames
+        if num_frames is None:
+            raise ExperimentError("config.data.source: holds latents already; name a source of video")
+        num_starts = data.clips.num_starts(num_frames)
         total = int(np.minimum(num_starts, clips_per_video).sum())
         cut = held_out_clips(examples, data.clips, num_clips=total, seed=experiment.seed)
         for rows in _chunks(track(cut, f"encoding {split}", total=total, console=console), data.batch_size):
@@ -105,13 +108,14 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
 
 
 def check_cache(experiment: Experiment, codec: LatentCodec | None) -> None:
-    cache = experiment.data.cache
+    cache, task = experiment.data.cache, experiment.task
     if cache is None:
         return
-    if codec is None:
+    if codec is None or not isinstance(task, Denoise):
         raise ExperimentError("config.data.cache: only a run on latents reads a latent cache; leave it None")
     statistics = {"mean": np.asarray(codec.mean[...]).tolist(), "std": np.asarray(codec.std[...]).tolist()}
-    wanted = provenance(experiment, experiment.task.codec.digest, statistics)
+    assert task.codec.digest is not None, "with_codec writes the digest of the codec it loads"
+    wanted = provenance(experiment, task.codec.digest, statistics)
     found = cache.provenance()
     differ = [name for name, value in wanted.items() if found.get(name) != value]
     if differ:
@@ -145,7 +149,7 @@ def _trained(codec: TrainedCodec, mesh: Mesh, console: Console) -> tuple[LatentC
         raise ExperimentError(
             f"config.task.codec.vae: the run {codec.run} trained {opened.vae.config}, the experiment says {codec.vae}"
         )
-    if codec.digest not in (None, digest):
+    if codec.digest is not None and codec.digest != digest:
         raise ExperimentError(
             f"config.task.codec.digest={codec.digest[:12]}...: the codec in {codec.run} is now {digest[:12]}...; it "
             "has been trained on since, so latents would change under this run: restore it, or start a new workdir"

@@ -94,7 +94,6 @@ def test_a_file_gives_an_experiment_and_its_argument_reaches_it(file):
         (["--config.data.source.directory=other place"], "data.source.directory", "other place"),
         (["--config.mesh.fsdp=4"], "mesh.fsdp", 4),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_words_of_the_command_line_set_fields(file, words, path, value):
     changed = load(file, words)
@@ -126,7 +125,7 @@ def test_evaluators_are_reached_by_their_name(experiment):
     [
         (
             "--config.optimizer.learning_rte=1",
-            r"config\.optimizer\.learning_rte: AdamW .* did you mean 'learning_rate'",
+            r"config\.optimizer\.learning_rte: AdamW .* you mean 'learning_rate'",
         ),
         ("--config.optimiser.learning_rate=1", r"config\.optimiser: Experiment .* did you mean 'optimizer'"),
         ("--config.schedule.xyz=1", r"config\.schedule\.xyz: .* it has num_steps, log_every, save_every"),
@@ -269,12 +268,6 @@ def test_diff_shows_leaves_that_differ_with_both_values(experiment):
     )
     assert diff(experiment, experiment) == {}
     assert diff(experiment, other) == {
-        "data.cache": (None, None),
-        "data.cache.class": ("dit_video.data.sources.LatentCache", None),
-        "data.cache.directory": ("data/latents", None),
-        "mesh.fsdp": (1, 2),
-        "seed": (0, 5),
-    } or diff(experiment, other) == {
         "data.cache.class": ("dit_video.data.sources.LatentCache", None),
         "data.cache.directory": ("data/latents", None),
         "mesh.fsdp": (1, 2),

@@ -1,6 +1,7 @@
 """The smallest things that a law can be stated about: meshes, a task that compiles in a moment, batches without end."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
-from dit_video.data.batch import Batch
+from dit_video.data.batch import Batch, Split
 from dit_video.nn.embed import linear
 from dit_video.sharding import MESH_AXES, MeshShape
+from dit_video.tasks.task import EvaluationData
 
 WIDTH = 8
 
@@ -53,7 +55,8 @@ class FitLines:
 
     def validate(self, model, frozen, batch, rng):
         x, y = jnp.split(batch.moments, 2, axis=-1)
-        return {"error": jnp.mean(jnp.square(model(x) - y), axis=(1, 2, 3, 4))}
+        error = jnp.mean(jnp.square(model(x) - y), axis=(1, 2, 3, 4))
+        return {"error": error, "draw": jax.random.uniform(rng, error.shape)}
 
     def generate(self, model, frozen, batch, rngs, shape):
         """Every pixel of a clip is its label."""
@@ -68,3 +71,16 @@ def line_batch(index: int, *, size: int = 8) -> Batch:
     """Batch number `index` of a data set without end."""
     numbers = np.random.default_rng(index).normal(size=(size, 1, 1, 1, 2 * WIDTH))
     return Batch(moments=numbers.astype(np.float32), label=np.arange(size, dtype=np.int32))
+
+
+def judged_by(clips: Batch) -> EvaluationData:
+    """Both splits hold `clips`; a last batch is filled up by repeating its last row, as the loader does."""
+
+    def batches(split: Split, num_clips: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
+        for start in range(0, num_clips, batch_size):
+            valid = min(batch_size, num_clips - start)
+            rows = np.minimum(np.arange(start, start + batch_size), num_clips - 1)
+            yield jax.tree.map(lambda x, rows=rows: x[rows], clips), valid
+
+    shape = clips.video.shape[1:4] if clips.video is not None else (1, 1, 1)
+    return EvaluationData(batches=batches, shape=shape, fps=8.0, protocol={"set": "toys"})

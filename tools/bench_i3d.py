@@ -72,8 +72,8 @@ def torch_run(video: np.ndarray) -> Callable[[], np.ndarray]:
 
     Channels last, which is the faster layout here.
     """
-    import torch  # pyrefly: ignore  # Not a dependency.
-    from torch.nn import functional  # pyrefly: ignore
+    import torch  # Not a dependency.
+    from torch.nn import functional
 
     tensors = i3d_weights.load()
     folded = {

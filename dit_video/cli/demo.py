@@ -11,7 +11,9 @@ from rich.table import Table
 from dit_video import run, trained_codec
 from dit_video.cli import evaluate, export, sample
 from dit_video.cli.arguments import command
-from dit_video.experiment import Experiment, load
+from dit_video.data.sources import MovingDigits
+from dit_video.experiment import Experiment, ExperimentError, load
+from dit_video.tasks.denoise import Denoise
 
 EXAMPLES = """  dit-video demo
   dit-video demo --workdir=somewhere_else
@@ -22,6 +24,8 @@ encoded, a DiT learns those, is judged by FVD, sampled from and exported. Starte
 EXPERIMENT = "experiments/quickstart.py"
 NUM_CLIPS = 32
 NUM_FRAMES = 9
+# Subfolders of --workdir.
+DIGITS, LATENTS, VAE = "moving_digits", "latents", "vae"
 
 
 def add_parser(subparsers) -> None:
@@ -43,15 +47,15 @@ def main(arguments: argparse.Namespace) -> int:
     station("data: moving handwritten digits")
     info = vae.data.source.info()
     counts = ", ".join(f"{count} {split}" for split, count in info.num_records.items())
-    console.print(f"{counts} videos in {vae.data.source.directory}", highlight=False)
+    console.print(f"{counts} videos in {folder / DIGITS}", highlight=False)
 
     station("train the video VAE")
-    outcome = run.train(vae, folder / "vae", console=console)
+    outcome = run.train(vae, folder / VAE, console=console)
     if not outcome.finished:
         return _stopped(console)
 
     station("encode latents")
-    if not Path(dit.data.cache.directory).exists():
+    if not (folder / LATENTS).exists():
         trained_codec.encode(dit, clips_per_video=1, overwrite=False, console=console)
 
     station("train the DiT on latents")
@@ -77,13 +81,15 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _within(experiment: Experiment, folder: Path) -> Experiment:
     """The same experiment with its data, cache and codec under `folder`."""
-    data = experiment.data
-    data = dataclasses.replace(data, source=dataclasses.replace(data.source, directory=f"{folder}/moving_digits"))
-    if data.cache is None:
-        return dataclasses.replace(experiment, data=data)
-    data = dataclasses.replace(data, cache=dataclasses.replace(data.cache, directory=f"{folder}/latents"))
-    codec = dataclasses.replace(experiment.task.codec, run=f"{folder}/vae")
-    return dataclasses.replace(experiment, data=data, task=dataclasses.replace(experiment.task, codec=codec))
+    data, task = experiment.data, experiment.task
+    if not isinstance(data.source, MovingDigits):
+        raise ExperimentError(f"{EXPERIMENT}: data.source={data.source}: the demo is made for MovingDigits")
+    data = dataclasses.replace(data, source=dataclasses.replace(data.source, directory=str(folder / DIGITS)))
+    if data.cache is not None:
+        data = dataclasses.replace(data, cache=dataclasses.replace(data.cache, directory=str(folder / LATENTS)))
+    if isinstance(task, Denoise):
+        task = dataclasses.replace(task, codec=dataclasses.replace(task.codec, run=str(folder / VAE)))
+    return dataclasses.replace(experiment, data=data, task=task)
 
 
 def _command(module, words: str) -> None:
@@ -114,8 +120,8 @@ def _summary(console: Console, folder: Path, step: int, seconds: dict[str, float
         (folder / "samples.gif", "samples, one row per digit 0 to 9 (also samples.mp4)"),
         (f"{stem}_samples.gif", "held-out clips above, samples of the same label below"),
         (f"{stem}_fvd.json", "the FVD card: a smoke value at this number of clips"),
-        (folder / "vae" / "samples", "reconstructions: held-out clips above, their reconstructions below"),
-        (folder / "vae" / "curves.png", "curves of the VAE"),
+        (folder / VAE / "samples", "reconstructions: held-out clips above, their reconstructions below"),
+        (folder / VAE / "curves.png", "curves of the VAE"),
         (folder / "dit" / "curves.png", "curves of the DiT"),
         (folder / "exported", "weights as safetensors, denoiser and decoder as StableHLO"),
     ):

@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
     }
     folder = arguments.workdir / "evaluation"
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
-    measured, card = {}, None
+    measured, cards = {}, {}
     for name, judge in judges.items():
         console.print(f"{name} ...", highlight=False)
         report = judge(subject, data, arguments.seed)
@@ -66,8 +66,8 @@ def main(arguments: argparse.Namespace) -> int:
         for label, video in report.media.items():
             write_mp4(folder / f"{stem}_{label}.mp4", video, data.fps)
             write_gif(folder / f"{stem}_{label}.gif", video, data.fps)
-        card = report.cards.get("fvd", card)
-    card = dict(card) | {"measured": measured}
+        cards |= report.cards
+    card = {**cards["fvd"], "measured": measured}
     path = folder / f"{stem}_fvd.json"
     write_card(path, card)
     if arguments.json:

@@ -69,6 +69,7 @@ def _content(arguments: argparse.Namespace, console: Console) -> Content:
     if isinstance(experiment.task, Denoise):
         denoiser = Denoiser(experiment.task, opened.definition.bind(opened.params))
         codec = opened.frozen
+        assert codec is not None, "open_run loads the codec of a denoising run"
     elif arguments.raw or arguments.step is not None:
         raise ValueError(
             f"{arguments.workdir} trained a codec: leave out --raw and --step; a codec is the averaged weights of its "

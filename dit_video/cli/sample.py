@@ -69,7 +69,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _labels(name: str | None, opened: run.OpenRun) -> list[int]:
     """Class numbers that --label names."""
-    condition = opened.experiment.task.condition
+    task = opened.experiment.task
+    assert isinstance(task, Denoise), "main refuses any other, and overrides keep the class of a task"
+    condition = task.condition
     if name is None:
         return [NO_LABEL]
     if condition is None:

@@ -81,6 +81,26 @@ class Batch(NamedTuple):
     moments: Float[Array | np.ndarray, "B t h w m"] | None = None
     label: Int32[Array | np.ndarray, "B"] | None = None
 
+    def require_video(self) -> UInt8[Array | np.ndarray, "B T H W 3"]:
+        """`video`, for those who cannot do without.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.video is None:
+            raise ValueError("Batch.video=None: this needs clips; read them from a source of video, not a latent cache")
+        return self.video
+
+    def require_label(self) -> Int32[Array | np.ndarray, "B"]:
+        """`label`, for those who cannot do without.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.label is None:
+            raise ValueError(f"Batch.label=None: a class-conditional network needs labels; {NO_LABEL} means no label")
+        return self.label
+
 
 class Examples(ABC):
     """The records of one split, by position; safe to read from many threads."""

@@ -142,7 +142,8 @@ class DiT(nnx.Module):
         Returns:
             float32 prediction of x_t's shape.
         """
-        shape = x_t.shape[1:4]
+        _, frames, rows, columns, _ = x_t.shape
+        shape = (frames, rows, columns)
         conditioning = self.t_embedder(self._per_patch_frame(t))
         if self.y_embedder is not None:
             if label is None:

@@ -78,17 +78,18 @@ class FVD:
         steps, first = -(-self.num_clips // self.batch_size), 0
         batches = data.batches(Split.HELD_OUT, self.num_clips, self.batch_size)
         for batch, valid in track(batches, "FVD", total=steps, transient=True):
-            yield "held-out", batch.video[:valid]
+            video = np.asarray(batch.require_video())[:valid]
+            yield "held-out", video
             keys = clip_keys(seed, first, self.batch_size)
             yield "samples", subject.generate(batch, keys, data.shape)[:valid]
             first += valid
             if self.yardsticks:
                 yield "codec reconstruction", subject.reconstruct(batch)[:valid]
-                yield "first frame held still", np.repeat(batch.video[:valid, :1], data.shape[0], axis=1)
+                yield "first frame held still", np.repeat(video[:, :1], data.shape[0], axis=1)
         if self.yardsticks:
             batches = data.batches(Split.TRAIN, self.num_clips, self.batch_size)
             for batch, valid in track(batches, "FVD of training clips", total=steps, transient=True):
-                yield "training clips", batch.video[:valid]
+                yield "training clips", np.asarray(batch.require_video())[:valid]
 
     def _protocol(self, data: EvaluationData) -> dict[str, Any]:
         return {

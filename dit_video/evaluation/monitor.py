@@ -38,7 +38,7 @@ class Samples:
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         batch, _ = next(data.batches(Split.HELD_OUT, self.num_clips, self.num_clips))
         made = subject.generate(batch, clip_keys(seed, 0, self.num_clips), data.shape)
-        return Report(media={"samples": _rows(batch.video, made)})
+        return Report(media={"samples": _rows(np.asarray(batch.require_video()), made)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Reconstruction:
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         found, shown = defaultdict(list), []
         for batch, valid in data.batches(Split.HELD_OUT, self.num_clips, self.batch_size):
-            video, rebuilt = batch.video[:valid], subject.reconstruct(batch)[:valid]
+            video, rebuilt = np.asarray(batch.require_video())[:valid], subject.reconstruct(batch)[:valid]
             still = np.broadcast_to(video.mean(axis=1, keepdims=True).round().astype(np.uint8), video.shape)
             found["psnr"].append(psnr(video, rebuilt))
             found["ssim"].append(ssim(video, rebuilt))

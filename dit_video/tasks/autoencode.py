@@ -39,7 +39,7 @@ class Autoencode:
         self, model: Autoencoder, frozen: None, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         del frozen  # a codec builds on nothing
-        pixels = to_pixels(batch.video)
+        pixels = to_pixels(batch.require_video())
         moments = model.vae.encode(pixels)
         output = Autoencoded(model.vae.decode(sample_posterior(moments, rng)), moments)
         return autoencode_loss(self.losses, output, pixels, model.critic, step)
@@ -47,7 +47,7 @@ class Autoencode:
     def validate(self, model: Autoencoder, frozen: None, batch: Batch, rng: Key[Array, ""]) -> Metrics:
         """Mean absolute error of pixels per clip, from the posterior's mean."""
         del frozen, rng
-        pixels = to_pixels(batch.video)
+        pixels = to_pixels(batch.require_video())
         error = jnp.abs(_through(model.vae, pixels) - pixels)
         return {"pixel_error": error.mean(axis=(1, 2, 3, 4))}
 
@@ -60,7 +60,7 @@ class Autoencode:
 
     def reconstruct(self, model: Autoencoder, frozen: None, batch: Batch) -> Video:
         del frozen
-        return to_video(_through(model.vae, to_pixels(batch.video)))
+        return to_video(_through(model.vae, to_pixels(batch.require_video())))
 
 
 def _through(vae: VideoVAE, pixels: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:

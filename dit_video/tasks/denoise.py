@@ -11,6 +11,7 @@ from dit_video.arrays import Latents, Time, Video
 from dit_video.data.batch import Batch
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import Gaussian, rectified_flow
+from dit_video.diffusion.prediction import DenoiseFn
 from dit_video.diffusion.sampler import Euler, Sampler, noise
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiT, DiTConfig
@@ -70,7 +71,7 @@ class Denoise:
         corruption, posterior, dropping = jax.random.split(rng, 3)
         x_0 = _latents(frozen, batch, posterior)
         label = self._label(batch)
-        if label is not None:
+        if self.condition is not None and label is not None:
             label = self.condition.drop(dropping, label)
         corrupted = self.objective.corrupt(corruption, x_0)
         prediction = model(corrupted.x_t, corrupted.t, label)
@@ -99,25 +100,29 @@ class Denoise:
         def conditional(x_t: Latents, t: Time) -> Latents:
             return model(x_t, t, label)
 
-        def pair(x_t: Latents, t: Time) -> tuple[Latents, Latents]:
-            # One forward pass over the conditional and the unconditional half.
+        denoise: DenoiseFn = conditional
+        if self.condition is not None and label is not None:
             labels = jnp.concatenate([label, self.condition.null(label)])
-            prediction = model(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), labels)
-            return tuple(jnp.split(prediction, 2))
 
-        denoise = conditional if label is None else self.guidance.classifier_free(conditional, pair)
+            def pair(x_t: Latents, t: Time) -> tuple[Latents, Latents]:
+                # One forward pass over the conditional and the unconditional half.
+                prediction = model(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), labels)
+                with_label, without_label = jnp.split(prediction, 2)
+                return with_label, without_label
+
+            denoise = self.guidance.classifier_free(conditional, pair)
         return frozen.decode(self.sampler(denoise, self.objective, x_1, rngs))
 
     def reconstruct(self, model: DiT, frozen: LatentCodec, batch: Batch) -> Video:
         """The clips of `batch` encoded and decoded by the codec."""
         del model
-        return frozen.decode(frozen.whiten(frozen.moments(batch.video), None))
+        return frozen.decode(frozen.whiten(frozen.moments(batch.require_video()), None))
 
     def _label(self, batch: Batch) -> Int[Array, "B"] | None:
-        return None if self.condition is None else self.condition.known(batch.label)
+        return None if self.condition is None else self.condition.known(jnp.asarray(batch.require_label()))
 
 
 def _latents(codec: LatentCodec, batch: Batch, rng: Key[Array, ""] | None) -> Latents:
     """Whitened latents of a batch of cached moments or of video; the posterior's mean where `rng` is None."""
-    moments = codec.moments(batch.video) if batch.moments is None else batch.moments
+    moments = codec.moments(batch.require_video()) if batch.moments is None else jnp.asarray(batch.moments)
     return jax.lax.stop_gradient(codec.whiten(moments, rng))

@@ -157,7 +157,7 @@ def train(
     traced = None if profile is None else range(step + profile.first, step + profile.first + profile.num_steps)
     stopping = stop.requested
     while step < schedule.num_steps and not stopping:
-        if traced and step == traced.start:
+        if profile and traced and step == traced.start:
             jax.profiler.start_trace(profile.folder)
         state, metrics = program.step(state, frozen, place(next(batches), mesh), seed)
         step += 1
@@ -166,7 +166,7 @@ def train(
             jax.block_until_ready(metrics)
             tracker.note(f"first step (compilation included): {window.seconds():.1f} s")
             window = _Window(step, batches.wait_seconds, compiling=False)
-        if traced and step == traced.stop:
+        if profile and traced and step == traced.stop:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
             tracker.note(f"trace of steps {traced.start + 1} to {traced.stop}: {profile.folder}")

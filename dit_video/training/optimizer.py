@@ -2,12 +2,13 @@
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
 
 from dit_video.nn.module import Params
 from dit_video.sharding import LogicalAxes
@@ -125,8 +126,8 @@ def schedule(peak: float, warmup_steps: int, decay: Decay, num_steps: int) -> op
     if not warmup_steps:
         return after
 
-    def warm(step: Int[Array, ""]) -> Float[Array, ""]:
-        return peak * (step + 1) / (warmup_steps + 1)
+    def warm(step: ArrayLike) -> Array:
+        return peak * (jnp.asarray(step) + 1) / (warmup_steps + 1)
 
     return optax.join_schedules([warm, after], [warmup_steps])
 
@@ -141,7 +142,8 @@ def _grouped(groups: tuple[Group, ...], rate: float, rule, clip_norm: float) -> 
     def label(params: Params) -> dict[str, str]:
         return {n: next((g.prefix for g in groups if n.startswith(g.prefix)), "") for n in params}
 
-    return optax.partition({"": chain(rate)} | {g.prefix: chain(g.learning_rate) for g in groups}, label)
+    rules: dict[Hashable, optax.GradientTransformation] = {g.prefix: chain(g.learning_rate) for g in groups}
+    return optax.partition({"": chain(rate)} | rules, label)
 
 
 def _restrict(values: Mapping[str, object]):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,8 @@ def make_program(
         rng = purpose_key(seed, "train", state.step)
         grads, metrics = _mean_gradient(loss, num_microbatches, state, frozen, batch, rng)
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        # Optax says only that it is a tree; it is one like the params it was given.
+        params = cast(Params, optax.apply_updates(state.params, updates))
         averaged = ema.update(state.ema, params, state.step)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, averaged, opt_state), metrics

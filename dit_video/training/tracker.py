@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute] (protobuf makes it)
 
 from dit_video.data.video import write_mp4
 
@@ -106,7 +106,9 @@ class Tracker:
         image = Summary.Image(
             height=video.shape[1], width=video.shape[2], colorspace=3, encoded_image_string=gif.getvalue()
         )
-        self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        writer = self._board.file_writer
+        assert writer is not None, "tensorboardX has a writer until it is closed"
+        writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
         return path
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ reconstructions and the generator's term sees stopped critic parameters, so each
 
 import dataclasses
 import enum
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +89,7 @@ def autoencode_loss(
     pixels: Pixels,
     critic: Critic | None,
     step: Int[Array, ""] | int,
-) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The scalar that trains VAE and critic together, and its terms (unweighted) as metrics.
 
     Raises ValueError where `adversarial > 0` comes without a critic.

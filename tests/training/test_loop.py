@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from toys import FitLines, line_batch, small_mesh
+from toys import FitLines, judged_by, line_batch, small_mesh
 
 from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch
@@ -22,9 +22,6 @@ from dit_video.training.tracker import RECORD, Tracker, read_record
 
 MESH = small_mesh()
 NUM_STEPS = 6
-NOTHING_HELD_OUT = EvaluationData(
-    batches=lambda split, num_clips, batch_size: iter(()), shape=(1, 1, 1), fps=8.0, protocol={}
-)
 
 
 class LineBatches:
@@ -114,7 +111,7 @@ def train(program, tmp_path):
                 work=Work(clips=8, tokens=None, flops=100, peak=None),
                 evaluators=evaluators or {},
                 subject=Subject(FitLines(), program.definition, None, MESH, {}),
-                data=NOTHING_HELD_OUT,
+                data=judged_by(line_batch(0)),
                 tracker=tracker,
                 saver=checkpoints,
                 stop=stop or StopSignal(),
