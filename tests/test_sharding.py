@@ -139,11 +139,11 @@ def test_every_device_holds_what_the_table_says(axes, denoise):
 
 
 class Trained(NamedTuple):
-    """Parameters at the start, the losses of three steps, and parameters then; all on the host."""
+    """Fresh parameters, and of three steps from others: losses and how far each parameter moved. On the host."""
 
     fresh: dict[str, np.ndarray]
     losses: list[float]
-    params: dict[str, np.ndarray]
+    moves: dict[str, np.ndarray]
 
 
 def train(task: Task, frozen: nnx.Module | None, batch: Batch, mesh: Mesh) -> Trained:
@@ -158,7 +158,7 @@ def train(task: Task, frozen: nnx.Module | None, batch: Batch, mesh: Mesh) -> Tr
     for _ in range(3):
         state, metrics = program.step(state, frozen, place(batch, mesh), 0)
         losses.append(float(metrics["loss"]))
-    return Trained(fresh, losses, jax.device_get(state.params))
+    return Trained(fresh, losses, {name: np.asarray(p) - params[name] for name, p in state.params.items()})
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +171,10 @@ def assert_trained_alike(one: Trained, other: Trained) -> None:
         # Compiled for another mesh, the same formula may differ in its last bit.
         np.testing.assert_allclose(other.fresh[name], value, atol=1e-6, rtol=0, err_msg=f"fresh {name}")
     np.testing.assert_allclose(other.losses, one.losses, rtol=1e-5)
-    for name, value in one.params.items():
-        # Three steps of Adam move by up to 3e-3; sums in another order move some by a hundredth of that.
-        np.testing.assert_allclose(other.params[name], value, atol=3e-5, rtol=0, err_msg=name)
+    for name, move in one.moves.items():
+        # Sums in another order. Adam divides by the gradient's size, so single numbers whose gradient is nearly
+        # nothing may go elsewhere; a parameter as a whole does not.
+        assert np.linalg.norm(other.moves[name] - move) < 5e-3 * np.linalg.norm(move), name
 
 
 @pytest.mark.parametrize("axes", [MESHES["data=8"], MESHES["fsdp=4 tensor=2"]], ids=["data=8", "fsdp=4 tensor=2"])

@@ -6,7 +6,14 @@ from flax import nnx
 
 from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig, posterior, sample_posterior
 
-CONFIG = VideoVAEConfig(channels=8, multipliers=(1, 2, 4), num_blocks=1, num_decoder_blocks=1, latent_channels=4)
+CONFIG = VideoVAEConfig(
+    channels=8,
+    multipliers=(1, 2),
+    strides=((2, 4, 4), (2, 2, 2)),
+    num_blocks=1,
+    num_decoder_blocks=1,
+    latent_channels=4,
+)
 # Chunks are other matrix shapes than the whole clip, for which XLA may add in another order: float32 rounding.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -102,6 +109,11 @@ def test_posterior_samples_have_the_mean_and_variance_of_the_moments():
 def test_log_variance_is_clamped():
     _, logvar = posterior(jnp.asarray([0.0, 0.0, -100.0, 100.0]))
     np.testing.assert_array_equal(logvar, [-30.0, 20.0])
+
+
+def test_the_default_is_4x8x8_with_16_channels():
+    assert VideoVAEConfig().compression == (4, 8, 8)
+    assert VideoVAEConfig().latent_channels == 16
 
 
 def test_config_names_the_level_that_cannot_be_folded():
