@@ -46,18 +46,18 @@ def get_config(arg: str = "dit") -> Experiment:
     return runs[arg]()
 
 
-def vae(*, steps: int = 1200) -> Experiment:
+def vae(*, steps: int = 1000) -> Experiment:
     return Experiment(
         task=Autoencode(vae=VAE, losses=AutoencodeLoss(reconstruction=ReconstructionLoss.GAUSSIAN, kl=1e-3)),
         data=digits(batch_size=4),
         optimizer=Muon(learning_rate=0.02, adam_learning_rate=2e-3, warmup_steps=50, decay=Decay.COSINE),
         ema=EMA(decay=0.99),
-        schedule=Schedule(num_steps=steps, log_every=50, save_every=600),
-        evaluators={"reconstruction": Reconstruction(every=600)},
+        schedule=Schedule(num_steps=steps, log_every=50, save_every=500),
+        evaluators={"reconstruction": Reconstruction(every=500)},
     )
 
 
-def dit(*, steps: int = 800) -> Experiment:
+def dit(*, steps: int = 600) -> Experiment:
     return Experiment(
         task=Denoise(
             network=DiTConfig(hidden_size=192, depth=4, num_heads=3, patch_size=(1, 1, 1)),
@@ -70,8 +70,8 @@ def dit(*, steps: int = 800) -> Experiment:
         data=digits(batch_size=32, cache=LatentCache(directory="data/quickstart_latents")),
         optimizer=Muon(learning_rate=5e-3, adam_learning_rate=1e-3, warmup_steps=50, decay=Decay.COSINE),
         ema=EMA(decay=0.995),
-        schedule=Schedule(num_steps=steps, log_every=50, save_every=400),
-        evaluators={"held-out error": HeldOutError(every=400), "samples": Samples(every=400)},
+        schedule=Schedule(num_steps=steps, log_every=50, save_every=300),
+        evaluators={"held-out error": HeldOutError(every=300), "samples": Samples(every=300)},
     )
 
 

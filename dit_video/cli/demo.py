@@ -67,8 +67,8 @@ def main(arguments: argparse.Namespace) -> int:
     _command(evaluate, f"--workdir={folder}/dit --num_clips={NUM_CLIPS} --num_frames={NUM_FRAMES}")
 
     station("samples")
-    for suffix in ("mp4", "gif"):
-        _command(sample, f"--workdir={folder}/dit --label=all --num_clips=6 --out={folder}/samples.{suffix}")
+    outputs = f"{folder}/samples.mp4 {folder}/samples.gif"
+    _command(sample, f"--workdir={folder}/dit --label=all --num_clips=6 --out {outputs}")
 
     station("export")
     if not (folder / "exported").exists():

@@ -33,15 +33,18 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_frames", type=int, help="length of a clip (default: as trained)")
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".mp4 or .gif: a grid of the clips")
+    parser.add_argument(
+        "--out", type=Path, nargs="+", required=True, metavar="FILE", help=".mp4 or .gif, or both: a grid of the clips"
+    )
     parser.add_argument("--npy", type=Path, metavar="FILE", help="also save the clips, uint8 [N T H W 3]")
     parser.set_defaults(run=main, config=None)
 
 
 def main(arguments: argparse.Namespace) -> int:
     console = Console()
-    if arguments.out.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"--out={arguments.out}: must end in .mp4 or .gif")
+    for path in arguments.out:
+        if path.suffix not in (".mp4", ".gif"):
+            raise ValueError(f"--out={path}: must end in .mp4 or .gif")
     opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, console=console)
     if not isinstance(opened.experiment.task, Denoise):
         raise ValueError(f"{arguments.workdir} trained a codec, which makes no clips; see dit-video evaluate")
@@ -59,11 +62,12 @@ def main(arguments: argparse.Namespace) -> int:
         video.append(subject.generate(batch, keys, shape))
     video = np.concatenate(video)
     picture = grid(video, columns=arguments.num_clips)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    (write_gif if arguments.out.suffix == ".gif" else write_mp4)(arguments.out, picture, data.fps)
+    for path in arguments.out:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (write_gif if path.suffix == ".gif" else write_mp4)(path, picture, data.fps)
     if arguments.npy is not None:
         np.save(arguments.npy, video)
-    console.print(f"{len(rows)} clips of {shape}: {arguments.out}", highlight=False)
+    console.print(f"{len(rows)} clips of {shape}: {' '.join(map(str, arguments.out))}", highlight=False)
     return 0
 
 
