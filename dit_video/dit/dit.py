@@ -28,6 +28,7 @@ from dit_video.nn.embed import (
     unpatchify,
 )
 from dit_video.nn.norm import rms_normalize
+from dit_video.sharding import constrain
 
 
 class Remat(enum.Enum):
@@ -153,7 +154,7 @@ class DiT(nnx.Module):
         x = self.x_embedder(patchify(x_t, self.patch_size))
 
         def apply_block(x, block):
-            return block(x, conditioning, angles), None
+            return constrain(block(x, conditioning, angles), "batch", None, "tokens", None), None
 
         if self.remat is not Remat.NOTHING_RECOMPUTED:
             apply_block = jax.checkpoint(apply_block, policy=_REMAT_POLICY[self.remat], prevent_cse=False)

@@ -60,7 +60,7 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon:
-    """Muon (Jordan et al. 2024) for kernels of convolutions and of stacked layers, AdamW elsewhere.
+    """Muon (Jordan et al. 2024) for kernels of convolutions and stacked layers, AdamW with Nesterov momentum elsewhere.
 
     Orthogonalised updates are scaled to the root mean square of Adam's, 0.2 (Moonlight, 2502.16982, eq. 4), so that
     learning rates of the two are of one kind.
@@ -118,7 +118,7 @@ class EMA:
 
 
 def schedule(peak: float, warmup_steps: int, decay: Decay, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 over `warmup_steps`, then constant or cosine to 0 at `num_steps`."""
+    """Learning rate by step: linear over `warmup_steps`, then constant or cosine to 0 at `num_steps`."""
     if decay is Decay.COSINE:
         after = optax.cosine_decay_schedule(peak, max(1, num_steps - warmup_steps))
     else:
