@@ -8,6 +8,12 @@
     dit-video evaluate --workdir=runs/quickstart_dit --num_clips=32 --num_frames=9
 
 Clips of 9 frames at 32x32: one digit of scikit-learn's set, moving. Digits of held-out clips are in no training clip.
+
+Result of record, `dit-video demo` on two CPU cores (2026-11-22): 368 s in all; VAE 73 s, DiT 206 s; one run, one seed.
+FVD of samples 250 at N = 32 clips of 9 frames (a smoke value), beside 156 for training clips, 212 for held-out clips
+through the codec and 510 for first frames held still. `tools/read_digits.py --workdir runs/demo/dit --num_clips 200`
+reads the class of 88 % of generated clips right (interval 83 to 92), 55.5 % at guidance scale 1, 9 % with labels
+withheld, 99 % of held-out clips.
 """
 
 from dit_video.data.dataset import Data
