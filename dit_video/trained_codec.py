@@ -78,6 +78,7 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
     codec, digest, statistics = _trained(task.codec, mesh, console)
     folder, info = Path(data.cache.directory), data.source.info()
     if folder.exists() and overwrite:
+        data.cache.info()  # an error unless it is a latent cache: nothing else is ever deleted
         shutil.rmtree(folder)
     moments_of = jax.jit(lambda codec, video: codec.moments(video))
 

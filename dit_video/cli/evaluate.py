@@ -19,7 +19,7 @@ EXAMPLES = """  dit-video evaluate --workdir=runs/grid_dit
   dit-video evaluate --workdir=runs/grid_dit --num_clips=200 --step=5000 --raw
   dit-video evaluate --workdir=runs/grid_vae --num_clips=200     a codec: PSNR, SSIM and FVD of its reconstructions
 
-Writes RUN/evaluation/step_N_WEIGHTS.json (the card: value, yardsticks, protocol, subject) and pictures beside it."""
+Writes RUN/evaluation/step_N_ema_fvd.json (the card: value, yardsticks, protocol, subject) and pictures beside it."""
 
 
 def add_parser(subparsers) -> None:

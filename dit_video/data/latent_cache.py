@@ -144,7 +144,7 @@ def read_cache_manifest(directory: str | os.PathLike) -> CacheManifest:
 
 def _content(directory: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
     path = Path(directory) / MANIFEST
-    remedy = f"make it with: dit-video encode --config=EXPERIMENT --out {directory}"
+    remedy = f"make it with: dit-video encode --config=EXPERIMENT --config.data.cache.directory={directory}"
     if not path.exists():
         raise FileNotFoundError(f"{directory} is no latent cache (no {MANIFEST} in it); {remedy}")
     content = json.loads(path.read_text())
