@@ -28,6 +28,7 @@ from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import EMA, Optimizer
 
 Value = TypeVar("Value")
+Kind = TypeVar("Kind")
 
 
 class ExperimentError(ValueError):
@@ -76,8 +77,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ExperimentError: no such file, a field that does not exist (with the nearest that does), a wrong type.
     """
-    path, _, argument = name.partition(":")
-    experiment = _call_get_config(Path(path), argument)
+    experiment = call_file("--config", name, "get_config", Experiment)
     if overrides:
         experiment = override(experiment, overrides)
     return experiment
@@ -151,22 +151,30 @@ def diff(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
     return {p: (left.get(p), right.get(p)) for p in paths if left.get(p) != right.get(p)}
 
 
-def _call_get_config(path: Path, argument: str) -> Experiment:
+def call_file(option: str, name: str, function: str, kind: type[Kind]) -> Kind:
+    """Runs a Python file `PATH.py[:arg]` and returns what its `function(arg)` makes, which must be a `kind`.
+
+    Args:
+        option: the command-line option that named the file, for messages.
+    """
+    text, _, argument = name.partition(":")
+    path = Path(text)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         hint = f"; there are {', '.join(near)}" if near else ""
-        raise ExperimentError(f"--config {path}: no such file{hint}")
+        raise ExperimentError(f"{option} {path}: no such file{hint}")
     spec = importlib.util.spec_from_file_location(f"experiments_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ExperimentError(f"--config {path}: must be a Python file, FILE.py[:arg]")
+        raise ExperimentError(f"{option} {path}: must be a Python file, FILE.py[:arg]")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ExperimentError(f'--config {path}: defines no `get_config(arg: str = "") -> Experiment`')
-    experiment = module.get_config(argument) if argument else module.get_config()
-    if not isinstance(experiment, Experiment):
-        raise ExperimentError(f"--config {path}: get_config returned {type(experiment).__name__}, not an Experiment")
-    return experiment
+    if not hasattr(module, function):
+        raise ExperimentError(f'{option} {path}: defines no `{function}(arg: str = "") -> {kind.__name__}`')
+    make = getattr(module, function)
+    made = make(argument) if argument else make()
+    if not isinstance(made, kind):
+        raise ExperimentError(f"{option} {path}: {function} returned {type(made).__name__}, not an {kind.__name__}")
+    return made
 
 
 def _joined(words: Sequence[str]) -> Iterator[str]:

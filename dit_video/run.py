@@ -27,7 +27,7 @@ from dit_video.data.dataset import Data
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.nn.module import Definition, Params, define
 from dit_video.run_folder import environment, read_experiment, record
-from dit_video.sharding import make_mesh
+from dit_video.sharding import batch_ways, make_mesh
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import EvaluationData, Subject
@@ -165,17 +165,23 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
     def batches(split: Split, num_clips: int, batch_size: int):
         return data.judged(split, num_clips, batch_size, seed=experiment.seed)
 
+    def digest(split: Split, num_clips: int) -> str:
+        return data.judged_digest(split, num_clips, seed=experiment.seed)
+
     info = data.source.info()
     return EvaluationData(
         batches=batches,
+        digest=digest,
+        splits=tuple(split for split in Split if info.num_records.get(split)),
         shape=(clips.num_frames, *clips.size),
         fps=data.source.open(Split.HELD_OUT)[0].fps / clips.stride,
         protocol={
             "set": info.digest,
-            "splits": {split.value: info.split_digest[split] for split in Split},
+            "splits": {split.value: digest for split, digest in info.split_digest.items()},
             "stride": clips.stride,
             "size": list(clips.size),
-            "crop": "centre",
+            "crop": "random" if clips.random_crop else "centre",
+            "flip_rate": clips.flip_rate,
             "seed": experiment.seed,
         },
     )
@@ -259,7 +265,7 @@ def check_clips(experiment: Experiment) -> None:
 
 
 def _check_batch(data: Data, mesh: Mesh) -> None:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = batch_ways(mesh)
     if data.batch_size % ways:
         raise ExperimentError(
             f"config.data.batch_size={data.batch_size}: must be a multiple of data x fsdp = {ways} devices"

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -107,6 +107,28 @@ def place(batch: Tree, mesh: Mesh) -> Tree:
     """Puts this process's rows of a host batch on the mesh, as one global array split over the batch axes."""
     sharding = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def place_whole(batch: Tree, mesh: Mesh) -> Tree:
+    """As `place`, where every process holds all rows of the batch: each puts those of its own devices there."""
+    sharding = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+    def spread(x: np.ndarray) -> Array:
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(lambda x: spread(np.asarray(x)), batch)
+
+
+def fetch(x: Array) -> np.ndarray:
+    """A global array, whole, on the host of every process."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits a batch; its rows must be a multiple of this."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import track
 
 from dit_video import experiment as experiments
 from dit_video.checkpoint import Checkpoints, weights_digest
@@ -24,6 +23,7 @@ from dit_video.data.loader import held_out_clips
 from dit_video.data.transforms import usable
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.nn.module import define, params_of
+from dit_video.progress import counted
 from dit_video.run_folder import RECORD, read_experiment, short, write_json
 from dit_video.sharding import make_mesh, place, replicated
 from dit_video.tasks.autoencode import Autoencode
@@ -90,7 +90,7 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
         num_starts = data.clips.num_starts(num_frames)
         total = int(np.minimum(num_starts, clips_per_video).sum())
         cut = held_out_clips(examples, data.clips, num_clips=total, seed=experiment.seed)
-        for rows in _chunks(track(cut, f"encoding {split}", total=total, console=console), data.batch_size):
+        for rows in _chunks(counted(cut, f"encoding {split}", total=total, console=console), data.batch_size):
             # One shape is compiled: a short last batch is filled up with its last clip.
             filled = rows + [rows[-1]] * (data.batch_size - len(rows))
             with jax.set_mesh(mesh):
@@ -167,7 +167,7 @@ def _measure_statistics(experiment: Experiment, vae: nnx.Module, mesh: Mesh, con
     batches = experiment.data.judged(Split.TRAIN, total, size, seed=experiment.seed)
 
     def moments():
-        shown = track(batches, "latent statistics", total=-(-total // size), console=console, transient=True)
+        shown = counted(batches, "latent statistics", total=total, size=lambda item: item[1], console=console)
         for batch, valid in shown:
             with jax.set_mesh(mesh):
                 yield np.asarray(encode(vae, place(batch.video, mesh)))[:valid]

@@ -27,8 +27,8 @@ VAE = VideoVAEConfig(
     channels=64,
     multipliers=(1, 2),
     strides=((2, 4, 4), (2, 2, 2)),
-    num_blocks=1,
-    num_decoder_blocks=1,
+    num_blocks=2,
+    num_decoder_blocks=2,
 )
 
 

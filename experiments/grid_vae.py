@@ -28,15 +28,15 @@ def get_config(arg: str = "64") -> Experiment:
     return vae(size=int(arg))
 
 
-def vae(*, size: int = 64, steps: int = 6000) -> Experiment:
+def vae(*, size: int = 64, steps: int = 10000) -> Experiment:
     return Experiment(
         task=Autoencode(
             vae=VideoVAEConfig(
                 channels=64,
                 multipliers=(1, 2),
                 strides=((2, 4, 4), (2, 2, 2)),
-                num_blocks=1,
-                num_decoder_blocks=1,
+                num_blocks=2,
+                num_decoder_blocks=2,
             ),
             losses=AutoencodeLoss(reconstruction=ReconstructionLoss.GAUSSIAN, kl=1e-3),
         ),
@@ -47,7 +47,7 @@ def vae(*, size: int = 64, steps: int = 6000) -> Experiment:
             num_threads=2,
         ),
         optimizer=Muon(learning_rate=0.02, adam_learning_rate=2e-3, warmup_steps=100, decay=Decay.COSINE),
-        ema=EMA(decay=0.995),
+        ema=EMA(decay=0.998),
         schedule=Schedule(num_steps=steps, log_every=100, save_every=1000),
         evaluators={"reconstruction": Reconstruction(every=1000, num_clips=64, batch_size=8)},
     )

@@ -151,7 +151,8 @@ def test_a_run_starts_from_the_weights_of_another(folder):
 def test_judged_sampled_exported(folder):
     words = ["--workdir=dit", "--num_clips=4", "--num_frames=9", "--batch_size=4"]
     card = json.loads(finish("evaluate", *words, "--json", folder=folder).partition("\n{")[2].join(["{", ""]))
-    assert card["value"] > card["yardsticks"]["training clips"] > 0
+    assert card["value"] > card["yardsticks"]["training clips"]["value"] > 0
+    assert (folder / "dit" / "evaluation" / "step_0000012_ema_nearest.gif").is_file()
     assert card["protocol"]["splits"]["train"] != card["protocol"]["splits"]["held_out"]
     assert card["subject"]["codec"] == json.loads((folder / "vae/latent_statistics.json").read_text())["codec"]
     assert "smoke value" in card["notes"][0]

@@ -1,7 +1,9 @@
 """The smallest things that a law can be stated about: meshes, a task that compiles in a moment, batches without end."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,10 +55,10 @@ class FitLines:
         loss = jnp.mean(jnp.square(error))
         return loss, {"error": jnp.mean(jnp.abs(error)), "draw": jax.random.uniform(rng)}
 
-    def validate(self, model, frozen, batch, rng):
+    def validate(self, model, frozen, batch, rngs):
         x, y = jnp.split(batch.moments, 2, axis=-1)
         error = jnp.mean(jnp.square(model(x) - y), axis=(1, 2, 3, 4))
-        return {"error": error, "draw": jax.random.uniform(rng, error.shape)}
+        return {"error": error, "draw": jax.vmap(jax.random.uniform)(rngs)}
 
     def generate(self, model, frozen, batch, rngs, shape):
         """Every pixel of a clip is its label."""
@@ -83,4 +85,48 @@ def judged_by(clips: Batch) -> EvaluationData:
             yield jax.tree.map(lambda x, rows=rows: x[rows], clips), valid
 
     shape = clips.video.shape[1:4] if clips.video is not None else (1, 1, 1)
-    return EvaluationData(batches=batches, shape=shape, fps=8.0, protocol={"set": "toys"})
+
+    def digest(split: Split, num_clips: int) -> str:
+        content = [np.ascontiguousarray(x[:num_clips]).tobytes() for x in jax.tree.leaves(clips)]
+        return hashlib.sha256(split.encode() + b"".join(content)).hexdigest()
+
+    return EvaluationData(
+        batches=batches, digest=digest, splits=tuple(Split), shape=shape, fps=8.0, protocol={"set": "toys"}
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Brightness:
+    """An extractor that compiles in a moment: brightness of eight strips of a clip, its spread and its motion.
+
+    It counts in whole numbers, so that the order of summing is all one.
+
+    Attributes:
+        gain: multiplies every feature; decides them, so it stands in the protocol.
+    """
+
+    gain: float = 1.0
+
+    @property
+    def metric(self) -> str:
+        return "FBD"
+
+    @property
+    def min_frames(self) -> int:
+        return 2
+
+    def protocol(self) -> dict[str, Any]:
+        return {"features": "brightness", "gain": self.gain}
+
+    def on(self, mesh):
+        del mesh  # it has no weights to place
+
+        @jax.jit
+        def extract(video):
+            x = video.astype(jnp.int32)
+            strips = [part.sum((1, 2, 3, 4)) for part in jnp.array_split(x, 8, axis=3)]
+            motion = jnp.abs(jnp.diff(x, axis=1)).sum((1, 2, 3, 4))
+            sums = jnp.stack([*strips, jnp.square(x - 128).sum((1, 2, 3, 4)) // 256, motion], axis=1)
+            return self.gain * sums.astype(jnp.float32) / x[0].size
+
+        return extract

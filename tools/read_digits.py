@@ -282,7 +282,11 @@ def generations(
         # One shape is compiled: a short last batch is filled up, and its surplus clips are never read.
         wanted = np.resize(labels[first : first + valid], BATCH_SIZE)
         shown = wanted if told else np.full_like(wanted, NO_LABEL)
-        yield subject.generate(Batch(label=shown), clip_keys(seed, first, BATCH_SIZE), shape), wanted, valid
+        yield (
+            subject.generate(Batch(label=shown), clip_keys(seed, range(first, first + BATCH_SIZE)), shape),
+            wanted,
+            valid,
+        )
 
 
 def learn(

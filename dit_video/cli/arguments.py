@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from dit_video.experiment import Experiment, load
+from dit_video.evaluation.features import Extractor
+from dit_video.evaluation.i3d import I3DLogits, ResizeRule
+from dit_video.experiment import Experiment, call_file, load
 
 
 def command(subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -41,3 +43,33 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def experiment_of(arguments: argparse.Namespace) -> Experiment:
     """The experiment that --config and the overrides name."""
     return load(arguments.config, arguments.overrides)
+
+
+def add_extractor(parser: argparse.ArgumentParser) -> None:
+    """What clips are compared by: --resize, --extractor."""
+    parser.add_argument(
+        "--resize",
+        choices=[rule.value for rule in ResizeRule],
+        default=ResizeRule.TF1.value,
+        help="how I3D's frames get to 224x224 (default tf1, as the published FVD; half_pixel: as the PyTorch ports)",
+    )
+    parser.add_argument(
+        "--extractor",
+        metavar="FILE.py[:arg]",
+        help="features other than I3D's: a file with get_extractor(arg) -> Extractor (docs/fvd.md shows one)",
+    )
+
+
+def extractor_of(arguments: argparse.Namespace) -> Extractor:
+    """The extractor that --extractor or --resize names."""
+    if arguments.extractor is None:
+        return I3DLogits(resize=ResizeRule(arguments.resize))
+    return call_file("--extractor", arguments.extractor, "get_extractor", Extractor)
+
+
+def parse_size(option: str, text: str) -> tuple[int, int]:
+    """(height, width) from H,W."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"{option}={text}: must be height,width such as 64,64")
+    return int(parts[0]), int(parts[1])

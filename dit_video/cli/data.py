@@ -9,17 +9,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
 from dit_video.cli.arguments import command
 from dit_video.data.batch import Split
@@ -28,6 +18,7 @@ from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
 from dit_video.data.video import grid
 from dit_video.data.video_set import Manifest
+from dit_video.progress import bar
 
 INGEST = """  dit-video data ingest videos/ --out data/mine
       every video below videos/, in any container and codec; first-level sub-folders are classes
@@ -98,7 +89,7 @@ def _add_digits(commands) -> None:
 
 def run_ingest(arguments: argparse.Namespace) -> int:
     console = Console()
-    with _progress(console) as progress:
+    with bar("files", console) as progress:
         bars = {}
 
         def show(stage: str, done: int, total: int) -> None:
@@ -157,20 +148,6 @@ def run_digits(arguments: argparse.Namespace) -> int:
     counts = ", ".join(f"{count} {split}" for split, count in info.num_records.items())
     console.print(f"{escape(arguments.out)}: {counts}")
     return 0
-
-
-class _Rate(ProgressColumn):
-    """Files per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.1f} files/s")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
-        console=console,
-    )  # fmt: skip
 
 
 def _overview(manifest: Manifest) -> Table:

@@ -64,7 +64,7 @@ def main(arguments: argparse.Namespace) -> int:
         return _stopped(console)
 
     station("FVD against held-out clips")
-    _command(evaluate, f"--workdir={folder}/dit --num_clips={NUM_CLIPS} --num_frames={NUM_FRAMES}")
+    _command(evaluate, f"run --workdir={folder}/dit --num_clips={NUM_CLIPS} --num_frames={NUM_FRAMES}")
 
     station("samples")
     outputs = f"{folder}/samples.mp4 {folder}/samples.gif"

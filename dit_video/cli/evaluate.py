@@ -1,37 +1,58 @@
-"""dit-video evaluate"""
+"""dit-video evaluate: FVD of a run, of two folders of videos, and cards side by side"""
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from dit_video import run
-from dit_video.cli.arguments import add_weights, command
-from dit_video.data.video import write_gif, write_mp4
+from dit_video.cli import evaluate_compare, evaluate_fvd
+from dit_video.cli.arguments import add_extractor, add_weights, command, extractor_of
+from dit_video.data.video import write_playable
 from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.fvd import FVD
-from dit_video.evaluation.i3d import ResizeRule
 from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
 from dit_video.tasks.autoencode import Autoencode
 
-EXAMPLES = """  dit-video evaluate --workdir=runs/grid_dit
-  dit-video evaluate --workdir=runs/grid_dit --num_clips=200 --step=5000 --raw
-  dit-video evaluate --workdir=runs/grid_vae --num_clips=200     a codec: PSNR, SSIM and FVD of its reconstructions
+EXAMPLES = """  dit-video evaluate run --workdir=runs/grid_dit
+  dit-video evaluate --workdir=runs/grid_dit                     the same
+  dit-video evaluate run --workdir=runs/grid_dit --num_clips=200 --step=5000 --raw
+  dit-video evaluate run --workdir=runs/grid_vae --num_clips=200     a codec: PSNR, SSIM and FVD of its reconstructions
 
 Writes RUN/evaluation/step_N_ema_fvd.json (the card: value, yardsticks, protocol, subject) and pictures beside it."""
 
 
 def add_parser(subparsers) -> None:
+    examples = "\n\n".join((EXAMPLES, evaluate_fvd.EXAMPLES, evaluate_compare.EXAMPLES))
+    summary = "FVD of a run or of any two folders of videos, with its protocol, as a card"
+    parser = command(subparsers, "evaluate", summary, examples)
+    commands = parser.add_subparsers(dest="evaluate_command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    evaluate_fvd.add_parser(commands)
+    evaluate_compare.add_parser(commands)
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """`evaluate --workdir=R` is short for `evaluate run --workdir=R`."""
+    words = list(words)
+    place = words.index("evaluate") + 1 if "evaluate" in words else len(words)
+    if place < len(words) and words[place].startswith("-") and words[place] not in ("-h", "--help"):
+        words.insert(place, "run")
+    return words
+
+
+def _add_run(commands) -> None:
     parser = command(
-        subparsers, "evaluate", "FVD against held-out clips, with yardsticks and protocol, as a card", EXAMPLES
+        commands, "run", "FVD of a run against held-out clips, with yardsticks and protocol, as a card", EXAMPLES
     )
     add_weights(parser)
     parser.add_argument("--num_clips", type=int, default=2048, help="clips of each set (default 2048)")
     parser.add_argument("--num_frames", type=int, default=16, help="frames of each clip that are judged (default 16)")
     parser.add_argument("--batch_size", type=int, default=16, help="clips at a time (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples' noise (default 0)")
-    parser.add_argument("--resize", choices=[rule.value for rule in ResizeRule], default=ResizeRule.TF1.value)
+    add_extractor(parser)
     parser.add_argument("--no_yardsticks", action="store_true", help="judge the samples alone")
     parser.add_argument("--json", action="store_true", help="print the card as JSON and nothing else")
     parser.set_defaults(run=main)
@@ -49,7 +70,7 @@ def main(arguments: argparse.Namespace) -> int:
         "fvd": FVD(
             every=1,
             num_frames=arguments.num_frames,
-            resize=ResizeRule(arguments.resize),
+            extractor=extractor_of(arguments),
             # A codec's samples are its reconstructions: the yardstick of that name would say the same again.
             yardsticks=not (arguments.no_yardsticks or codec),
             **sizes,
@@ -62,10 +83,8 @@ def main(arguments: argparse.Namespace) -> int:
         console.print(f"{name} ...", highlight=False)
         report = judge(subject, data, arguments.seed)
         measured |= report.scalars
-        folder.mkdir(exist_ok=True)
         for label, video in report.media.items():
-            write_mp4(folder / f"{stem}_{label}.mp4", video, data.fps)
-            write_gif(folder / f"{stem}_{label}.gif", video, data.fps)
+            write_playable(folder / f"{stem}_{label}", video, data.fps)
         cards |= report.cards
     card = {**cards["fvd"], "measured": measured}
     path = folder / f"{stem}_fvd.json"

@@ -30,7 +30,8 @@ Experiment files are Python programs and are run: read one before you use it."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments, rest = parser.parse_known_args(evaluate.spelled_out(words))
     arguments.overrides = rest
     if rest and not (hasattr(arguments, "config") and rest[0].startswith("--config.")):
         parser.error(f"unknown argument {rest[0]}; see dit-video {arguments.command} --help")

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from dit_video import run
-from dit_video.cli.arguments import add_weights, command
+from dit_video.cli.arguments import add_weights, command, parse_size
 from dit_video.data.batch import NO_LABEL, Batch
 from dit_video.data.video import grid, write_gif, write_mp4
 from dit_video.experiment import override
@@ -55,11 +55,12 @@ def main(arguments: argparse.Namespace) -> int:
     rows = np.repeat(np.asarray(labels, np.int32), arguments.num_clips)
     shape = _shape(arguments, data.shape)
     # The same noise in every row of the grid: rows then differ by their label alone.
-    keys = clip_keys(arguments.seed, 0, arguments.num_clips)
     subject, video = opened.subject(), []
+    size = subject.batch_size(arguments.num_clips)
+    keys = clip_keys(arguments.seed, range(size))
     for label in labels:
-        batch = Batch(label=np.full(arguments.num_clips, label, np.int32))
-        video.append(subject.generate(batch, keys, shape))
+        batch = Batch(label=np.full(size, label, np.int32))
+        video.append(subject.generate(batch, keys, shape)[: arguments.num_clips])
     video = np.concatenate(video)
     picture = grid(video, columns=arguments.num_clips)
     for path in arguments.out:
@@ -93,8 +94,5 @@ def _labels(name: str | None, opened: run.OpenRun) -> list[int]:
 def _shape(arguments: argparse.Namespace, trained: tuple[int, int, int]) -> tuple[int, int, int]:
     size = trained[1:]
     if arguments.size is not None:
-        parts = arguments.size.split(",")
-        if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
-            raise ValueError(f"--size={arguments.size}: must be height,width such as 64,64")
-        size = int(parts[0]), int(parts[1])
+        size = parse_size("--size", arguments.size)
     return (arguments.num_frames or trained[0], *size)

@@ -1,11 +1,12 @@
-"""What travels through the data pipeline: a stored Record, the Clip cut from it, the Batch that goes to the
-device.
+"""What travels through the data pipeline: a stored Record, the Clip cut from it,
+the Batch that goes to the device.
 
 Pixels stay uint8 until the device: a quarter of the bytes of float32, and one place (vae/codec.py) that says
-    what a pixel value means.
+what a pixel value means.
 """
 
 import enum
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,25 @@ class Examples(ABC):
     @abstractmethod
     def num_frames(self) -> Int[np.ndarray, "num_records"] | None:
         """Frames of each record, known without decoding; None for cached moments, used whole."""
+
+
+def content_digest(examples: Examples, positions: Sequence[int]) -> str:
+    """sha256 over key and stored content of the records at `positions`, in that order; nothing is decoded.
+
+    A manifest's digest says what a set was made of; this one also changes with any byte changed since then.
+    """
+    sha256 = hashlib.sha256()
+    for position in positions:
+        record = examples[position]
+        content = record.video if record.video is not None else record.moments
+        # File names, and so keys, need not be valid UTF-8.
+        if isinstance(content, np.ndarray):
+            sha256.update(f"{record.key}\n{content.dtype.str} {content.shape}\n".encode(errors="surrogateescape"))
+            sha256.update(np.ascontiguousarray(content).data)
+        elif content is not None:
+            sha256.update(f"{record.key}\n{len(content)}\n".encode(errors="surrogateescape"))
+            sha256.update(content)
+    return sha256.hexdigest()
 
 
 def collate(clips: Sequence[Clip]) -> Batch:

@@ -166,8 +166,8 @@ def _bounce(positions: Float[np.ndarray, "T 2"], room: int) -> Float[np.ndarray,
 
 
 def _resampling(offsets: Float[np.ndarray, "T"], settings: DigitSettings) -> Float[np.ndarray, "T size scan"]:
-    """Per frame, the matrix that draws one axis of a scan at an offset: cubic convolution (Keys 1981, a =
-    -1/2).
+    """Per frame, the matrix that draws one axis of a scan at an offset:
+    cubic convolution (Keys 1981, a = -1/2).
 
     One interpolation both enlarges and moves, so motion by fractions of a pixel stays smooth.
     """

@@ -1,9 +1,8 @@
 """A folder or tar of videos in any container and codec -> a video set (video_set.py).
 
 Three passes, each holding one file at a time per worker: list what is there; decode every file whole, which
-    proves that it can be
-decoded and counts its frames, and bring it to H.264 mp4; write the records. A file that cannot be used is
-named in the manifest with its reason, never fatal, never silent.
+proves that it can be decoded and counts its frames, and bring it to H.264 mp4; write the records. A file that
+cannot be used is named in the manifest with its reason, never fatal, never silent.
 """
 
 import os
@@ -32,8 +31,8 @@ from dit_video.data.video_set import Entry, Manifest, file_digest, new_directory
 
 # Re-encoding is close to visually lossless, and several times faster than with the encoder's own preset.
 _CRF, _PRESET = 16, "veryfast"
-# Larger files are re-encoded rather than copied; larger results do not fit into one record (protobuf ends at
-# 2 GiB).
+# Larger files are re-encoded rather than copied;
+# larger results do not fit into one record (protobuf ends at 2 GiB).
 _LARGEST_COPY = 64 << 20
 _LARGEST_RECORD = 1 << 30
 
@@ -135,7 +134,7 @@ def _manifest(
     entries = _assign_splits(_mark_duplicates(entries), named, held_out_fraction)
     stored = [entry for entry in entries if entry.split]
     if not stored:
-        raise ValueError(_nothing_usable(sources, entries))
+        raise ValueError(nothing_usable(sources, entries))
     return Manifest(
         settings=settings,
         class_names=labelling.class_names({entry.label for entry in stored if entry.label is not None}),
@@ -203,8 +202,8 @@ def _prepare(item: Found, path: Path, target: Path, max_size: int | None) -> tup
 def _facts_if_storable(path: Path, max_size: int | None) -> dict[str, Any] | None:
     """Frames, fps, width and height of a file that can be stored as it is; None for others.
 
-    That is H.264 mp4, upright, with square pixels and one packet per frame (so that frames can be found without
-    decoding), within the limits of size.
+    That is H.264 mp4, upright, with square pixels and one packet per frame (so that frames can be found
+    without decoding), within the limits of size.
     """
     with open_video(path) as (container, stream):
         context = stream.codec_context
@@ -220,7 +219,7 @@ def _facts_if_storable(path: Path, max_size: int | None) -> dict[str, Any] | Non
             return None
         packet_times: list[int | None] = []
         num_frames = 0
-        for frame in _frames(container, stream, packet_times):
+        for frame in decoded_frames(container, stream, packet_times):
             if frame.rotation or (frame.height, frame.width) != (height, width):
                 return None
             num_frames += 1
@@ -231,8 +230,14 @@ def _facts_if_storable(path: Path, max_size: int | None) -> dict[str, Any] | Non
         return {"frames": num_frames, "fps": float(frame_rate(stream)), "width": width, "height": height}
 
 
-def _frames(container: InputContainer, stream: VideoStream, packet_times: list[int | None]) -> Iterator[VideoFrame]:
-    """Every frame; `packet_times` receives the presentation times of the packets they came from."""
+def decoded_frames(
+    container: InputContainer, stream: VideoStream, packet_times: list[int | None]
+) -> Iterator[VideoFrame]:
+    """Every frame; `packet_times` receives the presentation times of the packets they came from.
+
+    Raises:
+        VideoError: decoding fails; says after how many frames.
+    """
     num_frames = 0
     try:
         for packet in container.demux(stream):
@@ -257,7 +262,7 @@ def _encode(path: Path, target: Path, max_size: int | None) -> dict[str, Any]:
     """
     with open_video(path) as (container, stream):
         fps = frame_rate(stream)
-        frames = (_upright(frame) for frame in _frames(container, stream, []))
+        frames = (_upright(frame) for frame in decoded_frames(container, stream, []))
         first = next(frames, None)
         if first is None:
             raise VideoError("holds no frame")
@@ -306,8 +311,8 @@ def _assign_splits(entries: list[Entry], named: dict[str, Split], held_out_fract
 
     free = [entry for entry in entries if entry.stored and entry.file not in named]
     held_out = {entry.file for entry in free if position(entry) < held_out_fraction}
-    # A handful of files may all fall on one side; a set that cannot be evaluated, or trained on, helps
-    # nobody.
+    # A handful of files may all fall on one side;
+    # a set that cannot be evaluated, or trained on, helps nobody.
     if not named and held_out_fraction > 0 and len(free) > 1:
         ranked = sorted(free, key=position)
         if not held_out:
@@ -319,7 +324,8 @@ def _assign_splits(entries: list[Entry], named: dict[str, Split], held_out_fract
     return [replace(entry, split=chosen[entry.file]) if entry.stored else entry for entry in entries]
 
 
-def _nothing_usable(sources: Sequence[Path], entries: Sequence[Entry]) -> str:
+def nothing_usable(sources: Sequence[Path], entries: Sequence[Entry]) -> str:
+    """What was found instead of videos, in words for the person who gave `sources`."""
     where = ", ".join(map(str, sources))
     if not entries:
         return f"{where}: empty; give a folder or tar of videos"

@@ -2,8 +2,7 @@
 
 Global batch n is rows n*B .. n*B + B - 1 of one endless, reshuffled sequence of examples; process p of P
 takes the p-th block of B / P rows. So the global batch, row for row, does not depend on how many processes or
-threads made it, and the whole state of
-a loader is one integer: the index of the next batch.
+threads made it, and the whole state of a loader is one integer: the index of the next batch.
 """
 
 import logging
@@ -15,7 +14,7 @@ from typing import cast
 import grain
 import numpy as np
 
-from dit_video.data.batch import Batch, Clip, Examples, collate
+from dit_video.data.batch import Batch, Clip, Examples, collate, content_digest
 from dit_video.data.transforms import ClipTransform, Usable, usable
 
 _LOG = logging.getLogger(__name__)
@@ -131,28 +130,43 @@ def _usable(examples: Examples, transform: ClipTransform) -> Usable:
 def held_out_clips(examples: Examples, transform: ClipTransform, *, num_clips: int, seed: int) -> Iterator[Clip]:
     """`num_clips` different clips, the same ones every time.
 
-    Records take turns in a fixed shuffled order; each time round, a record gives a window that begins at
-    another frame.
+    Records take turns in a fixed shuffled order; each time round, a record gives a window that begins at another frame.
 
     Raises:
         ValueError: there are not so many different clips; or a record that does not decode.
     """
     records = _usable(examples, transform)
+    for position, start, turn in _chosen(records, transform, num_clips, seed):
+        record = records[position]
+        rng = np.random.default_rng((seed, position, turn))
+        yield transform.at(record, record.start if record.moments is not None else start, rng)
+
+
+def held_out_digest(examples: Examples, transform: ClipTransform, *, num_clips: int, seed: int) -> str:
+    """sha256 of the stored content of the records that `held_out_clips` cuts from, in order; nothing is decoded.
+
+    Raises:
+        ValueError: there are not so many different clips.
+    """
+    records = usable(examples, transform)
+    positions = dict.fromkeys(position for position, _, _ in _chosen(records, transform, num_clips, seed))
+    return content_digest(records, list(positions))
+
+
+def _chosen(records: Usable, transform: ClipTransform, num_clips: int, seed: int) -> Iterator[tuple[int, int, int]]:
+    """(position, first frame, how often the record was chosen before) of each clip."""
     num_frames = records.num_frames
     num_starts = np.ones(len(records), int) if num_frames is None else transform.num_starts(num_frames)
     if num_clips > num_starts.sum():
-        raise ValueError(f"num_clips={num_clips}: the held-out records give only {num_starts.sum()} different clips")
+        raise ValueError(f"num_clips={num_clips}: the records give only {num_starts.sum()} different clips")
     order = np.random.default_rng(seed).permutation(len(records))
     given, turn = 0, 0
     while given < num_clips:
         for position in map(int, order):
             if turn >= num_starts[position] or given == num_clips:
                 continue
-            record = records[position]
             starts = np.random.default_rng((seed, position)).permutation(num_starts[position])
-            rng = np.random.default_rng((seed, position, turn))
-            start = record.start if record.moments is not None else int(starts[turn])
-            yield transform.at(record, start, rng)
+            yield position, int(starts[turn]), turn
             given += 1
         turn += 1
 

@@ -1,8 +1,7 @@
 """What files a folder or a tar holds, and a path on disk for each.
 
-A tar is never unpacked by its own names: each member is copied to a file of our naming, one at a time, so
-    that an archive cannot
-write anywhere.
+A tar is never unpacked by its own names: each member is copied to a file of our naming, one at a time,
+so that an archive cannot write anywhere.
 """
 
 import os
@@ -123,8 +122,8 @@ def _until_broken(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarI
 
 
 def files(found: Sequence[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
-    """A path for each file, in order; members of a tar are copied into `spool` one by one, as they are asked
-    for.
+    """A path for each file, in order;
+    members of a tar are copied into `spool` one by one, as they are asked for.
     """
     for source in dict.fromkeys(item.source for item in found):
         of_source = [item for item in found if item.source == source]

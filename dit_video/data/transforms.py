@@ -11,8 +11,8 @@ from dit_video.data.video import VideoError, decode_window, scale
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTransform:
-    """Cuts a clip: `num_frames` frames, `stride` apart, scaled to cover `size` with its aspect kept, then
-    cropped to it.
+    """Cuts a clip: `num_frames` frames, `stride` apart,
+    scaled to cover `size` with its aspect kept, then cropped to it.
 
     Scaling is by area downwards and bicubic upwards. Cached moments pass through whole: what is cut was
     decided when they were encoded.

@@ -5,8 +5,7 @@ which keeps its swscale context. Frames are scaled while they are converted from
 pictures ever become RGB.
 
 swscale converts exactly only when asked to: without FULL_CHR_H_INT it computes one chroma value per pixel
-    pair and rounds down,
-which darkens a picture by 1-2 grey levels. All conversions here ask for it.
+pair and rounds down, which darkens a picture by 1-2 grey levels. All conversions here ask for it.
 """
 
 import io
@@ -14,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -63,6 +63,8 @@ def _moving_picture(container: InputContainer) -> VideoStream:
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
         raise VideoError("sound only" if container.streams.audio else "no video stream")
+    if streams[0].codec_context is None:
+        raise VideoError("a codec that this FFmpeg cannot decode")
     return streams[0]
 
 
@@ -236,8 +238,8 @@ def encode_frames(
         context.gop_size = key_frame_every
         context.time_base = 1 / rate
         for frame in frames:
-            # Broadcast range and one of two matrices, both written into the file, so that every player agrees
-            # on colours.
+            # Broadcast range and one of two matrices, both written into the file,
+            # so that every player agrees on colours.
             matrix = Colorspace.ITU709 if frame.colorspace == Colorspace.ITU709 else Colorspace.ITU601
             if num_frames == 0:
                 context.height, context.width = size
@@ -267,8 +269,8 @@ def encode_frames(
 def encode_mp4(
     video: UInt8[np.ndarray, "T H W 3"], fps: float | int, *, crf: int = 14, preset: str = "medium"
 ) -> bytes:
-    """H.264 mp4 of decoded frames. Odd sizes gain a row or column, a copy of the last: yuv420p holds even
-    sizes only.
+    """H.264 mp4 of decoded frames.
+    Odd sizes gain a row or column, a copy of the last: yuv420p holds even sizes only.
     """
     height, width = video.shape[1:3]
     padded = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -290,6 +292,13 @@ def write_gif(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps:
     palette = Image.fromarray(np.concatenate(sampled)).quantize(256, method=Image.Quantize.MEDIANCUT)
     frames = [Image.fromarray(frame).quantize(palette=palette) for frame in video]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+
+
+def write_playable(stem: Path, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
+    """The same video as STEM.mp4 and STEM.gif, for players and for pages."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_mp4(stem.with_name(f"{stem.name}.mp4"), video, fps)
+    write_gif(stem.with_name(f"{stem.name}.gif"), video, fps)
 
 
 def grid(

@@ -1,5 +1,5 @@
-"""A video set on disk: ArrayRecord shards of mp4 bytes, written by a TFDS builder, beside a manifest that
-accounts for every file.
+"""A video set on disk: ArrayRecord shards of mp4 bytes, written by a TFDS builder,
+beside a manifest that accounts for every file.
 
     DIR/manifest.json                              what was read, how, and what became of each file
     DIR/dataset_info.json, features.json           so that `tfds.builder_from_directory(DIR)` opens it too
@@ -149,8 +149,8 @@ def write_video_set(
     shard_size: int,
     on_record: Callable[[int, int], None],
 ) -> Manifest:
-    """Writes the stored entries of a manifest (their `index` is not yet known) and the manifest itself into a
-    new folder.
+    """Writes the stored entries of a manifest (their `index` is not yet known)
+    and the manifest itself into a new folder.
 
     Args:
         load: the mp4 bytes of an entry; called once per stored entry, in order.
@@ -192,8 +192,8 @@ def write_video_set(
         path.rename(directory / path.name)
     shutil.rmtree(directory / "tfds")
 
-    # TFDS orders records by a hash of their key; reading them back tells where each is and that all can be
-    # read.
+    # TFDS orders records by a hash of their key;
+    # reading them back tells where each is and that all can be read.
     index = {}
     written = tfds.builder_from_directory(directory)
     for split, entries in chosen.items():
@@ -250,8 +250,8 @@ def file_digest(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def new_directory(out: str | os.PathLike) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its name when the block ends well and vanishes when it does
-    not.
+    """A temporary sibling of `out` that takes its name when the block ends well
+    and vanishes when it does not.
 
     Raises:
         FileExistsError: `out` exists and is not an empty folder.

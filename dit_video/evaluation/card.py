@@ -1,9 +1,13 @@
 """Cards: a value together with the protocol that decides its scale and the subject that was judged.
 
-    {"metric": "FVD", "value": 123.4, "mean_term": ..., "covariance_term": ...,
+    {"metric": "FVD", "value": 123.4, "interval": {"low": ..., "high": ..., "level": 0.95},
+     "mean_term": ..., "covariance_term": ..., "kernel_distance": ...,
+     "limit": {"value": ..., "bias": ..., "interval": {...}, "settled": true},
      "protocol": {digests of real set, split and network weights; clips, frames, stride, fps, size, crop, resize, ...},
      "subject": {digests of checkpoint and codec; step, EMA or raw, sampler, guidance, seed, versions, hardware, ...},
-     "yardsticks": {"training clips": 45.6, ...}, "notes": ["..."]}
+     "yardsticks": {"training clips": {"value": 45.6, ...}, ...},
+     "companions": {"samples, frames shuffled": {"value": 150.1, ...}, ...},
+     "measures": {"novelty": 0.97, ...}, "notes": ["..."]}
 
 Two values may be compared only where their protocols are equal, field by field.
 """
@@ -17,7 +21,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dit_video.evaluation.frechet import FrechetTerms
+from dit_video.evaluation.distance import Distance
 
 Card = Mapping[str, Any]
 
@@ -27,39 +31,50 @@ USUAL_NUM_CLIPS = 2048
 def make_card(
     *,
     metric: str,
-    terms: FrechetTerms,
+    distance: Distance,
     protocol: Mapping[str, Any],
     subject: Mapping[str, Any],
-    yardsticks: Mapping[str, FrechetTerms],
+    yardsticks: Mapping[str, Distance],
+    companions: Mapping[str, Distance],
+    measures: Mapping[str, float],
 ) -> dict[str, Any]:
     """A card of plain JSON values; a protocol with few clips (`num_clips`) gets a note that says so.
+
+    Args:
+        yardsticks: other sets against the same real clips.
+        companions: the same samples, changed or against other clips.
+        measures: other numbers about the samples, by name.
 
     Raises:
         TypeError: a field is not a JSON value.
         ValueError: a number is not finite.
     """
-    note = small_sample_note(metric, protocol["num_clips"])
+    note = small_sample_note(metric, protocol["num_clips"], distance)
     card = {
         "metric": metric,
-        "value": terms.value,
-        "mean_term": terms.mean_term,
-        "covariance_term": terms.covariance_term,
+        **distance.as_json(),
         "protocol": protocol,
         "subject": subject,
-        "yardsticks": {name: yardstick.value for name, yardstick in yardsticks.items()},
+        "yardsticks": {name: found.as_json() for name, found in yardsticks.items()},
+        "companions": {name: found.as_json() for name, found in companions.items()},
+        "measures": measures,
         "notes": [note] if note else [],
     }
     # What is compared later is what was read from a file: tuples are lists and keys are strings from here on.
     return json.loads(json.dumps(card, allow_nan=False))
 
 
-def small_sample_note(metric: str, num_clips: int) -> str | None:
+def small_sample_note(metric: str, num_clips: int, distance: Distance) -> str | None:
     """What to say of a Frechet distance of so few clips; None where they are enough."""
     if num_clips >= USUAL_NUM_CLIPS:
         return None
+    if distance.limit is None:
+        bias = "as much as it says"
+    else:
+        bias = f"{'' if distance.limit.settled else 'at least '}{max(distance.limit.bias, 0.0):.3g}"
     return (
-        f"smoke value: {metric} at N={num_clips} is dominated by bias ~ 1/N; compare it only at equal N, "
-        f"and quote none below N={USUAL_NUM_CLIPS}"
+        f"smoke value: {metric} at N={num_clips} is biased upwards by about {bias}, which falls as 1/N; "
+        f"compare it only at equal N, and quote none below N={USUAL_NUM_CLIPS}"
     )
 
 
@@ -104,7 +119,7 @@ def table(cards: Sequence[Card]) -> Group:
     groups = _by_protocol(cards)
     for group in groups:
         shown.append(_table_of_equals(group))
-        differing = _differing_scale(groups[0][0], group[0])
+        differing = differing_scale(groups[0][0], group[0])
         if differing:
             shown.append(Text(f"not comparable with the first table: {', '.join(differing)}", style="bold"))
         notes = dict.fromkeys(note for card in group for note in card.get("notes", ()))
@@ -119,21 +134,37 @@ def _table_of_equals(cards: Sequence[Card]) -> Table:
     shown.add_column("set")
     for heading in _headings(cards):
         shown.add_column(heading, justify="right")
-    rows = {"samples": [card["value"] for card in cards]}
+    shown.add_row("samples", *[_with_interval(card) for card in cards])
     for part in ("mean_term", "covariance_term"):
-        rows[f"  {part.replace('_', ' ')}"] = [card.get(part) for card in cards]
-    for name in dict.fromkeys(name for card in cards for name in card.get("yardsticks", ())):
-        rows[name] = [card.get("yardsticks", {}).get(name) for card in cards]
-    for name, values in rows.items():
-        shown.add_row(name, *["" if value is None else f"{value:.2f}" for value in values])
+        shown.add_row(f"  {part.replace('_', ' ')}", *[_number(card.get(part)) for card in cards])
+    shown.add_row("  extrapolated to N = infinity", *[_with_interval(card.get("limit")) for card in cards])
+    shown.add_row("  kernel distance (unbiased)", *[_number(card.get("kernel_distance"), 4) for card in cards])
+    for part in ("companions", "yardsticks"):
+        for name in dict.fromkeys(name for card in cards for name in card.get(part, ())):
+            shown.add_row(name, *[_with_interval(card.get(part, {}).get(name)) for card in cards])
+    for name in dict.fromkeys(name for card in cards for name in card.get("measures", ())):
+        shown.add_row(name, *[_number(card.get("measures", {}).get(name), 3) for card in cards])
     return shown
+
+
+def _with_interval(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    interval = found.get("interval")
+    if interval is None:
+        return _number(found["value"])
+    return f"{_number(found['value'])} [{_number(interval['low'])}, {_number(interval['high'])}]"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _by_protocol(cards: Sequence[Card]) -> list[list[Card]]:
     groups: list[list[Card]] = []
     for card in cards:
         for group in groups:
-            if not _differing_scale(group[0], card):
+            if not differing_scale(group[0], card):
                 group.append(card)
                 break
         else:
@@ -141,7 +172,7 @@ def _by_protocol(cards: Sequence[Card]) -> list[list[Card]]:
     return groups
 
 
-def _differing_scale(a: Card, b: Card) -> list[str]:
+def differing_scale(a: Card, b: Card) -> list[str]:
     """Everything that makes two values incomparable: the metric and the protocol."""
     metric = [] if a["metric"] == b["metric"] else ["metric"]
     return metric + differing_fields(a["protocol"], b["protocol"])

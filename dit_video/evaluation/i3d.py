@@ -10,6 +10,7 @@ Its 3-D convolutions are written as 2-D ones, which XLA runs on CPU at the speed
 that take most of the arithmetic, minimal filtering along time halves it (see `FilteredConv3D`).
 """
 
+import dataclasses
 import enum
 import functools
 from collections.abc import Callable, Mapping
@@ -19,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from dit_video.arrays import Video
 from dit_video.evaluation import i3d_weights
+from dit_video.sharding import replicated
 
 SIZE = 224
 NUM_CLASSES = 400
@@ -69,7 +72,10 @@ class I3D(nnx.Module):
 
     def __call__(self, video: Video, resize: ResizeRule) -> Float[Array, "B 400"]:
         """Video of any size and at least 9 frames -> logits before softmax."""
-        x = preprocess(video, resize)
+        return self.logits(preprocess(video, resize))
+
+    def logits(self, x: Float[Array, "B T 224 224 3"]) -> Float[Array, "B 400"]:
+        """Frames in [-1, 1] -> logits before softmax."""
         x = jax.nn.relu(self.conv_1a(x))
         x = max_pool(x, window=(1, 3, 3), stride=(1, 2, 2))
         x = jax.nn.relu(self.conv_2b(x))
@@ -278,6 +284,29 @@ def forward(definition: nnx.GraphDef, weights: PyTree, video: Video, resize: Res
 def pretrained() -> tuple[nnx.GraphDef, PyTree]:
     """Definition and weights of the network, read once per process (see `i3d_weights.load`)."""
     return nnx.split(I3D(i3d_weights.load()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class I3DLogits:
+    """The features that FVD is defined on, as an `evaluation.features.Extractor`."""
+
+    resize: ResizeRule = ResizeRule.TF1
+
+    @property
+    def metric(self) -> str:
+        return "FVD"
+
+    @property
+    def min_frames(self) -> int:
+        return MIN_FRAMES
+
+    def protocol(self) -> dict[str, Any]:
+        return {"features": "i3d-kinetics-400 logits", "weights": i3d_weights.SHA256, "resize": self.resize.value}
+
+    def on(self, mesh: Mesh) -> Callable[[Video], Float[Array, "B 400"]]:
+        definition, weights = pretrained()
+        placed = jax.device_put(weights, replicated(mesh))
+        return lambda video: forward(definition, placed, video, self.resize)
 
 
 def logits(

@@ -8,10 +8,7 @@ once to a cache as safetensors; whatever is read from there is checked against t
 
 import hashlib
 import importlib.util
-import io
 import os
-import pickle
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,8 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from dit_video import weights_file
 
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 """SHA-256 of the pickle; what a card names as the weights of its FVD."""
@@ -56,7 +55,7 @@ def load() -> Tensors:
     tensors = read_checkpoint(find_checkpoint())
     if digest(tensors) != TENSORS_SHA256:
         raise ValueError(f"I3D weights: tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}")
-    _write_atomically(tensors, file)
+    weights_file.write_safetensors(tensors, file, metadata={"source_sha256": SHA256})
     return tensors
 
 
@@ -94,21 +93,16 @@ def read_checkpoint(file: Path) -> Tensors:
 
 def unpickle(data: bytes) -> Any:
     """Loads a pickle of nested dicts of NumPy arrays; any other global it names is refused unread."""
-    return _ArrayUnpickler(io.BytesIO(data)).load()
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        # NumPy 2 moved numpy.core to numpy._core and warns at the old name, so neither is looked up: an array's own
-        # __reduce__ hands out the function under whatever name it has today.
-        match module, name:
-            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
-                return np.empty(0).__reduce__()[0]
-            case "numpy", "ndarray":
-                return np.ndarray
-            case "numpy", "dtype":
-                return np.dtype
-        raise pickle.UnpicklingError(f"I3D weights: the pickle names {module}.{name}, which is not an array")
+    # NumPy 2 moved numpy.core to numpy._core and warns at the old name, so neither is looked up: an array's own
+    # __reduce__ hands out the function under whatever name it has today.
+    reconstruct = np.empty(0).__reduce__()[0]
+    allowed = {
+        "numpy.core.multiarray._reconstruct": reconstruct,
+        "numpy._core.multiarray._reconstruct": reconstruct,
+        "numpy.ndarray": np.ndarray,
+        "numpy.dtype": np.dtype,
+    }
+    return weights_file.unpickle(data, allowed, kind="an array")
 
 
 def rename(tree: Mapping[str, Any]) -> Tensors:
@@ -154,15 +148,3 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
             yield from _leaves(value, (*path, key))
         else:
             yield (*path, key), value
-
-
-def _write_atomically(tensors: Tensors, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may convert at once: each writes its own file, and the last rename wins, of equal content.
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".safetensors")
-    os.close(handle)
-    try:
-        safetensors.numpy.save_file(tensors, temporary, metadata={"source_sha256": SHA256})
-        os.replace(temporary, file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import numpy as np
 from dit_video.data.batch import Split
 from dit_video.data.video import grid
 from dit_video.evaluation.reconstruction import psnr, ssim
-from dit_video.tasks.task import EvaluationData, Report, Subject, clip_keys, purpose_key
+from dit_video.tasks.task import EvaluationData, Report, Subject, clip_keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,10 @@ class HeldOutError:
     batch_size: int = 16
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
-        errors = defaultdict(list)
-        for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, self.batch_size)):
-            found = subject.validate(batch, purpose_key(seed, "held-out error", number))
-            for name, values in found.items():
+        errors, size = defaultdict(list), subject.batch_size(self.batch_size)
+        for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, size)):
+            keys = clip_keys(seed, range(number * size, (number + 1) * size), "held-out error")
+            for name, values in subject.validate(batch, keys).items():
                 errors[name].append(values[:valid])
         return Report(scalars={name: float(np.concatenate(values).mean()) for name, values in errors.items()})
 
@@ -36,9 +36,10 @@ class Samples:
     num_clips: int = 8
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
-        batch, _ = next(data.batches(Split.HELD_OUT, self.num_clips, self.num_clips))
-        made = subject.generate(batch, clip_keys(seed, 0, self.num_clips), data.shape)
-        return Report(media={"samples": _rows(np.asarray(batch.require_video()), made)})
+        size = subject.batch_size(self.num_clips)
+        batch, valid = next(data.batches(Split.HELD_OUT, self.num_clips, size))
+        made = subject.generate(batch, clip_keys(seed, range(size)), data.shape)
+        return Report(media={"samples": rows(np.asarray(batch.require_video())[:valid], made[:valid])})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class Reconstruction:
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         found, shown = defaultdict(list), []
-        for batch, valid in data.batches(Split.HELD_OUT, self.num_clips, self.batch_size):
+        size = subject.batch_size(self.batch_size)
+        for batch, valid in data.batches(Split.HELD_OUT, self.num_clips, size):
             video, rebuilt = np.asarray(batch.require_video())[:valid], subject.reconstruct(batch)[:valid]
             still = np.broadcast_to(video.mean(axis=1, keepdims=True).round().astype(np.uint8), video.shape)
             found["psnr"].append(psnr(video, rebuilt))
@@ -65,10 +67,10 @@ class Reconstruction:
         video, rebuilt = (np.concatenate(parts)[: self.num_shown] for parts in zip(*shown))
         return Report(
             scalars={name: float(np.concatenate(values).mean()) for name, values in found.items()},
-            media={"reconstruction": _rows(video, rebuilt)},
+            media={"reconstruction": rows(video, rebuilt)},
         )
 
 
-def _rows(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def rows(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """One grid of two rows of clips, [T H W 3]."""
     return grid(np.concatenate([above, below]), columns=len(above))

@@ -44,9 +44,9 @@ class Autoencode:
         output = Autoencoded(model.vae.decode(sample_posterior(moments, rng)), moments)
         return autoencode_loss(self.losses, output, pixels, model.critic, step)
 
-    def validate(self, model: Autoencoder, frozen: None, batch: Batch, rng: Key[Array, ""]) -> Metrics:
+    def validate(self, model: Autoencoder, frozen: None, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
         """Mean absolute error of pixels per clip, from the posterior's mean."""
-        del frozen, rng
+        del frozen, rngs
         pixels = to_pixels(batch.require_video())
         error = jnp.abs(_through(model.vae, pixels) - pixels)
         return {"pixel_error": error.mean(axis=(1, 2, 3, 4))}

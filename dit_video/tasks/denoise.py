@@ -77,10 +77,10 @@ class Denoise:
         prediction = model(corrupted.x_t, corrupted.t, label)
         return self.objective.loss(prediction, corrupted)
 
-    def validate(self, model: DiT, frozen: LatentCodec, batch: Batch, rng: Key[Array, ""]) -> Metrics:
+    def validate(self, model: DiT, frozen: LatentCodec, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
         """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean."""
         x_0, label = _latents(frozen, batch, None), self._label(batch)
-        eps = jax.random.normal(rng, x_0.shape)
+        eps = noise(rngs, x_0.shape[1:])
 
         def error(logsnr: Float[Array, ""]) -> Float[Array, "B"]:
             t = jnp.full((x_0.shape[0], 1), self.objective.path.time_of_logsnr(logsnr))

@@ -4,7 +4,7 @@ A task is the only place where a network, an objective and a batch meet. The loo
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from dit_video.arrays import Video
 from dit_video.data.batch import Batch, Split
 from dit_video.nn.module import Definition, Params
-from dit_video.sharding import place
+from dit_video.sharding import batch_ways, fetch, place_whole
 
 Metrics = dict[str, Array]
 # (frames, height, width) of a clip in pixels.
@@ -31,10 +31,12 @@ def purpose_key(seed: int | Int[Array, ""], purpose: str, step: int | Int[Array,
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
 
 
-def clip_keys(seed: int, first: int, num_clips: int) -> Key[Array, "B"]:
-    """One key for each of the clips first, first + 1, ...: clip i is a function of (seed, i), whatever the batch."""
-    clip = purpose_key(seed, "sample")
-    return jax.vmap(lambda i: jax.random.fold_in(clip, i))(jnp.arange(first, first + num_clips))
+def clip_keys(seed: int, clips: Sequence[int] | np.ndarray, purpose: str = "sample") -> Key[Array, "B"]:
+    """One key for each of the clips numbered `clips`: that of clip i is a function of (seed, purpose, i), whatever the
+    batch.
+    """
+    key = purpose_key(seed, purpose)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(np.asarray(clips)))
 
 
 @runtime_checkable
@@ -56,8 +58,8 @@ class Task(Protocol):
         """Loss of one batch and scalars to record."""
         ...
 
-    def validate(self, model: Any, frozen: Any, batch: Batch, rng: Key[Array, ""]) -> Metrics:
-        """Errors on held-out clips, one value per clip `[B]`; `rng` is the same at every call."""
+    def validate(self, model: Any, frozen: Any, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
+        """Errors on held-out clips, one value per clip `[B]`; clip i uses rngs[i] alone, the same at every call."""
         ...
 
     def generate(self, model: Any, frozen: Any, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
@@ -88,8 +90,8 @@ class Subject:
         self.mesh, self.description = mesh, description
         self._frozen = frozen
 
-        def validate(params, frozen, batch, rng):
-            return task.validate(definition.bind(params), frozen, batch, rng)
+        def validate(params, frozen, batch, rngs):
+            return task.validate(definition.bind(params), frozen, batch, rngs)
 
         def generate(params, frozen, batch, rngs, shape):
             return task.generate(definition.bind(params), frozen, batch, rngs, shape)
@@ -106,22 +108,29 @@ class Subject:
         self.params, self.step, self.ema = params, step, ema
         return self
 
-    def validate(self, batch: Batch, rng: Key[Array, ""]) -> dict[str, np.ndarray]:
+    def batch_size(self, wanted: int) -> int:
+        """The least batch of at least `wanted` rows that the mesh splits evenly."""
+        ways = batch_ways(self.mesh)
+        return -(-wanted // ways) * ways
+
+    # In the methods below every process gives the whole batch and gets the whole result.
+
+    def validate(self, batch: Batch, rngs: Key[Array, "B"]) -> dict[str, np.ndarray]:
         """Errors per clip of a host batch."""
         with jax.set_mesh(self.mesh):
-            errors = self._validate(self.params, self._frozen, place(batch, self.mesh), rng)
-        return {name: np.asarray(value) for name, value in errors.items()}
+            errors = self._validate(self.params, self._frozen, place_whole(batch, self.mesh), rngs)
+        return {name: fetch(value) for name, value in errors.items()}
 
     def generate(self, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> UInt8[np.ndarray, "B T H W C"]:
         """Clips for the conditions of a host batch, on the host."""
         with jax.set_mesh(self.mesh):
-            video = self._generate(self.params, self._frozen, place(batch, self.mesh), rngs, shape)
-        return np.asarray(video)
+            video = self._generate(self.params, self._frozen, place_whole(batch, self.mesh), rngs, shape)
+        return fetch(video)
 
     def reconstruct(self, batch: Batch) -> UInt8[np.ndarray, "B T H W C"]:
         """The clips of a host batch through the codec, on the host."""
         with jax.set_mesh(self.mesh):
-            return np.asarray(self._reconstruct(self.params, self._frozen, place(batch, self.mesh)))
+            return fetch(self._reconstruct(self.params, self._frozen, place_whole(batch, self.mesh)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +154,16 @@ class EvaluationData:
 
     Attributes:
         batches: (split, num_clips, batch_size) -> batches of clips and how many of their rows are real.
+        digest: (split, num_clips) -> sha256 of the stored content that these clips are cut from.
+        splits: which of them there are.
         shape: (T, H, W) of a clip.
         fps: frames per second of a clip.
         protocol: what identifies these clips: digests of set and split, size, stride.
     """
 
     batches: Callable[[Split, int, int], Iterator[tuple[Batch, int]]]
+    digest: Callable[[Split, int], str]
+    splits: tuple[Split, ...]
     shape: ClipShape
     fps: float
     protocol: Mapping[str, Any]

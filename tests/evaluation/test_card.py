@@ -9,16 +9,27 @@ from dit_video.evaluation.card import (
     table,
     write_card,
 )
+from dit_video.evaluation.distance import Distance
 from dit_video.evaluation.frechet import FrechetTerms
+from dit_video.evaluation.uncertainty import Extrapolation, Interval
+
+
+def distance(value, *, bias=3.0, settled=True):
+    limit = Extrapolation(value=value - bias, bias=bias, interval=Interval(value - 9, value - 1), settled=settled)
+    return Distance(
+        terms=FrechetTerms(value - 10, 10.0), kernel=0.25, interval=Interval(value - 4, value + 4), limit=limit
+    )
 
 
 def card(value=30.0, *, metric="FVD", subject=None, yardstick=12.0, **protocol):
     return make_card(
         metric=metric,
-        terms=FrechetTerms(value - 10, 10.0),
+        distance=distance(value),
         protocol={"num_clips": 4096, "num_frames": 16, "size": (64, 64), "weights": "af5c50f0" * 8, **protocol},
         subject=subject or {"step": 100},
-        yardsticks={"training clips": FrechetTerms(yardstick, 0.0)},
+        yardsticks={"training clips": distance(yardstick)},
+        companions={"samples, frames shuffled": distance(value + 5)},
+        measures={"novelty": 0.75},
     )
 
 
@@ -35,7 +46,11 @@ def test_a_card_comes_back_from_its_file_equal(tmp_path):
     assert read_card(tmp_path / "new" / "card.json") == made
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["card.json"]
     assert made["value"] == made["mean_term"] + made["covariance_term"] == 30.0
-    assert made["yardsticks"] == {"training clips": 12.0}
+    assert made["interval"] == {"low": 26.0, "high": 34.0, "level": 0.95}
+    assert made["limit"]["value"] == 27.0
+    assert made["yardsticks"]["training clips"]["value"] == 12.0
+    assert made["companions"]["samples, frames shuffled"]["value"] == 35.0
+    assert made["measures"] == {"novelty": 0.75}
 
 
 def test_a_failed_write_leaves_the_card_that_was_there(tmp_path):
@@ -87,8 +102,25 @@ def test_two_protocols_never_share_a_column_or_a_line(other, field):
     assert text.count("┏") == 2  # Two tables, each with a heading of its own.
 
 
-def test_small_samples_are_called_smoke():
-    assert small_sample_note("FVD", 2048) is None
+def test_a_table_shows_value_interval_and_what_stands_beside_it():
+    text = printed([card(30.0)])
+    for line in ("30.00 [26.00, 34.00]", "27.00 [21.00, 29.00]", "0.2500", "12.00 [8.00, 16.00]", "35.00", "0.750"):
+        assert line in text, line
+
+
+@pytest.mark.parametrize(
+    ("settled", "said"), [(True, "biased upwards by about 3,"), (False, "biased upwards by about at least 3,")]
+)
+def test_small_samples_are_called_smoke_and_their_bias_is_named(settled, said):
+    assert small_sample_note("FVD", 2048, distance(30.0)) is None
+    note = small_sample_note("FVD", 32, distance(30.0, settled=settled))
+    assert "smoke value: FVD at N=32" in note
+    assert said in note
     few = card(num_clips=32)
-    assert few["notes"] == [small_sample_note("FVD", 32)]
-    assert "smoke value: FVD at N=32 is dominated by bias ~ 1/N" in printed([few])
+    assert few["notes"] == [small_sample_note("FVD", 32, distance(30.0))]
+    assert "smoke value: FVD at N=32 is biased upwards by about 3" in printed([few])
+
+
+def test_so_few_clips_that_nothing_can_be_said_of_the_bias_are_smoke_too():
+    found = Distance(terms=FrechetTerms(20.0, 10.0), kernel=0.25, interval=None, limit=None)
+    assert "as much as it says" in small_sample_note("FVD", 8, found)

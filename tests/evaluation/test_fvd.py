@@ -1,97 +1,176 @@
 import jax
 import numpy as np
 import pytest
-from toys import FitLines, judged_by, small_mesh
+from toys import Brightness, FitLines, judged_by, small_mesh
 
 from dit_video.checkpoint import weights_digest
-from dit_video.data.batch import Batch
+from dit_video.data.batch import Batch, Split
 from dit_video.evaluation import i3d, i3d_weights
+from dit_video.evaluation.features import cache_folder
 from dit_video.evaluation.frechet import frechet_distance
-from dit_video.evaluation.fvd import FVD
-from dit_video.evaluation.i3d import ResizeRule
+from dit_video.evaluation.fvd import FVD, Generated, pick, shuffle_frames
 from dit_video.nn.module import define, params_of
-from dit_video.sharding import place, replicated
 from dit_video.tasks.task import Report, Subject
 
-YARDSTICKS = ("training clips", "first frame held still", "codec reconstruction")
+YARDSTICKS = {"training clips", "first frame held still", "codec reconstruction"}
+COMPANIONS = {"samples, frames shuffled", "samples against training clips"}
+NUM_CLIPS = 20
 
 
-@pytest.fixture(scope="module")
-def subject() -> Subject:
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def subject_on(num_devices: int = 1, **axes: int) -> Subject:
     """Its samples are grey by label; its reconstructions are perfect."""
     definition = define(FitLines().init)
-    subject = Subject(FitLines(), definition, None, small_mesh(), {"run": "toys", "sampler": "none"})
+    subject = Subject(FitLines(), definition, None, small_mesh(num_devices, **axes), {"run": "toys", "sampler": "none"})
     return subject.hold(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
 
 
 @pytest.fixture(scope="module")
 def stills() -> Batch:
-    """Two clips of ten frames in which nothing moves."""
-    images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8, 3), np.uint8)
-    return Batch(video=np.repeat(images, 10, axis=1), label=np.array([0, 200], np.int32))
+    """Clips of ten frames in which nothing moves."""
+    images = np.random.default_rng(0).integers(0, 256, (NUM_CLIPS, 1, 8, 8, 3), np.uint8)
+    return Batch(video=np.repeat(images, 10, axis=1), label=np.arange(NUM_CLIPS, dtype=np.int32) * 10)
 
 
-@pytest.fixture(scope="module")
-def report(subject, stills) -> Report:
-    """A batch of three has one row that only fills it up."""
-    return FVD(every=1, num_clips=2, num_frames=9, batch_size=3)(subject, judged_by(stills), 5)
+@pytest.fixture
+def report(stills) -> Report:
+    return judge()(subject_on(), judged_by(stills), 5)
 
 
-def test_fvd_is_the_distance_of_logits_of_real_rows(report, subject, stills):
-    definition, weights = i3d.pretrained()
+def judge(**settings) -> FVD:
+    """A batch of three has rows that only fill up the last one."""
+    return FVD(every=1, num_clips=NUM_CLIPS, num_frames=9, batch_size=3, extractor=Brightness(), **settings)
 
-    def logits(video: np.ndarray) -> np.ndarray:
-        # Placed as above, and as many rows: nothing is compiled again.
-        rows = place(video[[0, 1, 0], :9], subject.mesh)
-        with jax.set_mesh(subject.mesh):
-            placed = jax.device_put(weights, replicated(subject.mesh))
-            return np.asarray(i3d.forward(definition, placed, rows, ResizeRule.TF1))[:2]
 
-    grey = np.broadcast_to(stills.label.astype(np.uint8)[:, None, None, None, None], stills.video.shape)
-    expected = frechet_distance(logits(grey), logits(stills.video))
+def test_fvd_is_the_distance_of_logits(stills):
+    report = FVD(every=1, num_clips=3, num_frames=9, batch_size=3, yardsticks=False)(subject_on(), judged_by(stills), 5)
+    grey = np.broadcast_to(stills.label.astype(np.uint8)[:3, None, None, None, None], (3, 9, 8, 8, 3))
+    real = np.asarray(stills.video)[:3, :9]
+    expected = frechet_distance(*(i3d.logits(np.ascontiguousarray(x), batch_size=3) for x in (grey, real)))
     assert report.scalars["fvd"] == pytest.approx(expected, rel=1e-4)
     assert expected > 1
+    assert report.cards["fvd"]["protocol"]["weights"] == i3d_weights.SHA256
 
 
 def test_yardsticks_are_zero_where_nothing_differs(report):
     """Training and held-out clips are the same here, a still is its first frame, and the codec loses nothing."""
-    assert report.scalars.keys() == {"fvd", *(f"fvd {name}" for name in YARDSTICKS)}
     for name in YARDSTICKS:
-        assert abs(report.scalars[f"fvd {name}"]) < 1e-3 * report.scalars["fvd"], name
+        assert abs(report.scalars[f"fbd {name}"]) < 1e-6 * report.scalars["fbd"], name
 
 
-def test_the_card_says_how_and_of_what(report, subject):
+def test_companions_are_the_same_samples_otherwise(report):
+    """Nothing moves in a sample, so the order of its frames is all one; training clips are the held-out ones here."""
+    for name in COMPANIONS:
+        assert report.scalars[f"fbd {name}"] == pytest.approx(report.scalars["fbd"], rel=1e-6)
+
+
+def test_the_card_says_how_and_of_what(report, stills):
     card = report.cards["fvd"]
-    assert card["value"] == report.scalars["fvd"] == pytest.approx(card["mean_term"] + card["covariance_term"])
-    assert card["yardsticks"].keys() == set(YARDSTICKS)
+    assert card["metric"] == "FBD"
+    assert card["value"] == report.scalars["fbd"] == pytest.approx(card["mean_term"] + card["covariance_term"])
+    assert card["kernel_distance"] == report.scalars["fbd kernel"] > 0
+    assert card["interval"]["low"] < card["value"] < card["interval"]["high"]
+    assert card["yardsticks"].keys() == YARDSTICKS
+    assert card["companions"].keys() == COMPANIONS
+    assert card["measures"].keys() == {"novelty", "diversity"}
     assert card["protocol"] == {
         "set": "toys",
         "split": "held_out",
-        "num_clips": 2,
+        "content": judged_by(stills).digest(Split.HELD_OUT, NUM_CLIPS),
+        "num_clips": NUM_CLIPS,
         "num_frames": 9,
         "fps": 8.0,
-        "resize": "tf1",
-        "weights": i3d_weights.SHA256,
+        "features": "brightness",
+        "gain": 1.0,
     }
     assert card["subject"] == {
         "run": "toys",
         "sampler": "none",
         "step": 7,
         "weights": "ema",
-        "digest": weights_digest(subject.params),
+        "digest": weights_digest(subject_on().params),
         "seed": 5,
     }
 
 
-def test_clips_shorter_than_what_is_judged_are_refused(subject, stills):
+@pytest.mark.parametrize(("num_devices", "axes"), [(2, {}), (4, {"fsdp": 4}), (8, {"fsdp": 2, "tensor": 2}), (8, {})])
+def test_the_value_does_not_depend_on_devices_or_batches(report, stills, num_devices, axes, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    other = judge()(subject_on(num_devices, **axes), judged_by(stills), 5)
+    for name, value in report.scalars.items():
+        assert other.scalars[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
+
+
+def test_real_clips_are_extracted_once_and_again_when_a_byte_changes(stills, monkeypatch):
+    rows = []
+    on = Brightness.on
+
+    def counting(self, mesh):
+        extract = on(self, mesh)
+        return lambda video: rows.append(len(video)) or extract(video)
+
+    monkeypatch.setattr(Brightness, "on", counting)
+    first = judge(yardsticks=False)(subject_on(), judged_by(stills), 0)
+    real_and_fake = len(rows)
+    again = judge(yardsticks=False)(subject_on(), judged_by(stills), 0)
+    assert len(rows) == real_and_fake * 3 / 2
+    assert again.scalars == first.scalars
+    video = np.array(stills.video)
+    video[0, 0, 0, 0, 0] ^= 255
+    judge(yardsticks=False)(subject_on(), judged_by(stills._replace(video=video)), 0)
+    assert len(rows) == real_and_fake * 5 / 2
+    judge(yardsticks=False)(subject_on(), judged_by(stills), 0)
+    assert len(list(cache_folder().iterdir())) == 2
+
+
+def test_samples_stand_above_their_nearest_training_clips(stills):
+    """Training clips are the grey samples themselves, in another order: each finds its own."""
+    grey = np.broadcast_to(stills.label.astype(np.uint8)[:, None, None, None, None], stills.video.shape)
+    order = np.random.default_rng(1).permutation(NUM_CLIPS)
+    held_out, training = judged_by(stills), judged_by(stills._replace(video=np.ascontiguousarray(grey[order])))
+
+    def batches(split, num_clips, batch_size):
+        return (training if split is Split.TRAIN else held_out).batches(split, num_clips, batch_size)
+
+    data = judged_by(stills)
+    report = judge()(subject_on(), type(data)(**{**vars(data), "batches": batches}), 5)
+    picture = report.media["nearest"]
+    assert picture.shape == (10, 8 + 2 + 8, 8 * 8 + 7 * 2, 3)
+    np.testing.assert_array_equal(picture[:, :8], picture[:, 10:])
+    assert len(np.unique(picture[0, 0])) == 8 + 1, "eight different samples, and the white between"
+    assert report.scalars["novelty"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_sample_is_made_again_as_it_was(stills):
+    data = judged_by(stills)
+    judged = Generated(subject_on(), data, 3)
+    every = np.concatenate([made for made, _ in judged.batches(NUM_CLIPS, 6)])
+    some = np.array([17, 2, 2, 11])
+    np.testing.assert_array_equal(judged.pick(some, NUM_CLIPS, 6), every[some])
+    np.testing.assert_array_equal(pick(data, Split.TRAIN, some, NUM_CLIPS, 6).video, np.asarray(stills.video)[some])
+
+
+def test_shuffling_keeps_the_frames_of_a_clip_and_depends_on_its_number_alone():
+    video = np.arange(3 * 6, dtype=np.uint8).reshape(3, 6, 1, 1, 1).repeat(3, axis=-1)
+    shuffled = shuffle_frames(video, [0, 1, 2])
+    assert not np.array_equal(shuffled, video)
+    np.testing.assert_array_equal(np.sort(shuffled, axis=1), video)
+    np.testing.assert_array_equal(shuffle_frames(video[1:2], [1]), shuffled[1:2])
+
+
+def test_clips_shorter_than_what_is_judged_are_refused(stills):
     with pytest.raises(ValueError, match=r"FVD\.num_frames=16: clips have 10 frames"):
-        FVD(every=1, num_clips=2)(subject, judged_by(stills), 0)
+        FVD(every=1, num_clips=2)(subject_on(), judged_by(stills), 0)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_frames": 8}, r"FVD\.num_frames=8: I3D needs at least 9"),
+        ({"num_frames": 8}, r"FVD\.num_frames=8: FVD needs at least 9"),
         ({"num_clips": 1}, r"FVD\.num_clips=1: must be at least 2; 2048"),
     ],
 )

@@ -61,12 +61,12 @@ def test_reconstruction_is_the_posteriors_mean_decoded(autoencode, params, clips
 
     pixels = by_hand(params)
     np.testing.assert_allclose(rebuilt.astype(int), to_video(pixels).astype(int), atol=1)
-    error = call(autoencode, "validate", params, clips, jax.random.key(0))["pixel_error"]
+    error = call(autoencode, "validate", params, clips, clip_keys(0, range(8)))["pixel_error"]
     assert error.shape == (8,)
     np.testing.assert_allclose(error, jnp.abs(pixels - to_pixels(clips.video)).mean((1, 2, 3, 4)), rtol=1e-4)
 
 
 def test_a_codec_generates_what_it_reconstructs(autoencode, params, clips):
     task = define(autoencode.init).bind(params)
-    made = jax.eval_shape(lambda m: autoencode.generate(m, None, clips, clip_keys(0, 0, 8), (5, 16, 16)), task)
+    made = jax.eval_shape(lambda m: autoencode.generate(m, None, clips, clip_keys(0, range(8)), (5, 16, 16)), task)
     assert (made.shape, made.dtype) == (clips.video.shape, jnp.uint8)

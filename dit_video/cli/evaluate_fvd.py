@@ -1,0 +1,106 @@
+"""dit-video evaluate fvd: two folders or sets of videos, whoever made them"""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from dit_video.cli.arguments import add_extractor, command, extractor_of, parse_size
+from dit_video.data.batch import Split
+from dit_video.data.video import write_playable
+from dit_video.data.video_folder import OpenedVideos, open_videos
+from dit_video.evaluation.card import USUAL_NUM_CLIPS, table, write_card
+from dit_video.evaluation.fvd import FVD
+from dit_video.evaluation.video_sets import Stored, clip_transform, clips_of, num_videos
+from dit_video.progress import bar
+from dit_video.run_folder import environment
+from dit_video.sharding import MeshShape, make_mesh
+
+EXAMPLES = """  dit-video evaluate fvd --real real_videos/ --fake made_by_any_program/
+  dit-video evaluate fvd --real data/grid --fake samples.npy --num_frames=16 --stride=2 --size=64,64 --out=card.json
+  dit-video evaluate fvd --real data/grid --fake samples/ --train data/grid:train --resize=half_pixel --json
+
+A set is what `dit-video data ingest` wrote (its held-out split, or DIR:train); a folder is read as it lies, every
+video in it; an array is uint8 [N T H W 3] in a .npy file. One clip is cut from each video, and as many clips are
+judged on both sides. Folders of images and of clips that were cut already are best judged with --stride=1."""
+
+DESCRIPTION_OF_TRAIN = "clips the model was trained on: finds samples that are copies"
+
+
+def add_parser(commands) -> None:
+    parser = command(commands, "fvd", "FVD of any two folders or sets of videos", EXAMPLES)
+    for name, text in (("real", "reference clips"), ("fake", "clips to judge"), ("train", DESCRIPTION_OF_TRAIN)):
+        parser.add_argument(f"--{name}", required=name != "train", metavar="DIR_OR_SET", help=text)
+    parser.add_argument("--num_clips", type=int, help=f"clips of each side (default: all, at most {USUAL_NUM_CLIPS})")
+    parser.add_argument("--num_frames", type=int, default=16, help="frames of a clip (default 16)")
+    parser.add_argument("--stride", type=int, default=1, help="frames from one to the next, real side (default 1)")
+    parser.add_argument("--fake_stride", type=int, default=1, help="the same of the fake side (default 1)")
+    parser.add_argument(
+        "--size", metavar="H,W", help="scale and crop frames of both sides to this before (default: whole frames)"
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="clips at a time (default 16)")
+    parser.add_argument("--seed", type=int, default=0, help="of the windows that clips are cut from (default 0)")
+    parser.add_argument("--fps", type=float, default=25.0, help="of .npy arrays, which do not say (default 25)")
+    add_extractor(parser)
+    parser.add_argument("--no_yardsticks", action="store_true", help="judge the fake side alone")
+    parser.add_argument("--out", type=Path, metavar="CARD.json", help="where the card goes (default: fvd.json)")
+    parser.add_argument("--json", action="store_true", help="print the card as JSON and nothing else")
+    parser.set_defaults(run=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    console = Console(stderr=arguments.json)
+    size = None if arguments.size is None else parse_size("--size", arguments.size)
+    cut = {"num_frames": arguments.num_frames, "size": size}
+    sets = {Split.HELD_OUT: _open(arguments.real, arguments.fps, console)}
+    if arguments.train is not None:
+        sets[Split.TRAIN] = _open(arguments.train, arguments.fps, console)
+    fake = _open(arguments.fake, arguments.fps, console)
+    transforms = {split: clip_transform(videos, stride=arguments.stride, **cut) for split, videos in sets.items()}
+    judged = Stored(
+        fake,
+        clip_transform(fake, stride=arguments.fake_stride, **cut),
+        environment(),
+        whole_frames=size is None,
+        seed=arguments.seed,
+    )
+    real = clips_of(sets, transforms, whole_frames=size is None, seed=arguments.seed)
+    available = [judged.num_videos, *(num_videos(videos, transforms[split]) for split, videos in sets.items())]
+    fvd = FVD(
+        every=1,
+        num_clips=arguments.num_clips or min(USUAL_NUM_CLIPS, *available),
+        num_frames=arguments.num_frames,
+        batch_size=arguments.batch_size,
+        extractor=extractor_of(arguments),
+        yardsticks=not arguments.no_yardsticks,
+    )
+    report = fvd.judge(judged, real, make_mesh(MeshShape()))
+    card = report.cards["fvd"]
+    path = arguments.out or Path("fvd.json")
+    write_card(path, card)
+    for name, video in report.media.items():
+        write_playable(path.with_name(f"{path.stem}_{name}"), video, real.fps)
+    if arguments.json:
+        print(json.dumps(card, indent=1))
+        return 0
+    console.print(table([card]))
+    console.print(f"card: {path}", highlight=False)
+    return 0
+
+
+def _open(name: str, fps: float, console: Console) -> OpenedVideos:
+    """A folder, array or set; DIR:train and DIR:held_out choose a split of a set."""
+    text, _, suffix = name.rpartition(":")
+    chosen = Split(suffix) if text and suffix in list(Split) else Split.HELD_OUT
+    path = Path(text if text and suffix in list(Split) else name)
+    with bar("files", console) as progress:
+        task = progress.add_task("probing", total=None, visible=False)
+
+        def show(stage: str, done: int, total: int) -> None:
+            progress.update(task, description=stage, completed=done, total=total, visible=True)
+
+        videos = open_videos(path, chosen, fps=fps, progress=show)
+    for file, reason in videos.description["skipped"].items():
+        console.print(f"{path}: {file} is left out: {reason}", style="yellow", highlight=False, markup=False)
+    return videos

@@ -1,0 +1,132 @@
+"""Features of clips: the seam for the network that extracts them, pooling over a mesh, and a cache for real sets.
+
+A Frechet distance needs the features of all clips at once, and only them: clips go to the mesh batch by batch, rows
+that fill up a batch are dropped, and what is kept is [N D] on the host, pooled over all devices and processes.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from dit_video.arrays import Video
+from dit_video.sharding import batch_ways, fetch, place_whole
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """A frozen network that turns uint8 clips into features; values of this protocol are fields of an experiment.
+
+    `evaluation.i3d.I3DLogits` is the one that FVD is defined on. Another one (VideoMAE for content-debiased FVD,
+    V-JEPA) plugs in as a frozen dataclass with these members; `weights_file.convert` turns a published file into
+    safetensors after checking its digest, and `docs/fvd.md` shows how.
+    """
+
+    @property
+    def metric(self) -> str:
+        """What the Frechet distance of these features is called, such as "FVD"."""
+        ...
+
+    @property
+    def min_frames(self) -> int:
+        """Shorter clips are refused."""
+        ...
+
+    def protocol(self) -> Mapping[str, Any]:
+        """JSON values that decide the features of given clips: digest of the weights, preprocessing."""
+        ...
+
+    def on(self, mesh: Mesh) -> Callable[[Video], Float[Array, "B D"]]:
+        """The network with its weights on `mesh`, for batches split over the mesh's batch axes."""
+        ...
+
+
+class Pool:
+    """Extracts features of clips that come in batches of any size, `num_frames` of each clip, on a mesh."""
+
+    def __init__(self, extractor: Extractor, mesh: Mesh, *, num_frames: int, batch_size: int):
+        """`batch_size` is rounded up to what the mesh splits evenly."""
+        ways = batch_ways(mesh)
+        self._extract, self._mesh = extractor.on(mesh), mesh
+        self._num_frames, self._batch_size = num_frames, -(-batch_size // ways) * ways
+
+    def features(self, video: UInt8[np.ndarray, "n T H W 3"]) -> Float[np.ndarray, "n D"]:
+        """One row for each clip; every process gives all clips and gets all rows."""
+        found = []
+        for start in range(0, len(video), self._batch_size):
+            batch = video[start : start + self._batch_size, : self._num_frames]
+            # One shape is compiled: a short batch is filled up with its last clip, and the surplus dropped.
+            rows = np.minimum(np.arange(self._batch_size), len(batch) - 1)
+            with jax.set_mesh(self._mesh):
+                found.append(fetch(self._extract(place_whole(batch[rows], self._mesh)))[: len(batch)])
+        return np.concatenate(found)
+
+
+def cached(key: Mapping[str, Any], extract: Callable[[], Float[np.ndarray, "N D"]]) -> Float[np.ndarray, "N D"]:
+    """Features that were extracted before under this key, or `extract()`, which are then kept.
+
+    Args:
+        key: JSON values that determine the features: extractor, preprocessing, digest of the clips' own bytes. Equal
+            keys must mean equal features; the key is stored beside them and compared whole.
+    """
+    text = json.dumps(key, sort_keys=True)
+    file = cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    kept = _agreed(_read(file, text))
+    if kept is not None:
+        return kept
+    features = np.ascontiguousarray(extract())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Several processes may write at once: each its own file, and the last rename wins, of equal content.
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        metadata = {"key": text, "sha256": _sha256(features)}
+        safetensors.numpy.save_file({"features": features}, temporary, metadata=metadata)
+        os.replace(temporary, file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return features
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/dit_video/features, or below ~/.cache; its files may be deleted at any time."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "dit_video" / "features"
+
+
+def _read(file: Path, key: str) -> Float[np.ndarray, "N D"] | None:
+    """What was kept under `key`, or None; a file that was cut short or changed is as good as none."""
+    if not file.is_file():
+        return None
+    try:
+        with safetensors.safe_open(file, framework="numpy") as stored:
+            metadata, features = stored.metadata() or {}, stored.get_tensor("features")
+    except safetensors.SafetensorError:
+        return None
+    return features if metadata == {"key": key, "sha256": _sha256(features)} else None
+
+
+def _agreed(kept: Float[np.ndarray, "N D"] | None) -> Float[np.ndarray, "N D"] | None:
+    """What the first process has, on all: extraction is collective, so either all of them extract or none."""
+    if jax.process_count() == 1:
+        return kept
+    shape = multihost_utils.broadcast_one_to_all(np.array((0, 0) if kept is None else kept.shape))
+    if not shape.any():
+        return None
+    mine = kept if jax.process_index() == 0 and kept is not None else np.zeros(shape, np.float32)
+    return np.asarray(multihost_utils.broadcast_one_to_all(mine))
+
+
+def _sha256(features: Float[np.ndarray, "N D"]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(features).data).hexdigest()

@@ -1,0 +1,59 @@
+"""One bar for whatever takes more than a few seconds: how many are done, how fast, and when all will be."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+Item = TypeVar("Item")
+
+
+class _Rate(ProgressColumn):
+    """Units per second."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.1f} {self._unit}/s")
+
+
+def bar(unit: str, console: Console | None = None) -> Progress:
+    """A rich progress display that counts `unit`, such as "clips"; on stderr where no console is given."""
+    return Progress(
+        TextColumn("{task.description:8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+    )
+
+
+def counted(
+    items: Iterable[Item],
+    title: str,
+    *,
+    total: int,
+    unit: str = "clips",
+    size: Callable[[Item], int] = lambda item: 1,
+    console: Console | None = None,
+) -> Iterator[Item]:
+    """Yields `items` under a bar; each counts `size(item)` of `total` once the next one is asked for."""
+    with bar(unit, console) as progress:
+        task = progress.add_task(title, total=total)
+        for item in items:
+            yield item
+            progress.advance(task, size(item))

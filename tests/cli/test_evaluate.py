@@ -1,0 +1,182 @@
+"""`dit-video evaluate fvd` and `compare`: any two folders, one card, and no ranking across protocols."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_video.cli.evaluate import spelled_out
+from dit_video.cli.main import main
+from dit_video.data.ingest import ingest
+from dit_video.data.video import encode_mp4
+from dit_video.evaluation.card import read_card
+from dit_video.evaluation.frechet import frechet_distance
+
+NUM_VIDEOS = 18
+EXTRACTOR = """
+import dataclasses
+from toys import Brightness
+
+def get_extractor(arg="1"):
+    return Brightness(gain=float(arg))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("brightness.py").write_text(EXTRACTOR)
+
+
+def videos(seed: int, brightness: int = 0, num_frames: int = 16) -> np.ndarray:
+    """Dark random clips, [N T 16 16 3]."""
+    numbers = np.random.default_rng(seed)
+    level = numbers.integers(20, 120, (NUM_VIDEOS, 1, 1, 1, 1))
+    noise = numbers.integers(-20, 20, (NUM_VIDEOS, num_frames, 16, 16, 3))
+    return (brightness + level + noise).astype(np.uint8)
+
+
+def write(folder: str, clips: np.ndarray) -> str:
+    Path(folder).mkdir()
+    for i, clip in enumerate(clips):
+        (Path(folder) / f"{i:02}.mp4").write_bytes(encode_mp4(clip, 10.0))
+    return folder
+
+
+def evaluate(*words: str, code: int = 0) -> None:
+    assert main(["evaluate", *words]) == code
+
+
+def fvd(real: str, fake: str, *words: str, out: str = "card.json", code: int = 0) -> None:
+    sides = (f"--real={real}", f"--fake={fake}", "--extractor=brightness.py", f"--out={out}")
+    evaluate("fvd", *sides, *words, code=code)
+
+
+def brightness(clips: np.ndarray) -> np.ndarray:
+    from toys import Brightness, small_mesh
+
+    return np.asarray(Brightness().on(small_mesh())(clips))
+
+
+def test_arrays_give_the_distance_of_their_features():
+    real, fake = videos(0), videos(1, brightness=40)
+    np.save("real.npy", real)
+    np.save("fake.npy", fake)
+    fvd("real.npy", "fake.npy")
+    card = read_card(Path("card.json"))
+    assert card["value"] == pytest.approx(frechet_distance(brightness(fake), brightness(real)), rel=1e-6)
+    assert card["metric"] == "FBD"
+    assert card["protocol"]["num_clips"] == NUM_VIDEOS
+    assert card["protocol"]["size"] == [16, 16]
+    assert card["protocol"]["crop"] == "none"
+    assert card["subject"]["kind"] == "array"
+
+
+def test_a_folder_against_itself_is_at_zero_and_against_another_is_not():
+    write("a", videos(0)), write("b", videos(1, brightness=60))
+    Path("a/readme.txt").write_text("made by another program")
+    fvd("a", "a", out="same.json")
+    fvd("a", "b", out="other.json")
+    same, other = (read_card(Path(name)) for name in ("same.json", "other.json"))
+    assert abs(same["value"]) < 1e-6 < other["value"]
+    assert same["protocol"] == other["protocol"]
+    assert same["subject"]["skipped"].keys() == {"readme.txt"}
+    assert same["companions"]["samples, frames shuffled"]["value"] > same["value"]
+    assert same["yardsticks"]["first frame held still"]["value"] > 0
+
+
+def test_a_set_is_its_held_out_split_and_training_clips_find_copies():
+    write("all", videos(0))
+    ingest(["all"], "set", held_out_fraction=0.5)
+    fvd("set", "set:train", "--train=set:train", out="card.json")
+    card = read_card(Path("card.json"))
+    assert card["subject"]["split"] == "train"
+    assert card["measures"]["novelty"] == 0
+    assert card["companions"]["samples against training clips"]["value"] == pytest.approx(0, abs=1e-9)
+    assert Path("card_nearest.gif").is_file()
+
+
+def test_one_changed_byte_of_data_is_another_protocol():
+    write("a", videos(0)), write("b", videos(1))
+    fvd("a", "b", out="before.json")
+    changed = videos(0)
+    changed[3, :, :8] += 1
+    (Path("a") / "03.mp4").write_bytes(encode_mp4(changed[3], 10.0))
+    fvd("a", "b", out="after.json")
+    before, after = (read_card(Path(name)) for name in ("before.json", "after.json"))
+    assert before["protocol"]["content"] != after["protocol"]["content"]
+    assert before["subject"]["content"] == after["subject"]["content"]
+
+
+def test_cards_of_one_protocol_are_ranked(capsys):
+    write("real", videos(0)), write("near", videos(1, brightness=10)), write("far", videos(2, brightness=90))
+    fvd("real", "near", out="near.json")
+    fvd("real", "far", out="far.json")
+    capsys.readouterr()
+    evaluate("compare", "far.json", "near.json", "--json")
+    assert [row["card"] for row in json.loads(capsys.readouterr().out)] == ["near.json", "far.json"]
+
+
+def test_cards_that_chance_may_have_ordered_are_called_so(capsys):
+    write("real", videos(0)), write("one", videos(1)), write("two", videos(2))
+    fvd("real", "one", out="one.json")
+    fvd("real", "two", out="two.json")
+    capsys.readouterr()
+    evaluate("compare", "one.json", "two.json")
+    assert "lies within the other's interval" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["--num_clips=17"], "num_clips"),
+        (["--num_frames=12"], "num_frames"),
+        (["--size=12,12"], "crop"),
+        (["--extractor=brightness.py:2"], "gain"),
+    ],
+)
+def test_cards_of_two_protocols_are_not_ranked(capsys, words, field):
+    write("real", videos(0)), write("fake", videos(1))
+    fvd("real", "fake", out="a.json")
+    fvd("real", "fake", *words, out="b.json")
+    capsys.readouterr()
+    evaluate("compare", "a.json", "b.json", code=1)
+    captured = capsys.readouterr()
+    assert "cannot be ranked" in captured.err
+    assert field in captured.err
+    assert "1. " not in captured.out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--real=nowhere", "--fake=a"], "nowhere: no such folder"),
+        (["--real=empty", "--fake=a"], "empty: empty; give a folder"),
+        (["--real=a", "--fake=a", "--num_frames=8"], "FVD.num_frames=8: FVD needs at least 9"),
+        (["--real=a", "--fake=a", "--num_frames=17"], "num_frames=17"),
+        (["--real=a", "--fake=a", "--num_clips=99"], "num_clips=99: the records give only 18 different clips"),
+        (["--real=a", "--fake=mixed"], "mixed: its videos have 2 sizes (16x16 (1), 32x16 (1)): give --size=H,W"),
+        (["--real=a", "--fake=a", "--size=64"], "--size=64: must be height,width"),
+        (["--real=a", "--fake=a", "--extractor=none.py"], "--extractor none.py: no such file"),
+    ],
+)
+def test_what_cannot_be_judged_is_named(capsys, words, named):
+    write("a", videos(0)), write("mixed", videos(0)[:1]), Path("empty").mkdir()
+    (Path("mixed") / "tall.mp4").write_bytes(encode_mp4(np.zeros((16, 32, 16, 3), np.uint8), 10.0))
+    evaluate("fvd", *words, code=1)
+    assert named in " ".join(capsys.readouterr().err.split())
+    assert not Path("fvd.json").exists()
+
+
+def test_json_is_all_that_goes_to_stdout(capsys):
+    write("a", videos(0)), write("b", videos(1))
+    fvd("a", "b", "--json")
+    assert json.loads(capsys.readouterr().out) == read_card(Path("card.json"))
+
+
+def test_a_run_needs_no_further_word():
+    assert spelled_out(["evaluate", "--workdir=r"]) == ["evaluate", "run", "--workdir=r"]
+    for words in (["evaluate", "run", "--workdir=r"], ["evaluate", "--help"], ["evaluate"], ["train", "--workdir=r"]):
+        assert spelled_out(words) == words
