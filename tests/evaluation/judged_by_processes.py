@@ -1,0 +1,62 @@
+"""One of several processes that judge together: `judged_by_processes.py ADDRESS NUM_DEVICES NUM_PROCESSES INDEX`.
+
+Prints the scalars as JSON. With one process it is the reference that the others must agree with.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+address, (num_devices, num_processes, index) = sys.argv[1], map(int, sys.argv[2:])
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices // num_processes}"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+sys.path.append(str(Path(__file__).parent.parent))
+
+import jax
+
+if num_processes > 1:
+    jax.distributed.initialize(address, num_processes, index)
+
+import numpy as np
+from toys import Brightness, judged_by
+
+from dit_video.data.batch import Batch
+from dit_video.diffusion.sampler import Euler
+from dit_video.dit.condition import ClassCondition
+from dit_video.dit.dit import DiTConfig
+from dit_video.evaluation.fvd import FVD
+from dit_video.nn.module import define, params_of
+from dit_video.sharding import MeshShape, make_mesh
+from dit_video.tasks.denoise import Denoise, TrainedCodec
+from dit_video.tasks.task import Subject
+from dit_video.vae.video_vae import VideoVAEConfig
+
+
+def main() -> None:
+    vae = VideoVAEConfig(
+        channels=8, multipliers=(1,), strides=((4, 8, 8),), num_blocks=1, num_decoder_blocks=1, latent_channels=4
+    )
+    task = Denoise(
+        network=DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=(1, 1, 1)),
+        codec=TrainedCodec(vae=vae, run="runs/none"),
+        condition=ClassCondition(num_classes=3),
+        sampler=Euler(num_steps=2),
+    )
+    numbers = np.random.default_rng(0)
+    clips = Batch(
+        video=numbers.integers(0, 256, (18, 5, 16, 16, 3), np.uint8), label=np.arange(18, dtype=np.int32) % 3
+    )
+    mesh = make_mesh(MeshShape(data=-1, fsdp=min(2, num_devices)))
+    # As a run gives them: weights and codec whole in every process, placed where computations need them.
+    codec = jax.jit(task.codec.blank)(jax.random.key(0))
+    subject = Subject(task, define(task.init), codec, mesh, {}).hold(
+        jax.jit(lambda: params_of(task.init(jax.random.key(1))))(), step=0, ema=True
+    )
+    judge = FVD(every=1, num_clips=18, num_frames=5, batch_size=5, extractor=Brightness())
+    scalars = [judge(subject, judged_by(clips), seed).scalars for seed in (0, 1)]
+    print(json.dumps({"devices": jax.device_count(), "processes": jax.process_count(), "scalars": scalars}))
+
+
+main()
