@@ -39,7 +39,7 @@ def get_config(arg: str = "64") -> Experiment:
     return dit(size=int(arg))
 
 
-def dit(*, size: int = 64, steps: int = 2400) -> Experiment:
+def dit(*, size: int = 64, steps: int = 2000) -> Experiment:
     return Experiment(
         task=Denoise(
             network=DiTConfig(hidden_size=256, depth=6, num_heads=4, patch_size=(1, 2, 2)),

@@ -140,6 +140,15 @@ def test_a_cache_of_other_clips_is_refused_naming_the_field(folder):
     assert "statistics" not in output
 
 
+def test_overwrite_deletes_latent_caches_and_nothing_else(folder):
+    precious = folder / "precious" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("four years")
+    words = ["--config=tiny.py", "--config.data.cache.directory=precious", "--overwrite"]
+    assert "precious" in finish("encode", *words, folder=folder, code=1)
+    assert precious.read_text() == "four years"
+
+
 def test_a_run_starts_from_the_weights_of_another(folder):
     words = ["--config.schedule.num_steps=1", "--config.optimizer.learning_rate=0.0", "--init_from=dit"]
     finish("train", "--config=tiny.py", "--workdir=from_dit", *words, folder=folder)

@@ -1,24 +1,12 @@
-"""One of several processes that judge together: `judged_by_processes.py ADDRESS NUM_DEVICES NUM_PROCESSES INDEX`.
+"""One of several processes that judge together: `judged_by_processes.py ADDRESS NUM_PROCESSES INDEX`.
 
 Prints the scalars as JSON. With one process it is the reference that the others must agree with.
 """
 
 import json
-import os
 import sys
-from pathlib import Path
-
-address, (num_devices, num_processes, index) = sys.argv[1], map(int, sys.argv[2:])
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices // num_processes}"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-sys.path.append(str(Path(__file__).parent.parent))
 
 import jax
-
-if num_processes > 1:
-    jax.distributed.initialize(address, num_processes, index)
-
 import numpy as np
 from toys import Brightness, judged_by
 
@@ -34,7 +22,9 @@ from dit_video.tasks.task import Subject
 from dit_video.vae.video_vae import VideoVAEConfig
 
 
-def main() -> None:
+def main(address: str, num_processes: int, index: int) -> None:
+    if num_processes > 1:
+        jax.distributed.initialize(address, num_processes, index)
     vae = VideoVAEConfig(
         channels=8, multipliers=(1,), strides=((4, 8, 8),), num_blocks=1, num_decoder_blocks=1, latent_channels=4
     )
@@ -45,10 +35,8 @@ def main() -> None:
         sampler=Euler(num_steps=2),
     )
     numbers = np.random.default_rng(0)
-    clips = Batch(
-        video=numbers.integers(0, 256, (18, 5, 16, 16, 3), np.uint8), label=np.arange(18, dtype=np.int32) % 3
-    )
-    mesh = make_mesh(MeshShape(data=-1, fsdp=min(2, num_devices)))
+    clips = Batch(video=numbers.integers(0, 256, (18, 5, 16, 16, 3), np.uint8), label=np.arange(18, dtype=np.int32) % 3)
+    mesh = make_mesh(MeshShape(data=-1, fsdp=min(2, jax.device_count())))
     # As a run gives them: weights and codec whole in every process, placed where computations need them.
     codec = jax.jit(task.codec.blank)(jax.random.key(0))
     subject = Subject(task, define(task.init), codec, mesh, {}).hold(
@@ -59,4 +47,4 @@ def main() -> None:
     print(json.dumps({"devices": jax.device_count(), "processes": jax.process_count(), "scalars": scalars}))
 
 
-main()
+main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,8 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from dit_video.evaluation import i3d, i3d_weights
+from dit_video.evaluation.frechet import frechet_distance
 from dit_video.evaluation.i3d import ResizeRule
 
 
@@ -110,6 +113,19 @@ def test_black_against_white_has_the_published_distance(num_frames, published):
     videos[1] = 255
     black, white = i3d.logits(videos).astype(np.float64)
     assert np.square(black - white).sum() == pytest.approx(published, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_random_clips_have_the_published_distance():
+    """universome/fvd-comparison: 128 random clips of each of two seeds, fed as they are, measured by TF-Hub's graph."""
+    definition, weights = i3d.pretrained()
+    forward = jax.jit(lambda weights, x: nnx.merge(definition, weights).logits(x))
+
+    def logits(seed):
+        clips = np.random.RandomState(seed).rand(128, 16, 224, 224, 3).astype(np.float32)
+        return np.concatenate([np.asarray(forward(weights, clips[i : i + 4])) for i in range(0, 128, 4)])
+
+    assert frechet_distance(logits(1), logits(2)) == pytest.approx(10.13808536529541, rel=1e-5)
 
 
 def test_a_clip_has_the_same_logits_in_every_place_of_every_batch():

@@ -13,11 +13,13 @@ PROGRAM = Path(__file__).parent / "judged_by_processes.py"
 
 
 def start(folder: Path, address: str, num_devices: int, num_processes: int, index: int) -> subprocess.Popen:
-    words = [sys.executable, str(PROGRAM), address, *map(str, (num_devices, num_processes, index))]
-    cache = folder / f"cache_{num_devices}_{num_processes}_{index}"
-    return subprocess.Popen(
-        words, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    words = [sys.executable, str(PROGRAM), address, str(num_processes), str(index)]
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices // num_processes}",
+        "XDG_CACHE_HOME": str(folder / f"cache_{num_devices}_{num_processes}_{index}"),
+        "PYTHONPATH": str(PROGRAM.parent.parent),
+    }
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from dit_video.diffusion.path import Cosine, Linear
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
 from dit_video.diffusion.sampler import Euler, noise
 from dit_video.dit.dit import DiT
-from dit_video.nn.module import Params, define, params_of
+from dit_video.nn.module import Params, Precision, define, params_of
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import clip_keys
 from dit_video.vae.codec import LatentCodec
@@ -90,6 +90,19 @@ def test_labels_matter_until_they_are_dropped(denoise, params, codec, cached):
     assert len({with_rate(0.0, label) for label in (cached.label, other, none)}) == 3
     # Nearly all labels are dropped: what is left is the loss without any.
     assert with_rate(0.9999, cached.label) == with_rate(0.9999, none) == with_rate(0.0, none)
+
+
+def test_bfloat16_compute_gives_float32_gradients_near_those_of_float32(denoise, params, codec, cached):
+    half = dataclasses.replace(denoise, precision=Precision.BFLOAT16)
+    (full, of_full), (low, of_low) = (
+        jax.jit(jax.value_and_grad(lambda p, task=task: loss(task, p, codec, cached, jax.random.key(0))))(params)
+        for task in (denoise, half)
+    )
+    assert low == pytest.approx(float(full), rel=0.02)
+    assert low != full
+    assert {g.dtype for g in of_low.values()} == {jnp.dtype("float32")}
+    error = np.sqrt(sum(np.square(of_low[n] - g).sum() for n, g in of_full.items()))
+    assert error < 0.05 * np.sqrt(sum(np.square(g).sum() for g in of_full.values()))
 
 
 # --- held-out error ---
