@@ -6,6 +6,18 @@ r"""A video VAE on the GRID corpus (one speaker, 800 training and 200 held-out v
     dit-video train --config=experiments/grid_vae.py --workdir=runs/grid_vae
 
 GRID (Cooke, Barker, Cunningham, Shao 2006; CC BY 4.0), cropped and scaled to 128x128.
+
+Measured, once, on two CPU cores that other programs shared: 55 minutes, 16 clips/s at best. Held-out PSNR of the
+averaged weights over 64 clips (one seed):
+
+    step       1000    2000    3000    4000    5000    6000    8000   10000
+    PSNR, dB  36.21   37.86   38.56   39.01   39.35   39.61   39.93   40.01
+    SSIM     0.9692  0.9768  0.9796  0.9812  0.9822  0.9831  0.9839  0.9841
+
+Of the same clips, their own temporal mean frame scores 38.47 dB, for in 17 frames little moves but a mouth, and the
+mean frame of the training set 22.43 dB. So this is 17.6 dB above a codec that ignores its input, and 1.5 dB above one
+that knows each clip's mean frame and nothing else; 6 dB above that (44.5 dB) is out of reach of an hour on two cores:
+the second half of the run gave 0.7 dB.
 """
 
 from dit_video.data.dataset import Data

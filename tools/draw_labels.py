@@ -1,6 +1,6 @@
 """What a label changes: one noise for all columns, one label a column, and guidance from row to row.
 
-    python tools/draw_labels.py --workdir runs/demo/dit --out docs/labels.gif
+    python tools/draw_labels.py --workdir runs/demo/dit --scale 3 --out docs/labels.png
     python tools/draw_labels.py --workdir runs/grid_dit --labels zero two eight --seed 1
 
 Rows: a held-out clip of that class; the sample at the run's guidance; at guidance scale 1; with the label withheld.
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="classes by name (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     parser.add_argument("--scale", type=int, default=2, help="times larger (default 2)")
-    parser.add_argument("--out", type=Path, default=Path("labels.gif"), metavar="FILE.gif")
+    parser.add_argument("--out", type=Path, default=Path("labels.gif"), metavar="FILE", help=".gif, or .png: one frame")
     arguments = parser.parse_args()
     opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, console=Console())
     task, source = opened.experiment.task, opened.experiment.data.source
@@ -60,7 +60,10 @@ def main() -> None:
     size = (picture.shape[2] * arguments.scale, picture.shape[1] * arguments.scale)
     larger = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in picture])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_gif(arguments.out, larger, data.fps)
+    if arguments.out.suffix == ".png":
+        Image.fromarray(larger[len(larger) // 2]).save(arguments.out)
+    else:
+        write_gif(arguments.out, larger, data.fps)
     for name, row in zip(("at the run's guidance", "at guidance scale 1", "with the label withheld"), rows[1:]):
         print(f"samples {name}: mean difference between columns {between(row):.2f} grey levels")
     print(f"columns {', '.join(chosen)} -> {arguments.out}")
