@@ -167,11 +167,16 @@ def call_file(option: str, name: str, function: str, kind: type[Kind]) -> Kind:
     if spec is None or spec.loader is None:
         raise ExperimentError(f"{option} {path}: must be a Python file, FILE.py[:arg]")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise ExperimentError(f'{option} {path}: defines no `{function}(arg: str = "") -> {kind.__name__}`')
-    make = getattr(module, function)
-    made = make(argument) if argument else make()
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise ExperimentError(f'{option} {path}: defines no `{function}(arg: str = "") -> {kind.__name__}`')
+        make = getattr(module, function)
+        made = make(argument) if argument else make()
+    except (ExperimentError, OSError):
+        raise
+    except Exception as error:  # it is the user's program, and may fail in any way
+        raise ExperimentError(f"{option} {path}: {type(error).__name__}: {error}") from error
     if not isinstance(made, kind):
         raise ExperimentError(f"{option} {path}: {function} returned {type(made).__name__}, not an {kind.__name__}")
     return made

@@ -1,5 +1,7 @@
 """One bar for whatever takes more than a few seconds: how many are done, how fast, and when all will be."""
 
+import datetime
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -16,6 +18,8 @@ from rich.progress import (
 from rich.text import Text
 
 Item = TypeVar("Item")
+
+LINE_EVERY = 10.0
 
 
 class _Rate(ProgressColumn):
@@ -51,9 +55,21 @@ def counted(
     size: Callable[[Item], int] = lambda item: 1,
     console: Console | None = None,
 ) -> Iterator[Item]:
-    """Yields `items` under a bar; each counts `size(item)` of `total` once the next one is asked for."""
+    """Yields `items` under a bar; each counts `size(item)` of `total` once the next one is asked for.
+
+    Where there is no terminal to draw a bar on, as in a batch job, a line every `LINE_EVERY` seconds says the same.
+    """
+    console = console or Console(stderr=True)
+    began = said = time.monotonic()
+    done = 0
     with bar(unit, console) as progress:
         task = progress.add_task(title, total=total)
         for item in items:
             yield item
             progress.advance(task, size(item))
+            done += size(item)
+            now = time.monotonic()
+            if not console.is_terminal and now - said > LINE_EVERY and done < total:
+                said, rate = now, done / (now - began)
+                left = datetime.timedelta(seconds=round((total - done) / rate))
+                console.print(f"{title}: {done}/{total}, {rate:.1f} {unit}/s, ETA {left}", highlight=False)

@@ -162,7 +162,7 @@ def test_judged_sampled_exported(folder):
     card = json.loads(finish("evaluate", *words, "--json", folder=folder).partition("\n{")[2].join(["{", ""]))
     assert card["value"] > card["yardsticks"]["training clips"]["value"] > 0
     assert (folder / "dit" / "evaluation" / "step_0000012_ema_nearest.gif").is_file()
-    assert card["protocol"]["splits"]["train"] != card["protocol"]["splits"]["held_out"]
+    assert card["references"]["splits"]["train"] != card["references"]["splits"]["held_out"]
     assert card["subject"]["codec"] == json.loads((folder / "vae/latent_statistics.json").read_text())["codec"]
     assert "smoke value" in card["notes"][0]
     finish("export", "--workdir=dit", "--out=exported", folder=folder)

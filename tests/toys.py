@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Batch, Examples, Record, Split
 from dit_video.nn.embed import linear
 from dit_video.sharding import MESH_AXES, MeshShape
 from dit_video.tasks.task import EvaluationData
@@ -45,6 +45,10 @@ class FitLines:
     """
 
     noise: float = 0.0
+
+    @property
+    def paired(self) -> bool:
+        return False
 
     def init(self, rng):
         return Lines(rngs=nnx.Rngs(rng))
@@ -91,8 +95,31 @@ def judged_by(clips: Batch) -> EvaluationData:
         return hashlib.sha256(split.encode() + b"".join(content)).hexdigest()
 
     return EvaluationData(
-        batches=batches, digest=digest, splits=tuple(Split), shape=shape, fps=8.0, protocol={"set": "toys"}
+        batches=batches,
+        digest=digest,
+        splits=tuple(Split),
+        shape=shape,
+        fps=8.0,
+        protocol={"cut": "whole"},
+        references={"set": "toys"},
     )
+
+
+class Videos(Examples):
+    """Records of decoded frames in memory."""
+
+    def __init__(self, videos: Sequence[np.ndarray]):
+        self._videos = videos
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(key=str(index), video=self._videos[index], num_frames=len(self._videos[index]), fps=10.0, label=0)
+
+    @property
+    def num_frames(self):
+        return np.array([len(video) for video in self._videos])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

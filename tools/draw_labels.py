@@ -39,12 +39,13 @@ def main() -> None:
     chosen = arguments.labels or list(names)
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"--labels {unknown[0]}: must be of {', '.join(names)}")
+    denoise: Denoise = task
     labels = np.array([names.index(name) for name in chosen], np.int32)
     data = run.evaluation_data(opened.experiment)
     num_held_out = source.info().num_records[Split.HELD_OUT]
 
     def samples(scale: float, shown: np.ndarray) -> np.ndarray:
-        guided = dataclasses.replace(task, guidance=dataclasses.replace(task.guidance, scale=scale))
+        guided = dataclasses.replace(denoise, guidance=dataclasses.replace(denoise.guidance, scale=scale))
         subject = dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=guided)).subject()
         size = subject.batch_size(len(shown))
         keys = clip_keys(arguments.seed, np.zeros(size, int))

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from dit_video.evaluation.features import Extractor
+from dit_video.data.video_set import file_digest
+from dit_video.evaluation.features import Extractor, FromFile
 from dit_video.evaluation.i3d import I3DLogits, ResizeRule
 from dit_video.experiment import Experiment, call_file, load
 
@@ -64,7 +65,8 @@ def extractor_of(arguments: argparse.Namespace) -> Extractor:
     """The extractor that --extractor or --resize names."""
     if arguments.extractor is None:
         return I3DLogits(resize=ResizeRule(arguments.resize))
-    return call_file("--extractor", arguments.extractor, "get_extractor", Extractor)
+    made = call_file("--extractor", arguments.extractor, "get_extractor", Extractor)
+    return FromFile(made, file_digest(arguments.extractor.partition(":")[0]))
 
 
 def parse_size(option: str, text: str) -> tuple[int, int]:

@@ -21,7 +21,8 @@ EXAMPLES = """  dit-video evaluate run --workdir=runs/grid_dit
   dit-video evaluate run --workdir=runs/grid_dit --num_clips=200 --step=5000 --raw
   dit-video evaluate run --workdir=runs/grid_vae --num_clips=200     a codec: PSNR, SSIM and FVD of its reconstructions
 
-Writes RUN/evaluation/step_N_ema_fvd.json (the card: value, yardsticks, protocol, subject) and pictures beside it."""
+Writes RUN/evaluation/step_N_ema_fvd_nM.json (the card: value, yardsticks, protocol, subject; M is the number of clips)
+and pictures beside it."""
 
 
 def add_parser(subparsers) -> None:
@@ -37,9 +38,10 @@ def add_parser(subparsers) -> None:
 def spelled_out(words: Sequence[str]) -> list[str]:
     """`evaluate --workdir=R` is short for `evaluate run --workdir=R`."""
     words = list(words)
-    place = words.index("evaluate") + 1 if "evaluate" in words else len(words)
-    if place < len(words) and words[place].startswith("-") and words[place] not in ("-h", "--help"):
-        words.insert(place, "run")
+    command = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    name, first = [*words[command : command + 2], "", ""][:2]
+    if name == "evaluate" and first.startswith("-") and first not in ("-h", "--help"):
+        words.insert(command + 1, "run")
     return words
 
 
@@ -64,17 +66,18 @@ def main(arguments: argparse.Namespace) -> int:
     data, subject = run.evaluation_data(opened.experiment), opened.subject()
     codec = isinstance(opened.experiment.task, Autoencode)
     sizes = {"num_clips": arguments.num_clips, "batch_size": arguments.batch_size}
+    fvd = FVD(
+        every=1,
+        num_frames=arguments.num_frames,
+        extractor=extractor_of(arguments),
+        yardsticks=not arguments.no_yardsticks,
+        **sizes,
+    )
+    fvd.check(data)
     judges = {
         "held-out error": HeldOutError(every=1, **sizes),
         "pictures": Reconstruction(every=1, **sizes) if codec else Samples(every=1),
-        "fvd": FVD(
-            every=1,
-            num_frames=arguments.num_frames,
-            extractor=extractor_of(arguments),
-            # A codec's samples are its reconstructions: the yardstick of that name would say the same again.
-            yardsticks=not (arguments.no_yardsticks or codec),
-            **sizes,
-        ),
+        "fvd": fvd,
     }
     folder = arguments.workdir / "evaluation"
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
@@ -87,14 +90,14 @@ def main(arguments: argparse.Namespace) -> int:
             write_playable(folder / f"{stem}_{label}", video, data.fps)
         cards |= report.cards
     card = {**cards["fvd"], "measured": measured}
-    path = folder / f"{stem}_fvd.json"
+    path = folder / f"{stem}_{fvd.extractor.metric.lower()}_n{fvd.num_clips}.json"
     write_card(path, card)
     if arguments.json:
         print(json.dumps(card, indent=1))
         return 0
     shown = Table("measured", "value", title=f"{arguments.workdir} step {opened.step}")
     for name, value in measured.items():
-        if not name.startswith("fvd"):
+        if not name.startswith(fvd.extractor.metric.lower()):
             shown.add_row(name, f"{value:.4f}")
     console.print(shown)
     console.print(table([card]))

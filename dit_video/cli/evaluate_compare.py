@@ -3,14 +3,16 @@
 import argparse
 import itertools
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from dit_video.cli.arguments import command
 from dit_video.evaluation.card import Card, differing_scale, read_card, table
 
-EXAMPLES = """  dit-video evaluate compare runs/{a,b,c}/evaluation/step_0005000_ema_fvd.json
+EXAMPLES = """  dit-video evaluate compare runs/{a,b,c}/evaluation/step_0005000_ema_fvd_n2048.json
       ranks cards of one protocol; refuses others and says in which fields they differ (exit code 1)"""
 
 
@@ -28,7 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
     if len(cards) < len(arguments.cards):
         raise ValueError("evaluate compare: one card is named twice")
     console = Console(stderr=arguments.json)
-    console.print(table(list(cards.values())))
+    console.print(table(list(cards.values()), list(cards)))
     first = next(iter(cards))
     for path, card in cards.items():
         if fields := differing_scale(cards[first], card):
@@ -38,25 +40,27 @@ def main(arguments: argparse.Namespace) -> int:
             )
     ranked = sorted(cards.items(), key=lambda item: item[1]["value"])
     if arguments.json:
-        print(json.dumps([{"card": path, "value": card["value"]} for path, card in ranked], indent=1))
+        print(json.dumps([{"card": path, **_in_short(card)} for path, card in ranked], indent=1))
         return 0
     for place, (path, card) in enumerate(ranked, 1):
         console.print(f"{place}. {path}: {card['value']:.2f}", highlight=False)
     for (path, better), (worse_path, worse) in itertools.pairwise(ranked):
-        if not _apart(better, worse):
-            console.print(
-                f"{path} and {worse_path}: each value lies within the other's interval, which other clips of as many "
-                "would move them by; judge more clips to tell them apart",
-                style="yellow",
-                highlight=False,
-                soft_wrap=True,
-            )
+        doubt = _doubt(better, worse)
+        if doubt:
+            console.print(f"{path} and {worse_path}: {doubt}", style="yellow", highlight=False, soft_wrap=True)
     return 0
 
 
-def _apart(better: Card, worse: Card) -> bool:
-    """Whether one of the values lies outside the other's interval; cards of few clips have none."""
-    intervals = better.get("interval"), worse.get("interval")
-    if intervals[0] is None or intervals[1] is None:
-        return False
-    return worse["value"] > intervals[0]["high"] or better["value"] < intervals[1]["low"]
+def _in_short(card: Card) -> dict[str, Any]:
+    return {"value": card["value"], "interval": card.get("interval")}
+
+
+def _doubt(better: Card, worse: Card) -> str:
+    """Why the order of two values may be chance; empty where it is not."""
+    if not (better.get("interval") and worse.get("interval")):
+        return "of too few clips to say whether their order is chance; judge more clips"
+    # Errors of independent values add in squares.
+    reach = math.hypot(*((c["interval"]["high"] - c["interval"]["low"]) / 2 for c in (better, worse)))
+    if worse["value"] - better["value"] > reach:
+        return ""
+    return f"they differ by less than the {reach:.3g} that other clips, as many, would move them by; judge more clips"

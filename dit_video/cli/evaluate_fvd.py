@@ -2,20 +2,23 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from dit_video.cli.arguments import add_extractor, command, extractor_of, parse_size
 from dit_video.data.batch import Split
+from dit_video.data.transforms import ClipTransform
 from dit_video.data.video import write_playable
 from dit_video.data.video_folder import OpenedVideos, open_videos
 from dit_video.evaluation.card import USUAL_NUM_CLIPS, table, write_card
 from dit_video.evaluation.fvd import FVD
-from dit_video.evaluation.video_sets import Stored, clip_transform, clips_of, num_videos
+from dit_video.evaluation.video_sets import Stored, clip_transform, num_videos
 from dit_video.progress import bar
 from dit_video.run_folder import environment
 from dit_video.sharding import MeshShape, make_mesh
+from dit_video.tasks.task import EvaluationData
 
 EXAMPLES = """  dit-video evaluate fvd --real real_videos/ --fake made_by_any_program/
   dit-video evaluate fvd --real data/grid --fake samples.npy --num_frames=16 --stride=2 --size=64,64 --out=card.json
@@ -23,7 +26,7 @@ EXAMPLES = """  dit-video evaluate fvd --real real_videos/ --fake made_by_any_pr
 
 A set is what `dit-video data ingest` wrote (its held-out split, or DIR:train); a folder is read as it lies, every
 video in it; an array is uint8 [N T H W 3] in a .npy file. One clip is cut from each video, and as many clips are
-judged on both sides. Folders of images and of clips that were cut already are best judged with --stride=1."""
+judged on both sides. --stride belongs to the real side: samples are mostly stored at their own rate, without one."""
 
 DESCRIPTION_OF_TRAIN = "clips the model was trained on: finds samples that are copies"
 
@@ -44,7 +47,9 @@ def add_parser(commands) -> None:
     parser.add_argument("--fps", type=float, default=25.0, help="of .npy arrays, which do not say (default 25)")
     add_extractor(parser)
     parser.add_argument("--no_yardsticks", action="store_true", help="judge the fake side alone")
-    parser.add_argument("--out", type=Path, metavar="CARD.json", help="where the card goes (default: fvd.json)")
+    parser.add_argument(
+        "--out", type=Path, metavar="CARD.json", help="where the card goes (default: fvd_REAL_FAKE.json)"
+    )
     parser.add_argument("--json", action="store_true", help="print the card as JSON and nothing else")
     parser.set_defaults(run=main)
 
@@ -52,32 +57,40 @@ def add_parser(commands) -> None:
 def main(arguments: argparse.Namespace) -> int:
     console = Console(stderr=arguments.json)
     size = None if arguments.size is None else parse_size("--size", arguments.size)
-    cut = {"num_frames": arguments.num_frames, "size": size}
+    for option, least in (("num_clips", 2), ("stride", 1), ("fake_stride", 1), ("seed", 0)):
+        value = getattr(arguments, option)
+        if value is not None and value < least:
+            raise ValueError(f"--{option}={value}: must be at least {least}")
+    path = arguments.out or Path(f"fvd_{_stem(arguments.real)}_{_stem(arguments.fake)}.json")
+    if path.is_dir():
+        raise ValueError(f"--out={path}: is a folder; name a file in it, such as {path / 'fvd.json'}")
+    extractor = extractor_of(arguments)
     sets = {Split.HELD_OUT: _open(arguments.real, arguments.fps, console)}
     if arguments.train is not None:
         sets[Split.TRAIN] = _open(arguments.train, arguments.fps, console)
     fake = _open(arguments.fake, arguments.fps, console)
+    cut = {"num_frames": arguments.num_frames, "size": size}
     transforms = {split: clip_transform(videos, stride=arguments.stride, **cut) for split, videos in sets.items()}
-    judged = Stored(
-        fake,
-        clip_transform(fake, stride=arguments.fake_stride, **cut),
-        environment(),
-        whole_frames=size is None,
-        seed=arguments.seed,
-    )
-    real = clips_of(sets, transforms, whole_frames=size is None, seed=arguments.seed)
-    available = [judged.num_videos, *(num_videos(videos, transforms[split]) for split, videos in sets.items())]
+    fake_cut = clip_transform(fake, stride=arguments.fake_stride, **cut)
+    sides = [("fake", fake, fake_cut)]
+    sides += [("real" if split is Split.HELD_OUT else "train", sets[split], transforms[split]) for split in sets]
     fvd = FVD(
         every=1,
-        num_clips=arguments.num_clips or min(USUAL_NUM_CLIPS, *available),
+        num_clips=_num_clips(arguments.num_clips, sides, console),
         num_frames=arguments.num_frames,
         batch_size=arguments.batch_size,
-        extractor=extractor_of(arguments),
+        extractor=extractor,
         yardsticks=not arguments.no_yardsticks,
     )
+    real = EvaluationData.of(
+        {split: videos.examples for split, videos in sets.items()},
+        transforms,
+        seed=arguments.seed,
+        references={name: videos.description for name, videos, _ in sides if name != "fake"},
+    )
+    judged = Stored(fake, fake_cut, environment(), seed=arguments.seed)
     report = fvd.judge(judged, real, make_mesh(MeshShape()))
     card = report.cards["fvd"]
-    path = arguments.out or Path("fvd.json")
     write_card(path, card)
     for name, video in report.media.items():
         write_playable(path.with_name(f"{path.stem}_{name}"), video, real.fps)
@@ -87,6 +100,27 @@ def main(arguments: argparse.Namespace) -> int:
     console.print(table([card]))
     console.print(f"card: {path}", highlight=False)
     return 0
+
+
+def _num_clips(wanted: int | None, sides: Sequence[tuple[str, OpenedVideos, ClipTransform]], console: Console) -> int:
+    """As many clips of each side as are asked for, or one of each video of the smallest side."""
+    counts = {name: num_videos(videos, cut) for name, videos, cut in sides}
+    judged = wanted or min(USUAL_NUM_CLIPS, *counts.values())
+    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    if judged < 2:
+        raise ValueError(
+            f"{said} videos that are long enough: each side needs two clips at least, and 2048 to be quoted"
+        )
+    console.print(f"judging {judged} clips of each side, of {said} videos", highlight=False)
+    if judged > min(counts.values()):
+        console.print(
+            "several clips of one video count as fewer than they are: the intervals will be too narrow", style="yellow"
+        )
+    return judged
+
+
+def _stem(name: str) -> str:
+    return Path(name).name.partition(":")[0].partition(".")[0]
 
 
 def _open(name: str, fps: float, console: Console) -> OpenedVideos:
@@ -101,6 +135,8 @@ def _open(name: str, fps: float, console: Console) -> OpenedVideos:
             progress.update(task, description=stage, completed=done, total=total, visible=True)
 
         videos = open_videos(path, chosen, fps=fps, progress=show)
+    if path != Path(name) and videos.description["kind"] != "set":
+        raise ValueError(f"{name}: {path} is no video set and has no splits; name it without :{suffix}")
     for file, reason in videos.description["skipped"].items():
         console.print(f"{path}: {file} is left out: {reason}", style="yellow", highlight=False, markup=False)
     return videos

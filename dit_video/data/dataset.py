@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from dit_video.data.batch import Batch, Split
-from dit_video.data.loader import BatchIterator, held_out_batches, held_out_digest, train_batches
+from dit_video.data.loader import BatchIterator, held_out_batches, train_batches
 from dit_video.data.sources import LatentCache, Source
 from dit_video.data.transforms import ClipTransform
 
@@ -49,7 +49,3 @@ class Data:
         return held_out_batches(
             self.source.open(split), self.clips, num_clips=num_clips, batch_size=batch_size, seed=seed
         )
-
-    def judged_digest(self, split: Split, num_clips: int, seed: int) -> str:
-        """sha256 of the stored content that the clips of `judged` are cut from."""
-        return held_out_digest(self.source.open(split), self.clips, num_clips=num_clips, seed=seed)

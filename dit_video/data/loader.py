@@ -5,6 +5,7 @@ takes the p-th block of B / P rows. So the global batch, row for row, does not d
 threads made it, and the whole state of a loader is one integer: the index of the next batch.
 """
 
+import hashlib
 import logging
 import sys
 import time
@@ -143,14 +144,19 @@ def held_out_clips(examples: Examples, transform: ClipTransform, *, num_clips: i
 
 
 def held_out_digest(examples: Examples, transform: ClipTransform, *, num_clips: int, seed: int) -> str:
-    """sha256 of the stored content of the records that `held_out_clips` cuts from, in order; nothing is decoded.
+    """sha256 of what decides the clips of `held_out_clips`, in order: stored content, first frame, and how each is cut.
+
+    How many frames are cut is left out: whoever judges the first few of them says how many. Nothing is decoded.
 
     Raises:
         ValueError: there are not so many different clips.
     """
     records = usable(examples, transform)
-    positions = dict.fromkeys(position for position, _, _ in _chosen(records, transform, num_clips, seed))
-    return content_digest(records, list(positions))
+    chosen = list(_chosen(records, transform, num_clips, seed))
+    content = {position: content_digest(records, [position]) for position in dict.fromkeys(p for p, _, _ in chosen)}
+    cut = repr(transform.protocol) + (repr(seed) if transform.draws else "")
+    lines = [f"{content[position]} {start} {turn if transform.draws else ''}" for position, start, turn in chosen]
+    return hashlib.sha256("\n".join([cut, *lines]).encode()).hexdigest()
 
 
 def _chosen(records: Usable, transform: ClipTransform, num_clips: int, seed: int) -> Iterator[tuple[int, int, int]]:

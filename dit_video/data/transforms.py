@@ -1,6 +1,7 @@
 """From a stored record to a clip of the wanted length, rate and size, still uint8."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -38,6 +39,17 @@ class ClipTransform:
             raise ValueError(f"ClipTransform.size={self.size}: must be (height, width), both at least 1")
         if not 0 <= self.flip_rate <= 1:
             raise ValueError(f"ClipTransform.flip_rate={self.flip_rate}: must be between 0 and 1")
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What a card says of how clips are cut, their number of frames aside."""
+        crop = "random" if self.random_crop else "centre"
+        return {"stride": self.stride, "size": list(self.size), "crop": crop, "flip_rate": self.flip_rate}
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything but the first frame of a clip is drawn at random."""
+        return self.random_crop or self.flip_rate > 0
 
     @property
     def span(self) -> int:

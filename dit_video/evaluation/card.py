@@ -3,16 +3,21 @@
     {"metric": "FVD", "value": 123.4, "interval": {"low": ..., "high": ..., "level": 0.95},
      "mean_term": ..., "covariance_term": ..., "kernel_distance": ...,
      "limit": {"value": ..., "bias": ..., "interval": {...}, "settled": true},
-     "protocol": {digests of real set, split and network weights; clips, frames, stride, fps, size, crop, resize, ...},
+     "protocol": {digests of real clips and network weights; clips, frames, stride, fps, size, crop, resize, pairs},
      "subject": {digests of checkpoint and codec; step, EMA or raw, sampler, guidance, seed, versions, hardware, ...},
+     "references": {digests of set and splits, where real clips come from},
      "yardsticks": {"training clips": {"value": 45.6, ...}, ...},
      "companions": {"samples, frames shuffled": {"value": 150.1, ...}, ...},
-     "measures": {"novelty": 0.97, ...}, "notes": ["..."]}
+     "measures": {"novelty": 0.97, ...}, "nearest": {"clip": [...], "distance": [...]}, "notes": ["..."]}
+
+`yardsticks` are other sets against the same held-out clips, `companions` the same samples changed or against other
+clips.
 
 Two values may be compared only where their protocols are equal, field by field.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,7 @@ from rich.text import Text
 from dit_video.evaluation.distance import Distance
 
 Card = Mapping[str, Any]
+Named = tuple[str, Card]
 
 USUAL_NUM_CLIPS = 2048
 
@@ -34,33 +40,35 @@ def make_card(
     distance: Distance,
     protocol: Mapping[str, Any],
     subject: Mapping[str, Any],
-    yardsticks: Mapping[str, Distance],
-    companions: Mapping[str, Distance],
-    measures: Mapping[str, float],
+    references: Mapping[str, Any],
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A card of plain JSON values; a protocol with few clips (`num_clips`) gets a note that says so.
+    """A card with nothing beside its value yet; a protocol with few clips (`num_clips`) gets a note that says so.
 
     Args:
-        yardsticks: other sets against the same real clips.
-        companions: the same samples, changed or against other clips.
-        measures: other numbers about the samples, by name.
+        references: where real clips come from; said, but no part of what is compared.
+    """
+    note = small_sample_note(metric, protocol["num_clips"], distance)
+    return {
+        "metric": metric,
+        **distance.as_json(),
+        "protocol": protocol,
+        "subject": subject,
+        "references": references,
+        "yardsticks": {},
+        "companions": {},
+        "measures": {},
+        "notes": [*([note] if note else []), *notes],
+    }
+
+
+def finished(card: Card) -> dict[str, Any]:
+    """The card as it comes back from its file: tuples are lists and keys are strings from here on.
 
     Raises:
         TypeError: a field is not a JSON value.
         ValueError: a number is not finite.
     """
-    note = small_sample_note(metric, protocol["num_clips"], distance)
-    card = {
-        "metric": metric,
-        **distance.as_json(),
-        "protocol": protocol,
-        "subject": subject,
-        "yardsticks": {name: found.as_json() for name, found in yardsticks.items()},
-        "companions": {name: found.as_json() for name, found in companions.items()},
-        "measures": measures,
-        "notes": [note] if note else [],
-    }
-    # What is compared later is what was read from a file: tuples are lists and keys are strings from here on.
     return json.loads(json.dumps(card, allow_nan=False))
 
 
@@ -69,11 +77,14 @@ def small_sample_note(metric: str, num_clips: int, distance: Distance) -> str | 
     if num_clips >= USUAL_NUM_CLIPS:
         return None
     if distance.limit is None:
-        bias = "as much as it says"
+        bias = "biased upwards, mostly bias"
+    elif distance.limit.bias <= 0:
+        bias = "biased upwards by what these clips do not show"
     else:
-        bias = f"{'' if distance.limit.settled else 'at least '}{max(distance.limit.bias, 0.0):.3g}"
+        least = "" if distance.limit.settled else "at least "
+        bias = f"biased upwards by about {least}{distance.limit.bias:.3g}"
     return (
-        f"smoke value: {metric} at N={num_clips} is biased upwards by about {bias}, which falls as 1/N; "
+        f"smoke value: {metric} at N={num_clips} is {bias}, which falls as 1/N; "
         f"compare it only at equal N, and quote none below N={USUAL_NUM_CLIPS}"
     )
 
@@ -81,7 +92,7 @@ def small_sample_note(metric: str, num_clips: int, distance: Distance) -> str | 
 def write_card(path: Path, card: Card) -> None:
     """Writes JSON under a temporary name and renames it, so that no reader sees half a card."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
@@ -99,6 +110,9 @@ def read_card(path: Path) -> dict[str, Any]:
     missing = {"metric", "value", "protocol", "subject"} - set(card if isinstance(card, dict) else ())
     if missing:
         raise ValueError(f"{path}: not a card, because it has no {', '.join(sorted(missing))}")
+    wrong = [name for name in ("protocol", "subject") if not isinstance(card[name], Mapping)]
+    if wrong or not isinstance(card["value"], int | float):
+        raise ValueError(f"{path}: not a card, because its {', '.join(wrong or ['value'])} is of another kind")
     return card
 
 
@@ -109,35 +123,38 @@ def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if (name in a, a.get(name)) != (name in b, b.get(name)))
 
 
-def table(cards: Sequence[Card]) -> Group:
+def table(cards: Sequence[Card], names: Sequence[str] | None = None) -> Group:
     """Cards to print: one table for each protocol, and never two protocols in one.
 
-    A column is one card, headed by the fields in which the subjects of its table differ. Further tables say in which
-    fields their protocol differs from the first one's.
+    A column is one card, headed by its name and the fields in which the subjects of its table differ. Further tables
+    say in which fields their protocol differs from the first one's.
     """
     shown: list[Table | Text] = []
-    groups = _by_protocol(cards)
+    groups = _by_protocol(list(zip(names or [card["metric"] for card in cards], cards, strict=True)))
+    first_of_all = groups[0][0][1]
     for group in groups:
         shown.append(_table_of_equals(group))
-        differing = differing_scale(groups[0][0], group[0])
+        differing = differing_scale(first_of_all, group[0][1])
         if differing:
             shown.append(Text(f"not comparable with the first table: {', '.join(differing)}", style="bold"))
-        notes = dict.fromkeys(note for card in group for note in card.get("notes", ()))
+        notes = dict.fromkeys(note for _, card in group for note in card.get("notes", ()))
+        if len({card.get("references", {}).get("training clips") for _, card in group}) > 1:
+            notes["these cards know different training clips: rows that name them, and novelty, do not compare"] = None
         shown += [Text(note, style="yellow") for note in notes]
     return Group(*shown)
 
 
-def _table_of_equals(cards: Sequence[Card]) -> Table:
-    first = cards[0]
-    protocol = ", ".join(f"{name}={_short(value)}" for name, value in _flat(first["protocol"]).items())
-    shown = Table(title=first["metric"], caption=protocol)
+def _table_of_equals(named: Sequence[Named]) -> Table:
+    cards = [card for _, card in named]
+    protocol = ", ".join(f"{name}={_short(value)}" for name, value in _flat(cards[0]["protocol"]).items())
+    shown = Table(title=cards[0]["metric"], caption=protocol)
     shown.add_column("set")
-    for heading in _headings(cards):
+    for heading in _headings(named):
         shown.add_column(heading, justify="right")
     shown.add_row("samples", *[_with_interval(card) for card in cards])
     for part in ("mean_term", "covariance_term"):
         shown.add_row(f"  {part.replace('_', ' ')}", *[_number(card.get(part)) for card in cards])
-    shown.add_row("  extrapolated to N = infinity", *[_with_interval(card.get("limit")) for card in cards])
+    shown.add_row("  extrapolated to N = infinity", *[_limit(card.get("limit")) for card in cards])
     shown.add_row("  kernel distance (unbiased)", *[_number(card.get("kernel_distance"), 4) for card in cards])
     for part in ("companions", "yardsticks"):
         for name in dict.fromkeys(name for card in cards for name in card.get(part, ())):
@@ -145,6 +162,12 @@ def _table_of_equals(cards: Sequence[Card]) -> Table:
     for name in dict.fromkeys(name for card in cards for name in card.get("measures", ())):
         shown.add_row(name, *[_number(card.get("measures", {}).get(name), 3) for card in cards])
     return shown
+
+
+def _limit(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return _with_interval(found) if found["settled"] else f"below {_number(found['interval']['high'])}"
 
 
 def _with_interval(found: Mapping[str, Any] | None) -> str:
@@ -160,15 +183,15 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _by_protocol(cards: Sequence[Card]) -> list[list[Card]]:
-    groups: list[list[Card]] = []
-    for card in cards:
+def _by_protocol(named: Sequence[Named]) -> list[list[Named]]:
+    groups: list[list[Named]] = []
+    for name, card in named:
         for group in groups:
-            if not differing_scale(group[0], card):
-                group.append(card)
+            if not differing_scale(group[0][1], card):
+                group.append((name, card))
                 break
         else:
-            groups.append([card])
+            groups.append([(name, card)])
     return groups
 
 
@@ -178,14 +201,15 @@ def differing_scale(a: Card, b: Card) -> list[str]:
     return metric + differing_fields(a["protocol"], b["protocol"])
 
 
-def _headings(cards: Sequence[Card]) -> list[str]:
-    """What tells each card's subject from those beside it."""
-    if len(cards) == 1:
-        return [cards[0]["metric"]]
-    subjects = [_flat(card["subject"]) for card in cards]
-    first = cards[0]["subject"]
-    differing = dict.fromkeys(name for card in cards[1:] for name in differing_fields(first, card["subject"]))
-    return ["\n".join(f"{name}={_short(subject.get(name))}" for name in differing) for subject in subjects]
+def _headings(named: Sequence[Named]) -> list[str]:
+    """Its name, and what tells each card's subject from those beside it."""
+    subjects = [_flat(card["subject"]) for _, card in named]
+    first = named[0][1]["subject"]
+    differing = dict.fromkeys(name for _, card in named[1:] for name in differing_fields(first, card["subject"]))
+    return [
+        "\n".join([name, *(f"{field}={_short(subject.get(field))}" for field in differing)])
+        for (name, _), subject in zip(named, subjects)
+    ]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

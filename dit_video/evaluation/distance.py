@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from dit_video.evaluation.frechet import Features, FrechetTerms, frechet_terms, kernel_distance
-from dit_video.evaluation.uncertainty import NUM_GROUPS, Extrapolation, Interval, extrapolate, frechet_interval
+from dit_video.evaluation.uncertainty import NUM_GROUPS, Extrapolation, Interval, both
 
 KERNEL_BLOCK = 1024
 """Rows of a block of the kernel distance, as in TF-GAN; also bounds its memory."""
@@ -48,9 +48,10 @@ def measure(judged: Features, reference: Features) -> Distance:
         ValueError: as `frechet.frechet_terms`.
     """
     enough = min(len(judged), len(reference)) >= NUM_GROUPS
+    interval, limit = both(judged, reference) if enough else (None, None)
     return Distance(
         terms=frechet_terms(judged, reference),
         kernel=kernel_distance(judged, reference, block_size=KERNEL_BLOCK),
-        interval=frechet_interval(judged, reference) if enough else None,
-        limit=extrapolate(judged, reference) if enough else None,
+        interval=interval,
+        limit=limit,
     )

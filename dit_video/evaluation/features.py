@@ -4,24 +4,29 @@ A Frechet distance needs the features of all clips at once, and only them: clips
 that fill up a batch are dropped, and what is kept is [N D] on the host, pooled over all devices and processes.
 """
 
+import dataclasses
 import hashlib
 import json
-import os
-import tempfile
+import warnings
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import safetensors
-import safetensors.numpy
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from dit_video.arrays import Video
+from dit_video.evaluation import i3d_weights
 from dit_video.sharding import batch_ways, fetch, place_whole
+from dit_video.weights_file import write_safetensors
+
+VERSION = 1
+"""Another one wherever code that decides features changes: decoding, cutting, I3D. What was kept is then not used."""
 
 
 @runtime_checkable
@@ -52,24 +57,52 @@ class Extractor(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class FromFile:
+    """An extractor that a Python file has made. The file's digest belongs to its protocol: edit it, and features that
+    were kept before are not used, nor values ranked with those from before.
+    """
+
+    extractor: Extractor
+    sha256: str
+
+    @property
+    def metric(self) -> str:
+        return self.extractor.metric
+
+    @property
+    def min_frames(self) -> int:
+        return self.extractor.min_frames
+
+    def protocol(self) -> Mapping[str, Any]:
+        return {**self.extractor.protocol(), "extractor_file": self.sha256}
+
+    def on(self, mesh: Mesh) -> Callable[[Video], Float[Array, "B D"]]:
+        return self.extractor.on(mesh)
+
+
 class Pool:
-    """Extracts features of clips that come in batches of any size, `num_frames` of each clip, on a mesh."""
+    """Extracts features of clips, the first `num_frames` of each, on a mesh.
+
+    Clips come in any number; `batch_size` of them at a time cost least.
+    """
 
     def __init__(self, extractor: Extractor, mesh: Mesh, *, num_frames: int, batch_size: int):
         """`batch_size` is rounded up to what the mesh splits evenly."""
         ways = batch_ways(mesh)
         self._extract, self._mesh = extractor.on(mesh), mesh
-        self._num_frames, self._batch_size = num_frames, -(-batch_size // ways) * ways
+        self._num_frames, self.batch_size = num_frames, -(-batch_size // ways) * ways
 
     def features(self, video: UInt8[np.ndarray, "n T H W 3"]) -> Float[np.ndarray, "n D"]:
         """One row for each clip; every process gives all clips and gets all rows."""
         found = []
-        for start in range(0, len(video), self._batch_size):
-            batch = video[start : start + self._batch_size, : self._num_frames]
+        for start in range(0, len(video), self.batch_size):
+            batch = video[start : start + self.batch_size, : self._num_frames]
             # One shape is compiled: a short batch is filled up with its last clip, and the surplus dropped.
-            rows = np.minimum(np.arange(self._batch_size), len(batch) - 1)
+            rows = np.minimum(np.arange(self.batch_size), len(batch) - 1)
             with jax.set_mesh(self._mesh):
-                found.append(fetch(self._extract(place_whole(batch[rows], self._mesh)))[: len(batch)])
+                rows_found = fetch(self._extract(place_whole(batch[rows], self._mesh)))
+            found.append(rows_found[: len(batch)].astype(np.float32))
         return np.concatenate(found)
 
 
@@ -80,29 +113,24 @@ def cached(key: Mapping[str, Any], extract: Callable[[], Float[np.ndarray, "N D"
         key: JSON values that determine the features: extractor, preprocessing, digest of the clips' own bytes. Equal
             keys must mean equal features; the key is stored beside them and compared whole.
     """
-    text = json.dumps(key, sort_keys=True)
+    text = json.dumps({"program": version("dit-video"), "features_version": VERSION, **key}, sort_keys=True)
     file = cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
     kept = _agreed(_read(file, text))
     if kept is not None:
         return kept
     features = np.ascontiguousarray(extract())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may write at once: each its own file, and the last rename wins, of equal content.
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        metadata = {"key": text, "sha256": _sha256(features)}
-        safetensors.numpy.save_file({"features": features}, temporary, metadata=metadata)
-        os.replace(temporary, file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    if jax.process_index() == 0:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_safetensors({"features": features}, file, metadata={"key": text, "sha256": _sha256(features)})
+        except OSError as error:
+            warnings.warn(f"features are not kept for the next time, {file.parent}: {error}", stacklevel=2)
     return features
 
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/dit_video/features, or below ~/.cache; its files may be deleted at any time."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "dit_video" / "features"
+    return i3d_weights.cache_file().parent / "features"
 
 
 def _read(file: Path, key: str) -> Float[np.ndarray, "N D"] | None:

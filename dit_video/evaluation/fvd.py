@@ -5,8 +5,7 @@ A number without its protocol says nothing, so it never leaves this file without
 """
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 
 from dit_video.checkpoint import weights_digest
 from dit_video.data.batch import Batch, Split
-from dit_video.evaluation.card import make_card
+from dit_video.evaluation.card import finished, make_card
 from dit_video.evaluation.distance import measure
 from dit_video.evaluation.features import Extractor, Pool, cached
 from dit_video.evaluation.i3d import I3DLogits
@@ -31,24 +30,37 @@ NUM_SHOWN = 8
 
 Video = UInt8[np.ndarray, "n T H W 3"]
 Features = Float[np.ndarray, "N D"]
-Others = Callable[[], Mapping[str, Video]]
-"""Other versions of the samples' clips by name, made only when asked for."""
 
 
 @runtime_checkable
 class Judged(Protocol):
     """Where samples come from: a run makes them, or another program has written them."""
 
-    def batches(self, num_clips: int, batch_size: int) -> Iterator[tuple[Video, Others]]:
+    @property
+    def paired(self) -> bool:
+        """Whether sample i is held-out clip i made again. Pairs share their bias, so that a distance of pairs is far
+        smaller than one of independent clips, and the two are never ranked together.
+        """
+        ...
+
+    def batches(self, num_clips: int, batch_size: int) -> Iterator[Video]:
         """The samples 0 .. num_clips - 1."""
         ...
 
-    def pick(self, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Video:
+    def numbered(self, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Video:
         """Some of these samples once more."""
+        ...
+
+    def reconstruct(self, batch: Batch) -> Video | None:
+        """Real clips through the codec that the samples came through; None where there is none."""
         ...
 
     def describe(self, num_clips: int) -> dict[str, Any]:
         """What a card says of the subject."""
+        ...
+
+    def notes(self, data: EvaluationData) -> list[str]:
+        """What a reader of the card must know, such as samples of another frame rate than the real clips."""
         ...
 
 
@@ -60,9 +72,10 @@ class FVD:
         num_clips: clips of each set. The bias of FVD falls as 1 / num_clips; 2048 is the usual number.
         num_frames: the first so many frames of each clip are judged; 16 is the usual number, I3D needs 9.
         extractor: the network whose features are compared; FVD means I3D's logits.
-        yardsticks: also measure, against the same held-out clips, training clips, each clip's first frame held still,
-            held-out clips through the codec, and the samples with their frames shuffled; the samples against training
-            clips; and look for the training clip that is nearest to each sample.
+        yardsticks: also measure, against the same held-out clips, training clips as they are, with their first frame
+            held still, and through the codec, and the samples with their frames shuffled; the samples against training
+            clips; and look for the training clip that is nearest to each sample. Training clips are, like samples,
+            other clips than those they are measured against, and have the bias that samples have.
     """
 
     every: int
@@ -79,9 +92,18 @@ class FVD:
             )
         if self.num_clips < 2:
             raise ValueError(f"FVD.num_clips={self.num_clips}: must be at least 2; 2048 is the usual number")
+        if self.batch_size < 1:
+            raise ValueError(f"FVD.batch_size={self.batch_size}: must be at least 1")
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         return self.judge(Generated(subject, data, seed), data, subject.mesh)
+
+    def check(self, data: EvaluationData) -> None:
+        """Raises ValueError where clips of `data` have fewer frames than are judged."""
+        if data.shape[0] < self.num_frames:
+            raise ValueError(
+                f"FVD.num_frames={self.num_frames}: clips have {data.shape[0]} frames; judge no more than that"
+            )
 
     def judge(self, judged: Judged, data: EvaluationData, mesh: Mesh) -> Report:
         """Measures samples against the held-out clips of `data`, on `mesh`.
@@ -89,87 +111,120 @@ class FVD:
         Raises:
             ValueError: clips of fewer frames than are judged, or not as many clips as are judged.
         """
-        if data.shape[0] < self.num_frames:
-            raise ValueError(
-                f"FVD.num_frames={self.num_frames}: clips have {data.shape[0]} frames; judge no more than that"
-            )
+        self.check(data)
         pool = Pool(self.extractor, mesh, num_frames=self.num_frames, batch_size=self.batch_size)
         held_out = self._real(pool, data, Split.HELD_OUT)
-        made = self._made(pool, judged)
-        samples = made.pop("samples")
-        companions, yardsticks, measures, media = {}, {}, {}, {}
-        if self.yardsticks:
-            companions["samples, frames shuffled"] = measure(made.pop("samples, frames shuffled"), held_out)
-            yardsticks = {name: measure(features, held_out) for name, features in made.items()}
-            yardsticks["first frame held still"] = measure(self._real(pool, data, Split.HELD_OUT, still=True), held_out)
-            measures["diversity"] = diversity(samples, held_out)
-        if self.yardsticks and Split.TRAIN in data.splits:
-            training = self._real(pool, data, Split.TRAIN)
-            yardsticks["training clips"] = measure(training, held_out)
-            companions["samples against training clips"] = measure(samples, training)
-            measures["novelty"] = novelty(samples, held_out, training)
-            media["nearest"] = self._nearest(judged, data, samples, training)
+        samples, shuffled = self._samples(pool, judged)
         card = make_card(
             metric=self.extractor.metric,
             distance=measure(samples, held_out),
-            protocol=self._protocol(data),
+            protocol={**self._protocol(data, Split.HELD_OUT), "pairs": judged.paired},
             subject=judged.describe(self.num_clips),
-            companions=companions,
-            yardsticks=yardsticks,
-            measures=measures,
+            references=dict(data.references),
+            notes=judged.notes(data),
         )
-        return Report(scalars=_scalars(self.extractor.metric.lower(), card), media=media, cards={"fvd": card})
+        media = {}
+        if self.yardsticks:
+            card["companions"]["samples, frames shuffled"] = measure(shuffled, held_out).as_json()
+            card["measures"]["diversity"] = diversity(samples, held_out)
+        if self.yardsticks and Split.TRAIN in data.splits:
+            training = self._real(pool, data, Split.TRAIN)
+            self._add_yardsticks(card, pool, judged, data, held_out, training)
+            card["companions"]["samples against training clips"] = measure(samples, training).as_json()
+            media["nearest"] = self._add_nearest(card, pool, judged, data, samples, held_out, training)
+        return Report(scalars=_scalars(card), media=media, cards={"fvd": finished(card)})
+
+    def _add_yardsticks(
+        self,
+        card: dict[str, Any],
+        pool: Pool,
+        judged: Judged,
+        data: EvaluationData,
+        held_out: Features,
+        training: Features,
+    ) -> None:
+        card["references"]["training clips"] = data.digest(Split.TRAIN, self.num_clips)
+        sets = {
+            "training clips": training,
+            "training clips, first frame held still": self._real(pool, data, Split.TRAIN, still=True),
+        }
+        through_codec = self._reconstructed(pool, judged, data)
+        if through_codec is not None:
+            sets["training clips through the codec"] = through_codec
+        card["yardsticks"] |= {name: measure(features, held_out).as_json() for name, features in sets.items()}
+
+    def _add_nearest(
+        self,
+        card: dict[str, Any],
+        pool: Pool,
+        judged: Judged,
+        data: EvaluationData,
+        samples: Features,
+        held_out: Features,
+        training: Features,
+    ) -> UInt8[np.ndarray, "T H W 3"]:
+        """Puts the nearest training clip of each sample on the card, and draws the nearest of all above each other.
+
+        No video was kept, so what is drawn is made again.
+        """
+        index, distance = nearest(samples, training)
+        card["nearest"] = {"among": self.num_clips, "clip": index.tolist(), "distance": distance.tolist()}
+        found = novelty(samples, held_out, training)
+        if found is None:
+            card["notes"].append("held-out clips are training clips: novelty says nothing, nor does this value")
+        else:
+            card["measures"]["novelty"] = found
+        shown = np.argsort(distance)[:NUM_SHOWN]
+        made = judged.numbered(shown, self.num_clips, pool.batch_size)
+        learnt = numbered(data, Split.TRAIN, index[shown], self.num_clips, pool.batch_size)
+        return rows(made, np.asarray(learnt.require_video()))
 
     def _real(self, pool: Pool, data: EvaluationData, split: Split, *, still: bool = False) -> Features:
         """Features of real clips, or of their first frames held still: extracted once for as long as they are kept."""
 
         def extract() -> Features:
             found, title = [], f"real clips ({split})" if not still else "first frames held still"
-            batches = data.batches(split, self.num_clips, self.batch_size)
-            for batch, valid in counted(batches, title, total=self.num_clips, size=lambda item: item[1]):
+            for batch, valid in self._batches(data, split, pool, title):
                 video = np.asarray(batch.require_video())[:valid]
                 found.append(pool.features(np.repeat(video[:, :1], video.shape[1], axis=1) if still else video))
             return np.concatenate(found)
 
         return cached({**self._protocol(data, split), "still": still, "decoder": version("av")}, extract)
 
-    def _made(self, pool: Pool, judged: Judged) -> dict[str, Features]:
-        """Features of the samples, of the same with their frames shuffled, and of what comes with them."""
-        found: dict[str, list[Features]] = defaultdict(list)
-        batches = judged.batches(self.num_clips, self.batch_size)
-        first = 0
-        for samples, others in counted(batches, "samples", total=self.num_clips, size=lambda item: len(item[0])):
-            found["samples"].append(pool.features(samples))
+    def _reconstructed(self, pool: Pool, judged: Judged, data: EvaluationData) -> Features | None:
+        found = []
+        for batch, valid in self._batches(data, Split.TRAIN, pool, "clips through the codec"):
+            video = judged.reconstruct(batch)
+            if video is None:
+                return None
+            found.append(pool.features(video[:valid]))
+        return np.concatenate(found)
+
+    def _batches(self, data: EvaluationData, split: Split, pool: Pool, title: str) -> Iterator[tuple[Batch, int]]:
+        batches = data.batches(split, self.num_clips, pool.batch_size)
+        return counted(batches, title, total=self.num_clips, size=lambda item: item[1])
+
+    def _samples(self, pool: Pool, judged: Judged) -> tuple[Features, Features]:
+        """Features of the samples, and of the same with their frames shuffled."""
+        found, shuffled, first = [], [], 0
+        batches = judged.batches(self.num_clips, pool.batch_size)
+        for samples in counted(batches, "samples", total=self.num_clips, size=len):
+            found.append(pool.features(samples))
             if self.yardsticks:
-                shuffled = shuffle_frames(samples[:, : self.num_frames], range(first, first + len(samples)))
-                found["samples, frames shuffled"].append(pool.features(shuffled))
-                for name, video in others().items():
-                    found[name].append(pool.features(video))
+                clips = range(first, first + len(samples))
+                shuffled.append(pool.features(shuffle_frames(samples[:, : self.num_frames], clips)))
             first += len(samples)
-        return {name: np.concatenate(chunks) for name, chunks in found.items()}
+        return np.concatenate(found), np.concatenate(shuffled or found)
 
-    def _nearest(
-        self, judged: Judged, data: EvaluationData, samples: Features, training: Features
-    ) -> UInt8[np.ndarray, "T H W 3"]:
-        """The samples that lie nearest to a training clip, above those training clips.
-
-        No video was kept, so both are made again.
-        """
-        index, distance = nearest(samples, training)
-        shown = np.argsort(distance)[:NUM_SHOWN]
-        made = judged.pick(shown, self.num_clips, self.batch_size)
-        learnt = pick(data, Split.TRAIN, index[shown], self.num_clips, self.batch_size)
-        return rows(made, np.asarray(learnt.require_video()))
-
-    def _protocol(self, data: EvaluationData, split: Split = Split.HELD_OUT) -> dict[str, Any]:
+    def _protocol(self, data: EvaluationData, split: Split) -> dict[str, Any]:
+        """All that decides the features of a split's clips, and so the scale of distances from them."""
         return {
-            **data.protocol,
-            **self.extractor.protocol(),
-            "split": split.value,
             "content": data.digest(split, self.num_clips),
             "num_clips": self.num_clips,
             "num_frames": self.num_frames,
             "fps": data.fps,
+            **data.protocol,
+            **self.extractor.protocol(),
         }
 
 
@@ -179,22 +234,25 @@ class Generated:
     def __init__(self, subject: Subject, data: EvaluationData, seed: int):
         self._subject, self._data, self._seed = subject, data, seed
 
-    def batches(self, num_clips: int, batch_size: int) -> Iterator[tuple[Video, Others]]:
+    @property
+    def paired(self) -> bool:
+        return self._subject.paired
+
+    def batches(self, num_clips: int, batch_size: int) -> Iterator[Video]:
         size = self._subject.batch_size(batch_size)
         for number, (batch, valid) in enumerate(self._data.batches(Split.HELD_OUT, num_clips, size)):
             keys = clip_keys(self._seed, range(number * size, (number + 1) * size))
-            made = self._subject.generate(batch, keys, self._data.shape)[:valid]
-            yield (
-                made,
-                lambda batch=batch, valid=valid: {"codec reconstruction": self._subject.reconstruct(batch)[:valid]},
-            )
+            yield self._subject.generate(batch, keys, self._data.shape)[:valid]
 
-    def pick(self, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Video:
+    def numbered(self, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Video:
         # As many rows as before, so that nothing is compiled again.
         size = self._subject.batch_size(max(batch_size, len(clips)))
         wanted = np.resize(clips, size)
-        batch = pick(self._data, Split.HELD_OUT, wanted, num_clips, batch_size)
+        batch = numbered(self._data, Split.HELD_OUT, wanted, num_clips, batch_size)
         return self._subject.generate(batch, clip_keys(self._seed, wanted), self._data.shape)[: len(clips)]
+
+    def reconstruct(self, batch: Batch) -> Video:
+        return self._subject.reconstruct(batch)
 
     def describe(self, num_clips: int) -> dict[str, Any]:
         del num_clips  # how many were made is the protocol's business
@@ -207,15 +265,21 @@ class Generated:
             "seed": self._seed,
         }
 
+    def notes(self, data: EvaluationData) -> list[str]:
+        del data  # samples are made in the shape of the clips
+        return ["these are reconstructions of the very clips they are measured against"] if self.paired else []
 
-def pick(data: EvaluationData, split: Split, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Batch:
+
+def numbered(data: EvaluationData, split: Split, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Batch:
     """Clips of a split by their numbers among `num_clips`, as one batch."""
     found: dict[int, Batch] = {}
     for number, (batch, valid) in enumerate(data.batches(split, num_clips, batch_size)):
         first = number * batch_size
         for i in set(clips.tolist()) & set(range(first, first + valid)):
             found[i] = jax.tree.map(lambda x, row=i - first: x[row], batch)
-    return jax.tree.map(lambda *rows: np.stack(rows), *[found[i] for i in clips.tolist()])
+        if len(found) == len(set(clips.tolist())):
+            break
+    return jax.tree.map(lambda *clips: np.stack(clips), *[found[i] for i in clips.tolist()])
 
 
 def shuffle_frames(video: Video, clips: Sequence[int]) -> Video:
@@ -224,8 +288,9 @@ def shuffle_frames(video: Video, clips: Sequence[int]) -> Video:
     return np.stack([clip[order] for clip, order in zip(video, orders)])
 
 
-def _scalars(name: str, card: Mapping[str, Any]) -> dict[str, float]:
+def _scalars(card: Mapping[str, Any]) -> dict[str, float]:
+    name = card["metric"].lower()
     scalars = {name: card["value"], f"{name} kernel": card["kernel_distance"]}
     for part in ("yardsticks", "companions"):
         scalars |= {f"{name} {label}": found["value"] for label, found in card[part].items()}
-    return scalars | dict(card["measures"])
+    return scalars | {f"{name} {label}": value for label, value in card["measures"].items()}

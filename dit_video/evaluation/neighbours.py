@@ -15,23 +15,20 @@ def nearest(x: Samples, among: Training) -> tuple[Int[np.ndarray, "N"], Float[np
     return index, np.sqrt(squared[np.arange(len(index)), index])
 
 
-def novelty(samples: Samples, held_out: HeldOut, training: Training) -> float:
+def novelty(samples: Samples, held_out: HeldOut, training: Training) -> float | None:
     """Median distance of samples to their nearest training clip, over that of held-out clips.
 
     0 where samples are training clips, 1 where they keep the distance that real clips keep which nobody has seen.
-    Far above 1 says nothing good either: such samples are like no real clip.
+    Far above 1 says nothing good either: such samples are like no real clip. None where held-out clips are themselves
+    training clips, which leaves nothing to compare with.
     """
-    return _ratio(np.median(nearest(samples, training)[1]), np.median(nearest(held_out, training)[1]))
+    usual = float(np.median(nearest(held_out, training)[1]))
+    return float(np.median(nearest(samples, training)[1])) / usual if usual > 0 else None
 
 
 def diversity(samples: Samples, held_out: HeldOut) -> float:
     """Mean distance between two samples over that between two held-out clips; 0 where all samples are one."""
-    return _ratio(_mean_distance(samples), _mean_distance(held_out))
-
-
-def _ratio(above: float, below: float) -> float:
-    """0 / 0 is 1: the samples are to themselves as the real clips are."""
-    return float(above / below) if below > 0 else (1.0 if above == 0 else float(np.finfo(np.float64).max))
+    return _mean_distance(samples) / max(_mean_distance(held_out), float(np.finfo(np.float32).tiny))
 
 
 def _mean_distance(x: Samples) -> float:

@@ -71,6 +71,13 @@ def frechet_interval(x: Features, y: Features, *, level: float = 0.95, seed: int
     return _interval(distance, _without_each_group(x, y, seed), level)
 
 
+def both(x: Features, y: Features, *, level: float = 0.95, seed: int = 0) -> tuple[Interval, Extrapolation]:
+    """`frechet_interval` and `extrapolate` for the price of the second."""
+    x, y, distance = _checked(x, y, level, "frechet_interval")
+    without = _without_each_group(x, y, seed)
+    return _interval(distance, without, level), _extrapolate(x, y, distance, without, level, seed)
+
+
 def extrapolate(x: Features, y: Features, *, level: float = 0.95, seed: int = 0) -> Extrapolation:
     """FVD_infinity: the Frechet distance without the excess that comes of estimating moments from N clips.
 
@@ -85,7 +92,12 @@ def extrapolate(x: Features, y: Features, *, level: float = 0.95, seed: int = 0)
     Args and raises: as `frechet_interval`.
     """
     x, y, distance = _checked(x, y, level, "extrapolate")
-    without = _without_each_group(x, y, seed)
+    return _extrapolate(x, y, distance, _without_each_group(x, y, seed), level, seed)
+
+
+def _extrapolate(
+    x: np.ndarray, y: np.ndarray, distance: float, without: Float64[np.ndarray, "G"], level: float, seed: int
+) -> Extrapolation:
     bias = (NUM_GROUPS - 1) * (float(without.mean()) - distance)
     bias_from_half = _at_half(x, y, seed) - distance
     # Of constant features or equal sets both are rounding, which must not decide.

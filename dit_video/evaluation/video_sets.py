@@ -7,10 +7,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from dit_video.data.batch import Batch, Split
-from dit_video.data.loader import held_out_batches, held_out_digest
 from dit_video.data.transforms import ClipTransform, usable
 from dit_video.data.video_folder import OpenedVideos
-from dit_video.evaluation.fvd import Others, pick
+from dit_video.evaluation.fvd import numbered
 from dit_video.tasks.task import EvaluationData
 
 Size = tuple[int, int]
@@ -36,69 +35,48 @@ def num_videos(videos: OpenedVideos, transform: ClipTransform) -> int:
     return len(usable(videos.examples, transform))
 
 
-def clips_of(
-    sets: Mapping[Split, OpenedVideos], transforms: Mapping[Split, ClipTransform], *, whole_frames: bool, seed: int
-) -> EvaluationData:
-    """Real clips to judge by, held out and (where there are any) trained on. `seed` decides the windows."""
-
-    def batches(split: Split, num_clips: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
-        return held_out_batches(
-            sets[split].examples, transforms[split], num_clips=num_clips, batch_size=batch_size, seed=seed
-        )
-
-    def digest(split: Split, num_clips: int) -> str:
-        return held_out_digest(sets[split].examples, transforms[split], num_clips=num_clips, seed=seed)
-
-    cut = transforms[Split.HELD_OUT]
-    return EvaluationData(
-        batches=batches,
-        digest=digest,
-        splits=tuple(sets),
-        shape=(cut.num_frames, *cut.size),
-        fps=sets[Split.HELD_OUT].examples[0].fps / cut.stride,
-        protocol={
-            "stride": cut.stride,
-            "size": list(cut.size),
-            "crop": "none" if whole_frames else "centre",
-            "windows": seed,
-        },
-    )
-
-
 class Stored:
     """Samples that another program has written, as `evaluation.fvd.Judged`."""
 
-    def __init__(
-        self,
-        videos: OpenedVideos,
-        transform: ClipTransform,
-        environment: Mapping[str, Any],
-        *,
-        whole_frames: bool,
-        seed: int,
-    ):
+    paired = False
+
+    def __init__(self, videos: OpenedVideos, transform: ClipTransform, environment: Mapping[str, Any], *, seed: int):
         """`environment` is what the card says of software and hardware."""
-        self._videos, self._transform, self._environment = videos, transform, environment
-        cut = {Split.HELD_OUT: transform}
-        self._data = clips_of({Split.HELD_OUT: videos}, cut, whole_frames=whole_frames, seed=seed)
+        self._environment = environment
+        self._data = EvaluationData.of(
+            {Split.HELD_OUT: videos.examples},
+            {Split.HELD_OUT: transform},
+            seed=seed,
+            references=videos.description,
+        )
 
-    @property
-    def num_videos(self) -> int:
-        return num_videos(self._videos, self._transform)
-
-    def batches(self, num_clips: int, batch_size: int) -> Iterator[tuple[UInt8[np.ndarray, "n T H W 3"], Others]]:
+    def batches(self, num_clips: int, batch_size: int) -> Iterator[UInt8[np.ndarray, "n T H W 3"]]:
         for batch, valid in self._data.batches(Split.HELD_OUT, num_clips, batch_size):
-            yield np.asarray(batch.require_video())[:valid], dict
+            yield np.asarray(batch.require_video())[:valid]
 
-    def pick(self, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> UInt8[np.ndarray, "n T H W 3"]:
-        return np.asarray(pick(self._data, Split.HELD_OUT, clips, num_clips, batch_size).require_video())
+    def numbered(self, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> UInt8[np.ndarray, "n T H W 3"]:
+        return np.asarray(numbered(self._data, Split.HELD_OUT, clips, num_clips, batch_size).require_video())
+
+    def reconstruct(self, batch: Batch) -> None:
+        """Through what codec they came, if any, is not known."""
 
     def describe(self, num_clips: int) -> dict[str, Any]:
         return {
-            **self._videos.description,
+            **self._data.references,
+            **self._data.protocol,
             "content": self._data.digest(Split.HELD_OUT, num_clips),
-            "size": self._data.protocol["size"],
-            "stride": self._data.protocol["stride"],
             "fps": self._data.fps,
             "environment": dict(self._environment),
         }
+
+    def notes(self, data: EvaluationData) -> list[str]:
+        ours, theirs = self._data, data
+        differing = {
+            "frames per second": (ours.fps, theirs.fps),
+            "height and width": (ours.shape[1:], theirs.shape[1:]),
+        }
+        return [
+            f"the clips judged have {a} {what}, the real ones {b}: part of the value may be just that"
+            for what, (a, b) in differing.items()
+            if a != b
+        ]

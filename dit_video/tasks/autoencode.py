@@ -32,6 +32,11 @@ class Autoencode:
     losses: AutoencodeLoss = AutoencodeLoss()
     precision: Precision = Precision.FLOAT32
 
+    @property
+    def paired(self) -> bool:
+        """A codec makes clips from the clips themselves."""
+        return True
+
     def init(self, rng: Key[Array, ""]) -> Autoencoder:
         return Autoencoder(self.vae, self.losses, dtype=self.precision.dtype, rngs=nnx.Rngs(rng))
 

@@ -60,6 +60,11 @@ class Denoise:
     held_out_logsnr: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0)
     precision: Precision = Precision.FLOAT32
 
+    @property
+    def paired(self) -> bool:
+        """Of the clips of a batch, only the labels are seen."""
+        return False
+
     def init(self, rng: Key[Array, ""]) -> DiT:
         channels = self.codec.vae.latent_channels
         return DiT(self.network, channels, self.condition, dtype=self.precision.dtype, rngs=nnx.Rngs(rng))

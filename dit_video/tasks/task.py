@@ -4,6 +4,7 @@ A task is the only place where a network, an objective and a batch meet. The loo
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from dit_video.arrays import Video
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Batch, Examples, Split
+from dit_video.data.loader import held_out_batches, held_out_digest
+from dit_video.data.transforms import ClipTransform
 from dit_video.nn.module import Definition, Params
 from dit_video.sharding import batch_ways, fetch, place_whole
 
@@ -48,6 +51,11 @@ class Task(Protocol):
     that of `frozen`, are the task's own business.
     """
 
+    @property
+    def paired(self) -> bool:
+        """Whether `generate` makes the clips of the batch again, so that those and its own are pairs."""
+        ...
+
     def init(self, rng: Key[Array, ""]) -> nnx.Module:
         """The network with fresh parameters."""
         ...
@@ -76,6 +84,7 @@ class Subject:
 
     Attributes:
         description: what a card says of the subject beside its weights: run, codec, sampler, guidance, versions.
+        paired: see `Task.paired`.
         params, step, ema: the weights in hand, where they come from, and whether they are the moving average.
     """
 
@@ -87,7 +96,7 @@ class Subject:
         mesh: Mesh,
         description: Mapping[str, Any],
     ):
-        self.mesh, self.description = mesh, description
+        self.mesh, self.description, self.paired = mesh, description, task.paired
         self._frozen = frozen
 
         def validate(params, frozen, batch, rngs):
@@ -154,11 +163,12 @@ class EvaluationData:
 
     Attributes:
         batches: (split, num_clips, batch_size) -> batches of clips and how many of their rows are real.
-        digest: (split, num_clips) -> sha256 of the stored content that these clips are cut from.
+        digest: (split, num_clips) -> sha256 of what decides these clips: stored content, first frames, cut.
         splits: which of them there are.
         shape: (T, H, W) of a clip.
         fps: frames per second of a clip.
-        protocol: what identifies these clips: digests of set and split, size, stride.
+        protocol: how clips are cut: stride, size, crop.
+        references: where the clips come from, by split or otherwise; named on cards, no part of what is compared.
     """
 
     batches: Callable[[Split, int, int], Iterator[tuple[Batch, int]]]
@@ -167,6 +177,37 @@ class EvaluationData:
     shape: ClipShape
     fps: float
     protocol: Mapping[str, Any]
+    references: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        examples: Mapping[Split, Examples],
+        transforms: Mapping[Split, ClipTransform],
+        *,
+        seed: int,
+        references: Mapping[str, Any],
+    ) -> "EvaluationData":
+        """Clips cut from records; `seed` decides which windows."""
+
+        def batches(split: Split, num_clips: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
+            cut = transforms[split]
+            return held_out_batches(examples[split], cut, num_clips=num_clips, batch_size=batch_size, seed=seed)
+
+        @functools.cache
+        def digest(split: Split, num_clips: int) -> str:
+            return held_out_digest(examples[split], transforms[split], num_clips=num_clips, seed=seed)
+
+        cut = transforms[Split.HELD_OUT]
+        return cls(
+            batches=batches,
+            digest=digest,
+            splits=tuple(examples),
+            shape=(cut.num_frames, *cut.size),
+            fps=examples[Split.HELD_OUT][0].fps / cut.stride,
+            protocol=cut.protocol,
+            references=references,
+        )
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ from flax import nnx
 from dit_video.data.batch import Batch
 from dit_video.sharding import place
 from dit_video.tasks.task import EvaluationData, Evaluator, Subject
+from dit_video.training.goodput import Activity
 from dit_video.training.step import Program, TrainState
 from dit_video.training.tracker import Tracker
 
@@ -149,6 +150,7 @@ def train(
     step = int(state.step)
     if step:
         # A run that was stopped or killed before it had judged its last checkpoint does so now.
+        tracker.goodput.now(Activity.EVALUATE)
         owed = [name for name, e in evaluators.items() if step % e.every == 0 or step == schedule.num_steps]
         owed = [name for name in owed if not tracker.has_evaluation(step, name)]
         _evaluate(owed, evaluators, subject.hold(state.ema, step=step, ema=True), data, seed, tracker)
@@ -156,10 +158,14 @@ def train(
     pending: list[tuple[int, dict[str, jax.Array]]] = []
     traced = None if profile is None else range(step + profile.first, step + profile.first + profile.num_steps)
     stopping = stop.requested
+    now = tracker.goodput.now
     while step < schedule.num_steps and not stopping:
         if profile and traced and step == traced.start:
             jax.profiler.start_trace(profile.folder)
-        state, metrics = program.step(state, frozen, place(next(batches), mesh), seed)
+        now(Activity.DATA)
+        batch = next(batches)
+        now(Activity.COMPILE if window.compiling else Activity.STEP)
+        state, metrics = program.step(state, frozen, place(batch, mesh), seed)
         step += 1
         pending.append((step, metrics))
         if window.compiling:
@@ -182,11 +188,15 @@ def train(
                 tracker.rates(step, loss, work.rates(*window.measure(step, batches.wait_seconds)))
         if save:
             # Before evaluating: what was learnt is safe even if an evaluator fails.
+            now(Activity.CHECKPOINT)
             saver.save(step, state, batches.next_batch)
         if due and not stopping:
+            now(Activity.EVALUATE)
             _evaluate(due, evaluators, subject.hold(state.ema, step=step, ema=True), data, seed, tracker)
+        now(Activity.STEP)
         if last or due or save or step % schedule.log_every == 0:
             window = _Window(step, batches.wait_seconds, compiling=False)
+    now(Activity.CHECKPOINT)  # what is left to do is to wait for the last one
     return state, step
 
 

@@ -17,20 +17,25 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute] (protobuf makes it)
 
 from dit_video.data.video import write_mp4
+from dit_video.training.goodput import Ledger, summary
 
 RECORD = "metrics.jsonl"
 
 
 class Tracker:
-    """Writes what happens in a run to its folder and shows it.
+    """Writes what happens in a run to its folder and shows it. `goodput` books where its time goes.
 
     `metrics.jsonl` has one line per step with that step's own values (never a mean over a window, so that a
     resumed run writes the same lines), and one per evaluation and per rate measurement, told apart by the keys
     "loss", "evaluation" and "rates". Starting at step s forgets lines after s: they will be written again.
     """
 
-    def __init__(self, workdir: Path, *, start: int, num_steps: int, console: Console):
+    def __init__(self, workdir: Path, *, start: int, num_steps: int, console: Console, began: float | None = None):
+        """`began` is the time of `time.perf_counter` when the session began; now, if left out."""
         self._workdir, self._console = workdir, console
+        self.goodput = Ledger(workdir, start=start, began=time.perf_counter() if began is None else began)
+        self.goodput.write(start)
+        self._step = start
         self._num_steps = num_steps
         kept = list(read_record(workdir, last=start))
         self._evaluations = {(line["step"], line["evaluation"]) for line in kept if "evaluation" in line}
@@ -69,6 +74,9 @@ class Tracker:
         """Records speed at `step` and shows it."""
         self._write({"step": step, "rates": dict(rates)})
         self._scalars(step, "rates", rates)
+        self._step = step
+        self.goodput.write(step)
+        self._scalars(step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()})
         self._file.flush()
         status = f"loss {loss:.4f}  {rates['clips_per_second']:.1f} clips/s"
         if "tokens_per_second" in rates:
@@ -124,6 +132,8 @@ class Tracker:
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+        self.goodput.write(self._step)
+        self._console.print(f"time of the run so far, {summary(self.goodput.seconds())}", highlight=False)
         self._file.close()
         self._board.close()
 

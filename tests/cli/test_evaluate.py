@@ -70,7 +70,7 @@ def test_arrays_give_the_distance_of_their_features():
     assert card["metric"] == "FBD"
     assert card["protocol"]["num_clips"] == NUM_VIDEOS
     assert card["protocol"]["size"] == [16, 16]
-    assert card["protocol"]["crop"] == "none"
+    assert card["protocol"]["crop"] == "centre"
     assert card["subject"]["kind"] == "array"
 
 
@@ -84,7 +84,8 @@ def test_a_folder_against_itself_is_at_zero_and_against_another_is_not():
     assert same["protocol"] == other["protocol"]
     assert same["subject"]["skipped"].keys() == {"readme.txt"}
     assert same["companions"]["samples, frames shuffled"]["value"] > same["value"]
-    assert same["yardsticks"]["first frame held still"]["value"] > 0
+    assert same["references"]["real"]["num_videos"] == NUM_VIDEOS
+    assert same["yardsticks"] == {}, "without training clips there is nothing to measure alike"
 
 
 def test_a_set_is_its_held_out_split_and_training_clips_find_copies():
@@ -94,6 +95,7 @@ def test_a_set_is_its_held_out_split_and_training_clips_find_copies():
     card = read_card(Path("card.json"))
     assert card["subject"]["split"] == "train"
     assert card["measures"]["novelty"] == 0
+    assert card["yardsticks"]["training clips, first frame held still"]["value"] > 0
     assert card["companions"]["samples against training clips"]["value"] == pytest.approx(0, abs=1e-9)
     assert Path("card_nearest.gif").is_file()
 
@@ -125,7 +127,7 @@ def test_cards_that_chance_may_have_ordered_are_called_so(capsys):
     fvd("real", "two", out="two.json")
     capsys.readouterr()
     evaluate("compare", "one.json", "two.json")
-    assert "lies within the other's interval" in capsys.readouterr().out
+    assert "that other clips, as many, would move them by" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_cards_that_chance_may_have_ordered_are_called_so(capsys):
     [
         (["--num_clips=17"], "num_clips"),
         (["--num_frames=12"], "num_frames"),
-        (["--size=12,12"], "crop"),
+        (["--size=12,12"], "size"),
         (["--extractor=brightness.py:2"], "gain"),
     ],
 )
@@ -157,6 +159,13 @@ def test_cards_of_two_protocols_are_not_ranked(capsys, words, field):
         (["--real=a", "--fake=a", "--num_frames=8"], "FVD.num_frames=8: FVD needs at least 9"),
         (["--real=a", "--fake=a", "--num_frames=17"], "num_frames=17"),
         (["--real=a", "--fake=a", "--num_clips=99"], "num_clips=99: the records give only 18 different clips"),
+        (["--real=a", "--fake=a", "--num_clips=0"], "--num_clips=0: must be at least 2"),
+        (["--real=a", "--fake=a", "--seed=-1"], "--seed=-1: must be at least 0"),
+        (["--real=a", "--fake=a", "--batch_size=0"], "FVD.batch_size=0: must be at least 1"),
+        (["--real=a:train", "--fake=a"], "a:train: a is no video set and has no splits"),
+        (["--real=a", "--fake=one"], "1 fake, 18 real videos that are long enough: each side needs two"),
+        (["--real=a", "--fake=a", "--out=a"], "--out=a: is a folder"),
+        (["--real=a", "--fake=a", "--extractor=broken.py"], "--extractor broken.py: ZeroDivisionError"),
         (["--real=a", "--fake=mixed"], "mixed: its videos have 2 sizes (16x16 (1), 32x16 (1)): give --size=H,W"),
         (["--real=a", "--fake=a", "--size=64"], "--size=64: must be height,width"),
         (["--real=a", "--fake=a", "--extractor=none.py"], "--extractor none.py: no such file"),
@@ -164,10 +173,31 @@ def test_cards_of_two_protocols_are_not_ranked(capsys, words, field):
 )
 def test_what_cannot_be_judged_is_named(capsys, words, named):
     write("a", videos(0)), write("mixed", videos(0)[:1]), Path("empty").mkdir()
+    write("one", videos(0)[:1]), Path("broken.py").write_text("1 / 0")
     (Path("mixed") / "tall.mp4").write_bytes(encode_mp4(np.zeros((16, 32, 16, 3), np.uint8), 10.0))
     evaluate("fvd", *words, code=1)
     assert named in " ".join(capsys.readouterr().err.split())
-    assert not Path("fvd.json").exists()
+    assert not list(Path().glob("fvd_*.json"))
+
+
+def test_samples_of_another_size_or_rate_are_measured_with_a_word_on_it():
+    real = videos(0)
+    np.save("real.npy", real)
+    np.save("fake.npy", real.repeat(2, axis=2).repeat(2, axis=3))
+    fvd("real.npy", "fake.npy", "--fake_stride=1", "--num_frames=10")
+    assert "height and width" in " ".join(read_card(Path("card.json"))["notes"])
+    fvd("real.npy", "real.npy", "--num_frames=8", "--stride=2", "--fake_stride=1", code=0)
+    assert "frames per second" in " ".join(read_card(Path("card.json"))["notes"])
+
+
+def test_an_edited_extractor_is_another_protocol_and_forgets_what_was_kept():
+    np.save("real.npy", videos(0))
+    fvd("real.npy", "real.npy", out="before.json")
+    Path("brightness.py").write_text(EXTRACTOR + "# another\n")
+    fvd("real.npy", "real.npy", out="after.json")
+    before, after = (read_card(Path(name))["protocol"] for name in ("before.json", "after.json"))
+    assert before.pop("extractor_file") != after.pop("extractor_file")
+    assert before == after
 
 
 def test_json_is_all_that_goes_to_stdout(capsys):
@@ -178,5 +208,6 @@ def test_json_is_all_that_goes_to_stdout(capsys):
 
 def test_a_run_needs_no_further_word():
     assert spelled_out(["evaluate", "--workdir=r"]) == ["evaluate", "run", "--workdir=r"]
-    for words in (["evaluate", "run", "--workdir=r"], ["evaluate", "--help"], ["evaluate"], ["train", "--workdir=r"]):
+    others = ["sample", "--workdir", "evaluate", "--label=3"], ["evaluate", "--help"], ["evaluate"], ["train", "--x"]
+    for words in (["evaluate", "run", "--workdir=r"], *others):
         assert spelled_out(words) == words

@@ -3,6 +3,7 @@ from rich.console import Console
 
 from dit_video.evaluation.card import (
     differing_fields,
+    finished,
     make_card,
     read_card,
     small_sample_note,
@@ -21,16 +22,18 @@ def distance(value, *, bias=3.0, settled=True):
     )
 
 
-def card(value=30.0, *, metric="FVD", subject=None, yardstick=12.0, **protocol):
-    return make_card(
+def card(value=30.0, *, metric="FVD", subject=None, yardstick=12.0, training="t", **protocol):
+    made = make_card(
         metric=metric,
         distance=distance(value),
         protocol={"num_clips": 4096, "num_frames": 16, "size": (64, 64), "weights": "af5c50f0" * 8, **protocol},
         subject=subject or {"step": 100},
-        yardsticks={"training clips": distance(yardstick)},
-        companions={"samples, frames shuffled": distance(value + 5)},
-        measures={"novelty": 0.75},
+        references={"set": "toys", "training clips": training},
     )
+    made["yardsticks"]["training clips"] = distance(yardstick).as_json()
+    made["companions"]["samples, frames shuffled"] = distance(value + 5).as_json()
+    made["measures"]["novelty"] = 0.75
+    return finished(made)
 
 
 def printed(cards):
@@ -123,4 +126,29 @@ def test_small_samples_are_called_smoke_and_their_bias_is_named(settled, said):
 
 def test_so_few_clips_that_nothing_can_be_said_of_the_bias_are_smoke_too():
     found = Distance(terms=FrechetTerms(20.0, 10.0), kernel=0.25, interval=None, limit=None)
-    assert "as much as it says" in small_sample_note("FVD", 8, found)
+    assert "mostly bias" in small_sample_note("FVD", 8, found)
+
+
+def test_what_could_not_be_extrapolated_is_a_bound_in_the_table():
+    made = card()
+    made["limit"]["settled"] = False
+    assert "below 29.00" in printed([made])
+
+
+def test_columns_are_headed_by_their_names():
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(table([card(), card()], ["a.json", "b.json"]))
+    heading = next(line for line in capture.get().splitlines() if "a.json" in line)
+    assert "b.json" in heading
+
+
+def test_cards_that_know_other_training_clips_say_so():
+    assert "different training clips" in printed([card(), card(training="u")])
+    assert "different training clips" not in printed([card(), card()])
+
+
+def test_a_card_whose_protocol_is_no_object_is_named(tmp_path):
+    (tmp_path / "x.json").write_text('{"metric": "FVD", "value": 1, "protocol": 3, "subject": {}}')
+    with pytest.raises(ValueError, match="its protocol is of another kind"):
+        read_card(tmp_path / "x.json")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from toys import Brightness, small_mesh
 
-from dit_video.evaluation.features import Extractor, Pool, cache_folder, cached
+from dit_video.evaluation.features import Extractor, FromFile, Pool, cache_folder, cached
 from dit_video.evaluation.i3d import I3DLogits
 
 
@@ -85,3 +85,16 @@ def test_logits_do_not_depend_on_the_number_of_devices():
     one = Pool(I3DLogits(), small_mesh(), num_frames=9, batch_size=8).features(clips)
     many = Pool(I3DLogits(), small_mesh(8), num_frames=9, batch_size=8).features(clips)
     assert np.linalg.norm(many - one) <= 1e-6 * np.linalg.norm(one)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="features are not kept"):
+        assert cached({"content": "a"}, Counted()).shape == (3, 4)
+
+
+def test_an_extractor_of_a_file_is_another_one_once_the_file_has_changed():
+    one, other = (FromFile(Brightness(), digest).protocol() for digest in ("a", "b"))
+    assert one != other
+    assert one.items() >= Brightness().protocol().items()

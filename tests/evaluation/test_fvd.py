@@ -1,18 +1,26 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
-from toys import Brightness, FitLines, judged_by, small_mesh
+from toys import Brightness, FitLines, Videos, judged_by, small_mesh
 
 from dit_video.checkpoint import weights_digest
 from dit_video.data.batch import Batch, Split
+from dit_video.data.transforms import ClipTransform
 from dit_video.evaluation import i3d, i3d_weights
+from dit_video.evaluation.card import differing_scale
 from dit_video.evaluation.features import cache_folder
 from dit_video.evaluation.frechet import frechet_distance
-from dit_video.evaluation.fvd import FVD, Generated, pick, shuffle_frames
+from dit_video.evaluation.fvd import FVD, Generated, numbered, shuffle_frames
 from dit_video.nn.module import define, params_of
-from dit_video.tasks.task import Report, Subject
+from dit_video.tasks.task import EvaluationData, Report, Subject
 
-YARDSTICKS = {"training clips", "first frame held still", "codec reconstruction"}
+YARDSTICKS = {
+    "training clips",
+    "training clips, first frame held still",
+    "training clips through the codec",
+}
 COMPANIONS = {"samples, frames shuffled", "samples against training clips"}
 NUM_CLIPS = 20
 
@@ -76,17 +84,20 @@ def test_the_card_says_how_and_of_what(report, stills):
     assert card["interval"]["low"] < card["value"] < card["interval"]["high"]
     assert card["yardsticks"].keys() == YARDSTICKS
     assert card["companions"].keys() == COMPANIONS
-    assert card["measures"].keys() == {"novelty", "diversity"}
+    assert card["measures"].keys() == {"diversity"}
+    assert "held-out clips are training clips" in card["notes"][-1]
     assert card["protocol"] == {
-        "set": "toys",
-        "split": "held_out",
         "content": judged_by(stills).digest(Split.HELD_OUT, NUM_CLIPS),
         "num_clips": NUM_CLIPS,
         "num_frames": 9,
         "fps": 8.0,
+        "cut": "whole",
         "features": "brightness",
         "gain": 1.0,
+        "pairs": False,
     }
+    training = judged_by(stills).digest(Split.TRAIN, NUM_CLIPS)
+    assert card["references"] == {"set": "toys", "training clips": training}
     assert card["subject"] == {
         "run": "toys",
         "sampler": "none",
@@ -142,16 +153,19 @@ def test_samples_stand_above_their_nearest_training_clips(stills):
     assert picture.shape == (10, 8 + 2 + 8, 8 * 8 + 7 * 2, 3)
     np.testing.assert_array_equal(picture[:, :8], picture[:, 10:])
     assert len(np.unique(picture[0, 0])) == 8 + 1, "eight different samples, and the white between"
-    assert report.scalars["novelty"] == pytest.approx(0, abs=1e-6)
+    assert report.scalars["fbd novelty"] == pytest.approx(0, abs=1e-6)
+    card = report.cards["fvd"]
+    np.testing.assert_array_equal(order[card["nearest"]["clip"]], np.arange(NUM_CLIPS))
+    np.testing.assert_allclose(card["nearest"]["distance"], 0, atol=1e-6)
 
 
 def test_a_sample_is_made_again_as_it_was(stills):
     data = judged_by(stills)
     judged = Generated(subject_on(), data, 3)
-    every = np.concatenate([made for made, _ in judged.batches(NUM_CLIPS, 6)])
+    every = np.concatenate(list(judged.batches(NUM_CLIPS, 6)))
     some = np.array([17, 2, 2, 11])
-    np.testing.assert_array_equal(judged.pick(some, NUM_CLIPS, 6), every[some])
-    np.testing.assert_array_equal(pick(data, Split.TRAIN, some, NUM_CLIPS, 6).video, np.asarray(stills.video)[some])
+    np.testing.assert_array_equal(judged.numbered(some, NUM_CLIPS, 6), every[some])
+    np.testing.assert_array_equal(numbered(data, Split.TRAIN, some, NUM_CLIPS, 6).video, np.asarray(stills.video)[some])
 
 
 def test_shuffling_keeps_the_frames_of_a_clip_and_depends_on_its_number_alone():
@@ -160,6 +174,45 @@ def test_shuffling_keeps_the_frames_of_a_clip_and_depends_on_its_number_alone():
     assert not np.array_equal(shuffled, video)
     np.testing.assert_array_equal(np.sort(shuffled, axis=1), video)
     np.testing.assert_array_equal(shuffle_frames(video[1:2], [1]), shuffled[1:2])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rebuilt(FitLines):
+    """A codec: it makes the clips of a batch again."""
+
+    @property
+    def paired(self):
+        return True
+
+    def generate(self, model, frozen, batch, rngs, shape):
+        return batch.video
+
+
+def test_a_codec_is_never_ranked_with_what_makes_new_clips(report, stills):
+    definition = define(FitLines().init)
+    subject = Subject(Rebuilt(), definition, None, small_mesh(), {})
+    subject.hold(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
+    card = judge()(subject, judged_by(stills), 5).cards["fvd"]
+    assert differing_scale(card, report.cards["fvd"]) == ["pairs"]
+    assert card["value"] == pytest.approx(0, abs=1e-9)
+
+
+def test_real_clips_of_a_longer_cut_are_other_clips(tmp_path, monkeypatch):
+    """Windows depend on how long a clip is, so the same frames judged of 9 and of 14 frames are two protocols."""
+    numbers = np.random.default_rng(0)
+    records = [numbers.integers(0, 256, (30, 8, 8, 3), np.uint8) for _ in range(4)]
+
+    def data(num_frames: int) -> EvaluationData:
+        cut = ClipTransform(num_frames=num_frames, size=(8, 8))
+        return EvaluationData.of({Split.HELD_OUT: Videos(records)}, {Split.HELD_OUT: cut}, seed=0, references={})
+
+    judge = FVD(every=1, num_clips=4, num_frames=9, batch_size=4, extractor=Brightness(), yardsticks=False)
+    first, same, longer = (judge(subject_on(), data(n), 0).cards["fvd"] for n in (9, 9, 14))
+    assert differing_scale(first, same) == []
+    assert first["value"] == same["value"]
+    assert differing_scale(first, longer) == ["content"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    assert judge(subject_on(), data(14), 0).cards["fvd"]["value"] == longer["value"], "kept features of other clips"
 
 
 def test_clips_shorter_than_what_is_judged_are_refused(stills):
@@ -171,6 +224,7 @@ def test_clips_shorter_than_what_is_judged_are_refused(stills):
     ("settings", "message"),
     [
         ({"num_frames": 8}, r"FVD\.num_frames=8: FVD needs at least 9"),
+        ({"batch_size": 0}, r"FVD\.batch_size=0: must be at least 1"),
         ({"num_clips": 1}, r"FVD\.num_clips=1: must be at least 2; 2048"),
     ],
 )

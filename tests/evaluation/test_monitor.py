@@ -82,3 +82,9 @@ def test_reconstruction_is_judged_per_clip_beside_what_ignores_motion(videos):
     picture = report.media["reconstruction"]
     np.testing.assert_array_equal(picture[:, 18:, :16], videos.video[0] ^ 1)
     assert picture.shape[2] == 3 * 16 + 2 * 2
+
+
+def test_a_clip_without_error_does_not_make_the_mean_infinite(videos):
+    still = videos._replace(video=np.repeat(videos.video[:, :1], 3, axis=1))
+    found = Reconstruction(every=1, num_clips=10, batch_size=4)(subject_of(FitLines()), judged_by(still), 0).scalars
+    assert found["psnr"] == found["psnr_mean_frame"] == pytest.approx(10 * np.log10(255**2 * 3 * 16 * 16 * 3), rel=1e-6)

@@ -37,3 +37,8 @@ def test_one_sample_over_and_over_has_no_diversity(clouds):
     assert diversity(np.repeat(samples[:1], 50, axis=0), held_out) == 0
     few_modes = np.concatenate([samples[:2]] * 25)
     assert diversity(few_modes, held_out) < 0.6
+
+
+def test_held_out_clips_that_are_training_clips_leave_nothing_to_compare_with(clouds):
+    _, training, samples = clouds
+    assert novelty(samples, training, training) is None

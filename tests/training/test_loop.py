@@ -15,6 +15,7 @@ from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch
 from dit_video.tasks.task import EvaluationData, Evaluator, Report, Subject
 from dit_video.training import loop
+from dit_video.training.goodput import Activity, read_goodput
 from dit_video.training.loop import NotFinite, Profile, Schedule, StopSignal, Work
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import Program, TrainState, make_program
@@ -283,3 +284,26 @@ def test_a_profile_leaves_a_trace_and_changes_nothing(train, straight, tmp_path)
 def test_schedules_count_from_one(field):
     with pytest.raises(ValueError, match=rf"Schedule\.{field}=0: must be at least 1"):
         Schedule(**{"num_steps": 1, field: 0})
+
+
+def test_the_time_of_a_run_is_booked_over_its_sessions(train, tmp_path):
+    """Stopped after step 3, which is saved: nothing is lost. Killed after it, to go on from step 2: step 3 is."""
+    stop = StopSignal()
+
+    def ask(index: int) -> None:
+        stop.requested = stop.requested or index == 2
+
+    train("stopped", stop=stop, before=ask)
+    train("stopped")
+    booked = read_goodput(tmp_path / "stopped")
+    assert booked[Activity.LOST] == 0
+    assert all(booked[a] > 0 for a in (Activity.INITIALISE, Activity.STEP, Activity.DATA, Activity.CHECKPOINT))
+
+    def fail(index: int) -> None:
+        if index == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", before=fail)
+    train("killed")
+    assert read_goodput(tmp_path / "killed")[Activity.LOST] > 0

@@ -1,0 +1,110 @@
+"""Where the wall time of a run goes: every second is booked, over all its sessions.
+
+Goodput is the share of steps whose work still counts. A run that was killed does some steps twice: the first time is
+booked as lost once the run goes on from the checkpoint before them.
+
+RUN/goodput.jsonl has lines {"session": 1, "step": 200, "seconds": {"step": 61.2, ...}}: what the session has spent
+until it recorded that step. It is written along with the metrics, so a kill loses what came after the last line; the
+time when nothing ran is nobody's.
+"""
+
+import enum
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+FILE = "goodput.jsonl"
+
+
+class Activity(enum.StrEnum):
+    """What a run is doing. At any moment it is exactly one of these."""
+
+    INITIALISE = "initialise"
+    COMPILE = "compile"
+    STEP = "step"
+    DATA = "data"
+    CHECKPOINT = "checkpoint"
+    EVALUATE = "evaluate"
+    LOST = "lost"
+    """Steps that a later session did again."""
+
+
+class Ledger:
+    """Books the time of one session and knows that of the sessions before it."""
+
+    def __init__(self, workdir: Path, *, start: int, began: float, clock: Callable[[], float] = time.perf_counter):
+        """`start` is the step that this session goes on from, `began` the clock's time when it began."""
+        earlier = list(_lines(workdir / FILE))
+        self._earlier = _settled(earlier, start)
+        self._session = 1 + max((line["session"] for line in earlier), default=0)
+        self._path = workdir / FILE
+        self._clock, self._since = clock, began
+        self._activity = Activity.INITIALISE
+        self._spent = dict.fromkeys(Activity, 0.0)
+
+    def now(self, activity: Activity) -> None:
+        """What was going on until now is booked; from now on it is `activity`."""
+        moment = self._clock()
+        self._spent[self._activity] += moment - self._since
+        self._activity, self._since = activity, moment
+
+    def write(self, step: int) -> None:
+        """Puts on file what was spent until `step`."""
+        self.now(self._activity)
+        seconds = {activity.value: spent for activity, spent in self._spent.items() if spent}
+        with open(self._path, "a", encoding="utf-8") as file:
+            # The line before may have been cut short by a kill.
+            file.write("\n" + json.dumps({"session": self._session, "step": step, "seconds": seconds}))
+
+    def seconds(self) -> dict[Activity, float]:
+        """Over all sessions until now."""
+        self.now(self._activity)
+        return {activity: self._earlier[activity] + self._spent[activity] for activity in Activity}
+
+
+def read_goodput(workdir: Path) -> dict[Activity, float]:
+    """Seconds by activity that a run has booked so far, over all its sessions; all 0 where there is no file."""
+    return _settled(list(_lines(workdir / FILE)), None)
+
+
+def summary(seconds: Mapping[Activity, float]) -> str:
+    """One line for the console, the largest share first."""
+    total = sum(seconds.values())
+    shares = sorted(((spent / total, activity) for activity, spent in seconds.items() if spent > 0), reverse=True)
+    return f"{total:.0f} s: " + ", ".join(f"{activity} {share:.1%}" for share, activity in shares)
+
+
+def _settled(lines: list[dict], start: int | None) -> dict[Activity, float]:
+    """What sessions have spent; the steps of each beyond where the next one went on are lost.
+
+    `start` is where the session after the last one goes on; None where there is none yet.
+    """
+    sessions: dict[int, list[dict]] = {}
+    for line in lines:
+        sessions.setdefault(line["session"], []).append(line)
+    ordered = list(sessions.values())
+    # A session's first line is where it went on: nothing has been stepped until then.
+    starts = [first["step"] for first, *_ in ordered[1:]] + [start]
+    total = dict.fromkeys(Activity, 0.0)
+    for session, went_on in zip(ordered, starts):
+        spent = session[-1]["seconds"]
+        for name, seconds in spent.items():
+            total[Activity(name)] += seconds
+        kept = [line["seconds"] for line in session if went_on is None or line["step"] <= went_on]
+        for activity in (Activity.STEP, Activity.DATA):
+            before = kept[-1].get(activity.value, 0.0) if kept else 0.0
+            again = spent.get(activity.value, 0.0) - before
+            total[activity] -= again
+            total[Activity.LOST] += again
+    return total
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            continue  # an empty line, or one cut short by a kill
