@@ -2,7 +2,8 @@
 
     python tools/bench_i3d.py --num_frames 16 --size 64 --batch_size 1 4
 
-Both run alternately in one process, so that other load on the machine meets both; the best of several runs counts.
+The share of the ceiling counts the products that minimal filtering leaves, not those of the plain network. Both run
+alternately in one process, so that other load on the machine meets both; the best of several runs counts.
 """
 
 import argparse
@@ -10,12 +11,15 @@ import functools
 import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dit_video.evaluation import i3d, i3d_weights
+from dit_video.training.flops import count_flops
 
 
 def main() -> None:
@@ -30,6 +34,9 @@ def main() -> None:
 
     device = jax.devices()[0]
     print(f"{device.device_kind}, {len(os.sched_getaffinity(0))} CPU cores, load {os.getloadavg()[0]:.1f}")
+    definition, weights = i3d.pretrained()
+    ceiling = matmul_flops_per_second(args.repeats)
+    print(f"ceiling: {ceiling / 1e9:.0f} GFLOP/s in a float32 matrix product at full precision")
     for batch_size in args.batch_size:
         shape = (batch_size, args.num_frames, args.size, args.size, 3)
         video = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -43,13 +50,28 @@ def main() -> None:
         for name, value in seconds.items():
             print(f"batch {batch_size}, {name:9s} {value / batch_size:.3f} s/clip, {batch_size / value:.2f} clips/s")
         print(f"         compiled in {compile_seconds:.1f} s")
+        flops = count_flops(
+            lambda weights, clips: i3d.forward(definition, weights, clips, i3d.ResizeRule.TF1), weights, video
+        )
+        print(
+            f"         {flops / batch_size / 1e9:.1f} GFLOP a clip, {flops / seconds['dit_video'] / 1e9:.0f} GFLOP/s: "
+            f"{flops / seconds['dit_video'] / ceiling:.0%} of {ceiling / 1e9:.0f} GFLOP/s"
+        )
         if "torch" in runs:
             ratio = seconds["torch"] / seconds["dit_video"]
             difference = np.linalg.norm(results["torch"] - results["dit_video"]) / np.linalg.norm(results["torch"])
             print(f"         {ratio:.2f} times the speed of torch, relative difference of logits {difference:.1e}")
 
 
-def best(runs: dict[str, Callable[[], np.ndarray]], repeats: int) -> dict[str, float]:
+def matmul_flops_per_second(repeats: int) -> float:
+    """What the default device reaches in a large matrix product of the precision that I3D is computed in."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda x: jnp.matmul(x, x, precision=i3d.PRECISION)).lower(x).compile()
+    return 2 * size**3 / best({"product": lambda: jax.block_until_ready(product(x))}, repeats)["product"]
+
+
+def best(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Least wall time of each of the runs, which take turns."""
     seconds = dict.fromkeys(runs, np.inf)
     for _ in range(repeats):

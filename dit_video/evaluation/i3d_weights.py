@@ -9,6 +9,7 @@ once to a cache as safetensors; whatever is read from there is checked against t
 import hashlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ def load() -> Tensors:
     tensors = read_checkpoint(find_checkpoint())
     if digest(tensors) != TENSORS_SHA256:
         raise ValueError(f"I3D weights: tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}")
-    weights_file.write_safetensors(tensors, file, metadata={"source_sha256": SHA256})
+    try:
+        weights_file.write_safetensors(tensors, file, metadata={"source_sha256": SHA256})
+    except OSError as error:
+        warnings.warn(f"I3D weights are not kept for the next time, {file}: {error}", stacklevel=2)
     return tensors
 
 

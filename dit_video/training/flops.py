@@ -11,17 +11,7 @@ from typing import Any
 
 import jax
 
-# Dense peak of one device in FLOP/s at bfloat16, from the vendors' data sheets. Without an entry no MFU is shown.
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
+from dit_video.hardware import chip_of
 
 
 def count_flops(function: Callable, *args: Any) -> int:
@@ -30,9 +20,9 @@ def count_flops(function: Callable, *args: Any) -> int:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak of a device by the longest known prefix of its kind; None where it is not known."""
-    known = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    """Dense bfloat16 peak of a device in FLOP/s; None where its kind is not known, and then no MFU is shown."""
+    chip = chip_of(device_kind)
+    return None if chip is None else chip.flops
 
 
 def _count(jaxpr: Any) -> int:

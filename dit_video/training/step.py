@@ -36,12 +36,15 @@ class Program:
         init: seed -> state, each array created where it will live.
         step: (state, frozen, batch, seed) -> (state, metrics); the old state is donated.
         shapes: shape, dtype and sharding of every array of the state, to restore a checkpoint into.
+        lower: (frozen, batch), both of shapes with shardings -> the step, ready to be compiled for the devices of the
+            mesh, which need not be there. What it does not read stays an argument, since it stays in memory too.
     """
 
     definition: Definition
     init: Callable[[int], TrainState]
     step: Callable[[TrainState, nnx.Module | None, Batch, int], tuple[TrainState, Metrics]]
     shapes: TrainState
+    lower: Callable[[nnx.Module | None, Batch], jax.stages.Lowered]
 
 
 def make_program(
@@ -81,13 +84,19 @@ def make_program(
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, averaged, opt_state), metrics
 
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    out_shardings = (shardings, replicated(mesh))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
     def run_step(state: TrainState, frozen, batch: Batch, seed: int) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
             return jitted(state, frozen, batch, seed)
 
-    return Program(definition, init, run_step, shapes)
+    def lower(frozen, batch: Batch) -> jax.stages.Lowered:
+        whole = jax.jit(step, donate_argnums=0, out_shardings=out_shardings, keep_unused=True)
+        with jax.set_mesh(mesh):
+            return whole.lower(shapes, frozen, batch, 0)
+
+    return Program(definition, init, run_step, shapes, lower)
 
 
 def _start(params: Params, rule: optax.GradientTransformation) -> TrainState:
