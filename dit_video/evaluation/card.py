@@ -138,7 +138,7 @@ def table(cards: Sequence[Card], names: Sequence[str] | None = None) -> Group:
         if differing:
             shown.append(Text(f"not comparable with the first table: {', '.join(differing)}", style="bold"))
         notes = dict.fromkeys(note for _, card in group for note in card.get("notes", ()))
-        if len({card.get("references", {}).get("training clips") for _, card in group}) > 1:
+        if len({card.get("references", {}).get("training clips") for _, card in group} - {None}) > 1:
             notes["these cards know different training clips: rows that name them, and novelty, do not compare"] = None
         shown += [Text(note, style="yellow") for note in notes]
     return Group(*shown)
