@@ -1,32 +1,85 @@
 """Checkpoints: state, data position and experiment saved as one, by Orbax v1 and behind this one module.
 
 A step is one folder that appears whole or not at all. Its metadata holds the experiment, the index of the next
-batch and a digest of every array: Orbax itself loads flipped bits without a word.
+batch, shape, dtype and digest of every array, and a seal on all of that: Orbax itself loads flipped bits without a
+word. What is damaged is told from what does not fit the network, is set aside and never deleted.
 """
 
+import contextlib
 import dataclasses
-import hashlib
+import functools
+import gc
+import itertools
 import json
-from collections.abc import Mapping
+import logging
+import re
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
+from dit_video.checkpoint_digest import digest_leaves, seal, weights_digest
 from dit_video.nn.module import Params
 from dit_video.sharding import replicated
 
+__all__ = [
+    "DAMAGED_FOLDER",
+    "FOLDER",
+    "Checkpoints",
+    "DamagedCheckpoint",
+    "OtherNetwork",
+    "Saved",
+    "digest_leaves",
+    "weights_digest",
+]
+
 FOLDER = "checkpoints"
+DAMAGED_FOLDER = "checkpoints_damaged"
 State = TypeVar("State")
+Loaded = TypeVar("Loaded")
+
+# Metadata as `save` writes it; runs of version 0.1 have the first three alone.
+_UNSEALED = {"next_batch", "experiment", "digests"}
+_SEALED = _UNSEALED | {"step", "shapes", "seal"}
+
+# What Orbax and TensorStore raise on reading a damaged file. Orbax wraps all else just the same: a full memory,
+# Ctrl-C and a store that does not answer must not count as damage.
+_DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    StopIteration,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+_NO_DAMAGE = re.compile("PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|CANCELLED|ABORTED")
 
 
 class DamagedCheckpoint(ValueError):
-    """What was read is not what was written."""
+    """What was read is not what was written.
+
+    Attributes:
+        found: which step and what is wrong with it, without the remedy.
+    """
+
+    def __init__(self, found: str, remedy: str = "`dit-video inspect RUN --verify` says which steps are good"):
+        super().__init__(f"{found}; {remedy}")
+        self.found = found
+
+
+class OtherNetwork(ValueError):
+    """The checkpoint is whole, but of another network or optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +103,11 @@ class Checkpoints:
         """`keep` latest steps are kept; `experiment` (its JSON) is saved with each."""
         self._experiment = experiment
         self._folder = (workdir / FOLDER).resolve()  # Orbax takes no relative path
+        self._damaged_folder = workdir / DAMAGED_FOLDER
         # Orbax's policies do not have the type that its Checkpointer asks for.
         latest: Any = ocp.training.preservation_policies.LatestN(keep)
-        self._orbax = ocp.training.Checkpointer(str(self._folder), preservation_policy=latest)
+        with _quiet_orbax():
+            self._orbax = ocp.training.Checkpointer(str(self._folder), preservation_policy=latest)
         self._digest = jax.jit(digest_leaves)
 
     @property
@@ -62,6 +117,11 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         return max(self.steps, default=None)
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Folders of saves that go on at this moment, or that were killed."""
+        return sorted(path.name for path in self._folder.glob("*.orbax-checkpoint-tmp*"))
 
     def existing(self, step: int | None = None) -> int:
         """`step`, or the latest where it is None.
@@ -80,13 +140,16 @@ class Checkpoints:
         """Starts saving; the state may be donated as soon as this returns. A step that is there already stays."""
         if step in self.steps:
             return
-        items = {name: value for name, value in state._asdict().items() if name != "step"}
+        items = _items(state)
         digests = jax.device_get(self._digest(items))
         metadata: dict[str, Any] = {
+            "step": step,
             "next_batch": next_batch,
             "experiment": self._experiment,
-            "digests": {name: _named(tree) for name, tree in digests.items()},
+            "digests": {name: _named(tree, int) for name, tree in digests.items()},
+            "shapes": {name: _named(tree, dtype_and_shape) for name, tree in items.items()},
         }
+        metadata["seal"] = seal(metadata)
         # Forced: by default Orbax leaves a step out while the one before it is still being written.
         self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
 
@@ -97,85 +160,230 @@ class Checkpoints:
     def close(self) -> None:
         self._orbax.close()
 
-    def metadata(self, step: int | None = None) -> dict[str, Any]:
-        """Experiment, data position and digests of a step (the latest by default), without reading arrays."""
-        found = self._orbax.checkpointables_metadata(self.existing(step)).custom_metadata
-        return cast(dict[str, Any], found)  # any JSON to Orbax; `save` wrote an object
+    def __enter__(self) -> "Checkpoints":
+        return self
 
-    def restore(self, shapes: Any, step: int | None = None) -> Saved:
-        """The whole state of a step, straight into the shardings of `shapes`.
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def metadata(self, step: int | None = None) -> dict[str, Any]:
+        """Experiment, data position, shapes and digests of a step (the latest by default), without reading arrays.
 
         Raises:
             FileNotFoundError: there is no such step.
-            DamagedCheckpoint: an array does not have the digest it was saved with.
+            DamagedCheckpoint: the metadata is not what was written.
+        """
+        return self.index(step)[0]
+
+    def index(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`metadata`, and what Orbax knows of each item: a tree of shapes and dtypes, None where it cannot be read."""
+        step = self.existing(step)
+        with _quiet_orbax():
+            try:
+                found = self._orbax.checkpointables_metadata(step)
+            except _DAMAGE as error:
+                raise self.damaged(step, f"its metadata cannot be read: {_first_line(error)}") from None
+            unreadable = None in found.metadata.values()
+            if unreadable:
+                gc.collect()  # tasks that were left behind complain when they are collected
+        if unreadable:
+            _ignore_late_reads()
+        metadata: Any = found.custom_metadata
+        if not isinstance(metadata, dict) or metadata.keys() not in (_SEALED, _UNSEALED):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                # Orbax says nothing of a file that may not be opened, which is no damage.
+                (self._folder / str(step) / "_CHECKPOINT_METADATA").read_bytes()
+            raise self.damaged(step, "its metadata cannot be read")
+        if "seal" in metadata:
+            if metadata["seal"] != seal({name: value for name, value in metadata.items() if name != "seal"}):
+                raise self.damaged(step, "its metadata has changed since it was written")
+            if metadata["step"] != step:
+                raise self.damaged(step, f"it is step {metadata['step']} under another name")
+        return metadata, cast(dict[str, Any], found.metadata)
+
+    def restore(self, shapes: Any, step: int | None = None) -> Saved:
+        """The whole state of a step (the latest by default), straight into the shardings of `shapes`.
+
+        Raises:
+            FileNotFoundError: there is no such step.
+            DamagedCheckpoint: it cannot be read, or an array does not have the digest it was saved with.
+            OtherNetwork: it is whole, but its arrays are not those of `shapes`.
         """
         step = self.existing(step)
-        items = {name: value for name, value in shapes._asdict().items() if name != "step"}
-        loaded, metadata = self._load(step, items), self.metadata(step)
+        loaded, metadata = self._load(step, _items(shapes))
         counter = jax.device_put(np.int32(step), shapes.step.sharding)
         return Saved(shapes._replace(step=counter, **loaded), step, metadata["next_batch"], metadata["experiment"])
 
     def restore_params(
         self, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, *, ema: bool, step: int | None = None
     ) -> Params:
-        """Only the weights, averaged or raw, on every device of `mesh`."""
+        """Only the weights, averaged or raw, on every device of `mesh`; raises what `restore` raises."""
         name = "ema" if ema else "params"
         everywhere = replicated(mesh)
         target = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere) for n, s in shapes.items()}
-        return self._load(self.existing(step), {name: target})[name]
+        return self._load(self.existing(step), {name: target})[0][name]
 
-    def _load(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        try:
-            loaded = self._orbax.load_checkpointables(step, items)
-        except KeyError as error:
-            # Orbax says so whatever went wrong; why is at the bottom of the chain.
-            raise DamagedCheckpoint(
-                f"{self._folder / str(step)}: cannot be read, because it is damaged or holds another network: "
-                f"{_root_cause(error)}; move this step away to use the one before"
-            ) from error
-        saved = self.metadata(step)["digests"]
+    def last_good(self, load: Callable[[int], Loaded]) -> tuple[Loaded, dict[int, str]]:
+        """What `load` makes of the latest step that is not damaged, and what is wrong with each step after it.
+
+        Raises:
+            FileNotFoundError: there is no step.
+            DamagedCheckpoint: there is no good one, with the list.
+        """
+        self.existing()
+        # Messages, not exceptions: those would hold on to the arrays that were read.
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps):
+            try:
+                return load(step), damaged
+            except DamagedCheckpoint as error:
+                damaged[step] = error.found
+        lines = "\n".join(f"  {message}" for message in damaged.values())
+        raise DamagedCheckpoint(
+            f"no checkpoint is good:\n{lines}", "bring one back from a copy, or start again in another --workdir"
+        )
+
+    def resume(self, shapes: Any, say: Callable[[str], None]) -> Saved | None:
+        """The last good step to go on from; None where there is no step at all.
+
+        What is half-written or damaged is set aside, and said so. Where every step is damaged nothing is moved: the
+        next run would start afresh without a word.
+
+        Raises:
+            DamagedCheckpoint: there are steps and none is good, with the list.
+            OtherNetwork: as `restore`.
+        """
+        for name in self.unfinished:
+            why = "the save was never finished"
+            say(f"half-written checkpoint {name} set aside: {self.set_aside(name, why)}")
+        if self.latest is None:
+            return None
+        saved, damaged = self.last_good(lambda step: self.restore(shapes, step))
+        for step, message in damaged.items():
+            say(f"damaged checkpoint set aside: {message}; it is now {self.set_aside(str(step), message)}")
+        return saved
+
+    def set_aside(self, name: str, why: str) -> Path:
+        """Moves the folder of a step out of the way, beside a note of the reason; where it is then."""
+        number = itertools.count(2)
+        target = self._damaged_folder / name
+        while target.exists():
+            target = self._damaged_folder / f"{name}_{next(number)}"
+        if jax.process_index() == 0:
+            self._damaged_folder.mkdir(exist_ok=True)
+            note = {"found": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "why": why}
+            target.with_name(f"{target.name}.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+            shutil.move(self._folder / name, target)
+        multihost_utils.sync_global_devices("a damaged checkpoint is out of the way")
+        self._orbax.reload()
+        return target
+
+    def damaged(self, step: int, what: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(f"{self._folder / str(step)}: {what}")
+
+    def read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+        """Arrays as they are on disk; their digests are not looked at.
+
+        Raises:
+            DamagedCheckpoint: they cannot be read.
+        """
+        with _quiet_orbax():
+            try:
+                return self._orbax.load_checkpointables(step, items)
+            except _DAMAGE as error:
+                # Orbax wraps whatever went wrong into KeyError and bare Exceptions; why is further down the chain.
+                causes = [cause for cause in _chain(error) if type(cause) is not Exception]
+                for cause in causes:
+                    if not isinstance(cause, _DAMAGE) or _NO_DAMAGE.search(str(cause)):
+                        raise cause from None
+                why = _first_line(causes[-1])
+                del causes, cause  # they hold what was left undone, which complains when it is collected
+            gc.collect()
+        _ignore_late_reads()
+        raise self.damaged(step, f"cannot be read: {why}")
+
+    def _load(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        metadata = self.metadata(step)
+        self._check_fit(step, items, metadata)
+        loaded = self.read(step, items)
         for item, tree in jax.device_get(self._digest(loaded)).items():
-            bad = sorted(n for n, value in _named(tree).items() if saved[item].get(n) != value)
+            saved = metadata["digests"][item]
+            bad = [name for name, value in _named(tree, int).items() if saved[name] != value]
             if bad:
-                raise DamagedCheckpoint(
-                    f"{self._folder / str(step)}: {item} is damaged in {', '.join(bad[:3])}"
-                    f"{f' and {len(bad) - 3} more' if len(bad) > 3 else ''}; move this step away to use the one before"
+                raise self.damaged(step, f"{item} is damaged in {some(bad)}")
+        return loaded, metadata
+
+    def _check_fit(self, step: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Whoever changed the network must not be told that the checkpoint is damaged."""
+        for item, tree in items.items():
+            wanted = _named(tree, dtype_and_shape)
+            # Before there were seals there were no shapes: names alone can be compared.
+            saved = metadata.get("shapes", {}).get(item, dict.fromkeys(metadata["digests"].get(item, ())))
+            differ = [
+                f"{name} {saved.get(name, 'only here')} there, {wanted.get(name, 'nothing')} here"
+                for name in sorted(saved.keys() | wanted.keys())
+                if name not in saved or name not in wanted or (saved[name] is not None and saved[name] != wanted[name])
+            ]
+            if differ:
+                raise OtherNetwork(
+                    f"{self._folder / str(step)} holds another network or optimizer: {item} has {some(differ)}; "
+                    "open it with the experiment it was trained with (RUN/experiment.json)"
                 )
-        return loaded
 
 
-def digest_leaves(tree: Any) -> Any:
-    """A number per array that no layout changes and any single flipped bit does: a weighted sum of raw words.
-
-    Weights are odd, so a change of one word by d != 0 changes the sum by d times a unit modulo 2^32.
-    """
-    return jax.tree.map(_digest, tree)
+def dtype_and_shape(x: Any) -> list[Any]:
+    """[dtype, shape], as it stands in metadata."""
+    return [str(x.dtype), list(x.shape)]
 
 
-def weights_digest(params: Mapping[str, Array]) -> str:
-    """One name for a set of weights: SHA-256 of each parameter's name, shape, dtype and digest."""
-    digests = jax.device_get(jax.jit(digest_leaves)(dict(params)))
-    lines = [[n, list(params[n].shape), str(params[n].dtype), int(digests[n])] for n in sorted(params)]
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+def some(names: Sequence[str]) -> str:
+    """The first of what may be many."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _digest(x: Array) -> UInt32[Array, ""]:
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
-    position = jnp.ones((), jnp.uint32)
-    for axis in range(words.ndim):
-        odd = np.uint32((0x9E3779B1 * (axis + 1) * (axis + 2) + 1) & 0xFFFFFFFF)
-        position = position + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * odd
-    return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)
+def _items(state: Any) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != "step"}
 
 
-def _root_cause(error: BaseException) -> str:
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    return str(error).partition("\n")[0]
+def _named(tree: Any, describe: Callable[[Any], Any]) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): describe(v) for path, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _named(tree: Any) -> dict[str, int]:
-    return {jax.tree_util.keystr(path): int(v) for path, v in jax.tree_util.tree_leaves_with_path(tree)}
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Orbax and the tasks it leaves behind print pages about a damaged file; what is raised here says it in a line."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of coroutines never awaited
+            yield
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+def _ignore_late_reads() -> None:
+    """TensorStore goes on reading after Orbax gave up, and its tasks complain later that nobody listens any more."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+    if not (isinstance(hook, functools.partial) and hook.func is _all_but_late_reads):
+        sys.unraisablehook = functools.partial(_all_but_late_reads, hook)
+
+
+def _all_but_late_reads(hook: Callable[[Any], object], unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)

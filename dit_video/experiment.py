@@ -31,6 +31,13 @@ Value = TypeVar("Value")
 Kind = TypeVar("Kind")
 
 
+# What a user's program usually fails with: its name and words are for its author, a traceback of ours is not.
+PROGRAM_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, RuntimeError, SyntaxError,
+    TypeError, ValueError,
+)  # fmt: skip
+
+
 class ExperimentError(ValueError):
     """An experiment that cannot be loaded, overridden or run; the message names the field and the remedy."""
 
@@ -173,9 +180,9 @@ def call_file(option: str, name: str, function: str, kind: type[Kind]) -> Kind:
             raise ExperimentError(f'{option} {path}: defines no `{function}(arg: str = "") -> {kind.__name__}`')
         make = getattr(module, function)
         made = make(argument) if argument else make()
-    except (ExperimentError, OSError):
+    except ExperimentError:
         raise
-    except Exception as error:  # it is the user's program, and may fail in any way
+    except PROGRAM_ERRORS as error:
         raise ExperimentError(f"{option} {path}: {type(error).__name__}: {error}") from error
     if not isinstance(made, kind):
         raise ExperimentError(f"{option} {path}: {function} returned {type(made).__name__}, not an {kind.__name__}")

@@ -1,15 +1,19 @@
 """A run: its folder, and how experiment, mesh, task, data, step and checkpoints are put together (only here).
 
 A run folder holds
+    lock.json                who trains here now
     experiment.json          the resolved experiment, overrides, fingerprint, versions; written before anything starts
     checkpoints/             steps; each is state, data position and experiment as one
+    checkpoints_damaged/     steps that were found damaged or half-written, each beside a note of what was wrong
     metrics.jsonl            the record: one line per step, evaluation and speed measurement
     curves.png, samples/, tensorboard/
     latent_statistics.json   of a codec: per-channel mean and deviation over the training set
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from dit_video import experiment as experiments
+from dit_video import run_lock
 from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch, Split
 from dit_video.data.dataset import Data
@@ -93,7 +98,22 @@ def train(
     experiment, frozen = with_codec(experiment, mesh, console)
     check_cache(experiment, frozen)
     experiment.data.source.info()  # a missing or damaged set is an error before anything is written
-    record(experiment, workdir, overrides, allow_change)
+    alone = run_lock.hold(workdir, _plain(console)) if jax.process_index() == 0 else contextlib.nullcontext()
+    with alone:
+        record(experiment, workdir, overrides, allow_change)
+        return _train(experiment, workdir, frozen, mesh, init_from, profile, console)
+
+
+def _train(
+    experiment: Experiment,
+    workdir: Path,
+    frozen: LatentCodec | None,
+    mesh: Mesh,
+    init_from: Path | None,
+    profile: bool,
+    console: Console,
+) -> Outcome:
+    """`train` in a folder that is this process's own."""
     program = make_program(
         experiment.task,
         experiment.optimizer,
@@ -142,7 +162,7 @@ def train(
 
 
 def open_run(workdir: Path, *, step: int | None = None, ema: bool = True, console: Console | None = None) -> OpenRun:
-    """Opens a run folder with its averaged (or raw) weights of `step`, the latest by default."""
+    """Opens a run folder with its averaged (or raw) weights of `step`, by default the latest that is not damaged."""
     console = console or Console()
     experiment = read_experiment(workdir)
     mesh = make_mesh(experiment.mesh)
@@ -150,40 +170,29 @@ def open_run(workdir: Path, *, step: int | None = None, ema: bool = True, consol
     definition = define(experiment.task.init)
     checkpoints = Checkpoints(workdir)
     try:
-        step = checkpoints.existing(step)
-        params = checkpoints.restore_params(definition.shapes, mesh, ema=ema, step=step)
+        restore = functools.partial(checkpoints.restore_params, definition.shapes, mesh, ema=ema)
+        if step is not None:
+            params = restore(step=step)
+        else:
+            # Nothing is moved here: the run may be training at this moment.
+            (step, params), damaged = checkpoints.last_good(lambda step: (step, restore(step=step)))
+            for message in damaged.values():
+                _plain(console)(f"damaged checkpoint left out: {message}; using step {step}")
     finally:
         checkpoints.close()
     return OpenRun(workdir, experiment, definition, params, frozen, mesh, step, ema)
 
 
 def evaluation_data(experiment: Experiment) -> EvaluationData:
-    """The clips that a run is judged on, and what identifies them."""
+    """The clips that a run is judged on, and where they come from."""
     data = experiment.data
-    clips = data.clips
-
-    def batches(split: Split, num_clips: int, batch_size: int):
-        return data.judged(split, num_clips, batch_size, seed=experiment.seed)
-
-    def digest(split: Split, num_clips: int) -> str:
-        return data.judged_digest(split, num_clips, seed=experiment.seed)
-
     info = data.source.info()
-    return EvaluationData(
-        batches=batches,
-        digest=digest,
-        splits=tuple(split for split in Split if info.num_records.get(split)),
-        shape=(clips.num_frames, *clips.size),
-        fps=data.source.open(Split.HELD_OUT)[0].fps / clips.stride,
-        protocol={
-            "set": info.digest,
-            "splits": {split.value: digest for split, digest in info.split_digest.items()},
-            "stride": clips.stride,
-            "size": list(clips.size),
-            "crop": "random" if clips.random_crop else "centre",
-            "flip_rate": clips.flip_rate,
-            "seed": experiment.seed,
-        },
+    splits = [split for split in Split if info.num_records.get(split)]
+    return EvaluationData.of(
+        {split: data.source.open(split) for split in splits},
+        dict.fromkeys(splits, data.clips),
+        seed=experiment.seed,
+        references={"set": info.digest, "splits": {split.value: d for split, d in info.split_digest.items()}},
     )
 
 
@@ -281,8 +290,8 @@ def _initial_state(
     console: Console,
 ) -> tuple[TrainState, int]:
     """Four ways to start: go on; from another run's weights; afresh. Going on always wins."""
-    if checkpoints.latest is not None:
-        saved = checkpoints.restore(program.shapes)
+    saved = checkpoints.resume(program.shapes, _plain(console))
+    if saved is not None:
         console.print(f"going on from step {saved.step}, batch {saved.next_batch}", highlight=False)
         return saved.state, saved.next_batch
     state = program.init(experiment.seed)
@@ -297,3 +306,8 @@ def _initial_state(
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
         console.print(f"starting from the averaged weights of {init_from}", highlight=False)
     return state, 0
+
+
+def _plain(console: Console) -> Callable[[str], None]:
+    """Prints messages that hold names and paths, which are no markup."""
+    return functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)

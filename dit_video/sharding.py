@@ -7,7 +7,7 @@ batches are placed here, and XLA's partitioner writes the collectives.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -63,11 +63,28 @@ class MeshShape:
         return resolved
 
 
-def make_mesh(shape: MeshShape) -> Mesh:
-    """The mesh over all devices of all processes."""
-    sizes = shape.resolve(jax.device_count())
-    devices = mesh_utils.create_device_mesh(sizes, allow_split_physical_axes=True)
-    return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices of all processes, or over `devices`, which need not be there.
+
+    Slices of TPUs, which only a data-centre network joins, lie along `data`, whose one exchange in a step is of
+    gradients.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = shape.resolve(len(devices))
+    # GPUs come node by node, so the order of MESH_AXES is enough for them.
+    num_slices = len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
+    if num_slices == 1:
+        arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    if sizes[0] % num_slices:
+        raise ValueError(f"{shape}: data={sizes[0]} must be a multiple of the {num_slices} slices; change config.mesh")
+    arranged = mesh_utils.create_hybrid_device_mesh(
+        (sizes[0] // num_slices, *sizes[1:]),
+        (num_slices, *(1 for _ in sizes[1:])),
+        devices,
+        allow_split_physical_axes=True,
+    )
+    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def partition_spec(axes: LogicalAxes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -103,15 +120,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def along_batch(mesh: Mesh) -> NamedSharding:
+    """Where the rows of a batch live."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
 def place(batch: Tree, mesh: Mesh) -> Tree:
     """Puts this process's rows of a host batch on the mesh, as one global array split over the batch axes."""
-    sharding = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    sharding = along_batch(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
 def place_whole(batch: Tree, mesh: Mesh) -> Tree:
     """As `place`, where every process holds all rows of the batch: each puts those of its own devices there."""
-    sharding = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    sharding = along_batch(mesh)
 
     def spread(x: np.ndarray) -> Array:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

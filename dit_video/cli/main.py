@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 
 import dit_video
-from dit_video.cli import data, demo, diff, encode, evaluate, export, sample, show, train
+from dit_video.cli import data, demo, diff, encode, evaluate, export, inspect, plan, sample, show, train
 
-COMMANDS = (train, evaluate, sample, encode, export, data, show, diff, demo)
+COMMANDS = (train, evaluate, sample, encode, export, data, inspect, show, plan, diff, demo)
 
 DESCRIPTION = """Train latent video diffusion transformers, judge them by FVD on held-out clips, take the weights away.
 
@@ -21,7 +21,8 @@ DESCRIPTION = """Train latent video diffusion transformers, judge them by FVD on
   dit-video train --config=experiments/grid_dit.py --workdir=runs/grid_dit
   dit-video evaluate --workdir=runs/grid_dit
   dit-video sample --workdir=runs/grid_dit --label=3 --out=three.mp4
-  dit-video export --workdir=runs/grid_dit --out=exported"""
+  dit-video export --workdir=runs/grid_dit --out=exported
+  dit-video inspect runs/grid_dit                            its checkpoints: what is in them, which are damaged"""
 
 EXIT_CODES = """exit codes: 0 done; 1 could not (the message says why); 2 wrong usage; 3 stopped early and saved.
 Experiment files are Python programs and are run: read one before you use it."""
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if arguments.traceback:
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console = Console(stderr=True, emoji=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
 
 

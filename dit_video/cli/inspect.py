@@ -1,0 +1,145 @@
+"""dit-video inspect"""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+
+from dit_video import experiment as experiments
+from dit_video.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint_contents import Contents, contents, verify
+from dit_video.cli.arguments import command
+from dit_video.experiment import ExperimentError
+from dit_video.progress import bar
+from dit_video.run_folder import read_experiment
+from dit_video.training.goodput import read_goodput, summary
+
+EXAMPLES = """  dit-video inspect runs/grid_dit                  steps, sizes, what is in them, digests of the weights
+  dit-video inspect runs/grid_dit --verify         reads every array and compares it with the digest it was saved with
+  dit-video inspect runs/grid_dit --verify --json > checkpoints.json
+
+Without --verify a step "looks good" where its metadata and its index of arrays are whole. Exits with 1 where a step is
+damaged, and names it. Nothing is moved or changed: `dit-video train` sets aside what is damaged when it goes on."""
+
+GOOD, LOOKS_GOOD, DAMAGED = "good", "looks good", "damaged"
+
+
+def add_parser(subparsers) -> None:
+    parser = command(subparsers, "inspect", "list the checkpoints of a run and say which are damaged", EXAMPLES)
+    parser.add_argument("workdir", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("--verify", action="store_true", help="read all arrays and compare their digests")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON and nothing else")
+    parser.set_defaults(run=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    console = Console()
+    experiment = read_experiment(arguments.workdir)
+    found = {
+        "run": str(arguments.workdir),
+        "task": type(experiment.task).__name__,
+        "fingerprint": experiments.fingerprint(experiment),
+        "steps": [],
+        "half_written": [],
+        "set_aside": _set_aside(arguments.workdir),
+        "seconds": {activity.value: spent for activity, spent in read_goodput(arguments.workdir).items()},
+    }
+    if (arguments.workdir / FOLDER).is_dir():  # opening makes it
+        checkpoints = Checkpoints(arguments.workdir)
+        try:
+            found["steps"] = _steps(arguments.workdir, checkpoints, verified=arguments.verify)
+            found["half_written"] = checkpoints.unfinished
+        finally:
+            checkpoints.close()
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _show(found, console)
+    return 1 if any(step["state"] == DAMAGED for step in found["steps"]) else 0
+
+
+def _steps(workdir: Path, checkpoints: Checkpoints, *, verified: bool) -> list[dict[str, Any]]:
+    steps = []
+    with bar("arrays") as progress:
+        for step in checkpoints.steps:
+            folder = workdir / FOLDER / str(step)
+            line: dict[str, Any] = {"step": step}
+            try:
+                line |= {"bytes": _size(folder)}
+                inside = contents(checkpoints, step)
+                line |= _described(inside)
+                if verified:
+                    task = progress.add_task(f"step {step}", total=inside.num_arrays)
+                    verify(checkpoints, step, functools.partial(progress.advance, task))
+                line |= {"state": GOOD if verified else LOOKS_GOOD}
+            except DamagedCheckpoint as error:
+                line |= {"state": DAMAGED, "damage": error.found}
+            except FileNotFoundError as error:
+                line |= {"state": DAMAGED, "damage": str(error)}
+            if folder.is_dir():  # a training that goes on at this moment deletes old steps
+                steps.append(line)
+    return steps
+
+
+def _described(inside: Contents) -> dict[str, Any]:
+    items = {
+        name: {"arrays": item.num_arrays, "bytes": item.num_bytes, "digest": item.digest}
+        for name, item in inside.items.items()
+    }
+    return {"next_batch": inside.next_batch, "fingerprint": _fingerprint(inside.experiment), "items": items}
+
+
+def _fingerprint(saved: dict[str, Any] | None) -> str | None:
+    """None where the experiment was written by another version of this package."""
+    try:
+        return None if saved is None else experiments.fingerprint(experiments.from_json(saved))
+    except ExperimentError:
+        return None
+
+
+def _set_aside(workdir: Path) -> list[dict[str, Any]]:
+    """What `train` has moved out of the way before."""
+    folders = sorted(path for path in (workdir / DAMAGED_FOLDER).glob("*") if path.is_dir())
+    lines = []
+    for folder in folders:
+        note = folder.with_name(f"{folder.name}.json")
+        said = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        lines.append(
+            {"folder": str(folder), "bytes": _size(folder), "why": said.get("why"), "found": said.get("found")}
+        )
+    return lines
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _show(found: dict[str, Any], console: Console) -> None:
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{found['run']}: {found['task']}, experiment {found['fingerprint']}")
+    if any(found["seconds"].values()):
+        say(f"time so far, {summary(found['seconds'])}")
+    if not found["steps"]:
+        say("no checkpoint")
+    for step in found["steps"]:
+        title = f"step {step['step']}: {step['state']}, {decimal(step['bytes'])} on disk"
+        if "next_batch" in step:
+            title += f", next batch {step['next_batch']}"
+        if step.get("fingerprint", found["fingerprint"]) != found["fingerprint"]:
+            title += f", of another experiment ({step['fingerprint'] or 'which this version cannot read'})"
+        say(title, "red" if step["state"] == DAMAGED else None)
+        for name, item in step.get("items", {}).items():
+            digest = f"  weights {item['digest'][:16]}" if item["digest"] else ""
+            say(f"  {name:10} {item['arrays']:5} arrays {decimal(item['bytes']):>12}{digest}")
+        if "damage" in step:
+            say(f"  damaged: {step['damage']}", "red")
+    for name in found["half_written"]:
+        say(f"half-written: {name} (a save that goes on at this moment, or one that was killed)")
+    for line in found["set_aside"]:
+        say(f"set aside: {line['folder']}, {decimal(line['bytes'])}, {line['found']}: {line['why']}")
