@@ -134,9 +134,8 @@ def plot(table: dict[str, dict[int, Distance]], sizes: list[int], path: Path) ->
         intervals = [by_size[n].interval for n in sizes]
         below, above = zip(*[(v - i.low, i.high - v) if i else (0, 0) for v, i in zip(values, intervals)])
         axes.errorbar(sizes, values, yerr=(below, above), marker="o", capsize=3, label=name)
-    axes.set(xscale="log", xlabel="clips of each set", ylabel="FVD", xticks=sizes, xticklabels=sizes)
+    axes.set(xscale="log", yscale="log", xlabel="clips of each set", ylabel="FVD", xticks=sizes, xticklabels=sizes)
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     axes.set_title("Training clips, as they are and spoilt, against held-out clips", fontsize="medium")
     figure.savefig(path, dpi=110)
