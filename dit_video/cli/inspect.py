@@ -16,7 +16,7 @@ from dit_video.cli.arguments import command
 from dit_video.experiment import ExperimentError
 from dit_video.progress import bar
 from dit_video.run_folder import read_experiment
-from dit_video.training.goodput import read_goodput, summary
+from dit_video.training.goodput import Activity, read_goodput, summary
 
 EXAMPLES = """  dit-video inspect runs/grid_dit                  steps, sizes, what is in them, digests of the weights
   dit-video inspect runs/grid_dit --verify         reads every array and compares it with the digest it was saved with
@@ -124,7 +124,8 @@ def _show(found: dict[str, Any], console: Console) -> None:
 
     say(f"{found['run']}: {found['task']}, experiment {found['fingerprint']}")
     if any(found["seconds"].values()):
-        say(f"time so far, {summary(found['seconds'])}")
+        booked = {Activity(name): spent for name, spent in found["seconds"].items()}
+        say(f"time so far, {summary(booked)}")
     if not found["steps"]:
         say("no checkpoint")
     for step in found["steps"]:

@@ -68,7 +68,7 @@ def read_goodput(workdir: Path) -> dict[Activity, float]:
     return _settled(list(_lines(workdir / FILE)), None)
 
 
-def summary(seconds: Mapping[str, float]) -> str:
+def summary(seconds: Mapping[Activity, float]) -> str:
     """One line for the console, the largest share first."""
     total = sum(seconds.values())
     shares = sorted(((spent / total, activity) for activity, spent in seconds.items() if spent > 0), reverse=True)

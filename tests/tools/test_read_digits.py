@@ -89,6 +89,10 @@ def test_other_videos_than_digits_are_refused():
 class Painter(Task):
     """A task that paints the label it is told, and the clip's key, as grey values."""
 
+    @property
+    def paired(self):
+        return False
+
     def init(self, rng):
         return nnx.Linear(1, 1, rngs=nnx.Rngs(rng))
 
