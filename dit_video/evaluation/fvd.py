@@ -5,7 +5,7 @@ A number without its protocol says nothing, so it never leaves this file without
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,8 +51,9 @@ class Judged(Protocol):
         """Some of these samples once more."""
         ...
 
-    def reconstruct(self, batch: Batch) -> Video | None:
-        """Real clips through the codec that the samples came through; None where there is none."""
+    @property
+    def reconstruct(self) -> Callable[[Batch], Video] | None:
+        """Real clips through the codec that the samples came through; None where none is known."""
         ...
 
     def describe(self, num_clips: int) -> dict[str, Any]:
@@ -192,13 +193,10 @@ class FVD:
         return cached({**self._protocol(data, split), "still": still, "decoder": version("av")}, extract)
 
     def _reconstructed(self, pool: Pool, judged: Judged, data: EvaluationData) -> Features | None:
-        found = []
-        for batch, valid in self._batches(data, Split.TRAIN, pool, "clips through the codec"):
-            video = judged.reconstruct(batch)
-            if video is None:
-                return None
-            found.append(pool.features(video[:valid]))
-        return np.concatenate(found)
+        if judged.reconstruct is None:
+            return None
+        batches = self._batches(data, Split.TRAIN, pool, "clips through the codec")
+        return np.concatenate([pool.features(judged.reconstruct(batch)[:valid]) for batch, valid in batches])
 
     def _batches(self, data: EvaluationData, split: Split, pool: Pool, title: str) -> Iterator[tuple[Batch, int]]:
         batches = data.batches(split, self.num_clips, pool.batch_size)
@@ -251,8 +249,9 @@ class Generated:
         batch = numbered(self._data, Split.HELD_OUT, wanted, num_clips, batch_size)
         return self._subject.generate(batch, clip_keys(self._seed, wanted), self._data.shape)[: len(clips)]
 
-    def reconstruct(self, batch: Batch) -> Video:
-        return self._subject.reconstruct(batch)
+    @property
+    def reconstruct(self) -> Callable[[Batch], Video]:
+        return self._subject.reconstruct
 
     def describe(self, num_clips: int) -> dict[str, Any]:
         del num_clips  # how many were made is the protocol's business

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Split
 from dit_video.data.transforms import ClipTransform, usable
 from dit_video.data.video_folder import OpenedVideos
 from dit_video.evaluation.fvd import numbered
@@ -39,6 +39,8 @@ class Stored:
     """Samples that another program has written, as `evaluation.fvd.Judged`."""
 
     paired = False
+    # Through what codec they came, if any, is not known.
+    reconstruct = None
 
     def __init__(self, videos: OpenedVideos, transform: ClipTransform, environment: Mapping[str, Any], *, seed: int):
         """`environment` is what the card says of software and hardware."""
@@ -56,9 +58,6 @@ class Stored:
 
     def numbered(self, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> UInt8[np.ndarray, "n T H W 3"]:
         return np.asarray(numbered(self._data, Split.HELD_OUT, clips, num_clips, batch_size).require_video())
-
-    def reconstruct(self, batch: Batch) -> None:
-        """Through what codec they came, if any, is not known."""
 
     def describe(self, num_clips: int) -> dict[str, Any]:
         return {
