@@ -5,14 +5,15 @@
     dit-video train --config=experiments/quickstart.py:vae --workdir=runs/quickstart_vae
     dit-video encode --config=experiments/quickstart.py
     dit-video train --config=experiments/quickstart.py --workdir=runs/quickstart_dit
-    dit-video evaluate --workdir=runs/quickstart_dit --num_clips=32 --num_frames=9
+    dit-video evaluate run --workdir=runs/quickstart_dit --num_clips=32 --num_frames=9
 
 Clips of 9 frames at 32x32: one digit of scikit-learn's set, moving. Digits of held-out clips are in no training clip.
 
-Result of record, `dit-video demo` on two CPU cores (2026-11-22): 368 s in all; VAE 73 s, DiT 206 s; one run, one seed.
-FVD of samples 250 at N = 32 clips of 9 frames (a smoke value), beside 156 for training clips, 212 for held-out clips
-through the codec and 510 for first frames held still. `tools/read_digits.py --workdir runs/demo/dit --num_clips 200`
-reads the class of 88 % of generated clips right (interval 83 to 92), 55.5 % at guidance scale 1, 9 % with labels
+Result of record, `dit-video demo` on two CPU cores, one seed, on two machines (2026-11-22): 319 and 368 s in all. The
+first, with the interval that other clips would give: FVD of samples 260 [209, 311] at N = 32 clips of 9 frames (a smoke
+value), beside 156 [112, 200] for training clips, 305 [184, 427] for these through the codec and 508 [369, 646] for
+their first frames held still. `tools/read_digits.py --workdir runs/demo/dit --num_clips 200` reads the class of 83.5 %
+(interval 78 to 88) and 88 % of generated clips right, 46.5 % and 55.5 % at guidance scale 1, 10 % and 9 % with labels
 withheld, 99 % of held-out clips.
 """
 

@@ -119,6 +119,7 @@ def _summary(console: Console, folder: Path, step: int, seconds: dict[str, float
     for path, meaning in (
         (folder / "samples.gif", "samples, one row per digit 0 to 9 (also samples.mp4)"),
         (f"{stem}_samples.gif", "held-out clips above, samples of the same label below"),
+        (f"{stem}_nearest.gif", "samples that lie nearest to training clips, above those clips"),
         (f"{stem}_fvd_n{NUM_CLIPS}.json", "the FVD card: a smoke value at this number of clips"),
         (folder / VAE / "samples", "reconstructions: held-out clips above, their reconstructions below"),
         (folder / VAE / "curves.png", "curves of the VAE"),
