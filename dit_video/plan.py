@@ -25,7 +25,6 @@ from dit_video.experiment import Experiment, ExperimentError
 from dit_video.hardware import CHIPS, GIB, Chip
 from dit_video.sharding import along_batch, batch_ways, make_mesh, replicated
 from dit_video.tasks.denoise import Denoise
-from dit_video.training.step import make_program
 
 _TPUS = ("v5e", "v5p", "v6e", "tpu7x")
 _GPUS = ("a100", "h100", "h200", "b200")
@@ -190,14 +189,7 @@ def plan(experiment: Experiment, target: Target) -> Plan:
     run.check_clips(experiment)
     mesh = make_mesh(experiment.mesh, target.devices())
     _check_rows(experiment, mesh, target)
-    program = make_program(
-        experiment.task,
-        experiment.optimizer,
-        experiment.ema,
-        num_steps=experiment.schedule.num_steps,
-        num_microbatches=experiment.num_microbatches,
-        mesh=mesh,
-    )
+    program = run.program_of(experiment, mesh)
     frozen = _sharded(run.abstract_codec(experiment.task), replicated(mesh))
     batch = _sharded(run.abstract_batch(experiment), along_batch(mesh))
     state, kind = program.shapes, mesh.devices.flat[0]

@@ -114,14 +114,7 @@ def _train(
     console: Console,
 ) -> Outcome:
     """`train` in a folder that is this process's own."""
-    program = make_program(
-        experiment.task,
-        experiment.optimizer,
-        experiment.ema,
-        num_steps=experiment.schedule.num_steps,
-        num_microbatches=experiment.num_microbatches,
-        mesh=mesh,
-    )
+    program = program_of(experiment, mesh)
     checkpoints = Checkpoints(workdir, experiment=experiments.to_json(experiment))
     state, next_batch = _initial_state(experiment, program, checkpoints, init_from, mesh, console)
     start = int(state.step)
@@ -181,6 +174,18 @@ def open_run(workdir: Path, *, step: int | None = None, ema: bool = True, consol
     finally:
         checkpoints.close()
     return OpenRun(workdir, experiment, definition, params, frozen, mesh, step, ema)
+
+
+def program_of(experiment: Experiment, mesh: Mesh) -> Program:
+    """The experiment's task made ready to train on `mesh`; nothing is computed yet."""
+    return make_program(
+        experiment.task,
+        experiment.optimizer,
+        experiment.ema,
+        num_steps=experiment.schedule.num_steps,
+        num_microbatches=experiment.num_microbatches,
+        mesh=mesh,
+    )
 
 
 def evaluation_data(experiment: Experiment) -> EvaluationData:
