@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from dit_video import run
 from dit_video.collectives import Traffic, read_traffic
 from dit_video.dit.dit import Remat
-from dit_video.experiment import Experiment, ExperimentError
+from dit_video.experiment import Experiment
 from dit_video.hardware import CHIPS, GIB, Chip
 from dit_video.sharding import along_batch, batch_ways, make_mesh, replicated
 from dit_video.tasks.denoise import Denoise
@@ -188,7 +188,7 @@ def plan(experiment: Experiment, target: Target) -> Plan:
     """
     run.check_clips(experiment)
     mesh = make_mesh(experiment.mesh, target.devices())
-    _check_rows(experiment, mesh, target)
+    run.check_batch(experiment.data, mesh, f"on {target.name}")
     program = run.program_of(experiment, mesh)
     frozen = _sharded(run.abstract_codec(experiment.task), replicated(mesh))
     batch = _sharded(run.abstract_batch(experiment), along_batch(mesh))
@@ -255,15 +255,6 @@ def refused(error: jax.errors.JaxRuntimeError, parts: tuple[Part, ...]) -> Memor
         used, limit = (round(float(found[name]) * GIB) for name in ("used", "limit"))
         return Memory(parts, 0, used if early else used - held, used + held if early else used, limit)
     raise error
-
-
-def _check_rows(experiment: Experiment, mesh: Mesh, target: Target) -> None:
-    rows, ways = experiment.data.batch_size, batch_ways(mesh)
-    if rows % ways:
-        raise ExperimentError(
-            f"config.data.batch_size={rows}: must be a multiple of data x fsdp = {ways} on {target.name}; change it, "
-            "or give devices to other axes with config.mesh"
-        )
 
 
 def _sharded(tree: Any, sharding: jax.sharding.Sharding) -> Any:

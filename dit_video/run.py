@@ -94,7 +94,7 @@ def train(
     console = console or Console()
     mesh = make_mesh(experiment.mesh)
     check_clips(experiment)
-    _check_batch(experiment.data, mesh)
+    check_batch(experiment.data, mesh)
     experiment, frozen = with_codec(experiment, mesh, console)
     check_cache(experiment, frozen)
     experiment.data.source.info()  # a missing or damaged set is an error before anything is written
@@ -278,11 +278,13 @@ def check_clips(experiment: Experiment) -> None:
         raise ExperimentError(f"config.data.clips (num_frames, size) = {shape}: {error}") from error
 
 
-def _check_batch(data: Data, mesh: Mesh) -> None:
+def check_batch(data: Data, mesh: Mesh, where: str = "devices") -> None:
+    """The global batch must divide over the mesh; `where` names it in the message."""
     ways = batch_ways(mesh)
     if data.batch_size % ways:
         raise ExperimentError(
-            f"config.data.batch_size={data.batch_size}: must be a multiple of data x fsdp = {ways} devices"
+            f"config.data.batch_size={data.batch_size}: must be a multiple of data x fsdp = {ways} {where}; change it, "
+            "or give devices to other axes with config.mesh"
         )
 
 

@@ -74,13 +74,17 @@ def _refuse_unless_stale(path: Path, text: str) -> None:
 
 def _is_alive(pid: int, started: str | None) -> bool:
     """Whether the process that wrote a lock on this host still runs; a pid is given out again."""
+    return _exists(pid) and (started is None or _process_started(pid) in (started, None))
+
+
+def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # somebody else's process
-    return started is None or _process_started(pid) in (started, None)
+        return True  # somebody else's
+    return True
 
 
 def _process_started(pid: int) -> str | None:

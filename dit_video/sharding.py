@@ -153,6 +153,12 @@ def batch_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
+def even_batch(wanted: int, mesh: Mesh) -> int:
+    """The least batch of at least `wanted` rows that the mesh splits evenly."""
+    ways = batch_ways(mesh)
+    return -(-wanted // ways) * ways
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """Inside jit: fixes where an activation lives. Outside a mesh it does nothing."""
     mesh = jax.sharding.get_abstract_mesh()

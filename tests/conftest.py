@@ -13,12 +13,11 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 import jax
 import numpy as np
 import pytest
+from toys import SMALL_DENOISE, SMALL_VAE
 
 from dit_video.data.batch import Batch
-from dit_video.dit.condition import ClassCondition
-from dit_video.dit.dit import DiTConfig
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise, TrainedCodec
+from dit_video.tasks.denoise import Denoise
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
@@ -26,14 +25,7 @@ from dit_video.vae.video_vae import VideoVAEConfig
 @pytest.fixture(scope="session")
 def vae_config() -> VideoVAEConfig:
     """Compresses 4x8x8, as the default does, in one level."""
-    return VideoVAEConfig(
-        channels=8,
-        multipliers=(1,),
-        strides=((4, 8, 8),),
-        num_blocks=1,
-        num_decoder_blocks=1,
-        latent_channels=4,
-    )
+    return SMALL_VAE
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +34,8 @@ def autoencode(vae_config) -> Autoencode:
 
 
 @pytest.fixture(scope="session")
-def denoise(vae_config) -> Denoise:
-    return Denoise(
-        network=DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=(1, 1, 1)),
-        codec=TrainedCodec(vae=vae_config, run="runs/none"),
-        condition=ClassCondition(num_classes=3),
-    )
+def denoise() -> Denoise:
+    return SMALL_DENOISE
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,31 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 
 from dit_video.data.batch import Batch, Examples, Record, Split
+from dit_video.dit.condition import ClassCondition
+from dit_video.dit.dit import DiTConfig
 from dit_video.nn.embed import linear
 from dit_video.sharding import MESH_AXES, MeshShape
+from dit_video.tasks.denoise import Denoise, TrainedCodec
 from dit_video.tasks.task import EvaluationData
+from dit_video.vae.video_vae import VideoVAEConfig
 
 WIDTH = 8
+
+# Compresses 4x8x8, as the default does, in one level; and the same in two.
+SMALL_VAE = VideoVAEConfig(
+    channels=8,
+    multipliers=(1,),
+    strides=((4, 8, 8),),
+    num_blocks=1,
+    num_decoder_blocks=1,
+    latent_channels=4,
+)
+TWO_LEVEL_VAE = dataclasses.replace(SMALL_VAE, multipliers=(1, 2), strides=((2, 4, 4), (2, 2, 2)))
+SMALL_DENOISE = Denoise(
+    network=DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=(1, 1, 1)),
+    codec=TrainedCodec(vae=SMALL_VAE, run="runs/none"),
+    condition=ClassCondition(num_classes=3),
+)
 
 
 def small_mesh(num_devices: int = 1, **axes: int) -> Mesh:

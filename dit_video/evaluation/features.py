@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, UInt8
 
 from dit_video.arrays import Video
 from dit_video.evaluation import i3d_weights
-from dit_video.sharding import batch_ways, fetch, place_whole
+from dit_video.sharding import even_batch, fetch, place_whole
 from dit_video.weights_file import write_safetensors
 
 VERSION = 1
@@ -89,9 +89,8 @@ class Pool:
 
     def __init__(self, extractor: Extractor, mesh: Mesh, *, num_frames: int, batch_size: int):
         """`batch_size` is rounded up to what the mesh splits evenly."""
-        ways = batch_ways(mesh)
         self._extract, self._mesh = extractor.on(mesh), mesh
-        self._num_frames, self.batch_size = num_frames, -(-batch_size // ways) * ways
+        self._num_frames, self.batch_size = num_frames, even_batch(batch_size, mesh)
 
     def features(self, video: UInt8[np.ndarray, "n T H W 3"]) -> Float[np.ndarray, "n D"]:
         """One row for each clip; every process gives all clips and gets all rows."""
@@ -121,7 +120,6 @@ def cached(key: Mapping[str, Any], extract: Callable[[], Float[np.ndarray, "N D"
     features = np.ascontiguousarray(extract())
     if jax.process_index() == 0:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_safetensors({"features": features}, file, metadata={"key": text, "sha256": _sha256(features)})
         except OSError as error:
             warnings.warn(f"features are not kept for the next time, {file.parent}: {error}", stacklevel=2)

@@ -20,7 +20,7 @@ from dit_video.data.batch import Batch, Examples, Split
 from dit_video.data.loader import held_out_batches, held_out_digest
 from dit_video.data.transforms import ClipTransform
 from dit_video.nn.module import Definition, Params
-from dit_video.sharding import batch_ways, fetch, place_whole
+from dit_video.sharding import even_batch, fetch, place_whole
 
 Metrics = dict[str, Array]
 # (frames, height, width) of a clip in pixels.
@@ -119,8 +119,7 @@ class Subject:
 
     def batch_size(self, wanted: int) -> int:
         """The least batch of at least `wanted` rows that the mesh splits evenly."""
-        ways = batch_ways(self.mesh)
-        return -(-wanted // ways) * ways
+        return even_batch(wanted, self.mesh)
 
     # In the methods below every process gives the whole batch and gets the whole result.
 

@@ -3,37 +3,26 @@
 Prints the scalars as JSON. With one process it is the reference that the others must agree with.
 """
 
+import dataclasses
 import json
 import sys
 
 import jax
 import numpy as np
-from toys import Brightness, judged_by
+from toys import SMALL_DENOISE, Brightness, judged_by
 
 from dit_video.data.batch import Batch
 from dit_video.diffusion.sampler import Euler
-from dit_video.dit.condition import ClassCondition
-from dit_video.dit.dit import DiTConfig
 from dit_video.evaluation.fvd import FVD
 from dit_video.nn.module import define, params_of
 from dit_video.sharding import MeshShape, make_mesh
-from dit_video.tasks.denoise import Denoise, TrainedCodec
 from dit_video.tasks.task import Subject
-from dit_video.vae.video_vae import VideoVAEConfig
 
 
 def main(address: str, num_processes: int, index: int) -> None:
     if num_processes > 1:
         jax.distributed.initialize(address, num_processes, index)
-    vae = VideoVAEConfig(
-        channels=8, multipliers=(1,), strides=((4, 8, 8),), num_blocks=1, num_decoder_blocks=1, latent_channels=4
-    )
-    task = Denoise(
-        network=DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=(1, 1, 1)),
-        codec=TrainedCodec(vae=vae, run="runs/none"),
-        condition=ClassCondition(num_classes=3),
-        sampler=Euler(num_steps=2),
-    )
+    task = dataclasses.replace(SMALL_DENOISE, sampler=Euler(num_steps=2))
     numbers = np.random.default_rng(0)
     clips = Batch(video=numbers.integers(0, 256, (18, 5, 16, 16, 3), np.uint8), label=np.arange(18, dtype=np.int32) % 3)
     mesh = make_mesh(MeshShape(data=-1, fsdp=min(2, jax.device_count())))

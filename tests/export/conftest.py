@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from toys import SMALL_VAE
 
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
@@ -9,19 +10,11 @@ from dit_video.export.weights import Content, Denoiser, Origin, write_weights
 from dit_video.nn.module import define, params_of
 from dit_video.tasks.denoise import Denoise, TrainedCodec
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
+from dit_video.vae.video_vae import VideoVAE
 
-VAE = VideoVAEConfig(
-    channels=8,
-    multipliers=(1,),
-    strides=((4, 8, 8),),
-    num_blocks=1,
-    num_decoder_blocks=1,
-    latent_channels=4,
-)
 TASK = Denoise(
     network=DiTConfig(hidden_size=32, depth=2, num_heads=2),
-    codec=TrainedCodec(vae=VAE, run="runs/vae"),
+    codec=TrainedCodec(vae=SMALL_VAE, run="runs/vae"),
     condition=ClassCondition(num_classes=3),
 )
 
@@ -37,7 +30,7 @@ def trained(build) -> nnx.Module:
 
 @pytest.fixture(scope="session")
 def content() -> Content:
-    vae = trained(lambda key: VideoVAE(VAE, rngs=nnx.Rngs(key)))
+    vae = trained(lambda key: VideoVAE(SMALL_VAE, rngs=nnx.Rngs(key)))
     return Content(
         denoiser=Denoiser(TASK, trained(TASK.init)),
         codec=LatentCodec(vae, mean=np.arange(4.0), std=np.asarray([0.5, 1.0, 2.0, 4.0])),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from toys import TWO_LEVEL_VAE
 
 from dit_video.vae.codec import (
     LatentCodec,
@@ -15,21 +16,12 @@ from dit_video.vae.codec import (
     to_pixels,
     to_video,
 )
-from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
-
-CONFIG = VideoVAEConfig(
-    channels=8,
-    multipliers=(1, 2),
-    strides=((2, 4, 4), (2, 2, 2)),
-    num_blocks=1,
-    num_decoder_blocks=1,
-    latent_channels=4,
-)
+from dit_video.vae.video_vae import VideoVAE
 
 
 @pytest.fixture(scope="module")
 def codec(filled) -> LatentCodec:
-    vae = filled(lambda: VideoVAE(CONFIG, rngs=nnx.Rngs(0)))
+    vae = filled(lambda: VideoVAE(TWO_LEVEL_VAE, rngs=nnx.Rngs(0)))
     return LatentCodec(vae, mean=np.arange(4.0), std=np.asarray([0.5, 1.0, 2.0, 4.0]))
 
 

@@ -3,24 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from toys import TWO_LEVEL_VAE
 
 from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig, posterior, sample_posterior
 
-CONFIG = VideoVAEConfig(
-    channels=8,
-    multipliers=(1, 2),
-    strides=((2, 4, 4), (2, 2, 2)),
-    num_blocks=1,
-    num_decoder_blocks=1,
-    latent_channels=4,
-)
 # Chunks are other matrix shapes than the whole clip, for which XLA may add in another order: float32 rounding.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @pytest.fixture(scope="module")
 def vae(filled) -> VideoVAE:
-    return filled(lambda: VideoVAE(CONFIG, rngs=nnx.Rngs(0)))
+    return filled(lambda: VideoVAE(TWO_LEVEL_VAE, rngs=nnx.Rngs(0)))
 
 
 def pixels(num_frames: int = 13) -> jax.Array:
@@ -87,7 +80,7 @@ def test_sizes_that_do_not_fill_cells_are_named(vae, size, message):
 
 
 def test_half_precision_compute_keeps_float32_parameters_and_results(filled):
-    model = filled(lambda: VideoVAE(CONFIG, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    model = filled(lambda: VideoVAE(TWO_LEVEL_VAE, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     moments = jax.eval_shape(VideoVAE.encode, model, pixels(5))
     assert moments.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype(jnp.float32)}
