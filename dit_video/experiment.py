@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +23,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from dit_video.data.dataset import Data
+from dit_video.json_file import read_object
 from dit_video.sharding import MeshShape
 from dit_video.tasks.task import Evaluator, Task
 from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import EMA, Optimizer
+from dit_video.training.step import CompilerOptions
 
 Value = TypeVar("Value")
 Kind = TypeVar("Kind")
@@ -50,7 +53,9 @@ class Experiment:
         seed: of initialisation, data order and noise.
         num_microbatches: parts the global batch is cut into for gradient accumulation.
         evaluators: by the name they are recorded under.
-        mesh: devices along each axis; not part of the fingerprint, since it may change between hosts.
+        mesh: devices along each axis; like `compiler_options` not part of the fingerprint, since it may change between
+            hosts.
+        compiler_options: XLA's for the train step, by kind of device: {"gpu": {...}, "tpu": {...}}.
     """
 
     task: Task
@@ -62,8 +67,13 @@ class Experiment:
     num_microbatches: int = 1
     seed: int = 0
     mesh: MeshShape = MeshShape()
+    compiler_options: Mapping[str, CompilerOptions] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        if surplus := self.compiler_options.keys() - {"cpu", "gpu", "tpu"}:
+            raise ValueError(
+                f"compiler_options: {', '.join(sorted(surplus))} is no kind of device; cpu, gpu and tpu are"
+            )
         if self.num_microbatches < 1 or self.data.batch_size % self.num_microbatches:
             raise ValueError(
                 f"num_microbatches={self.num_microbatches}: must divide data.batch_size={self.data.batch_size}"
@@ -71,7 +81,7 @@ class Experiment:
 
 
 # What may differ between two starts of the same run.
-_NOT_IN_FINGERPRINT = ("mesh", "data.num_threads", "schedule.log_every", "schedule.save_every")
+_NOT_IN_FINGERPRINT = ("mesh", "compiler_options", "data.num_threads", "schedule.log_every", "schedule.save_every")
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -123,11 +133,33 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(data: Any) -> Experiment:
-    """The experiment that `to_json` wrote; only classes of this package are made."""
-    experiment = _from_json(data, None, "experiment")
+    """The experiment that `to_json` wrote; only classes of this package are made.
+
+    Raises:
+        ExperimentError: another value, a class or field that is not here, a value of another type than its field's or
+            one that its component refuses; names the path.
+    """
+    experiment = _from_json(data, None, "experiment", 0)
     if not isinstance(experiment, Experiment):
-        raise ExperimentError(f"not an experiment: {str(data)[:80]}")
+        raise ExperimentError(f"not an experiment: {reprlib.repr(data)}")
     return experiment
+
+
+def read(path: Path) -> Experiment:
+    """The experiment in the record of a run, which may be a stranger's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ExperimentError: no JSON, or no experiment of this version; names the file.
+    """
+    try:
+        content = read_object(path)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    try:
+        return from_json(content.get("experiment"))
+    except ExperimentError as error:
+        raise ExperimentError(f"{path}: {error}") from error
 
 
 def fingerprint(experiment: Experiment) -> str:
@@ -254,11 +286,7 @@ def _freeze(node: Any, mirror: ConfigDict, where: str) -> Any:
         elif isinstance(old, enum.Enum):
             new = _enum(type(old), new, path)
         else:
-            new = _typed(new, hints[field.name])
-            if new is _MISFIT:
-                hint = hints[field.name]
-                kind = hint.__name__ if isinstance(hint, type) else hint
-                raise ExperimentError(f"{path}={mirror[field.name]!r}: must be of type {kind}")
+            new = _of_type(new, hints[field.name], path)
         if new is not old:
             changes[field.name] = new
     return dataclasses.replace(node, **changes) if changes else node
@@ -291,31 +319,64 @@ def _enum(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
         raise ExperimentError(f"{where}={value!r}: must be one of {', '.join(str(m.value) for m in kind)}") from None
 
 
-def _from_json(data: Any, hint: Any, where: str) -> Any:
+# Twice that of any experiment; Python ends at some hundred.
+_MAX_DEPTH = 24
+
+
+def _from_json(data: Any, hint: Any, where: str, depth: int) -> Any:
+    """The value that JSON data stands for, of the type `hint`, None where any will do."""
+    if depth > _MAX_DEPTH:
+        raise ExperimentError(f"{where}: nested deeper than {_MAX_DEPTH} components")
+    kinds = typing.get_args(hint)
     if isinstance(data, dict) and "class" in data:
-        kind = _class(data["class"], where)
-        hints = typing.get_type_hints(kind)
-        names = {f.name for f in dataclasses.fields(kind)}
-        for name in data.keys() - {"class"} - names:
-            raise ExperimentError(f"{where}.{name}: {kind.__name__} has no such field in this version")
-        values = {k: _from_json(v, hints[k], f"{where}.{k}") for k, v in data.items() if k != "class"}
+        value = _component(data, where, depth)
+    elif isinstance(data, dict):
+        kind = kinds[1] if len(kinds) == 2 and typing.get_origin(hint) is Mapping else None
+        value = {k: _from_json(v, kind, f"{where}.{k}", depth + 1) for k, v in data.items()}
+    elif isinstance(data, list):
+        of_one = kinds[0] if typing.get_origin(hint) is tuple and kinds[-1] is Ellipsis else None
+        value = tuple(_from_json(v, of_one, f"{where}.{number}", depth + 1) for number, v in enumerate(data))
+    elif isinstance(hint, type) and issubclass(hint, enum.Enum):
+        value = _enum(hint, data, where)
+    else:
+        value = data
+    return value if hint is None else _of_type(value, hint, where)
+
+
+def _component(data: dict[str, Any], where: str, depth: int) -> Any:
+    kind = _class(data["class"], where)
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind) if f.init}
+    for name in sorted(data.keys() - {"class"} - names):
+        raise ExperimentError(f"{where}.{name}: {kind.__name__} has no such field in this version")
+    values = {k: _from_json(v, hints[k], f"{where}.{k}", depth + 1) for k, v in data.items() if k != "class"}
+    try:
         return kind(**values)
-    if isinstance(data, dict):
-        return {k: _from_json(v, None, f"{where}.{k}") for k, v in data.items()}
-    if isinstance(data, list):
-        return tuple(_from_json(v, None, where) for v in data)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return _enum(hint, data, where)
-    return data
+    except PROGRAM_ERRORS as error:
+        raise ExperimentError(f"{where}: {kind.__name__}: {error}") from error
 
 
-def _class(name: str, where: str) -> type:
+def _of_type(value: Any, hint: Any, where: str) -> Any:
+    try:
+        typed = _typed(value, hint)
+    except OverflowError as error:
+        raise ExperimentError(f"{where}={reprlib.repr(value)}: {error}") from error
+    if typed is _MISFIT:
+        kind = hint.__name__ if isinstance(hint, type) else hint
+        raise ExperimentError(f"{where}={reprlib.repr(value)}: must be of type {kind}")
+    return typed
+
+
+def _class(name: Any, where: str) -> type:
+    if not isinstance(name, str):
+        raise ExperimentError(f"{where}: class {reprlib.repr(name)} is no name")
     module, _, attribute = name.rpartition(".")
     if module.split(".")[0] != "dit_video":
         raise ExperimentError(f"{where}: class {name!r} is not of this package and is not loaded")
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    # A name that is not one, such as that of a module of no package, is a ValueError.
+    except (ImportError, AttributeError, ValueError) as error:
         raise ExperimentError(f"{where}: this version of dit_video has no {name}") from error
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ExperimentError(f"{where}: {name} is not a component of an experiment")

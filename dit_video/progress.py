@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dit_video.processes import is_first
+
 Item = TypeVar("Item")
 
 LINE_EVERY = 10.0
@@ -33,8 +35,12 @@ class _Rate(ProgressColumn):
         return Text(f"{task.finished_speed or task.speed or 0:.1f} {self._unit}/s")
 
 
+def _stderr() -> Console:
+    return Console(stderr=True, quiet=not is_first())
+
+
 def bar(unit: str, console: Console | None = None) -> Progress:
-    """A rich progress display that counts `unit`, such as "clips"; on stderr where no console is given."""
+    """A rich progress display that counts `unit`, such as "clips"; on the first process's stderr where no console is given."""
     return Progress(
         TextColumn("{task.description:8}"),
         BarColumn(),
@@ -42,7 +48,7 @@ def bar(unit: str, console: Console | None = None) -> Progress:
         _Rate(unit),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=console or Console(stderr=True),
+        console=console or _stderr(),
     )
 
 
@@ -59,7 +65,7 @@ def counted(
 
     Where there is no terminal to draw a bar on, as in a batch job, a line every `LINE_EVERY` seconds says the same.
     """
-    console = console or Console(stderr=True)
+    console = console or _stderr()
     began = said = time.monotonic()
     done = 0
     with bar(unit, console) as progress:

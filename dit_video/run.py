@@ -13,7 +13,7 @@ A run folder holds
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,13 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from dit_video import experiment as experiments
-from dit_video import run_lock
+from dit_video import processes, run_lock
 from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch, Split
-from dit_video.data.dataset import Data
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.nn.module import Definition, Params, define
-from dit_video.run_folder import environment, read_experiment, record
-from dit_video.sharding import batch_ways, make_mesh
+from dit_video.run_folder import RECORD, environment, read_experiment, record
+from dit_video.sharding import batch_ways, make_mesh, platform_of, rows_here, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import EvaluationData, Subject
@@ -41,7 +40,8 @@ from dit_video.training import loop
 from dit_video.training.curves import plot_record
 from dit_video.training.flops import count_flops, peak_flops
 from dit_video.training.step import Program, TrainState, make_program
-from dit_video.training.tracker import Tracker
+from dit_video.training.stop import StopSignal, StopTogether
+from dit_video.training.tracker import Onlooker, Recorder, Tracker, recorded_evaluations
 from dit_video.vae.codec import LatentCodec
 
 
@@ -93,14 +93,15 @@ def train(
     """
     console = console or Console()
     mesh = make_mesh(experiment.mesh)
+    check_joined()
     check_clips(experiment)
-    check_batch(experiment.data, mesh)
+    check_mesh(experiment, mesh)
     experiment, frozen = with_codec(experiment, mesh, console)
     check_cache(experiment, frozen)
-    experiment.data.source.info()  # a missing or damaged set is an error before anything is written
-    alone = run_lock.hold(workdir, _plain(console)) if jax.process_index() == 0 else contextlib.nullcontext()
-    with alone:
-        record(experiment, workdir, overrides, allow_change)
+    check_source(experiment)
+    with processes.entered_by_first(run_lock.hold(workdir, _plain(console))):
+        processes.from_first(lambda: record(experiment, workdir, overrides, allow_change))
+        check_shared(workdir)
         return _train(experiment, workdir, frozen, mesh, init_from, profile, console)
 
 
@@ -113,18 +114,18 @@ def _train(
     profile: bool,
     console: Console,
 ) -> Outcome:
-    """`train` in a folder that is this process's own."""
+    """`train` in a folder that is this run's own."""
     program = program_of(experiment, mesh)
-    checkpoints = Checkpoints(workdir, experiment=experiments.to_json(experiment))
-    state, next_batch = _initial_state(experiment, program, checkpoints, init_from, mesh, console)
-    start = int(state.step)
-    batches = experiment.data.train(
-        experiment.seed, next_batch, process_index=jax.process_index(), process_count=jax.process_count()
-    )
-    tracker = Tracker(workdir, start=start, num_steps=experiment.schedule.num_steps, console=console)
-    stop = loop.StopSignal()
-    try:
-        with stop.listen():
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir, experiment=experiments.to_json(experiment)))
+        state, next_batch = _initial_state(experiment, program, checkpoints, init_from, mesh, console)
+        recorder = stack.enter_context(_recorded(experiment, workdir, int(state.step), console))
+        rows = rows_here(mesh, experiment.data.batch_size).tolist()
+        batches = experiment.data.train(experiment.seed, next_batch, rows=rows)
+        stack.enter_context(contextlib.closing(batches))
+        stop = stack.enter_context((StopTogether() if processes.joined() else StopSignal()).listen())
+        profiled = profile and processes.is_first()
+        try:
             state, step = loop.train(
                 program,
                 state,
@@ -136,18 +137,16 @@ def _train(
                 evaluators=experiment.evaluators,
                 subject=Subject(experiment.task, program.definition, frozen, mesh, description(experiment, workdir)),
                 data=evaluation_data(experiment),
-                tracker=tracker,
+                tracker=recorder,
                 saver=checkpoints,
                 stop=stop,
                 mesh=mesh,
-                profile=loop.Profile(folder=str(workdir / "profile")) if profile else None,
+                profile=loop.Profile(folder=str(workdir / "profile")) if profiled else None,
             )
-    finally:
-        batches.close()
+        except loop.NotFinite:
+            checkpoints.wait()  # all processes come here, so the last save can still be finished
+            raise
         checkpoints.wait()
-        checkpoints.close()
-        tracker.close()
-        plot_record(workdir)
     finished = step == experiment.schedule.num_steps
     if finished and isinstance(experiment.task, Autoencode):
         codec_of_run(workdir, mesh, console)
@@ -185,6 +184,7 @@ def program_of(experiment: Experiment, mesh: Mesh) -> Program:
         num_steps=experiment.schedule.num_steps,
         num_microbatches=experiment.num_microbatches,
         mesh=mesh,
+        compiler_options=experiment.compiler_options.get(platform_of(mesh)),
     )
 
 
@@ -198,6 +198,7 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
         dict.fromkeys(splits, data.clips),
         seed=experiment.seed,
         references={"set": info.digest, "splits": {split.value: d for split, d in info.split_digest.items()}},
+        caption_bytes=data.caption_bytes,
     )
 
 
@@ -247,20 +248,54 @@ def abstract_batch(experiment: Experiment) -> Batch:
     T, (H, W), B = data.clips.num_frames, data.clips.size, data.batch_size
 
     def batch() -> Batch:
-        label = jnp.zeros((B,), jnp.int32)
+        caption = None if data.caption_bytes is None else jnp.zeros((B, data.caption_bytes), jnp.uint8)
+        told = {"label": jnp.zeros((B,), jnp.int32), "caption": caption}
         if data.cache is not None and isinstance(task, Denoise):
             moments = (B, *task.codec.vae.latent_shape((T, H, W)), 2 * task.codec.vae.latent_channels)
-            return Batch(moments=jnp.zeros(moments, jnp.float32), label=label)
-        return Batch(video=jnp.zeros((B, T, H, W, 3), jnp.uint8), label=label)
+            return Batch(moments=jnp.zeros(moments, jnp.float32), **told)
+        return Batch(video=jnp.zeros((B, T, H, W, 3), jnp.uint8), **told)
 
     return jax.eval_shape(batch)
 
 
-def abstract_codec(task: Any) -> nnx.Module | None:
-    """The frozen part of a task as shapes, so that everything but training works without a trained codec."""
+def abstract_codec(task: Any, mesh: Mesh | None = None) -> nnx.Module | None:
+    """The frozen part of a task as shapes, so that everything but training works without a trained codec.
+
+    With a `mesh`, the shapes say where on it each array lives.
+    """
     if not isinstance(task, Denoise):
         return None
-    return nnx.eval_shape(task.codec.blank, jax.eval_shape(lambda: jax.random.key(0)))
+    codec = nnx.eval_shape(task.codec.blank, jax.eval_shape(lambda: jax.random.key(0)))
+    if mesh is None:
+        return codec
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, codec, shard_frozen(codec, mesh))
+
+
+def check_joined() -> None:
+    """The devices of other processes are of no use to a process that cannot speak with those."""
+    if jax.process_count() > 1 and not processes.joined():
+        raise ExperimentError(
+            f"the devices here belong to {jax.process_count()} processes, which have not joined: start each with "
+            f"--coordinator={processes.AUTO}"
+        )
+
+
+def check_source(experiment: Experiment) -> None:
+    """A missing or damaged set is an error before anything is written, and so are hosts that have different sets."""
+    source = experiment.data.source
+    # A set that is made when it is first opened is made by one process.
+    digest = processes.from_first(lambda: source.info().digest)
+    if source.info().digest != digest:
+        raise ExperimentError(f"config.data.source: this host has another set than process 0 ({source}); copy it again")
+
+
+def check_shared(workdir: Path) -> None:
+    """What the first process has written must be there for all."""
+    if not (workdir / RECORD).is_file():
+        raise ExperimentError(
+            f"--workdir={workdir}: {RECORD} of process 0 is not there; all processes must see one folder"
+        )
 
 
 def check_clips(experiment: Experiment) -> None:
@@ -278,13 +313,20 @@ def check_clips(experiment: Experiment) -> None:
         raise ExperimentError(f"config.data.clips (num_frames, size) = {shape}: {error}") from error
 
 
-def check_batch(data: Data, mesh: Mesh, where: str = "devices") -> None:
-    """The global batch must divide over the mesh; `where` names it in the message."""
-    ways = batch_ways(mesh)
-    if data.batch_size % ways:
+def check_mesh(experiment: Experiment, mesh: Mesh, where: str = "devices") -> None:
+    """The global batch must divide over the mesh, and the mesh have work for all its axes; `where` names it."""
+    rows, parts, ways = experiment.data.batch_size, experiment.num_microbatches, batch_ways(mesh)
+    if rows % (ways * parts):
+        microbatches = f" times num_microbatches = {parts}" if parts > 1 else ""
         raise ExperimentError(
-            f"config.data.batch_size={data.batch_size}: must be a multiple of data x fsdp = {ways} {where}; change it, "
-            "or give devices to other axes with config.mesh"
+            f"config.data.batch_size={rows}: must be a multiple of data x fsdp = {ways} {where}{microbatches}; change "
+            "it, or give devices to other axes with config.mesh"
+        )
+    idle = [axis for axis in ("context", "tensor") if mesh.shape[axis] > 1]
+    if isinstance(experiment.task, Autoencode) and idle:
+        raise ExperimentError(
+            f"config.mesh.{idle[0]}={mesh.shape[idle[0]]}: an autoencoder is split along data and fsdp only; devices "
+            f"along {' and '.join(idle)} would all do the same"
         )
 
 
@@ -313,6 +355,21 @@ def _initial_state(
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
         console.print(f"starting from the averaged weights of {init_from}", highlight=False)
     return state, 0
+
+
+@contextlib.contextmanager
+def _recorded(experiment: Experiment, workdir: Path, start: int, console: Console) -> Iterator[Recorder]:
+    """The first process writes and shows what happens; the others know what it has written before."""
+    evaluations = processes.from_first(lambda: recorded_evaluations(workdir, last=start))
+    if not processes.is_first():
+        yield Onlooker((step, name) for step, name in evaluations)
+        return
+    tracker = Tracker(workdir, start=start, num_steps=experiment.schedule.num_steps, console=console)
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+        plot_record(workdir)
 
 
 def _plain(console: Console) -> Callable[[str], None]:

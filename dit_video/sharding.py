@@ -7,14 +7,15 @@ batches are placed here, and XLA's partitioner writes the collectives.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 # Slowest to fastest link.
 MESH_AXES = ("data", "fsdp", "context", "tensor")
@@ -24,19 +25,22 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # activations
     "batch": ("data", "fsdp"),
     "tokens": ("context",),
-    # parameters
-    "embed": ("fsdp",),
+    # parameters; devices along `context` have the same rows and other tokens, so they share parameters out as well
+    "embed": ("fsdp", "context"),
     "heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    "modulation": (),
     "vocab": (),
     "layers": (),
     "channels_in": (),
     "channels_out": ("fsdp",),
+    "data_channels": (),  # as many as pixels, latents or scores have, which nobody chooses for a mesh
 }
 
 LogicalAxes = tuple[str | None, ...]
 Tree = TypeVar("Tree")
+NetworkTree = TypeVar("NetworkTree", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,33 +91,66 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+class Uneven(ValueError):
+    """A dimension that its mesh axes do not divide."""
+
+
 def partition_spec(axes: LogicalAxes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Where an array with these logical axes lives; a dimension its mesh axes do not divide is not split.
+    """Where an array with these logical axes lives.
 
     Raises:
         KeyError: a logical axis that `RULES` does not have.
+        Uneven: a dimension that the mesh axes of its logical axis do not divide.
         ValueError: two dimensions of one array would be split over the same mesh axis.
     """
     parts, taken = [], {}
     for axis, size in zip(axes, shape, strict=True):
         names = () if axis is None else RULES[axis]
         names = tuple(n for n in names if mesh.shape[n] > 1)
-        if not names or size % math.prod(mesh.shape[n] for n in names):
-            parts.append(None)
-            continue
+        ways = math.prod(mesh.shape[n] for n in names)
+        if size % ways:
+            over = " x ".join(f"{name}={mesh.shape[name]}" for name in names)
+            raise Uneven(
+                f"axis {axis!r} of size {size} (of an array {tuple(shape)}) does not divide over {over}: change the "
+                f"size, or config.mesh so that {' x '.join(names)} is a divisor of it"
+            )
         for name in names:
             if name in taken:
                 raise ValueError(f"axes {axes}: both {taken[name]!r} and {axis!r} map to mesh axis {name!r}")
             taken[name] = axis
-        parts.append(names if len(names) > 1 else names[0])
+        parts.append((names if len(names) > 1 else names[0]) if names else None)
     return PartitionSpec(*parts)
 
 
 def shard_params(
     axes: Mapping[str, LogicalAxes], shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> dict[str, NamedSharding]:
-    """The sharding of every named parameter."""
-    return {n: NamedSharding(mesh, partition_spec(axes[n], shapes[n].shape, mesh)) for n in shapes}
+    """The sharding of every named parameter; errors are those of `partition_spec` and name it."""
+    found = {}
+    for name, shape in shapes.items():
+        try:
+            found[name] = NamedSharding(mesh, partition_spec(axes[name], shape.shape, mesh))
+        except ValueError as error:
+            raise type(error)(f"parameter {name}: {error}") from error
+    return found
+
+
+def shard_frozen(module: NetworkTree, mesh: Mesh) -> NetworkTree:
+    """Shardings, in the place of its arrays, of a network that is only used.
+
+    What does not divide is whole on every device: a small codec must not decide how a large network is split.
+    """
+
+    def sharding(variable: nnx.Variable) -> nnx.Variable:
+        shape = variable.get_value().shape
+        axes = tuple(variable.get_metadata().get("axes", (None,) * len(shape)))
+        try:
+            spec = partition_spec(axes, shape, mesh)
+        except Uneven:
+            spec = PartitionSpec()
+        return variable.replace(NamedSharding(mesh, spec))
+
+    return jax.tree.map(sharding, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -125,10 +162,35 @@ def along_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def rows_here(mesh: Mesh, num_rows: int) -> Int[np.ndarray, "rows"]:
+    """Which rows of a global batch this process must have: those of its own devices, in order, each once.
+
+    Processes that differ only along `context` or `tensor` have the same rows.
+
+    Raises:
+        ValueError: the mesh does not split so many rows evenly.
+    """
+    indices = along_batch(mesh).addressable_devices_indices_map((num_rows,)).values()
+    return np.unique(np.concatenate([np.arange(num_rows)[index] for index in indices]))
+
+
 def place(batch: Tree, mesh: Mesh) -> Tree:
-    """Puts this process's rows of a host batch on the mesh, as one global array split over the batch axes."""
+    """Puts this process's rows of a host batch, those of `rows_here`, on the mesh as one global array."""
     sharding = along_batch(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+    def spread(x: np.ndarray) -> Array:
+        num_rows = len(x) * batch_ways(mesh) // _ways_here(mesh)
+        where = rows_here(mesh, num_rows)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None, "JAX says which part it asks for"
+            rows = range(*index[0].indices(num_rows))
+            first = int(np.searchsorted(where, rows.start))
+            return x[first : first + len(rows)]
+
+        return jax.make_array_from_callback((num_rows, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(lambda x: spread(np.asarray(x)), batch)
 
 
 def place_whole(batch: Tree, mesh: Mesh) -> Tree:
@@ -153,6 +215,11 @@ def batch_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
+def _ways_here(mesh: Mesh) -> int:
+    """How many of those parts devices of this process hold."""
+    return len(rows_here(mesh, batch_ways(mesh)))
+
+
 def even_batch(wanted: int, mesh: Mesh) -> int:
     """The least batch of at least `wanted` rows that the mesh splits evenly."""
     ways = batch_ways(mesh)
@@ -165,3 +232,47 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
+
+
+def platform() -> str | None:
+    """What kind of devices the mesh is of at trace time ("cpu", "gpu", "tpu"); they need not be there.
+
+    None outside a mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return None if device is None else _kind_of(device.platform)
+
+
+def platform_of(mesh: Mesh) -> str:
+    """What kind of devices a mesh is of: "cpu", "gpu" or "tpu"."""
+    return _kind_of(mesh.devices.flat[0].platform)
+
+
+def _kind_of(name: str) -> str:
+    # Devices that are there are of "gpu", those of a topology of "cuda".
+    return "gpu" if name == "cuda" else name
+
+
+def split_over(axis: str) -> str | None:
+    """The mesh axis that splits a logical axis in the mesh at hand; None where nothing does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = [] if mesh.empty else [name for name in RULES[axis] if mesh.shape[name] > 1]
+    assert len(names) < 2, f"{axis!r} lies along several mesh axes"
+    return names[0] if names else None
+
+
+def map_parts(function: Callable[..., Array], axes: Sequence[LogicalAxes]) -> Callable[..., Array]:
+    """`function` on each device's own part of its arguments, which have these logical axes; its result is split like
+    its first argument. Outside a mesh it is `function` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+
+    def mapped(*arrays: Array) -> Array:
+        specs = tuple(partition_spec(labels, x.shape, mesh) for labels, x in zip(axes, arrays, strict=True))
+        # Pallas kernels do not say along which axes their results vary.
+        return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+    return mapped

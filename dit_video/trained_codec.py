@@ -23,9 +23,10 @@ from dit_video.data.loader import held_out_clips
 from dit_video.data.transforms import usable
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.nn.module import define, params_of
+from dit_video.processes import from_first
 from dit_video.progress import counted
 from dit_video.run_folder import RECORD, read_experiment, short, write_json
-from dit_video.sharding import make_mesh, place, replicated
+from dit_video.sharding import fetch, make_mesh, place, place_whole, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, TrainedCodec
 from dit_video.vae.codec import LatentCodec, latent_statistics
@@ -61,12 +62,12 @@ def codec_of_run(workdir: Path, mesh: Mesh, console: Console) -> tuple[LatentCod
     vae = definition.bind(params).vae
     digest = weights_digest(params_of(vae))
     path = workdir / STATISTICS
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = from_first(lambda: json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
     if found.get("codec") != digest:
         found = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
-        write_json(path, found)
+        from_first(lambda: write_json(path, found))
     codec = LatentCodec(vae, jnp.asarray(found["mean"], jnp.float32), jnp.asarray(found["std"], jnp.float32))
-    return jax.device_put(codec, replicated(mesh)), digest, found
+    return jax.device_put(codec, shard_frozen(codec, mesh)), digest, found
 
 
 def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, console: Console) -> None:
@@ -170,7 +171,7 @@ def _measure_statistics(experiment: Experiment, vae: nnx.Module, mesh: Mesh, con
         shown = counted(batches, "latent statistics", total=total, size=lambda item: item[1], console=console)
         for batch, valid in shown:
             with jax.set_mesh(mesh):
-                yield np.asarray(encode(vae, place(batch.video, mesh)))[:valid]
+                yield fetch(encode(vae, place_whole(batch.video, mesh)))[:valid]
 
     # float32, as the codec holds them, so that records of them compare equal.
     mean, std = (np.asarray(x, np.float32).tolist() for x in latent_statistics(moments()))

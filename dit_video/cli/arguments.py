@@ -1,7 +1,10 @@
 """Arguments that several commands share."""
 
 import argparse
+import os
 from pathlib import Path
+
+import jax
 
 from dit_video.data.video_set import file_digest
 from dit_video.evaluation.features import Extractor, FromFile
@@ -39,6 +42,14 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     add_workdir(parser)
     parser.add_argument("--step", type=int, help="checkpoint to open (default: the latest)")
     parser.add_argument("--raw", action="store_true", help="use the raw weights instead of their moving average")
+
+
+def use_fake_devices(number: int) -> None:
+    """Makes JAX see so many CPU devices and nothing else; only before anything has been computed."""
+    jax.config.update("jax_platforms", "cpu")
+    # Later flags win, so a number that the user's shell sets does not stand in the way.
+    flag = f"--xla_force_host_platform_device_count={number}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
 
 def experiment_of(arguments: argparse.Namespace) -> Experiment:

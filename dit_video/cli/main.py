@@ -4,13 +4,25 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.markup import escape
-
 import dit_video
-from dit_video.cli import data, demo, diff, encode, evaluate, export, inspect, plan, sample, show, train
+from dit_video.cli import (
+    data,
+    demo,
+    diff,
+    encode,
+    evaluate,
+    export,
+    inspect,
+    launch,
+    plan,
+    sample,
+    show,
+    train,
+    verify_sharding,
+)
+from dit_video.cli.together import report
 
-COMMANDS = (train, evaluate, sample, encode, export, data, inspect, show, plan, diff, demo)
+COMMANDS = (train, evaluate, sample, encode, export, data, inspect, show, plan, launch, verify_sharding, diff, demo)
 
 DESCRIPTION = """Train latent video diffusion transformers, judge them by FVD on held-out clips, take the weights away.
 
@@ -38,15 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}; see dit-video {arguments.command} --help")
     try:
         return arguments.run(arguments)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped")
-        return 130
-    except (ValueError, OSError) as error:
-        if arguments.traceback:
-            raise
-        console = Console(stderr=True, emoji=False)
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 1
+    except (KeyboardInterrupt, ValueError, OSError) as error:
+        return report(error, trace=arguments.traceback)
 
 
 def _parser() -> argparse.ArgumentParser:

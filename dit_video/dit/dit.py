@@ -2,7 +2,8 @@
 
 As published: patches, adaLN-zero, sizes S, B, L, XL. As practised since: rotary positions on three axes, RMS
 normalisation, normalised queries and keys, SwiGLU (LightningDiT, 2501.01423, table 2 measures each). Attention
-is full over space and time. Layers are stacked and scanned, so compile time does not grow with depth.
+is full over space and time; text, where there is any, is attended to from every block. Layers are stacked and scanned,
+so compile time does not grow with depth.
 """
 
 import dataclasses
@@ -11,12 +12,14 @@ import enum
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Time
-from dit_video.dit.condition import ClassCondition
-from dit_video.nn.attention import Attention
+from dit_video.dit.condition import Condition, Given
+from dit_video.dit.text_encoder import Text
+from dit_video.nn.attention import Attention, CrossAttention
 from dit_video.nn.embed import (
     AdaLN,
     TimeEmbedding,
@@ -27,6 +30,7 @@ from dit_video.nn.embed import (
     rope_angles,
     unpatchify,
 )
+from dit_video.nn.mlp import SwiGLU, swiglu_size
 from dit_video.nn.norm import rms_normalize
 from dit_video.sharding import constrain
 
@@ -37,23 +41,38 @@ class Remat(enum.Enum):
     NOTHING_RECOMPUTED = "none"
     DOTS = "dots"  # keep matrix products, recompute the rest
     FULL = "full"  # keep block inputs only: least memory, one more forward pass
+    OFFLOAD = "offload"  # as FULL, with block inputs in the memory of the host until they are needed
 
 
+_BLOCK_INPUT = "block input"
 _REMAT_POLICY = {
     Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     Remat.FULL: jax.checkpoint_policies.nothing_saveable,
+    Remat.OFFLOAD: jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """Size of a DiT. `patch_size` is (frames, rows, columns) in latent cells."""
+    """Size of a DiT.
+
+    Attributes:
+        patch_size: (frames, rows, columns) in latent cells.
+        shared_modulation: blocks share one AdaLN and each adds a vector of its own to what it makes, instead of having
+            each one of their own, which holds a third of their parameters (PixArt-alpha, 2310.00426).
+    """
 
     hidden_size: int
     depth: int
     num_heads: int
     patch_size: tuple[int, int, int] = (1, 2, 2)
     mlp_ratio: float = 4.0
+    shared_modulation: bool = False
     remat: Remat = Remat.NOTHING_RECOMPUTED
 
     def __post_init__(self):
@@ -64,8 +83,7 @@ class DiTConfig:
 
     @property
     def mlp_size(self) -> int:
-        """Width of SwiGLU: two thirds of the ungated MLP's, for as many parameters; a multiple of 64."""
-        return max(64, round(self.hidden_size * self.mlp_ratio * 2 / 3 / 64) * 64)
+        return swiglu_size(self.hidden_size, self.mlp_ratio)
 
 
 # Table 1 of 2212.09748.
@@ -75,44 +93,80 @@ DIT_L = DiTConfig(hidden_size=1024, depth=24, num_heads=16)
 DIT_XL = DiTConfig(hidden_size=1152, depth=28, num_heads=16)
 
 
-class SwiGLU(nnx.Module):
-    """Gated MLP, silu(x W) * (x V), then W_2 (Shazeer, 2002.05202, eq. 6)."""
+class ModulationOffset(nnx.Module):
+    """What one block adds to the modulation vectors that all blocks share; zero at initialisation.
 
-    def __init__(self, hidden_size: int, mlp_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.gate = linear(hidden_size, mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.up = linear(hidden_size, mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.down = linear(mlp_size, hidden_size, ("mlp", "embed"), rngs=rngs, dtype=dtype)
+    This is adaLN-single (PixArt-alpha, 2310.00426, section 2.3). An AdaLN in every block holds 6 D^2 of its 18 D^2
+    parameters, at the usual width of the MLP.
+    """
 
-    def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        return self.down(nnx.silu(self.gate(x)) * self.up(x))
+    def __init__(self, num: int, hidden_size: int, *, rngs: nnx.Rngs):
+        axes = ("modulation", "mlp")
+        init = nnx.with_metadata(nnx.initializers.zeros, axes=axes)
+        self.table = nnx.Param(init(rngs.params(), (num, hidden_size), jnp.float32), axes=axes)
+
+    def __call__(self, shared: list[Float[Array, "B 1 #f D"]]) -> list[Float[Array, "B 1 #f D"]]:
+        table = self.table[...]
+        return [vector + table[i].astype(vector.dtype) for i, vector in enumerate(shared)]
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each normalised, modulated by the conditioning vector and gated (adaLN-zero)."""
+    """Attention and MLP, each normalised, modulated by the conditioning vector and gated (adaLN-zero).
 
-    def __init__(self, config: DiTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.modulation = AdaLN(6, config.hidden_size, dtype=dtype, rngs=rngs)
-        self.attention = Attention(config.hidden_size, config.num_heads, dtype=dtype, rngs=rngs)
-        self.mlp = SwiGLU(config.hidden_size, config.mlp_size, dtype=dtype, rngs=rngs)
+    Where there is text, every token attends to it in between, without modulation (as in Wan, 2503.20314).
+    """
+
+    def __init__(self, config: DiTConfig, text_size: int | None = None, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        D = config.hidden_size
+        shared = config.shared_modulation
+        self.modulation = ModulationOffset(6, D, rngs=rngs) if shared else AdaLN(6, D, dtype=dtype, rngs=rngs)
+        self.attention = Attention(D, config.num_heads, dtype=dtype, rngs=rngs)
+        self.cross_attention = (
+            None if text_size is None else CrossAttention(D, text_size, config.num_heads, dtype=dtype, rngs=rngs)
+        )
+        self.mlp = SwiGLU(D, config.mlp_size, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B f s D"], conditioning: Float[Array, "B #f D"], angles: Float[Array, "N r"]
-    ) -> Float[Array, "B f s D"]:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(conditioning)
-        B, f, s, D = x.shape
+        self,
+        x: Float[Array, "B s f D"],
+        modulating: Float[Array, "B #f D"] | list[Float[Array, "B 1 #f D"]],
+        angles: Float[Array, "N r"],
+        text: Text | None = None,
+    ) -> Float[Array, "B s f D"]:
+        """One step of depth.
+
+        Args:
+            modulating: the conditioning vector, or with shared modulation the six vectors made of it.
+            angles: rotary positions of the tokens, in the order of x.
+            text: what blocks made for text attend to.
+        """
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(modulating)
         h = modulate(rms_normalize(x), shift_a, scale_a)
-        x = x + gate_a * self.attention(h.reshape(B, f * s, D), angles).reshape(B, f, s, D)
+        x = x + gate_a * self.attention(_in_a_row(h), angles).reshape(x.shape)
+        if self.cross_attention is not None:
+            assert text is not None, "a DiT of such blocks encodes text"
+            x = x + self.cross_attention(_in_a_row(rms_normalize(x)), text.tokens, text.num_tokens).reshape(x.shape)
         return x + gate_m * self.mlp(modulate(rms_normalize(x), shift_m, scale_m))
 
 
+def _known(given: Given | None) -> Given:
+    if given is None:
+        raise ValueError("this DiT is conditioned: pass `given`, which `known` of its condition makes of a batch")
+    return given
+
+
+def _in_a_row(x: Float[Array, "B s f D"]) -> Float[Array, "B N D"]:
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
 class DiT(nnx.Module):
-    """Denoiser of video latents: (x_t, t, label) -> prediction of x_t's shape."""
+    """Denoiser of video latents: (x_t, t, what is given) -> prediction of x_t's shape."""
 
     def __init__(
         self,
         config: DiTConfig,
         channels: int,
-        condition: ClassCondition | None,
+        condition: Condition | None,
         *,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -123,22 +177,26 @@ class DiT(nnx.Module):
         patch_dim = pt * ph * pw * channels
         self.x_embedder = linear(patch_dim, config.hidden_size, (None, "embed"), rngs=rngs, dtype=dtype)
         self.t_embedder = TimeEmbedding(config.hidden_size, dtype=dtype, rngs=rngs)
-        self.y_embedder = condition.embedding(config.hidden_size, rngs=rngs) if condition else None
+        self.y_embedder = condition.label_embedding(config.hidden_size, rngs=rngs) if condition else None
+        self.text_encoder = condition.text_encoder(dtype=dtype, rngs=rngs) if condition else None
+        text_size = None if self.text_encoder is None else self.text_encoder.hidden_size
+        shared = config.shared_modulation
+        self.shared_modulation = AdaLN(6, config.hidden_size, dtype=dtype, rngs=rngs) if shared else None
         # One stacked Block: every parameter gains a leading axis of `depth` layers.
-        self.blocks = jax.vmap(lambda key: Block(config, dtype=dtype, rngs=nnx.Rngs(key)))(
+        self.blocks = jax.vmap(lambda key: Block(config, text_size, dtype=dtype, rngs=nnx.Rngs(key)))(
             jax.random.split(rngs.params(), config.depth)
         )
         self.final_modulation = AdaLN(2, config.hidden_size, dtype=dtype, rngs=rngs)
         zeros = nnx.initializers.zeros
         self.final_layer = linear(config.hidden_size, patch_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
-    def __call__(self, x_t: Latents, t: Time, label: Int[Array, "B"] | None) -> Latents:
+    def __call__(self, x_t: Latents, t: Time, given: Given | None) -> Latents:
         """Predicts what the objective asks for, from noisy latents.
 
         Args:
             x_t: latents at noise level t; (t, h, w) must divide by the patch size.
             t: noise level in [0, 1], one per clip `[B 1]` or per latent frame `[B t]`.
-            label: class of each clip, `num_classes` for "no label"; None where the network has no condition.
+            given: labels or captions as `Condition.known` makes them; None where the network has no condition.
 
         Returns:
             float32 prediction of x_t's shape.
@@ -147,14 +205,16 @@ class DiT(nnx.Module):
         shape = (frames, rows, columns)
         conditioning = self.t_embedder(self._per_patch_frame(t))
         if self.y_embedder is not None:
-            if label is None:
-                raise ValueError("this DiT is conditioned on a class: pass `label` (num_classes means none)")
-            conditioning = conditioning + self.y_embedder(label)[:, None].astype(conditioning.dtype)
+            conditioning = conditioning + self.y_embedder(_known(given))[:, None].astype(conditioning.dtype)
+        conditioning = constrain(conditioning, "batch", None, None)
+        modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
+        text = None if self.text_encoder is None else self.text_encoder(_known(given))
         angles = jnp.asarray(rope_angles(patch_positions(shape, self.patch_size), self.head_dim))
         x = self.x_embedder(patchify(x_t, self.patch_size))
 
         def apply_block(x, block):
-            return constrain(block(x, conditioning, angles), "batch", None, "tokens", None), None
+            x = checkpoint_name(constrain(x, "batch", "tokens", None, None), _BLOCK_INPUT)
+            return block(x, modulating, angles, text), None
 
         if self.remat is not Remat.NOTHING_RECOMPUTED:
             apply_block = jax.checkpoint(apply_block, policy=_REMAT_POLICY[self.remat], prevent_cse=False)

@@ -1,14 +1,17 @@
-"""Multi-head attention over tokens."""
+"""Multi-head attention over tokens: of one sequence to itself, and of one to another."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dit_video.nn.embed import rotate
 from dit_video.nn.norm import RMSNorm
+from dit_video.nn.softmax_attention import cross_attention, self_attention
+
+_XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_ZEROS = nnx.initializers.zeros
 
 
 class Attention(nnx.Module):
@@ -20,34 +23,82 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, hidden_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        if hidden_size % num_heads:
-            raise ValueError(f"{hidden_size=} is not a multiple of {num_heads=}")
-        head_dim = hidden_size // num_heads
-        xavier = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        zeros = nnx.initializers.zeros
-        self.qkv = nnx.LinearGeneral(
-            hidden_size,
-            (3, num_heads, head_dim),
-            dtype=dtype,
-            kernel_init=nnx.with_metadata(xavier, axes=("embed", None, "heads", "head_dim")),
-            bias_init=nnx.with_metadata(zeros, axes=(None, "heads", "head_dim")),
-            rngs=rngs,
-        )
-        self.out = nnx.LinearGeneral(
-            (num_heads, head_dim),
-            hidden_size,
-            axis=(-2, -1),
-            dtype=dtype,
-            kernel_init=nnx.with_metadata(xavier, axes=("heads", "head_dim", "embed")),
-            bias_init=nnx.with_metadata(zeros, axes=("embed",)),
-            rngs=rngs,
-        )
+        head_dim = _head_dim(hidden_size, num_heads)
+        self.qkv = _to_heads(hidden_size, (3, num_heads, head_dim), dtype=dtype, rngs=rngs)
+        self.out = _from_heads(num_heads, hidden_size, _XAVIER, dtype=dtype, rngs=rngs)
         self.query_norm = RMSNorm(head_dim, rngs=rngs)
         self.key_norm = RMSNorm(head_dim, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], angles: Float[Array | np.ndarray, "N r"]) -> Float[Array, "B N D"]:
-        """Attends from every token to every token; `angles` are those of `rope_angles`."""
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        angles: Float[Array | np.ndarray, "N r"],
+        num_tokens: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B N D"]:
+        """Attends from every token to every token, or to the first `num_tokens`, at least one, where they are given.
+
+        Args:
+            angles: those of `rope_angles`.
+        """
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         q = rotate(self.query_norm(q), angles)
         k = rotate(self.key_norm(k), angles)
-        return self.out(jax.nn.dot_product_attention(q, k, v))
+        return self.out(self_attention(q, k, v) if num_tokens is None else cross_attention(q, k, v, num_tokens))
+
+
+class CrossAttention(nnx.Module):
+    """Attention from tokens to those of another sequence, of width `others_size`; normalised as in `Attention`.
+
+    It gives zero until it has learnt otherwise: a block that gains it stays the function it was.
+    """
+
+    def __init__(self, hidden_size: int, others_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        head_dim = _head_dim(hidden_size, num_heads)
+        self.query = _to_heads(hidden_size, (num_heads, head_dim), dtype=dtype, rngs=rngs)
+        self.key_value = _to_heads(others_size, (2, num_heads, head_dim), dtype=dtype, rngs=rngs)
+        self.out = _from_heads(num_heads, hidden_size, _ZEROS, dtype=dtype, rngs=rngs)
+        self.query_norm = RMSNorm(head_dim, rngs=rngs)
+        self.key_norm = RMSNorm(head_dim, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], others: Float[Array, "B L E"], num_others: Int[Array, "B"]
+    ) -> Float[Array, "B N D"]:
+        """Attends from every token to the first `num_others` of the others, at least one."""
+        k, v = jnp.moveaxis(self.key_value(others), 2, 0)
+        q, k = self.query_norm(self.query(x)), self.key_norm(k)
+        return self.out(cross_attention(q, k, v, num_others))
+
+
+def _head_dim(hidden_size: int, num_heads: int) -> int:
+    if hidden_size % num_heads:
+        raise ValueError(f"{hidden_size=} is not a multiple of {num_heads=}")
+    return hidden_size // num_heads
+
+
+def _to_heads(
+    features: int, heads: tuple[int, int] | tuple[int, int, int], *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.LinearGeneral:
+    """features -> (heads, head size), or several of these side by side."""
+    axes = (None, "heads", "head_dim")[-len(heads) :]
+    return nnx.LinearGeneral(
+        features,
+        heads,
+        dtype=dtype,
+        kernel_init=nnx.with_metadata(_XAVIER, axes=("embed", *axes)),
+        bias_init=nnx.with_metadata(_ZEROS, axes=axes),
+        rngs=rngs,
+    )
+
+
+def _from_heads(
+    num_heads: int, hidden_size: int, init: nnx.Initializer, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.LinearGeneral:
+    return nnx.LinearGeneral(
+        (num_heads, hidden_size // num_heads),
+        hidden_size,
+        axis=(-2, -1),
+        dtype=dtype,
+        kernel_init=nnx.with_metadata(init, axes=("heads", "head_dim", "embed")),
+        bias_init=nnx.with_metadata(_ZEROS, axes=("embed",)),
+        rngs=rngs,
+    )

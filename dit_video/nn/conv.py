@@ -31,7 +31,7 @@ class CausalConv3d(nnx.Module):
 
     In front of a clip the first frame is repeated, not zeros: a still video then gives the same output at
     every frame, and an image (T = 1) gives what it gives inside a still video. Rows and columns are padded
-    with zeros.
+    with zeros. `out_axis` is the logical axis of the output channels.
     """
 
     def __init__(
@@ -41,13 +41,14 @@ class CausalConv3d(nnx.Module):
         kernel: tuple[int, int, int] = (3, 3, 3),
         *,
         zero_init: bool = False,
+        out_axis: str = "channels_out",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
-        init = nnx.with_metadata(init, axes=(None, None, None, "channels_in", "channels_out"))
+        init = nnx.with_metadata(init, axes=(None, None, None, "channels_in", out_axis))
         self.kernel = nnx.Param(init(rngs.params(), (*kernel, in_channels, out_channels), jnp.float32))
-        bias_init = nnx.with_metadata(nnx.initializers.zeros, axes=("channels_out",))
+        bias_init = nnx.with_metadata(nnx.initializers.zeros, axes=(out_axis,))
         self.bias = nnx.Param(bias_init(rngs.params(), (out_channels,), jnp.float32))
         self.dtype = dtype
 

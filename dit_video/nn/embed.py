@@ -8,33 +8,36 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dit_video.sharding import constrain
+
 PatchSize = tuple[int, int, int]
 
 
-def patchify(latents: Float[Array, "B t h w c"], patch_size: PatchSize) -> Float[Array, "B f s p"]:
+def patchify(latents: Float[Array, "B t h w c"], patch_size: PatchSize) -> Float[Array, "B s f p"]:
     """Cuts latents into patches of (frames, rows, columns).
 
-    Returns `[B f s p]`: f = t / patch frames, s = patches of one patch frame in row-major order, and
+    Returns `[B s f p]`: s = patches of one patch frame in row-major order, f = t / patch frames, and
     p = the patch's cells, ordered (frame, row, column, channel). Time stays an axis of its own, because
-    noise levels (and so modulation) may differ from frame to frame.
+    noise levels (and so modulation) may differ from frame to frame; space comes first, so that places are what
+    devices split: the two axes then merge into one of tokens without anything being moved.
     """
     B, t, h, w, c = latents.shape
     pt, ph, pw = patch_size
     if t % pt or h % ph or w % pw:
         raise ValueError(f"latents of (t, h, w) = {(t, h, w)} do not divide into patches of {patch_size}")
     x = latents.reshape(B, t // pt, pt, h // ph, ph, w // pw, pw, c)
-    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return x.reshape(B, t // pt, (h // ph) * (w // pw), pt * ph * pw * c)
+    x = x.transpose(0, 3, 5, 1, 2, 4, 6, 7)
+    return x.reshape(B, (h // ph) * (w // pw), t // pt, pt * ph * pw * c)
 
 
 def unpatchify(
-    patches: Float[Array, "B f s p"], patch_size: PatchSize, shape: tuple[int, int, int]
+    patches: Float[Array, "B s f p"], patch_size: PatchSize, shape: tuple[int, int, int]
 ) -> Float[Array, "B t h w c"]:
     """Inverse of `patchify` for latents of `shape` = (t, h, w)."""
     (t, h, w), (pt, ph, pw) = shape, patch_size
     B = patches.shape[0]
-    x = patches.reshape(B, t // pt, h // ph, w // pw, pt, ph, pw, -1)
-    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    x = patches.reshape(B, h // ph, w // pw, t // pt, pt, ph, pw, -1)
+    x = x.transpose(0, 3, 4, 1, 5, 2, 6, 7)
     return x.reshape(B, t, h, w, -1)
 
 
@@ -44,7 +47,8 @@ def patch_positions(shape: tuple[int, int, int], patch_size: PatchSize) -> Float
     Cells, not patch indices: a model keeps its sense of distance when the patch size changes.
     """
     axes = [np.arange(0, n, p, dtype=np.float32) for n, p in zip(shape, patch_size)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    positions = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    return positions.transpose(1, 2, 0, 3).reshape(-1, 3)
 
 
 def rope_angles(
@@ -128,31 +132,34 @@ class LabelEmbedding(nnx.Module):
         )
 
     def __call__(self, label: Int[Array, "B"]) -> Float[Array, "B D"]:
-        return self.table[...][label]
+        # Looked up in the whole table: rows that are split over devices would be brought together one by one.
+        return constrain(self.table[...], None, None)[label]
 
 
 class AdaLN(nnx.Module):
     """Adaptive modulation: `num` vectors per block from the conditioning vector, zero at initialisation.
 
-    With gates starting at zero every residual block is the identity (adaLN-zero, 2212.09748 section 3.2).
+    With gates starting at zero every residual block is the identity (adaLN-zero, 2212.09748 section 3.2). The kernel
+    has an axis of its own for the `num` vectors, so that they are told apart without moving anything between devices.
     """
 
     def __init__(self, num: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.num = num
-        self.projection = linear(
+        zeros = nnx.initializers.zeros
+        self.projection = nnx.LinearGeneral(
             hidden_size,
-            num * hidden_size,
-            ("embed", "mlp"),
-            rngs=rngs,
+            (num, hidden_size),
             dtype=dtype,
-            init=nnx.initializers.zeros,
+            kernel_init=nnx.with_metadata(zeros, axes=("embed", "modulation", "mlp")),
+            bias_init=nnx.with_metadata(zeros, axes=("modulation", "mlp")),
+            rngs=rngs,
         )
 
-    def __call__(self, conditioning: Float[Array, "B #f D"]) -> list[Float[Array, "B #f 1 D"]]:
-        return jnp.split(self.projection(nnx.silu(conditioning))[:, :, None], self.num, axis=-1)
+    def __call__(self, conditioning: Float[Array, "B #f D"]) -> list[Float[Array, "B 1 #f D"]]:
+        vectors = constrain(self.projection(nnx.silu(conditioning)), "batch", None, None, None)
+        return [vectors[:, None, :, i] for i in range(vectors.shape[2])]
 
 
 def modulate(
-    x: Float[Array, "B f s D"], shift: Float[Array, "B #f 1 D"], scale: Float[Array, "B #f 1 D"]
-) -> Float[Array, "B f s D"]:
+    x: Float[Array, "B s f D"], shift: Float[Array, "B 1 #f D"], scale: Float[Array, "B 1 #f D"]
+) -> Float[Array, "B s f D"]:
     return x * (1 + scale) + shift

@@ -167,7 +167,7 @@ def _muon_dimensions(axes: LogicalAxes) -> optax.contrib.MuonDimensionNumbers | 
     one that ends with it maps back; axes without a name (q, k, v) hold separate matrices. A convolution's input are its
     taps and channels.
     """
-    if axes[-1:] == ("channels_out",) and len(axes) > 1:
+    if axes[-1] in ("channels_out", "data_channels") and len(axes) > 1:
         return optax.contrib.MuonDimensionNumbers(tuple(range(len(axes) - 1)), (len(axes) - 1,))
     if axes[:1] != ("layers",) or not _is_kernel(axes):
         return None

@@ -1,6 +1,7 @@
 """TrainState and the one jitted step that every task is trained by."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
@@ -16,6 +17,9 @@ from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.sharding import replicated, shard_params
 from dit_video.tasks.task import Metrics, Task, purpose_key
 from dit_video.training.optimizer import EMA, Optimizer
+
+
+CompilerOptions = Mapping[str, bool | int | str]
 
 
 class TrainState(NamedTuple):
@@ -35,6 +39,7 @@ class Program:
         definition: the network without its numbers.
         init: seed -> state, each array created where it will live.
         step: (state, frozen, batch, seed) -> (state, metrics); the old state is donated.
+        gradient: (state, frozen, batch, seed) -> (gradient, metrics): what the step's update is made of.
         shapes: shape, dtype and sharding of every array of the state, to restore a checkpoint into.
         lower: (frozen, batch), both of shapes with shardings -> the step, ready to be compiled for the devices of the
             mesh, which need not be there. What it does not read stays an argument, since it stays in memory too.
@@ -43,18 +48,27 @@ class Program:
     definition: Definition
     init: Callable[[int], TrainState]
     step: Callable[[TrainState, nnx.Module | None, Batch, int], tuple[TrainState, Metrics]]
+    gradient: Callable[[TrainState, nnx.Module | None, Batch, int], tuple[Params, Metrics]]
     shapes: TrainState
     lower: Callable[[nnx.Module | None, Batch], jax.stages.Lowered]
 
 
 def make_program(
-    task: Task, optimizer: Optimizer, ema: EMA, *, num_steps: int, num_microbatches: int, mesh: Mesh
+    task: Task,
+    optimizer: Optimizer,
+    ema: EMA,
+    *,
+    num_steps: int,
+    num_microbatches: int,
+    mesh: Mesh,
+    compiler_options: CompilerOptions | None = None,
 ) -> Program:
     """Builds init and step of `task`; nothing is computed yet.
 
     Args:
         num_steps: length of the run, for learning-rate decay.
         num_microbatches: the batch is cut into this many parts whose gradients are averaged before the one update.
+        compiler_options: XLA's, for the step.
     """
     definition = define(task.init)
     rule = optimizer.build(num_steps, definition.axes)
@@ -74,9 +88,12 @@ def make_program(
         value, metrics = task.loss(definition.bind(params), frozen, batch, rng, step)
         return value, {"loss": value} | metrics
 
-    def step(state: TrainState, frozen, batch: Batch, seed) -> tuple[TrainState, Metrics]:
+    def gradient(state: TrainState, frozen, batch: Batch, seed) -> tuple[Params, Metrics]:
         rng = purpose_key(seed, "train", state.step)
-        grads, metrics = _mean_gradient(loss, num_microbatches, state, frozen, batch, rng)
+        return _mean_gradient(loss, num_microbatches, state, frozen, batch, rng)
+
+    def step(state: TrainState, frozen, batch: Batch, seed) -> tuple[TrainState, Metrics]:
+        grads, metrics = gradient(state, frozen, batch, seed)
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         # Optax says only that it is a tree; it is one like the params it was given.
         params = cast(Params, optax.apply_updates(state.params, updates))
@@ -85,18 +102,25 @@ def make_program(
         return TrainState(state.step + 1, params, averaged, opt_state), metrics
 
     out_shardings = (shardings, replicated(mesh))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+    jit_step = functools.partial(
+        jax.jit, step, donate_argnums=0, out_shardings=out_shardings, compiler_options=compiler_options
+    )
+    jitted = jit_step()
+    jitted_gradient = jax.jit(gradient, out_shardings=(shardings.params, replicated(mesh)))
 
     def run_step(state: TrainState, frozen, batch: Batch, seed: int) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
             return jitted(state, frozen, batch, seed)
 
-    def lower(frozen, batch: Batch) -> jax.stages.Lowered:
-        whole = jax.jit(step, donate_argnums=0, out_shardings=out_shardings, keep_unused=True)
+    def run_gradient(state: TrainState, frozen, batch: Batch, seed: int) -> tuple[Params, Metrics]:
         with jax.set_mesh(mesh):
-            return whole.lower(shapes, frozen, batch, 0)
+            return jitted_gradient(state, frozen, batch, seed)
 
-    return Program(definition, init, run_step, shapes, lower)
+    def lower(frozen, batch: Batch) -> jax.stages.Lowered:
+        with jax.set_mesh(mesh):
+            return jit_step(keep_unused=True).lower(shapes, frozen, batch, 0)
+
+    return Program(definition, init, run_step, run_gradient, shapes, lower)
 
 
 def _start(params: Params, rule: optax.GradientTransformation) -> TrainState:

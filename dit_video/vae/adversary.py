@@ -72,7 +72,7 @@ class Critic(nnx.Module):
             norms.append(RMSNorm(width, rngs=rngs))
         self.convs = nnx.List(convs)
         self.norms = nnx.List(norms)
-        self.score = CausalConv3d(width, 1, (1, 1, 1), dtype=dtype, rngs=rngs)
+        self.score = CausalConv3d(width, 1, (1, 1, 1), out_axis="data_channels", dtype=dtype, rngs=rngs)
 
     def __call__(self, pixels: Pixels) -> Float[Array, "B t h w"]:
         """Scores of whole clips, float32. Rows and columns must be multiples of 16."""

@@ -106,7 +106,7 @@ class Project(nnx.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = RMSNorm(in_channels, rngs=rngs)
-        self.conv = CausalConv3d(in_channels, out_channels, (1, 3, 3), dtype=dtype, rngs=rngs)
+        self.conv = CausalConv3d(in_channels, out_channels, (1, 3, 3), out_axis="data_channels", dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B T H W C"], cache: tuple[()] | None = None

@@ -32,7 +32,7 @@ def test_unpatchify_inverts_patchify(shape, patch_size):
     latents = numbers(2, *shape, 3)
     patches = patchify(latents, patch_size)
     num_frames, rows, columns = (n // p for n, p in zip(shape, patch_size))
-    assert patches.shape == (2, num_frames, rows * columns, np.prod(patch_size) * 3)
+    assert patches.shape == (2, rows * columns, num_frames, np.prod(patch_size) * 3)
     np.testing.assert_array_equal(unpatchify(patches, patch_size, shape), latents)
 
 
@@ -48,7 +48,7 @@ def test_patches_are_in_row_major_order_and_so_are_their_cells(shape, patch_size
             row * ph : (row + 1) * ph,
             column * pw : (column + 1) * pw,
         ]
-        np.testing.assert_array_equal(patches[0, frame, row * columns + column], cells.ravel())
+        np.testing.assert_array_equal(patches[0, row * columns + column, frame], cells.ravel())
 
 
 def test_latents_that_do_not_fill_patches_are_named():
@@ -138,5 +138,5 @@ def test_fresh_modulation_is_the_identity_with_its_gate_shut():
 
 
 def test_modulation_is_affine_per_frame():
-    x, shift, scale = numbers(2, 3, 4, 8), numbers(2, 3, 1, 8), 2 * numbers(2, 3, 1, 8)
-    np.testing.assert_allclose(modulate(x, shift, scale)[1, 2, 3], x[1, 2, 3] * (1 + scale[1, 2, 0]) + shift[1, 2, 0])
+    x, shift, scale = numbers(2, 4, 3, 8), numbers(2, 1, 3, 8), 2 * numbers(2, 1, 3, 8)
+    np.testing.assert_allclose(modulate(x, shift, scale)[1, 3, 2], x[1, 3, 2] * (1 + scale[1, 0, 2]) + shift[1, 0, 2])

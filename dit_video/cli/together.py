@@ -1,0 +1,84 @@
+"""Commands that may run as several processes: their flags, and how they begin and end together."""
+
+import argparse
+import os
+import re
+import sys
+import traceback
+from types import TracebackType
+
+import jax
+from rich.console import Console
+from rich.markup import escape
+
+from dit_video import processes
+
+# XLA says of whatever goes wrong with a shared computation what kind of error it is, and raises it as one of these.
+_OF_XLA = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """--coordinator, --num_processes, --process_id, --join_timeout."""
+    group = parser.add_argument_group(
+        "several processes",
+        "The same command on each host. `dit-video launch` says all this by itself; srun, mpirun and GKE are "
+        f"recognised; {processes.COORDINATOR}, {processes.NUM_PROCESSES} and {processes.PROCESS_ID} stand in for flags.",
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help=f"where process 0 listens; `{processes.AUTO}` on the VMs of a TPU pod",
+    )
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument(
+        "--join_timeout",
+        type=int,
+        default=processes.JOIN_TIMEOUT,
+        metavar="SECONDS",
+        help=f"how long to wait until all have come (default {processes.JOIN_TIMEOUT})",
+    )
+
+
+class Together:
+    """A command as one of several processes, where it is one: joins them, and parts from them.
+
+    A process that fails prints why and ends at once, for the others must not wait for it nor it for them.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, *, stops_together: bool):
+        """`stops_together`: SIGTERM to one process is a request to all, which the command answers."""
+        self._arguments, self._stops_together = arguments, stops_together
+
+    def __enter__(self) -> None:
+        given = self._arguments
+        if given.join_timeout < 1:
+            raise ValueError(f"--join_timeout={given.join_timeout}: must be at least 1")
+        seat = processes.choose_seat(given.coordinator, given.num_processes, given.process_id, os.environ)
+        processes.start(seat, join_timeout=given.join_timeout, stops_together=self._stops_together)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not processes.joined():
+            return
+        if error is None:
+            processes.finish()
+            return
+        processes.leave(report(error, trace=self._arguments.traceback))
+
+
+def report(error: BaseException, *, trace: bool) -> int:
+    """Says on stderr what went wrong, in one message where it is the user's business; the exit code."""
+    console = Console(stderr=True, emoji=False)
+    prefix = escape(processes.name())
+    if isinstance(error, KeyboardInterrupt):
+        console.print(f"{prefix}stopped", highlight=False)
+        return 130
+    if trace or not isinstance(error, (ValueError, OSError, jax.errors.JaxRuntimeError)):
+        print(processes.name(), end="", file=sys.stderr)
+        traceback.print_exception(error)
+        return 1
+    why = str(error)
+    if processes.joined() and _OF_XLA.match(why):
+        why = f"a computation that all processes share has failed. Did another one end? Its message says why. {why}"
+    console.print(f"{prefix}[bold red]error:[/] {escape(why)}", highlight=False, soft_wrap=True)
+    return 1

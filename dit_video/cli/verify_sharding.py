@@ -1,0 +1,97 @@
+"""dit-video verify-sharding"""
+
+import argparse
+import collections
+import dataclasses
+
+from rich.console import Console
+from rich.table import Table
+
+from dit_video.cli.arguments import add_config, command, experiment_of, use_fake_devices
+from dit_video.collectives import Traffic
+from dit_video.progress import counted
+from dit_video.verify import (
+    GRADIENT_TOLERANCE,
+    LOSS_TOLERANCE,
+    MESHES,
+    NUM_DEVICES,
+    TRAINING_TOLERANCE,
+    Comparison,
+    compare_shardings,
+)
+
+EXAMPLES = f"""  dit-video verify-sharding --config=experiments/quickstart.py
+  dit-video verify-sharding --config=experiments/mine.py --config.task.network.num_heads=8
+
+Trains on one and on {NUM_DEVICES} fake CPU devices, split in {len(MESHES)} ways, from the same random weights, batch
+and codec, and compares loss, every gradient and the losses of some steps. No data, no trained codec, no accelerator. For a network of
+your own: what is split wrongly shows here and not as a worse model weeks later. Exit code 1 where anything differs."""
+
+
+def add_parser(subparsers) -> None:
+    parser = command(
+        subparsers, "verify-sharding", "prove that an experiment computes the same however it is split", EXAMPLES
+    )
+    add_config(parser)
+    parser.add_argument("--num_steps", type=int, default=10, metavar="N", help="steps of training to compare (10)")
+    parser.set_defaults(run=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.num_steps < 1:
+        raise ValueError(f"--num_steps={arguments.num_steps}: must be at least 1")
+    use_fake_devices(NUM_DEVICES)
+    console, experiment = Console(), experiment_of(arguments)
+    comparisons = compare_shardings(experiment, num_steps=arguments.num_steps)
+    found = list(counted(comparisons, "ways of splitting", total=len(MESHES), unit="ways", console=console))
+    console.print(_table(found, arguments.num_steps))
+    for comparison in found:
+        if comparison.refused is not None:
+            console.print(f"not possible: {_name(comparison)}: {comparison.refused}", highlight=False, markup=False)
+    different = [comparison for comparison in found if comparison.refused is None and not comparison.equal]
+    for comparison in different:
+        console.print(
+            f"[bold red]differs[/]: {_name(comparison)}; the gradient of {comparison.gradient[0]} most", highlight=False
+        )
+    tried = sum(comparison.refused is None for comparison in found)
+    if not different:
+        console.print(f"equal to one device in all {tried} ways that are possible", highlight=False)
+    return 1 if different or not tried else 0
+
+
+def _name(comparison: Comparison) -> str:
+    sizes = dataclasses.asdict(comparison.mesh)
+    return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+
+
+def _counts(traffic: Traffic) -> dict[str, int]:
+    found: collections.Counter[str] = collections.Counter()
+    for collective in traffic.collectives:
+        found[collective.kind] += collective.count
+    return found
+
+
+def _table(found: list[Comparison], num_steps: int) -> Table:
+    table = Table(title=f"{NUM_DEVICES} devices against one, relative differences")
+    table.add_column("mesh")
+    headings = (
+        f"loss (up to {LOSS_TOLERANCE:g})",
+        f"gradient (up to {GRADIENT_TOLERANCE:g})",
+        f"losses of {num_steps} steps (up to {TRAINING_TOLERANCE:g})",
+        "state on a device",
+        "collectives of a step",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for one in found:
+        if one.refused is not None or one.traffic is None:
+            continue
+        table.add_row(
+            _name(one),
+            f"{one.loss:.1e}",
+            f"{one.gradient[1]:.1e}",
+            f"{one.training:.1e}",
+            f"{one.state / one.whole:.1%}",
+            ", ".join(f"{count:,} {kind}" for kind, count in _counts(one.traffic).items()),
+        )
+    return table

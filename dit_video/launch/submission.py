@@ -1,0 +1,34 @@
+"""What a platform is handed, and handing it over."""
+
+import dataclasses
+import shutil
+import subprocess
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A text and the program that takes it.
+
+    Attributes:
+        text: the script or manifest; ends with a newline.
+        program: reads the text from standard input.
+        tool: what must be installed on this machine.
+    """
+
+    text: str
+    program: tuple[str, ...]
+    tool: str
+
+
+def submit(submission: Submission) -> int:
+    """Hands it over; the exit code of the program that takes it.
+
+    Raises:
+        ValueError: the tool is not on this machine.
+    """
+    if shutil.which(submission.tool) is None:
+        raise ValueError(
+            f"{submission.tool} is not on PATH: submit from a machine that has it; "
+            "--dry_run prints what would be submitted, to be taken there"
+        )
+    return subprocess.run(submission.program, input=submission.text, text=True).returncode

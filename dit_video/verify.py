@@ -1,0 +1,199 @@
+"""Prove on a user's own experiment that splitting it over devices changes where numbers are, and nothing else.
+
+The real train step, on one device and on eight in every way the mesh can be, from the same weights and the same batch:
+loss, the gradient of each parameter, and the losses of several steps of training. Weights, batch and codec are random:
+neither data nor a trained codec is needed. It is computed in float32, whose rounding leaves an error no room to hide.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from dit_video import run
+from dit_video.collectives import Traffic, read_traffic
+from dit_video.data.batch import Batch
+from dit_video.data.captions import encode_captions
+from dit_video.dit.condition import ClassCondition
+from dit_video.experiment import Experiment, ExperimentError
+from dit_video.nn.module import Precision
+from dit_video.sharding import MeshShape, Uneven, make_mesh, place_whole, shard_frozen
+from dit_video.tasks.autoencode import Autoencode
+from dit_video.tasks.denoise import Denoise
+from dit_video.training.step import Program, TrainState
+
+NUM_DEVICES = 8
+# Every axis alone, and mixtures in which each axis meets every other.
+MESHES = (
+    MeshShape(data=8),
+    MeshShape(data=1, fsdp=8),
+    MeshShape(data=1, tensor=8),
+    MeshShape(data=1, context=8),
+    MeshShape(data=2, fsdp=2, tensor=2),
+    MeshShape(data=2, fsdp=2, context=2),
+    MeshShape(data=1, fsdp=2, context=2, tensor=2),
+)
+# Of float32 sums in another order: gradients relative to their norm, losses to themselves. Steps of training carry
+# differences on, and optimizers that divide by the size of a gradient enlarge those of numbers near zero.
+GRADIENT_TOLERANCE = 1e-4
+LOSS_TOLERANCE = 1e-5
+TRAINING_TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One way of splitting against one device.
+
+    Attributes:
+        refused: why the experiment cannot be split so; nothing else is known then.
+        loss: relative difference of the loss.
+        gradient: largest difference of a parameter's gradient, relative to its norm, and whose it is.
+        training: largest relative difference of the losses of `num_steps` steps.
+        state: bytes of parameters, average and optimizer on the device that holds most.
+        whole: bytes of all of it.
+        traffic: what the compiled step sends.
+    """
+
+    mesh: MeshShape
+    refused: str | None = None
+    loss: float = math.nan
+    gradient: tuple[str, float] = ("", math.nan)
+    training: float = math.nan
+    state: int = 0
+    whole: int = 0
+    traffic: Traffic | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Within the tolerances; what is not a number is not."""
+        return (
+            self.loss <= LOSS_TOLERANCE
+            and self.gradient[1] <= GRADIENT_TOLERANCE
+            and self.training <= TRAINING_TOLERANCE
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """What a mesh makes of the random weights. On the host."""
+
+    loss: float
+    gradient: dict[str, np.ndarray]
+    losses: np.ndarray
+
+
+def compare_shardings(
+    experiment: Experiment, meshes: Iterable[MeshShape] = MESHES, *, num_steps: int = 10
+) -> Iterator[Comparison]:
+    """Compares each of `meshes`, over the first devices of this process, with one device."""
+    experiment = _in_float32(experiment)
+    batch = random_batch(experiment)
+    one = make_mesh(MeshShape(data=1), jax.devices()[:1])
+    program = run.program_of(experiment, one)
+    state = _random_state(program)
+    codec = jax.device_get(_random_codec(experiment))
+    reference, _ = _train(program, state, codec, batch, one, num_steps)
+    for shape in meshes:
+        mesh = make_mesh(shape, jax.devices()[: math.prod(dataclasses.astuple(shape))])
+        try:
+            run.check_mesh(experiment, mesh)
+            program = run.program_of(experiment, mesh)
+            found, traffic = _train(program, state, codec, batch, mesh, num_steps)
+        except (Uneven, ExperimentError) as error:
+            yield Comparison(mesh=shape, refused=str(error))
+            continue
+        yield Comparison(
+            mesh=shape,
+            loss=abs(found.loss / reference.loss - 1),
+            gradient=_largest_difference(reference.gradient, found.gradient),
+            training=float(np.abs(found.losses / reference.losses - 1).max()),
+            state=sum(_bytes(leaf.sharding.shard_shape(leaf.shape), leaf) for leaf in jax.tree.leaves(program.shapes)),
+            whole=sum(_bytes(leaf.shape, leaf) for leaf in jax.tree.leaves(program.shapes)),
+            traffic=traffic,
+        )
+
+
+def random_batch(experiment: Experiment) -> Batch:
+    """Noise in the shapes of a training batch, of as few rows as every mesh can split."""
+    ways = NUM_DEVICES * experiment.num_microbatches
+    rng, condition = np.random.default_rng(0), getattr(experiment.task, "condition", None)
+    num_classes = condition.num_classes if isinstance(condition, ClassCondition) else 1
+
+    def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        shape = (ways, *leaf.shape[1:])
+        if leaf.dtype == np.uint8:
+            return rng.integers(0, 256, shape, np.uint8)
+        if np.issubdtype(leaf.dtype, np.integer):
+            return rng.integers(0, num_classes, shape, leaf.dtype)
+        return rng.normal(size=shape).astype(leaf.dtype)
+
+    batch = jax.tree.map(fill, run.abstract_batch(experiment))
+    if batch.caption is None:
+        return batch
+    # Captions of every length: what is behind them must not matter on any mesh.
+    texts = ["a" * rng.integers(batch.caption.shape[1]) for _ in range(ways)]
+    return batch._replace(caption=encode_captions(texts, batch.caption.shape[1]))
+
+
+def _in_float32(experiment: Experiment) -> Experiment:
+    task = experiment.task
+    if isinstance(task, Denoise | Autoencode):
+        task = dataclasses.replace(task, precision=Precision.FLOAT32)
+    return dataclasses.replace(
+        experiment,
+        task=task,
+        data=dataclasses.replace(experiment.data, batch_size=NUM_DEVICES * experiment.num_microbatches),
+    )
+
+
+def _random_state(program: Program) -> TrainState:
+    """Fresh weights and noise, on the host: fresh ones alone have zeros, behind which gradients vanish."""
+    rng, fresh = np.random.default_rng(0), jax.device_get(program.init(0))
+    params = {name: p + 0.02 * rng.standard_normal(p.shape, np.float32) for name, p in sorted(fresh.params.items())}
+    return fresh._replace(params=params, ema=params)
+
+
+def _random_codec(experiment: Experiment) -> nnx.Module | None:
+    task = experiment.task
+    return jax.jit(task.codec.blank)(jax.random.key(0)) if isinstance(task, Denoise) else None
+
+
+def _placed(frozen: nnx.Module | None, mesh: Mesh) -> nnx.Module | None:
+    return None if frozen is None else jax.device_put(frozen, shard_frozen(frozen, mesh))
+
+
+def _train(
+    program: Program, state: TrainState, codec: nnx.Module | None, batch: Batch, mesh: Mesh, num_steps: int
+) -> tuple[_Trained, Traffic]:
+    state = jax.device_put(state, jax.tree.map(lambda shape: shape.sharding, program.shapes))
+    placed, frozen = place_whole(batch, mesh), _placed(codec, mesh)
+    gradient, metrics = jax.device_get(program.gradient(state, frozen, placed, 0))
+    step = program.lower(_abstract(frozen), _abstract(placed)).compile()
+    text = step.as_text()
+    assert text is not None, "the CPU compiler says this"
+    losses = []
+    for _ in range(num_steps):
+        state, stepped = step(state, frozen, placed, 0)
+        losses.append(stepped["loss"])
+    trained = _Trained(float(metrics["loss"]), gradient, np.asarray(jax.device_get(losses)))
+    return trained, read_traffic(text, mesh.shape, [0] * mesh.size)
+
+
+def _largest_difference(reference: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tuple[str, float]:
+    """The parameter whose gradient differs most, relative to its norm; of norms that are rounding alone, to all."""
+    floor = 1e-6 * math.sqrt(sum(float(np.square(g).sum()) for g in reference.values()))
+    errors = {n: float(np.linalg.norm(found[n] - g) / max(np.linalg.norm(g), floor)) for n, g in reference.items()}
+    # A gradient that is no number is the worst of all, and max would step over it.
+    return max(errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+
+
+def _abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _bytes(shape: tuple[int, ...], leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(shape) * leaf.dtype.itemsize

@@ -1,0 +1,153 @@
+"""The laws of sharding, on the real train step: eight devices compute what one does, hold an eighth, send no more."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from dit_video import verify
+from dit_video.data.dataset import Data
+from dit_video.data.sources import LatentCache, VideoSet
+from dit_video.data.transforms import ClipTransform
+from dit_video.dit.dit import DiTConfig
+from dit_video.experiment import Experiment
+from dit_video.sharding import RULES, MeshShape
+from dit_video.tasks.autoencode import Autoencode
+from dit_video.tasks.denoise import Denoise
+from dit_video.training.loop import Schedule
+from dit_video.training.optimizer import AdamW
+from dit_video.verify import MESHES, Comparison, compare_shardings
+
+DEPTH = 2
+WITH_RING = MeshShape(data=1, context=8)
+# What a step sends, by mesh: how often, by axes and kind. Read from the compiled text, and as few as the mathematics
+# asks for: gradients are summed over `data`; parameters gathered over `fsdp` and `context`, their gradients summed;
+# activations summed over `tensor` after attention and after the MLP; tokens exchanged over `context`. A tensor that is
+# silently replicated or moved shows as another count. XLA decides them, so another version of it may count otherwise.
+COLLECTIVES = {
+    MESHES[0]: {("data", "all-reduce"): 3},
+    MESHES[1]: {("fsdp", "all-gather"): 35, ("fsdp", "all-reduce"): 8},
+    MESHES[2]: {("tensor", "all-gather"): 4, ("tensor", "all-reduce"): 12},
+    MESHES[3]: {("context", "all-gather"): 29, ("context", "all-reduce"): 12, ("context", "all-to-all"): 8 * DEPTH},
+}
+
+
+def experiment_of(task, *, size: tuple[int, int]) -> Experiment:
+    return Experiment(
+        task=task,
+        data=Data(
+            source=VideoSet(directory="nowhere"),
+            clips=ClipTransform(num_frames=5, size=size),
+            batch_size=16,
+            cache=LatentCache(directory="nowhere") if isinstance(task, Denoise) else None,
+        ),
+        optimizer=AdamW(learning_rate=1e-3),
+        schedule=Schedule(num_steps=1000),
+    )
+
+
+@pytest.fixture(scope="module")
+def network(denoise) -> Denoise:
+    """Of as many heads as devices, so that every mesh is possible."""
+    config = DiTConfig(hidden_size=64, depth=DEPTH, num_heads=8, patch_size=(1, 1, 1))
+    return dataclasses.replace(denoise, network=config)
+
+
+@pytest.fixture(scope="module")
+def split(network) -> dict[MeshShape, Comparison]:
+    return {found.mesh: found for found in compare_shardings(experiment_of(network, size=(32, 32)))}
+
+
+@pytest.fixture(scope="module")
+def ring(network) -> Comparison:
+    """Of fewer heads than devices."""
+    few = dataclasses.replace(network, network=dataclasses.replace(network.network, num_heads=2))
+    return next(compare_shardings(experiment_of(few, size=(32, 32)), [WITH_RING]))
+
+
+@pytest.fixture(scope="module")
+def autoencoder(autoencode: Autoencode) -> dict[MeshShape, Comparison]:
+    experiment = experiment_of(autoencode, size=(16, 16))
+    return {found.mesh: found for found in compare_shardings(experiment, [MESHES[0], MESHES[1], MESHES[2]])}
+
+
+def assert_equal(found: Comparison) -> None:
+    assert found.refused is None
+    assert found.loss <= 1e-6
+    assert found.gradient[1] <= 1e-5, found.gradient[0]
+    assert found.training <= 1e-5
+    assert found.equal
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_loss_gradients_and_ten_steps_are_those_of_one_device(mesh, split):
+    assert_equal(split[mesh])
+
+
+def test_so_they_are_where_heads_do_not_divide_and_a_ring_takes_over(ring):
+    assert_equal(ring)
+    counts = {(*c.axes, c.kind): c.count for c in ring.traffic.collectives}
+    # Forward, keys and values go on seven times; backward, with their gradients, eight times and so come home.
+    assert counts["context", "collective-permute"] == DEPTH * (2 * 7 + 4 * 8)
+
+
+@pytest.mark.parametrize("mesh", MESHES[:2], ids=str)
+def test_so_they_are_for_an_autoencoder(mesh, autoencoder):
+    assert_equal(autoencoder[mesh])
+
+
+def test_what_cannot_be_split_says_why(autoencoder):
+    assert "config.mesh.tensor=8: an autoencoder is split along data and fsdp only" in autoencoder[MESHES[2]].refused
+
+
+@pytest.mark.parametrize("mesh", COLLECTIVES, ids=str)
+def test_a_step_sends_what_it_must_and_no_more(mesh, split):
+    assert {(*c.axes, c.kind): c.count for c in split[mesh].traffic.collectives} == COLLECTIVES[mesh]
+
+
+@pytest.mark.parametrize("mesh", MESHES[4:], ids=str)
+def test_where_axes_meet_little_moves_between_them(mesh, split):
+    """Nothing but sums and gathers of what the axes of a rule split together: what is moved beside is a small part."""
+    moved, total = 0, 0
+    for collective in split[mesh].traffic.collectives:
+        total += collective.inner_bytes
+        if collective.kind == "collective-permute" or not any(set(collective.axes) <= set(a) for a in RULES.values()):
+            moved += collective.inner_bytes
+    assert moved < 0.06 * total
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_a_device_holds_its_part_of_the_state(mesh, split):
+    found = split[mesh]
+    ways = math.prod(getattr(mesh, axis) for axis in ("fsdp", "context"))
+    # What "embed" does not split are biases and norms; "tensor" splits no embedding, no first and no last layer.
+    assert found.whole / (ways * mesh.tensor) <= found.state < 1.13 * found.whole / ways
+    if mesh.tensor > 1:
+        assert found.state < 1.7 * found.whole / (ways * mesh.tensor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgetful(Denoise):
+    """Loses a thousandth of its gradient as soon as there are several devices."""
+
+    def loss(self, *arguments):
+        value, metrics = super().loss(*arguments)
+        several = jax.sharding.get_abstract_mesh().size > 1
+        return value - 1e-3 * several * (value - jax.lax.stop_gradient(value)), metrics
+
+
+def test_a_gradient_that_is_wrong_is_found(network):
+    fields = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)}
+    found = next(compare_shardings(experiment_of(Forgetful(**fields), size=(32, 32)), [MESHES[0]], num_steps=1))
+    assert found.loss <= 1e-6
+    assert found.gradient[1] == pytest.approx(1e-3, rel=0.01)
+    assert not found.equal
+
+
+def test_what_is_no_number_is_not_equal():
+    assert not Comparison(mesh=MeshShape(), loss=0.0, gradient=("a", math.nan), training=0.0).equal
+    gradients = {"a": np.array([1.0]), "b": np.array([1.0])}
+    broken = {"a": np.array([1.5]), "b": np.array([math.nan])}
+    assert verify._largest_difference(gradients, broken)[0] == "b"
