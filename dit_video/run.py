@@ -42,6 +42,7 @@ from dit_video.training.flops import count_flops, peak_flops
 from dit_video.training.step import Program, TrainState, make_program
 from dit_video.training.stop import StopSignal, StopTogether
 from dit_video.training.tracker import Onlooker, Recorder, Tracker, recorded_evaluations
+from dit_video.user_cache import keep_compiled_programs
 from dit_video.vae.codec import LatentCodec
 
 
@@ -92,6 +93,7 @@ def train(
         allow_change: go on although the experiment is not the one this folder was started with.
     """
     console = console or Console()
+    keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     check_joined()
     check_clips(experiment)
@@ -156,6 +158,7 @@ def _train(
 def open_run(workdir: Path, *, step: int | None = None, ema: bool = True, console: Console | None = None) -> OpenRun:
     """Opens a run folder with its averaged (or raw) weights of `step`, by default the latest that is not damaged."""
     console = console or Console()
+    keep_compiled_programs()
     experiment = read_experiment(workdir)
     mesh = make_mesh(experiment.mesh)
     experiment, frozen = with_codec(experiment, mesh, console)

@@ -29,6 +29,7 @@ from dit_video.run_folder import RECORD, read_experiment, short, write_json
 from dit_video.sharding import fetch, make_mesh, place, place_whole, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, TrainedCodec
+from dit_video.user_cache import keep_compiled_programs
 from dit_video.vae.codec import LatentCodec, latent_statistics
 
 STATISTICS = "latent_statistics.json"
@@ -75,6 +76,7 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
     data, task = experiment.data, experiment.task
     if data.cache is None or not isinstance(task, Denoise):
         raise ExperimentError("config.data.cache is None: this experiment trains on video and has no cache to write")
+    keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     codec, digest, statistics = _trained(task.codec, mesh, console)
     folder, info = Path(data.cache.directory), data.source.info()

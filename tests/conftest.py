@@ -9,6 +9,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 # Compiling is most of the time here, and this halves it. Laws hold at any optimization level.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Nothing is kept in the home of who runs the tests.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
 import numpy as np

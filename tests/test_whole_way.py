@@ -55,6 +55,7 @@ def command(*words: str, folder: Path) -> subprocess.Popen:
     environment = os.environ | {
         "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     words = (sys.executable, "-m", "dit_video.cli.main", *words)

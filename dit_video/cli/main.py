@@ -18,11 +18,27 @@ from dit_video.cli import (
     sample,
     show,
     train,
+    verify_resume,
     verify_sharding,
 )
 from dit_video.cli.together import report
 
-COMMANDS = (train, evaluate, sample, encode, export, data, inspect, show, plan, launch, verify_sharding, diff, demo)
+COMMANDS = (
+    train,
+    evaluate,
+    sample,
+    encode,
+    export,
+    data,
+    inspect,
+    show,
+    plan,
+    launch,
+    verify_sharding,
+    verify_resume,
+    diff,
+    demo,
+)
 
 DESCRIPTION = """Train latent video diffusion transformers, judge them by FVD on held-out clips, take the weights away.
 

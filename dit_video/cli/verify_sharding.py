@@ -10,7 +10,7 @@ from rich.table import Table
 from dit_video.cli.arguments import add_config, command, experiment_of, use_fake_devices
 from dit_video.collectives import Traffic
 from dit_video.progress import counted
-from dit_video.verify import (
+from dit_video.verify.sharding import (
     GRADIENT_TOLERANCE,
     LOSS_TOLERANCE,
     MESHES,

@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from dit_video.arrays import Video
-from dit_video.evaluation import i3d_weights
 from dit_video.sharding import even_batch, fetch, place_whole
+from dit_video.user_cache import user_cache
 from dit_video.weights_file import write_safetensors
 
 VERSION = 1
@@ -127,8 +127,8 @@ def cached(key: Mapping[str, Any], extract: Callable[[], Float[np.ndarray, "N D"
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/dit_video/features, or below ~/.cache; its files may be deleted at any time."""
-    return i3d_weights.cache_file().parent / "features"
+    """Where features are kept."""
+    return user_cache() / "features"
 
 
 def _read(file: Path, key: str) -> Float[np.ndarray, "N D"] | None:

@@ -8,7 +8,6 @@ once to a cache as safetensors; whatever is read from there is checked against t
 
 import hashlib
 import importlib.util
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from dit_video import weights_file
+from dit_video.user_cache import user_cache
 
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 """SHA-256 of the pickle; what a card names as the weights of its FVD."""
@@ -64,9 +64,8 @@ def load() -> Tensors:
 
 
 def cache_file() -> Path:
-    """Where the converted weights are kept: below $XDG_CACHE_HOME, or ~/.cache where it is not set."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "dit_video" / f"i3d-kinetics-400-{SHA256[:8]}.safetensors"
+    """Where the converted weights are kept."""
+    return user_cache() / f"i3d-kinetics-400-{SHA256[:8]}.safetensors"
 
 
 def find_checkpoint() -> Path:

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from dit_video import verify
 from dit_video.data.dataset import Data
 from dit_video.data.sources import LatentCache, VideoSet
 from dit_video.data.transforms import ClipTransform
@@ -18,7 +17,8 @@ from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import AdamW
-from dit_video.verify import MESHES, Comparison, compare_shardings
+from dit_video.verify import sharding as verify
+from dit_video.verify.sharding import MESHES, Comparison, compare_shardings
 
 DEPTH = 2
 WITH_RING = MeshShape(data=1, context=8)
