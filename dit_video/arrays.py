@@ -9,7 +9,8 @@ One word per representation:
     pixels   float [B T H W C] in [-1, 1]: what the VAE sees;
     moments  float [B t h w 2c]: mean and log-variance of the VAE's posterior, as stored in a latent cache;
     latents  float [B t h w c]: sampled and whitened to zero mean and unit variance per channel, what the DiT sees;
-    tokens   float [B N D]: latents cut into patches and embedded.
+    tokens   float [B N D]: latents cut into patches and embedded;
+    caption  uint8 [B L]: UTF-8 after a token that begins it, then zeros (data/captions.py makes it).
 
 Axis names bind within one call: `#t` means "t or 1".
 """
@@ -24,3 +25,4 @@ Latents = Float[Array, "B t h w c"]
 # One noise level per clip [B 1] or per latent frame [B t].
 Time = Float[Array, "B #t"]
 Labels = Int[Array, "B"]
+Captions = UInt8[Array, "B L"]

@@ -23,10 +23,10 @@ from typing import Any, Generic, TypeVar, cast
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from dit_video import processes
 from dit_video.checkpoint_digest import digest_leaves, seal, weights_digest
 from dit_video.nn.module import Params
 from dit_video.sharding import replicated
@@ -163,8 +163,11 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Saving is done together: nobody waits for that where one of several processes has failed.
+        if error is None or not processes.joined():
+            self.wait()
+            self.close()
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """Experiment, data position, shapes and digests of a step (the latest by default), without reading arrays.
@@ -178,7 +181,10 @@ class Checkpoints:
     def index(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`metadata`, and what Orbax knows of each item: a tree of shapes and dtypes, None where it cannot be read."""
         step = self.existing(step)
-        with _quiet_orbax():
+        return _everywhere(lambda: self._index(step))
+
+    def _index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        with _quiet_orbax(), _each_for_itself():
             try:
                 found = self._orbax.checkpointables_metadata(step)
             except _DAMAGE as error:
@@ -253,7 +259,7 @@ class Checkpoints:
             DamagedCheckpoint: there are steps and none is good, with the list.
             OtherNetwork: as `restore`.
         """
-        for name in self.unfinished:
+        for name in processes.from_first(lambda: self.unfinished):
             why = "the save was never finished"
             say(f"half-written checkpoint {name} set aside: {self.set_aside(name, why)}")
         if self.latest is None:
@@ -265,18 +271,21 @@ class Checkpoints:
 
     def set_aside(self, name: str, why: str) -> Path:
         """Moves the folder of a step out of the way, beside a note of the reason; where it is then."""
-        number = itertools.count(2)
-        target = self._damaged_folder / name
-        while target.exists():
-            target = self._damaged_folder / f"{name}_{next(number)}"
-        if jax.process_index() == 0:
+
+        def move() -> str:
+            number = itertools.count(2)
+            target = self._damaged_folder / name
+            while target.exists():
+                target = self._damaged_folder / f"{name}_{next(number)}"
             self._damaged_folder.mkdir(exist_ok=True)
             note = {"found": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "why": why}
             target.with_name(f"{target.name}.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
             shutil.move(self._folder / name, target)
-        multihost_utils.sync_global_devices("a damaged checkpoint is out of the way")
+            return str(target)
+
+        moved = Path(processes.from_first(move))
         self._orbax.reload()
-        return target
+        return moved
 
     def damaged(self, step: int, what: str) -> DamagedCheckpoint:
         return DamagedCheckpoint(f"{self._folder / str(step)}: {what}")
@@ -287,7 +296,10 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: they cannot be read.
         """
-        with _quiet_orbax():
+        return _everywhere(lambda: self._read(step, items))
+
+    def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+        with _quiet_orbax(), _each_for_itself():
             try:
                 return self._orbax.load_checkpointables(step, items)
             except _DAMAGE as error:
@@ -357,6 +369,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
+
+
+def _everywhere(look: Callable[[], Loaded]) -> Loaded:
+    """What `look` finds; what one process, which may be alone in reading that part, finds damaged is so for all."""
+    found, message = None, ""
+    try:
+        found = look()
+    except DamagedCheckpoint as error:
+        message = error.found
+    if messages := list(filter(None, processes.gather(message))):
+        raise DamagedCheckpoint(messages[0])
+    return cast(Loaded, found)
+
+
+def _each_for_itself() -> ocp.Context:
+    """Reading without Orbax's barriers: whoever reads well would wait there for one that cannot read."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    return ocp.Context(multiprocessing_options=alone)
 
 
 @contextlib.contextmanager

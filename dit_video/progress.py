@@ -40,7 +40,7 @@ def _stderr() -> Console:
 
 
 def bar(unit: str, console: Console | None = None) -> Progress:
-    """A rich progress display that counts `unit`, such as "clips"; on the first process's stderr where no console is given."""
+    """A rich progress display that counts `unit`, such as "clips"; by default on stderr of the first process."""
     return Progress(
         TextColumn("{task.description:8}"),
         BarColumn(),

@@ -22,7 +22,7 @@ def read_experiment(workdir: Path) -> Experiment:
     path = workdir / RECORD
     if not path.is_file():
         raise ExperimentError(f"{workdir}: not a run folder (no {RECORD}); `dit-video train --workdir` makes one")
-    return experiments.from_json(json.loads(path.read_text(encoding="utf-8"))["experiment"])
+    return experiments.read(path)
 
 
 def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allow_change: bool) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from dit_video.data.latent_cache import write_latent_cache
 from dit_video.data.loader import held_out_clips
 from dit_video.data.transforms import usable
 from dit_video.experiment import Experiment, ExperimentError
+from dit_video.json_file import read_object
 from dit_video.nn.module import define, params_of
 from dit_video.processes import from_first
 from dit_video.progress import counted
@@ -63,7 +63,7 @@ def codec_of_run(workdir: Path, mesh: Mesh, console: Console) -> tuple[LatentCod
     vae = definition.bind(params).vae
     digest = weights_digest(params_of(vae))
     path = workdir / STATISTICS
-    found = from_first(lambda: json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    found = from_first(lambda: read_object(path) if path.is_file() else {})
     if found.get("codec") != digest:
         found = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
         from_first(lambda: write_json(path, found))

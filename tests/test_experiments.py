@@ -17,6 +17,12 @@ RUNS = (
     "experiments/grid_vae.py:128",
     "experiments/grid_dit.py",
     "experiments/grid_dit.py:128",
+    "experiments/video_1b.py",
+    "experiments/video_1b.py:vae",
+    "experiments/video_1b.py:tiny",
+    "experiments/video_1b.py:tiny_vae",
+    "experiments/video_14b.py",
+    "experiments/video_14b.py:tiny",
 )
 
 

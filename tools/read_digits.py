@@ -44,6 +44,7 @@ from dit_video.cli.arguments import add_weights
 from dit_video.data.batch import NO_LABEL, Batch, Split
 from dit_video.data.dataset import Data
 from dit_video.data.sources import MovingDigits
+from dit_video.dit.condition import ClassCondition
 from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import ClipShape, Subject, clip_keys, purpose_key
@@ -174,7 +175,11 @@ def read_run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Learns to read or loads a reader, generates clips with a run and reads them."""
     opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, console=console)
     task = opened.experiment.task
-    if not isinstance(task, Denoise) or task.condition is None or task.condition.num_classes != NUM_DIGITS:
+    if (
+        not isinstance(task, Denoise)
+        or not isinstance(task.condition, ClassCondition)
+        or task.condition.num_classes != NUM_DIGITS
+    ):
         raise ValueError(f"{arguments.workdir}: must be a run that generates clips for one of {NUM_DIGITS} labels")
     data, guidance = opened.experiment.data, task.guidance
     if arguments.guidance is not None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from dit_video import run
+from dit_video import processes, run
 from dit_video.cli import evaluate_compare, evaluate_fvd
 from dit_video.cli.arguments import add_extractor, add_weights, command, extractor_of
+from dit_video.cli.together import Together, add_processes
 from dit_video.data.video import write_playable
 from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.fvd import FVD
@@ -57,11 +58,17 @@ def _add_run(commands) -> None:
     add_extractor(parser)
     parser.add_argument("--no_yardsticks", action="store_true", help="judge the samples alone")
     parser.add_argument("--json", action="store_true", help="print the card as JSON and nothing else")
+    add_processes(parser)
     parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Console(stderr=arguments.json)
+    with Together(arguments, stops_together=False):
+        return _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    console = Console(stderr=arguments.json, quiet=not processes.is_first())
     opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, console=console)
     data, subject = run.evaluation_data(opened.experiment), opened.subject()
     codec = isinstance(opened.experiment.task, Autoencode)
@@ -81,15 +88,18 @@ def main(arguments: argparse.Namespace) -> int:
     }
     folder = arguments.workdir / "evaluation"
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
-    measured, cards = {}, {}
+    measured, media, cards = {}, {}, {}
     for name, judge in judges.items():
         console.print(f"{name} ...", highlight=False)
         report = judge(subject, data, arguments.seed)
         measured |= report.scalars
-        for label, video in report.media.items():
-            write_playable(folder / f"{stem}_{label}", video, data.fps)
+        media |= report.media
         cards |= report.cards
     card = {**cards["fvd"], "measured": measured}
+    if not processes.is_first():
+        return 0
+    for label, video in media.items():
+        write_playable(folder / f"{stem}_{label}", video, data.fps)
     path = folder / f"{stem}_{fvd.extractor.metric.lower()}_n{fvd.num_clips}.json"
     write_card(path, card)
     if arguments.json:

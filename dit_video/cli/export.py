@@ -85,4 +85,5 @@ def _content(arguments: argparse.Namespace, console: Console) -> Content:
         task=experiments.to_json(experiment.task),
     )
     clips = experiment.data.clips
-    return Content(denoiser, codec, (clips.num_frames, *clips.size), origin)
+    shape = (clips.num_frames, *clips.size)
+    return Content(denoiser, codec, shape, origin, caption_bytes=experiment.data.caption_bytes)

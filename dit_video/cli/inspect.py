@@ -14,6 +14,7 @@ from dit_video.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints, DamagedChe
 from dit_video.checkpoint_contents import Contents, contents, verify
 from dit_video.cli.arguments import command
 from dit_video.experiment import ExperimentError
+from dit_video.json_file import read_object
 from dit_video.progress import bar
 from dit_video.run_folder import read_experiment
 from dit_video.training.goodput import Activity, read_goodput, summary
@@ -107,7 +108,7 @@ def _set_aside(workdir: Path) -> list[dict[str, Any]]:
     lines = []
     for folder in folders:
         note = folder.with_name(f"{folder.name}.json")
-        said = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        said = read_object(note) if note.is_file() else {}
         lines.append(
             {"folder": str(folder), "bytes": _size(folder), "why": said.get("why"), "found": said.get("found")}
         )

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,14 +13,22 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video.cli.arguments import add_config, command, experiment_of
-from dit_video.plan import Memory, Plan, Target, parse_target, plan
+from dit_video.plan import Memory, Plan, plan
+from dit_video.plan_search import Remedy, Trial, fastest, remedies, search
+from dit_video.progress import counted
+from dit_video.targets import GPU_MEMORY_VARIABLE, GPUS, Target, parse_target
 
 EXAMPLES = """  dit-video plan --config=experiments/quickstart.py --target=cpu:16 --config.mesh.fsdp=4
   dit-video plan --config=experiments/grid_dit.py --target=v6e:4x4 --config.mesh.fsdp=16 --price_per_hour=2.7
-  dit-video plan --config=experiments/grid_dit.py --target='v6e:16x16*4' --config.mesh.fsdp=64 --json
+  dit-video plan --config=experiments/grid_dit.py --target='v6e:16x16*2' --config.data.batch_size=512 --json
+  dit-video plan --config=experiments/grid_dit.py --target=h100:2x8 --fit
 
-No accelerator is needed, and no trained codec. TPU targets need the extra plan-tpu; cpu:N needs nothing and is an
-estimate on fake devices. What does not fit exits with 1 and says what would change that."""
+No accelerator is needed, and no trained codec. TPU targets need the extra plan-tpu, GPU targets plan-gpu; cpu:N needs
+nothing and is an estimate on fake devices. What does not fit exits with 1 and says what would change that."""
+
+# A compilation for TPUs takes minutes.
+NUM_REMEDIES = 3
+NUM_TRIALS = 6
 
 
 def add_parser(subparsers) -> None:
@@ -30,9 +40,22 @@ def add_parser(subparsers) -> None:
     )
     add_config(parser)
     parser.add_argument(
-        "--target", required=True, help="devices: v6e:16x16, v6e:16x16*4 (four slices), v5e:, v5p:, tpu7x:, or cpu:N"
+        "--target",
+        required=True,
+        help="devices: v6e:16x16, v6e:16x16*4 (four slices), v5e:, v5p:8x8x4, tpu7x:, h100:16x8 (nodes x GPUs), a100:, "
+        "h200:, b200:, or cpu:N",
     )
     parser.add_argument("--price_per_hour", type=float, metavar="P", help="of one device, for the cost of the run")
+    parser.add_argument(
+        "--fit",
+        nargs="?",
+        type=int,
+        const=NUM_TRIALS,
+        metavar="N",
+        help="look for the fastest remat x accumulation x mesh that fits, compiling at most N "
+        f"(default {NUM_TRIALS}), and print it as overrides",
+    )
+    parser.add_argument("--dump", type=Path, metavar="DIR", help="save XLA's own account of the program: text, buffers")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
     parser.set_defaults(run=main)
 
@@ -41,26 +64,65 @@ def main(arguments: argparse.Namespace) -> int:
     target = parse_target(arguments.target)
     if arguments.price_per_hour is not None and target.chip is None:
         raise ValueError(f"--price_per_hour: {target.name} has no roofline to take a time from; name an accelerator")
+    if arguments.fit is not None and target.chip is None:
+        raise ValueError(f"--fit: {target.name} has no memory and no roofline to compare plans by; name an accelerator")
+    if arguments.fit is not None and (arguments.fit < 1 or arguments.dump is not None):
+        raise ValueError("--fit: must be at least 1, and --dump is of one program: give its overrides without --fit")
     prepare(target)
-    return report(plan(experiment_of(arguments), target), price=arguments.price_per_hour, as_json=arguments.json)
+    experiment, price = experiment_of(arguments), arguments.price_per_hour
+    if arguments.fit is not None:
+        tried = counted(search(experiment, target, limit=arguments.fit), "plans", total=arguments.fit, unit="plans")
+        return report_fit(tuple(tried), price=price, as_json=arguments.json)
+    found = plan(experiment, target, dump=arguments.dump)
+    cures: Iterable[Remedy] = ()
+    if found.memory.excess:
+        cures = remedies(experiment, target, found, limit=NUM_REMEDIES)
+        cures = counted(cures, "remedies", total=NUM_REMEDIES, unit="remedies")
+    return report(found, tuple(cures), price=price, as_json=arguments.json)
 
 
-def report(found: Plan, *, price: float | None = None, as_json: bool = False) -> int:
+def report(found: Plan, cures: tuple[Remedy, ...] = (), *, price: float | None = None, as_json: bool = False) -> int:
     """Prints a plan; returns the exit code, 1 for one that does not fit."""
     if as_json:
-        print(json.dumps(to_json(found, price), indent=1))
+        cures_json = {"remedies": [dataclasses.asdict(cure) for cure in cures]}
+        print(json.dumps(to_json(found, price) | cures_json, indent=1))
     else:
-        show(found, price, Console())
+        console = Console()
+        show(found, price, console)
+        _show_verdict(found, cures, console)
     return 1 if found.memory.excess else 0
 
 
+def report_fit(trials: tuple[Trial, ...], *, price: float | None = None, as_json: bool = False) -> int:
+    """Prints what `search` compiled and the best of it; returns the exit code, 1 where nothing fits."""
+    best = fastest(trials)
+    if as_json:
+        plans = [
+            {"overrides": t.overrides, "error": t.error, "plan": None if t.plan is None else to_json(t.plan, price)}
+            for t in trials
+        ]
+        print(json.dumps({"best": None if best is None else trials.index(best), "compiled": plans}, indent=1))
+        return 1 if best is None else 0
+    console = Console()
+    _show_trials(trials, console)
+    if best is None or best.plan is None:
+        console.print("[bold red]none of these fits[/]: take more devices, or such with more memory", highlight=False)
+        return 1
+    show(best.plan, price, console)
+    console.print("[bold green]the fastest of these that fits[/]:", highlight=False)
+    console.print(f"  {_words(best)}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
 def prepare(target: Target) -> None:
-    """Settings that JAX and libtpu read once, when the backend starts: so nothing may have computed before."""
+    """Settings that JAX and its compilers read once, when they start: so nothing may have computed before."""
     jax.config.update("jax_platforms", "cpu")
     if target.family == "cpu":
         # Later flags win, so a number that the user's shell sets does not stand in the way.
         fake = f"--xla_force_host_platform_device_count={target.size[0]}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fake}"
+    # The plug-in looks for libraries that only running on a GPU needs.
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     # libtpu must not ask the cloud which TPU this is, nor log that there is none.
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_MIN_LOG_LEVEL="3")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v6e-8")
@@ -80,6 +142,7 @@ def to_json(found: Plan, price: float | None) -> dict[str, Any]:
         data["best_case"] = {
             "binding": best.name,
             "step_seconds": best.seconds,
+            "seconds_in_turn": found.seconds_in_turn,
             "mfu": found.mfu,
             "clips_per_second": found.clips / best.seconds,
             "tokens_per_second": found.tokens / best.seconds if found.tokens else None,
@@ -90,7 +153,7 @@ def to_json(found: Plan, price: float | None) -> dict[str, Any]:
 
 
 def show(found: Plan, price: float | None, console: Console) -> None:
-    """Prints memory, traffic, roofline and verdict."""
+    """Prints memory, traffic and roofline."""
     axes = " x ".join(f"{axis}={size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     console.print(
         f"{found.target}: {found.num_devices} x {found.device_kind}, mesh {axes}; "
@@ -106,9 +169,9 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     console.print(_memory_table(found.memory))
     if found.traffic is not None:
         console.print(_traffic_table(found))
-    console.print(f"model FLOPs of a step, all devices: {found.flops:.4g}", highlight=False)
+    again = f", {found.recomputed_flops:.4g} more computed twice" if found.recomputed_flops else ""
+    console.print(f"model FLOPs of a step, all devices: {found.flops:.4g}{again}", highlight=False)
     _show_time(found, price, console)
-    _show_verdict(found, console)
 
 
 def _memory_table(memory: Memory) -> Table:
@@ -121,6 +184,8 @@ def _memory_table(memory: Memory) -> Table:
     if memory.padding:
         table.add_row("padding of the above", _size(memory.padding), "")
     table.add_row("temporaries", _size(memory.temporaries), "")
+    if memory.host:
+        table.add_row("(in the memory of its host)", _size(memory.host), "")
     table.add_section()
     table.add_row("peak", _size(memory.peak), "")
     if memory.hbm is not None:
@@ -131,7 +196,7 @@ def _memory_table(memory: Memory) -> Table:
 def _traffic_table(found: Plan) -> Table:
     assert found.traffic is not None
     table = Table(title="collectives of one step; bytes that a device receives at least")
-    for column in ("axes", "kind", "count", "bytes", "from other slices"):
+    for column in ("axes", "kind", "count", "bytes", f"from other {_domains(found)}"):
         table.add_column(column, justify="left" if column in ("axes", "kind") else "right")
     for item in found.traffic.collectives:
         outer = _size(item.outer_bytes) if item.outer_bytes else ""
@@ -155,7 +220,8 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
     tokens = f", {found.tokens / best.seconds:,.0f} tokens/s" if found.tokens else ""
     console.print(
         f"best case, all of these overlapped and nothing else: {best.seconds * 1e3:.4g} ms a step, "
-        f"MFU {found.mfu:.1%}, {found.clips / best.seconds:,.1f} clips/s{tokens}",
+        f"MFU {found.mfu:.1%}, {found.clips / best.seconds:,.1f} clips/s{tokens}; "
+        f"one after the other they take {found.seconds_in_turn * 1e3:.4g} ms",
         highlight=False,
     )
     hours = found.device_hours()
@@ -164,20 +230,55 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
         console.print(f"{found.num_steps:,} steps: {hours:,.2f} device-hours at best{cost}", highlight=False)
 
 
-def _show_verdict(found: Plan, console: Console) -> None:
+def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> None:
     memory = found.memory
     if memory.hbm is None:
         return
+    if _domains(found) == "nodes":
+        console.print(
+            f"of a GPU's memory JAX takes three quarters, or what {GPU_MEMORY_VARIABLE} says", highlight=False
+        )
     if not memory.excess:
         console.print(f"[bold green]fits[/], {_size(memory.hbm - memory.peak)} to spare", highlight=False)
         return
     console.print(
         f"[bold red]does not fit[/]: {_size(memory.excess)} more than the {_size(memory.hbm)} of a device. "
-        "In this order (none has been compiled; plan again with it):",
+        "What would change that, one by one:",
         highlight=False,
     )
-    for override, reason in found.remedies:
-        console.print(f"  {override}\n      {reason}", highlight=False, soft_wrap=True)
+    for cure in cures:
+        verdict = "not compiled"
+        if cure.peak is not None:
+            verdict = f"peak {_size(cure.peak)}: {'fits' if cure.fits else 'does not fit either'}"
+        console.print(f"  {' '.join(cure.words)}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"      {cure.reason} ({verdict})", highlight=False, soft_wrap=True, markup=False)
+    if not any(cure.fits for cure in cures):
+        console.print("Several at once may fit, or other meshes: --fit looks for them.", highlight=False)
+
+
+def _show_trials(trials: tuple[Trial, ...], console: Console) -> None:
+    table = Table(title="compiled, in the order of an estimate")
+    for column in ("", "peak", "of", "step, ms", "MFU", "binds", "compiled in, s"):
+        table.add_column(column, justify="left" if column == "binds" else "right")
+    for number, trial in enumerate(trials, 1):
+        console.print(f"{number}. {_words(trial)}", highlight=False, soft_wrap=True, markup=False)
+        if trial.plan is None:
+            console.print(f"   cannot be: {trial.error}", highlight=False, soft_wrap=True, markup=False)
+            continue
+        memory, best, mfu = trial.plan.memory, trial.plan.binding, trial.plan.mfu
+        time = ("", "", "") if best is None or mfu is None else (f"{best.seconds * 1e3:.4g}", f"{mfu:.1%}", best.name)
+        compiled = f"{trial.plan.compile_seconds:.0f}"
+        table.add_row(str(number), _size(memory.peak), _size(memory.hbm or 0), *time, compiled)
+    console.print(table)
+
+
+def _words(trial: Trial) -> str:
+    return " ".join(trial.overrides) or "the experiment as it is"
+
+
+def _domains(found: Plan) -> str:
+    """What a network joins."""
+    return "nodes" if found.target.partition(":")[0] in GPUS else "slices"
 
 
 def _size(number: int) -> str:

@@ -4,13 +4,16 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.console import Console
 
 from dit_video import run
 from dit_video.cli.arguments import add_weights, command, parse_size
 from dit_video.data.batch import NO_LABEL, Batch
+from dit_video.data.captions import encode_captions, room_for
 from dit_video.data.video import grid, write_gif, write_mp4
+from dit_video.dit.condition import ClassCondition, TextCondition
 from dit_video.experiment import override
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import clip_keys
@@ -20,16 +23,20 @@ EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_c
   dit-video sample --workdir=runs/grid_dit --label=two --seed=7 --out=two.mp4 --config.task.guidance.scale=1
   dit-video sample --workdir=runs/grid_dit --out=any.mp4 --config.task.sampler.num_steps=20
   dit-video sample --workdir=runs/grid_dit --label=two --num_frames=33 --size=96,96 --out=long.mp4
+  dit-video sample --workdir=runs/text_dit --text="a seven moving up" --text="an eight moving up" --out=up.mp4
 
 --config.task.sampler... and --config.task.guidance... change how this run is sampled. Clip i depends on seed and i
-alone, so the same seed with another label or guidance is the same noise seen differently."""
+alone, so the same seed with another label, text or guidance is the same noise seen differently."""
 
 
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "sample", "make clips with a trained run", EXAMPLES)
     add_weights(parser)
     parser.add_argument("--label", metavar="NAME", help='class by name or number, or "all": one row per class')
-    parser.add_argument("--num_clips", type=int, default=8, help="clips, or clips per class (default 8)")
+    parser.add_argument(
+        "--text", action="append", metavar="TEXT", help="what is to be seen; repeated, one row per text"
+    )
+    parser.add_argument("--num_clips", type=int, default=8, help="clips, or clips per class or text (default 8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_frames", type=int, help="length of a clip (default: as trained)")
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
@@ -51,15 +58,14 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.overrides:
         opened = dataclasses.replace(opened, experiment=override(opened.experiment, arguments.overrides))
     data = run.evaluation_data(opened.experiment)
-    labels = _labels(arguments.label, opened)
-    rows = np.repeat(np.asarray(labels, np.int32), arguments.num_clips)
+    rows = told(arguments, opened, console)
     shape = _shape(arguments, data.shape)
-    # The same noise in every row of the grid: rows then differ by their label alone.
+    # The same noise in every row of the grid: rows then differ by their label or text alone.
     subject, video = opened.subject(), []
     size = subject.batch_size(arguments.num_clips)
     keys = clip_keys(arguments.seed, range(size))
-    for label in labels:
-        batch = Batch(label=np.full(size, label, np.int32))
+    for row in rows:
+        batch = jax.tree.map(lambda x: np.repeat(x, size, axis=0), row)
         video.append(subject.generate(batch, keys, shape)[: arguments.num_clips])
     video = np.concatenate(video)
     picture = grid(video, columns=arguments.num_clips)
@@ -68,19 +74,46 @@ def main(arguments: argparse.Namespace) -> int:
         (write_gif if path.suffix == ".gif" else write_mp4)(path, picture, data.fps)
     if arguments.npy is not None:
         np.save(arguments.npy, video)
-    console.print(f"{len(rows)} clips of {shape}: {' '.join(map(str, arguments.out))}", highlight=False)
+    console.print(f"{len(video)} clips of {shape}: {' '.join(map(str, arguments.out))}", highlight=False)
     return 0
 
 
-def _labels(name: str | None, opened: run.OpenRun) -> list[int]:
-    """Class numbers that --label names."""
+def told(arguments: argparse.Namespace, opened: run.OpenRun, console: Console) -> list[Batch]:
+    """What the clips of each row of the grid are made from: a batch of one.
+
+    Raises:
+        ValueError: --label or --text for a run that is not conditioned on such, or no such class.
+    """
     task = opened.experiment.task
     assert isinstance(task, Denoise), "main refuses any other, and overrides keep the class of a task"
-    condition = task.condition
+    condition, name, texts = task.condition, arguments.label, arguments.text
+    if isinstance(condition, TextCondition):
+        if name is not None:
+            raise ValueError(f"--label={name}: this run is conditioned on text; say what is to be seen with --text")
+        return [Batch(caption=_caption(text, opened, console)) for text in texts or [""]]
+    if texts is not None:
+        remedy = "leave it out" if condition is None else "name a class with --label"
+        raise ValueError(f"--text={texts[0]!r}: this run is not conditioned on text; {remedy}")
     if name is None:
-        return [NO_LABEL]
-    if condition is None:
+        labels = [NO_LABEL]
+    elif isinstance(condition, ClassCondition):
+        labels = _labels(name, condition, opened)
+    else:
         raise ValueError(f"--label={name}: this run is not conditioned on a class; leave it out")
+    return [Batch(label=np.array([label], np.int32)) for label in labels]
+
+
+def _caption(text: str, opened: run.OpenRun, console: Console) -> np.ndarray:
+    num_bytes = opened.experiment.data.caption_bytes
+    assert num_bytes is not None, "a run on text was trained with captions"
+    if len(text.encode()) > room_for(num_bytes):
+        message = f"--text={text!r} is cut: config.data.caption_bytes={num_bytes} leaves room for {room_for(num_bytes)}"
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+    return encode_captions([text], num_bytes)
+
+
+def _labels(name: str, condition: ClassCondition, opened: run.OpenRun) -> list[int]:
+    """Class numbers that --label names."""
     if name == "all":
         return list(range(condition.num_classes))
     names = opened.experiment.data.source.info().class_names

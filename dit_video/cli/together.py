@@ -21,8 +21,8 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     """--coordinator, --num_processes, --process_id, --join_timeout."""
     group = parser.add_argument_group(
         "several processes",
-        "The same command on each host. `dit-video launch` says all this by itself; srun, mpirun and GKE are "
-        f"recognised; {processes.COORDINATOR}, {processes.NUM_PROCESSES} and {processes.PROCESS_ID} stand in for flags.",
+        "The same command on each host. `dit-video launch` does it all; srun, mpirun and GKE are recognised; "
+        f"{processes.COORDINATOR}, {processes.NUM_PROCESSES} and {processes.PROCESS_ID} stand in for the flags.",
     )
     group.add_argument(
         "--coordinator",

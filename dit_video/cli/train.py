@@ -5,14 +5,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dit_video import run
+from dit_video import processes, run
 from dit_video.cli.arguments import add_config, add_workdir, command, experiment_of
+from dit_video.cli.together import Together, add_processes
 
 EXAMPLES = """  dit-video train --config=experiments/quickstart.py:vae --workdir=runs/quickstart_vae
   dit-video train --config=experiments/quickstart.py --workdir=runs/quickstart_dit --config.optimizer.learning_rate=3e-4
   dit-video train --config=experiments/grid_dit.py --workdir=runs/finetuned --init_from=runs/grid_dit
 
-The same command in the same workdir goes on where the run stopped. Ctrl-C finishes the step, saves and exits with 3."""
+The same command in the same workdir goes on where the run stopped. Ctrl-C and SIGTERM finish the step, save and exit
+with 3; of several processes, one that gets it stops all at one step. For a limit of time let the scheduler send it
+early enough, as Slurm does with --signal=TERM@300: it is waited for at most one step, an evaluation, and a save."""
 
 
 def add_parser(subparsers) -> None:
@@ -24,11 +27,17 @@ def add_parser(subparsers) -> None:
         "--allow_change", action="store_true", help="go on although the experiment is not the one it was started with"
     )
     parser.add_argument("--profile", action="store_true", help="trace a few steps into RUN/profile (view in Perfetto)")
+    add_processes(parser)
     parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Console()
+    with Together(arguments, stops_together=True):
+        return _train(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    console = Console(quiet=not processes.is_first())
     outcome = run.train(
         experiment_of(arguments),
         arguments.workdir,

@@ -24,8 +24,9 @@ EXAMPLES = f"""  dit-video verify-sharding --config=experiments/quickstart.py
   dit-video verify-sharding --config=experiments/mine.py --config.task.network.num_heads=8
 
 Trains on one and on {NUM_DEVICES} fake CPU devices, split in {len(MESHES)} ways, from the same random weights, batch
-and codec, and compares loss, every gradient and the losses of some steps. No data, no trained codec, no accelerator. For a network of
-your own: what is split wrongly shows here and not as a worse model weeks later. Exit code 1 where anything differs."""
+and codec, and compares loss, every gradient and the losses of some steps. No data, no trained codec, no accelerator.
+For a network of your own: what is split wrongly shows here and not as a worse model weeks later. Exit code 1 where
+anything differs."""
 
 
 def add_parser(subparsers) -> None:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
+from dit_video.data.captions import encode_captions
+
 # The label of a record that has none.
 NO_LABEL = -1
 
@@ -81,6 +83,7 @@ class Batch(NamedTuple):
     video: UInt8[Array | np.ndarray, "B T H W 3"] | None = None
     moments: Float[Array | np.ndarray, "B t h w m"] | None = None
     label: Int32[Array | np.ndarray, "B"] | None = None
+    caption: UInt8[Array | np.ndarray, "B L"] | None = None
 
     def require_video(self) -> UInt8[Array | np.ndarray, "B T H W 3"]:
         """`video`, for those who cannot do without.
@@ -99,7 +102,7 @@ class Batch(NamedTuple):
             ValueError: there is none.
         """
         if self.label is None:
-            raise ValueError(f"Batch.label=None: a class-conditional network needs labels; {NO_LABEL} means no label")
+            raise ValueError(f"Batch.label=None: this needs labels; {NO_LABEL} means no label")
         return self.label
 
 
@@ -145,8 +148,8 @@ def content_digest(examples: Examples, positions: Sequence[int]) -> str:
     return sha256.hexdigest()
 
 
-def collate(clips: Sequence[Clip]) -> Batch:
-    """Stacks clips of one shape into a batch.
+def collate(clips: Sequence[Clip], caption_bytes: int | None = None) -> Batch:
+    """Stacks clips of one shape into a batch, with captions of `caption_bytes` where that is given.
 
     Raises:
         ValueError: no clips, or clips that differ in shape or in kind (video against moments).
@@ -168,4 +171,5 @@ def collate(clips: Sequence[Clip]) -> Batch:
         return np.stack(arrays)
 
     label = np.array([clip.label for clip in clips], dtype=np.int32)
-    return Batch(video=stack("video"), moments=stack("moments"), label=label)
+    caption = None if caption_bytes is None else encode_captions([clip.caption for clip in clips], caption_bytes)
+    return Batch(video=stack("video"), moments=stack("moments"), label=label, caption=caption)

@@ -1,7 +1,7 @@
 """Data: what a run learns from and is judged on, as a value of an experiment."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dit_video.data.batch import Batch, Split
 from dit_video.data.loader import BatchIterator, held_out_batches, train_batches
@@ -17,6 +17,8 @@ class Data:
         batch_size: clips in the global batch, over all processes and devices.
         cache: latents encoded from `source` with `dit-video encode`; training then reads these instead of
             video. Evaluation always reads the source.
+        caption_bytes: length of captions in a batch, longer ones cut; a multiple of config.mesh.context. None where
+            nothing reads them.
         num_threads: decoding threads of each process; the order of batches does not depend on it.
     """
 
@@ -24,14 +26,17 @@ class Data:
     clips: ClipTransform
     batch_size: int
     cache: LatentCache | None = None
+    caption_bytes: int | None = None
     num_threads: int = 8
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise ValueError(f"Data.batch_size={self.batch_size}: must be at least 1")
+        if self.caption_bytes is not None and self.caption_bytes < 2:
+            raise ValueError(f"Data.caption_bytes={self.caption_bytes}: must be at least 2; one byte begins a caption")
 
-    def train(self, seed: int, start: int, *, process_index: int, process_count: int) -> BatchIterator:
-        """Training batches from number `start` on; this process gets its rows of each."""
+    def train(self, seed: int, start: int, *, rows: Sequence[int] | None = None) -> BatchIterator:
+        """Training batches from number `start` on: all rows of each, or these alone."""
         source = self.cache or self.source
         return train_batches(
             source.open(Split.TRAIN),
@@ -39,13 +44,18 @@ class Data:
             batch_size=self.batch_size,
             seed=seed,
             start=start,
-            process_index=process_index,
-            process_count=process_count,
+            rows=rows,
+            caption_bytes=self.caption_bytes,
             num_threads=self.num_threads,
         )
 
     def judged(self, split: Split, num_clips: int, batch_size: int, seed: int) -> Iterator[tuple[Batch, int]]:
         """The same `num_clips` clips of `split` at every call, with how many rows of each batch are real."""
         return held_out_batches(
-            self.source.open(split), self.clips, num_clips=num_clips, batch_size=batch_size, seed=seed
+            self.source.open(split),
+            self.clips,
+            num_clips=num_clips,
+            batch_size=batch_size,
+            seed=seed,
+            caption_bytes=self.caption_bytes,
         )

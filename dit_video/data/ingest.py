@@ -11,30 +11,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from fractions import Fraction
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import av
-import numpy as np
-from av.container import InputContainer
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
-
 from dit_video.data import labels as labelling
 from dit_video.data.batch import Split
+from dit_video.data.decoding_process import DecodingProcesses, decoding_processes
+from dit_video.data.examine import CRF, PRESET, storable
 from dit_video.data.labels import Description
 from dit_video.data.survey import Found, files, survey
-from dit_video.data.video import VideoError, encode_frames, frame_rate, open_video, quarter_turns
+from dit_video.data.video import VideoError
 from dit_video.data.video_set import Entry, Manifest, file_digest, new_directory, write_video_set
-
-# Re-encoding is close to visually lossless, and several times faster than with the encoder's own preset.
-_CRF, _PRESET = 16, "veryfast"
-# Larger files are re-encoded rather than copied;
-# larger results do not fit into one record (protobuf ends at 2 GiB).
-_LARGEST_COPY = 64 << 20
-_LARGEST_RECORD = 1 << 30
 
 # Called as (stage, done, of all).
 Progress = Callable[[str, int, int], None]
@@ -88,8 +75,8 @@ def ingest(
         "columns": None if labels is None else columns,
         "held_out_fraction": held_out_fraction,
         "max_size": max_size,
-        "crf": _CRF,
-        "preset": _PRESET,
+        "crf": CRF,
+        "preset": PRESET,
     }
     with new_directory(out) as directory:
         spool = directory / "spool"
@@ -164,10 +151,11 @@ def _prepared(
     found: list[Found], spool: Path, max_size: int | None, num_workers: int
 ) -> Iterator[tuple[Found, Entry, Path]]:
     """Each file's entry and the path of its mp4, in order; `num_workers` files are in work at once."""
-    with ThreadPoolExecutor(num_workers) as pool:
+    with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
         waiting: deque[tuple[Found, Future[tuple[Entry, Path]]]] = deque()
         for number, (item, path) in enumerate(files(found, spool)):
-            waiting.append((item, pool.submit(_prepare, item, path, spool / f"{number}.mp4", max_size)))
+            target = spool / f"{number}.mp4"
+            waiting.append((item, pool.submit(_prepare, item, path, target, max_size, decoding)))
             if len(waiting) > num_workers:
                 item, future = waiting.popleft()
                 yield item, *future.result()
@@ -175,116 +163,35 @@ def _prepared(
             yield item, *future.result()
 
 
-def _prepare(item: Found, path: Path, target: Path, max_size: int | None) -> tuple[Entry, Path]:
-    """Decodes a file whole; where it is not fit to be stored as it is, encodes it to `target`."""
+def _prepare(
+    item: Found, path: Path, target: Path, max_size: int | None, decoding: DecodingProcesses
+) -> tuple[Entry, Path]:
+    """Decodes a file whole; where it is not fit to be stored as it is, encodes it to `target`.
+
+    Raises:
+        OSError: no room is left for `target`.
+    """
     entry = Entry(file=item.key, source=item.source.name, reason=item.reason)
     if item.reason:
         return entry, path
     try:
         entry = replace(entry, sha256=file_digest(path))
-        if (facts := _facts_if_storable(path, max_size)) is not None:
-            return replace(entry, stored="copied", num_bytes=path.stat().st_size, **facts), path
-        facts = _encode(path, target, max_size)
-        size = target.stat().st_size
-        if size > _LARGEST_RECORD:
-            raise VideoError(f"too long for one record ({size >> 20} MiB as mp4); cut it, or use --max_size")
-        entry = replace(entry, stored="encoded", num_bytes=size, **facts)
-    except (VideoError, OSError) as error:
+    except OSError as error:
+        return replace(entry, reason=f"cannot be read: {error.strerror}"), path
+    try:
+        facts = decoding.run(storable, path, target, max_size)
+    except VideoError as error:
         target.unlink(missing_ok=True)
-        reason = str(error) if isinstance(error, VideoError) else f"cannot be read: {error.strerror}"
-        entry = replace(entry, reason=reason)
+        entry = replace(entry, reason=str(error))
+    else:
+        chosen, stored = (target, "encoded") if target.exists() else (path, "copied")
+        entry = replace(entry, stored=stored, num_bytes=chosen.stat().st_size, **facts)
+        if stored == "copied":
+            return entry, path
     if path.parent == target.parent:
         # The copy of a tar's member has served.
         path.unlink()
     return entry, target
-
-
-def _facts_if_storable(path: Path, max_size: int | None) -> dict[str, Any] | None:
-    """Frames, fps, width and height of a file that can be stored as it is; None for others.
-
-    That is H.264 mp4, upright, with square pixels and one packet per frame (so that frames can be found
-    without decoding), within the limits of size.
-    """
-    with open_video(path) as (container, stream):
-        context = stream.codec_context
-        height, width = context.height, context.width
-        if not (
-            "mp4" in container.format.name.split(",")
-            and context.name == "h264"
-            and context.pix_fmt == "yuv420p"
-            and _pixel_aspect(stream) == 1
-            and path.stat().st_size <= _LARGEST_COPY
-            and (max_size is None or min(height, width) <= max_size)
-        ):
-            return None
-        packet_times: list[int | None] = []
-        num_frames = 0
-        for frame in decoded_frames(container, stream, packet_times):
-            if frame.rotation or (frame.height, frame.width) != (height, width):
-                return None
-            num_frames += 1
-        if None in packet_times or not len(set(packet_times)) == len(packet_times) == num_frames:
-            return None
-        if num_frames == 0:
-            raise VideoError("holds no frame")
-        return {"frames": num_frames, "fps": float(frame_rate(stream)), "width": width, "height": height}
-
-
-def decoded_frames(
-    container: InputContainer, stream: VideoStream, packet_times: list[int | None]
-) -> Iterator[VideoFrame]:
-    """Every frame; `packet_times` receives the presentation times of the packets they came from.
-
-    Raises:
-        VideoError: decoding fails; says after how many frames.
-    """
-    num_frames = 0
-    try:
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                packet_times.append(packet.pts)
-            for frame in packet.decode():
-                num_frames += 1
-                yield frame
-    except av.FFmpegError as error:
-        raise VideoError(f"breaks off after frame {num_frames}: {error.strerror}") from error
-
-
-def _pixel_aspect(stream: VideoStream) -> Fraction:
-    return Fraction(stream.sample_aspect_ratio or 1)
-
-
-def _encode(path: Path, target: Path, max_size: int | None) -> dict[str, Any]:
-    """Re-encodes a file upright, with square pixels and even sides.
-
-    Returns:
-        Frames, fps, width and height of the result.
-    """
-    with open_video(path) as (container, stream):
-        fps = frame_rate(stream)
-        frames = (_upright(frame) for frame in decoded_frames(container, stream, []))
-        first = next(frames, None)
-        if first is None:
-            raise VideoError("holds no frame")
-        height, width = float(first.height), float(first.width)
-        # The aspect of stored pixels; turned pictures have turned pixels.
-        aspect = float(_pixel_aspect(stream))
-        if first.rotation % 180:
-            height *= aspect
-        else:
-            width *= aspect
-        shrink = 1.0 if max_size is None else min(1.0, max_size / min(height, width))
-        height, width = (max(2, 2 * round(side * shrink / 2)) for side in (height, width))
-        num_frames = encode_frames(target, chain([first], frames), fps, size=(height, width), crf=_CRF, preset=_PRESET)
-    return {"frames": num_frames, "fps": float(fps), "width": width, "height": height}
-
-
-def _upright(frame: VideoFrame) -> VideoFrame:
-    turns = quarter_turns(frame)
-    if turns == 0:
-        return frame
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-    return VideoFrame.from_ndarray(np.ascontiguousarray(turned, dtype=np.uint8), format="rgb24")
 
 
 def _mark_duplicates(entries: list[Entry]) -> list[Entry]:

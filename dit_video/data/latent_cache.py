@@ -9,7 +9,9 @@ float32.
 
 import hashlib
 import json
+import math
 import os
+import reprlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,10 +25,16 @@ from jaxtyping import Float
 
 from dit_video.data.batch import Clip, Examples, Record, Split
 from dit_video.data.video_set import MANIFEST, new_directory
+from dit_video.json_file import read_object
 
 _FORMAT = "dit_video.latent_cache"
 _VERSION = 1
 _SHARD_SIZE = 512 << 20
+_HEADER_KINDS = {"key": str, "start": int, "label": int, "caption": str, "fps": float, "shape": list}
+_MANIFEST_KINDS = {
+    **{"provenance": dict, "class_names": list, "num_records": dict, "shards": dict, "split_digests": dict},
+    **{"format": str, "version": int},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +129,15 @@ def _pack(clip: Clip, moments: Float[np.ndarray, "t h w m"]) -> bytes:
 def _unpack(data: bytes) -> Record:
     (length,) = struct.unpack_from("<I", data)
     header = json.loads(data[4 : 4 + length])
-    moments = np.frombuffer(data, dtype="<f4", offset=4 + length).reshape(header.pop("shape"))
-    return Record(moments=moments, **header)
+    found = {name: type(value) for name, value in header.items()} if isinstance(header, dict) else {}
+    if found != _HEADER_KINDS:
+        raise ValueError(f"its header is {reprlib.repr(header)}")
+    values = np.frombuffer(data, dtype="<f4", offset=4 + length)
+    shape = header.pop("shape")
+    # One of -1 would be filled in, and with one of 0 the others could be anything.
+    if len(shape) != 4 or not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) != values.size:
+        raise ValueError(f"it claims moments of shape {reprlib.repr(shape)}, and has {values.size} numbers")
+    return Record(moments=values.reshape(shape), **header)
 
 
 def read_cache_manifest(directory: str | os.PathLike) -> CacheManifest:
@@ -147,14 +162,35 @@ def _content(directory: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
     remedy = f"make it with: dit-video encode --config=EXPERIMENT --config.data.cache.directory={directory}"
     if not path.exists():
         raise FileNotFoundError(f"{directory} is no latent cache (no {MANIFEST} in it); {remedy}")
-    content = json.loads(path.read_text())
+    content = read_object(path)
     found = (content.get("format"), content.get("version"))
     if found != (_FORMAT, _VERSION):
         raise ValueError(
             f"{path}: format {found[0]!r} version {found[1]!r}, but a latent cache has {_FORMAT!r} "
             f"version {_VERSION}; {remedy}"
         )
+    if problem := _problem(content):
+        raise ValueError(f"{path}: {problem}; {remedy}")
     return path, content
+
+
+def _problem(content: dict[str, Any]) -> str:
+    """Why a manifest is none that `write_latent_cache` wrote; empty where it may be."""
+    for name, kind in _MANIFEST_KINDS.items():
+        if not isinstance(content.get(name), kind):
+            return f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}"
+    for name, kind in {"num_records": int, "shards": list, "split_digests": str}.items():
+        for split, value in content[name].items():
+            if split not in tuple(Split) or not isinstance(value, kind):
+                return f"{name}.{split}={reprlib.repr(value)}: must be of {' or '.join(Split)}, and a {kind.__name__}"
+    names = [name for shards in content["shards"].values() for name in shards]
+    for name in [*names, *content["class_names"]]:
+        if not isinstance(name, str):
+            return f"{reprlib.repr(name)} is no name"
+    for name in names:
+        if Path(name).name != name or not name.isprintable():
+            return f"shard {reprlib.repr(name)} is not in the folder"
+    return ""
 
 
 class CachedExamples(Examples):
@@ -165,9 +201,16 @@ class CachedExamples(Examples):
         if split.value not in content["shards"]:
             raise ValueError(f"{directory}: the cache holds no {split} records; it has {', '.join(content['shards'])}")
         self._where = f"{directory} ({split})"
-        self._records = ArrayRecordDataSource(
-            [os.fspath(Path(directory) / name) for name in content["shards"][split.value]]
-        )
+        paths = [os.fspath(Path(directory) / name) for name in content["shards"][split.value]]
+        try:
+            self._records = ArrayRecordDataSource(paths)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{self._where}: its records are damaged ({error}); make the cache again") from error
+        if len(self._records) != content["num_records"].get(split.value):
+            raise ValueError(
+                f"{self._where}: {len(self._records)} records, but the manifest says "
+                f"{content['num_records'].get(split.value)}; the folder was changed after it was made: make it again"
+            )
 
     def __len__(self) -> int:
         return len(self._records)

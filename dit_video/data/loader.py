@@ -1,7 +1,7 @@
 """Batches in an order that is a pure function of (seed, batch index).
 
-Global batch n is rows n*B .. n*B + B - 1 of one endless, reshuffled sequence of examples; process p of P
-takes the p-th block of B / P rows. So the global batch, row for row, does not depend on how many processes or
+Global batch n is rows n*B .. n*B + B - 1 of one endless, reshuffled sequence of examples; of several processes
+each makes the rows that its devices need. So the global batch, row for row, does not depend on how many processes or
 threads made it, and the whole state of a loader is one integer: the index of the next batch.
 """
 
@@ -9,7 +9,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import grain
@@ -24,7 +24,7 @@ _ENDLESS = sys.maxsize // 2
 
 
 class BatchIterator(Iterator[Batch]):
-    """Endless batches of one process, read ahead by threads.
+    """Endless batches, read ahead by threads.
 
     Attributes:
         next_batch: index of the batch that `next` returns: the loader's whole state.
@@ -59,11 +59,11 @@ def train_batches(
     batch_size: int,
     seed: int,
     start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
+    caption_bytes: int | None = None,
     num_threads: int = 8,
 ) -> BatchIterator:
-    """This process's share of the global batches start, start + 1, ... without end.
+    """The global batches start, start + 1, ... without end, or some rows of each.
 
     Every epoch visits each usable record once, in an order of its own; where a clip begins, its crop and its
     mirroring are drawn from (seed, position in the sequence). A record that fails while it is read or decoded
@@ -71,13 +71,18 @@ def train_batches(
 
     Args:
         batch_size: of the global batch, over all processes.
+        rows: which of its rows to make, in this order; all, if None.
+        caption_bytes: length of captions, begun and filled up; None for batches without.
         num_threads: batches prepared at once; also how many are kept ready.
 
     Raises:
-        ValueError: a batch that processes cannot share evenly, or no record long enough.
+        ValueError: rows that the batch does not have, or no record long enough.
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of {process_count} processes")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    wanted = range(batch_size) if rows is None else rows
+    if not set(wanted) <= set(range(batch_size)):
+        raise ValueError(f"rows={list(wanted)}: must be rows of a batch of {batch_size}, which count from 0")
     if start < 0:
         raise ValueError(f"start={start}: must be at least 0")
     records = _usable(examples, transform)
@@ -88,12 +93,10 @@ def train_batches(
         .repeat()
         .random_map(lambda position, rng: transform(records[position], rng))
     )
-    share = batch_size // process_count
 
     def batch(index: int) -> Batch:
-        first = index * batch_size + process_index * share
         # Grain's type allows for elements that a filter dropped; there is no filter.
-        return collate(cast("list[Clip]", [sequence[row] for row in range(first, first + share)]))
+        return collate(cast("list[Clip]", [sequence[index * batch_size + row] for row in wanted]), caption_bytes)
 
     return BatchIterator(
         grain.MapDataset.range(_ENDLESS).map(batch),
@@ -178,7 +181,13 @@ def _chosen(records: Usable, transform: ClipTransform, num_clips: int, seed: int
 
 
 def held_out_batches(
-    examples: Examples, transform: ClipTransform, *, num_clips: int, batch_size: int, seed: int
+    examples: Examples,
+    transform: ClipTransform,
+    *,
+    num_clips: int,
+    batch_size: int,
+    seed: int,
+    caption_bytes: int | None = None,
 ) -> Iterator[tuple[Batch, int]]:
     """`held_out_clips` in batches, each with its number of real rows.
 
@@ -191,7 +200,7 @@ def held_out_batches(
     for clip in held_out_clips(examples, transform, num_clips=num_clips, seed=seed):
         rows.append(clip)
         if len(rows) == batch_size:
-            yield collate(rows), batch_size
+            yield collate(rows, caption_bytes), batch_size
             rows = []
     if rows:
-        yield collate(rows + [rows[-1]] * (batch_size - len(rows))), len(rows)
+        yield collate(rows + [rows[-1]] * (batch_size - len(rows)), caption_bytes), len(rows)

@@ -7,20 +7,23 @@ LatentCache   moments that `dit-video encode` wrote
 """
 
 import hashlib
-import json
+import reprlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format, message
 from jaxtyping import Int
 
 from dit_video.data import builders, latent_cache
 from dit_video.data.batch import NO_LABEL, Examples, Record, Split
 from dit_video.data.video import VideoError, count_frames, frame_rate, open_video
 from dit_video.data.video_set import MANIFEST, Manifest, read_manifest
+from dit_video.json_file import read_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +128,42 @@ def _video_set_info(directory: str, manifest: Manifest) -> SourceInfo:
     )
 
 
+# What TFDS, ArrayRecord and protobuf were seen to raise on damaged files; none of them says.
+_DAMAGE = (
+    *(json_format.Error, message.Error, ArithmeticError, AttributeError, ImportError, LookupError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+)
+# TFDS imports whatever module the description of a feature names.
+_FEATURES = "tensorflow_datasets.core.features."
+
+
+def _opened(directory: Path) -> tfds.core.DatasetBuilder:
+    """A prepared TFDS set.
+
+    Raises:
+        ValueError: its description is damaged, or names a class that is no feature of TFDS.
+    """
+    for name in _class_names(read_object(directory / "features.json")):
+        if not (isinstance(name, str) and name.startswith(_FEATURES)):
+            raise ValueError(f"{directory / 'features.json'}: {reprlib.repr(name)} is no feature of TFDS: not opened")
+    try:
+        return tfds.builder_from_directory(directory)
+    except _DAMAGE as error:
+        raise ValueError(f"{directory}: no prepared TFDS set, dataset_info.json or features.json: {error}") from error
+
+
+def _class_names(description: Any) -> Iterator[Any]:
+    """Of all features in a description, in the spellings that TFDS reads."""
+    waiting = [description]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from (value[key] for key in ("pythonClassName", "python_class_name", "type") if key in value)
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
 class _StoredVideos(Examples):
     """One split of a video set."""
 
@@ -135,10 +174,17 @@ class _StoredVideos(Examples):
                 f"{directory}: holds no {split} videos; ingest with another held_out_fraction or split column"
             )
         self._where = f"{directory} ({split})"
-        self._records: Any = tfds.builder_from_directory(directory).as_data_source(split=split.value)
-        if len(self._records) != len(self._entries):
+        builder = _opened(Path(directory))
+        if split.value not in builder.info.splits:
+            raise ValueError(f"{self._where}: the manifest names such videos, but dataset_info.json has no such split")
+        try:
+            self._records: Any = builder.as_data_source(split=split.value)
+            num_records = len(self._records)
+        except _DAMAGE as error:
+            raise ValueError(f"{self._where}: its records are damaged: {error}; make the set again") from error
+        if num_records != len(self._entries):
             raise ValueError(
-                f"{self._where}: {len(self._records)} records, but the manifest names {len(self._entries)}; "
+                f"{self._where}: {num_records} records, but the manifest names {len(self._entries)}; "
                 "the folder was changed after it was made: make it again"
             )
 
@@ -147,22 +193,24 @@ class _StoredVideos(Examples):
 
     def __getitem__(self, index: int) -> Record:
         entry = self._entries[index]
-        # Neither ArrayRecord nor protobuf says what it raises on damaged bytes; these were seen.
         try:
             fields: Any = self._records[index]
-        except (RuntimeError, ValueError, IndexError) as error:
+            # bytes() of a number would take that much memory.
+            if not isinstance(fields["video"], bytes):
+                raise TypeError(f"its video is {type(fields['video']).__name__}")
+            record = Record(
+                key=fields["key"].decode(),
+                video=fields["video"],
+                label=int(fields["label"]),
+                caption=fields["caption"].decode(),
+                num_frames=int(fields["num_frames"]),
+                fps=float(fields["fps"]),
+            )
+        except _DAMAGE as error:
             raise ValueError(f"{self._where}: record {index} ({entry.file!r}) is damaged: {error}") from error
-        key = fields["key"].decode()
-        if key != entry.file:
-            raise ValueError(f"{self._where}: record {index} is {key!r}, but the manifest says {entry.file!r}")
-        return Record(
-            key=key,
-            video=fields["video"],
-            label=int(fields["label"]),
-            caption=fields["caption"].decode(),
-            num_frames=int(fields["num_frames"]),
-            fps=float(fields["fps"]),
-        )
+        if record.key != entry.file:
+            raise ValueError(f"{self._where}: record {index} is {record.key!r}, but the manifest says {entry.file!r}")
+        return record
 
     @property
     def num_frames(self) -> Int[np.ndarray, "num_records"]:
@@ -250,7 +298,7 @@ class TFDSSet:
 
     def _builder(self) -> tfds.core.DatasetBuilder:
         directory = self._directory()
-        file_format = json.loads((directory / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+        file_format = read_object(directory / "dataset_info.json").get("fileFormat", "tfrecord")
         if file_format != "array_record":
             target = f"{directory.parent}-array_record/{directory.name}"
             raise ValueError(
@@ -258,7 +306,7 @@ class TFDSSet:
                 f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record "
                 f"--out_dir={target}"
             )
-        features = json.loads((directory / "features.json").read_text())["featuresDict"]["features"]
+        features = read_object(directory / "features.json")["featuresDict"]["features"]
         for option in ("video", "label", "caption"):
             feature = getattr(self, option)
             if feature is not None and feature not in features:
@@ -272,7 +320,7 @@ class TFDSSet:
                     "be opened without TensorFlow; where TensorFlow is installed, write its clips as mp4 "
                     "files, then: dit-video data ingest FOLDER --out DIR, and use VideoSet"
                 )
-        return tfds.builder_from_directory(directory)
+        return _opened(directory)
 
 
 class _TFDSVideos(Examples):

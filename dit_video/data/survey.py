@@ -40,7 +40,7 @@ def survey(sources: Sequence[Path]) -> list[Found]:
     """
     found = []
     for source in sources:
-        found += [Found(source=source, name=name, key=name, reason=reason) for name, reason in _list(source)]
+        found += [_found(source, name, reason) for name, reason in _list(source)]
     counts = Counter(item.key for item in found)
     if len(counts) < len(found):
         found = [replace(item, key=f"{item.source.name}/{item.name}") for item in found]
@@ -48,6 +48,12 @@ def survey(sources: Sequence[Path]) -> list[Found]:
             if count > 1:
                 raise ValueError(f"{key}: {count} files of this name; give each source once, under a name of its own")
     return found
+
+
+def _found(source: Path, name: str, reason: str) -> Found:
+    # Python keeps bytes of names that are not UTF-8 as characters that no file of text, TFDS or terminal takes.
+    key = name.encode("utf-8", "backslashreplace").decode()
+    return Found(source=source, name=name, key=key, reason=reason if key == name else "its name is not UTF-8")
 
 
 def _list(source: Path) -> Iterator[tuple[str, str]]:

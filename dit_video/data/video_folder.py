@@ -20,17 +20,15 @@ from jaxtyping import Int, UInt8
 from numpy.lib.npyio import NpzFile
 
 from dit_video.data.batch import Examples, Record, Split
-from dit_video.data.ingest import Progress, decoded_frames, nothing_usable
+from dit_video.data.decoding_process import DecodingProcesses, decoding_processes
+from dit_video.data.examine import probe
+from dit_video.data.ingest import Progress, nothing_usable
 from dit_video.data.sources import VideoSet
 from dit_video.data.survey import Found, survey
-from dit_video.data.video import VideoError, frame_rate, open_video, quarter_turns
+from dit_video.data.video import VideoError
 from dit_video.data.video_set import MANIFEST, Entry
 
 _ARRAYS = (".npy", ".npz")
-# Where a packet is a frame, so that packets can be counted in place of frames. Not so in MPEG program streams
-# (packets may lack a time), AVI (none has one) or VP8 (hidden frames have packets of their own).
-_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1"}
-_TIMED_CONTAINERS = {"mp4", "matroska"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +125,8 @@ class _Videos(Examples):
 def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVideos:
     found = survey([path])
     entries = []
-    with ThreadPoolExecutor(num_workers) as pool:
-        for entry in pool.map(_probe, found):
+    with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
+        for entry in pool.map(lambda item: _probed(item, decoding), found):
             entries.append(entry)
             progress("probing", len(entries), len(found))
     videos = [entry for entry in entries if not entry.reason]
@@ -139,41 +137,15 @@ def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVide
     return _opened(path, "folder", examples, videos, skipped=skipped)
 
 
-def _probe(item: Found) -> Entry:
+def _probed(item: Found, decoding: DecodingProcesses) -> Entry:
     """Frames, rate and size of a file, or why it will not be judged."""
     entry = Entry(file=item.key, source=item.source.name, reason=item.reason)
     if item.reason:
         return entry
     try:
-        return replace(entry, **_facts(item.source / item.name))
+        return replace(entry, **decoding.run(probe, item.source / item.name))
     except VideoError as error:
         return replace(entry, reason=str(error))
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    """Frames, fps, width and height; all frames are decoded only where packets do not tell their number."""
-    times: list[int | None] = []
-    with open_video(path) as (container, stream):
-        fps = float(frame_rate(stream))
-        first = next(decoded_frames(container, stream, times), None)
-        if first is None:
-            raise VideoError("holds no frame")
-        rest = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
-        # A packet cut short tells nothing.
-        times += [None if packet.is_corrupt else packet.pts for packet in rest]
-        timed = not _TIMED_CONTAINERS.isdisjoint(container.format.name.split(","))
-        trusted = timed and stream.codec_context.name in _FRAME_PER_PACKET
-    height, width = (first.width, first.height) if quarter_turns(first) % 2 else (first.height, first.width)
-    num_frames = len(times)
-    distinct = {time for time in times if time is not None}
-    # A stream cut between key frames begins with packets that give no frame.
-    if not (trusted and len(distinct) == num_frames and first.pts == min(distinct)):
-        with open_video(path) as (container, stream):
-            num_frames = sum(1 for _ in decoded_frames(container, stream, []))
-        # decode_window finds frames by the times of packets where each has its own.
-        if len(distinct) == len(times) != num_frames:
-            raise VideoError(f"only {num_frames} of its {len(times)} packets give a frame; re-encode it")
-    return {"frames": num_frames, "fps": fps, "height": height, "width": width}
 
 
 def _open_array(path: Path, fps: float) -> OpenedVideos:

@@ -12,17 +12,20 @@ import contextlib
 import hashlib
 import json
 import os
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, get_type_hints
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from dit_video.data.batch import NO_LABEL, Split
+from dit_video.data.video import MAX_FPS, MAX_FRAME_PIXELS, MAX_FRAMES
+from dit_video.json_file import read_object
 
 MANIFEST = "manifest.json"
 _FORMAT = "dit_video.video_set"
@@ -204,7 +207,7 @@ def write_video_set(
         manifest,
         entries=tuple(e if e.split is None else replace(e, index=index[(e.split, e.file)]) for e in manifest.entries),
     )
-    (directory / MANIFEST).write_text(_to_json(manifest))
+    (directory / MANIFEST).write_text(_to_json(manifest), encoding="utf-8")
     return manifest
 
 
@@ -218,29 +221,79 @@ def read_manifest(directory: str | os.PathLike, *, remedy: str) -> Manifest:
 
     Raises:
         FileNotFoundError: no such folder, or one without a manifest; ends with `remedy`.
-        ValueError: a manifest of another program or version.
+        ValueError: a manifest of another program or version, or one that no program of ours wrote.
     """
     path = Path(directory) / MANIFEST
     if not path.exists():
         what = "holds no manifest.json, so it is not a video set" if path.parent.exists() else "does not exist"
         raise FileNotFoundError(f"{directory} {what}; {remedy}")
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); make the set again: {remedy}") from error
+    content = read_object(path)
     found = (content.get("format"), content.get("version"))
     if found != (_FORMAT, _VERSION):
         raise ValueError(
             f"{path}: format {found[0]!r} version {found[1]!r}, but this program reads {_FORMAT!r} version "
             f"{_VERSION}; {remedy}"
         )
-    entries = (row | {"split": None if row["split"] is None else Split(row["split"])} for row in content["entries"])
-    return Manifest(
+    try:
+        return _from_content(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; make the set again: {remedy}") from error
+
+
+def _from_content(content: dict[str, Any]) -> Manifest:
+    """The manifest that `_to_json` wrote; whatever decides where and how records are read is checked."""
+    kinds = {"settings": dict, "class_names": list, "entries": list, "rows_without_file": list}
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}")
+    for name in ("class_names", "rows_without_file"):
+        if not all(isinstance(item, str) for item in content[name]):
+            raise ValueError(f"{name}={reprlib.repr(content[name])}: must be strings")
+    manifest = Manifest(
         settings=content["settings"],
         class_names=tuple(content["class_names"]),
-        entries=tuple(Entry(**row) for row in entries),
+        entries=tuple(_entry(f"entries[{number}]", row) for number, row in enumerate(content["entries"])),
         rows_without_file=tuple(content["rows_without_file"]),
     )
+    labels = {None, *manifest.class_names}
+    for split in Split:
+        stored = manifest.stored(split)
+        for position, entry in enumerate(stored):
+            _check_stored(f"entry {entry.file!r}", entry, labels)
+            if entry.index != position:
+                raise ValueError(f"entry {entry.file!r}: index={entry.index}: {split} has one record for each position")
+        if len({entry.file for entry in stored}) < len(stored):
+            raise ValueError(f"two entries of {split} have one file name")
+    return manifest
+
+
+_KINDS = {name: float | int if kind is float else kind for name, kind in get_type_hints(Entry).items()}
+
+
+def _entry(where: str, row: Any) -> Entry:
+    if not isinstance(row, dict) or row.keys() != _KINDS.keys():
+        raise ValueError(f"{where}={reprlib.repr(row)}: must have the fields {', '.join(_KINDS)}")
+    split = row["split"]
+    if split is not None and split not in tuple(Split):
+        raise ValueError(f"{where}.split={reprlib.repr(split)}: must be one of {', '.join(Split)}")
+    values: dict[str, Any] = {**row, "split": None if split is None else Split(split)}
+    for name, kind in _KINDS.items():
+        value = values[name]
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise ValueError(f"{where}.{name}={reprlib.repr(value)}: is {type(value).__name__}, not {kind}")
+    return Entry(**values)
+
+
+def _check_stored(where: str, entry: Entry, labels: set[str | None]) -> None:
+    path = PurePosixPath(entry.file)
+    if not entry.file or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{where}: its name leads out of its source")
+    if entry.label not in labels:
+        raise ValueError(f"{where}: label={reprlib.repr(entry.label)} is none of the class names")
+    limits = {"frames": MAX_FRAMES, "width": MAX_FRAME_PIXELS, "height": MAX_FRAME_PIXELS, "fps": MAX_FPS}
+    for name, limit in limits.items():
+        if not 0 < getattr(entry, name) <= limit:
+            raise ValueError(f"{where}: {name}={getattr(entry, name)!r}: must be above 0 and at most {limit}")
 
 
 def file_digest(path: str | os.PathLike) -> str:

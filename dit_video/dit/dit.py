@@ -8,6 +8,7 @@ so compile time does not grow with depth.
 
 import dataclasses
 import enum
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,10 @@ DIT_L = DiTConfig(hidden_size=1024, depth=24, num_heads=16)
 DIT_XL = DiTConfig(hidden_size=1152, depth=28, num_heads=16)
 
 
+# Shift, scale and gate for attention and for the MLP.
+Modulation = list[Float[Array, "B 1 #f D"]]
+
+
 class ModulationOffset(nnx.Module):
     """What one block adds to the modulation vectors that all blocks share; zero at initialisation.
 
@@ -105,7 +110,7 @@ class ModulationOffset(nnx.Module):
         init = nnx.with_metadata(nnx.initializers.zeros, axes=axes)
         self.table = nnx.Param(init(rngs.params(), (num, hidden_size), jnp.float32), axes=axes)
 
-    def __call__(self, shared: list[Float[Array, "B 1 #f D"]]) -> list[Float[Array, "B 1 #f D"]]:
+    def __call__(self, shared: Modulation) -> Modulation:
         table = self.table[...]
         return [vector + table[i].astype(vector.dtype) for i, vector in enumerate(shared)]
 
@@ -118,8 +123,10 @@ class Block(nnx.Module):
 
     def __init__(self, config: DiTConfig, text_size: int | None = None, *, dtype: DTypeLike, rngs: nnx.Rngs):
         D = config.hidden_size
-        shared = config.shared_modulation
-        self.modulation = ModulationOffset(6, D, rngs=rngs) if shared else AdaLN(6, D, dtype=dtype, rngs=rngs)
+        # Takes what __call__ is told to modulate by, which is of the one kind or of the other.
+        self.modulation: Callable[..., Modulation] = (
+            ModulationOffset(6, D, rngs=rngs) if config.shared_modulation else AdaLN(6, D, dtype=dtype, rngs=rngs)
+        )
         self.attention = Attention(D, config.num_heads, dtype=dtype, rngs=rngs)
         self.cross_attention = (
             None if text_size is None else CrossAttention(D, text_size, config.num_heads, dtype=dtype, rngs=rngs)
@@ -129,14 +136,14 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B s f D"],
-        modulating: Float[Array, "B #f D"] | list[Float[Array, "B 1 #f D"]],
+        modulating: Float[Array, "B #f D"] | Modulation,
         angles: Float[Array, "N r"],
         text: Text | None = None,
     ) -> Float[Array, "B s f D"]:
         """One step of depth.
 
         Args:
-            modulating: the conditioning vector, or with shared modulation the six vectors made of it.
+            modulating: the conditioning vector, or with shared modulation the vectors that blocks share.
             angles: rotary positions of the tokens, in the order of x.
             text: what blocks made for text attend to.
         """

@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dit_video.evaluation.distance import Distance
+from dit_video.json_file import read_object
 
 Card = Mapping[str, Any]
 Named = tuple[str, Card]
@@ -104,10 +105,10 @@ def read_card(path: Path) -> dict[str, Any]:
         ValueError: the file is not a card.
     """
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a card, because not JSON: {error}") from None
-    missing = {"metric", "value", "protocol", "subject"} - set(card if isinstance(card, dict) else ())
+        card = read_object(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; it is not a card") from None
+    missing = {"metric", "value", "protocol", "subject"} - card.keys()
     if missing:
         raise ValueError(f"{path}: not a card, because it has no {', '.join(sorted(missing))}")
     wrong = [name for name in ("protocol", "subject") if not isinstance(card[name], Mapping)]

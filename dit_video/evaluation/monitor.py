@@ -30,7 +30,10 @@ class HeldOutError:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
-    """A grid to look at: held-out clips above, and below each a sample of the same label. Noise stays the same."""
+    """A grid to look at: held-out clips above, and below each a sample of the same label or caption.
+
+    Noise stays the same.
+    """
 
     every: int
     num_clips: int = 8

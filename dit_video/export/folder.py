@@ -42,7 +42,7 @@ def write_readme(folder: Path, config: Mapping[str, Any]) -> None:
     origin, versions, network = config["origin"], config["versions"], config["network"]
     present = {path.name for path in folder.iterdir()}
     programs = {name for name in present if name.endswith(".stablehlo")}
-    label = "" if not network else ", label" if network["num_classes"] else ", None"
+    given = "" if not network else f", {_given(network)}"
     parts = [
         f"# {origin['run']}",
         f"Written by `dit-video export` {versions['dit_video']}: {origin['weights']} weights of step {origin['step']} "
@@ -53,17 +53,22 @@ def write_readme(folder: Path, config: Mapping[str, Any]) -> None:
         parts += [
             f"With JAX alone, at any batch size (written by jax {versions['jax']}; loads in "
             "releases of the six months after it):",
-            _programs_code(programs, "" if label == ", None" else label),
+            _programs_code(programs, "" if given == ", None" else given),
         ]
-    parts += ["With `dit_video`, for clips of any length and size:", _package_code(network is not None, label)]
+    parts += ["With `dit_video`, for clips of any length and size:", _package_code(network is not None, given)]
     parts += ["\n".join(_conventions(config))]
     (folder / README).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _programs_code(programs: set[str], label: str) -> str:
+def _given(network: Mapping[str, Any]) -> str:
+    """What a network is called with beside x_t and t."""
+    return "label" if network["num_classes"] else "caption" if network["text"] else "None"
+
+
+def _programs_code(programs: set[str], given: str) -> str:
     lines = ["import jax.export, safetensors.numpy as st  # and flatbuffers installed"]
     calls = {
-        "denoiser": f'prediction = denoiser.call(st.load_file("model.safetensors"), x_t, t{label})',
+        "denoiser": f'prediction = denoiser.call(st.load_file("model.safetensors"), x_t, t{given})',
         "decoder": 'video = decoder.call(st.load_file("codec.safetensors"), latents)',
     }
     for name, call in calls.items():
@@ -72,10 +77,10 @@ def _programs_code(programs: set[str], label: str) -> str:
     return _fenced(lines)
 
 
-def _package_code(denoiser: bool, label: str) -> str:
+def _package_code(denoiser: bool, given: str) -> str:
     lines = ["import pathlib, dit_video.export.weights", 'export = dit_video.export.weights.load(pathlib.Path("."))']
     if denoiser:
-        lines.append(f"prediction = export.network(x_t, t{label})")
+        lines.append(f"prediction = export.network(x_t, t{given})")
     return _fenced([*lines, "video = export.codec.decode(latents)"])
 
 
@@ -103,4 +108,9 @@ def _conventions(config: Mapping[str, Any]) -> list[str]:
         if network["num_classes"]:
             last = network["num_classes"] - 1
             lines.append(f"- `label`, int32 `[b]`: 0 to {last}, and {last + 1} for none.")
+        if network["text"]:
+            lines.append(
+                f"- `caption`, uint8 `[b {network['caption_bytes']}]`: 255, UTF-8, then zeros; 255 and zeros alone for "
+                f"no text. `dit_video.data.captions.encode_captions([text], {network['caption_bytes']})` makes it."
+            )
     return lines

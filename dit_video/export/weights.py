@@ -21,8 +21,9 @@ from safetensors.numpy import save_file
 
 import dit_video
 from dit_video.checkpoint import digest_leaves, weights_digest
-from dit_video.dit.condition import ClassCondition
+from dit_video.dit.condition import ClassCondition, TextCondition
 from dit_video.dit.dit import DiT, DiTConfig
+from dit_video.json_file import read_object
 from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import ClipShape
@@ -72,12 +73,14 @@ class Content:
         denoiser: None where the run trained a codec.
         codec: the codec that the denoiser was trained on, or the one that the run trained.
         clip: (T, H, W) of the clips that the run was trained on.
+        caption_bytes: length of the captions that it was trained on, where it was.
     """
 
     denoiser: Denoiser | None
     codec: LatentCodec
     clip: ClipShape
     origin: Origin
+    caption_bytes: int | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -133,7 +136,7 @@ def load(folder: Path) -> Exported:
         raise FileNotFoundError(
             f"{folder}: not an export (no {CONFIG}); `dit-video export --workdir RUN --out` makes one"
         )
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_object(path)
     if config.get("format_version") != VERSION:
         raise ExportMismatch(
             f"{path}: format_version={config.get('format_version')}, this version of dit_video reads {VERSION}; "
@@ -176,7 +179,9 @@ def _config(content: Content) -> dict[str, Any]:
             "architecture": "dit",
             "config": sizes,
             "channels": task.codec.vae.latent_channels,
-            "num_classes": None if task.condition is None else task.condition.num_classes,
+            "num_classes": task.condition.num_classes if isinstance(task.condition, ClassCondition) else None,
+            "text": dataclasses.asdict(task.condition) if isinstance(task.condition, TextCondition) else None,
+            "caption_bytes": content.caption_bytes,
             "per_frame": task.objective.per_frame,
             "dtype": task.precision.value,
             "digest": weights_digest(params_of(content.denoiser.network)),
@@ -208,7 +213,11 @@ def _config(content: Content) -> dict[str, Any]:
 
 def _define_network(config: Mapping[str, Any]) -> Definition:
     sizes = DiTConfig(**_tuples(config["config"]))
-    condition = None if config["num_classes"] is None else ClassCondition(num_classes=config["num_classes"])
+    condition = None
+    if config["num_classes"] is not None:
+        condition = ClassCondition(num_classes=config["num_classes"])
+    elif config.get("text") is not None:  # exports from before there was text have no word of it
+        condition = TextCondition(**config["text"])
 
     def build(key: Key[Array, ""]) -> DiT:
         return DiT(sizes, config["channels"], condition, dtype=jnp.dtype(config["dtype"]), rngs=nnx.Rngs(key))

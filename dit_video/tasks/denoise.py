@@ -13,7 +13,7 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.diffusion.prediction import DenoiseFn
 from dit_video.diffusion.sampler import Euler, Sampler, noise
-from dit_video.dit.condition import ClassCondition
+from dit_video.dit.condition import Condition, Given
 from dit_video.dit.dit import DiT, DiTConfig
 from dit_video.nn.module import Precision
 from dit_video.tasks.task import ClipShape, Metrics
@@ -53,7 +53,7 @@ class Denoise:
 
     network: DiTConfig
     codec: TrainedCodec
-    condition: ClassCondition | None
+    condition: Condition | None
     objective: Gaussian = dataclasses.field(default_factory=rectified_flow)
     sampler: Sampler = dataclasses.field(default_factory=lambda: Euler(num_steps=50))
     guidance: Guidance = dataclasses.field(default_factory=Guidance)
@@ -62,7 +62,7 @@ class Denoise:
 
     @property
     def paired(self) -> bool:
-        """Of the clips of a batch, only the labels are seen."""
+        """Of the clips of a batch, only labels or captions are seen."""
         return False
 
     def init(self, rng: Key[Array, ""]) -> DiT:
@@ -75,22 +75,22 @@ class Denoise:
         del step  # the objective is the same at every step
         corruption, posterior, dropping = jax.random.split(rng, 3)
         x_0 = _latents(frozen, batch, posterior)
-        label = self._label(batch)
-        if self.condition is not None and label is not None:
-            label = self.condition.drop(dropping, label)
+        given = self._given(batch)
+        if self.condition is not None and given is not None:
+            given = self.condition.drop(dropping, given)
         corrupted = self.objective.corrupt(corruption, x_0)
-        prediction = model(corrupted.x_t, corrupted.t, label)
+        prediction = model(corrupted.x_t, corrupted.t, given)
         return self.objective.loss(prediction, corrupted)
 
     def validate(self, model: DiT, frozen: LatentCodec, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
         """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean."""
-        x_0, label = _latents(frozen, batch, None), self._label(batch)
+        x_0, given = _latents(frozen, batch, None), self._given(batch)
         eps = noise(rngs, x_0.shape[1:])
 
         def error(logsnr: Float[Array, ""]) -> Float[Array, "B"]:
             t = jnp.full((x_0.shape[0], 1), self.objective.path.time_of_logsnr(logsnr))
             x_t = self.objective.corrupt_with(x_0, eps, t).x_t
-            denoised = self.objective.denoised(model(x_t, t, label), x_t, t)
+            denoised = self.objective.denoised(model(x_t, t, given), x_t, t)
             return jnp.mean(jnp.square(denoised - x_0), axis=(1, 2, 3, 4))
 
         errors = jax.lax.map(error, jnp.asarray(self.held_out_logsnr))
@@ -98,22 +98,22 @@ class Denoise:
         return {"x_0_error": errors.mean(0)} | named
 
     def generate(self, model: DiT, frozen: LatentCodec, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
-        """Samples a clip for each row of `batch` (of its label, where the network is conditioned on one)."""
-        label = self._label(batch)
+        """Samples a clip for each row of `batch`, of its label or its caption where the network is conditioned."""
+        given = self._given(batch)
         x_1 = noise(rngs, (*self.codec.vae.latent_shape(shape), self.codec.vae.latent_channels))
 
         def conditional(x_t: Latents, t: Time) -> Latents:
-            return model(x_t, t, label)
+            return model(x_t, t, given)
 
         denoise: DenoiseFn = conditional
-        if self.condition is not None and label is not None:
-            labels = jnp.concatenate([label, self.condition.null(label)])
+        if self.condition is not None and given is not None:
+            both = jnp.concatenate([given, self.condition.null(given)])
 
             def pair(x_t: Latents, t: Time) -> tuple[Latents, Latents]:
                 # One forward pass over the conditional and the unconditional half.
-                prediction = model(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), labels)
-                with_label, without_label = jnp.split(prediction, 2)
-                return with_label, without_label
+                prediction = model(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
+                conditioned, unconditioned = jnp.split(prediction, 2)
+                return conditioned, unconditioned
 
             denoise = self.guidance.classifier_free(conditional, pair)
         return frozen.decode(self.sampler(denoise, self.objective, x_1, rngs))
@@ -123,8 +123,8 @@ class Denoise:
         del model
         return frozen.decode(frozen.whiten(frozen.moments(batch.require_video()), None))
 
-    def _label(self, batch: Batch) -> Int[Array, "B"] | None:
-        return None if self.condition is None else self.condition.known(jnp.asarray(batch.require_label()))
+    def _given(self, batch: Batch) -> Given | None:
+        return None if self.condition is None else self.condition.known(label=batch.label, caption=batch.caption)
 
 
 def _latents(codec: LatentCodec, batch: Batch, rng: Key[Array, ""] | None) -> Latents:

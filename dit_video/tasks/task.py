@@ -186,12 +186,19 @@ class EvaluationData:
         *,
         seed: int,
         references: Mapping[str, Any],
+        caption_bytes: int | None = None,
     ) -> "EvaluationData":
-        """Clips cut from records; `seed` decides which windows."""
+        """Clips cut from records; `seed` decides which windows, and `caption_bytes` how long captions are."""
 
         def batches(split: Split, num_clips: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
-            cut = transforms[split]
-            return held_out_batches(examples[split], cut, num_clips=num_clips, batch_size=batch_size, seed=seed)
+            return held_out_batches(
+                examples[split],
+                transforms[split],
+                num_clips=num_clips,
+                batch_size=batch_size,
+                seed=seed,
+                caption_bytes=caption_bytes,
+            )
 
         @functools.cache
         def digest(split: Split, num_clips: int) -> str:

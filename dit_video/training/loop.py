@@ -1,12 +1,9 @@
 """The loop: batch, step, record, evaluate, save. One loop for every task."""
 
-import contextlib
 import dataclasses
 import math
-import os
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -18,7 +15,8 @@ from dit_video.sharding import place
 from dit_video.tasks.task import EvaluationData, Evaluator, Subject
 from dit_video.training.goodput import Activity
 from dit_video.training.step import Program, TrainState
-from dit_video.training.tracker import Tracker
+from dit_video.training.stop import Stop
+from dit_video.training.tracker import Recorder
 
 
 @runtime_checkable
@@ -40,27 +38,6 @@ class Saver(Protocol):
 
 class NotFinite(ValueError):
     """The loss stopped being a number."""
-
-
-class StopSignal:
-    """Ctrl-C and SIGTERM ask the loop to finish its step and save; a second one ends the process at once."""
-
-    def __init__(self):
-        self.requested = False
-
-    @contextlib.contextmanager
-    def listen(self) -> Iterator["StopSignal"]:
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.requested:
-            os._exit(128 + number)
-        self.requested = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,32 +110,33 @@ def train(
     evaluators: Mapping[str, Evaluator],
     subject: Subject,
     data: EvaluationData,
-    tracker: Tracker,
+    tracker: Recorder,
     saver: Saver,
-    stop: StopSignal,
+    stop: Stop,
     mesh: jax.sharding.Mesh,
     profile: Profile | None = None,
 ) -> tuple[TrainState, int]:
-    """Trains until `schedule.num_steps` or until `stop` is requested; both end with a checkpoint.
+    """Trains until `schedule.num_steps` or until `stop` is reached; both end with a checkpoint.
 
     Returns:
         The last state and its step.
 
     Raises:
-        NotFinite: naming the first step whose loss is not a number. Nothing after it has been saved.
+        NotFinite: in all processes alike, naming the first step whose loss is not a number. Nothing after it has
+            been saved.
     """
     step = int(state.step)
     if step:
         # A run that was stopped or killed before it had judged its last checkpoint does so now.
-        tracker.goodput.now(Activity.EVALUATE)
+        tracker.now(Activity.EVALUATE)
         owed = [name for name, e in evaluators.items() if step % e.every == 0 or step == schedule.num_steps]
         owed = [name for name in owed if not tracker.has_evaluation(step, name)]
         _evaluate(owed, evaluators, subject.hold(state.ema, step=step, ema=True), data, seed, tracker)
     window = _Window(step, batches.wait_seconds)
     pending: list[tuple[int, dict[str, jax.Array]]] = []
     traced = None if profile is None else range(step + profile.first, step + profile.first + profile.num_steps)
-    stopping = stop.requested
-    now = tracker.goodput.now
+    stopping = stop.reached(step)
+    now = tracker.now
     while step < schedule.num_steps and not stopping:
         if profile and traced and step == traced.start:
             jax.profiler.start_trace(profile.folder)
@@ -176,8 +154,8 @@ def train(
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
             tracker.note(f"trace of steps {traced.start + 1} to {traced.stop}: {profile.folder}")
-        # Read once: a signal that comes later in this round ends the next one, which then saves and records.
-        stopping = stop.requested
+        # Asked once: a signal that comes later in this round ends the next one, which then saves and records.
+        stopping = stop.reached(step)
         last = step == schedule.num_steps or stopping
         due = [name for name, e in evaluators.items() if last or step % e.every == 0]
         save = last or step % schedule.save_every == 0
@@ -214,7 +192,7 @@ class _Window:
         return step - self.step, self.seconds(), waited - self._waited
 
 
-def _flush(pending: list[tuple[int, dict[str, jax.Array]]], tracker: Tracker) -> float:
+def _flush(pending: list[tuple[int, dict[str, jax.Array]]], tracker: Recorder) -> float:
     """Fetches and records pending metrics; the loss of the last step."""
     lines = [(step, {k: float(v) for k, v in m.items()}) for step, m in jax.device_get(pending)]
     pending.clear()
@@ -234,7 +212,7 @@ def _evaluate(
     subject: Subject,
     data: EvaluationData,
     seed: int,
-    tracker: Tracker,
+    tracker: Recorder,
 ) -> None:
     for name in names:
         report, step = evaluators[name](subject, data, seed), subject.step

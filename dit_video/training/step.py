@@ -18,7 +18,6 @@ from dit_video.sharding import replicated, shard_params
 from dit_video.tasks.task import Metrics, Task, purpose_key
 from dit_video.training.optimizer import EMA, Optimizer
 
-
 CompilerOptions = Mapping[str, bool | int | str]
 
 

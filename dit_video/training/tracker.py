@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,9 +17,64 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute] (protobuf makes it)
 
 from dit_video.data.video import write_mp4
-from dit_video.training.goodput import Ledger, summary
+from dit_video.training.goodput import Activity, Ledger, summary
 
 RECORD = "metrics.jsonl"
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """What the loop tells of a run as it goes."""
+
+    def now(self, activity: Activity) -> None:
+        """From now on the time of the run goes into `activity`."""
+        ...
+
+    def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None: ...
+
+    def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None: ...
+
+    def has_evaluation(self, step: int, name: str) -> bool: ...
+
+    def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None: ...
+
+    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None: ...
+
+    def card(self, step: int, name: str, card: Mapping[str, Any]) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+
+class Onlooker:
+    """Records nothing: where several processes train together one of them writes, and the others have this."""
+
+    def __init__(self, evaluations: Iterable[tuple[int, str]]):
+        """`evaluations` are those in the record, (step, name): all processes must agree on which are still to do."""
+        self._evaluations = set(evaluations)
+
+    def now(self, activity: Activity) -> None:
+        pass
+
+    def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        pass
+
+    def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
+        pass
+
+    def has_evaluation(self, step: int, name: str) -> bool:
+        return (step, name) in self._evaluations
+
+    def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
+        pass
+
+    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
+        pass
+
+    def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
+        pass
+
+    def note(self, message: str) -> None:
+        pass
 
 
 class Tracker:
@@ -38,7 +93,7 @@ class Tracker:
         self._step = start
         self._num_steps = num_steps
         kept = list(read_record(workdir, last=start))
-        self._evaluations = {(line["step"], line["evaluation"]) for line in kept if "evaluation" in line}
+        self._evaluations = set(recorded_evaluations(workdir, last=start))
         # Written beside and moved into place: a kill must not find an empty record.
         path, temporary = workdir / RECORD, workdir / f"{RECORD}.tmp"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -61,6 +116,10 @@ class Tracker:
             self._bar = self._progress.add_task("train", total=num_steps, completed=start, status="")
             self._progress.start()
         self._clock = (time.perf_counter(), start)
+
+    def now(self, activity: Activity) -> None:
+        """From now on the time of the run goes into `activity`."""
+        self.goodput.now(activity)
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Records the metrics of consecutive steps."""
@@ -103,7 +162,7 @@ class Tracker:
         if shown:
             self._console.print(f"step {step}  [bold]{name}[/]  {shown}", highlight=False)
 
-    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> Path:
+    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
         """Saves a video under samples/ and shows it in TensorBoard (as GIF, which TensorBoard plays)."""
         path = self._workdir / "samples" / f"step_{step:07d}_{name}.mp4"
         path.parent.mkdir(exist_ok=True)
@@ -117,7 +176,6 @@ class Tracker:
         writer = self._board.file_writer
         assert writer is not None, "tensorboardX has a writer until it is closed"
         writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
-        return path
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
         """Saves a number with its protocol under cards/."""
@@ -163,3 +221,9 @@ def read_record(workdir: Path, *, last: int | None = None) -> Iterable[dict[str,
             return
         if last is None or line["step"] <= last:
             yield line
+
+
+def recorded_evaluations(workdir: Path, *, last: int) -> list[tuple[int, str]]:
+    """(step, name) of each evaluation in a run's record up to step `last`."""
+    lines = read_record(workdir, last=last)
+    return [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]

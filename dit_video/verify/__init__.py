@@ -1,1 +1,1 @@
-"""Proofs on a user's own experiment: that splitting it over devices changes nothing, and that killing it loses nothing."""
+"""Proofs on a user's own experiment: splitting it over devices changes nothing, and killing it loses nothing."""

@@ -11,7 +11,9 @@ import pytest
 from dit_video.cli import plan as command
 from dit_video.cli.main import main
 from dit_video.collectives import Collective, Traffic
-from dit_video.plan import Bound, Memory, Part, Plan
+from dit_video.plan import Memory, Part, Plan
+from dit_video.plan_search import Remedy, Trial
+from dit_video.roofline import Bound
 
 ROOT = Path(__file__).parent.parent.parent
 QUICKSTART = f"--config={ROOT}/experiments/quickstart.py"
@@ -28,7 +30,7 @@ FITS = Plan(
     tokens=8000,
     num_steps=900,
     bounds=(Bound("compute", 1.0, "peak"), Bound("memory", 0.5, "once"), Bound("links", 2.0, "all")),
-    remedies=(),
+    recomputed_flops=0,
     compile_seconds=3.0,
 )
 TOO_BIG = dataclasses.replace(
@@ -36,7 +38,11 @@ TOO_BIG = dataclasses.replace(
     memory=dataclasses.replace(FITS.memory, peak=40 * GIB, temporaries=38 * GIB),
     traffic=None,
     bounds=(),
-    remedies=(("--config.num_microbatches=2", "half of it"),),
+)
+CURES = (
+    Remedy(("--config.task.network.remat=full",), "keeps less", 39 * GIB, False),
+    Remedy(("--config.num_microbatches=2",), "half of it", 20 * GIB, True),
+    Remedy(("--target=v6e:2x4", "--config.mesh.fsdp=8"), "more devices"),
 )
 FAKE = dataclasses.replace(FITS, memory=dataclasses.replace(FITS.memory, hbm=None), bounds=())
 
@@ -61,12 +67,43 @@ def test_what_fits_exits_with_0_and_says_time_and_cost(capsys):
 
 
 def test_what_does_not_fit_exits_with_1_and_says_by_how_much(capsys):
-    assert command.report(TOO_BIG) == 1
+    assert command.report(TOO_BIG, CURES) == 1
     text = printed(capsys)
     assert "does not fit: 8 GiB more than the 32 GiB of a device" in text
-    assert "--config.num_microbatches=2 half of it" in text
-    assert command.report(TOO_BIG, as_json=True) == 1
-    assert json.loads(capsys.readouterr().out)["excess_bytes"] == 8 * GIB
+    assert "--config.task.network.remat=full keeps less (peak 39 GiB: does not fit either)" in text
+    assert "--config.num_microbatches=2 half of it (peak 20 GiB: fits)" in text
+    assert "--target=v6e:2x4 --config.mesh.fsdp=8 more devices (not compiled)" in text
+    assert "--fit" not in text
+    assert command.report(TOO_BIG, CURES, as_json=True) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["excess_bytes"] == 8 * GIB
+    assert [cure["fits"] for cure in data["remedies"]] == [False, True, None]
+
+
+def test_where_no_single_change_fits_the_search_is_named(capsys):
+    assert command.report(TOO_BIG, CURES[:1]) == 1
+    assert "--fit looks for them" in printed(capsys)
+
+
+def test_the_fastest_way_that_fits_is_printed_as_overrides(capsys):
+    words = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
+    trials = (Trial((), TOO_BIG), Trial(("--config.mesh.tensor=3",), None, "does not divide"), Trial(words, FITS))
+    assert command.report_fit(trials, price=3.0) == 0
+    text = printed(capsys)
+    assert "2. --config.mesh.tensor=3 cannot be: does not divide" in text
+    assert text.endswith(f"the fastest of these that fits: {' '.join(words)}")
+    assert command.report_fit(trials, price=3.0, as_json=True) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["best"] == 2
+    assert [one["overrides"] for one in data["compiled"]] == [[], ["--config.mesh.tensor=3"], list(words)]
+    assert data["compiled"][2]["plan"]["best_case"]["cost"] == 6.0
+
+
+def test_a_search_that_finds_nothing_exits_with_1(capsys):
+    assert command.report_fit((Trial((), TOO_BIG),)) == 1
+    assert "none of these fits" in printed(capsys)
+    assert command.report_fit((Trial((), TOO_BIG),), as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["best"] is None
 
 
 def test_fake_devices_are_called_so(capsys):
@@ -83,6 +120,7 @@ def test_json_has_every_number(capsys):
     assert data["best_case"] == {
         "binding": "links",
         "step_seconds": 2.0,
+        "seconds_in_turn": 3.5,
         "mfu": 0.5,
         "clips_per_second": 4.0,
         "tokens_per_second": 4000.0,
@@ -93,13 +131,22 @@ def test_json_has_every_number(capsys):
     assert data["traffic"]["collectives"][0]["count"] == 12
 
 
-def test_a_price_without_an_accelerator_is_refused(capsys):
-    assert main(["plan", QUICKSTART, "--target=cpu:8", "--price_per_hour=2"]) == 1
-    assert "--price_per_hour: cpu:8 has no roofline" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--target=cpu:8", "--price_per_hour=2"], "--price_per_hour: cpu:8 has no roofline"),
+        (["--target=cpu:8", "--fit"], "--fit: cpu:8 has no memory and no roofline"),
+        (["--target=v6e:2x2", "--fit=0"], "--fit: must be at least 1"),
+        (["--target=v6e:2x2", "--fit=2", "--dump=there"], "--dump is of one program"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(capsys, words, named):
+    assert main(["plan", QUICKSTART, *words]) == 1
+    assert named in capsys.readouterr().err
 
 
-def test_more_devices_than_this_machine_has():
-    code, out, error = dit_video_plan("--target=cpu:16", "--config.mesh.fsdp=4", "--json")
+def test_more_devices_than_this_machine_has(tmp_path):
+    code, out, error = dit_video_plan("--target=cpu:16", "--config.mesh.fsdp=4", "--json", f"--dump={tmp_path}")
     assert code == 0, error
     data = json.loads(out)
     assert data["num_devices"] == 16
@@ -108,6 +155,7 @@ def test_more_devices_than_this_machine_has():
     assert "best_case" not in data
     assert data["memory"]["padding"] == 0
     assert {"all-gather", "all-reduce"} <= {c["kind"] for c in data["traffic"]["collectives"]}
+    assert list(tmp_path.glob("*buffer-assignment.txt"))
 
 
 def test_a_tpu_that_is_not_there():
@@ -121,3 +169,19 @@ def test_a_tpu_that_is_not_there():
     assert data["fits"] is True
     assert [c for c in data["traffic"]["collectives"] if c["axes"] == ["fsdp"] and c["kind"] == "all-gather"]
     assert {"compute", "memory", "links"} == {bound["name"] for bound in data["bounds"]}
+
+
+def test_gpus_that_are_not_there():
+    pytest.importorskip("jax_cuda13_plugin")
+    code, out, error = dit_video_plan(
+        "--target=h100:2x2", "--config.mesh.fsdp=2", "--config.task.network.depth=2", "--json"
+    )
+    assert code == 0, error
+    data = json.loads(out)
+    assert data["device_kind"] == "NVIDIA H100"
+    assert data["fits"] is True
+    # Parameters are gathered inside a node; gradients are summed between the two.
+    found = {(tuple(c["axes"]), c["kind"]): c for c in data["traffic"]["collectives"]}
+    assert found[("fsdp",), "all-gather"]["outer_bytes"] == 0
+    assert found[("data",), "all-reduce"]["outer_bytes"] > 0
+    assert {"compute", "memory", "links", "network"} == {bound["name"] for bound in data["bounds"]}

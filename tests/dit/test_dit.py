@@ -148,8 +148,30 @@ def test_half_precision_computes_close_to_float32_and_predicts_float32(params, x
 
 
 def test_a_conditioned_network_asks_for_its_label(params, x_t):
-    with pytest.raises(ValueError, match="pass `label`"):
+    with pytest.raises(ValueError, match="this DiT is conditioned: pass `given`"):
         DEFINITION.bind(params)(x_t, jnp.full((2, 1), 0.5), None)
+
+
+def test_shared_modulation_is_modulation_by_the_same_kernel_in_every_block(x_t):
+    """adaLN-single is adaLN whose blocks differ in their biases alone."""
+    shared = define(build(dataclasses.replace(CONFIG, shared_modulation=True)))
+    rng = np.random.default_rng(0)
+    given = {n: 0.2 * rng.standard_normal(s.shape, np.float32) for n, s in shared.shapes.items()}
+    own = {n: p for n, p in given.items() if n in DEFINITION.shapes}
+    of_all, offsets = "shared_modulation.projection", given["blocks.modulation.table"]
+    own["blocks.modulation.projection.kernel"] = np.stack([given[f"{of_all}.kernel"]] * CONFIG.depth)
+    own["blocks.modulation.projection.bias"] = given[f"{of_all}.bias"] + offsets
+    t = jnp.array([[0.3, 0.3, 0.9], [0.8, 0.8, 0.8]])
+    found = jax.jit(lambda p: shared.bind(p)(x_t, t, LABEL))(given)
+    np.testing.assert_allclose(found, apply(own, x_t, t), rtol=1e-3, atol=1e-3 * float(jnp.abs(found).max()))
+    without = given | {"blocks.modulation.table": 0 * offsets}
+    assert not np.allclose(jax.jit(lambda p: shared.bind(p)(x_t, t, LABEL))(without), found, rtol=0.1)
+
+
+def test_shared_modulation_saves_a_third_of_a_large_network():
+    shared = dataclasses.replace(DIT_XL, shared_modulation=True)
+    sizes = [define(lambda key, c=c: DiT(c, 4, None, rngs=nnx.Rngs(key))).num_params for c in (shared, DIT_XL)]
+    assert sizes[0] / sizes[1] == pytest.approx(2 / 3, rel=0.03)
 
 
 def test_heads_must_be_even_and_divide_the_width():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_video.nn.attention import Attention
+from dit_video.nn.attention import Attention, CrossAttention
 from dit_video.nn.embed import patch_positions, rope_angles, rotate
 from dit_video.nn.norm import rms_normalize
 
@@ -48,8 +48,7 @@ def test_moving_all_positions_alike_changes_nothing(attention, tokens):
 
 def test_logits_do_not_grow_with_queries_and_keys(attention, tokens):
     """Query and key norms: a kernel ten times as large gives the same attention."""
-    graph, state = nnx.split(attention)
-    loud = nnx.merge(graph, state)
+    loud = nnx.clone(attention)
     loud.qkv.kernel[...] = attention.qkv.kernel[...].at[:, :2].multiply(10.0)
     np.testing.assert_allclose(apply(loud, tokens, ANGLES), apply(attention, tokens, ANGLES), rtol=1e-3, atol=1e-4)
 
@@ -57,3 +56,33 @@ def test_logits_do_not_grow_with_queries_and_keys(attention, tokens):
 def test_width_must_divide_into_heads():
     with pytest.raises(ValueError, match="hidden_size=32 is not a multiple of num_heads=3"):
         Attention(32, 3, dtype=FLOAT32, rngs=nnx.Rngs(0))
+
+
+def test_padding_is_not_attended_to(attention, tokens):
+    """The first three tokens with whatever behind them are the first three alone."""
+    three = apply(attention, tokens[:, :3], ANGLES[:3])
+    masked = jax.jit(lambda a, x: a(x, ANGLES, jnp.array([3, 3])))(attention, tokens)
+    np.testing.assert_allclose(masked[:, :3], three, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def cross() -> CrossAttention:
+    """From tokens of width 32 to others of width 12."""
+    return CrossAttention(32, 12, 2, dtype=FLOAT32, rngs=nnx.Rngs(0))
+
+
+def test_cross_attention_equals_softmax_head_by_head_over_each_rows_own_number_of_others(cross, tokens):
+    awake = nnx.clone(cross)
+    awake.out.kernel[...] = jax.random.normal(jax.random.key(3), cross.out.kernel[...].shape)
+    others, num_others = jax.random.normal(jax.random.key(2), (2, 5, 12)), (2, 5)
+    found = jax.jit(lambda a, *args: a(*args))(awake, tokens, others, jnp.array(num_others))
+    for row, length in enumerate(num_others):
+        q, (k, v) = rms_normalize(awake.query(tokens[row])), jnp.moveaxis(awake.key_value(others[row, :length]), 1, 0)
+        logits = jnp.einsum("nkd,lkd->knl", q, rms_normalize(k)) / np.sqrt(16)
+        expected = awake.out(jnp.einsum("knl,lkd->nkd", jax.nn.softmax(logits), v))
+        np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fresh_cross_attention_gives_zero(cross, tokens):
+    others = jax.random.normal(jax.random.key(2), (2, 5, 12))
+    np.testing.assert_array_equal(cross(tokens, others, jnp.array([1, 5])), 0.0)

@@ -16,9 +16,10 @@ from dit_video.data.batch import Batch
 from dit_video.tasks.task import EvaluationData, Evaluator, Report, Subject
 from dit_video.training import loop
 from dit_video.training.goodput import Activity, read_goodput
-from dit_video.training.loop import NotFinite, Profile, Schedule, StopSignal, Work
+from dit_video.training.loop import NotFinite, Profile, Schedule, Work
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import Program, TrainState, make_program
+from dit_video.training.stop import StopSignal
 from dit_video.training.tracker import RECORD, Tracker, read_record
 
 MESH = small_mesh()

@@ -1,0 +1,68 @@
+"""A small transformer that learns, with the DiT it serves, to read captions byte by byte: nothing to download."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from dit_video.arrays import Captions
+from dit_video.nn.attention import Attention
+from dit_video.nn.embed import rope_angles
+from dit_video.nn.mlp import SwiGLU, swiglu_size
+from dit_video.nn.norm import RMSNorm, rms_normalize
+from dit_video.sharding import constrain
+
+_NUM_BYTES = 256
+_MLP_RATIO = 4.0
+
+
+class Text(NamedTuple):
+    """What a DiT attends to: the first `num_tokens` of `tokens`; what follows them means nothing."""
+
+    tokens: Float[Array, "B L E"]
+    num_tokens: Int[Array, "B"]
+
+
+class TextBlock(nnx.Module):
+    """Attention and MLP, each of the normalised stream and added to it."""
+
+    def __init__(self, hidden_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.attention = Attention(hidden_size, num_heads, dtype=dtype, rngs=rngs)
+        self.mlp = SwiGLU(hidden_size, swiglu_size(hidden_size, _MLP_RATIO), dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B L E"], angles: Float[np.ndarray, "L r"], num_tokens: Int[Array, "B"]
+    ) -> Float[Array, "B L E"]:
+        x = x + self.attention(rms_normalize(x), angles, num_tokens)
+        return x + self.mlp(rms_normalize(x))
+
+
+class TextEncoder(nnx.Module):
+    """Captions -> one vector for each byte, which has seen all bytes of its caption, before it and after.
+
+    Positions are rotary and padding is masked, so that a caption means the same at any length it is padded to.
+    """
+
+    def __init__(self, hidden_size: int, depth: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.hidden_size, self.head_dim, self.dtype = hidden_size, hidden_size // num_heads, dtype
+        init = nnx.with_metadata(nnx.initializers.normal(1.0), axes=("vocab", "embed"))
+        self.table = nnx.Param(init(rngs.params(), (_NUM_BYTES, hidden_size), jnp.float32), axes=("vocab", "embed"))
+        self.blocks = jax.vmap(lambda key: TextBlock(hidden_size, num_heads, dtype=dtype, rngs=nnx.Rngs(key)))(
+            jax.random.split(rngs.params(), depth)
+        )
+        self.norm = RMSNorm(hidden_size, rngs=rngs)
+
+    def __call__(self, caption: Captions) -> Text:
+        num_tokens = jnp.count_nonzero(caption, axis=1)
+        angles = rope_angles(np.arange(caption.shape[1], dtype=np.float32)[:, None], self.head_dim)
+
+        def apply_block(x, block):
+            # Devices that share out the tokens of a clip share out those of its caption, until all need all of them.
+            return block(constrain(x, "batch", "tokens", None), angles, num_tokens), None
+
+        x, _ = jax.lax.scan(apply_block, self.table[...][caption].astype(self.dtype), self.blocks)
+        return Text(constrain(self.norm(x), "batch", None, None), num_tokens)

@@ -1,0 +1,86 @@
+"""What `sample` is told: rows of the grid, and mistakes that it explains."""
+
+import argparse
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from toys import small_mesh
+
+from dit_video import run
+from dit_video.cli.sample import told
+from dit_video.data.batch import NO_LABEL
+from dit_video.data.captions import encode_captions
+from dit_video.data.dataset import Data
+from dit_video.data.sources import MovingDigits
+from dit_video.data.transforms import ClipTransform
+from dit_video.dit.condition import ClassCondition, Condition, TextCondition
+from dit_video.experiment import Experiment
+from dit_video.nn.module import define
+from dit_video.training.loop import Schedule
+from dit_video.training.optimizer import AdamW
+
+CLASS = ClassCondition(num_classes=10)
+TEXT = TextCondition(hidden_size=16, depth=1, num_heads=2)
+
+
+@pytest.fixture
+def opened(denoise, tmp_path):
+    """Opens a run under a condition, on digits whose classes have names."""
+    digits = MovingDigits(directory=str(tmp_path / "digits"), num_train=2, num_held_out=2, size=16, digit_size=10)
+    data = Data(source=digits, clips=ClipTransform(num_frames=5, size=(16, 16)), batch_size=2, caption_bytes=12)
+
+    def under(condition: Condition | None) -> run.OpenRun:
+        task = dataclasses.replace(denoise, condition=condition)
+        experiment = Experiment(task=task, data=data, optimizer=AdamW(), schedule=Schedule(num_steps=1))
+        definition = define(task.init)
+        return run.OpenRun(Path("runs/none"), experiment, definition, {}, None, small_mesh(), 1, True)
+
+    return under
+
+
+def rows(
+    opened: run.OpenRun, *, label: str | None = None, text: list[str] | None = None, out: io.StringIO | None = None
+):
+    return told(argparse.Namespace(label=label, text=text), opened, Console(file=out or io.StringIO()))
+
+
+def test_each_text_is_a_row_and_without_any_there_is_one_of_none(opened):
+    found = np.concatenate([row.caption for row in rows(opened(TEXT), text=["up", "down"])])
+    np.testing.assert_array_equal(found, encode_captions(["up", "down"], 12))
+    (none,) = rows(opened(TEXT))
+    np.testing.assert_array_equal(none.caption, TEXT.null(TEXT.known(caption=found[:1])))
+    assert none.label is None
+
+
+def test_a_label_goes_by_name_or_number_or_all_of_them(opened):
+    names = {"seven": [7], "3": [3], "all": list(range(10)), None: [NO_LABEL]}
+    for name, labels in names.items():
+        assert [int(row.label[0]) for row in rows(opened(CLASS), label=name)] == labels
+    with pytest.raises(ValueError, match="--label=eleven: must be one of zero, one"):
+        rows(opened(CLASS), label="eleven")
+
+
+def test_a_text_that_is_cut_is_said_to_be(opened):
+    out = io.StringIO()
+    rows(opened(TEXT), text=["eleven byte"], out=out)
+    assert out.getvalue() == ""
+    rows(opened(TEXT), text=["twelve bytes"], out=out)
+    assert "is cut: config.data.caption_bytes=12 leaves room for 11" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("condition", "given", "message"),
+    [
+        (TEXT, {"label": "3"}, "--label=3: this run is conditioned on text; say what is to be seen with --text"),
+        (CLASS, {"text": ["up"]}, "--text='up': this run is not conditioned on text; name a class with --label"),
+        (None, {"text": ["up"]}, "--text='up': this run is not conditioned on text; leave it out"),
+        (None, {"label": "3"}, "--label=3: this run is not conditioned on a class; leave it out"),
+    ],
+)
+def test_what_a_run_does_not_know_is_refused(opened, condition, given, message):
+    with pytest.raises(ValueError, match=message):
+        rows(opened(condition), **given)

@@ -1,0 +1,40 @@
+"""The text-to-video presets train: the functions of their files, at the smallest size, on captions of moving digits."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from toys import small_mesh
+
+from dit_video import run
+from dit_video.experiment import diff, load
+from dit_video.sharding import place
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+def test_at_the_smallest_size_both_are_one():
+    """So training either trains the functions of both."""
+    one, other = (load(str(EXPERIMENTS / f"{name}.py:tiny")) for name in ("video_1b", "video_14b"))
+    assert diff(one, other).keys() == {"optimizer.learning_rate"}
+
+
+def test_a_preset_trains_on_captioned_video(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = load(str(EXPERIMENTS / "video_1b.py:tiny"))
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, cache=None))
+    mesh = small_mesh()
+    run.check_clips(experiment)
+    program = run.program_of(experiment, mesh)
+    codec = jax.jit(experiment.task.codec.blank)(jax.random.key(0))
+    state, losses = program.init(0), []
+    with contextlib.closing(experiment.data.train(0, 0)) as batches:
+        for _ in range(2):
+            batch = next(batches)
+            assert {bytes(row[row > 0][-5:]) for row in batch.caption} & {b"right", b" left"}
+            state, metrics = program.step(state, codec, place(batch, mesh), 0)
+            losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1]
