@@ -245,10 +245,9 @@ def plot() -> None:
         ]
         axes[1].plot(devices, sums[0], **marker, color=lines[0].get_color())
         axes[1].plot(devices, sums[1], "--", color=lines[0].get_color())
-    for axis, label in zip(
-        axes, ("GiB of a device: peak, dotted: state", "GiB received a step: in a node, dashed: from others")
-    ):
-        axis.set(xscale="log", xlabel="GPUs", ylabel=label, ylim=(0, None))
+    titles = ("peak memory; dotted: state", "received in a node; dashed: from others")
+    for axis, title in zip(axes, titles):
+        axis.set(title=title, xlabel="GPUs", ylabel="GiB", ylim=(0, None))
         axis.set_xscale("log", base=2)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
