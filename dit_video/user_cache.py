@@ -19,7 +19,7 @@ def keep_compiled_programs() -> None:
     JAX_COMPILATION_CACHE_DIR says where, if set; a path that all hosts see is best. JAX_ENABLE_COMPILATION_CACHE=false
     keeps nothing.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyrefly: ignore[missing-attribute] (JAX adds its options late)
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled" / _kind_of_machine()))
 
 

@@ -24,6 +24,7 @@ from dit_video.nn.attention import Attention, CrossAttention
 from dit_video.nn.embed import (
     AdaLN,
     TimeEmbedding,
+    for_tokens,
     linear,
     modulate,
     patch_positions,
@@ -95,7 +96,7 @@ DIT_XL = DiTConfig(hidden_size=1152, depth=28, num_heads=16)
 
 
 # Shift, scale and gate for attention and for the MLP.
-Modulation = list[Float[Array, "B 1 #f D"]]
+Modulation = list[Float[Array, "B #f D"]]
 
 
 class ModulationOffset(nnx.Module):
@@ -135,11 +136,11 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B s f D"],
+        x: Float[Array, "B N D"],
         modulating: Float[Array, "B #f D"] | Modulation,
         angles: Float[Array, "N r"],
         text: Text | None = None,
-    ) -> Float[Array, "B s f D"]:
+    ) -> Float[Array, "B N D"]:
         """One step of depth.
 
         Args:
@@ -147,12 +148,12 @@ class Block(nnx.Module):
             angles: rotary positions of the tokens, in the order of x.
             text: what blocks made for text attend to.
         """
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(modulating)
-        h = modulate(rms_normalize(x), shift_a, scale_a)
-        x = x + gate_a * self.attention(_in_a_row(h), angles).reshape(x.shape)
+        vectors = [for_tokens(vector, x.shape[1]) for vector in self.modulation(modulating)]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
+        x = x + gate_a * self.attention(modulate(rms_normalize(x), shift_a, scale_a), angles)
         if self.cross_attention is not None:
             assert text is not None, "a DiT of such blocks encodes text"
-            x = x + self.cross_attention(_in_a_row(rms_normalize(x)), text.tokens, text.num_tokens).reshape(x.shape)
+            x = x + self.cross_attention(rms_normalize(x), text.tokens, text.num_tokens)
         return x + gate_m * self.mlp(modulate(rms_normalize(x), shift_m, scale_m))
 
 
@@ -160,10 +161,6 @@ def _known(given: Given | None) -> Given:
     if given is None:
         raise ValueError("this DiT is conditioned: pass `given`, which `known` of its condition makes of a batch")
     return given
-
-
-def _in_a_row(x: Float[Array, "B s f D"]) -> Float[Array, "B N D"]:
-    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 class DiT(nnx.Module):
@@ -217,18 +214,20 @@ class DiT(nnx.Module):
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
         text = None if self.text_encoder is None else self.text_encoder(_known(given))
         angles = jnp.asarray(rope_angles(patch_positions(shape, self.patch_size), self.head_dim))
-        x = self.x_embedder(patchify(x_t, self.patch_size))
+        patches = patchify(x_t, self.patch_size)
+        # Tokens in one row: devices have them on two axes of their own, of which the smaller would be padded.
+        x = self.x_embedder(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
 
         def apply_block(x, block):
-            x = checkpoint_name(constrain(x, "batch", "tokens", None, None), _BLOCK_INPUT)
+            x = checkpoint_name(constrain(x, "batch", "tokens", None), _BLOCK_INPUT)
             return block(x, modulating, angles, text), None
 
         if self.remat is not Remat.NOTHING_RECOMPUTED:
             apply_block = jax.checkpoint(apply_block, policy=_REMAT_POLICY[self.remat], prevent_cse=False)
         x, _ = jax.lax.scan(apply_block, x, self.blocks)
-        shift, scale = self.final_modulation(conditioning)
+        shift, scale = (for_tokens(vector, x.shape[1]) for vector in self.final_modulation(conditioning))
         x = self.final_layer(modulate(rms_normalize(x), shift, scale))
-        return unpatchify(x, self.patch_size, shape).astype(jnp.float32)
+        return unpatchify(x.reshape(patches.shape), self.patch_size, shape).astype(jnp.float32)
 
     def _per_patch_frame(self, t: Time) -> Float[Array, "B f"]:
         """One noise level per patch frame; frames that share a patch must share their level."""

@@ -64,5 +64,7 @@ class TextEncoder(nnx.Module):
             # Devices that share out the tokens of a clip share out those of its caption, until all need all of them.
             return block(constrain(x, "batch", "tokens", None), angles, num_tokens), None
 
-        x, _ = jax.lax.scan(apply_block, self.table[...][caption].astype(self.dtype), self.blocks)
+        # As in LabelEmbedding, in the whole table.
+        embedded = constrain(self.table[...], None, None)[caption].astype(self.dtype)
+        x, _ = jax.lax.scan(apply_block, embedded, self.blocks)
         return Text(constrain(self.norm(x), "batch", None, None), num_tokens)

@@ -19,7 +19,7 @@ def patchify(latents: Float[Array, "B t h w c"], patch_size: PatchSize) -> Float
     Returns `[B s f p]`: s = patches of one patch frame in row-major order, f = t / patch frames, and
     p = the patch's cells, ordered (frame, row, column, channel). Time stays an axis of its own, because
     noise levels (and so modulation) may differ from frame to frame; space comes first, so that places are what
-    devices split: the two axes then merge into one of tokens without anything being moved.
+    devices split once the two axes are merged into one of tokens.
     """
     B, t, h, w, c = latents.shape
     pt, ph, pw = patch_size
@@ -154,12 +154,18 @@ class AdaLN(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, conditioning: Float[Array, "B #f D"]) -> list[Float[Array, "B 1 #f D"]]:
+    def __call__(self, conditioning: Float[Array, "B #f D"]) -> list[Float[Array, "B #f D"]]:
         vectors = constrain(self.projection(nnx.silu(conditioning)), "batch", None, None, None)
-        return [vectors[:, None, :, i] for i in range(vectors.shape[2])]
+        return [vectors[:, :, i] for i in range(vectors.shape[2])]
+
+
+def for_tokens(vector: Float[Array, "B #f D"], num_tokens: int) -> Float[Array, "B #N D"]:
+    """A vector per clip as it is; vectors of frames once for each token, in the order of `patchify`."""
+    num_frames = vector.shape[1]
+    return vector if num_frames == 1 else jnp.tile(vector, (1, num_tokens // num_frames, 1))
 
 
 def modulate(
-    x: Float[Array, "B s f D"], shift: Float[Array, "B 1 #f D"], scale: Float[Array, "B 1 #f D"]
-) -> Float[Array, "B s f D"]:
+    x: Float[Array, "B N D"], shift: Float[Array, "B #N D"], scale: Float[Array, "B #N D"]
+) -> Float[Array, "B N D"]:
     return x * (1 + scale) + shift

@@ -157,7 +157,9 @@ def _restrict(values: Mapping[str, object]):
 
 
 def _is_kernel(axes: LogicalAxes) -> bool:
-    return sum(a != "layers" for a in axes) >= 2 and "vocab" not in axes
+    """Maps from or to the residual stream, or from channels to channels; biases and tables of vectors do not."""
+    streams = "embed" in axes or "channels_in" in axes
+    return streams and sum(a != "layers" for a in axes) >= 2 and "vocab" not in axes
 
 
 def _muon_dimensions(axes: LogicalAxes) -> optax.contrib.MuonDimensionNumbers | None:

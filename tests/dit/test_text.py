@@ -74,7 +74,7 @@ def test_padding_changes_nothing(params, x_t):
 def test_a_fresh_block_with_text_is_the_identity():
     block = jax.jit(lambda key: Block(CONFIG, 16, dtype=jnp.float32, rngs=nnx.Rngs(key)))(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 2)
-    x, vectors = jax.random.normal(keys[0], (1, 4, 2, 32)), [jnp.zeros((1, 1, 2, 32))] * 6
+    x, vectors = jax.random.normal(keys[0], (1, 8, 32)), [jnp.zeros((1, 2, 32))] * 6
     text = Text(jax.random.normal(keys[1], (1, 5, 16)), jnp.array([3]))
     angles = jnp.asarray(rope_angles(patch_positions((2, 2, 2), (1, 1, 1)), 8))
     np.testing.assert_array_equal(jax.jit(lambda b, *args: b(*args))(block, x, vectors, angles, text), x)

@@ -10,6 +10,7 @@ from dit_video.nn.embed import (
     AdaLN,
     LabelEmbedding,
     TimeEmbedding,
+    for_tokens,
     modulate,
     patch_positions,
     patchify,
@@ -131,12 +132,15 @@ def test_labels_have_a_row_each_and_one_for_none():
 
 def test_fresh_modulation_is_the_identity_with_its_gate_shut():
     shift, scale, gate = AdaLN(3, 8, dtype=FLOAT32, rngs=nnx.Rngs(0))(numbers(2, 1, 8))
-    assert shift.shape == (2, 1, 1, 8)
+    assert shift.shape == (2, 1, 8)
     np.testing.assert_array_equal(gate, 0.0)
-    x = numbers(2, 3, 4, 8)
+    x = numbers(2, 12, 8)
     np.testing.assert_array_equal(modulate(x, shift, scale), x)
 
 
 def test_modulation_is_affine_per_frame():
-    x, shift, scale = numbers(2, 4, 3, 8), numbers(2, 1, 3, 8), 2 * numbers(2, 1, 3, 8)
-    np.testing.assert_allclose(modulate(x, shift, scale)[1, 3, 2], x[1, 3, 2] * (1 + scale[1, 0, 2]) + shift[1, 0, 2])
+    x, shift, scale = numbers(2, 12, 8), numbers(2, 3, 8), 2 * numbers(2, 3, 8)
+    found = modulate(x, for_tokens(shift, 12), for_tokens(scale, 12)).reshape(2, 4, 3, 8)
+    by_frame = x.reshape(2, 4, 3, 8)
+    np.testing.assert_allclose(found[1, 3, 2], by_frame[1, 3, 2] * (1 + scale[1, 2]) + shift[1, 2], rtol=1e-6)
+    assert for_tokens(shift[:, :1], 12).shape == (2, 1, 8)
