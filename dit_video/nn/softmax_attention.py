@@ -106,7 +106,10 @@ def _splash(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: boo
             block_kv=block_k,
             block_q_dkv=block_q,
             block_kv_dkv=block_k,
-            use_fused_bwd_kernel=True,
+            # Apart from keys and values: the fused kernel writes the gradient of queries once for every block of keys,
+            # 20 GiB for 32k tokens with 40 heads.
+            block_q_dq=block_q,
+            block_kv_dq=block_k,
         ),
         interpret=interpret,
     )

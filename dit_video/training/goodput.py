@@ -1,11 +1,11 @@
 """Where the wall time of a run goes: every second is booked, over all its sessions.
 
-Goodput is the share of steps whose work still counts. A run that was killed does some steps twice: the first time is
-booked as lost once the run goes on from the checkpoint before them.
+Goodput is the share of steps whose work still counts. A run that was killed or rolled back does some steps twice: the
+first time is booked as lost once the run goes on from the checkpoint before them.
 
 RUN/goodput.jsonl has lines {"session": 1, "step": 200, "seconds": {"step": 61.2, ...}}: what the session has spent
-until it recorded that step. It is written along with the metrics, so a kill loses what came after the last line; the
-time when nothing ran is nobody's.
+until it recorded that step; what follows a roll-back counts as a session of its own. It is written along with the
+metrics, so a kill loses what came after the last line; the time when nothing ran is nobody's.
 """
 
 import enum
@@ -27,7 +27,7 @@ class Activity(enum.StrEnum):
     CHECKPOINT = "checkpoint"
     EVALUATE = "evaluate"
     LOST = "lost"
-    """Steps that a later session did again."""
+    """Steps that were done again, or undone."""
 
 
 class Ledger:
@@ -48,6 +48,14 @@ class Ledger:
         moment = self._clock()
         self._spent[self._activity] += moment - self._since
         self._activity, self._since = activity, moment
+
+    def rewind(self, step: int, start: int) -> None:
+        """The run has come to `step` and goes on from an earlier one, as a new session would."""
+        self.write(step)
+        self._earlier = _settled(list(_lines(self._path)), start)
+        self._session += 1
+        self._spent = dict.fromkeys(Activity, 0.0)
+        self.write(start)
 
     def write(self, step: int) -> None:
         """Puts on file what was spent until `step`."""

@@ -61,6 +61,7 @@ def make_program(
     num_microbatches: int,
     mesh: Mesh,
     compiler_options: CompilerOptions | None = None,
+    skip_not_finite: bool = False,
 ) -> Program:
     """Builds init and step of `task`; nothing is computed yet.
 
@@ -68,6 +69,8 @@ def make_program(
         num_steps: length of the run, for learning-rate decay.
         num_microbatches: the batch is cut into this many parts whose gradients are averaged before the one update.
         compiler_options: XLA's, for the step.
+        skip_not_finite: a step whose loss or gradient norm is not finite changes nothing but the number of the step;
+            the metric `skipped` is then 1, else 0.
     """
     definition = define(task.init)
     rule = optimizer.build(num_steps, definition.axes)
@@ -98,7 +101,13 @@ def make_program(
         params = cast(Params, optax.apply_updates(state.params, updates))
         averaged = ema.update(state.ema, params, state.step)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, averaged, opt_state), metrics
+        new = TrainState(state.step + 1, params, averaged, opt_state)
+        if skip_not_finite:
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+            new = kept._replace(step=new.step)
+            metrics |= {"skipped": 1.0 - finite.astype(jnp.float32)}
+        return new, metrics
 
     out_shardings = (shardings, replicated(mesh))
     jit_step = functools.partial(

@@ -1,5 +1,6 @@
 """The record of a run: a JSONL file that is the source of truth, TensorBoard, pictures, and the console."""
 
+import collections
 import io
 import json
 import math
@@ -16,21 +17,39 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute] (protobuf makes it)
 
+from dit_video import processes
 from dit_video.data.video import write_mp4
-from dit_video.training.goodput import Activity, Ledger, summary
+from dit_video.training import events, goodput
+from dit_video.training.events import Event, EventLog
+from dit_video.training.goodput import Activity, Ledger
+from dit_video.training.watchdog import Pulse
 
 RECORD = "metrics.jsonl"
 
 
 @runtime_checkable
 class Recorder(Protocol):
-    """What the loop tells of a run as it goes."""
+    """What the loop tells of a run as it goes, and may ask of what went before.
+
+    Attributes:
+        events: what went wrong until now.
+    """
+
+    events: EventLog
 
     def now(self, activity: Activity) -> None:
         """From now on the time of the run goes into `activity`."""
         ...
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None: ...
+
+    def past(self, count: int) -> list[dict[str, float]]:
+        """The metrics of the last `count` steps, fewer where there are not so many; all processes ask together."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Forgets all that was recorded of the steps after `step`: the run goes on from there."""
+        ...
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None: ...
 
@@ -48,18 +67,31 @@ class Recorder(Protocol):
 class Onlooker:
     """Records nothing: where several processes train together one of them writes, and the others have this."""
 
-    def __init__(self, evaluations: Iterable[tuple[int, str]]):
-        """`evaluations` are those in the record, (step, name): all processes must agree on which are still to do."""
+    def __init__(self, evaluations: Iterable[tuple[int, str]], known: Iterable[Event]):
+        """All processes must agree on what is still to do and on what went wrong.
+
+        Args:
+            evaluations: those in the record, (step, name).
+            known: the events of the run until now.
+        """
         self._evaluations = set(evaluations)
+        self.events = EventLog(known)
+        self.pulse = Pulse()
 
     def now(self, activity: Activity) -> None:
-        pass
+        self.pulse.now(activity)
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         pass
 
+    def past(self, count: int) -> list[dict[str, float]]:
+        return processes.from_first(list) if count else []
+
+    def rewind(self, step: int) -> None:
+        self.events.rewind(step)
+
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
-        pass
+        self.pulse.end_window()
 
     def has_evaluation(self, step: int, name: str) -> bool:
         return (step, name) in self._evaluations
@@ -78,11 +110,14 @@ class Onlooker:
 
 
 class Tracker:
-    """Writes what happens in a run to its folder and shows it. `goodput` books where its time goes.
+    """Writes what happens in a run to its folder and shows it.
+
+    `goodput` books where its time goes, `events` says what went wrong, `pulse` how long things usually take.
 
     `metrics.jsonl` has one line per step with that step's own values (never a mean over a window, so that a
     resumed run writes the same lines), and one per evaluation and per rate measurement, told apart by the keys
-    "loss", "evaluation" and "rates". Starting at step s forgets lines after s: they will be written again.
+    "loss", "evaluation" and "rates". Starting at step s, or going back to it, forgets lines after s: they will be
+    written again.
     """
 
     def __init__(self, workdir: Path, *, start: int, num_steps: int, console: Console, began: float | None = None):
@@ -90,16 +125,10 @@ class Tracker:
         self._workdir, self._console = workdir, console
         self.goodput = Ledger(workdir, start=start, began=time.perf_counter() if began is None else began)
         self.goodput.write(start)
-        self._step = start
+        self.events = EventLog(events.read_events(workdir, last=start), workdir / events.FILE)
+        self.pulse = Pulse()
         self._num_steps = num_steps
-        kept = list(read_record(workdir, last=start))
-        self._evaluations = set(recorded_evaluations(workdir, last=start))
-        # Written beside and moved into place: a kill must not find an empty record.
-        path, temporary = workdir / RECORD, workdir / f"{RECORD}.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._open(start)
         self._progress: Progress | None = None
         self._printed = -math.inf
         if console.is_terminal:
@@ -120,21 +149,34 @@ class Tracker:
     def now(self, activity: Activity) -> None:
         """From now on the time of the run goes into `activity`."""
         self.goodput.now(activity)
+        self.pulse.now(activity)
+
+    def past(self, count: int) -> list[dict[str, float]]:
+        """The metrics of the last `count` steps, fewer where there are not so many; all processes ask together."""
+        return processes.from_first(lambda: self._past(count)) if count else []
+
+    def rewind(self, step: int) -> None:
+        """Forgets all that was recorded of the steps after `step`: the run goes on from there."""
+        self.goodput.rewind(self._step, step)
+        self.events.rewind(step)
+        self._file.close()
+        self._board.close()
+        self._open(step)
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Records the metrics of consecutive steps."""
-        step, values = 0, {}
-        for step, values in lines:
-            self._write({"step": step, **values})
-        self._scalars(step, "train", values)
+        values = {}
+        for self._step, values in lines:
+            self._write({"step": self._step, **values})
+        self._scalars(self._step, "train", values)
         self._file.flush()
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """Records speed at `step` and shows it."""
         self._write({"step": step, "rates": dict(rates)})
         self._scalars(step, "rates", rates)
-        self._step = step
         self.goodput.write(step)
+        self.pulse.end_window()
         self._scalars(step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()})
         self._file.flush()
         status = f"loss {loss:.4f}  {rates['clips_per_second']:.1f} clips/s"
@@ -185,15 +227,33 @@ class Tracker:
 
     def note(self, message: str) -> None:
         """Says something to the person at the console."""
-        self._console.print(message, highlight=False)
+        self._console.print(message, markup=False, highlight=False)
 
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
         self.goodput.write(self._step)
-        self._console.print(f"time of the run so far, {summary(self.goodput.seconds())}", highlight=False)
+        self._console.print(f"time of the run so far, {goodput.summary(self.goodput.seconds())}", highlight=False)
+        if faults := events.summary(self.events):
+            self.note(f"faults of the run so far, {faults}; see {self._workdir / events.FILE}")
         self._file.close()
         self._board.close()
+
+    def _open(self, step: int) -> None:
+        """Goes on with the record of the steps up to `step`."""
+        self._step = step
+        kept = list(read_record(self._workdir, last=step))
+        self._evaluations = set(_evaluations(kept))
+        # Written beside and moved into place: a kill must not find an empty record.
+        path, temporary = self._workdir / RECORD, self._workdir / f"{RECORD}.tmp"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def _past(self, count: int) -> list[dict[str, float]]:
+        lines = (line for line in read_record(self._workdir, last=self._step) if "loss" in line)
+        return list(collections.deque(lines, maxlen=count))
 
     def _scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -225,5 +285,8 @@ def read_record(workdir: Path, *, last: int | None = None) -> Iterable[dict[str,
 
 def recorded_evaluations(workdir: Path, *, last: int) -> list[tuple[int, str]]:
     """(step, name) of each evaluation in a run's record up to step `last`."""
-    lines = read_record(workdir, last=last)
+    return _evaluations(read_record(workdir, last=last))
+
+
+def _evaluations(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
     return [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]

@@ -1,0 +1,127 @@
+"""What went wrong in a run and what was done about it: RUN/events.jsonl, one line each.
+
+Where a run goes on from step s, after a kill or a roll-back, it forgets the events of the steps after s as it forgets
+their metrics: those steps are done again. A roll-back belongs to the step that it went back to, so whoever goes on from
+there knows of it, and goes on with the batch that it named.
+"""
+
+import collections
+import dataclasses
+import enum
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+FILE = "events.jsonl"
+
+
+class Kind(enum.StrEnum):
+    """What went wrong."""
+
+    NOT_FINITE = "not finite"
+    SPIKE = "spike"
+    UNDECODABLE = "undecodable"
+
+
+class Done(enum.StrEnum):
+    """What was done about it."""
+
+    STOPPED = "stopped"
+    SKIPPED = "update skipped"
+    ROLLED_BACK = "rolled back"
+    NOTED = "noted"
+    REPLACED = "replaced"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of the file.
+
+    Attributes:
+        step: where it happened.
+        batch: index of the batch of that step.
+        what: in words; of records that were replaced, one each, with their names.
+        to: of a roll-back, the step that it went back to.
+        next_batch: of a roll-back, the batch that it went on with.
+    """
+
+    step: int
+    batch: int
+    kind: Kind
+    done: Done
+    what: tuple[str, ...]
+    to: int | None = None
+    next_batch: int | None = None
+
+    @property
+    def belongs_to(self) -> int:
+        """The step that a run must have come to, to know of this."""
+        return self.step if self.to is None else self.to
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> "Event":
+        known = {"kind": Kind(line["kind"]), "done": Done(line["done"]), "what": tuple(line["what"])}
+        return cls(**{**line, **known})
+
+
+class EventLog:
+    """The events of a run until now. Processes that train together all hold the same; one of them writes."""
+
+    def __init__(self, events: Iterable[Event], path: Path | None = None):
+        """`path` is written where given."""
+        self._events, self._path = list(events), path
+        self._write()
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._events)
+
+    def add(self, event: Event) -> None:
+        self._events.append(event)
+        if self._path is not None:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(event.to_json()) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forgets what belongs to steps after this one."""
+        self._events = [event for event in self._events if event.belongs_to <= step]
+        self._write()
+
+    def next_batch(self, step: int) -> int | None:
+        """The batch to go on with from a step that was gone back to; None where it never was."""
+        return next((event.next_batch for event in reversed(self._events) if event.to == step), None)
+
+    def _write(self) -> None:
+        if self._path is None or not (self._events or self._path.exists()):
+            return
+        # Written beside and moved into place: a kill must not find half of it.
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(e.to_json()) + "\n" for e in self._events), encoding="utf-8")
+        temporary.replace(self._path)
+
+
+def read_events(workdir: Path, *, last: int | None = None) -> list[Event]:
+    """The events that a run knows of at step `last`; a half-written last line, as a kill leaves it, is left out."""
+    path = workdir / FILE
+    if not path.exists():
+        return []
+    events = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = Event.from_json(json.loads(text))
+        except json.JSONDecodeError:
+            break
+        if last is None or event.belongs_to <= last:
+            events.append(event)
+    return events
+
+
+def summary(events: Iterable[Event]) -> str:
+    """One line: how often what happened, "" where nothing did."""
+    counts = collections.Counter({(event.kind, event.done): 0 for event in events})
+    for event in events:
+        counts[event.kind, event.done] += len(event.what) if event.done is Done.REPLACED else 1
+    return ", ".join(f"{kind}: {count} x {done}" for (kind, done), count in counts.items())

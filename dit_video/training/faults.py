@@ -1,0 +1,230 @@
+"""What to do about faults of training, as a value of an experiment, and who decides when one has happened.
+
+Decisions are made on the host, wherever metrics are fetched anyway, from numbers that all processes hold alike and that
+stand in the record: a run that was killed takes the same decisions again.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from dit_video.training.events import Done, Event, Kind
+
+# A share of a few says nothing: so many records may always be replaced.
+FEW_REPLACED = 10
+# The deviation of normal noise is so many times its median absolute deviation.
+_MAD_TO_DEVIATION = 1.4826
+
+
+class TrainingFault(ValueError):
+    """Training cannot go on as its experiment allows. Raised in all processes alike."""
+
+
+class NotFinite(TrainingFault):
+    """The loss or its gradient stopped being a number."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stop:
+    """The run ends; its last checkpoint is from before the fault."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Skip:
+    """The update is not made: weights, average and optimizer stay as they are; step and data go on.
+
+    Attributes:
+        limit: more updates in a row than these end the run.
+    """
+
+    limit: int = 10
+
+    def __post_init__(self):
+        _at_least_one(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RollBack:
+    """The run goes back to its last good checkpoint and on with the batch after the one at fault.
+
+    The batches between are left out, too. How far it goes back is how often checkpoints are saved; the first is saved
+    before the first step.
+
+    Attributes:
+        limit: more often than this to the same step ends the run.
+    """
+
+    limit: int = 3
+
+    def __post_init__(self):
+        _at_least_one(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Note:
+    """It is written down, and the run goes on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spike:
+    """A loss far above those before it.
+
+    Attributes:
+        window: how many steps before are looked at; until there are as many, nothing is a spike.
+        num_deviations: above their median, in deviations as their median absolute deviation gives them.
+        action: what to do about one.
+    """
+
+    window: int = 200
+    num_deviations: float = 10.0
+    action: Note | RollBack = Note()
+
+    def __post_init__(self):
+        if self.window < 3:
+            raise ValueError(f"Spike.window={self.window}: must be at least 3; fewer losses have no deviation")
+        if not 0 < self.num_deviations < math.inf:
+            raise ValueError(f"Spike.num_deviations={self.num_deviations}: must be above 0 and finite")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What to do when training goes wrong.
+
+    Attributes:
+        not_finite: about a loss or a gradient norm that is not finite.
+        undecodable_share: 0 ends the run at the first record that cannot be read or decoded. Above, such a record is
+            replaced by the next of its epoch that can, until more than FEW_REPLACED and more than this share of all
+            rows so far, over all processes, have been.
+    """
+
+    not_finite: Stop | Skip | RollBack = Stop()
+    spike: Spike | None = None
+    undecodable_share: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.undecodable_share < 1:
+            raise ValueError(f"Faults.undecodable_share={self.undecodable_share}: must be at least 0 and below 1")
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether a checkpoint is needed to go back to."""
+        action = None if self.spike is None else self.spike.action
+        return isinstance(self.not_finite, RollBack) or isinstance(action, RollBack)
+
+    @property
+    def num_past(self) -> int:
+        """How many steps before the next one decide about it."""
+        in_a_row = self.not_finite.limit if isinstance(self.not_finite, Skip) else 0
+        return max(in_a_row, 0 if self.spike is None else self.spike.window)
+
+    def roll_backs(self, kind: Kind) -> int:
+        """How many to the same step are allowed."""
+        action = self.spike.action if kind is Kind.SPIKE and self.spike is not None else self.not_finite
+        return action.limit if isinstance(action, RollBack) else 0
+
+
+class Judge:
+    """Finds faults in the metrics of consecutive steps."""
+
+    def __init__(
+        self, faults: Faults, *, batch_size: int, past: Iterable[Mapping[str, float]], events: Iterable[Event]
+    ):
+        """`past` are the metrics of the last steps, at least `faults.num_past` of them where there are, and `events`
+        those of the run, both up to the step before the next."""
+        self._faults, self._batch_size = faults, batch_size
+        self._losses = collections.deque(maxlen=0 if faults.spike is None else faults.spike.window)
+        self._in_a_row = 0
+        for values in past:
+            self._remember(values)
+        self._num_replaced = sum(len(event.what) for event in events if event.done is Done.REPLACED)
+
+    def find(self, step: int, batch: int, values: Mapping[str, float], replaced: Sequence[str]) -> list[Event]:
+        """The events of a step, to be asked for in order; after one that ends or undoes the step there is none.
+
+        Args:
+            replaced: the records of its batch that were, in words.
+        """
+        found = self._replaced(step, batch, replaced) + self._not_finite(step, batch, values)
+        if not found or found[-1].kind is Kind.UNDECODABLE:
+            found += self._spike(step, batch, values)
+        self._remember(values)
+        return found
+
+    def _remember(self, values: Mapping[str, float]) -> None:
+        self._in_a_row = self._in_a_row + 1 if _not_finite(values) else 0
+        if math.isfinite(values["loss"]):
+            self._losses.append(values["loss"])
+
+    def _replaced(self, step: int, batch: int, replaced: Sequence[str]) -> list[Event]:
+        if not replaced:
+            return []
+        self._num_replaced += len(replaced)
+        allowed = max(FEW_REPLACED, self._faults.undecodable_share * step * self._batch_size)
+        done = Done.REPLACED if self._num_replaced <= allowed else Done.STOPPED
+        return [Event(step=step, batch=batch, kind=Kind.UNDECODABLE, done=done, what=tuple(replaced))]
+
+    def _not_finite(self, step: int, batch: int, values: Mapping[str, float]) -> list[Event]:
+        bad = _not_finite(values)
+        if not bad:
+            return []
+        policy = self._faults.not_finite
+        if isinstance(policy, RollBack):
+            done = Done.ROLLED_BACK
+        else:
+            done = Done.SKIPPED if isinstance(policy, Skip) and self._in_a_row < policy.limit else Done.STOPPED
+        return [Event(step=step, batch=batch, kind=Kind.NOT_FINITE, done=done, what=tuple(bad))]
+
+    def _spike(self, step: int, batch: int, values: Mapping[str, float]) -> list[Event]:
+        spike, loss = self._faults.spike, values["loss"]
+        if spike is None or len(self._losses) < spike.window:
+            return []
+        losses = np.array(self._losses)
+        median = float(np.median(losses))
+        deviation = _MAD_TO_DEVIATION * float(np.median(np.abs(losses - median)))
+        # More than half of them equal: no measure for a difference.
+        if deviation == 0 or loss <= median + spike.num_deviations * deviation:
+            return []
+        done = Done.ROLLED_BACK if isinstance(spike.action, RollBack) else Done.NOTED
+        above = (loss - median) / deviation
+        what = f"loss {loss:.4g} is {above:.1f} deviations above the median {median:.4g} of the {len(losses)} before"
+        return [Event(step=step, batch=batch, kind=Kind.SPIKE, done=done, what=(what,))]
+
+    def error(self, event: Event) -> TrainingFault:
+        """What to raise where `event` ends the run."""
+        where = f"step {event.step}, batch {event.batch}"
+        if event.kind is Kind.UNDECODABLE:
+            names = "\n".join(f"  {what}" for what in event.what)
+            return TrainingFault(
+                f"{where}: {self._num_replaced} records could not be read or decoded until now, more than "
+                f"config.faults.undecodable_share={self._faults.undecodable_share} allows (RUN/events.jsonl has all of "
+                f"them):\n{names}\nbring them back, make the set again without them, or allow more"
+            )
+        if event.kind is Kind.SPIKE:
+            return TrainingFault(
+                f"the {event.what[0]} at {where}, after as many roll-backs as config.faults.spike.action.limit="
+                f"{self._faults.roll_backs(event.kind)} allows; lower config.optimizer.learning_rate or clip_norm"
+            )
+        policy = self._faults.not_finite
+        if isinstance(policy, Stop):
+            after, other = "", ", or let config.faults.not_finite be Skip() or RollBack()"
+        else:
+            times = "updates skipped in a row" if isinstance(policy, Skip) else "roll-backs to one step"
+            after, other = f", after as many {times} as config.faults.not_finite.limit={policy.limit} allows", ""
+        return NotFinite(
+            f"the {' and the '.join(event.what)} is not finite at {where}{after}: lower "
+            f"config.optimizer.learning_rate or clip_norm, or look at that batch{other}; the last checkpoint is from "
+            "before it"
+        )
+
+
+def _not_finite(values: Mapping[str, float]) -> list[str]:
+    names = {"loss": "loss", "grad_norm": "gradient norm"}
+    return [said for name, said in names.items() if not math.isfinite(values[name])]
+
+
+def _at_least_one(policy: Skip | RollBack) -> None:
+    if policy.limit < 1:
+        raise ValueError(f"{type(policy).__name__}.limit={policy.limit}: must be at least 1")

@@ -1,0 +1,137 @@
+"""Says when a run seems to hang, and shows what all its threads are doing: in RUN/stacks_*.txt. It ends nothing.
+
+What is usual, the run itself says: of each stretch between two measurements of speed the longest time that an activity
+took at once, and the median of these stretches. So a step that waits for all those sent off before it, as every fetch
+of metrics does, is usual, and the one compilation of an evaluation is not.
+"""
+
+import contextlib
+import dataclasses
+import faulthandler
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from dit_video import processes
+from dit_video.training.goodput import Activity
+
+# Stretches that are remembered, and how many must be known.
+_NUM_STRETCHES = 32
+_FEW_STRETCHES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Patience:
+    """When an activity takes far too long.
+
+    Attributes:
+        factor: so many times what is usual.
+        least: seconds that are never too long.
+        unknown: seconds for what has not been done often enough to be known, such as to compile.
+    """
+
+    factor: float = 10.0
+    least: float = 60.0
+    unknown: float = 1800.0
+
+    def limit(self, activity: Activity, usual: float | None) -> float:
+        if usual is not None:
+            return max(self.least, self.factor * usual)
+        # Data come from where things hang most, and what is being read can be named.
+        return self.least if activity is Activity.DATA else self.unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """What a run does without a break: the `number`-th of all, since `since` on the clock."""
+
+    activity: Activity
+    since: float
+    number: int
+
+
+class Pulse:
+    """What a run is doing, since when, and how long that usually takes. One thread writes, others may read."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self.span = Span(Activity.INITIALISE, clock(), 0)
+        self._longest: dict[Activity, float] = {}
+        self._stretches: dict[Activity, tuple[float, ...]] = {}
+
+    def now(self, activity: Activity) -> None:
+        before, moment = self.span, self.clock()
+        self._longest[before.activity] = max(self._longest.get(before.activity, 0.0), moment - before.since)
+        self.span = Span(activity, moment, before.number + 1)
+
+    def end_window(self) -> None:
+        """A stretch of the run has been measured."""
+        self.now(self.span.activity)
+        for activity, longest in self._longest.items():
+            # A new tuple: whoever reads the old one at this moment may go on.
+            self._stretches[activity] = (*self._stretches.get(activity, ()), longest)[-_NUM_STRETCHES:]
+        self._longest = {}
+
+    def usual(self, activity: Activity) -> float | None:
+        """Seconds; None where it is not known yet."""
+        stretches = self._stretches.get(activity, ())
+        return statistics.median(stretches) if len(stretches) >= _FEW_STRETCHES else None
+
+
+class Watchdog:
+    """Looks at a pulse and tells once of each span that takes too long."""
+
+    def __init__(
+        self,
+        pulse: Pulse,
+        folder: Path,
+        *,
+        waits_for: Mapping[Activity, Callable[[], str]],
+        patience: Patience = Patience(),
+    ):
+        """`waits_for` says what the run waits for while it is at an activity."""
+        self._pulse, self._folder, self._waits_for, self._patience = pulse, folder, waits_for, patience
+        self._told = -1
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Looks now and then, from a thread of its own."""
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.wait(self._patience.least / 10):
+                self.look()
+
+        thread = threading.Thread(target=look, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def look(self) -> None:
+        """Tells if the run is at something for too long, and has not told so."""
+        span = self._pulse.span
+        usual = self._pulse.usual(span.activity)
+        lasted = self._pulse.clock() - span.since
+        if span.number == self._told or lasted <= self._patience.limit(span.activity, usual):
+            return
+        self._told = span.number
+        known = "" if usual is None else f", which usually takes at most {usual:.1f} s"
+        waits_for = self._waits_for.get(span.activity)
+        file = self._folder / f"stacks_{time.strftime('%Y%m%d_%H%M%S')}.txt"
+        self._say(f"warning: at {span.activity} since {lasted:.0f} s{known}; what all threads do goes to {file}")
+        if waits_for is not None:
+            self._say(f"waiting for {waits_for()}")
+        try:
+            with open(file, "w", encoding="utf-8") as stacks:
+                faulthandler.dump_traceback(file=stacks)
+        except OSError as error:
+            self._say(f"it cannot be written: {error}")
+
+    def _say(self, message: str) -> None:
+        print(f"{processes.name()}{message}", file=sys.stderr, flush=True)
