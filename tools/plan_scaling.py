@@ -111,7 +111,7 @@ def table_rows(num_plans: int) -> Iterator[Row]:
 
 
 def preset_rows() -> Iterator[Row]:
-    for name, target in (("grid_dit", "v6e:2x4"), ("video_1b", "h100:4x8"), ("video_14b", "v5p:8x8x8")):
+    for name, target in (("grid_dit", "v6e:2x4"), ("video_1b", "h100:16x8"), ("video_14b", "v5p:8x8x8")):
         yield Row("presets", name, (f"--config=experiments/{name}.py", f"--target={target}"))
 
 
