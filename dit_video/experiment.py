@@ -26,6 +26,7 @@ from dit_video.data.dataset import Data
 from dit_video.json_file import read_object
 from dit_video.sharding import MeshShape
 from dit_video.tasks.task import Evaluator, Task
+from dit_video.training.faults import Faults
 from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import EMA, Optimizer
 from dit_video.training.step import CompilerOptions
@@ -53,6 +54,7 @@ class Experiment:
         seed: of initialisation, data order and noise.
         num_microbatches: parts the global batch is cut into for gradient accumulation.
         evaluators: by the name they are recorded under.
+        faults: what to do when training goes wrong.
         mesh: devices along each axis; like `compiler_options` not part of the fingerprint, since it may change between
             hosts.
         compiler_options: XLA's for the train step, by kind of device: {"gpu": {...}, "tpu": {...}}.
@@ -65,6 +67,7 @@ class Experiment:
     ema: EMA = EMA()
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     num_microbatches: int = 1
+    faults: Faults = Faults()
     seed: int = 0
     mesh: MeshShape = MeshShape()
     compiler_options: Mapping[str, CompilerOptions] = dataclasses.field(default_factory=dict)

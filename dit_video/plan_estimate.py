@@ -187,8 +187,12 @@ class Estimator:
         row = self._tokens * rows / context * network.hidden_size * _COMPUTE_BYTES * network.depth
         passes = 3 if self._recomputed[candidate.remat] else 2
         # Two sums a layer and pass over tensor; queries, keys, values and their result are exchanged over context.
-        sums, swaps = 2 * 2 * row * (tensor - 1) / tensor, 4 * row / tensor * (context - 1) / context
-        return inner + near + passes * (sums + swaps), outer + far
+        sums, swapped = 2 * 2 * row * (tensor - 1) / tensor, 4 * row / tensor
+        # Of what devices along context exchange, that between those of one slice or node stays inside.
+        num_domains = max(1, context * tensor // self.target.domain_size)
+        far += passes * swapped * (num_domains - 1) / num_domains
+        near += passes * (sums + swapped * ((context - 1) / context - (num_domains - 1) / num_domains))
+        return inner + near, outer + far
 
     @property
     def _tokens(self) -> int:

@@ -6,6 +6,9 @@ A run folder holds
     checkpoints/             steps; each is state, data position and experiment as one
     checkpoints_damaged/     steps that were found damaged or half-written, each beside a note of what was wrong
     metrics.jsonl            the record: one line per step, evaluation and speed measurement
+    events.jsonl             what went wrong and what was done about it, one line each
+    goodput.jsonl            where the time went
+    stacks_*.txt             what all threads did when the run seemed to hang
     curves.png, samples/, tensorboard/
     latent_statistics.json   of a codec: per-channel mean and deviation over the training set
 """
@@ -30,7 +33,7 @@ from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch, Split
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.nn.module import Definition, Params, define
-from dit_video.run_folder import RECORD, environment, read_experiment, record
+from dit_video.run_folder import RECORD, check_data, environment, read_experiment, record, record_data
 from dit_video.sharding import batch_ways, make_mesh, platform_of, rows_here, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
@@ -38,10 +41,14 @@ from dit_video.tasks.task import EvaluationData, Subject
 from dit_video.trained_codec import check_cache, codec_of_run, with_codec
 from dit_video.training import loop
 from dit_video.training.curves import plot_record
+from dit_video.training.events import Event, read_events
+from dit_video.training.faults import Skip, TrainingFault
 from dit_video.training.flops import count_flops, peak_flops
+from dit_video.training.goodput import Activity
 from dit_video.training.step import Program, TrainState, make_program
 from dit_video.training.stop import StopSignal, StopTogether
-from dit_video.training.tracker import Onlooker, Recorder, Tracker, recorded_evaluations
+from dit_video.training.tracker import Onlooker, Tracker, recorded_evaluations
+from dit_video.training.watchdog import Watchdog
 from dit_video.user_cache import keep_compiled_programs
 from dit_video.vae.codec import LatentCodec
 
@@ -83,6 +90,7 @@ def train(
     overrides: Sequence[str] = (),
     init_from: Path | None = None,
     allow_change: bool = False,
+    allow_data_change: bool = False,
     profile: bool = False,
     console: Console | None = None,
 ) -> Outcome:
@@ -91,6 +99,7 @@ def train(
     Args:
         init_from: another run whose averaged weights a new run starts from.
         allow_change: go on although the experiment is not the one this folder was started with.
+        allow_data_change: go on although the data are not; from the next batch on, batches are then others.
     """
     console = console or Console()
     keep_compiled_programs()
@@ -101,14 +110,17 @@ def train(
     experiment, frozen = with_codec(experiment, mesh, console)
     check_cache(experiment, frozen)
     check_source(experiment)
+    data = experiment.data.identity()
     with processes.entered_by_first(run_lock.hold(workdir, _plain(console))):
         processes.from_first(lambda: record(experiment, workdir, overrides, allow_change))
+        processes.from_first(lambda: check_data(data, workdir, allow_data_change))
         check_shared(workdir)
-        return _train(experiment, workdir, frozen, mesh, init_from, profile, console)
+        return _train(experiment, data, workdir, frozen, mesh, init_from, profile, console)
 
 
 def _train(
     experiment: Experiment,
+    data: dict[str, Any],
     workdir: Path,
     frozen: LatentCodec | None,
     mesh: Mesh,
@@ -116,15 +128,19 @@ def _train(
     profile: bool,
     console: Console,
 ) -> Outcome:
-    """`train` in a folder that is this run's own."""
+    """`train` in a folder that is this run's own, with `data` as their identity says."""
     program = program_of(experiment, mesh)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, experiment=experiments.to_json(experiment)))
         state, next_batch = _initial_state(experiment, program, checkpoints, init_from, mesh, console)
+        processes.from_first(lambda: record_data(data, workdir, next_batch))
         recorder = stack.enter_context(_recorded(experiment, workdir, int(state.step), console))
         rows = rows_here(mesh, experiment.data.batch_size).tolist()
-        batches = experiment.data.train(experiment.seed, next_batch, rows=rows)
+        replace = experiment.faults.undecodable_share > 0
+        batches = experiment.data.train(experiment.seed, next_batch, rows=rows, replace=replace)
         stack.enter_context(contextlib.closing(batches))
+        watchdog = Watchdog(recorder.pulse, workdir, waits_for={Activity.DATA: batches.waits_for})
+        stack.enter_context(watchdog.watch())
         stop = stack.enter_context((StopTogether() if processes.joined() else StopSignal()).listen())
         profiled = profile and processes.is_first()
         try:
@@ -135,6 +151,7 @@ def _train(
                 batches=batches,
                 seed=experiment.seed,
                 schedule=experiment.schedule,
+                faults=experiment.faults,
                 work=measure_work(experiment),
                 evaluators=experiment.evaluators,
                 subject=Subject(experiment.task, program.definition, frozen, mesh, description(experiment, workdir)),
@@ -145,7 +162,7 @@ def _train(
                 mesh=mesh,
                 profile=loop.Profile(folder=str(workdir / "profile")) if profiled else None,
             )
-        except loop.NotFinite:
+        except TrainingFault:
             checkpoints.wait()  # all processes come here, so the last save can still be finished
             raise
         checkpoints.wait()
@@ -188,6 +205,7 @@ def program_of(experiment: Experiment, mesh: Mesh) -> Program:
         num_microbatches=experiment.num_microbatches,
         mesh=mesh,
         compiler_options=experiment.compiler_options.get(platform_of(mesh)),
+        skip_not_finite=isinstance(experiment.faults.not_finite, Skip),
     )
 
 
@@ -361,11 +379,17 @@ def _initial_state(
 
 
 @contextlib.contextmanager
-def _recorded(experiment: Experiment, workdir: Path, start: int, console: Console) -> Iterator[Recorder]:
+def _recorded(experiment: Experiment, workdir: Path, start: int, console: Console) -> Iterator[Tracker | Onlooker]:
     """The first process writes and shows what happens; the others know what it has written before."""
-    evaluations = processes.from_first(lambda: recorded_evaluations(workdir, last=start))
+
+    def known() -> dict[str, Any]:
+        events = [event.to_json() for event in read_events(workdir, last=start)]
+        return {"evaluations": recorded_evaluations(workdir, last=start), "events": events}
+
+    found = processes.from_first(known)
     if not processes.is_first():
-        yield Onlooker((step, name) for step, name in evaluations)
+        evaluations = [(step, name) for step, name in found["evaluations"]]
+        yield Onlooker(evaluations, [Event.from_json(event) for event in found["events"]])
         return
     tracker = Tracker(workdir, start=start, num_steps=experiment.schedule.num_steps, console=console)
     try:

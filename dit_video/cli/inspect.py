@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,20 @@ from dit_video.cli.arguments import command
 from dit_video.experiment import ExperimentError
 from dit_video.json_file import read_object
 from dit_video.progress import bar
-from dit_video.run_folder import read_experiment
+from dit_video.run_folder import data_changes, describe_change, read_experiment
+from dit_video.training import events
 from dit_video.training.goodput import Activity, read_goodput, summary
 
 EXAMPLES = """  dit-video inspect runs/grid_dit                  steps, sizes, what is in them, digests of the weights
   dit-video inspect runs/grid_dit --verify         reads every array and compares it with the digest it was saved with
   dit-video inspect runs/grid_dit --verify --json > checkpoints.json
 
+Also what went wrong in training and what was done about it, changes of the data, and where the time went.
 Without --verify a step "looks good" where its metadata and its index of arrays are whole. Exits with 1 where a step is
 damaged, and names it. Nothing is moved or changed: `dit-video train` sets aside what is damaged when it goes on."""
+
+# The last that are shown.
+_NUM_EVENTS = 10
 
 GOOD, LOOKS_GOOD, DAMAGED = "good", "looks good", "damaged"
 
@@ -47,6 +53,8 @@ def main(arguments: argparse.Namespace) -> int:
         "steps": [],
         "half_written": [],
         "set_aside": _set_aside(arguments.workdir),
+        "data_changes": data_changes(arguments.workdir),
+        "events": [event.to_json() for event in events.read_events(arguments.workdir)],
         "seconds": {activity.value: spent for activity, spent in read_goodput(arguments.workdir).items()},
     }
     if (arguments.workdir / FOLDER).is_dir():  # opening makes it
@@ -127,6 +135,12 @@ def _show(found: dict[str, Any], console: Console) -> None:
     if any(found["seconds"].values()):
         booked = {Activity(name): spent for name, spent in found["seconds"].items()}
         say(f"time so far, {summary(booked)}")
+    for change in found["data_changes"]:
+        say(f"other data from batch {change['batch']} on:")
+        for line in describe_change(change):
+            say(line)
+    if found["events"]:
+        _show_events([events.Event.from_json(event) for event in found["events"]], say)
     if not found["steps"]:
         say("no checkpoint")
     for step in found["steps"]:
@@ -145,3 +159,12 @@ def _show(found: dict[str, Any], console: Console) -> None:
         say(f"half-written: {name} (a save that goes on at this moment, or one that was killed)")
     for line in found["set_aside"]:
         say(f"set aside: {line['folder']}, {decimal(line['bytes'])}, {line['found']}: {line['why']}")
+
+
+def _show_events(known: list[events.Event], say: Callable[[str], None]) -> None:
+    say(f"faults so far, {events.summary(known)}")
+    if len(known) > _NUM_EVENTS:
+        say(f"  {len(known) - _NUM_EVENTS} more before, in {events.FILE}")
+    for event in known[-_NUM_EVENTS:]:
+        back = "" if event.to is None else f" to step {event.to}, on with batch {event.next_batch}"
+        say(f"  step {event.step}, batch {event.batch}: {event.kind}, {event.done}{back}: {'; '.join(event.what)}")

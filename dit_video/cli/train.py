@@ -15,7 +15,10 @@ EXAMPLES = """  dit-video train --config=experiments/quickstart.py:vae --workdir
 
 The same command in the same workdir goes on where the run stopped. Ctrl-C and SIGTERM finish the step, save and exit
 with 3; of several processes, one that gets it stops all at one step. For a limit of time let the scheduler send it
-early enough, as Slurm does with --signal=TERM@300: it is waited for at most one step, an evaluation, and a save."""
+early enough, as Slurm does with --signal=TERM@300: it is waited for at most one step, an evaluation, and a save.
+
+config.faults says what to do about a loss that is not finite or far too high, and about damaged records;
+RUN/events.jsonl says what happened. Where something takes far longer than usual, RUN/stacks_*.txt shows why."""
 
 
 def add_parser(subparsers) -> None:
@@ -25,6 +28,11 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--init_from", type=Path, metavar="RUN", help="start from this run's averaged weights")
     parser.add_argument(
         "--allow_change", action="store_true", help="go on although the experiment is not the one it was started with"
+    )
+    parser.add_argument(
+        "--allow_data_change",
+        action="store_true",
+        help="go on although the data are not those it was started with; batches are others from the next one on",
     )
     parser.add_argument("--profile", action="store_true", help="trace a few steps into RUN/profile (view in Perfetto)")
     add_processes(parser)
@@ -44,6 +52,7 @@ def _train(arguments: argparse.Namespace) -> int:
         overrides=arguments.overrides,
         init_from=arguments.init_from,
         allow_change=arguments.allow_change,
+        allow_data_change=arguments.allow_data_change,
         profile=arguments.profile,
         console=console,
     )

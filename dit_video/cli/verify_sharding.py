@@ -74,25 +74,21 @@ def _counts(traffic: Traffic) -> dict[str, int]:
 
 def _table(found: list[Comparison], num_steps: int) -> Table:
     table = Table(title=f"{NUM_DEVICES} devices against one, relative differences")
-    table.add_column("mesh")
-    headings = (
-        f"loss (up to {LOSS_TOLERANCE:g})",
-        f"gradient (up to {GRADIENT_TOLERANCE:g})",
-        f"losses of {num_steps} steps (up to {TRAINING_TOLERANCE:g})",
-        "state on a device",
-        "collectives of a step",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    for heading in ("mesh", "loss", "gradient", f"{num_steps} steps", "state", "collectives of a step"):
+        table.add_column(heading, justify="right" if heading not in ("mesh", "collectives of a step") else "left")
     for one in found:
         if one.refused is not None or one.traffic is None:
             continue
         table.add_row(
             _name(one),
-            f"{one.loss:.1e}",
-            f"{one.gradient[1]:.1e}",
-            f"{one.training:.1e}",
-            f"{one.state / one.whole:.1%}",
-            ", ".join(f"{count:,} {kind}" for kind, count in _counts(one.traffic).items()),
+            f"{one.loss:.0e}",
+            f"{one.gradient[1]:.0e}",
+            f"{one.training:.0e}",
+            f"{one.state / one.whole:.0%}",
+            "\n".join(f"{count:,} {kind}" for kind, count in _counts(one.traffic).items()),
         )
+    table.caption = (
+        f"allowed: loss {LOSS_TOLERANCE:g}, gradient of any parameter {GRADIENT_TOLERANCE:g}, losses of the steps "
+        f"{TRAINING_TOLERANCE:g}; state: the part of all that one device holds"
+    )
     return table

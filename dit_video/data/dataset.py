@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dit_video.data.batch import Batch, Split
 from dit_video.data.loader import BatchIterator, held_out_batches, train_batches
@@ -35,8 +36,13 @@ class Data:
         if self.caption_bytes is not None and self.caption_bytes < 2:
             raise ValueError(f"Data.caption_bytes={self.caption_bytes}: must be at least 2; one byte begins a caption")
 
-    def train(self, seed: int, start: int, *, rows: Sequence[int] | None = None) -> BatchIterator:
-        """Training batches from number `start` on: all rows of each, or these alone."""
+    def train(
+        self, seed: int, start: int, *, rows: Sequence[int] | None = None, replace: bool = False
+    ) -> BatchIterator:
+        """Training batches from number `start` on: all rows of each, or these alone.
+
+        A record that cannot be read or decoded is replaced by another, or raises ValueError.
+        """
         source = self.cache or self.source
         return train_batches(
             source.open(Split.TRAIN),
@@ -47,7 +53,12 @@ class Data:
             rows=rows,
             caption_bytes=self.caption_bytes,
             num_threads=self.num_threads,
+            replace=replace,
         )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which records there are, and which of them is in which batch; JSON."""
+        return {"source": _identity(self.source), "cache": None if self.cache is None else _identity(self.cache)}
 
     def judged(self, split: Split, num_clips: int, batch_size: int, seed: int) -> Iterator[tuple[Batch, int]]:
         """The same `num_clips` clips of `split` at every call, with how many rows of each batch are real."""
@@ -59,3 +70,13 @@ class Data:
             seed=seed,
             caption_bytes=self.caption_bytes,
         )
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    info = source.info()
+    return {
+        "digest": info.digest,
+        "split_digest": {split.value: digest for split, digest in info.split_digest.items()},
+        "num_records": {split.value: number for split, number in info.num_records.items()},
+        "class_names": list(info.class_names),
+    }

@@ -5,12 +5,14 @@ each makes the rows that its devices need. So the global batch, row for row, doe
 threads made it, and the whole state of a loader is one integer: the index of the next batch.
 """
 
+import contextlib
 import hashlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import grain
 import numpy as np
@@ -21,6 +23,21 @@ from dit_video.data.transforms import ClipTransform, Usable, usable
 _LOG = logging.getLogger(__name__)
 # Grain counts batches in a signed 64-bit integer; this many never end.
 _ENDLESS = sys.maxsize // 2
+# Where so many records in a row are damaged, the set is.
+_MOST_TRIED = 100
+
+
+class Replaced(NamedTuple):
+    """A row that holds another record than it should: its own could not be read or decoded.
+
+    Attributes:
+        row: of the global batch.
+        why: the record that is missing, and what was wrong with it.
+    """
+
+    batch: int
+    row: int
+    why: str
 
 
 class BatchIterator(Iterator[Batch]):
@@ -32,24 +49,46 @@ class BatchIterator(Iterator[Batch]):
         num_too_short: records left out because a clip does not fit into them.
     """
 
-    def __init__(self, batches: grain.MapDataset, *, start: int, num_threads: int, num_too_short: int):
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
-        self._iterator = iter(batches.to_iter_dataset(options))
-        self._iterator.set_state({"next_index": start})
+    def __init__(self, make: "_BatchMaker", *, start: int, num_threads: int, num_too_short: int):
+        self._make, self._num_threads = make, num_threads
+        self._replaced: list[Replaced] = []
+        self._iterator = self._from(start)
         self.next_batch = start
         self.wait_seconds = 0.0
         self.num_too_short = num_too_short
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
-        batch = next(self._iterator)
+        batch, replaced = next(self._iterator)
         self.wait_seconds += time.perf_counter() - began
         self.next_batch += 1
+        self._replaced += replaced
         return batch
+
+    def seek(self, next_batch: int) -> None:
+        """Goes on with another batch; what was replaced and not asked for is forgotten."""
+        self._iterator.close()
+        self._iterator = self._from(next_batch)
+        self.next_batch, self._replaced = next_batch, []
+
+    def take_replaced(self) -> list[Replaced]:
+        """Rows of the batches returned since the last call."""
+        replaced, self._replaced = self._replaced, []
+        return replaced
+
+    def waits_for(self) -> str:
+        """What is being read at this moment, for those who wait longer than they should."""
+        return f"batch {self.next_batch}: {self._make.reading()}"
 
     def close(self) -> None:
         """Stops reading ahead."""
         self._iterator.close()
+
+    def _from(self, start: int) -> grain.DatasetIterator:
+        options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._num_threads)
+        iterator = iter(grain.MapDataset.range(_ENDLESS).map(self._make).to_iter_dataset(options))
+        iterator.set_state({"next_index": start})
+        return iterator
 
 
 def train_batches(
@@ -62,6 +101,7 @@ def train_batches(
     rows: Sequence[int] | None = None,
     caption_bytes: int | None = None,
     num_threads: int = 8,
+    replace: bool = False,
 ) -> BatchIterator:
     """The global batches start, start + 1, ... without end, or some rows of each.
 
@@ -74,6 +114,9 @@ def train_batches(
         rows: which of its rows to make, in this order; all, if None.
         caption_bytes: length of captions, begun and filled up; None for batches without.
         num_threads: batches prepared at once; also how many are kept ready.
+        replace: a record whose bytes are damaged, or do not decode, is replaced by the next in the order of its epoch
+            that does, cut at random anew: a function of (seed, position) like all else. A store that does not answer
+            raises all the same.
 
     Raises:
         ValueError: rows that the batch does not have, or no record long enough.
@@ -86,24 +129,70 @@ def train_batches(
     if start < 0:
         raise ValueError(f"start={start}: must be at least 0")
     records = _usable(examples, transform)
-    sequence = (
-        grain.MapDataset.source(_Positions(len(records)))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(lambda position, rng: transform(records[position], rng))
-    )
+    make = _BatchMaker(records, transform, batch_size, seed, wanted, caption_bytes, replace)
+    return BatchIterator(make, start=start, num_threads=num_threads, num_too_short=records.num_too_short)
 
-    def batch(index: int) -> Batch:
-        # Grain's type allows for elements that a filter dropped; there is no filter.
-        return collate(cast("list[Clip]", [sequence[index * batch_size + row] for row in wanted]), caption_bytes)
 
-    return BatchIterator(
-        grain.MapDataset.range(_ENDLESS).map(batch),
-        start=start,
-        num_threads=num_threads,
-        num_too_short=records.num_too_short,
-    )
+class _BatchMaker:
+    """Makes some rows of the global batch of any index, in any thread."""
+
+    def __init__(
+        self,
+        records: Usable,
+        transform: ClipTransform,
+        batch_size: int,
+        seed: int,
+        rows: Sequence[int],
+        caption_bytes: int | None,
+        replace: bool,
+    ):
+        self._records, self._transform = records, transform
+        self._batch_size, self._seed, self._rows = batch_size, seed, rows
+        self._caption_bytes, self._replace = caption_bytes, replace
+        self._order = grain.MapDataset.source(_Positions(len(records))).seed(seed).shuffle().repeat()
+        self._clips = self._order.random_map(self._clip)
+        # By thread: the position of a record, and since when it is being read.
+        self._reading: dict[int, tuple[int, float]] = {}
+
+    def __call__(self, index: int) -> tuple[Batch, list[Replaced]]:
+        clips, replaced = [], []
+        for row in self._rows:
+            number = index * self._batch_size + row
+            try:
+                # Grain's type allows for elements that a filter dropped; there is no filter.
+                clip = cast(Clip, self._clips[number])
+            except ValueError as error:
+                if not self._replace:
+                    raise
+                clip = self._other(number, error)
+                replaced.append(Replaced(index, row, str(error)))
+            clips.append(clip)
+        return collate(clips, self._caption_bytes), replaced
+
+    def reading(self) -> str:
+        """The records at which threads are, longest first."""
+        now = time.perf_counter()
+        longest_first = sorted(self._reading.copy().values(), key=lambda at: at[1])
+        return ", ".join(f"record {position} since {now - since:.0f} s" for position, since in longest_first) or "idle"
+
+    def _clip(self, position: int, rng: np.random.Generator) -> Clip:
+        thread = threading.get_ident()
+        self._reading[thread] = (position, time.perf_counter())
+        try:
+            return self._transform(self._records[position], rng)
+        except OSError as error:
+            raise OSError(f"record {position} of the training set cannot be read: {error}") from error
+        finally:
+            del self._reading[thread]
+
+    def _other(self, number: int, error: ValueError) -> Clip:
+        """The clip in the place of row `number` of the sequence, whose own record fails with `error`."""
+        epoch, place = divmod(number, len(self._records))
+        for tried in range(1, min(len(self._records), _MOST_TRIED)):
+            other = epoch * len(self._records) + (place + tried) % len(self._records)
+            with contextlib.suppress(ValueError):
+                return self._clip(cast(int, self._order[other]), np.random.default_rng((self._seed, number)))
+        raise ValueError(f"{error}; nor can the records after it in the order of its epoch") from error
 
 
 class _Positions:

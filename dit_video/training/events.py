@@ -64,8 +64,15 @@ class Event:
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "Event":
-        known = {"kind": Kind(line["kind"]), "done": Done(line["done"]), "what": tuple(line["what"])}
-        return cls(**{**line, **known})
+        return cls(
+            step=line["step"],
+            batch=line["batch"],
+            kind=Kind(line["kind"]),
+            done=Done(line["done"]),
+            what=tuple(line["what"]),
+            to=line.get("to"),
+            next_batch=line.get("next_batch"),
+        )
 
 
 class EventLog:

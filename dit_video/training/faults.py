@@ -50,8 +50,8 @@ class Skip:
 class RollBack:
     """The run goes back to its last good checkpoint and on with the batch after the one at fault.
 
-    The batches between are left out, too. How far it goes back is how often checkpoints are saved; the first is saved
-    before the first step.
+    The batches between are left out, too. How far it goes back depends on how often checkpoints are saved; the first is
+    saved before the first step, and a run that is stopped saves one more.
 
     Attributes:
         limit: more often than this to the same step ends the run.

@@ -31,13 +31,13 @@ class Activity(enum.StrEnum):
 
 
 class Ledger:
-    """Books the time of one session and knows that of the sessions before it."""
+    """Books the time of session number `session` and knows that of the sessions before it."""
 
     def __init__(self, workdir: Path, *, start: int, began: float, clock: Callable[[], float] = time.perf_counter):
         """`start` is the step that this session goes on from, `began` the clock's time when it began."""
         earlier = list(_lines(workdir / FILE))
         self._earlier = _settled(earlier, start)
-        self._session = 1 + max((line["session"] for line in earlier), default=0)
+        self.session = 1 + max((line["session"] for line in earlier), default=0)
         self._path = workdir / FILE
         self._clock, self._since = clock, began
         self._activity = Activity.INITIALISE
@@ -53,7 +53,7 @@ class Ledger:
         """The run has come to `step` and goes on from an earlier one, as a new session would."""
         self.write(step)
         self._earlier = _settled(list(_lines(self._path)), start)
-        self._session += 1
+        self.session += 1
         self._spent = dict.fromkeys(Activity, 0.0)
         self.write(start)
 
@@ -63,7 +63,7 @@ class Ledger:
         seconds = {activity.value: spent for activity, spent in self._spent.items() if spent}
         with open(self._path, "a", encoding="utf-8") as file:
             # The line before may have been cut short by a kill.
-            file.write("\n" + json.dumps({"session": self._session, "step": step, "seconds": seconds}))
+            file.write("\n" + json.dumps({"session": self.session, "step": step, "seconds": seconds}))
 
     def seconds(self) -> dict[Activity, float]:
         """Over all sessions until now."""

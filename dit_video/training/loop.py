@@ -1,18 +1,24 @@
 """The loop: batch, step, record, evaluate, save. One loop for every task."""
 
 import dataclasses
+import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from flax import nnx
 
+from dit_video import processes
+from dit_video.checkpoint import Saved
 from dit_video.data.batch import Batch
+from dit_video.data.loader import Replaced
 from dit_video.sharding import place
 from dit_video.tasks.task import EvaluationData, Evaluator, Subject
+from dit_video.training.events import Done, Event
+from dit_video.training.faults import Faults, Judge
 from dit_video.training.goodput import Activity
 from dit_video.training.step import Program, TrainState
 from dit_video.training.stop import Stop
@@ -28,16 +34,28 @@ class Batches(Protocol):
 
     def __next__(self) -> Batch: ...
 
+    def seek(self, next_batch: int) -> None:
+        """Goes on with another batch."""
+        ...
+
+    def take_replaced(self) -> list[Replaced]:
+        """Rows that hold another record than they should, of the batches since the last call or `seek`."""
+        ...
+
 
 @runtime_checkable
 class Saver(Protocol):
-    """Saves state and data position as one."""
+    """Saves state and data position as one, and gives back what it saved last."""
 
     def save(self, step: int, state: TrainState, next_batch: int) -> None: ...
 
+    def wait(self) -> None:
+        """Until everything that was started is saved."""
+        ...
 
-class NotFinite(ValueError):
-    """The loss stopped being a number."""
+    def resume(self, shapes: TrainState, say: Callable[[str], None]) -> Saved[TrainState] | None:
+        """The last good state; None where there is none."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +124,7 @@ def train(
     batches: Batches,
     seed: int,
     schedule: Schedule,
+    faults: Faults,
     work: Work,
     evaluators: Mapping[str, Evaluator],
     subject: Subject,
@@ -122,18 +141,23 @@ def train(
         The last state and its step.
 
     Raises:
-        NotFinite: in all processes alike, naming the first step whose loss is not a number. Nothing after it has
-            been saved.
+        TrainingFault: in all processes alike, naming the first step of what `faults` does not allow to go on from.
+            Nothing after it has been saved.
     """
     step = int(state.step)
     if step:
         # A run that was stopped or killed before it had judged its last checkpoint does so now.
         tracker.now(Activity.EVALUATE)
-        owed = [name for name, e in evaluators.items() if step % e.every == 0 or step == schedule.num_steps]
+        owed = _due(evaluators, step, last=step == schedule.num_steps)
         owed = [name for name in owed if not tracker.has_evaluation(step, name)]
         _evaluate(owed, evaluators, subject.hold(state.ema, step=step, ema=True), data, seed, tracker)
+    elif faults.rolls_back:
+        tracker.now(Activity.CHECKPOINT)
+        saver.save(step, state, batches.next_batch)
+    if (after := tracker.events.next_batch(step)) is not None:
+        batches.seek(after)  # this step was gone back to, and batches were left out
+    watch = _Watch(faults, batches, tracker, work.clips)
     window = _Window(step, batches.wait_seconds)
-    pending: list[tuple[int, dict[str, jax.Array]]] = []
     traced = None if profile is None else range(step + profile.first, step + profile.first + profile.num_steps)
     stopping = stop.reached(step)
     now = tracker.now
@@ -145,7 +169,7 @@ def train(
         now(Activity.COMPILE if window.compiling else Activity.STEP)
         state, metrics = program.step(state, frozen, place(batch, mesh), seed)
         step += 1
-        pending.append((step, metrics))
+        watch.add(step, metrics)
         if window.compiling:
             jax.block_until_ready(metrics)
             tracker.note(f"first step (compilation included): {window.seconds():.1f} s")
@@ -154,14 +178,21 @@ def train(
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
             tracker.note(f"trace of steps {traced.start + 1} to {traced.stop}: {profile.folder}")
+            traced = None  # these steps may be done again
         # Asked once: a signal that comes later in this round ends the next one, which then saves and records.
         stopping = stop.reached(step)
         last = step == schedule.num_steps or stopping
-        due = [name for name, e in evaluators.items() if last or step % e.every == 0]
+        due = _due(evaluators, step, last=last)
         save = last or step % schedule.save_every == 0
-        if last or due or save or step % schedule.log_every == 0:
-            # Everything up to this step is written down before anything that may fail or be killed.
-            loss = _flush(pending, tracker)
+        look = last or due or save or step % schedule.log_every == 0
+        if look:
+            # Everything up to this step is written down, and found good, before anything is saved, fails or is killed.
+            loss, undone = watch.look()
+            if undone is not None:
+                state = watch.roll_back(undone, program, state, saver)
+                step = int(state.step)
+                window = _Window(step, batches.wait_seconds, compiling=False)
+                continue
             if step > window.step:
                 tracker.rates(step, loss, work.rates(*window.measure(step, batches.wait_seconds)))
         if save:
@@ -172,7 +203,7 @@ def train(
             now(Activity.EVALUATE)
             _evaluate(due, evaluators, subject.hold(state.ema, step=step, ema=True), data, seed, tracker)
         now(Activity.STEP)
-        if last or due or save or step % schedule.log_every == 0:
+        if look:
             window = _Window(step, batches.wait_seconds, compiling=False)
     now(Activity.CHECKPOINT)  # what is left to do is to wait for the last one
     return state, step
@@ -192,18 +223,94 @@ class _Window:
         return step - self.step, self.seconds(), waited - self._waited
 
 
-def _flush(pending: list[tuple[int, dict[str, jax.Array]]], tracker: Recorder) -> float:
-    """Fetches and records pending metrics; the loss of the last step."""
-    lines = [(step, {k: float(v) for k, v in m.items()}) for step, m in jax.device_get(pending)]
-    pending.clear()
-    bad = next((step for step, values in lines if not math.isfinite(values["loss"])), None)
-    tracker.steps(line for line in lines if bad is None or line[0] <= bad)
-    if bad is not None:
-        raise NotFinite(
-            f"the loss is not finite at step {bad}: lower config.optimizer.learning_rate or clip_norm, "
-            "or look at the batch of that step; the last checkpoint is from before it"
+class _Watch:
+    """Holds the metrics of steps until they are fetched, records them, and deals with what went wrong in them."""
+
+    def __init__(self, faults: Faults, batches: Batches, tracker: Recorder, batch_size: int):
+        self._faults, self._batches, self._tracker, self._batch_size = faults, batches, tracker, batch_size
+        self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """From where the record ends."""
+        past, events = self._tracker.past(self._faults.num_past), self._tracker.events
+        self._judge = Judge(self._faults, batch_size=self._batch_size, past=past, events=events)
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._pending.append((step, self._batches.next_batch - 1, metrics))
+
+    def look(self) -> tuple[float, Event | None]:
+        """Fetches and records what is pending; the loss of the last step, and the event for which to roll back.
+
+        Raises:
+            TrainingFault: training cannot go on.
+        """
+        lines = [(step, batch, {k: float(v) for k, v in m.items()}) for step, batch, m in jax.device_get(self._pending)]
+        self._pending.clear()
+        replaced = self._replaced()
+        grave = None
+        for number, (step, batch, values) in enumerate(lines):
+            for event in self._judge.find(step, batch, values, replaced.get(batch, [])):
+                if event.done in (Done.STOPPED, Done.ROLLED_BACK):
+                    grave, lines = event, lines[: number + 1]
+                    break
+                self._tracker.events.add(event)
+            if grave is not None:
+                break
+        self._tracker.steps((step, values) for step, _, values in lines)
+        if grave is not None and grave.done is Done.STOPPED:
+            self._stop(grave)
+        return lines[-1][2]["loss"] if lines else math.nan, grave
+
+    def roll_back(self, event: Event, program: Program, state: TrainState, saver: Saver) -> TrainState:
+        """The last good state before `event`, from which to go on with the batches after it; `state` is gone.
+
+        Raises:
+            TrainingFault: it has been gone back to as often as is allowed.
+        """
+        tracker = self._tracker
+        tracker.now(Activity.CHECKPOINT)
+        saver.wait()
+        for leaf in jax.tree.leaves(state):
+            leaf.delete()  # there may be no room for two
+        saved = saver.resume(program.shapes, tracker.note)
+        if saved is None or sum(e.to == saved.step for e in tracker.events) >= self._faults.roll_backs(event.kind):
+            self._stop(event)
+        tracker.rewind(saved.step)
+        event = dataclasses.replace(event, to=saved.step, next_batch=event.batch + 1)
+        tracker.events.add(event)
+        self._batches.seek(event.batch + 1)
+        self._begin()
+        tracker.note(
+            f"{event.kind} at step {event.step}, {' and '.join(event.what)}: back to step {saved.step}, on with batch "
+            f"{event.next_batch}"
         )
-    return lines[-1][1]["loss"] if lines else math.nan
+        return saved.state
+
+    def _replaced(self) -> dict[int, list[str]]:
+        """By batch, the records of all processes that were replaced; processes may have made the same rows."""
+        if not self._faults.undecodable_share:
+            return {}
+        rows = {(r.batch, r.row): r.why for text in processes.gather(self._said()) for r in _heard(text)}
+        replaced: dict[int, list[str]] = {}
+        for (batch, _), why in sorted(rows.items()):
+            replaced.setdefault(batch, []).append(why)
+        return replaced
+
+    def _said(self) -> str:
+        return json.dumps(self._batches.take_replaced())
+
+    def _stop(self, event: Event) -> NoReturn:
+        self._tracker.events.add(dataclasses.replace(event, done=Done.STOPPED))
+        raise self._judge.error(event)
+
+
+def _heard(text: str) -> list[Replaced]:
+    return [Replaced(*row) for row in json.loads(text)]
+
+
+def _due(evaluators: Mapping[str, Evaluator], step: int, *, last: bool) -> list[str]:
+    return [name for name, evaluator in evaluators.items() if last or step % evaluator.every == 0]
 
 
 def _evaluate(

@@ -165,10 +165,11 @@ class Tracker:
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Records the metrics of consecutive steps."""
-        values = {}
-        for self._step, values in lines:
-            self._write({"step": self._step, **values})
-        self._scalars(self._step, "train", values)
+        step, values = self._step, {}
+        for step, values in lines:
+            self._write({"step": step, **values})
+        self._step = step
+        self._scalars(step, "train", values)
         self._file.flush()
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
@@ -249,11 +250,14 @@ class Tracker:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(path)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        # A file of its own: TensorBoard's are named by the second.
+        purge, suffix = step + 1 if step else None, f".{self.goodput.session}"
+        self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=purge, filename_suffix=suffix)
 
     def _past(self, count: int) -> list[dict[str, float]]:
         lines = (line for line in read_record(self._workdir, last=self._step) if "loss" in line)
-        return list(collections.deque(lines, maxlen=count))
+        last = collections.deque(lines, maxlen=count)
+        return [{name: value for name, value in line.items() if name != "step"} for line in last]
 
     def _scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -7,13 +7,15 @@ of metrics does, is usual, and the one compilation of an evaluation is not.
 
 import contextlib
 import dataclasses
-import faulthandler
 import statistics
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+import jax
 
 from dit_video import processes
 from dit_video.training.goodput import Activity
@@ -95,6 +97,7 @@ class Watchdog:
         """`waits_for` says what the run waits for while it is at an activity."""
         self._pulse, self._folder, self._waits_for, self._patience = pulse, folder, waits_for, patience
         self._told = -1
+        self._name, self._suffix = processes.name(), f"_process_{jax.process_index()}" if processes.joined() else ""
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -123,15 +126,25 @@ class Watchdog:
         self._told = span.number
         known = "" if usual is None else f", which usually takes at most {usual:.1f} s"
         waits_for = self._waits_for.get(span.activity)
-        file = self._folder / f"stacks_{time.strftime('%Y%m%d_%H%M%S')}.txt"
+        file = self._folder / f"stacks_{time.strftime('%Y%m%d_%H%M%S')}{self._suffix}.txt"
         self._say(f"warning: at {span.activity} since {lasted:.0f} s{known}; what all threads do goes to {file}")
         if waits_for is not None:
             self._say(f"waiting for {waits_for()}")
         try:
-            with open(file, "w", encoding="utf-8") as stacks:
-                faulthandler.dump_traceback(file=stacks)
+            file.write_text(_stacks(), encoding="utf-8")
         except OSError as error:
             self._say(f"it cannot be written: {error}")
 
     def _say(self, message: str) -> None:
-        print(f"{processes.name()}{message}", file=sys.stderr, flush=True)
+        print(f"{self._name}{message}", file=sys.stderr, flush=True)
+
+
+def _stacks() -> str:
+    """Of all threads, the main one first. (faulthandler names none and leaves out all after a hundred.)"""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    main = threading.main_thread().ident
+    frames = sorted(sys._current_frames().items(), key=lambda item: item[0] != main)
+    return "\n".join(
+        f"thread {names.get(ident, 'not of Python')}, most recent call last:\n" + "".join(traceback.format_stack(frame))
+        for ident, frame in frames
+    )

@@ -16,7 +16,8 @@ from dit_video import run
 from dit_video.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints, DamagedCheckpoint, weights_digest
 from dit_video.cli.main import main
 from dit_video.nn.module import define
-from dit_video.run_folder import record
+from dit_video.run_folder import RECORD, record
+from dit_video.training.events import FILE, Done, Event, EventLog, Kind
 from dit_video.training.step import TrainState
 
 CODEC = "--config=tiny.py:vae"
@@ -119,6 +120,38 @@ def test_what_was_set_aside_is_listed_with_the_reason(capsys, folder):
     found = inspect(capsys, folder)
     assert [step["step"] for step in found["steps"]] == [4]
     assert [(Path(line["folder"]).name, line["why"]) for line in found["set_aside"]] == [("8", "the reason")]
+
+
+def test_what_went_wrong_and_other_data_are_shown(capsys, folder):
+    events = [Event(step=s, batch=s, kind=Kind.SPIKE, done=Done.NOTED, what=(f"high {s}",)) for s in range(1, 13)]
+    back = {"kind": Kind.NOT_FINITE, "done": Done.ROLLED_BACK, "to": 12, "next_batch": 15}
+    events.append(Event(step=14, batch=14, what=("loss",), **back))
+    log = EventLog([], folder / FILE)
+    for event in events:
+        log.add(event)
+    record = json.loads((folder / RECORD).read_text())
+    old, new = ({"source": identity(number), "cache": None} for number in (40, 42))
+    (folder / RECORD).write_text(
+        json.dumps(record | {"data": new, "data_changes": [{"batch": 9, "old": old, "new": new}]})
+    )
+    found = inspect(capsys, folder)
+    assert [Event.from_json(event) for event in found["events"]] == events
+    assert [change["batch"] for change in found["data_changes"]] == [9]
+    assert main(["inspect", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "other data from batch 9 on:\n  config.data.source: 40 train (40), manifest 40 -> 42 train (42), manifest 42",
+        "faults so far, spike: 12 x noted, not finite: 1 x rolled back\n  3 more before, in events.jsonl",
+        "step 12, batch 12: spike, noted: high 12",
+        "step 14, batch 14: not finite, rolled back to step 12, on with batch 15: loss",
+    ):
+        assert part in shown
+    assert "high 3" not in shown
+
+
+def identity(number: int) -> dict:
+    digest = str(number)
+    return {"digest": digest, "split_digest": {"train": digest}, "num_records": {"train": number}, "class_names": []}
 
 
 def test_a_run_without_checkpoints_and_a_folder_that_is_no_run(capsys, folder):

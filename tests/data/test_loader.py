@@ -1,6 +1,7 @@
 """Laws of the loader: the order of examples is a function of (seed, batch index) and of nothing else."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -120,6 +121,98 @@ def test_a_record_that_does_not_decode_is_named():
     iterator = train_batches(Damaged([12]), CUT, batch_size=1, seed=0)
     with pytest.raises(ValueError, match=r"the/culprit\.mp4"):
         next(iterator)
+    iterator.close()
+
+
+class DamagedInPlaces(InMemory):
+    """Records 2 and 5 are damaged."""
+
+    def __getitem__(self, index: int) -> Record:
+        if index in (2, 5):
+            raise ValueError(f"record {index} is damaged")
+        return super().__getitem__(index)
+
+
+def test_a_damaged_record_is_replaced_by_the_same_one_everywhere():
+    """By one process, by two, and by one that goes on in the middle; and no other row changes."""
+    examples, options = DamagedInPlaces([12] * 13), {"batch_size": 8, "seed": 1, "num_threads": 2, "replace": True}
+    sound = batches(InMemory([12] * 13), 5)
+
+    def made(num: int, **more) -> tuple[list, list]:
+        iterator = train_batches(examples, CUT, **options, **more)
+        found = [next(iterator) for _ in range(num)]
+        replaced = iterator.take_replaced()
+        assert iterator.take_replaced() == []
+        iterator.close()
+        return found, replaced
+
+    whole, replaced = made(5)
+    missing = {(b, r): i for b, batch in enumerate(sound) for r, i in enumerate(batch.label) if i in (2, 5)}
+    assert len(missing) >= 5
+    assert {(r.batch, r.row): r.why for r in replaced} == {k: f"record {i} is damaged" for k, i in missing.items()}
+    for number, (batch, other) in enumerate(zip(whole, sound)):
+        assert not set(batch.label) & {2, 5}
+        kept = [row for row in range(8) if (number, row) not in missing]
+        np.testing.assert_array_equal(batch.video[kept], other.video[kept])
+    for rows in ([0, 1, 2, 3], [4, 5, 6, 7]):
+        share, of_them = made(5, rows=rows)
+        assert of_them == [r for r in replaced if r.row in rows]
+        for batch, other in zip(whole, share):
+            np.testing.assert_array_equal(batch.video[rows], other.video)
+    resumed, of_them = made(3, start=2)
+    assert of_them == [r for r in replaced if r.batch >= 2]
+    for batch, other in zip(whole[2:], resumed):
+        np.testing.assert_array_equal(batch.video, other.video)
+
+
+def test_a_set_of_damaged_records_ends_and_does_not_hang():
+    class AllDamaged(InMemory):
+        def __getitem__(self, index: int) -> Record:
+            raise ValueError(f"record {index} is damaged")
+
+    iterator = train_batches(AllDamaged([12] * 3), CUT, batch_size=1, seed=0, replace=True)
+    with pytest.raises(ValueError, match=r"record \d is damaged; nor can the records after it"):
+        next(iterator)
+    iterator.close()
+
+
+def test_a_store_that_does_not_answer_is_no_damaged_record():
+    class Vanished(InMemory):
+        def __getitem__(self, index: int) -> Record:
+            raise TimeoutError("no answer from the store")
+
+    iterator = train_batches(Vanished([12]), CUT, batch_size=1, seed=0, replace=True)
+    with pytest.raises(OSError, match="record 0 of the training set cannot be read: no answer from the store"):
+        next(iterator)
+    iterator.close()
+
+
+def test_the_position_can_be_changed():
+    iterator = train_batches(InMemory([12] * 13), CUT, batch_size=8, seed=1)
+    next(iterator)
+    iterator.seek(3)
+    assert iterator.next_batch == 3
+    np.testing.assert_array_equal(next(iterator).video, batches(InMemory([12] * 13), 4)[3].video)
+    assert iterator.next_batch == 4
+    iterator.close()
+
+
+def test_what_is_being_read_is_named():
+    reached, go_on = threading.Event(), threading.Event()
+
+    class Slow(InMemory):
+        def __getitem__(self, index: int) -> Record:
+            reached.set()
+            go_on.wait(30)
+            return super().__getitem__(index)
+
+    iterator = train_batches(Slow([12]), CUT, batch_size=1, seed=0, start=4)
+    waiter = threading.Thread(target=lambda: next(iterator))
+    waiter.start()
+    assert reached.wait(30)
+    assert iterator.waits_for().startswith("batch 4: record 0 since 0 s")
+    go_on.set()
+    waiter.join()
     iterator.close()
 
 

@@ -82,3 +82,14 @@ def test_a_last_line_cut_short_by_a_kill_is_no_harm(session, tmp_path):
 def test_the_largest_share_is_named_first(session):
     text = summary(session(0, (SAVE, 1), (STEP, 3)).seconds())
     assert text == "4 s: step 75.0%, checkpoint 25.0%"
+
+
+def test_steps_that_were_rolled_back_are_lost_at_once_and_after_a_kill(session, tmp_path):
+    """At step 20 back to the checkpoint of step 10; killed at 15, to go on from 10 again."""
+    ledger = session(0, (STEP, 10), 10, (SAVE, 1), (STEP, 8), (DATA, 2))
+    ledger.rewind(20, 10)
+    assert ledger.seconds()[Activity.LOST] == 8 + 2
+    ledger.write(15)
+    booked = session(10, (STEP, 9), 20).seconds()
+    assert (booked[STEP], booked[SAVE], booked[Activity.LOST]) == (10 + 9, 1, 8 + 2)
+    assert read_goodput(tmp_path) == booked

@@ -1,41 +1,24 @@
 import dataclasses
-import io
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
-from toys import FitLines, judged_by, line_batch, small_mesh
+from line_training import NUM_STEPS, Killed, Run, line_program, train_lines, without_rates
+from toys import line_batch
 
 from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch
-from dit_video.tasks.task import EvaluationData, Evaluator, Report, Subject
-from dit_video.training import loop
+from dit_video.tasks.task import EvaluationData, Report, Subject
+from dit_video.training.faults import NotFinite
 from dit_video.training.goodput import Activity, read_goodput
-from dit_video.training.loop import NotFinite, Profile, Schedule, Work
-from dit_video.training.optimizer import EMA, AdamW
-from dit_video.training.step import Program, TrainState, make_program
+from dit_video.training.loop import Profile, Schedule, Work
+from dit_video.training.step import Program
 from dit_video.training.stop import StopSignal
-from dit_video.training.tracker import RECORD, Tracker, read_record
-
-MESH = small_mesh()
-NUM_STEPS = 6
-
-
-class LineBatches:
-    """Batch n is a function of n. `before` is called with the number of each batch that is asked for."""
-
-    def __init__(self, start: int, before: Callable[[int], Batch | None]):
-        self.next_batch, self.wait_seconds, self._before = start, 0.0, before
-
-    def __next__(self) -> Batch:
-        index = self.next_batch
-        self.next_batch += 1
-        return self._before(index) or line_batch(index)
+from dit_video.training.tracker import RECORD, read_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,82 +38,15 @@ class Norm:
         )
 
 
-class Killed(Exception):
-    """Nothing after it is done in an orderly way."""
-
-
-@dataclasses.dataclass
-class Run:
-    """How a call of the loop ended."""
-
-    step: int
-    state: TrainState
-    saved: list[int]
-    record: list[dict]
-
-
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return make_program(
-        FitLines(noise=0.5),
-        AdamW(learning_rate=0.01),
-        EMA(decay=0.5),
-        num_steps=NUM_STEPS,
-        num_microbatches=1,
-        mesh=MESH,
-    )
+    return line_program()
 
 
 @pytest.fixture
 def train(program, tmp_path):
     """Trains in a folder, from its last checkpoint on where it has one, as run.train does."""
-
-    def call(
-        name: str = "run",
-        *,
-        evaluators: Mapping[str, Evaluator] | None = None,
-        stop: StopSignal | None = None,
-        before: Callable[[int], Batch | None] = lambda index: None,
-        save_every: int = 2,
-        profile: Profile | None = None,
-    ) -> Run:
-        workdir = tmp_path / name
-        workdir.mkdir(exist_ok=True)
-        checkpoints = Checkpoints(workdir, experiment={})
-        state, next_batch = program.init(0), 0
-        if checkpoints.latest is not None:
-            saved = checkpoints.restore(program.shapes)
-            state, next_batch = saved.state, saved.next_batch
-        tracker = Tracker(workdir, start=int(state.step), num_steps=NUM_STEPS, console=Console(file=io.StringIO()))
-        try:
-            state, step = loop.train(
-                program,
-                state,
-                frozen=None,
-                batches=LineBatches(next_batch, before),
-                seed=0,
-                schedule=Schedule(num_steps=NUM_STEPS, log_every=3, save_every=save_every),
-                work=Work(clips=8, tokens=None, flops=100, peak=None),
-                evaluators=evaluators or {},
-                subject=Subject(FitLines(), program.definition, None, MESH, {}),
-                data=judged_by(line_batch(0)),
-                tracker=tracker,
-                saver=checkpoints,
-                stop=stop or StopSignal(),
-                mesh=MESH,
-                profile=profile,
-            )
-            checkpoints.wait()
-            return Run(step, state, checkpoints.steps, list(read_record(workdir)))
-        finally:
-            checkpoints.close()
-            tracker.close()
-
-    return call
-
-
-def without_rates(record: list[dict]) -> list[dict]:
-    return [line for line in record if "rates" not in line]
+    return lambda name="run", **options: train_lines(program, tmp_path / name, **options)
 
 
 def evaluations(record: list[dict], name: str) -> dict[int, dict]:
@@ -238,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(train, tmp_pat
     def poison(index: int) -> Batch | None:
         return line_batch(index)._replace(moments=np.full((8, 1, 1, 1, 16), np.inf, np.float32)) if index == 4 else None
 
-    with pytest.raises(NotFinite, match=r"not finite at step 5: lower config.optimizer.learning_rate"):
+    with pytest.raises(NotFinite, match=r"not finite at step 5, batch 4: lower config.optimizer.learning_rate"):
         train(before=poison)
     checkpoints = Checkpoints(tmp_path / "run")
     assert checkpoints.steps == [2, 4]

@@ -62,6 +62,17 @@ def test_going_on_keeps_what_was_before_and_drops_what_will_be_written_again(sta
     assert [line["step"] for line in read_record(tmp_path)] == [1, 2, 3, 4, 4, 5, 6]
 
 
+def test_going_back_forgets_what_was_after_and_leaves_boards_of_before(start, tmp_path):
+    tracker = start(0)
+    tracker.steps(steps(1, 5))
+    tracker.rewind(3)
+    assert [line["step"] for line in read_record(tmp_path)] == [1, 2, 3]
+    assert tracker.past(2) == [{"loss": 1 / 2}, {"loss": 1 / 3}]
+    tracker.steps(steps(4, 6))
+    assert [line["step"] for line in read_record(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
 @pytest.mark.parametrize("cut", [1, 5, 15])
 def test_a_half_written_last_line_is_left_out_and_written_over(start, tmp_path, cut):
     tracker = start(0)

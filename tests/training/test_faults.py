@@ -1,0 +1,231 @@
+"""Laws of training that goes wrong: what was found, what was done, and that a kill changes neither."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from line_training import Killed, Run, line_program, train_lines, without_rates
+from toys import line_batch
+
+from dit_video.data.batch import Batch
+from dit_video.training.events import FILE, Done, Event, EventLog, Kind, read_events, summary
+from dit_video.training.faults import Faults, Judge, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
+from dit_video.training.goodput import Activity, read_goodput
+
+NUM_STEPS = 10
+WHAT = ("loss", "gradient norm")
+
+
+@pytest.fixture(scope="module")
+def program():
+    return line_program(NUM_STEPS)
+
+
+@pytest.fixture(scope="module")
+def skipping():
+    return line_program(NUM_STEPS, skip_not_finite=True)
+
+
+def poisoned(*batches: int, by: float = np.inf):
+    """Makes these batches all infinite, or other ones `by` which their values are multiplied."""
+
+    def before(index: int) -> Batch | None:
+        batch = line_batch(index)
+        return batch._replace(moments=batch.moments * np.float32(by)) if index in batches else None
+
+    return before
+
+
+def killed_at(index: int, before):
+    """The run is killed when it asks for this batch for the first time."""
+    killed = []
+
+    def ask(batch: int) -> Batch | None:
+        if batch == index and not killed:
+            killed.append(batch)
+            raise Killed
+        return before(batch)
+
+    return ask
+
+
+def assert_same_run(one: Run, other: Run) -> None:
+    assert json.dumps(without_rates(one.record)) == json.dumps(without_rates(other.record))
+    assert one.events == other.events
+    jax.tree.map(np.testing.assert_array_equal, one.state, other.state)
+
+
+# --- not finite ---
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_stops_the_run_and_is_not_saved(program, tmp_path):
+    """Squares of errors near the largest number are finite in the loss and not in the norm of the gradient."""
+    with pytest.raises(NotFinite, match=r"the gradient norm is not finite at step 4, batch 3: .* be Skip\(\) or Roll"):
+        train_lines(program, tmp_path / "run", before=poisoned(3, by=1e18), num_steps=NUM_STEPS)
+    saved = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved == [2]
+    event = Event(step=4, batch=3, kind=Kind.NOT_FINITE, done=Done.STOPPED, what=("gradient norm",))
+    assert read_events(tmp_path / "run") == [event]
+
+
+def test_a_skipped_update_changes_nothing_but_the_step(skipping):
+    state = skipping.init(0)
+    state, metrics = skipping.step(state, None, line_batch(0), 0)
+    assert metrics["skipped"] == 0
+    before = jax.device_get(jax.tree.map(jnp.copy, state))
+    state, metrics = skipping.step(state, None, poisoned(1)(1), 0)
+    assert metrics["skipped"] == 1
+    after = jax.device_get(state)
+    assert after.step == before.step + 1
+    jax.tree.map(np.testing.assert_array_equal, after._replace(step=before.step), before)
+
+
+def test_skipping_changes_no_update_that_is_finite(program, skipping):
+    states = [each.init(0) for each in (program, skipping)]
+    for index in range(2):
+        states = [each.step(s, None, line_batch(index), 0)[0] for each, s in zip((program, skipping), states)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_so_many_updates_are_skipped_in_a_row_and_no_more(skipping, tmp_path):
+    options = {"faults": Faults(not_finite=Skip(limit=2)), "num_steps": NUM_STEPS}
+    run = train_lines(skipping, tmp_path / "run", before=poisoned(2, 3, 6), **options)
+    assert run.step == NUM_STEPS
+    assert [(e.step, e.batch, e.done) for e in run.events] == [(s, s - 1, Done.SKIPPED) for s in (3, 4, 7)]
+    assert [line["skipped"] for line in run.record if "loss" in line] == [0, 0, 1, 1, 0, 0, 1, 0, 0, 0]
+    # Going on in the middle of the row counts those before.
+    before = poisoned(2, 3, 4)
+    with pytest.raises(Killed):
+        train_lines(skipping, tmp_path / "killed", before=killed_at(4, before), **options)
+    with pytest.raises(NotFinite, match=r"step 5, batch 4, after as many updates skipped in a row as .*limit=2 allows"):
+        train_lines(skipping, tmp_path / "killed", before=before, **options)
+
+
+def test_a_roll_back_goes_on_with_the_batch_after_the_bad_one(program, tmp_path):
+    """Bad at step 6: back to step 4, and what was to be done with batch 4 is done with batch 6."""
+    faults = Faults(not_finite=RollBack())
+    run = train_lines(program, tmp_path / "run", before=poisoned(5), faults=faults, num_steps=NUM_STEPS)
+    assert run.events == [
+        Event(step=6, batch=5, kind=Kind.NOT_FINITE, done=Done.ROLLED_BACK, what=WHAT, to=4, next_batch=6)
+    ]
+    assert [line["step"] for line in run.record if "loss" in line] == list(range(1, NUM_STEPS + 1))
+    by_hand = program.init(0)
+    for index in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11):
+        by_hand, _ = program.step(by_hand, None, line_batch(index), 0)
+    jax.tree.map(np.testing.assert_array_equal, run.state, by_hand)
+    assert read_goodput(tmp_path / "run")[Activity.LOST] > 0
+
+
+@pytest.mark.parametrize("kill", [4, 6, 7, 9])
+def test_a_kill_around_a_roll_back_changes_nothing(program, tmp_path, kill):
+    """Before the bad batch, just after the roll-back, and before and after the next save; nor does when it is found."""
+    options = {"faults": Faults(not_finite=RollBack()), "num_steps": NUM_STEPS, "save_every": 3}
+    before = poisoned(4)
+    straight = train_lines(program, tmp_path / "straight", before=before, log_every=5, **options)
+    with pytest.raises(Killed):
+        train_lines(program, tmp_path / "killed", before=killed_at(kill, before), log_every=1, **options)
+    assert_same_run(train_lines(program, tmp_path / "killed", before=before, log_every=2, **options), straight)
+
+
+def test_before_the_first_save_a_run_rolls_back_to_its_start(program, tmp_path):
+    faults = Faults(not_finite=RollBack())
+    run = train_lines(program, tmp_path / "run", before=poisoned(0), faults=faults, num_steps=NUM_STEPS)
+    assert [(event.to, event.next_batch) for event in run.events] == [(0, 1)]
+    assert run.step == NUM_STEPS
+
+
+def test_so_many_roll_backs_to_one_step_and_no_more(program, tmp_path):
+    options = {"faults": Faults(not_finite=RollBack(limit=2)), "num_steps": NUM_STEPS}
+    assert train_lines(program, tmp_path / "two", before=poisoned(2, 4), **options).step == NUM_STEPS
+    with pytest.raises(NotFinite, match=r"step 4, batch 5, after as many roll-backs to one step as .*limit=2 allows"):
+        train_lines(program, tmp_path / "three", before=poisoned(2, 3, 5), **options)
+    assert [(e.done, e.to) for e in read_events(tmp_path / "three")] == [
+        (Done.ROLLED_BACK, 2),
+        (Done.ROLLED_BACK, 2),
+        (Done.STOPPED, None),
+    ]
+
+
+# --- spikes ---
+
+
+def found(losses, spike: Spike) -> list[int]:
+    judge = Judge(Faults(spike=spike), batch_size=8, past=[], events=[])
+    values = [{"loss": float(loss), "grad_norm": 1.0} for loss in losses]
+    return [number for number, value in enumerate(values) if judge.find(number, number, value, [])]
+
+
+def test_a_spike_is_found_and_there_is_none_in_noise():
+    noise = 1 + 0.1 * np.random.default_rng(0).normal(size=2000)
+    spike = Spike(window=50, num_deviations=8.0)
+    assert found(noise, spike) == []
+    planted = noise.copy()
+    planted[[700, 701, 1200]] = 4.0
+    assert found(planted, spike) == [700, 701, 1200]
+    # A slow descent is none either, nor is what stands still.
+    assert found(np.linspace(10, 1, 500), spike) == []
+    assert found([1.0] * 100 + [2.0], spike) == []
+
+
+@pytest.mark.parametrize("action", [Note(), RollBack()])
+def test_a_spike_is_noted_or_rolled_back_the_same_after_a_kill(program, tmp_path, action):
+    spike = Spike(window=4, num_deviations=20.0, action=action)
+    options = {"faults": Faults(spike=spike), "num_steps": NUM_STEPS, "save_every": 2}
+    before = poisoned(6, by=30.0)
+    straight = train_lines(program, tmp_path / "straight", before=before, **options)
+    [event] = straight.events
+    assert (event.step, event.batch, event.kind) == (7, 6, Kind.SPIKE)
+    assert event.done is (Done.NOTED if action == Note() else Done.ROLLED_BACK)
+    with pytest.raises(Killed):
+        train_lines(program, tmp_path / "killed", before=killed_at(5, before), **options)
+    assert_same_run(train_lines(program, tmp_path / "killed", before=before, **options), straight)
+
+
+# --- records that do not decode ---
+
+
+def test_replaced_records_are_counted_over_kills_and_over_the_share_the_run_stops(program, tmp_path):
+    replaced = {index: f"record {index} is damaged" for index in range(14)}
+    options = {"faults": Faults(undecodable_share=0.01), "num_steps": 14, "replaced": replaced, "log_every": 1}
+    with pytest.raises(Killed):
+        train_lines(program, tmp_path / "run", before=killed_at(7, poisoned()), **options)
+    with pytest.raises(TrainingFault, match=r"(?s)step 11, batch 10: 11 records .*share=0.01.*record 10 is damaged"):
+        train_lines(program, tmp_path / "run", **options)
+    events = read_events(tmp_path / "run")
+    assert [(e.batch, e.done) for e in events] == [(b, Done.REPLACED) for b in range(10)] + [(10, Done.STOPPED)]
+    assert summary(events) == "undecodable: 10 x replaced, undecodable: 1 x stopped"
+
+
+# --- the file ---
+
+
+def test_events_are_forgotten_with_the_steps_they_belong_to(tmp_path):
+    plain = [Event(step=s, batch=s, kind=Kind.SPIKE, done=Done.NOTED, what=("high",)) for s in (2, 5, 8)]
+    back = Event(step=7, batch=7, kind=Kind.SPIKE, done=Done.ROLLED_BACK, what=("high",), to=4, next_batch=8)
+    log = EventLog([], tmp_path / FILE)
+    for event in (*plain[:2], back, plain[2]):
+        log.add(event)
+    assert log.next_batch(4) == 8
+    log.rewind(4)
+    assert list(log) == read_events(tmp_path) == [plain[0], back]
+    with open(tmp_path / FILE, "a") as file:
+        file.write('{"step": 9, "ba')
+    assert read_events(tmp_path) == [plain[0], back]
+    assert read_events(tmp_path, last=3) == [plain[0]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Skip(limit=0), r"Skip\.limit=0: must be at least 1"),
+        (lambda: RollBack(limit=0), r"RollBack\.limit=0: must be at least 1"),
+        (lambda: Spike(window=2), r"Spike\.window=2: must be at least 3"),
+        (lambda: Spike(num_deviations=0.0), r"Spike\.num_deviations=0\.0"),
+        (lambda: Faults(undecodable_share=1.0), r"Faults\.undecodable_share=1\.0"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
