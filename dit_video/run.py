@@ -107,6 +107,7 @@ def train(
     check_joined()
     check_clips(experiment)
     check_mesh(experiment, mesh)
+    check_compiler_options(experiment, mesh)
     experiment, frozen = with_codec(experiment, mesh, console)
     check_cache(experiment, frozen)
     check_source(experiment)
@@ -317,6 +318,16 @@ def check_shared(workdir: Path) -> None:
         raise ExperimentError(
             f"--workdir={workdir}: {RECORD} of process 0 is not there; all processes must see one folder"
         )
+
+
+def check_compiler_options(experiment: Experiment, mesh: Mesh) -> None:
+    """XLA must know them, before anything is read: it is asked with a program of nothing."""
+    platform = platform_of(mesh)
+    if options := experiment.compiler_options.get(platform):
+        try:
+            jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
+        except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+            raise ExperimentError(f"config.compiler_options[{platform!r}]: {str(error).splitlines()[0]}") from error
 
 
 def check_clips(experiment: Experiment) -> None:

@@ -108,3 +108,11 @@ def test_a_step_learns_averages_counts_and_gives_the_old_state_away(noisy):
     np.testing.assert_allclose(average, 0.1 * before + 0.9 * kernel, rtol=1e-5, atol=1e-7)
     assert metrics.keys() == {"loss", "error", "draw", "grad_norm"}
     assert kernel.shape == (WIDTH, WIDTH)
+
+
+def test_compiler_options_reach_the_compiler():
+    program = make_program(
+        FitLines(), AdamW(), EMA(), num_steps=1, num_microbatches=1, mesh=MESH, compiler_options={"xla_nonsense": True}
+    )
+    with pytest.raises(RuntimeError, match="xla_nonsense"):
+        run(program, steps=range(1))
