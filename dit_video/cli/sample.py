@@ -13,6 +13,8 @@ from dit_video.cli.arguments import add_weights, command, parse_size
 from dit_video.data.batch import NO_LABEL, Batch
 from dit_video.data.captions import encode_captions, room_for
 from dit_video.data.video import grid, write_gif, write_mp4
+from dit_video.diffusion.multistep import DPMSolver, UniPC
+from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
 from dit_video.dit.condition import ClassCondition, TextCondition
 from dit_video.experiment import override
 from dit_video.tasks.denoise import Denoise
@@ -20,13 +22,24 @@ from dit_video.tasks.task import clip_keys
 
 EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_clips=8 --out=threes.mp4
   dit-video sample --workdir=runs/quickstart_dit --label=all --out=digits.gif
-  dit-video sample --workdir=runs/grid_dit --label=two --seed=7 --out=two.mp4 --config.task.guidance.scale=1
-  dit-video sample --workdir=runs/grid_dit --out=any.mp4 --config.task.sampler.num_steps=20
+  dit-video sample --workdir=runs/grid_dit --label=two --seed=7 --out=two.mp4 --guidance=1
+  dit-video sample --workdir=runs/grid_dit --out=any.mp4 --sampler=unipc --num_steps=20
   dit-video sample --workdir=runs/grid_dit --label=two --num_frames=33 --size=96,96 --out=long.mp4
   dit-video sample --workdir=runs/text_dit --text="a seven moving up" --text="an eight moving up" --out=up.mp4
 
---config.task.sampler... and --config.task.guidance... change how this run is sampled. Clip i depends on seed and i
+--sampler, --num_steps, --guidance and what they leave, --config.task.sampler... and --config.task.guidance..., change
+how this run is sampled. Clip i depends on seed and i
 alone, so the same seed with another label, text or guidance is the same noise seen differently."""
+
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "euler": Euler,
+    "heun": Heun,
+    "ddim": DDIM,
+    "ancestral": Ancestral,
+    "dpm_solver": DPMSolver,
+    "unipc": UniPC,
+}
 
 
 def add_parser(subparsers) -> None:
@@ -38,6 +51,11 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--num_clips", type=int, default=8, help="clips, or clips per class or text (default 8)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sampler", choices=SAMPLERS, help="way from noise to data (default: the run's)")
+    parser.add_argument("--num_steps", type=int, help="steps of the sampler (default: the run's)")
+    parser.add_argument(
+        "--guidance", type=float, metavar="SCALE", help="how strongly label or text is followed; 1 is off"
+    )
     parser.add_argument("--num_frames", type=int, help="length of a clip (default: as trained)")
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
     parser.add_argument(
@@ -57,6 +75,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.workdir} trained a codec, which makes no clips; see dit-video evaluate")
     if arguments.overrides:
         opened = dataclasses.replace(opened, experiment=override(opened.experiment, arguments.overrides))
+    opened = sampled_as_told(arguments, opened)
     data = run.evaluation_data(opened.experiment)
     rows = told(arguments, opened, console)
     shape = _shape(arguments, data.shape)
@@ -76,6 +95,26 @@ def main(arguments: argparse.Namespace) -> int:
         np.save(arguments.npy, video)
     console.print(f"{len(video)} clips of {shape}: {' '.join(map(str, arguments.out))}", highlight=False)
     return 0
+
+
+def sampled_as_told(arguments: argparse.Namespace, opened: run.OpenRun) -> run.OpenRun:
+    """The run with --sampler, --num_steps and --guidance for its own; another sampler keeps its steps and spacing.
+
+    Raises:
+        ValueError: --guidance for a run that is not conditioned, or a value that sampler or guidance refuse.
+    """
+    task = opened.experiment.task
+    assert isinstance(task, Denoise), "main refuses any other"
+    sampler, guidance = task.sampler, task.guidance
+    num_steps = sampler.num_steps if arguments.num_steps is None else arguments.num_steps
+    kind = type(sampler) if arguments.sampler is None else SAMPLERS[arguments.sampler]
+    if arguments.guidance is not None:
+        if task.condition is None:
+            raise ValueError(f"--guidance={arguments.guidance}: this run follows no label and no text; leave it out")
+        guidance = dataclasses.replace(guidance, scale=arguments.guidance)
+    sampler = kind(num_steps=num_steps, spacing=sampler.spacing)
+    task = dataclasses.replace(task, sampler=sampler, guidance=guidance)
+    return dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=task))
 
 
 def told(arguments: argparse.Namespace, opened: run.OpenRun, console: Console) -> list[Batch]:

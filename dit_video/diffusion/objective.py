@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dit_video.arrays import Latents, Time
-from dit_video.diffusion.path import Cosine, Level, Linear, Path, TokenShift, shift_time
+from dit_video.diffusion.path import Cosine, Level, Linear, Path, Shift, TokenShift, shift_time
 from dit_video.diffusion.prediction import Epsilon, Prediction, Velocity
+from dit_video.diffusion.spacing import Spacing, Trailing
 
 # The loss is also reported for this many equal intervals of t.
 NUM_BINS = 4
+_TRAILING = Trailing()
 
 
 class Times(abc.ABC):
@@ -35,6 +37,20 @@ class Uniform(Times):
 
     def quantile(self, u: Level) -> Level:
         return u
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformLevels(Times):
+    """All of the levels t = 1 / num_steps, 2 / num_steps, ... 1 alike: what a path that is a table is trained with."""
+
+    num_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"UniformLevels.num_steps={self.num_steps}: must be at least 1; DDPM's is 1000")
+
+    def quantile(self, u: Level) -> Level:
+        return (jnp.minimum(jnp.floor(u * self.num_steps), self.num_steps - 1) + 1) / self.num_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +119,7 @@ class Gaussian:
     prediction: Prediction
     times: Times
     weighting: Weighting = Unweighted()
-    shift: TokenShift | None = None
+    shift: Shift | None = None
     per_frame: bool = False
 
     def corrupt(self, rng: Key[Array, ""], x_0: Latents) -> Corrupted:
@@ -152,12 +168,13 @@ class Gaussian:
         """The x_0 that a network's prediction implies: the scale on which objectives are compared."""
         return self.prediction.x_0(self.path, prediction, x_t, t)
 
-    def time_grid(self, num_steps: int, num_positions: int) -> Float[Array, "steps"]:
-        """The num_steps + 1 times of sampling, falling from exactly 1 to exactly 0.
+    def time_grid(self, num_steps: int, num_positions: int, spacing: Spacing = _TRAILING) -> Float[Array, "steps"]:
+        """The num_steps + 1 times of sampling, falling to exactly 0; by default from exactly 1.
 
-        Evenly spaced, then shifted as in training for latents of `num_positions` = t h w.
+        Spaced, then shifted as in training for latents of `num_positions` = t h w, then those nearest on the path.
         """
-        return shift_time(jnp.linspace(1, 0, num_steps + 1), self._shift_factor(num_positions))
+        shifted = shift_time(spacing.times(num_steps), self._shift_factor(num_positions))
+        return jnp.asarray(self.path.nearest(shifted), jnp.float32)
 
     def _shift_factor(self, num_positions: int) -> float:
         return 1.0 if self.shift is None else self.shift.factor(num_positions)

@@ -7,9 +7,13 @@ on the closed interval [0, 1]; where the exact value is not finite the clamp is 
 
 import abc
 import dataclasses
+import functools
+import math
+from typing import overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from dit_video.arrays import Latents, Time
@@ -50,6 +54,10 @@ class Path(abc.ABC):
     @abc.abstractmethod
     def time_of_logsnr(self, logsnr: Level) -> Level:
         """The t at which `self.logsnr(t) == logsnr`, in closed form."""
+
+    def nearest(self, t: Float[np.ndarray, "steps"]) -> Float[np.ndarray, "steps"]:
+        """The times of sampling closest to `t`; a path that is a table has only its entries."""
+        return t
 
     def logsnr(self, t: Level) -> Level:
         """log(alpha^2 / sigma^2), clipped to +-LOGSNR_LIMIT (it is infinite where alpha or sigma is 0)."""
@@ -151,7 +159,75 @@ class LinearBeta(Path):
         return jnp.minimum(2 * integral / (self.beta_min + root), 1)
 
 
-def shift_time(t: Level, shift: float) -> Level:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscreteBetas(Path):
+    """DDPM's table of `num_steps` levels, which published DiT weights were trained with (2006.11239, section 4).
+
+    beta_k grows linearly over k = 0 ... num_steps - 1 and level k, at t = (k + 1) / num_steps, has alpha^2 = the
+    product of 1 - beta over 0 ... k. Between levels log(alpha) is interpolated linearly in t, as DPM-Solver does
+    (2206.00927, appendix D.4); sampling visits levels only. `LinearBeta` is the limit of many steps.
+    """
+
+    num_steps: int = 1000
+    beta_first: float = 1e-4
+    beta_last: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"DiscreteBetas.num_steps={self.num_steps}: must be at least 1; DDPM's is 1000")
+        if not 0 < self.beta_first <= self.beta_last < 1:
+            raise ValueError(
+                f"DiscreteBetas.beta_first={self.beta_first}, beta_last={self.beta_last}: must be 0 < beta_first <= "
+                "beta_last < 1; DDPM's are 1e-4 and 0.02"
+            )
+
+    def _log_alpha(self, t: Level) -> tuple[Level, Level]:
+        """(log(alpha), its slope in t)."""
+        table = _log_alphas(self)
+        position = t * self.num_steps
+        below = jnp.clip(jnp.floor(position), 0, self.num_steps - 1)
+        rise = jnp.asarray(np.diff(table), jnp.float32)[below.astype(int)]
+        value = jnp.asarray(table, jnp.float32)[below.astype(int)] + (position - below) * rise
+        return value, rise * self.num_steps
+
+    def alpha(self, t: Level) -> Level:
+        return jnp.exp(self._log_alpha(t)[0])
+
+    def sigma(self, t: Level) -> Level:
+        return jnp.sqrt(-jnp.expm1(2 * self._log_alpha(t)[0]))
+
+    def d_alpha(self, t: Level) -> Level:
+        log_alpha, slope = self._log_alpha(t)
+        return slope * jnp.exp(log_alpha)
+
+    def d_sigma(self, t: Level) -> Level:
+        """As LinearBeta's: from sigma clamped to MIN_SIGMA, where it is 0."""
+        return -self.alpha(t) * self.d_alpha(t) / jnp.maximum(self.sigma(t), MIN_SIGMA)
+
+    def time_of_logsnr(self, logsnr: Level) -> Level:
+        """As in the base; levels noisier than the end of the path (log-SNR -10.12 by default) give t = 1."""
+        positions = jnp.linspace(0, 1, self.num_steps + 1)
+        return jnp.interp(jax.nn.softplus(-logsnr), jnp.asarray(-2 * _log_alphas(self), jnp.float32), positions)
+
+    def nearest(self, t: Float[np.ndarray, "steps"]) -> Float[np.ndarray, "steps"]:
+        # Halves go to even k, as in diffusers; what is a half but for float64's rounding is one.
+        return (np.round(np.round(t * self.num_steps - 1, 6)) + 1) / self.num_steps
+
+
+@functools.lru_cache
+def _log_alphas(path: DiscreteBetas) -> Float[np.ndarray, "levels"]:
+    """log(alpha) at t = 0, 1 / num_steps, ... 1, in float64."""
+    betas = np.linspace(path.beta_first, path.beta_last, path.num_steps)
+    return np.concatenate([[0.0], np.cumsum(np.log1p(-betas)) / 2])
+
+
+@overload
+def shift_time(t: Level, shift: float) -> Level: ...
+@overload
+def shift_time(t: Float[np.ndarray, "..."], shift: float) -> Float[np.ndarray, "..."]: ...
+
+
+def shift_time(t: Float[Array | np.ndarray, "..."], shift: float) -> Float[Array | np.ndarray, "..."]:
     """Move times towards noise: t' = a t / (1 + (a - 1) t) (SD3, 2403.03206, eq. 23, with a = sqrt(m / n)).
 
     On the Linear path this lowers the log-SNR by 2 log(a) everywhere. `shift` = 1 is the identity, and the
@@ -161,12 +237,59 @@ def shift_time(t: Level, shift: float) -> Level:
     return shift * t / (shift * t + (1 - t))
 
 
+class Shift(abc.ABC):
+    """How far times move for clips of `num_positions` = t h w latent positions, the same in training and sampling."""
+
+    @abc.abstractmethod
+    def factor(self, num_positions: int) -> float:
+        """What `shift_time` is to be given."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenShift:
+class ConstantShift(Shift):
+    """The same for every size, as published models are sampled: SD3 with 3, Wan with 3 at 480p and 5 at 720p."""
+
+    shift: float
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise ValueError(f"ConstantShift.shift={self.shift}: must be positive; 1.0 means no shift")
+
+    def factor(self, num_positions: int) -> float:
+        return self.shift
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExponentialShift(Shift):
+    """exp(mu), mu growing linearly in the number of positions: Flux's, called dynamic shifting in diffusers.
+
+    mu is `low` at `low_positions` and `high` at `high_positions`. Flux counts tokens of 2 x 2 positions, 256 and 4096
+    of them.
+    """
+
+    low: float = 0.5
+    high: float = 1.15
+    low_positions: int = 1024
+    high_positions: int = 16384
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low_positions < self.high_positions:
+            raise ValueError(
+                f"ExponentialShift.low_positions={self.low_positions}, high_positions={self.high_positions}: must be "
+                "0 < low_positions < high_positions; Flux's are 1024 and 16384"
+            )
+
+    def factor(self, num_positions: int) -> float:
+        slope = (self.high - self.low) / (self.high_positions - self.low_positions)
+        return math.exp(self.low + slope * (num_positions - self.low_positions))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenShift(Shift):
     """How far times move for clips of many latent positions: clip(sqrt(num_positions / base), 1, limit).
 
     More positions show the same content more often, so that the same noise level hides less of it (SD3,
-    section 5.3.2). Pass the result to `shift_time`, the same in training and in sampling.
+    section 5.3.2).
     """
 
     base: int = 256
@@ -179,5 +302,4 @@ class TokenShift:
             raise ValueError(f"TokenShift.limit={self.limit}: must be at least 1; 1 means no shift")
 
     def factor(self, num_positions: int) -> float:
-        """The shift for latents of `num_positions` = t h w."""
         return min(max((num_positions / self.base) ** 0.5, 1.0), self.limit)

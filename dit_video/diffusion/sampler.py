@@ -17,6 +17,7 @@ from dit_video.arrays import Latents, Time
 from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.prediction import DenoiseFn
+from dit_video.diffusion.spacing import Spacing, Trailing
 
 
 def noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *shape"]:
@@ -26,17 +27,30 @@ def noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *sha
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(abc.ABC):
-    """`num_steps` steps from t = 1 to t = 0; the network sees t as [B 1]."""
+    """`num_steps` steps from noise to data at the times of `spacing`; the network sees t as [B 1]."""
 
     num_steps: int
+    spacing: Spacing = Trailing()
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"{type(self).__name__}.num_steps={self.num_steps}: must be at least 1")
 
+    @abc.abstractmethod
     def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
         """Latents x_0 from standard normal x_1. Deterministic samplers make no use of `keys`."""
-        grid = objective.time_grid(self.num_steps, math.prod(x_1.shape[1:4]))
+
+    def time_grid(self, objective: Gaussian, x_1: Latents) -> Float[Array, "steps"]:
+        """The objective's, for latents of x_1's size."""
+        return objective.time_grid(self.num_steps, math.prod(x_1.shape[1:4]), self.spacing)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SingleStep(Sampler):
+    """Samplers that remember nothing of the steps before."""
+
+    def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
+        grid = self.time_grid(objective, x_1)
 
         def body(x_t, step):
             index, t, s = (jnp.broadcast_to(value, (x_1.shape[0], 1)) for value in step)
@@ -55,7 +69,7 @@ class Sampler(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Euler(Sampler):
+class Euler(SingleStep):
     """First-order steps along the probability-flow ODE (2011.13456, eq. 13).
 
     With a velocity network each step is x_s = x_t - (t - s) prediction. Of first order where alpha and sigma
@@ -70,7 +84,7 @@ class Euler(Sampler):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heun(Sampler):
+class Heun(SingleStep):
     """Second-order steps along the same ODE (EDM, 2206.00364, algorithm 1): 2 num_steps - 1 network calls.
 
     The last step is Euler's, because the slope is not defined by every prediction at t = 0.
@@ -89,7 +103,7 @@ class Heun(Sampler):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDIM(Sampler):
+class DDIM(SingleStep):
     """x_s = alpha_s x_0 + sigma_s eps with the predicted x_0 and eps (2010.02502, eq. 12, eta = 0).
 
     Exact for constant x_0 and eps on any path; on the Linear path it is Euler's step.
@@ -103,7 +117,7 @@ class DDIM(Sampler):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral(Sampler):
+class Ancestral(SingleStep):
     """DDPM's: x_s from the posterior q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 6 and 7).
 
     For any path (VDM, 2107.00630, appendix A), written as 2010.02502, eq. 12 with eta = 1: of the noise in

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import io
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from rich.console import Console
 from toys import small_mesh
 
 from dit_video import run
-from dit_video.cli.sample import told
+from dit_video.cli.sample import SAMPLERS, sampled_as_told, told
 from dit_video.data.batch import NO_LABEL
 from dit_video.data.captions import encode_captions
 from dit_video.data.dataset import Data
 from dit_video.data.sources import MovingDigits
 from dit_video.data.transforms import ClipTransform
+from dit_video.diffusion.multistep import UniPC
+from dit_video.diffusion.sampler import Sampler
+from dit_video.diffusion.spacing import Linspace
 from dit_video.dit.condition import ClassCondition, Condition, TextCondition
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
@@ -84,3 +88,39 @@ def test_a_text_that_is_cut_is_said_to_be(opened):
 def test_what_a_run_does_not_know_is_refused(opened, condition, given, message):
     with pytest.raises(ValueError, match=message):
         rows(opened(condition), **given)
+
+
+def sampled(opened: run.OpenRun, *, sampler: str | None = None, num_steps: int | None = None, guidance=None):
+    options = argparse.Namespace(sampler=sampler, num_steps=num_steps, guidance=guidance)
+    return sampled_as_told(options, opened).experiment.task
+
+
+def test_what_is_not_told_of_sampling_stays_as_in_the_run(opened):
+    original = opened(CLASS)
+    assert sampled(original) == original.experiment.task
+
+
+def test_another_sampler_keeps_the_spacing_and_the_steps_unless_told(opened):
+    original = opened(CLASS)
+    spaced = dataclasses.replace(original.experiment.task.sampler, spacing=Linspace())
+    task = dataclasses.replace(original.experiment.task, sampler=spaced)
+    original = dataclasses.replace(original, experiment=dataclasses.replace(original.experiment, task=task))
+    assert sampled(original, sampler="unipc").sampler == UniPC(num_steps=spaced.num_steps, spacing=Linspace())
+    for name, kind in SAMPLERS.items():
+        assert sampled(original, sampler=name, num_steps=7).sampler == kind(num_steps=7, spacing=Linspace())
+
+
+def test_guidance_is_for_runs_with_a_condition(opened):
+    assert sampled(opened(CLASS), guidance=3.5).guidance.scale == 3.5
+    with pytest.raises(ValueError, match=r"--guidance=3\.5: this run follows no label and no text"):
+        sampled(opened(None), guidance=3.5)
+    with pytest.raises(ValueError, match=r"num_steps=0"):
+        sampled(opened(CLASS), num_steps=0)
+
+
+def test_every_sampler_has_a_word():
+    def kinds(kind):
+        return {kind} | {leaf for child in kind.__subclasses__() for leaf in kinds(child)}
+
+    concrete = {kind for kind in kinds(Sampler) if not inspect.isabstract(kind) and kind.__module__.startswith("dit_")}
+    assert concrete == set(SAMPLERS.values())

@@ -13,6 +13,7 @@ from dit_video.diffusion.objective import (
     LogitNormal,
     MinSNR,
     Uniform,
+    UniformLevels,
     ddpm,
     diffusion_forcing,
     rectified_flow,
@@ -110,6 +111,14 @@ def test_the_ends_of_the_uniform_give_the_ends_of_time():
     ends = jnp.array([0.0, 1.0])
     for times in (Uniform(), LogitNormal()):
         np.testing.assert_array_equal(times.quantile(ends), ends)
+
+
+def test_uniform_levels_are_the_levels_of_a_table_all_alike():
+    u = (jnp.arange(4000) + 0.5) / 4000
+    drawn, counts = np.unique(np.asarray(UniformLevels(num_steps=1000).quantile(u)), return_counts=True)
+    np.testing.assert_allclose(drawn, np.arange(1, 1001) / 1000, rtol=1e-6)
+    assert set(counts) == {4}
+    np.testing.assert_allclose(UniformLevels(num_steps=4).quantile(jnp.array([0.0, 1.0])), [0.25, 1.0])
 
 
 def test_shift_moves_training_times_and_the_grid_alike():

@@ -5,10 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_video.diffusion.path import LOGSNR_LIMIT, Cosine, Linear, LinearBeta, TokenShift, shift_time
+from dit_video.diffusion.path import (
+    LOGSNR_LIMIT,
+    ConstantShift,
+    Cosine,
+    DiscreteBetas,
+    ExponentialShift,
+    Linear,
+    LinearBeta,
+    TokenShift,
+    shift_time,
+)
 
-PATHS = [Linear(), Cosine(), LinearBeta()]
-VARIANCE_PRESERVING = [Cosine(), LinearBeta(), LinearBeta(beta_min=0.5, beta_max=0.5)]
+PATHS = [Linear(), Cosine(), LinearBeta(), DiscreteBetas()]
+VARIANCE_PRESERVING = [Cosine(), LinearBeta(), LinearBeta(beta_min=0.5, beta_max=0.5), DiscreteBetas()]
 INSIDE = jnp.linspace(0.01, 0.99, 99)
 
 
@@ -60,14 +70,27 @@ def test_logsnr_inverts_time_of_logsnr(path):
 
 
 def test_levels_beyond_the_end_of_the_path_are_its_end():
-    assert LinearBeta().time_of_logsnr(jnp.array(-15.0)) == 1
+    for path in (LinearBeta(), DiscreteBetas()):
+        assert path.time_of_logsnr(jnp.array(-15.0)) == 1
+
+
+LEVELS = jnp.arange(1, 1001) / 1000
+
+
+def test_discrete_betas_are_the_table_of_ddpm():
+    squared = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    np.testing.assert_allclose(DiscreteBetas().alpha(LEVELS), np.sqrt(squared), rtol=2e-6)
+    np.testing.assert_allclose(DiscreteBetas().sigma(LEVELS), np.sqrt(1 - squared), rtol=2e-5)
 
 
 def test_linear_beta_is_the_limit_of_ddpm():
-    betas = np.linspace(1e-4, 0.02, 1000)
-    alpha = np.sqrt(np.cumprod(1 - betas))
-    t = (np.arange(1000, dtype=np.float32) + 1) / 1000
-    np.testing.assert_allclose(LinearBeta().alpha(jnp.asarray(t)), alpha, atol=1e-3)
+    np.testing.assert_allclose(LinearBeta().alpha(LEVELS), DiscreteBetas().alpha(LEVELS), atol=1e-3)
+
+
+def test_sampling_visits_the_levels_of_a_table_only():
+    t = np.array([1.0, 0.83349, 0.5005, 0.4995, 0.0])
+    np.testing.assert_allclose(DiscreteBetas().nearest(t), [1.0, 0.833, 0.501, 0.499, 0.0], atol=1e-12)
+    np.testing.assert_array_equal(Linear().nearest(t), t)
 
 
 @pytest.mark.parametrize("shift", [1.0, 1.7, 3.0, 5.0])
@@ -96,9 +119,24 @@ def test_token_shift_grows_with_the_root_of_positions_between_its_limits():
     assert [shift.factor(n) for n in (1, 256, 1024, 2304, 10**6)] == [1.0, 1.0, 2.0, 3.0, 5.0]
 
 
+def test_exponential_shift_is_that_of_flux():
+    """mu = 0.5 for 256 tokens of 2 x 2 positions and 1.15 for 4096, linear between."""
+    shift = ExponentialShift()
+    mu = [np.log(shift.factor(4 * tokens)) for tokens in (256, 1024, 4096)]
+    np.testing.assert_allclose(mu, [0.5, 0.63, 1.15])
+
+
+def test_a_constant_shift_knows_no_size():
+    assert {ConstantShift(shift=3.0).factor(n) for n in (1, 10**6)} == {3.0}
+
+
 @pytest.mark.parametrize(
     ("component", "fields", "match"),
     [
+        (DiscreteBetas, {"num_steps": 0}, r"DiscreteBetas\.num_steps=0"),
+        (DiscreteBetas, {"beta_first": 0.1}, r"DiscreteBetas\.beta_first=0\.1"),
+        (ConstantShift, {"shift": 0.0}, r"ConstantShift\.shift=0\.0"),
+        (ExponentialShift, {"low_positions": 16384}, r"ExponentialShift\.low_positions=16384"),
         (LinearBeta, {"beta_min": 0.0}, r"LinearBeta\.beta_min=0\.0"),
         (LinearBeta, {"beta_min": 2.0, "beta_max": 1.0}, r"beta_max=1\.0"),
         (TokenShift, {"base": 0}, r"TokenShift\.base=0"),

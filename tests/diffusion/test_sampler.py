@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 
 from dit_video.diffusion.guidance import Guidance
+from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.objective import ddpm, rectified_flow
-from dit_video.diffusion.path import Cosine, Linear, LinearBeta, over_latents
+from dit_video.diffusion.path import Cosine, Linear, LinearBeta, Path, over_latents
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, noise
+from dit_video.diffusion.spacing import Spacing
 
 MEAN, STD = 0.8, 0.5
 PATHS = [Linear(), Cosine(), LinearBeta()]
-SAMPLERS = [Euler, Heun, DDIM, Ancestral]
+DETERMINISTIC = [Euler, Heun, DDIM, DPMSolver, UniPC]
+SAMPLERS = [*DETERMINISTIC, Ancestral]
 SHAPE = (1, 2, 2, 4)
 KEYS = jax.random.split(jax.random.key(0), 64)
 OTHER_KEYS = jax.random.split(jax.random.key(1), 64)
@@ -75,6 +78,33 @@ def test_order_of_convergence_to_the_exact_flow(sampler, order, path):
     errors = [
         float(jnp.max(jnp.abs(sample(sampler(num_steps=n), objective, x_1, KEYS[:2]) - exact_flow(path, x_1))))
         for n in (16, 32)
+    ]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvenLogSNR(Spacing):
+    """Evenly in log-SNR over what the path spans in the middle: where the order of a multistep solver is defined."""
+
+    path: Path
+
+    def times(self, num_steps):
+        with jax.ensure_compile_time_eval():
+            times = self.path.time_of_logsnr(jnp.linspace(-8, 16, num_steps))
+        return np.append(np.asarray(times, np.float64), 0)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize(("sampler", "order"), [(DPMSolver, 2), (UniPC, 3)])
+def test_order_of_convergence_of_multistep_solvers(sampler, order, path):
+    objective = dataclasses.replace(ddpm(V()), path=path)
+    spacing = EvenLogSNR(path=path)
+    x_t = noise(KEYS[:2], SHAPE)
+    alpha, sigma = (level(jnp.array(spacing.times(2)[0], jnp.float32)) for level in (path.alpha, path.sigma))
+    expected = MEAN + STD * (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2) ** 0.5
+    errors = [
+        float(jnp.max(jnp.abs(sample(sampler(num_steps=n, spacing=spacing), objective, x_t, KEYS[:2]) - expected)))
+        for n in (33, 65)
     ]
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
 
@@ -146,12 +176,12 @@ def test_ancestral_noise_comes_from_the_keys_and_is_new_in_each_step():
 def test_deterministic_samplers_ignore_the_keys():
     objective = ddpm(V())
     x_1 = noise(KEYS[:2], SHAPE)
-    for sampler in (Euler, Heun, DDIM):
+    for sampler in DETERMINISTIC:
         one, other = (sample(sampler(num_steps=4), objective, x_1, keys) for keys in (KEYS[:2], KEYS[2:4]))
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(("sampler", "num_traces"), [(Euler, 1), (Heun, 2), (DDIM, 1), (Ancestral, 1)])
+@pytest.mark.parametrize(("sampler", "num_traces"), [(sampler, 2 if sampler is Heun else 1) for sampler in SAMPLERS])
 def test_the_network_is_traced_once_whatever_the_number_of_steps(sampler, num_traces):
     objective = rectified_flow()
     x_1 = noise(KEYS[:2], SHAPE)

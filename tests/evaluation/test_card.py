@@ -70,7 +70,9 @@ def test_only_finite_json_values_get_on_a_card():
         card(codec=object())
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON .*; it is not a card"), ('{"value": 1}', "no metric, protocol")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON .*; it is not a card"), ('{"value": 1}', "no metric, protocol")]
+)
 def test_what_is_not_a_card_is_named(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=message):
