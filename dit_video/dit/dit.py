@@ -1,7 +1,8 @@
-"""The diffusion transformer on video latents (Peebles and Xie, 2212.09748), in its modern form.
+"""The diffusion transformer on video latents (Peebles and Xie, 2212.09748): as practised today, and as published.
 
-As published: patches, adaLN-zero, sizes S, B, L, XL. As practised since: rotary positions on three axes, RMS
-normalisation, normalised queries and keys, SwiGLU (LightningDiT, 2501.01423, table 2 measures each). Attention
+Of both: patches, adaLN-zero, sizes S, B, L, XL. As practised: rotary positions on three axes, RMS normalisation,
+normalised queries and keys, SwiGLU (LightningDiT, 2501.01423, table 2 measures each). As published (`published`):
+sine and cosine positions of the place in the frame, LayerNorm, GELU, a variance beside each prediction. Attention
 is full over space and time; text, where there is any, is attended to from every block. Layers are stacked and scanned,
 so compile time does not grow with depth.
 """
@@ -9,6 +10,7 @@ so compile time does not grow with depth.
 import dataclasses
 import enum
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from dit_video.dit.condition import Condition, Given
 from dit_video.dit.text_encoder import Text
 from dit_video.nn.attention import Attention, CrossAttention
 from dit_video.nn.embed import (
+    NUM_TIMESTEPS,
     AdaLN,
     TimeEmbedding,
     for_tokens,
@@ -30,10 +33,11 @@ from dit_video.nn.embed import (
     patch_positions,
     patchify,
     rope_angles,
+    sincos_positions,
     unpatchify,
 )
-from dit_video.nn.mlp import SwiGLU, swiglu_size
-from dit_video.nn.norm import rms_normalize
+from dit_video.nn.mlp import MLPKind
+from dit_video.nn.norm import Norm
 from dit_video.sharding import constrain
 
 
@@ -59,14 +63,32 @@ _REMAT_POLICY = {
 }
 
 
+class Positions(enum.Enum):
+    """How tokens know where they are."""
+
+    ROTARY = "rotary"  # queries and keys are turned by frame, row and column, in every block
+    SINCOS = "sincos"  # a fixed vector for row and column is added to each token; frames are not told apart
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """Size of a DiT.
+    """What a DiT is: the modern one, unless its last fields say otherwise (`published` does).
 
     Attributes:
         patch_size: (frames, rows, columns) in latent cells.
         shared_modulation: blocks share one AdaLN and each adds a vector of its own to what it makes, instead of having
             each one of their own, which holds a third of their parameters (PixArt-alpha, 2310.00426).
+        position_grid: of SINCOS alone, `grid` of `sincos_positions`: the side of the square of patches that positions
+            are of, over which latents of another size are stretched; None counts patches.
+        qk_norm: whether queries and keys are normalised.
+        mlp_norm_epsilon: what the norm before the MLP adds to the variance; all others add 1e-6. As published it is
+            1e-6 too, in diffusers 1e-5 unless its config says otherwise.
+        timestep_offset: what is added to the timestep 1000 t that the network is told: -1 as published, where the
+            timesteps 0 ... 999 are the levels t = 1/1000 ... 1 of a path that is a table.
+        time_frequency_shift: `frequency_shift` of `sinusoid`: 0 as published. diffusers computes DiT with 1, also with
+            the published weights.
+        learned_variance: the last layer has as many channels again, from which a variance is made (Nichol and
+            Dhariwal, 2102.09672).
     """
 
     hidden_size: int
@@ -76,16 +98,43 @@ class DiTConfig:
     mlp_ratio: float = 4.0
     shared_modulation: bool = False
     remat: Remat = Remat.NOTHING_RECOMPUTED
+    positions: Positions = Positions.ROTARY
+    position_grid: int | None = None
+    norm: Norm = Norm.RMS
+    qk_norm: bool = True
+    mlp: MLPKind = MLPKind.SWIGLU
+    mlp_norm_epsilon: float = 1e-6
+    timestep_offset: int = 0
+    time_frequency_shift: int = 0
+    learned_variance: bool = False
 
     def __post_init__(self):
-        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+        if self.positions is Positions.SINCOS:
+            if self.hidden_size % self.num_heads or self.hidden_size % 4:
+                raise ValueError(
+                    f"DiTConfig.hidden_size={self.hidden_size}: must be a multiple of num_heads={self.num_heads} and, "
+                    "for positions=sincos, of 4"
+                )
+        elif self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"DiTConfig.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an even head size"
             )
+        if self.position_grid is not None and (self.positions is Positions.ROTARY or self.position_grid < 1):
+            raise ValueError(
+                f"DiTConfig.position_grid={self.position_grid}: must be at least 1 with positions=sincos, else None"
+            )
+        if self.timestep_offset not in (-1, 0):
+            raise ValueError(f"DiTConfig.timestep_offset={self.timestep_offset}: must be -1 or 0")
+        if self.time_frequency_shift not in (0, 1):
+            raise ValueError(f"DiTConfig.time_frequency_shift={self.time_frequency_shift}: must be 0 or 1")
+
+    def time_of(self, timestep: int) -> float:
+        """The noise level t of a timestep as others count them: published DiTs have 0 ... 999."""
+        return (timestep - self.timestep_offset) / NUM_TIMESTEPS
 
     @property
     def mlp_size(self) -> int:
-        return swiglu_size(self.hidden_size, self.mlp_ratio)
+        return self.mlp.size(self.hidden_size, self.mlp_ratio)
 
 
 # Table 1 of 2212.09748.
@@ -93,6 +142,23 @@ DIT_S = DiTConfig(hidden_size=384, depth=12, num_heads=6)
 DIT_B = DiTConfig(hidden_size=768, depth=12, num_heads=12)
 DIT_L = DiTConfig(hidden_size=1024, depth=24, num_heads=16)
 DIT_XL = DiTConfig(hidden_size=1152, depth=28, num_heads=16)
+
+
+def published(config: DiTConfig, *, patch_size: int = 2) -> DiTConfig:
+    """The DiT of 2212.09748 of the size of `config`, with square patches: DiT-XL/2 is `published(DIT_XL)`.
+
+    It is a network of images, clips of one frame: it takes more of them, but cannot tell their order.
+    """
+    return dataclasses.replace(
+        config,
+        patch_size=(1, patch_size, patch_size),
+        positions=Positions.SINCOS,
+        norm=Norm.LAYER,
+        qk_norm=False,
+        mlp=MLPKind.GELU,
+        timestep_offset=-1,
+        learned_variance=True,
+    )
 
 
 # Shift, scale and gate for attention and for the MLP.
@@ -128,39 +194,53 @@ class Block(nnx.Module):
         self.modulation: Callable[..., Modulation] = (
             ModulationOffset(6, D, rngs=rngs) if config.shared_modulation else AdaLN(6, D, dtype=dtype, rngs=rngs)
         )
-        self.attention = Attention(D, config.num_heads, dtype=dtype, rngs=rngs)
+        self.norm, self.mlp_norm_epsilon = config.norm, config.mlp_norm_epsilon
+        self.attention = Attention(D, config.num_heads, dtype=dtype, rngs=rngs, normalize_qk=config.qk_norm)
         self.cross_attention = (
             None if text_size is None else CrossAttention(D, text_size, config.num_heads, dtype=dtype, rngs=rngs)
         )
-        self.mlp = SwiGLU(D, config.mlp_size, dtype=dtype, rngs=rngs)
+        self.mlp = config.mlp.build(D, config.mlp_size, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "B N D"],
         modulating: Float[Array, "B #f D"] | Modulation,
-        angles: Float[Array, "N r"],
+        angles: Float[Array, "N r"] | None,
         text: Text | None = None,
     ) -> Float[Array, "B N D"]:
         """One step of depth.
 
         Args:
             modulating: the conditioning vector, or with shared modulation the vectors that blocks share.
-            angles: rotary positions of the tokens, in the order of x.
+            angles: rotary positions of the tokens, in the order of x; None where x has its positions in it.
             text: what blocks made for text attend to.
         """
         vectors = [for_tokens(vector, x.shape[1]) for vector in self.modulation(modulating)]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
-        x = x + gate_a * self.attention(modulate(rms_normalize(x), shift_a, scale_a), angles)
+        x = x + gate_a * self.attention(modulate(self.norm(x), shift_a, scale_a), angles)
         if self.cross_attention is not None:
             assert text is not None, "a DiT of such blocks encodes text"
-            x = x + self.cross_attention(rms_normalize(x), text.tokens, text.num_tokens)
-        return x + gate_m * self.mlp(modulate(rms_normalize(x), shift_m, scale_m))
+            x = x + self.cross_attention(self.norm(x), text.tokens, text.num_tokens)
+        return x + gate_m * self.mlp(modulate(self.norm(x, self.mlp_norm_epsilon), shift_m, scale_m))
 
 
 def _known(given: Given | None) -> Given:
     if given is None:
         raise ValueError("this DiT is conditioned: pass `given`, which `known` of its condition makes of a batch")
     return given
+
+
+class Output(NamedTuple):
+    """What a DiT makes of x_t, float32 and of its shape.
+
+    Attributes:
+        prediction: what the objective asks for.
+        variance: where between its bounds the log-variance of a step back lies, -1 to 1 (2102.09672, equation 15);
+            None unless the network learns it.
+    """
+
+    prediction: Latents
+    variance: Latents | None
 
 
 class DiT(nnx.Module):
@@ -175,12 +255,12 @@ class DiT(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.patch_size, self.remat, self.dtype = config.patch_size, config.remat, dtype
-        self.head_dim = config.hidden_size // config.num_heads
+        self.config, self.patch_size, self.dtype = config, config.patch_size, dtype
         pt, ph, pw = config.patch_size
         patch_dim = pt * ph * pw * channels
         self.x_embedder = linear(patch_dim, config.hidden_size, (None, "embed"), rngs=rngs, dtype=dtype)
-        self.t_embedder = TimeEmbedding(config.hidden_size, dtype=dtype, rngs=rngs)
+        time = {"offset": config.timestep_offset, "frequency_shift": config.time_frequency_shift}
+        self.t_embedder = TimeEmbedding(config.hidden_size, dtype=dtype, rngs=rngs, **time)
         self.y_embedder = condition.label_embedding(config.hidden_size, rngs=rngs) if condition else None
         self.text_encoder = condition.text_encoder(dtype=dtype, rngs=rngs) if condition else None
         text_size = None if self.text_encoder is None else self.text_encoder.hidden_size
@@ -192,42 +272,59 @@ class DiT(nnx.Module):
         )
         self.final_modulation = AdaLN(2, config.hidden_size, dtype=dtype, rngs=rngs)
         zeros = nnx.initializers.zeros
-        self.final_layer = linear(config.hidden_size, patch_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
+        out_dim = 2 * patch_dim if config.learned_variance else patch_dim
+        self.final_layer = linear(config.hidden_size, out_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
     def __call__(self, x_t: Latents, t: Time, given: Given | None) -> Latents:
+        """The prediction of `output`."""
+        return self.output(x_t, t, given).prediction
+
+    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
         """Predicts what the objective asks for, from noisy latents.
 
         Args:
             x_t: latents at noise level t; (t, h, w) must divide by the patch size.
-            t: noise level in [0, 1], one per clip `[B 1]` or per latent frame `[B t]`.
+            t: noise level in [0, 1], one per clip `[B 1]` or per latent frame `[B t]`; `time_of` says which it is
+                where others count timesteps.
             given: labels or captions as `Condition.known` makes them; None where the network has no condition.
-
-        Returns:
-            float32 prediction of x_t's shape.
         """
-        _, frames, rows, columns, _ = x_t.shape
-        shape = (frames, rows, columns)
+        shape = (x_t.shape[1], x_t.shape[2], x_t.shape[3])
         conditioning = self.t_embedder(self._per_patch_frame(t))
         if self.y_embedder is not None:
             conditioning = conditioning + self.y_embedder(_known(given))[:, None].astype(conditioning.dtype)
         conditioning = constrain(conditioning, "batch", None, None)
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
         text = None if self.text_encoder is None else self.text_encoder(_known(given))
-        angles = jnp.asarray(rope_angles(patch_positions(shape, self.patch_size), self.head_dim))
         patches = patchify(x_t, self.patch_size)
         # Tokens in one row: devices have them on two axes of their own, of which the smaller would be padded.
         x = self.x_embedder(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
+        x, angles = self._placed(x, shape)
 
         def apply_block(x, block):
             x = checkpoint_name(constrain(x, "batch", "tokens", None), _BLOCK_INPUT)
             return block(x, modulating, angles, text), None
 
-        if self.remat is not Remat.NOTHING_RECOMPUTED:
-            apply_block = jax.checkpoint(apply_block, policy=_REMAT_POLICY[self.remat], prevent_cse=False)
+        if self.config.remat is not Remat.NOTHING_RECOMPUTED:
+            apply_block = jax.checkpoint(apply_block, policy=_REMAT_POLICY[self.config.remat], prevent_cse=False)
         x, _ = jax.lax.scan(apply_block, x, self.blocks)
         shift, scale = (for_tokens(vector, x.shape[1]) for vector in self.final_modulation(conditioning))
-        x = self.final_layer(modulate(rms_normalize(x), shift, scale))
-        return unpatchify(x.reshape(patches.shape), self.patch_size, shape).astype(jnp.float32)
+        x = self.final_layer(modulate(self.config.norm(x), shift, scale))
+        cells = unpatchify(x.reshape(*patches.shape[:3], -1), self.patch_size, shape).astype(jnp.float32)
+        if not self.config.learned_variance:
+            return Output(cells, None)
+        prediction, variance = jnp.split(cells, 2, axis=-1)
+        return Output(prediction, variance)
+
+    def _placed(
+        self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "N r"] | None]:
+        """Tokens with their positions in them, or beside them the angles that blocks turn queries and keys by."""
+        config = self.config
+        if config.positions is Positions.SINCOS:
+            places = sincos_positions(shape, config.patch_size, config.hidden_size, grid=config.position_grid)
+            return x + jnp.asarray(places, x.dtype), None
+        head_dim = config.hidden_size // config.num_heads
+        return x, jnp.asarray(rope_angles(patch_positions(shape, config.patch_size), head_dim))
 
     def _per_patch_frame(self, t: Time) -> Float[Array, "B f"]:
         """One noise level per patch frame; frames that share a patch must share their level."""

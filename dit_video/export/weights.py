@@ -5,6 +5,7 @@ Tensors keep their dotted names (nn/module.py), so no table of names is needed. 
 """
 
 import dataclasses
+import enum
 import json
 import shutil
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ class Origin:
         task: the run's task as JSON data: objective, sampler and guidance go with the weights.
         ema: whether these are the averaged weights.
         fingerprint: of the run's experiment.
+        imported: what `dit-video import` wrote down, of a run that it made.
     """
 
     run: str
@@ -55,6 +57,7 @@ class Origin:
     ema: bool
     fingerprint: str
     task: Mapping[str, Any]
+    imported: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,7 @@ def _config(content: Content) -> dict[str, Any]:
     if content.denoiser is not None:
         task = content.denoiser.task
         # How gradients are computed (remat) is no part of what the network is.
-        sizes = {n: v for n, v in dataclasses.asdict(task.network).items() if n != "remat"}
+        sizes = {n: getattr(v, "value", v) for n, v in dataclasses.asdict(task.network).items() if n != "remat"}
         network = {
             "architecture": "dit",
             "config": sizes,
@@ -212,7 +215,9 @@ def _config(content: Content) -> dict[str, Any]:
 
 
 def _define_network(config: Mapping[str, Any]) -> Definition:
-    sizes = DiTConfig(**_tuples(config["config"]))
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(DiTConfig) if isinstance(f.default, enum.Enum)}
+    values: dict[str, Any] = {n: kinds[n](v) if n in kinds else v for n, v in _tuples(config["config"]).items()}
+    sizes = DiTConfig(**values)
     condition = None
     if config["num_classes"] is not None:
         condition = ClassCondition(num_classes=config["num_classes"])

@@ -71,6 +71,32 @@ def rope_angles(
     return np.concatenate(angles, axis=-1).astype(np.float32)
 
 
+def sincos_positions(
+    shape: tuple[int, int, int], patch_size: PatchSize, hidden_size: int, *, grid: int | None = None
+) -> Float[np.ndarray, "N D"]:
+    """Fixed vectors for the place of each patch within its frame, in the order of `patchify` (2212.09748, appendix A).
+
+    The first half of the features tells the column and the second the row; of each, the first half are sines and the
+    second cosines of the same frequencies. Nothing tells the frame.
+
+    Args:
+        shape: (t, h, w) of the latents.
+        hidden_size: a multiple of 4.
+        grid: rows and columns of patches that the positions are of; latents that have other numbers of them are
+            stretched over it. None: positions count patches, however many there are.
+    """
+    frames, rows, columns = (n // p for n, p in zip(shape, patch_size))
+    frequencies = 10_000.0 ** (-np.arange(hidden_size // 4, dtype=np.float64) / (hidden_size // 4))
+
+    def encode(num: int) -> Float[np.ndarray, "num half"]:
+        position = np.arange(num) * (1.0 if grid is None else grid / num)
+        phase = position[:, None] * frequencies
+        return np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
+
+    places = np.concatenate([np.tile(encode(columns), (rows, 1)), np.repeat(encode(rows), columns, axis=0)], axis=1)
+    return np.repeat(places, frames, axis=0).astype(np.float32)
+
+
 def rotate(x: Float[Array, "B N K d"], angles: Float[Array | np.ndarray, "N r"]) -> Float[Array, "B N K d"]:
     """Rotates each plane (x[i], x[i + d/2]) of every head by its angle, in float32."""
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
@@ -101,10 +127,23 @@ def linear(
     )
 
 
-def sinusoid(t: Float[Array, "B #t"], features: int) -> Float[Array, "B #t F"]:
-    """Sinusoidal features of the noise level t in [0, 1], scaled to DiT's 0..1000 (Peebles and Xie, 2212.09748)."""
-    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(features // 2, dtype=jnp.float32) / (features // 2))
-    phase = 1000.0 * t.astype(jnp.float32)[..., None] * frequencies
+NUM_TIMESTEPS = 1000
+"""What a network is told of the noise level t in [0, 1] is the timestep NUM_TIMESTEPS * t, as others count levels."""
+
+
+def sinusoid(
+    t: Float[Array, "B #t"], features: int, *, offset: int = 0, frequency_shift: int = 0
+) -> Float[Array, "B #t F"]:
+    """Sinusoidal features of the noise level t in [0, 1], scaled to DiT's 0..1000 (Peebles and Xie, 2212.09748).
+
+    Args:
+        offset: added to the timestep.
+        frequency_shift: frequencies fall from 1 to 1/10000, which would be the next after the last; with 1 it is the
+            last.
+    """
+    half = features // 2
+    ladder = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / (half - frequency_shift))
+    phase = (NUM_TIMESTEPS * t.astype(jnp.float32)[..., None] + offset) * ladder
     return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
 
 
@@ -113,13 +152,20 @@ class TimeEmbedding(nnx.Module):
 
     num_frequencies = 256
 
-    def __init__(self, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs, offset: int = 0, frequency_shift: int = 0
+    ):
+        """`offset` and `frequency_shift` as in `sinusoid`."""
+        self.offset, self.frequency_shift = offset, frequency_shift
         normal = nnx.initializers.normal(0.02)
         self.up = linear(self.num_frequencies, hidden_size, (None, "embed"), rngs=rngs, dtype=dtype, init=normal)
         self.down = linear(hidden_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype, init=normal)
 
     def __call__(self, t: Float[Array, "B #t"]) -> Float[Array, "B #t D"]:
-        return self.down(nnx.silu(self.up(sinusoid(t, self.num_frequencies))))
+        shift = self.frequency_shift
+        return self.down(
+            nnx.silu(self.up(sinusoid(t, self.num_frequencies, offset=self.offset, frequency_shift=shift)))
+        )
 
 
 class LabelEmbedding(nnx.Module):

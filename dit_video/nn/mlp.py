@@ -1,10 +1,26 @@
-"""The MLP of a transformer block."""
+"""The MLP of a transformer block: gated, or as it was published first."""
+
+import enum
 
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.nn.embed import linear
+
+
+class MLPKind(enum.Enum):
+    """What lies between two products of matrices."""
+
+    SWIGLU = "swiglu"
+    GELU = "gelu"
+
+    def size(self, hidden_size: int, mlp_ratio: float) -> int:
+        """Width of the MLP."""
+        return swiglu_size(hidden_size, mlp_ratio) if self is MLPKind.SWIGLU else int(hidden_size * mlp_ratio)
+
+    def build(self, hidden_size: int, mlp_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "SwiGLU | PlainMLP":
+        return (SwiGLU if self is MLPKind.SWIGLU else PlainMLP)(hidden_size, mlp_size, dtype=dtype, rngs=rngs)
 
 
 def swiglu_size(hidden_size: int, mlp_ratio: float) -> int:
@@ -22,3 +38,14 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         return self.down(nnx.silu(self.gate(x)) * self.up(x))
+
+
+class PlainMLP(nnx.Module):
+    """W_2 gelu(x W_1), with the tanh form of GELU (Hendrycks and Gimpel, 1606.08415, section 2)."""
+
+    def __init__(self, hidden_size: int, mlp_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.up = linear(hidden_size, mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
+        self.down = linear(mlp_size, hidden_size, ("mlp", "embed"), rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        return self.down(nnx.gelu(self.up(x), approximate=True))

@@ -1,5 +1,7 @@
 """Normalisation that looks at one position only, so that chunks, tiles and whole clips agree."""
 
+import enum
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,24 @@ def rms_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> 
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
     return y.astype(x.dtype)
+
+
+def layer_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
+    """(x - mean) / deviation over the last axis, in float32, without scale or bias; the input's dtype."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+    return y.astype(x.dtype)
+
+
+class Norm(enum.Enum):
+    """How the stream of tokens is normalised before it is modulated."""
+
+    RMS = "rms"
+    LAYER = "layer"
+
+    def __call__(self, x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
+        return rms_normalize(x, epsilon) if self is Norm.RMS else layer_normalize(x, epsilon)
 
 
 class RMSNorm(nnx.Module):

@@ -5,14 +5,16 @@ import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from dit_video.checkpoint import weights_digest
-from dit_video.export.weights import CODEC, CONFIG, MODEL, ExportMismatch, compare, load, write_weights
-from dit_video.nn.module import params_of
+from dit_video.dit.dit import DiTConfig, published
+from dit_video.export.weights import CODEC, CONFIG, MODEL, Denoiser, ExportMismatch, compare, load, write_weights
+from dit_video.nn.module import define, params_of
 
 
 def test_network_and_codec_are_rebuilt_from_the_folder_alone(exported, content):
@@ -52,6 +54,16 @@ def test_a_codec_is_exported_without_a_denoiser(content, tmp_path):
     assert config["network"] is None
     assert num_tensors == len(params_of(content.codec))
     assert load(tmp_path).network is None
+
+
+def test_a_published_network_is_rebuilt_with_all_its_choices(content, tmp_path):
+    config = published(DiTConfig(hidden_size=32, depth=2, num_heads=2))
+    task = dataclasses.replace(content.denoiser.task, network=config)
+    definition = define(task.init)
+    network = definition.bind({name: jnp.ones(shape.shape) for name, shape in definition.shapes.items()})
+    denoiser = Denoiser(task, network)
+    write_weights(dataclasses.replace(content, denoiser=denoiser), tmp_path)
+    assert load(tmp_path).network.config == config
 
 
 @pytest.fixture

@@ -34,6 +34,15 @@ def test_equals_softmax_of_scaled_products_head_by_head(attention, tokens):
     np.testing.assert_allclose(apply(attention, tokens, ANGLES), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_without_norms_and_positions_it_is_softmax_of_the_products(tokens):
+    plain = Attention(32, 2, dtype=FLOAT32, rngs=nnx.Rngs(0), normalize_qk=False)
+    assert plain.query_norm is None
+    q, k, v = jnp.moveaxis(plain.qkv(tokens), 2, 0)
+    weights = jax.nn.softmax(jnp.einsum("bnkd,bmkd->bknm", q, k) / np.sqrt(16), axis=-1)
+    expected = plain.out(jnp.einsum("bknm,bmkd->bnkd", weights, v))
+    np.testing.assert_allclose(apply(plain, tokens, None), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_tokens_are_a_set_when_their_positions_go_with_them(attention, tokens):
     order = np.array([3, 1, 7, 0, 2, 6, 5, 4])
     shuffled = apply(attention, tokens[:, order], ANGLES[order])

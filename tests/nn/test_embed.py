@@ -16,6 +16,7 @@ from dit_video.nn.embed import (
     patchify,
     rope_angles,
     rotate,
+    sincos_positions,
     sinusoid,
     unpatchify,
 )
@@ -112,6 +113,34 @@ def test_sinusoids_lie_on_circles_and_tell_levels_apart():
     # DiT's scale: a thousandth of the path turns the fastest circle by one radian.
     np.testing.assert_allclose([features[1, 0, 0], features[1, 0, 32]], [np.cos(1), np.sin(1)], rtol=1e-4)
     assert float(jnp.min(jnp.linalg.norm(features[1:] - features[:-1], axis=-1))) > 0.5
+
+
+def test_an_offset_moves_the_timestep_by_one():
+    t = jnp.arange(1001)[:, None] / 1000
+    np.testing.assert_allclose(sinusoid(t[1:], 64, offset=-1), sinusoid(t[:-1], 64), atol=2e-4)
+
+
+def test_the_ladder_of_frequencies_ends_at_a_ten_thousandth_or_a_step_before():
+    slowest = {shift: float(sinusoid(jnp.ones((1, 1)), 64, frequency_shift=shift)[0, 0, -1]) for shift in (0, 1)}
+    np.testing.assert_allclose(np.arcsin(slowest[1]), 1000 * 1e-4, rtol=1e-4)
+    np.testing.assert_allclose(np.arcsin(slowest[0]), 1000 * 1e-4 ** (31 / 32), rtol=1e-4)
+
+
+def test_places_have_vectors_that_tell_column_then_row_and_no_frame():
+    vectors = sincos_positions((2, 4, 6), (1, 2, 2), 16)
+    assert vectors.shape == (2 * 2 * 3, 16)
+    positions = patch_positions((2, 4, 6), (1, 2, 2)) / [1, 2, 2]
+    frequencies = [1.0, 0.1, 0.01, 0.001]
+    for vector, (_, row, column) in zip(vectors, positions):
+        for half, place in ((vector[:8], column), (vector[8:], row)):
+            phase = place * np.array(frequencies)
+            np.testing.assert_allclose(half, [*np.sin(phase), *np.cos(phase)], atol=1e-6)
+
+
+def test_places_are_stretched_over_the_grid_that_they_are_of():
+    fine, coarse = (sincos_positions((1, n, n), (1, 1, 1), 16, grid=4).reshape(n, n, 16) for n in (8, 4))
+    np.testing.assert_allclose(fine[::2, ::2], coarse, atol=1e-6)
+    np.testing.assert_array_equal(coarse.reshape(16, 16), sincos_positions((1, 4, 4), (1, 1, 1), 16))
 
 
 def test_time_is_embedded_level_by_level():

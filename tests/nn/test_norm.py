@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dit_video.nn.norm import RMSNorm
+from dit_video.nn.norm import Norm, RMSNorm, layer_normalize, rms_normalize
 
 
 def test_every_position_has_unit_root_mean_square():
@@ -25,3 +25,23 @@ def test_half_precision_input_is_normalised_in_float32():
     y = RMSNorm(4, rngs=nnx.Rngs(0))(x)
     assert y.dtype == jnp.float16
     np.testing.assert_allclose(y, 1.0, rtol=1e-3)
+
+
+def test_a_layer_norm_forgets_scale_and_shift_of_each_position():
+    x = jax.random.normal(jax.random.key(0), (5, 16))
+    y = layer_normalize(3.0 * x + jnp.arange(5.0)[:, None])
+    np.testing.assert_allclose(y, layer_normalize(x), atol=1e-5)
+    np.testing.assert_allclose(jnp.mean(y, axis=-1), 0.0, atol=1e-6)
+    np.testing.assert_allclose(jnp.std(y, axis=-1), 1.0, rtol=1e-5)
+    assert layer_normalize(x.astype(jnp.float16)).dtype == jnp.float16
+
+
+def test_epsilon_is_added_to_the_variance():
+    x = jnp.array([-1e-3, 1e-3])
+    np.testing.assert_allclose(layer_normalize(x, 1e-6), x / np.sqrt(2e-6), rtol=1e-5)
+
+
+def test_a_norm_is_the_function_it_names():
+    x = 1.0 + jax.random.normal(jax.random.key(0), (3, 8))
+    np.testing.assert_array_equal(Norm.RMS(x, 1e-3), rms_normalize(x, 1e-3))
+    np.testing.assert_array_equal(Norm.LAYER(x, 1e-3), layer_normalize(x, 1e-3))

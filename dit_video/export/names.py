@@ -1,0 +1,219 @@
+"""The names and layouts that other libraries have for our parameters: one table per family, read in both directions.
+
+A table has a row for each of our parameters. Layers that are stacked here are one by one there; kernels that are one
+here may be several there; what is one here may be copied into every layer there. Nothing is computed: numbers are
+moved, so the way there and back is the identity, bit for bit.
+"""
+
+import collections
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+
+Shape = tuple[int, ...]
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+_SHOWN = 20
+LAYER = "{layer}"
+
+
+class Dialect(enum.Enum):
+    """Whose names."""
+
+    OFFICIAL = "official"  # of the code that was published with the paper
+    DIFFUSERS = "diffusers"
+
+
+class NamesMismatch(ValueError):
+    """Tensors are not those of the table; the message names them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in somebody's file, to be read when it is needed."""
+
+    shape: Shape
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+Source = Mapping[str, Stored]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One of our parameters, and what others have in its place.
+
+    Attributes:
+        ours: our name.
+        our_shape: without the axis of layers.
+        theirs: the name in each dialect, `{layer}` for the number of a layer; several names are parts along the first
+            axis of what another dialect has in one.
+        shape: theirs, of one layer, parts taken together.
+        order: the axes of theirs, in the order in which ours has them.
+        num_layers: how many `{layer}` counts.
+        stacked: ours has a leading axis of layers; else `{layer}` in a name means copies of the same numbers.
+    """
+
+    ours: str
+    our_shape: Shape
+    theirs: Mapping[Dialect, tuple[str, ...]]
+    shape: Shape
+    order: tuple[int, ...]
+    num_layers: int = 1
+    stacked: bool = False
+
+    def places(self, dialect: Dialect) -> list[tuple[str, ...]]:
+        """The names of all parts, for each layer or copy."""
+        names = self.theirs[dialect]
+        if LAYER not in names[0]:
+            return [names]
+        return [tuple(name.replace(LAYER, str(layer)) for name in names) for layer in range(self.num_layers)]
+
+    def part_shape(self, dialect: Dialect) -> Shape:
+        return (self.shape[0] // len(self.theirs[dialect]), *self.shape[1:])
+
+    def from_theirs(self, parts: list[np.ndarray]) -> np.ndarray:
+        """One layer in our layout."""
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return whole.transpose(self.order).reshape(self.our_shape)
+
+    def to_theirs(self, layer: np.ndarray, num_parts: int) -> list[np.ndarray]:
+        """One layer in their layout."""
+        ordered = layer.reshape([self.shape[axis] for axis in self.order])
+        return np.split(ordered.transpose(np.argsort(self.order)), num_parts)
+
+
+def vector(
+    ours: str, shape: Shape, theirs: Mapping[Dialect, tuple[str, ...]], *, num_layers: int = 1, stacked: bool = False
+) -> Row:
+    """A bias or a scale: with us in the shape that it has for use, elsewhere in one row."""
+    return Row(
+        ours=ours,
+        our_shape=shape,
+        theirs=theirs,
+        shape=(math.prod(shape),),
+        order=(0,),
+        num_layers=num_layers,
+        stacked=stacked,
+    )
+
+
+def linear(
+    ours: str,
+    features_in: Shape,
+    features_out: Shape,
+    theirs: Mapping[Dialect, tuple[str, ...]],
+    *,
+    num_layers: int = 1,
+    stacked: bool = False,
+) -> tuple[Row, Row]:
+    """`kernel` [*in, *out] and `bias` [*out] with us, `weight` [out, in] and `bias` [out] elsewhere.
+
+    The names are those of the layers.
+    """
+
+    def named(end: str) -> dict[Dialect, tuple[str, ...]]:
+        return {dialect: tuple(f"{name}.{end}" for name in names) for dialect, names in theirs.items()}
+
+    kernel = Row(
+        ours=f"{ours}.kernel",
+        our_shape=(*features_in, *features_out),
+        theirs=named("weight"),
+        shape=(math.prod(features_out), math.prod(features_in)),
+        order=(1, 0),
+        num_layers=num_layers,
+        stacked=stacked,
+    )
+    return kernel, vector(f"{ours}.bias", features_out, named("bias"), num_layers=num_layers, stacked=stacked)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """The names of a network.
+
+    Attributes:
+        rows: one for each of our parameters.
+        constants: tensors that a dialect stores and that follow from the network's configuration.
+    """
+
+    rows: tuple[Row, ...]
+    constants: Mapping[Dialect, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+
+    def expected(self, dialect: Dialect) -> dict[str, Shape]:
+        """Every tensor of a dialect with its shape."""
+        found: dict[str, Shape] = {}
+        for row in self.rows:
+            found |= {name: row.part_shape(dialect) for names in row.places(dialect) for name in names}
+        return found | {name: value.shape for name, value in self.constants.get(dialect, {}).items()}
+
+
+def check(table: Table, dialect: Dialect, source: Source) -> np.dtype:
+    """Holds the names, shapes and types of all tensors against the table, before any is read.
+
+    Returns:
+        the type that all of them have.
+
+    Raises:
+        NamesMismatch: lists tensors that are missing, surplus, of another shape, or of another type than the others.
+    """
+    expected = table.expected(dialect)
+    types = collections.Counter(source[name].dtype for name in source if name in expected)
+    dtype = types.most_common(1)[0][0] if types else FLOATS[0]
+    wrong = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in source]
+    wrong += [f"surplus {name} {list(source[name].shape)}" for name in source if name not in expected]
+    for name in (name for name in expected if name in source):
+        stored = source[name]
+        if stored.shape != expected[name]:
+            wrong.append(f"{name} is {list(stored.shape)}, the network has {list(expected[name])}")
+        if stored.dtype not in FLOATS:
+            wrong.append(f"{name} is {stored.dtype}; float32, float16 and bfloat16 are read")
+        elif stored.dtype != dtype:
+            wrong.append(f"{name} is {stored.dtype}, the others are {dtype}")
+    if wrong:
+        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+        lines = "\n".join(f"  {line}" for line in [*wrong[:_SHOWN], *more])
+        raise NamesMismatch(f"not the {dialect.value} tensors of this network:\n{lines}")
+    return dtype
+
+
+def read(table: Table, dialect: Dialect, source: Source) -> Iterator[tuple[str, np.ndarray]]:
+    """Our parameters in float32, one at a time: no more is held than that one and one tensor of the source.
+
+    `source` has passed `check`.
+
+    Raises:
+        NamesMismatch: a constant has another value, or copies differ.
+    """
+    for name, value in table.constants.get(dialect, {}).items():
+        stored = source[name].read().astype(np.float32)
+        if not np.allclose(stored, value, atol=1e-2 if source[name].dtype != FLOATS[0] else 1e-5):
+            raise NamesMismatch(f"{name}: has other values than the {dialect.value} network computes; it was changed")
+    for row in table.rows:
+        places = row.places(dialect)
+        if row.stacked:
+            whole = np.empty((row.num_layers, *row.our_shape), np.float32)
+            for layer, names in enumerate(places):
+                whole[layer] = row.from_theirs([source[name].read() for name in names])
+            yield row.ours, whole
+            continue
+        first = [source[name].read() for name in places[0]]
+        for names in places[1:]:
+            for name, original, part in zip(names, places[0], first):
+                if not np.array_equal(source[name].read(), part):
+                    raise NamesMismatch(f"{name} differs from {original}: this network has one for all layers")
+        yield row.ours, row.from_theirs(first).astype(np.float32)
+
+
+def write(table: Table, dialect: Dialect, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a dialect, made of our parameters."""
+    for row in table.rows:
+        value = params[row.ours]
+        for layer, names in enumerate(row.places(dialect)):
+            parts = row.to_theirs(value[layer] if row.stacked else value, len(names))
+            yield from zip(names, parts)
+    yield from table.constants.get(dialect, {}).items()
