@@ -11,31 +11,33 @@ import functools
 import gc
 import itertools
 import json
-import logging
-import re
 import shutil
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from orbax.checkpoint import v1 as ocp
 
 from dit_video import processes
 from dit_video.checkpoint_digest import digest_leaves, seal, weights_digest
+from dit_video.checkpoint_fit import OtherNetwork, check_fit, dtype_and_shape, named, some
+from dit_video.checkpoint_orbax import DAMAGE, NO_DAMAGE, each_for_itself, first_line, ignore_late_tasks, quiet
+from dit_video.checkpoint_writer import Writer
 from dit_video.nn.module import Params
+from dit_video.retention import Keep
 from dit_video.sharding import replicated
+from dit_video.storage import LAST_PAUSES, Vanished, chain, read_patiently
 
 __all__ = [
     "DAMAGED_FOLDER",
     "FOLDER",
     "Checkpoints",
     "DamagedCheckpoint",
+    "NotSaved",
     "OtherNetwork",
     "Saved",
     "digest_leaves",
@@ -51,20 +53,6 @@ Loaded = TypeVar("Loaded")
 _UNSEALED = {"next_batch", "experiment", "digests"}
 _SEALED = _UNSEALED | {"step", "shapes", "seal"}
 
-# What Orbax and TensorStore raise on reading a damaged file. Orbax wraps all else just the same: a full memory,
-# Ctrl-C and a store that does not answer must not count as damage.
-_DAMAGE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    StopIteration,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-)
-_NO_DAMAGE = re.compile("PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|CANCELLED|ABORTED")
-
 
 class DamagedCheckpoint(ValueError):
     """What was read is not what was written.
@@ -78,8 +66,8 @@ class DamagedCheckpoint(ValueError):
         self.found = found
 
 
-class OtherNetwork(ValueError):
-    """The checkpoint is whole, but of another network or optimizer."""
+class NotSaved(ValueError):
+    """The last checkpoint of a run could not be written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +87,29 @@ class Checkpoints:
     the averaged weights alone.
     """
 
-    def __init__(self, workdir: Path, *, keep: int = 3, experiment: Mapping[str, Any] | None = None):
-        """`keep` latest steps are kept; `experiment` (its JSON) is saved with each."""
-        self._experiment = experiment
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep: Keep | None = None,
+        scores: Callable[[], Mapping[int, float]] = dict,
+        experiment: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] | None = None,
+    ):
+        """Opens the folder of a run, and makes it where there is none.
+
+        Args:
+            keep: which steps stay; the default of `Keep`, if left out.
+            scores: by step, what `keep.best` asks for; called at each save.
+            experiment: its JSON, saved with each step.
+            say: told of a store that fails, and what to do; prints to standard error, if left out.
+        """
+        self._keep, self._scores, self._experiment = keep or Keep(), scores, experiment
+        self._say = say or functools.partial(print, file=sys.stderr)
         self._folder = (workdir / FOLDER).resolve()  # Orbax takes no relative path
         self._damaged_folder = workdir / DAMAGED_FOLDER
-        # Orbax's policies do not have the type that its Checkpointer asks for.
-        latest: Any = ocp.training.preservation_policies.LatestN(keep)
-        with _quiet_orbax():
-            self._orbax = ocp.training.Checkpointer(str(self._folder), preservation_policy=latest)
+        self._writer = Writer(self._folder, self._say)
+        self._orbax = self._writer.orbax
         self._digest = jax.jit(digest_leaves)
 
     @property
@@ -137,28 +139,69 @@ class Checkpoints:
         return steps[-1] if step is None else step
 
     def save(self, step: int, state: Any, next_batch: int) -> None:
-        """Starts saving; the state may be donated as soon as this returns. A step that is there already stays."""
+        """Starts saving; the state may be donated as soon as this returns. A step that is there already stays.
+
+        Where the store fails training goes on: `say` is told of it when this, `overdue` or `wait` is called next.
+        """
+        self._writer.settle()
         if step in self.steps:
             return
         items = _items(state)
+        began = time.perf_counter()
         digests = jax.device_get(self._digest(items))
+        digest_seconds = time.perf_counter() - began
         metadata: dict[str, Any] = {
             "step": step,
             "next_batch": next_batch,
             "experiment": self._experiment,
-            "digests": {name: _named(tree, int) for name, tree in digests.items()},
-            "shapes": {name: _named(tree, dtype_and_shape) for name, tree in items.items()},
+            "digests": {name: named(tree, int) for name, tree in digests.items()},
+            "shapes": {name: named(tree, dtype_and_shape) for name, tree in items.items()},
         }
         metadata["seal"] = seal(metadata)
-        # Forced: by default Orbax leaves a step out while the one before it is still being written.
-        self._orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
+        self._writer.start(step, items, metadata, self._unwanted(step), digest_seconds=digest_seconds)
+
+    def _unwanted(self, step: int) -> set[int]:
+        """What may go when `step` is there."""
+
+        def decide() -> list[int]:
+            try:
+                scores = self._scores() if self._keep.best else {}
+            except OSError:
+                return []  # the best may be among them
+            return sorted(self._keep.unwanted({*self.steps, step}, scores))
+
+        return set(processes.from_first(decide))
+
+    def overdue(self) -> bool:
+        """Whether the last save has failed and enough time has passed to try another; costs nothing to ask."""
+        return self._writer.overdue()
 
     def wait(self) -> None:
-        """Until everything that was started is on disk."""
-        self._orbax.wait()
+        """Until everything that was started is on disk, or has failed and `say` was told so."""
+        self._writer.settle()
+
+    def finish(self, step: int, state: Any, next_batch: int) -> None:
+        """Saves as `save` does and waits; what fails is tried again for some minutes.
+
+        Raises:
+            NotSaved: it still fails.
+        """
+        for pause in (*LAST_PAUSES, None):
+            self.save(step, state, next_batch)
+            if self._writer.settle():
+                return
+            if pause is not None:
+                self._say(f"it is the last checkpoint of this run: trying again in {pause:.0f} s")
+                time.sleep(pause)
+        latest = self.latest
+        raise NotSaved(
+            f"{self._folder}: step {step} could not be saved in {len(LAST_PAUSES) + 1} attempts; "
+            + ("there is no checkpoint" if latest is None else f"the last checkpoint is of step {latest}")
+            + ". Mend the store as said above, and give the same command again"
+        )
 
     def close(self) -> None:
-        self._orbax.close()
+        self._writer.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -181,19 +224,20 @@ class Checkpoints:
     def index(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`metadata`, and what Orbax knows of each item: a tree of shapes and dtypes, None where it cannot be read."""
         step = self.existing(step)
-        return _everywhere(lambda: self._index(step))
+        return _everywhere(lambda: read_patiently(lambda: self._index(step), self._say))
 
     def _index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        with _quiet_orbax(), _each_for_itself():
+        self._check_folder()
+        with quiet(), each_for_itself():
             try:
                 found = self._orbax.checkpointables_metadata(step)
-            except _DAMAGE as error:
-                raise self.damaged(step, f"its metadata cannot be read: {_first_line(error)}") from None
+            except DAMAGE as error:
+                raise self.damaged(step, f"its metadata cannot be read: {first_line(error)}") from None
             unreadable = None in found.metadata.values()
             if unreadable:
                 gc.collect()  # tasks that were left behind complain when they are collected
         if unreadable:
-            _ignore_late_reads()
+            ignore_late_tasks()
         metadata: Any = found.custom_metadata
         if not isinstance(metadata, dict) or metadata.keys() not in (_SEALED, _UNSEALED):
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -296,79 +340,44 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: they cannot be read.
         """
-        return _everywhere(lambda: self._read(step, items))
+        return _everywhere(lambda: read_patiently(lambda: self._read(step, items), self._say))
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        with _quiet_orbax(), _each_for_itself():
+        self._check_folder()
+        with quiet(), each_for_itself():
             try:
                 return self._orbax.load_checkpointables(step, items)
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 # Orbax wraps whatever went wrong into KeyError and bare Exceptions; why is further down the chain.
-                causes = [cause for cause in _chain(error) if type(cause) is not Exception]
+                causes = [cause for cause in chain(error) if type(cause) is not Exception]
                 for cause in causes:
-                    if not isinstance(cause, _DAMAGE) or _NO_DAMAGE.search(str(cause)):
+                    if not isinstance(cause, DAMAGE) or NO_DAMAGE.search(str(cause)):
                         raise cause from None
-                why = _first_line(causes[-1])
+                why = first_line(causes[-1])
                 del causes, cause  # they hold what was left undone, which complains when it is collected
             gc.collect()
-        _ignore_late_reads()
+        ignore_late_tasks()
         raise self.damaged(step, f"cannot be read: {why}")
+
+    def _check_folder(self) -> None:
+        """A file system that is gone has damaged nothing."""
+        if not self._folder.is_dir():
+            raise Vanished(f"{self._folder} is gone; look whether its file system is mounted")
 
     def _load(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         metadata = self.metadata(step)
-        self._check_fit(step, items, metadata)
+        check_fit(items, metadata, self._folder / str(step))
         loaded = self.read(step, items)
         for item, tree in jax.device_get(self._digest(loaded)).items():
             saved = metadata["digests"][item]
-            bad = [name for name, value in _named(tree, int).items() if saved[name] != value]
+            bad = [name for name, value in named(tree, int).items() if saved[name] != value]
             if bad:
                 raise self.damaged(step, f"{item} is damaged in {some(bad)}")
         return loaded, metadata
 
-    def _check_fit(self, step: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Whoever changed the network must not be told that the checkpoint is damaged."""
-        for item, tree in items.items():
-            wanted = _named(tree, dtype_and_shape)
-            # Before there were seals there were no shapes: names alone can be compared.
-            saved = metadata.get("shapes", {}).get(item, dict.fromkeys(metadata["digests"].get(item, ())))
-            differ = [
-                f"{name} {saved.get(name, 'only here')} there, {wanted.get(name, 'nothing')} here"
-                for name in sorted(saved.keys() | wanted.keys())
-                if name not in saved or name not in wanted or (saved[name] is not None and saved[name] != wanted[name])
-            ]
-            if differ:
-                raise OtherNetwork(
-                    f"{self._folder / str(step)} holds another network or optimizer: {item} has {some(differ)}; "
-                    "open it with the experiment it was trained with (RUN/experiment.json)"
-                )
-
-
-def dtype_and_shape(x: Any) -> list[Any]:
-    """[dtype, shape], as it stands in metadata."""
-    return [str(x.dtype), list(x.shape)]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of what may be many."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
 
 def _items(state: Any) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "step"}
-
-
-def _named(tree: Any, describe: Callable[[Any], Any]) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): describe(v) for path, v in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
 
 
 def _everywhere(look: Callable[[], Loaded]) -> Loaded:
@@ -381,40 +390,3 @@ def _everywhere(look: Callable[[], Loaded]) -> Loaded:
     if messages := list(filter(None, processes.gather(message))):
         raise DamagedCheckpoint(messages[0])
     return cast(Loaded, found)
-
-
-def _each_for_itself() -> ocp.Context:
-    """Reading without Orbax's barriers: whoever reads well would wait there for one that cannot read."""
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    return ocp.Context(multiprocessing_options=alone)
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Orbax and the tasks it leaves behind print pages about a damaged file; what is raised here says it in a line."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before, hook = [logger.level for logger in loggers], sys.unraisablehook
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda unraisable: None
-    try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of coroutines never awaited
-            yield
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, before):
-            logger.setLevel(level)
-
-
-def _ignore_late_reads() -> None:
-    """TensorStore goes on reading after Orbax gave up, and its tasks complain later that nobody listens any more."""
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    hook = sys.unraisablehook
-    if not (isinstance(hook, functools.partial) and hook.func is _all_but_late_reads):
-        sys.unraisablehook = functools.partial(_all_but_late_reads, hook)
-
-
-def _all_but_late_reads(hook: Callable[[Any], object], unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        hook(unraisable)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from dit_video.checkpoint import Checkpoints, dtype_and_shape, some
+from dit_video.checkpoint import Checkpoints
 from dit_video.checkpoint_digest import digest_leaves, name_weights
+from dit_video.checkpoint_fit import dtype_and_shape, some
 
 # Name of an array within its item: the keys on the way to it.
 Name = tuple[str, ...]

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from dit_video.data.dataset import Data
 from dit_video.json_file import read_object
+from dit_video.retention import Keep
 from dit_video.sharding import MeshShape
 from dit_video.tasks.task import Evaluator, Task
 from dit_video.training.faults import Faults
@@ -55,6 +56,7 @@ class Experiment:
         num_microbatches: parts the global batch is cut into for gradient accumulation.
         evaluators: by the name they are recorded under.
         faults: what to do when training goes wrong.
+        keep: which checkpoints stay; no part of the fingerprint either.
         mesh: devices along each axis; like `compiler_options` not part of the fingerprint, since it may change between
             hosts.
         compiler_options: XLA's for the train step, by kind of device: {"gpu": {...}, "tpu": {...}}.
@@ -68,6 +70,7 @@ class Experiment:
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     num_microbatches: int = 1
     faults: Faults = Faults()
+    keep: Keep = Keep()
     seed: int = 0
     mesh: MeshShape = MeshShape()
     compiler_options: Mapping[str, CompilerOptions] = dataclasses.field(default_factory=dict)
@@ -77,6 +80,10 @@ class Experiment:
             raise ValueError(
                 f"compiler_options: {', '.join(sorted(surplus))} is no kind of device; cpu, gpu and tpu are"
             )
+        best = self.keep.best
+        if best is not None and best.evaluator not in self.evaluators:
+            known = ", ".join(map(repr, self.evaluators)) or "none"
+            raise ValueError(f"keep.best.evaluator={best.evaluator!r}: is none of the evaluators; there are {known}")
         if self.num_microbatches < 1 or self.data.batch_size % self.num_microbatches:
             raise ValueError(
                 f"num_microbatches={self.num_microbatches}: must divide data.batch_size={self.data.batch_size}"
@@ -84,7 +91,9 @@ class Experiment:
 
 
 # What may differ between two starts of the same run.
-_NOT_IN_FINGERPRINT = ("mesh", "compiler_options", "data.num_threads", "schedule.log_every", "schedule.save_every")
+_NOT_IN_FINGERPRINT = (
+    "mesh", "compiler_options", "keep", "data.num_threads", "schedule.log_every", "schedule.save_every",
+)  # fmt: skip
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Experiment:

@@ -22,6 +22,7 @@ from dit_video.dit.dit import Remat
 from dit_video.experiment import Experiment
 from dit_video.hardware import GIB
 from dit_video.nn.module import define
+from dit_video.preconditions import check_clips, check_mesh
 from dit_video.roofline import Bound, Work, roofline
 from dit_video.sharding import along_batch, make_mesh, replicated
 from dit_video.targets import Target
@@ -132,9 +133,9 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
     Raises:
         ValueError: the experiment cannot run on such devices, or what compiles for them is not installed.
     """
-    run.check_clips(experiment)
+    check_clips(experiment)
     mesh = make_mesh(experiment.mesh, target.devices())
-    run.check_mesh(experiment, mesh, f"on {target.name}")
+    check_mesh(experiment, mesh, f"on {target.name}")
     program = run.program_of(experiment, mesh)
     frozen = run.abstract_codec(experiment.task, mesh)
     batch = _sharded(run.abstract_batch(experiment), along_batch(mesh))

@@ -31,10 +31,18 @@ from dit_video import experiment as experiments
 from dit_video import processes, run_lock
 from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch, Split
-from dit_video.experiment import Experiment, ExperimentError
+from dit_video.experiment import Experiment
 from dit_video.nn.module import Definition, Params, define
-from dit_video.run_folder import RECORD, check_data, environment, read_experiment, record, record_data
-from dit_video.sharding import batch_ways, make_mesh, platform_of, rows_here, shard_frozen
+from dit_video.preconditions import (
+    check_clips,
+    check_compiler_options,
+    check_joined,
+    check_mesh,
+    check_shared,
+    check_source,
+)
+from dit_video.run_folder import check_data, environment, read_experiment, record, record_data
+from dit_video.sharding import make_mesh, platform_of, rows_here, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import EvaluationData, Subject
@@ -47,7 +55,7 @@ from dit_video.training.flops import count_flops, peak_flops
 from dit_video.training.goodput import Activity
 from dit_video.training.step import Program, TrainState, make_program
 from dit_video.training.stop import StopSignal, StopTogether
-from dit_video.training.tracker import Onlooker, Tracker, recorded_evaluations
+from dit_video.training.tracker import Onlooker, Tracker, recorded_evaluations, recorded_scores
 from dit_video.training.watchdog import Watchdog
 from dit_video.user_cache import keep_compiled_programs
 from dit_video.vae.codec import LatentCodec
@@ -132,7 +140,7 @@ def _train(
     """`train` in a folder that is this run's own, with `data` as their identity says."""
     program = program_of(experiment, mesh)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir, experiment=experiments.to_json(experiment)))
+        checkpoints = stack.enter_context(_checkpoints(experiment, workdir, console))
         state, next_batch = _initial_state(experiment, program, checkpoints, init_from, mesh, console)
         processes.from_first(lambda: record_data(data, workdir, next_batch))
         recorder = stack.enter_context(_recorded(experiment, workdir, int(state.step), console))
@@ -166,11 +174,23 @@ def _train(
         except TrainingFault:
             checkpoints.wait()  # all processes come here, so the last save can still be finished
             raise
-        checkpoints.wait()
+        checkpoints.finish(step, state, batches.next_batch)
     finished = step == experiment.schedule.num_steps
     if finished and isinstance(experiment.task, Autoencode):
         codec_of_run(workdir, mesh, console)
     return Outcome(step, finished)
+
+
+def _checkpoints(experiment: Experiment, workdir: Path, console: Console) -> Checkpoints:
+    """Those of a run that trains."""
+    keep = experiment.keep
+    return Checkpoints(
+        workdir,
+        keep=keep,
+        scores=lambda: {} if keep.best is None else recorded_scores(workdir, keep.best.evaluator, keep.best.scalar),
+        experiment=experiments.to_json(experiment),
+        say=_plain(console),
+    )
 
 
 def open_run(workdir: Path, *, step: int | None = None, ema: bool = True, console: Console | None = None) -> OpenRun:
@@ -292,74 +312,6 @@ def abstract_codec(task: Any, mesh: Mesh | None = None) -> nnx.Module | None:
         return codec
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(place, codec, shard_frozen(codec, mesh))
-
-
-def check_joined() -> None:
-    """The devices of other processes are of no use to a process that cannot speak with those."""
-    if jax.process_count() > 1 and not processes.joined():
-        raise ExperimentError(
-            f"the devices here belong to {jax.process_count()} processes, which have not joined: start each with "
-            f"--coordinator={processes.AUTO}"
-        )
-
-
-def check_source(experiment: Experiment) -> None:
-    """A missing or damaged set is an error before anything is written, and so are hosts that have different sets."""
-    source = experiment.data.source
-    # A set that is made when it is first opened is made by one process.
-    digest = processes.from_first(lambda: source.info().digest)
-    if source.info().digest != digest:
-        raise ExperimentError(f"config.data.source: this host has another set than process 0 ({source}); copy it again")
-
-
-def check_shared(workdir: Path) -> None:
-    """What the first process has written must be there for all."""
-    if not (workdir / RECORD).is_file():
-        raise ExperimentError(
-            f"--workdir={workdir}: {RECORD} of process 0 is not there; all processes must see one folder"
-        )
-
-
-def check_compiler_options(experiment: Experiment, mesh: Mesh) -> None:
-    """XLA must know them, before anything is read: it is asked with a program of nothing."""
-    platform = platform_of(mesh)
-    if options := experiment.compiler_options.get(platform):
-        try:
-            jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
-        except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-            raise ExperimentError(f"config.compiler_options[{platform!r}]: {str(error).splitlines()[0]}") from error
-
-
-def check_clips(experiment: Experiment) -> None:
-    """Clips must fill whole latent cells, and latents whole patches, before anything is read."""
-    task, clips = experiment.task, experiment.data.clips
-    shape = (clips.num_frames, *clips.size)
-    try:
-        if isinstance(task, Autoencode):
-            task.vae.latent_shape(shape)
-        if isinstance(task, Denoise):
-            cells, patch = task.codec.vae.latent_shape(shape), task.network.patch_size
-            if any(n % p for n, p in zip(cells, patch)):
-                raise ValueError(f"latents of {cells} do not divide into config.task.network.patch_size={patch}")
-    except ValueError as error:
-        raise ExperimentError(f"config.data.clips (num_frames, size) = {shape}: {error}") from error
-
-
-def check_mesh(experiment: Experiment, mesh: Mesh, where: str = "devices") -> None:
-    """The global batch must divide over the mesh, and the mesh have work for all its axes; `where` names it."""
-    rows, parts, ways = experiment.data.batch_size, experiment.num_microbatches, batch_ways(mesh)
-    if rows % (ways * parts):
-        microbatches = f" times num_microbatches = {parts}" if parts > 1 else ""
-        raise ExperimentError(
-            f"config.data.batch_size={rows}: must be a multiple of data x fsdp = {ways} {where}{microbatches}; change "
-            "it, or give devices to other axes with config.mesh"
-        )
-    idle = [axis for axis in ("context", "tensor") if mesh.shape[axis] > 1]
-    if isinstance(experiment.task, Autoencode) and idle:
-        raise ExperimentError(
-            f"config.mesh.{idle[0]}={mesh.shape[idle[0]]}: an autoencoder is split along data and fsdp only; devices "
-            f"along {' and '.join(idle)} would all do the same"
-        )
 
 
 def _initial_state(

@@ -24,6 +24,7 @@ from dit_video.checkpoint import (
     digest_leaves,
     weights_digest,
 )
+from dit_video.retention import Keep
 from dit_video.sharding import place
 from dit_video.training.optimizer import EMA, AdamW, Group, Muon
 from dit_video.training.step import Program, TrainState, make_program
@@ -49,7 +50,7 @@ def state(program) -> TrainState:
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    opened = Checkpoints(tmp_path, keep=2, experiment=EXPERIMENT)
+    opened = Checkpoints(tmp_path, keep=Keep(latest=2), experiment=EXPERIMENT)
     yield opened
     opened.close()
 

@@ -8,6 +8,7 @@ import pytest
 
 from dit_video import experiment as experiments
 from dit_video import run
+from dit_video.preconditions import check_clips
 
 ROOT = Path(__file__).parent.parent
 RUNS = (
@@ -43,7 +44,7 @@ def test_an_experiment_survives_its_record(experiment):
 
 
 def test_clips_fit_the_networks(experiment):
-    run.check_clips(experiment)
+    check_clips(experiment)
     assert run.step_flops(experiment) > 0
 
 

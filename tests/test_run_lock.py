@@ -7,21 +7,27 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
+from dit_video import run_lock
 from dit_video.cli.main import main
 from dit_video.run_lock import LOCK, RunInUse, hold
 
 HOLDER = """
 import sys
 from pathlib import Path
+from dit_video import run_lock
 from dit_video.run_lock import RunInUse, hold
+run_lock.REFRESH_SECONDS = float(sys.argv[2])
 sys.stdin.readline()
 try:
-    with hold(Path(sys.argv[1]), lambda note: None):
+    with hold(Path(sys.argv[1]), lambda note: print(note, file=sys.stderr)):
         print("in", flush=True)
         sys.stdin.readline()
 except RunInUse:
@@ -30,13 +36,13 @@ except RunInUse:
 
 
 @pytest.fixture
-def holder(tmp_path) -> Iterator[Callable[[], subprocess.Popen]]:
+def holder(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts processes that take the lock of tmp_path on a line of input, and give it back on the next."""
     started = []
 
-    def start() -> subprocess.Popen:
-        words = [sys.executable, "-c", HOLDER, str(tmp_path)]
-        started.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    def start(refresh: float = run_lock.REFRESH_SECONDS) -> subprocess.Popen:
+        words = [sys.executable, "-c", HOLDER, str(tmp_path), str(refresh)]
+        started.append(subprocess.Popen(words, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True))
         return started[-1]
 
     yield start
@@ -98,13 +104,71 @@ def test_a_pid_that_was_given_out_again_is_not_the_process_that_took_the_lock(tm
         assert len(notes) == 1
 
 
-def test_a_lock_of_another_host_stays_until_a_person_removes_it(tmp_path):
-    write_lock(tmp_path, host="elsewhere", pid=2**22 + 1)
+def as_old_as(folder: Path, seconds: float) -> None:
+    """Of another host, and last touched so long ago."""
+    write_lock(folder, host="elsewhere", pid=2**22 + 1)
+    then = (folder / LOCK).stat().st_mtime - seconds
+    os.utime(folder / LOCK, (then, then))
+
+
+def test_a_lock_of_another_host_that_nobody_touches_any_more_is_taken_over(tmp_path):
+    as_old_as(tmp_path, run_lock.GONE_SECONDS + 1)
+    notes = []
+    with hold(tmp_path, notes.append):
+        assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
+    assert ["taken over" in note for note in notes] == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_of_another_host_is_waited_for_until_it_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.01)
+    as_old_as(tmp_path, run_lock.GONE_SECONDS - 10)
+    touch = threading.Timer(0.2, os.utime, [tmp_path / LOCK])
+    touch.start()
+    notes = []
     with pytest.raises(RunInUse, match=rf"on elsewhere trains here.*remove {re.escape(str(tmp_path / LOCK))}"):
+        hold(tmp_path, notes.append).__enter__()
+    assert not touch.is_alive()
+    assert ["waiting for a sign of life, 10 s at most" in note for note in notes] == [True]
+
+
+def test_a_host_that_has_just_gone_is_waited_out(tmp_path, monkeypatch):
+    """A scheduler starts the job elsewhere at once."""
+    monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.01)
+    as_old_as(tmp_path, run_lock.GONE_SECONDS - 0.3)
+    with hold(tmp_path, print):
+        assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
+
+
+def test_the_holder_touches_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "REFRESH_SECONDS", 0.01)
+    with hold(tmp_path, print):
+        os.utime(tmp_path / LOCK, (0, 0))
+        until = time.monotonic() + 10
+        while (tmp_path / LOCK).stat().st_mtime == 0:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_a_lock_of_a_version_that_did_not_touch_it_stays_until_a_person_removes_it(tmp_path):
+    as_old_as(tmp_path, 10 * run_lock.GONE_SECONDS)
+    lock = json.loads((tmp_path / LOCK).read_text())
+    del lock["refresh_seconds"]
+    (tmp_path / LOCK).write_text(json.dumps(lock))
+    with pytest.raises(RunInUse, match="on elsewhere trains here"):
         hold(tmp_path, print).__enter__()
     (tmp_path / LOCK).unlink()
     with hold(tmp_path, print):
         pass
+
+
+def test_a_process_that_was_halted_and_has_lost_its_folder_ends(tmp_path, holder):
+    first = holder(refresh=0.05)
+    assert go(first) == "in"
+    (tmp_path / LOCK).write_text("another run's")
+    assert first.wait(timeout=10) == 1
+    assert "another run has taken this folder over" in first.stderr.read()
+    assert (tmp_path / LOCK).read_text() == "another run's"
 
 
 def test_a_lock_that_cannot_be_read_refuses_and_says_what_to_do(tmp_path):

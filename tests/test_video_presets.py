@@ -10,6 +10,7 @@ from toys import small_mesh
 
 from dit_video import run
 from dit_video.experiment import diff, load
+from dit_video.preconditions import check_clips
 from dit_video.sharding import place
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -26,7 +27,7 @@ def test_a_preset_trains_on_captioned_video(tmp_path, monkeypatch):
     experiment = load(str(EXPERIMENTS / "video_1b.py:tiny"))
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, cache=None))
     mesh = small_mesh()
-    run.check_clips(experiment)
+    check_clips(experiment)
     program = run.program_of(experiment, mesh)
     codec = jax.jit(experiment.task.codec.blank)(jax.random.key(0))
     state, losses = program.init(0), []

@@ -1,228 +1,90 @@
-"""What becomes of hostile and damaged files: thousands of them, made from good ones, each read under limits.
+"""What becomes of runs and files when things go wrong; the tables of docs/reliability.md are written by it.
 
-    python -m tools.fault_bench fuzz                      all families, 1000 cases each
+    python -m tools.fault_bench fuzz                      files of strangers: all families, 1000 cases each
     python -m tools.fault_bench fuzz safetensors --num_cases 100
     python -m tools.fault_bench fuzz video --case 17      one case again, in this process, with its traceback
+    python -m tools.fault_bench kills                     100 kills -9 over tiny runs: does each resume exactly?
+    python -m tools.fault_bench flips                     flipped bits and cut files of a checkpoint: are they found?
+    python -m tools.fault_bench saves                     how long a checkpoint holds training up
+    python -m tools.fault_bench quota                     a run on a disk that fills up (needs the right to mount)
 
-A case is a function of its family and number. It is read in a process with limits of memory and time, which ends in
-one of five ways: the file is read, it is refused with an error that names it, or (a fault of ours) the process ends
-otherwise, or passes a limit. Counts go to docs/reliability.json, and from there into the table of docs/reliability.md.
+Counts go to docs/reliability.json, and from there into the page.
 """
 
 import argparse
-import dataclasses
-import json
-import os
-import resource
-import select
-import subprocess
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from dit_video.progress import counted
-from tools.hostile_files import FAMILIES, Family
+from tools import flip_bench, fuzz_bench, kill_bench, save_bench
+from tools.reliability_page import line, record
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs/reliability.json"
-PAGE = ROOT / "docs/reliability.md"
-# Ways in which a case ends. The last three are faults.
-GOOD, REFUSED, CRASH, HANG, OVER = "good", "clear error", "crash", "hang", "over memory"
-OUTCOMES = (GOOD, REFUSED, CRASH, HANG, OVER)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Bench:
-    """One line of the results: a kind of fault, how often it is tried, and what a case may cost.
-
-    Attributes:
-        seconds: of wall time, after which a case is a hang.
-        num_bytes: of memory, in the process that reads.
-    """
-
-    family: Family
-    num_cases: int
-    seconds: float
-    num_bytes: int
-
-
-# Seconds are hundreds of times those of a good file, for a machine that does other things as well.
-BENCHES = {
-    name: Bench(family=family, num_cases=1000, seconds=30, num_bytes=family.num_bytes)
-    for name, family in FAMILIES.items()
-}
+NUM_KILLS = 100
+NUM_FLIPS = 100
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     fuzz = parts.add_parser("fuzz", help="files of strangers")
-    fuzz.add_argument("names", nargs="*", choices=[*BENCHES, []], help="default: all")
+    fuzz.add_argument("names", nargs="*", choices=[*fuzz_bench.BENCHES, []], help="default: all")
     fuzz.add_argument("--num_cases", type=int, help="of each; results of fewer than the default are not recorded")
     fuzz.add_argument("--case", type=int, help="this one only, here")
-    serving = parts.add_parser("serve", help="what runs in the process with limits")
-    serving.add_argument("name", choices=BENCHES)
+    kills = parts.add_parser("kills", help="runs that are killed")
+    kills.add_argument("--num_kills", type=int, default=NUM_KILLS, help="results of fewer are not recorded")
+    flips = parts.add_parser("flips", help="checkpoints whose files are damaged")
+    flips.add_argument("--num_flips", type=int, default=NUM_FLIPS, help="of each kind of file; fewer are not recorded")
+    parts.add_parser("saves", help="what a checkpoint costs")
+    parts.add_parser("quota", help="a disk that fills up")
     args = parser.parse_args()
-    if args.part == "serve":
-        return serve(BENCHES[args.name])
+    if args.part == "kills":
+        return run_kills(args.num_kills)
+    if args.part == "flips":
+        return run_flips(args.num_flips)
+    if args.part == "saves":
+        return run_saves()
+    if args.part == "quota":
+        return run_quota()
     if args.case is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            reader = BENCHES[args.names[0]].family.prepare(Path(folder))
-            reader.read(reader.make(args.case))
+        fuzz_bench.read_one(args.names[0], args.case)
         return 0
-    return run_fuzz(args.names or list(BENCHES), args.num_cases)
+    return fuzz_bench.run(args.names or list(fuzz_bench.BENCHES), args.num_cases)
 
 
-def run_fuzz(names: Sequence[str], num_cases: int | None) -> int:
-    """Runs benches and records them; 1 where there was a fault."""
-    faults = 0
-    for name in names:
-        bench = BENCHES[name] if num_cases is None else dataclasses.replace(BENCHES[name], num_cases=num_cases)
-        result = measure(name, bench)
-        print(row(name, result))
-        for case, what in result["faults"].items():
-            print(f"  case {case}: {what}")
-        faults += len(result["faults"])
-        if num_cases is None or num_cases >= BENCHES[name].num_cases:
-            record(name, result)
-    return 1 if faults else 0
+def run_kills(num_kills: int) -> int:
+    found = kill_bench.measure_kills(num_kills, print)
+    _show(kill_bench.KILL_HEADS, kill_bench.kill_rows(found))
+    if num_kills >= NUM_KILLS:
+        record("kills", found, kill_bench.KILL_HEADS, kill_bench.kill_rows(found))
+    return 0 if found["exact"] == found["kills"] else 1
 
 
-def measure(name: str, bench: Bench) -> dict[str, Any]:
-    """Reads every case of a bench; how many ended how, what the worst took, and each fault by its case."""
-    outcomes: Counter[str] = Counter()
-    faults: dict[int, str] = {}
-    slowest, most, started = 0.0, 0, time.monotonic()
-    reader = Reader(name)
-    try:
-        for case in counted(range(bench.num_cases), name, total=bench.num_cases, unit="cases"):
-            answer = reader.read(case, bench.seconds)
-            outcomes[answer["outcome"]] += 1
-            slowest, most = max(slowest, answer["seconds"]), max(most, answer["bytes"])
-            if answer["outcome"] not in (GOOD, REFUSED):
-                faults[case] = f"{answer['outcome']}: {answer['what']}"
-    finally:
-        reader.end()
-    return {
-        "cases": bench.num_cases,
-        **{outcome: outcomes[outcome] for outcome in OUTCOMES},
-        "slowest_s": round(slowest, 2),
-        "most_mib": most >> 20,
-        "limit_s": bench.seconds,
-        "limit_mib": bench.num_bytes >> 20,
-        "total_s": round(time.monotonic() - started),
-        "faults": faults,
-    }
+def run_flips(num_flips: int) -> int:
+    found = flip_bench.measure(num_flips)
+    _show(flip_bench.HEADS, flip_bench.rows(found))
+    if num_flips >= NUM_FLIPS:
+        record("flips", found, flip_bench.HEADS, flip_bench.rows(found))
+    return 1 if flip_bench.num_silent(found) else 0
 
 
-class Reader:
-    """A process that reads cases of one bench, started again after one that ended it."""
-
-    def __init__(self, name: str):
-        self._name = name
-        self._process: subprocess.Popen[str] | None = None
-
-    def read(self, case: int, seconds: float) -> dict[str, Any]:
-        process = self._process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{case}\n")
-        process.stdin.flush()
-        began = time.monotonic()
-        ready, _, _ = select.select([process.stdout], [], [], seconds)
-        line = process.stdout.readline() if ready else ""
-        if line:
-            return json.loads(line)
-        if ready:
-            outcome, what = CRASH, f"the process ended with code {process.wait()}"
-        else:
-            outcome, what = HANG, f"no answer within {seconds:.0f} s"
-        self.end()
-        return {"outcome": outcome, "what": what, "seconds": time.monotonic() - began, "bytes": 0}
-
-    def end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tools.fault_bench", "serve", self._name]
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment
-        )
-        assert process.stdout is not None
-        # Good files are made before the first case, on no case's time.
-        process.stdout.readline()
-        return process
+def run_saves() -> int:
+    found = save_bench.measure()
+    _show(save_bench.HEADS, save_bench.rows(found))
+    record("saves", found, save_bench.HEADS, save_bench.rows(found))
+    return 0 if found["share"] < save_bench.BOUND else 1
 
 
-def serve(bench: Bench) -> int:
-    """Answers each number of a case on standard input with how it ended, on standard output."""
-    # A library may print; what it prints is no answer.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with tempfile.TemporaryDirectory() as folder:
-        reader = bench.family.prepare(Path(folder))
-        print("ready", file=answers, flush=True)
-        resource.setrlimit(resource.RLIMIT_DATA, (bench.num_bytes, bench.num_bytes))
-        for line in sys.stdin:
-            path = reader.make(int(line))
-            # From here on the kernel keeps a new highest number of resident pages.
-            Path("/proc/self/clear_refs").write_text("5")
-            began = time.monotonic()
-            outcome, what = ending(reader.read, path)
-            taken = peak_bytes()
-            if taken > bench.num_bytes:
-                outcome = OVER
-            seconds = time.monotonic() - began
-            answer = {"outcome": outcome, "what": what, "seconds": seconds, "bytes": taken}
-            print(json.dumps(answer), file=answers, flush=True)
-    return 0
+def run_quota() -> int:
+    found = kill_bench.measure_quota()
+    rows = [[text] for text in found["said"]]
+    rows.append([f"exit code {found['code']}; {kill_bench.compared(found)}"])
+    _show(kill_bench.QUOTA_HEADS, rows)
+    record("quota", found, kill_bench.QUOTA_HEADS, rows)
+    return 0 if found["code"] == 0 and found["difference"] is None else 1
 
 
-def ending(read: Callable[[Path], None], path: Path) -> tuple[str, str]:
-    """How reading a file ends, and with what words; anything else that it raises ends this process."""
-    try:
-        read(path)
-    except (ValueError, FileNotFoundError) as error:
-        named = str(path) in str(error) or str(path.parent) in str(error)
-        return (REFUSED if named else CRASH), f"{type(error).__name__}: {error}"
-    except MemoryError as error:
-        return OVER, str(error)
-    return GOOD, ""
-
-
-def peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) << 10
-
-
-def record(name: str, result: dict[str, Any]) -> None:
-    """Keeps a result, and writes all that are kept as the table of the page."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results = {known: result if known == name else results.get(known) for known in BENCHES}
-    results = {known: found for known, found in results.items() if found}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    begin, end = "<!-- fuzz -->\n", "<!-- end of fuzz -->\n"
-    before, _, rest = PAGE.read_text().partition(begin)
-    after = rest.partition(end)[2]
-    heads = ["family", "cases", *OUTCOMES, "slowest case", "most memory", "limits of a case"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *(row(*item) for item in results.items())]
-    PAGE.write_text(before + begin + "\n".join(lines) + "\n" + end + after)
-
-
-def row(name: str, result: dict[str, Any]) -> str:
-    numbers = [result["cases"], *(result[outcome] for outcome in OUTCOMES)]
-    cost = [f"{result['slowest_s']} s", f"{result['most_mib']} MiB"]
-    limits = f"{result['limit_s']:.0f} s, {result['limit_mib']} MiB"
-    return "| " + " | ".join([name, *map(str, numbers), *cost, limits]) + " |"
+def _show(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    for cells in (heads, *rows):
+        print(line(cells))
 
 
 if __name__ == "__main__":

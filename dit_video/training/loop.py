@@ -49,6 +49,10 @@ class Saver(Protocol):
 
     def save(self, step: int, state: TrainState, next_batch: int) -> None: ...
 
+    def overdue(self) -> bool:
+        """Whether a save has failed and is to be tried again; asked at every step."""
+        ...
+
     def wait(self) -> None:
         """Until everything that was started is saved."""
         ...
@@ -183,7 +187,7 @@ def train(
         stopping = stop.reached(step)
         last = step == schedule.num_steps or stopping
         due = _due(evaluators, step, last=last)
-        save = last or step % schedule.save_every == 0
+        save = last or step % schedule.save_every == 0 or saver.overdue()
         look = last or due or save or step % schedule.log_every == 0
         if look:
             # Everything up to this step is written down, and found good, before anything is saved, fails or is killed.

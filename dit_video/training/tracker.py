@@ -273,6 +273,12 @@ class Tracker:
         return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
 
 
+def recorded_scores(workdir: Path, evaluator: str, scalar: str) -> dict[int, float]:
+    """By step, one of the numbers that an evaluator measured."""
+    lines = (line for line in read_record(workdir) if line.get("evaluation") == evaluator)
+    return {line["step"]: line[scalar] for line in lines if scalar in line}
+
+
 def read_record(workdir: Path, *, last: int | None = None) -> Iterable[dict[str, Any]]:
     """Lines of a run's record up to step `last`; a half-written last line, as a kill leaves it, is left out."""
     path = workdir / RECORD

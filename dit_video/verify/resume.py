@@ -77,10 +77,12 @@ def verify_resume(
     moments, kills = random.Random(seed), []
     began = time.monotonic()
     for number in range(num_kills):
+        # Beyond what is on record: a step that is there already would be reached before anything is done.
+        recorded = max((line["step"] for line in read_record(disturbed)), default=0)
         session = _Session(command, disturbed)
         # Every other one while a checkpoint is being written: that is short, and chance would hardly find it.
         wants_save = number % 2 == 0
-        target = moments.randint(1, num_steps)
+        target = moments.randint(min(recorded + 1, num_steps), num_steps)
         if not session.run_until(lambda s, t=target, w=wants_save: s.is_saving() if w else s.last_step() >= t):
             break  # it was done sooner
         kill = session.kill()

@@ -21,6 +21,7 @@ from dit_video.data.captions import encode_captions
 from dit_video.dit.condition import ClassCondition
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.nn.module import Precision
+from dit_video.preconditions import check_mesh
 from dit_video.sharding import MeshShape, Uneven, make_mesh, place_whole, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
@@ -100,7 +101,7 @@ def compare_shardings(
     for shape in meshes:
         mesh = make_mesh(shape, jax.devices()[: math.prod(dataclasses.astuple(shape))])
         try:
-            run.check_mesh(experiment, mesh)
+            check_mesh(experiment, mesh)
             program = run.program_of(experiment, mesh)
             found, traffic = _train(program, state, codec, batch, mesh, num_steps)
         except (Uneven, ExperimentError) as error:

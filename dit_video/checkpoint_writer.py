@@ -1,0 +1,207 @@
+"""Writing checkpoints in the background. A step that cannot be written costs a warning, not the run.
+
+What fails is taken away, so that a full disk is no fuller than before; old steps are deleted when the new one is
+complete and not before. RUN/saves.jsonl has a line for each save: {"step": 200, "bytes": ..., "digest_seconds": ...,
+"blocking_seconds": ..., "written_seconds": ...}, or {"step": 200, "failed": "..."}.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from dit_video import processes
+from dit_video.checkpoint_orbax import first_line, ignore_late_tasks, quiet
+from dit_video.storage import Vanished, advice, chain, fault
+
+RECORD = "saves.jsonl"
+
+RETRY_PAUSES = (30.0, 60.0, 120.0, 240.0, 480.0, 960.0)
+"""Seconds after a failed save until the next one is due; the last holds for all that follow."""
+
+_PATIENCE = 2.0
+"""Seconds in which a half-written step must have gone."""
+
+
+class _Unwanted:
+    """A preservation policy of Orbax: the steps to delete are known when the save begins."""
+
+    def __init__(self):
+        self.steps: set[int] = set()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+        del context
+        return [checkpoint.step not in self.steps for checkpoint in checkpoints]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A save that goes on; its future gives the seconds from the start until all was on disk."""
+
+    step: int
+    costs: Mapping[str, int | float]
+    future: Future[float]
+
+
+class Writer:
+    """One save at a time into the folder of all steps. Every process of a run calls the same methods."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]):
+        """`say` is told what could not be written, what that means, and what to do."""
+        self._folder, self._say = folder, say
+        self._policy = _Unwanted()
+        # Orbax's policies do not have the type that its Checkpointer asks for.
+        policy: Any = self._policy
+        logging.getLogger("absl").addFilter(_without_tracebacks_of_orbax)
+        with quiet():
+            # Where a folder cannot be made in the background, Orbax's other threads wait for it for minutes.
+            context = ocp.Context(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
+            self.orbax = ocp.training.Checkpointer(str(folder), context=context, preservation_policy=policy)
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
+        self._num_failed = 0
+        self._half_written: set[int] = set()
+        self._due = 0.0
+        self._last = max((checkpoint.step for checkpoint in self.orbax.checkpoints), default=None)
+
+    def start(
+        self, step: int, items: dict[str, Any], metadata: dict[str, Any], unwanted: set[int], *, digest_seconds: float
+    ) -> None:
+        """Starts writing; the arrays may be donated as soon as this returns. `unwanted` steps are then deleted."""
+        began = time.perf_counter()
+        try:
+            if not self._folder.is_dir():
+                # Orbax would make it anew, under a mount point perhaps, without the steps that it held.
+                raise Vanished(f"{self._folder} is gone")
+            if self._num_failed:
+                processes.from_first(self._remove_half_written)
+                self.orbax.reload()
+            self._policy.steps = unwanted
+            # Forced: by default Orbax leaves a step out while the one before it is still being written.
+            response = self.orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
+        except (OSError, ValueError) as error:
+            if fault(error) is None:
+                raise
+            future: Future[float] = Future()
+            future.set_exception(error)
+        else:
+            assert response is not None, "a forced save is always begun"
+            future = self._waiter.submit(lambda: (response.result(), time.perf_counter() - began)[1])
+        costs = {
+            "bytes": sum(x.nbytes for x in jax.tree.leaves(items)),
+            "digest_seconds": digest_seconds,
+            "blocking_seconds": digest_seconds + time.perf_counter() - began,
+        }
+        self._pending = _Pending(step, costs, future)
+
+    def settle(self) -> bool:
+        """Waits for the save that goes on; False where a process could not write its part.
+
+        Raises:
+            Exception: what is no failure of the store.
+        """
+        if self._pending is None:
+            return not self._num_failed
+        pending, self._pending = self._pending, None
+        failures = [json.loads(text) for text in processes.gather(json.dumps(self._failure(pending)))]
+        if failure := next((found["writing"] for found in failures if "writing" in found), None):
+            self._clear_away(pending, failure)
+            return False
+        if failure := next((found["deleting"] for found in failures if "deleting" in found), None):
+            self._say(f"{self._folder}: old checkpoints could not be deleted: {failure}")
+            self._reload()
+        if self._num_failed:
+            self._say(f"{self._folder / str(pending.step)}: is written; nothing before it is at risk any more")
+        self._num_failed, self._last = 0, pending.step
+        written = {} if pending.future.exception() else {"written_seconds": pending.future.result()}
+        self._record({"step": pending.step, **pending.costs, **written})
+        return True
+
+    def overdue(self) -> bool:
+        """Whether the last save has failed and it is time for another.
+
+        Several processes would need to agree on that in every step: theirs is made up for at the next regular save.
+        """
+        if processes.joined():
+            return False
+        if self._pending is not None and self._pending.future.done():
+            self.settle()
+        return self._pending is None and self._num_failed > 0 and time.monotonic() >= self._due
+
+    def close(self) -> None:
+        self.settle()
+        self._waiter.shutdown()
+        self.orbax.close()
+
+    def _failure(self, pending: _Pending) -> dict[str, str]:
+        """What went wrong here, in writing or in deleting old steps, and what can be done."""
+        with quiet():
+            error = pending.future.exception()
+            if error is None:
+                return {}
+            with contextlib.suppress(type(error)):
+                self.orbax.wait()  # raises once in every thread
+            cause = fault(error)
+            if cause is None:
+                raise error
+            text = f"{first_line(cause)}; {advice(error)}"
+            for link in list(chain(error)):
+                link.__traceback__ = None  # it holds what was left undone, which complains when it is collected
+            gc.collect()
+        ignore_late_tasks()
+        # A step appears when it is complete; old ones are deleted then.
+        return {"deleting" if (self._folder / str(pending.step)).is_dir() else "writing": text}
+
+    def _clear_away(self, pending: _Pending, failure: str) -> None:
+        self._half_written.add(pending.step)
+        processes.from_first(self._remove_half_written)
+        self._reload()
+        pause = RETRY_PAUSES[min(self._num_failed, len(RETRY_PAUSES) - 1)]
+        self._num_failed += 1
+        self._due = time.monotonic() + pause
+        risk = "there is no checkpoint yet" if self._last is None else f"the last checkpoint is of step {self._last}"
+        self._say(
+            f"{self._folder / str(pending.step)}: not written: {failure}. Training goes on; {risk}, so "
+            f"{pending.step - (self._last or 0)} steps and those to come are at risk. A checkpoint takes "
+            f"{pending.costs['bytes'] / 1e6:.1f} MB; it is tried again "
+            + ("at the next save" if processes.joined() else f"in {pause:.0f} s")
+        )
+        self._record({"step": pending.step, "failed": failure})
+
+    def _reload(self) -> None:
+        """Orbax has forgotten the step that failed, and those that it was to delete."""
+        if self._folder.is_dir():
+            with contextlib.suppress(OSError):
+                self.orbax.reload()
+
+    def _remove_half_written(self) -> None:
+        """What failed takes space. Threads of Orbax that have not failed go on writing for a moment."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            halves = [h for step in self._half_written for h in self._folder.glob(f"{step}.orbax-checkpoint-tmp*")]
+            for half in halves:
+                shutil.rmtree(half, ignore_errors=True)
+            if not halves or time.monotonic() > until:
+                return
+            time.sleep(0.05)
+
+    def _record(self, line: Mapping[str, Any]) -> None:
+        if processes.is_first():
+            # It is said as well, and a disk that is full for checkpoints may be full for this.
+            with contextlib.suppress(OSError), open(self._folder.parent / RECORD, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _without_tracebacks_of_orbax(record: logging.LogRecord) -> bool:
+    """Its threads print pages on what they then raise, and what is raised is said here in a line."""
+    return not record.exc_info or "orbax" not in record.pathname

@@ -1,0 +1,98 @@
+"""Stores that fail: what counts as a failure of theirs and not of ours, what a person can do, what is tried again."""
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+# TensorStore raises ValueError with the code of a status in front.
+_STATUS = re.compile(
+    "(RESOURCE_EXHAUSTED|OUT_OF_RANGE|UNAVAILABLE|PERMISSION_DENIED|NOT_FOUND|FAILED_PRECONDITION|DEADLINE_EXCEEDED"
+    "|ABORTED|UNAUTHENTICATED|DATA_LOSS|INTERNAL|UNKNOWN): "
+)
+# What may pass by itself: a server that starts again, a network that was cut.
+_PASSING = frozenset(
+    {
+        errno.EIO,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.ECONNREFUSED,
+        errno.ECONNABORTED,
+        errno.ENOTCONN,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+    }
+)
+_PASSING_STATUS = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds before a read that has failed is tried again, one after the other; then the error is raised."""
+
+LAST_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""The same for the last checkpoint of a run. A job that is to be ended has minutes, not hours."""
+
+
+class Vanished(OSError):
+    """A folder that was there is gone: it was moved or deleted, or its file system is no longer mounted."""
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it arose from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def fault(error: BaseException) -> BaseException | None:
+    """The failure of a store in what was raised; None where it is something else, such as a mistake in a program."""
+    for cause in chain(error):
+        if isinstance(cause, OSError) or (isinstance(cause, ValueError) and _STATUS.match(str(cause))):
+            return cause
+    return None
+
+
+def advice(error: BaseException) -> str:
+    """What a person can do."""
+    text = str(error)
+    number = next((c.errno for c in chain(error) if isinstance(c, OSError) and c.errno), None)
+    if number in _FULL or any(os.strerror(n) in text for n in _FULL):
+        return "free space there, or raise the quota"
+    if number in _LOCKED or any(os.strerror(n) in text for n in _LOCKED):
+        return "make the folder writable again"
+    if number == errno.EFBIG or os.strerror(errno.EFBIG) in text:
+        return "raise the limit of the size of files (ulimit -f)"
+    return "look whether the file system is there and answers"
+
+
+def passes(error: BaseException) -> bool:
+    """Whether a failure may be gone in a moment."""
+    if isinstance(error, Vanished | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _PASSING
+    return bool(_PASSING_STATUS.match(str(error)))
+
+
+def read_patiently(read: Callable[[], Result], say: Callable[[str], None]) -> Result:
+    """What `read` returns; a failure that may pass is waited for, longer each time, and said."""
+    for pause in READ_PAUSES:
+        try:
+            return read()
+        except (OSError, ValueError) as error:
+            if not passes(error):
+                raise
+            say(f"cannot read: {error}; trying again in {pause:.0f} s")
+        time.sleep(pause)
+    return read()
