@@ -249,6 +249,7 @@ def plot() -> None:
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="GPUs", ylabel="GiB", ylim=(0, None))
         axis.set_xscale("log", base=2)
+        axis.set_xticks(GROWTH, [f"{number:,}" for number in GROWTH], rotation=45)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
     figure.savefig(PLOT, dpi=150)
