@@ -186,6 +186,22 @@ class Estimator:
         rows = self.experiment.data.batch_size / (data * fsdp)
         row = self._tokens * rows / context * network.hidden_size * _COMPUTE_BYTES * network.depth
         passes = 3 if self._recomputed[candidate.remat] else 2
+        # Two sums a layer and pass over tensor.
+        near += passes * 2 * 2 * row * (tensor - 1) / tensor
+        num_domains = max(1, context * tensor // self.target.domain_size)
+        if context > 1 and network.num_heads // tensor % context:
+            # A ring: keys and values pass every other device, on the way back with their gradients.
+            ring = row / tensor * ((passes - 1) * 2 * (context - 1) + 4 * context)
+            near, far = near + ring, far + (ring if num_domains > 1 else 0)
+        else:
+            # Queries, keys, values and their result change places; what stays in one slice or node, stays inside.
+            swapped = passes * 4 * row / tensor
+            far += swapped * (num_domains - 1) / num_domains
+            near += swapped * ((context - 1) / context - (num_domains - 1) / num_domains)
+        return inner + near, outer + far
+        rows = self.experiment.data.batch_size / (data * fsdp)
+        row = self._tokens * rows / context * network.hidden_size * _COMPUTE_BYTES * network.depth
+        passes = 3 if self._recomputed[candidate.remat] else 2
         # Two sums a layer and pass over tensor; queries, keys, values and their result are exchanged over context.
         sums, swapped = 2 * 2 * row * (tensor - 1) / tensor, 4 * row / tensor
         # Of what devices along context exchange, that between those of one slice or node stays inside.
