@@ -6,6 +6,7 @@ batches are placed here, and XLA's partitioner writes the collectives.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -162,6 +163,7 @@ def along_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+@functools.cache
 def rows_here(mesh: Mesh, num_rows: int) -> Int[np.ndarray, "rows"]:
     """Which rows of a global batch this process must have: those of its own devices, in order, each once.
 
@@ -171,7 +173,9 @@ def rows_here(mesh: Mesh, num_rows: int) -> Int[np.ndarray, "rows"]:
         ValueError: the mesh does not split so many rows evenly.
     """
     indices = along_batch(mesh).addressable_devices_indices_map((num_rows,)).values()
-    return np.unique(np.concatenate([np.arange(num_rows)[index] for index in indices]))
+    rows = np.unique(np.concatenate([np.arange(num_rows)[index] for index in indices]))
+    rows.setflags(write=False)  # every step asks for the same ones, and all get this array
+    return rows
 
 
 def place(batch: Tree, mesh: Mesh) -> Tree:

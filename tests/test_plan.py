@@ -5,12 +5,10 @@ import math
 
 import jax
 import pytest
+from toys import untrained
 
 from dit_video import run
 from dit_video.collectives import Traffic
-from dit_video.data.dataset import Data
-from dit_video.data.sources import LatentCache, VideoSet
-from dit_video.data.transforms import ClipTransform
 from dit_video.dit.dit import Remat
 from dit_video.experiment import Experiment, override
 from dit_video.hardware import Chip
@@ -18,7 +16,6 @@ from dit_video.nn.module import define
 from dit_video.plan import Part, Plan, gradient_flops, plan, recomputed_flops, refused
 from dit_video.sharding import MeshShape, make_mesh
 from dit_video.targets import parse_target
-from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import make_program
 
@@ -33,17 +30,7 @@ TINY = Chip(kind="tiny", hbm=1000, flops=1e9, hbm_bandwidth=1e9, links=1e9, netw
 
 @pytest.fixture(scope="module")
 def experiment(denoise) -> Experiment:
-    return Experiment(
-        task=denoise,
-        data=Data(
-            source=VideoSet(directory="nowhere"),
-            clips=ClipTransform(num_frames=5, size=(16, 16)),
-            batch_size=16,
-            cache=LatentCache(directory="nowhere"),
-        ),
-        optimizer=AdamW(),
-        schedule=Schedule(num_steps=1000),
-    )
+    return untrained(denoise)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 import dataclasses
 
 import pytest
+from toys import untrained
 
-from dit_video.data.dataset import Data
-from dit_video.data.sources import LatentCache, VideoSet
-from dit_video.data.transforms import ClipTransform
 from dit_video.dit.dit import Remat
 from dit_video.experiment import Experiment, override
 from dit_video.hardware import Chip
@@ -16,8 +14,6 @@ from dit_video.plan_search import fastest, remedies, search
 from dit_video.sharding import MeshShape
 from dit_video.targets import Target, parse_target
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.training.loop import Schedule
-from dit_video.training.optimizer import AdamW
 
 
 def target(hbm: int) -> Target:
@@ -28,17 +24,7 @@ def target(hbm: int) -> Target:
 
 @pytest.fixture(scope="module")
 def experiment(denoise) -> Experiment:
-    return Experiment(
-        task=denoise,
-        data=Data(
-            source=VideoSet(directory="nowhere"),
-            clips=ClipTransform(num_frames=5, size=(32, 32)),
-            batch_size=64,
-            cache=LatentCache(directory="nowhere"),
-        ),
-        optimizer=AdamW(),
-        schedule=Schedule(num_steps=1000),
-    )
+    return untrained(denoise, size=(32, 32), batch_size=64)
 
 
 @pytest.fixture(scope="module")

@@ -3,27 +3,15 @@
 import dataclasses
 
 import pytest
-from toys import small_mesh
+from toys import small_mesh, untrained
 
 from dit_video import preconditions
-from dit_video.data.dataset import Data
-from dit_video.data.sources import VideoSet
-from dit_video.data.transforms import ClipTransform
 from dit_video.experiment import Experiment, ExperimentError
-from dit_video.training.loop import Schedule
-from dit_video.training.optimizer import AdamW
 
 
 @pytest.fixture
 def experiment(autoencode) -> Experiment:
-    return Experiment(
-        task=autoencode,
-        data=Data(
-            source=VideoSet(directory="nowhere"), clips=ClipTransform(num_frames=5, size=(16, 16)), batch_size=16
-        ),
-        optimizer=AdamW(),
-        schedule=Schedule(num_steps=10),
-    )
+    return untrained(autoencode)
 
 
 def test_rows_must_divide_over_devices_and_microbatches(experiment):

@@ -12,12 +12,18 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 
 from dit_video.data.batch import Batch, Examples, Record, Split
+from dit_video.data.dataset import Data
+from dit_video.data.sources import LatentCache, VideoSet
+from dit_video.data.transforms import ClipTransform
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
+from dit_video.experiment import Experiment
 from dit_video.nn.embed import linear
 from dit_video.sharding import MESH_AXES, MeshShape
 from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.tasks.task import EvaluationData
+from dit_video.tasks.task import EvaluationData, Task
+from dit_video.training.loop import Schedule
+from dit_video.training.optimizer import AdamW
 from dit_video.vae.video_vae import VideoVAEConfig
 
 WIDTH = 8
@@ -44,6 +50,21 @@ def small_mesh(num_devices: int = 1, **axes: int) -> Mesh:
     sizes = MeshShape(**axes).resolve(num_devices)
     devices = np.array(jax.devices()[:num_devices]).reshape(sizes)
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def untrained(task: Task, *, size: tuple[int, int] = (16, 16), batch_size: int = 16) -> Experiment:
+    """An experiment on data that are nowhere: to be checked, planned and compiled, not trained."""
+    return Experiment(
+        task=task,
+        data=Data(
+            source=VideoSet(directory="nowhere"),
+            clips=ClipTransform(num_frames=5, size=size),
+            batch_size=batch_size,
+            cache=LatentCache(directory="nowhere") if isinstance(task, Denoise) else None,
+        ),
+        optimizer=AdamW(),
+        schedule=Schedule(num_steps=1000),
+    )
 
 
 class Lines(nnx.Module):

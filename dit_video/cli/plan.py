@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from dit_video.cli.arguments import add_config, command, experiment_of
+from dit_video.cli.arguments import add_config, command, experiment_of, use_fake_devices
 from dit_video.plan import Memory, Plan, plan
 from dit_video.plan_search import Remedy, Trial, fastest, remedies, search
 from dit_video.progress import counted
@@ -118,9 +118,7 @@ def prepare(target: Target) -> None:
     """Settings that JAX and its compilers read once, when they start: so nothing may have computed before."""
     jax.config.update("jax_platforms", "cpu")
     if target.family == "cpu":
-        # Later flags win, so a number that the user's shell sets does not stand in the way.
-        fake = f"--xla_force_host_platform_device_count={target.size[0]}"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fake}"
+        use_fake_devices(target.size[0])
     # The plug-in looks for libraries that only running on a GPU needs.
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     # libtpu must not ask the cloud which TPU this is, nor log that there is none.

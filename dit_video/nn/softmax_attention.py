@@ -82,7 +82,12 @@ def attend_local(
         case Kernel.XLA:
             return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=num_keys, implementation="xla")
         case Kernel.CUDNN:
-            return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=num_keys, implementation="cudnn")
+            if num_keys is None:
+                return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+            # Where keys are left out, its backward pass takes even numbers of tokens only.
+            even = [_pad(x, x.shape[1] + x.shape[1] % 2) for x in (q, k, v)]
+            out = jax.nn.dot_product_attention(*even, key_value_seq_lengths=num_keys, implementation="cudnn")
+            return out[:, : q.shape[1]]
         case Kernel.SPLASH:
             return _splash(q, k, v, num_keys, interpret)
 

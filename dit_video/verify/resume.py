@@ -78,12 +78,12 @@ def verify_resume(
     began = time.monotonic()
     for number in range(num_kills):
         # Beyond what is on record: a step that is there already would be reached before anything is done.
-        recorded = max((line["step"] for line in read_record(disturbed)), default=0)
+        recorded = last_step(disturbed)
         session = _Session(command, disturbed)
         # Every other one while a checkpoint is being written: that is short, and chance would hardly find it.
         wants_save = number % 2 == 0
         target = moments.randint(min(recorded + 1, num_steps), num_steps)
-        if not session.run_until(lambda s, t=target, w=wants_save: s.is_saving() if w else s.last_step() >= t):
+        if not session.run_until(lambda s, t=target, w=wants_save: s.is_saving() if w else last_step(disturbed) >= t):
             break  # it was done sooner
         kill = session.kill()
         say(f"kill {number + 1} of {num_kills}: after step {kill.step}{', inside a save' if kill.inside_save else ''}")
@@ -127,6 +127,11 @@ def _end(run: Path) -> Mapping[str, Any]:
     return {"step": step, "next batch": metadata["next_batch"]} | digests
 
 
+def last_step(run: Path) -> int:
+    """The last step that a run has recorded; 0 where there is none."""
+    return max((line["step"] for line in read_record(run)), default=0)
+
+
 class _Session:
     """One process that trains in a folder."""
 
@@ -154,10 +159,7 @@ class _Session:
     def kill(self) -> Kill:
         self._process.kill()
         self._process.wait()
-        return Kill(self.last_step(), self.is_saving())
-
-    def last_step(self) -> int:
-        return max((line["step"] for line in read_record(self._workdir)), default=0)
+        return Kill(last_step(self._workdir), self.is_saving())
 
     def is_saving(self) -> bool:
         """Whether there is a half-written checkpoint of this session's own."""

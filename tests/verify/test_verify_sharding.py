@@ -6,16 +6,13 @@ import math
 import jax
 import numpy as np
 import pytest
+from toys import untrained
 
-from dit_video.data.dataset import Data
-from dit_video.data.sources import LatentCache, VideoSet
-from dit_video.data.transforms import ClipTransform
 from dit_video.dit.dit import DiTConfig
 from dit_video.experiment import Experiment
 from dit_video.sharding import RULES, MeshShape
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
-from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import AdamW
 from dit_video.verify import sharding as verify
 from dit_video.verify.sharding import MESHES, Comparison, compare_shardings
@@ -35,17 +32,7 @@ COLLECTIVES = {
 
 
 def experiment_of(task, *, size: tuple[int, int]) -> Experiment:
-    return Experiment(
-        task=task,
-        data=Data(
-            source=VideoSet(directory="nowhere"),
-            clips=ClipTransform(num_frames=5, size=size),
-            batch_size=16,
-            cache=LatentCache(directory="nowhere") if isinstance(task, Denoise) else None,
-        ),
-        optimizer=AdamW(learning_rate=1e-3),
-        schedule=Schedule(num_steps=1000),
-    )
+    return dataclasses.replace(untrained(task, size=size), optimizer=AdamW(learning_rate=1e-3))
 
 
 @pytest.fixture(scope="module")
