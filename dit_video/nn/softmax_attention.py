@@ -82,14 +82,19 @@ def attend_local(
         case Kernel.XLA:
             return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=num_keys, implementation="xla")
         case Kernel.CUDNN:
-            if num_keys is None:
-                return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-            # Where keys are left out, its backward pass takes even numbers of tokens only.
-            even = [_pad(x, x.shape[1] + x.shape[1] % 2) for x in (q, k, v)]
-            out = jax.nn.dot_product_attention(*even, key_value_seq_lengths=num_keys, implementation="cudnn")
-            return out[:, : q.shape[1]]
+            return _cudnn(q, k, v, num_keys)
         case Kernel.SPLASH:
             return _splash(q, k, v, num_keys, interpret)
+
+
+def _cudnn(q: Heads, k: Array, v: Array, num_keys: Array | None) -> Heads:
+    """Pads tokens to even numbers: JAX refuses the backward pass of others."""
+    num_queries, num_tokens = q.shape[1], k.shape[1]
+    if num_keys is None and num_tokens % 2:
+        num_keys = jnp.full(len(k), num_tokens, jnp.int32)
+    q, k, v = (_pad(x, x.shape[1] + x.shape[1] % 2) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=num_keys, implementation="cudnn")
+    return out[:, :num_queries]
 
 
 def _splash(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: bool) -> Heads:

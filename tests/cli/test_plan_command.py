@@ -185,3 +185,11 @@ def test_gpus_that_are_not_there():
     assert found[("fsdp",), "all-gather"]["outer_bytes"] == 0
     assert found[("data",), "all-reduce"]["outer_bytes"] > 0
     assert {"compute", "memory", "links", "network"} == {bound["name"] for bound in data["bounds"]}
+
+
+def test_kernels_of_gpus_take_text_and_odd_numbers_of_tokens():
+    """cuDNN's attention, forward and backward, of three video tokens to captions; quickstart's is XLA's, in float32."""
+    pytest.importorskip("jax_cuda13_plugin")
+    code, out, error = dit_video_plan("--config=experiments/video_1b.py:tiny", "--target=h100:1x2", "--json")
+    assert code == 0, error
+    assert json.loads(out)["tokens"] == 16 * 3
