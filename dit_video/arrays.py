@@ -10,10 +10,13 @@ One word per representation:
     moments  float [B t h w 2c]: mean and log-variance of the VAE's posterior, as stored in a latent cache;
     latents  float [B t h w c]: sampled and whitened to zero mean and unit variance per channel, what the DiT sees;
     tokens   float [B N D]: latents cut into patches and embedded;
-    caption  uint8 [B L]: UTF-8 after a token that begins it, then zeros (data/captions.py makes it).
+    caption  uint8 [B L]: UTF-8 after a token that begins it, then zeros (data/captions.py makes it);
+    text     float [B L E] and [B P]: a caption as a network attends to it and is modulated by it.
 
 Axis names bind within one call: `#t` means "t or 1".
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
@@ -26,3 +29,30 @@ Latents = Float[Array, "B t h w c"]
 Time = Float[Array, "B #t"]
 Labels = Int[Array, "B"]
 Captions = UInt8[Array, "B L"]
+
+
+class Text(NamedTuple):
+    """What a text encoder makes of captions.
+
+    Attributes:
+        tokens: of each caption the first `num_tokens`; what follows them means nothing.
+        pooled: one vector for the whole caption.
+    """
+
+    tokens: Float[Array | np.ndarray, "B L E"]
+    num_tokens: Int[Array | np.ndarray, "B"]
+    pooled: Float[Array | np.ndarray, "B P"]
+
+
+class Framed(NamedTuple):
+    """What a network that continues an image is given.
+
+    Attributes:
+        text: its caption, as a condition on text gives it.
+        cells: channels that are put beside those of x_t: which frames are known, and latents of them.
+        image: tokens of an image encoder, where the network attends to such.
+    """
+
+    text: Captions | Text
+    cells: Float[Array | np.ndarray, "B t h w m"]
+    image: Float[Array | np.ndarray, "B I E"] | None = None

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import json
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,21 +145,25 @@ def to_json(value: Any) -> Any:
     raise ExperimentError(f"{value!r}: an experiment holds numbers, strings, tuples, enums and dataclasses only")
 
 
-def from_json(data: Any) -> Experiment:
-    """The experiment that `to_json` wrote; only classes of this package are made.
+def from_json(data: Any, like: Experiment | None = None) -> Experiment:
+    """The experiment that `to_json` wrote. It loads no code: other classes than of this package are those of `like`.
+
+    Args:
+        like: an experiment whose file the user has run himself; it stands for the classes that it is made of, and for
+            all others that their modules define.
 
     Raises:
         ExperimentError: another value, a class or field that is not here, a value of another type than its field's or
             one that its component refuses; names the path.
     """
-    experiment = _from_json(data, None, "experiment", 0)
+    experiment = _from_json(data, None, "experiment", 0, {} if like is None else _own_classes(like))
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"not an experiment: {reprlib.repr(data)}")
     return experiment
 
 
-def read(path: Path) -> Experiment:
-    """The experiment in the record of a run, which may be a stranger's.
+def read(path: Path, like: Experiment | None = None) -> Experiment:
+    """The experiment in the record of a run, which may be a stranger's; `like` as in `from_json`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -169,7 +174,7 @@ def read(path: Path) -> Experiment:
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     try:
-        return from_json(content.get("experiment"))
+        return from_json(content.get("experiment"), like)
     except ExperimentError as error:
         raise ExperimentError(f"{path}: {error}") from error
 
@@ -218,6 +223,8 @@ def call_file(option: str, name: str, function: str, kind: type[Kind]) -> Kind:
     if spec is None or spec.loader is None:
         raise ExperimentError(f"{option} {path}: must be a Python file, FILE.py[:arg]")
     module = importlib.util.module_from_spec(spec)
+    # As an import does it: dataclasses look up there what the annotations of a class mean.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, function):
@@ -335,19 +342,19 @@ def _enum(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
 _MAX_DEPTH = 24
 
 
-def _from_json(data: Any, hint: Any, where: str, depth: int) -> Any:
-    """The value that JSON data stands for, of the type `hint`, None where any will do."""
+def _from_json(data: Any, hint: Any, where: str, depth: int, own: Mapping[str, type]) -> Any:
+    """The value that JSON data stands for, of the type `hint`, None where any will do; `own` are classes by name."""
     if depth > _MAX_DEPTH:
         raise ExperimentError(f"{where}: nested deeper than {_MAX_DEPTH} components")
     kinds = typing.get_args(hint)
     if isinstance(data, dict) and "class" in data:
-        value = _component(data, where, depth)
+        value = _component(data, where, depth, own)
     elif isinstance(data, dict):
         kind = kinds[1] if len(kinds) == 2 and typing.get_origin(hint) is Mapping else None
-        value = {k: _from_json(v, kind, f"{where}.{k}", depth + 1) for k, v in data.items()}
+        value = {k: _from_json(v, kind, f"{where}.{k}", depth + 1, own) for k, v in data.items()}
     elif isinstance(data, list):
         of_one = kinds[0] if typing.get_origin(hint) is tuple and kinds[-1] is Ellipsis else None
-        value = tuple(_from_json(v, of_one, f"{where}.{number}", depth + 1) for number, v in enumerate(data))
+        value = tuple(_from_json(v, of_one, f"{where}.{number}", depth + 1, own) for number, v in enumerate(data))
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):
         value = _enum(hint, data, where)
     else:
@@ -355,13 +362,13 @@ def _from_json(data: Any, hint: Any, where: str, depth: int) -> Any:
     return value if hint is None else _of_type(value, hint, where)
 
 
-def _component(data: dict[str, Any], where: str, depth: int) -> Any:
-    kind = _class(data["class"], where)
+def _component(data: dict[str, Any], where: str, depth: int, own: Mapping[str, type]) -> Any:
+    kind = _class(data["class"], where, own)
     hints = typing.get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind) if f.init}
     for name in sorted(data.keys() - {"class"} - names):
         raise ExperimentError(f"{where}.{name}: {kind.__name__} has no such field in this version")
-    values = {k: _from_json(v, hints[k], f"{where}.{k}", depth + 1) for k, v in data.items() if k != "class"}
+    values = {k: _from_json(v, hints[k], f"{where}.{k}", depth + 1, own) for k, v in data.items() if k != "class"}
     try:
         return kind(**values)
     except PROGRAM_ERRORS as error:
@@ -379,12 +386,45 @@ def _of_type(value: Any, hint: Any, where: str) -> Any:
     return typed
 
 
-def _class(name: Any, where: str) -> type:
+def _own_classes(experiment: Experiment) -> dict[str, type]:
+    """By name, the classes of the user's own that an experiment is made of, and the others of their modules."""
+    found: set[type] = set()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, Mapping | tuple):
+            for item in node.values() if isinstance(node, Mapping) else node:
+                visit(item)
+        elif dataclasses.is_dataclass(node):
+            if not _is_ours(type(node).__module__):
+                found.add(type(node))
+            for field in dataclasses.fields(node):
+                visit(getattr(node, field.name))
+
+    visit(experiment)
+    beside = {
+        kind
+        for name in {kind.__module__ for kind in found}
+        for kind in vars(sys.modules[name]).values()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == name
+    }
+    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*beside, *found)}
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] == __name__.split(".")[0]
+
+
+def _class(name: Any, where: str, own: Mapping[str, type]) -> type:
     if not isinstance(name, str):
         raise ExperimentError(f"{where}: class {reprlib.repr(name)} is no name")
+    if name in own:
+        return own[name]
     module, _, attribute = name.rpartition(".")
-    if module.split(".")[0] != "dit_video":
-        raise ExperimentError(f"{where}: class {name!r} is not of this package and is not loaded")
+    if not _is_ours(module):
+        raise ExperimentError(
+            f"{where}: class {name!r} is not of this package, and a record must not load code; give the experiment "
+            f"file that is made of it, or of another class of {module!r}: --config=FILE.py[:arg]"
+        )
     try:
         kind = getattr(importlib.import_module(module), attribute)
     # A name that is not one, such as that of a module of no package, is a ValueError.

@@ -18,7 +18,7 @@ import jax
 
 from dit_video import run
 from dit_video.collectives import Traffic, read_traffic
-from dit_video.dit.dit import Remat
+from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.hardware import GIB
 from dit_video.nn.module import define
@@ -137,7 +137,7 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
     mesh = make_mesh(experiment.mesh, target.devices())
     check_mesh(experiment, mesh, f"on {target.name}")
     program = run.program_of(experiment, mesh)
-    frozen = run.abstract_codec(experiment.task, mesh)
+    frozen = run.abstract_frozen(experiment.task, mesh)
     batch = _sharded(run.abstract_batch(experiment), along_batch(mesh))
     state, kind = program.shapes, mesh.devices.flat[0]
     seed = jax.ShapeDtypeStruct((), "int32", sharding=replicated(mesh))
@@ -207,7 +207,7 @@ def gradient_flops(experiment: Experiment, remat: Remat) -> int:
     policy = Remat.FULL if remat is Remat.OFFLOAD else remat
     assert isinstance(experiment.task, Denoise), "only a DiT has the choice"
     task = dataclasses.replace(experiment.task, network=dataclasses.replace(experiment.task.network, remat=policy))
-    definition, frozen = define(task.init), run.abstract_codec(task)
+    definition, frozen = define(task.init), run.abstract_frozen(task)
 
     def gradient(params, frozen, batch, key, step):
         return jax.grad(lambda params: task.loss(definition.bind(params), frozen, batch, key, step)[0])(params)

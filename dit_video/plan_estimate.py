@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from jax.sharding import AbstractMesh
 
 from dit_video import run
-from dit_video.dit.dit import DiTConfig, Remat
+from dit_video.dit.network import NetworkConfig, Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
 from dit_video.plan import Plan, gradient_flops
@@ -251,7 +251,7 @@ def remat_of(experiment: Experiment) -> Remat | None:
     return None if network is None else network.remat
 
 
-def _network(experiment: Experiment) -> DiTConfig | None:
+def _network(experiment: Experiment) -> NetworkConfig | None:
     return experiment.task.network if isinstance(experiment.task, Denoise) else None
 
 

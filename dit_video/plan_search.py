@@ -6,7 +6,7 @@ A compilation takes seconds to minutes, so all ways are put in order by an estim
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from dit_video.dit.dit import Remat
+from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment, override
 from dit_video.plan import Memory, Plan, plan
 from dit_video.plan_estimate import Candidate, Estimate, Estimator, doublings

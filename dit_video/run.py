@@ -31,6 +31,7 @@ from dit_video import experiment as experiments
 from dit_video import processes, run_lock
 from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch, Split
+from dit_video.dit.condition import EmbeddedText
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Definition, Params, define
 from dit_video.preconditions import (
@@ -44,21 +45,23 @@ from dit_video.preconditions import (
 from dit_video.run_folder import check_data, environment, read_experiment, record, record_data
 from dit_video.sharding import make_mesh, platform_of, rows_here, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.task import EvaluationData, Subject
-from dit_video.trained_codec import check_cache, codec_of_run, with_codec
+from dit_video.trained_codec import check_cache, codec_of_run, with_frozen
 from dit_video.training import loop
+from dit_video.training.curves import FILE as CURVES
 from dit_video.training.curves import plot_record
 from dit_video.training.events import Event, read_events
 from dit_video.training.faults import Skip, TrainingFault
 from dit_video.training.flops import count_flops, peak_flops
 from dit_video.training.goodput import Activity
+from dit_video.training.patient_files import PICTURES_LIMIT, PatientFiles
 from dit_video.training.step import Program, TrainState, make_program
 from dit_video.training.stop import StopSignal, StopTogether
+from dit_video.training.tracker import RECORD as METRICS
 from dit_video.training.tracker import Onlooker, Tracker, recorded_evaluations, recorded_scores
 from dit_video.training.watchdog import Watchdog
 from dit_video.user_cache import keep_compiled_programs
-from dit_video.vae.codec import LatentCodec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,7 @@ class OpenRun:
     experiment: Experiment
     definition: Definition
     params: Params
-    frozen: LatentCodec | None
+    frozen: Frozen | None
     mesh: Mesh
     step: int
     ema: bool
@@ -116,7 +119,7 @@ def train(
     check_clips(experiment)
     check_mesh(experiment, mesh)
     check_compiler_options(experiment, mesh)
-    experiment, frozen = with_codec(experiment, mesh, console)
+    experiment, frozen = with_frozen(experiment, mesh, console)
     check_cache(experiment, frozen)
     check_source(experiment)
     data = experiment.data.identity()
@@ -131,7 +134,7 @@ def _train(
     experiment: Experiment,
     data: dict[str, Any],
     workdir: Path,
-    frozen: LatentCodec | None,
+    frozen: Frozen | None,
     mesh: Mesh,
     init_from: Path | None,
     profile: bool,
@@ -140,10 +143,11 @@ def _train(
     """`train` in a folder that is this run's own, with `data` as their identity says."""
     program = program_of(experiment, mesh)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(_checkpoints(experiment, workdir, console))
+        files = stack.enter_context(PatientFiles(_plain(console)))
+        checkpoints = stack.enter_context(_checkpoints(experiment, workdir, files, console))
         state, next_batch = _initial_state(experiment, program, checkpoints, init_from, mesh, console)
         processes.from_first(lambda: record_data(data, workdir, next_batch))
-        recorder = stack.enter_context(_recorded(experiment, workdir, int(state.step), console))
+        recorder = stack.enter_context(_recorded(experiment, workdir, files, int(state.step), console))
         rows = rows_here(mesh, experiment.data.batch_size).tolist()
         replace = experiment.faults.undecodable_share > 0
         batches = experiment.data.train(experiment.seed, next_batch, rows=rows, replace=replace)
@@ -177,29 +181,39 @@ def _train(
         checkpoints.finish(step, state, batches.next_batch)
     finished = step == experiment.schedule.num_steps
     if finished and isinstance(experiment.task, Autoencode):
-        codec_of_run(workdir, mesh, console)
+        codec_of_run(workdir, mesh, console, experiment)
     return Outcome(step, finished)
 
 
-def _checkpoints(experiment: Experiment, workdir: Path, console: Console) -> Checkpoints:
+def _checkpoints(experiment: Experiment, workdir: Path, files: PatientFiles, console: Console) -> Checkpoints:
     """Those of a run that trains."""
-    keep = experiment.keep
+    keep, metrics = experiment.keep, files.file(workdir / METRICS)
     return Checkpoints(
         workdir,
         keep=keep,
-        scores=lambda: {} if keep.best is None else recorded_scores(workdir, keep.best.evaluator, keep.best.scalar),
+        scores=lambda: {} if keep.best is None else recorded_scores(metrics, keep.best.evaluator, keep.best.scalar),
         experiment=experiments.to_json(experiment),
         say=_plain(console),
     )
 
 
-def open_run(workdir: Path, *, step: int | None = None, ema: bool = True, console: Console | None = None) -> OpenRun:
-    """Opens a run folder with its averaged (or raw) weights of `step`, by default the latest that is not damaged."""
+def open_run(
+    workdir: Path,
+    *,
+    step: int | None = None,
+    ema: bool = True,
+    like: Experiment | None = None,
+    console: Console | None = None,
+) -> OpenRun:
+    """Opens a run folder with its averaged (or raw) weights of `step`, by default the latest that is not damaged.
+
+    `like` has the classes of the user's own that the run is made of.
+    """
     console = console or Console()
     keep_compiled_programs()
-    experiment = read_experiment(workdir)
+    experiment = read_experiment(workdir, like)
     mesh = make_mesh(experiment.mesh)
-    experiment, frozen = with_codec(experiment, mesh, console)
+    experiment, frozen = with_frozen(experiment, mesh, console)
     definition = define(experiment.task.init)
     checkpoints = Checkpoints(workdir)
     try:
@@ -272,7 +286,7 @@ def measure_work(experiment: Experiment) -> loop.Work:
 def step_flops(experiment: Experiment) -> int:
     """Model FLOPs of one training step; no device is touched."""
     task = experiment.task
-    definition, frozen = define(task.init), abstract_codec(task)
+    definition, frozen = define(task.init), abstract_frozen(task)
 
     def loss(params, frozen, batch, key, step):
         return task.loss(definition.bind(params), frozen, batch, key, step)[0]
@@ -291,7 +305,10 @@ def abstract_batch(experiment: Experiment) -> Batch:
 
     def batch() -> Batch:
         caption = None if data.caption_bytes is None else jnp.zeros((B, data.caption_bytes), jnp.uint8)
-        told = {"label": jnp.zeros((B,), jnp.int32), "caption": caption}
+        text = None
+        if isinstance(task, Denoise) and isinstance(task.condition, EmbeddedText):
+            text = jax.tree.map(lambda x: jnp.repeat(x, B, axis=0), task.condition.blank_nothing())
+        told = {"label": jnp.zeros((B,), jnp.int32), "caption": caption, "text": text}
         if data.cache is not None and isinstance(task, Denoise):
             moments = (B, *task.codec.vae.latent_shape((T, H, W)), 2 * task.codec.vae.latent_channels)
             return Batch(moments=jnp.zeros(moments, jnp.float32), **told)
@@ -300,18 +317,18 @@ def abstract_batch(experiment: Experiment) -> Batch:
     return jax.eval_shape(batch)
 
 
-def abstract_codec(task: Any, mesh: Mesh | None = None) -> nnx.Module | None:
-    """The frozen part of a task as shapes, so that everything but training works without a trained codec.
+def abstract_frozen(task: Any, mesh: Mesh | None = None) -> Frozen | None:
+    """The frozen parts of a task as shapes, so that everything but training works without trained ones.
 
     With a `mesh`, the shapes say where on it each array lives.
     """
     if not isinstance(task, Denoise):
         return None
-    codec = nnx.eval_shape(task.codec.blank, jax.eval_shape(lambda: jax.random.key(0)))
+    frozen = nnx.eval_shape(task.blank, jax.eval_shape(lambda: jax.random.key(0)))
     if mesh is None:
-        return codec
+        return frozen
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-    return jax.tree.map(place, codec, shard_frozen(codec, mesh))
+    return jax.tree.map(place, frozen, shard_frozen(frozen, mesh))
 
 
 def _initial_state(
@@ -342,7 +359,9 @@ def _initial_state(
 
 
 @contextlib.contextmanager
-def _recorded(experiment: Experiment, workdir: Path, start: int, console: Console) -> Iterator[Tracker | Onlooker]:
+def _recorded(
+    experiment: Experiment, workdir: Path, files: PatientFiles, start: int, console: Console
+) -> Iterator[Tracker | Onlooker]:
     """The first process writes and shows what happens; the others know what it has written before."""
 
     def known() -> dict[str, Any]:
@@ -354,12 +373,12 @@ def _recorded(experiment: Experiment, workdir: Path, start: int, console: Consol
         evaluations = [(step, name) for step, name in found["evaluations"]]
         yield Onlooker(evaluations, [Event.from_json(event) for event in found["events"]])
         return
-    tracker = Tracker(workdir, start=start, num_steps=experiment.schedule.num_steps, console=console)
+    tracker = Tracker(workdir, files, start=start, num_steps=experiment.schedule.num_steps, console=console)
     try:
         yield tracker
     finally:
         tracker.close()
-        plot_record(workdir)
+        plot_record(files.file(workdir / METRICS), files.file(workdir / CURVES, limit=PICTURES_LIMIT))
 
 
 def _plain(console: Console) -> Callable[[str], None]:

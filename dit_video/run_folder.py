@@ -21,19 +21,19 @@ RECORD = "experiment.json"
 DATA, DATA_CHANGES = "data", "data_changes"
 
 
-def read_experiment(workdir: Path) -> Experiment:
-    """The experiment a run folder was started with."""
+def read_experiment(workdir: Path, like: Experiment | None = None) -> Experiment:
+    """The experiment a run folder was started with; `like` has the classes of the user's own that it is made of."""
     path = workdir / RECORD
     if not path.is_file():
         raise ExperimentError(f"{workdir}: not a run folder (no {RECORD}); `dit-video train --workdir` makes one")
-    return experiments.read(path)
+    return experiments.read(path, like)
 
 
 def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allow_change: bool) -> None:
     """Writes experiment.json; refuses a folder that was started with another experiment."""
     path, kept = workdir / RECORD, {}
     if path.is_file():
-        before = read_experiment(workdir)
+        before = read_experiment(workdir, experiment)
         said = read_object(path)
         kept = {name: said[name] for name in (DATA, DATA_CHANGES) if name in said}
         if experiments.fingerprint(before) != experiments.fingerprint(experiment) and not allow_change:

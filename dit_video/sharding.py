@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 LogicalAxes = tuple[str | None, ...]
 Tree = TypeVar("Tree")
-NetworkTree = TypeVar("NetworkTree", bound=nnx.Module)
+NetworkTree = TypeVar("NetworkTree")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,12 +137,14 @@ def shard_params(
 
 
 def shard_frozen(module: NetworkTree, mesh: Mesh) -> NetworkTree:
-    """Shardings, in the place of its arrays, of a network that is only used.
+    """Shardings, in the place of their arrays, of networks that are only used, and of what is beside them.
 
     What does not divide is whole on every device: a small codec must not decide how a large network is split.
     """
 
-    def sharding(variable: nnx.Variable) -> nnx.Variable:
+    def sharding(variable: nnx.Variable | Array) -> nnx.Variable | NamedSharding:
+        if not isinstance(variable, nnx.Variable):
+            return replicated(mesh)
         shape = variable.get_value().shape
         axes = tuple(variable.get_metadata().get("axes", (None,) * len(shape)))
         try:
@@ -266,17 +268,21 @@ def split_over(axis: str) -> str | None:
     return names[0] if names else None
 
 
-def map_parts(function: Callable[..., Array], axes: Sequence[LogicalAxes]) -> Callable[..., Array]:
+def map_parts(
+    function: Callable[..., Any], axes: Sequence[LogicalAxes], *, like: tuple[int, ...] | None = None
+) -> Callable[..., Any]:
     """`function` on each device's own part of its arguments, which have these logical axes; its result is split like
-    its first argument. Outside a mesh it is `function` itself.
+    its first argument, or its several results like the arguments numbered in `like`. Outside a mesh it is `function`
+    itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return function
 
-    def mapped(*arrays: Array) -> Array:
+    def mapped(*arrays: Array) -> Any:
         specs = tuple(partition_spec(labels, x.shape, mesh) for labels, x in zip(axes, arrays, strict=True))
+        out_specs = specs[0] if like is None else tuple(specs[i] for i in like)
         # Pallas kernels do not say along which axes their results vary.
-        return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+        return jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)(*arrays)
 
     return mapped

@@ -28,29 +28,33 @@ from dit_video.progress import counted
 from dit_video.run_folder import RECORD, read_experiment, short, write_json
 from dit_video.sharding import fetch, make_mesh, place, place_whole, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise, TrainedCodec
+from dit_video.tasks.denoise import Denoise, Frozen, TrainedCodec
 from dit_video.user_cache import keep_compiled_programs
 from dit_video.vae.codec import LatentCodec, latent_statistics
 
 STATISTICS = "latent_statistics.json"
 
 
-def with_codec(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[Experiment, LatentCodec | None]:
-    """Loads the codec an experiment names, and writes its digest into the experiment."""
+def with_frozen(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[Experiment, Frozen | None]:
+    """Loads the frozen parts that an experiment names, and writes their digests into the experiment."""
     task = experiment.task
     if not isinstance(task, Denoise):
         return experiment, None
-    codec, digest, _ = _trained(task.codec, mesh, console)
+    codec, digest, _ = _trained(task.codec, mesh, console, experiment)
     trained = dataclasses.replace(task.codec, digest=digest)
-    return dataclasses.replace(experiment, task=dataclasses.replace(task, codec=trained)), codec
+    return dataclasses.replace(experiment, task=dataclasses.replace(task, codec=trained)), Frozen(codec)
 
 
-def codec_of_run(workdir: Path, mesh: Mesh, console: Console) -> tuple[LatentCodec, str, Mapping[str, Any]]:
+def codec_of_run(
+    workdir: Path, mesh: Mesh, console: Console, like: Experiment
+) -> tuple[LatentCodec, str, Mapping[str, Any]]:
     """The codec that a run trained, the digest of its weights, and its latent statistics.
+
+    `like` has the classes of the user's own that its experiment is made of.
 
     Statistics are measured over the training set once for these weights, and kept in the run folder.
     """
-    experiment = read_experiment(workdir)
+    experiment = read_experiment(workdir, like)
     task = experiment.task
     if not isinstance(task, Autoencode):
         raise ExperimentError(f"{workdir}: trained {type(task).__name__}, not a codec; name the run of a VAE")
@@ -78,7 +82,7 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
         raise ExperimentError("config.data.cache is None: this experiment trains on video and has no cache to write")
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
-    codec, digest, statistics = _trained(task.codec, mesh, console)
+    codec, digest, statistics = _trained(task.codec, mesh, console, experiment)
     folder, info = Path(data.cache.directory), data.source.info()
     if folder.exists() and overwrite:
         data.cache.info()  # an error unless it is a latent cache: nothing else is ever deleted
@@ -111,14 +115,15 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
     console.print(f"latent cache: {folder}", highlight=False)
 
 
-def check_cache(experiment: Experiment, codec: LatentCodec | None) -> None:
+def check_cache(experiment: Experiment, frozen: Frozen | None) -> None:
     cache, task = experiment.data.cache, experiment.task
     if cache is None:
         return
-    if codec is None or not isinstance(task, Denoise):
+    if frozen is None or not isinstance(task, Denoise):
         raise ExperimentError("config.data.cache: only a run on latents reads a latent cache; leave it None")
+    codec = frozen.codec
     statistics = {"mean": np.asarray(codec.mean[...]).tolist(), "std": np.asarray(codec.std[...]).tolist()}
-    assert task.codec.digest is not None, "with_codec writes the digest of the codec it loads"
+    assert task.codec.digest is not None, "with_frozen writes the digest of the codec it loads"
     wanted = provenance(experiment, task.codec.digest, statistics)
     found = cache.provenance()
     differ = [name for name, value in wanted.items() if found.get(name) != value]
@@ -141,14 +146,16 @@ def provenance(experiment: Experiment, digest: str, statistics: Mapping[str, Any
     }
 
 
-def _trained(codec: TrainedCodec, mesh: Mesh, console: Console) -> tuple[LatentCodec, str, Mapping[str, Any]]:
+def _trained(
+    codec: TrainedCodec, mesh: Mesh, console: Console, like: Experiment
+) -> tuple[LatentCodec, str, Mapping[str, Any]]:
     folder = Path(codec.run)
     if not (folder / RECORD).is_file():
         raise ExperimentError(
             f"config.task.codec.run={codec.run!r}: there is no run in this folder; train its VAE first, "
             f"with --workdir {codec.run}, or name another with --config.task.codec.run=FOLDER"
         )
-    opened, digest, statistics = codec_of_run(folder, mesh, console)
+    opened, digest, statistics = codec_of_run(folder, mesh, console, like)
     if opened.vae.config != codec.vae:
         raise ExperimentError(
             f"config.task.codec.vae: the run {codec.run} trained {opened.vae.config}, the experiment says {codec.vae}"

@@ -28,7 +28,8 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import rectified_flow
 from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import TextCondition
-from dit_video.dit.dit import DiTConfig, Remat
+from dit_video.dit.dit import DiTConfig
+from dit_video.dit.network import Remat
 from dit_video.evaluation.monitor import HeldOutError, Samples
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Precision

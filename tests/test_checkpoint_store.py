@@ -1,31 +1,20 @@
-"""Stores that fill up, are locked, or vanish: training goes on, no earlier checkpoint is lost, and it is said.
+"""Stores that fill up, are locked, or vanish: training goes on, no earlier checkpoint is lost, and it is said."""
 
-Where this process may mount, the store is a file system of three MiB. Elsewhere a full one is had by the limit of the
-size of files, and a locked one by permissions.
-"""
-
-import contextlib
 import errno
-import functools
 import json
-import os
-import resource
-import subprocess
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stores import Limited, small_store
 
 from dit_video import checkpoint, checkpoint_writer, storage
 from dit_video.checkpoint import FOLDER, Checkpoints, NotSaved
 from dit_video.retention import Best, Keep
 from dit_video.training.step import TrainState
 
-SIZE = 3 << 20
 NUMBERS = np.random.default_rng(0).normal(size=(400, 256)).astype(np.float32)
 STATE = TrainState(
     step=jnp.int32(1),
@@ -36,82 +25,10 @@ STATE = TrainState(
 SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), STATE)
 
 
-class Mounted:
-    """A small file system in memory."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", folder], check=True, capture_output=True)
-
-    @contextlib.contextmanager
-    def full(self) -> Iterator[None]:
-        filler = self.folder / "filler"
-        free = os.statvfs(self.folder)
-        filler.write_bytes(bytes(free.f_bavail * free.f_bsize - (1 << 16)))
-        yield
-        filler.unlink()
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        self._remount("ro")
-        yield
-        self._remount("rw")
-
-    @contextlib.contextmanager
-    def undeletable(self, folder: Path) -> Iterator[None]:
-        subprocess.run(["mount", "--bind", folder, folder], check=True)
-        yield
-        subprocess.run(["umount", folder], check=True)
-
-    def close(self) -> None:
-        subprocess.run(["umount", "--lazy", self.folder], check=True)
-
-    def _remount(self, mode: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{mode}", self.folder], check=True)
-
-
-class Limited:
-    """A folder of a user without rights."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir()
-
-    @contextlib.contextmanager
-    def full(self) -> Iterator[None]:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (NUMBERS.nbytes // 2, before[1]))
-        yield
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        (self.folder / FOLDER).chmod(0o555)
-        yield
-        (self.folder / FOLDER).chmod(0o755)
-
-    @contextlib.contextmanager
-    def undeletable(self, folder: Path) -> Iterator[None]:
-        folder.chmod(0o555)
-        yield
-        folder.chmod(0o755)
-
-    def close(self) -> None:
-        pass
-
-
-@functools.cache
-def may_mount() -> bool:
-    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
-
-
 @pytest.fixture
 def store(tmp_path):
-    made = (Mounted if may_mount() else Limited)(tmp_path / "store")
-    yield made
-    made.close()
+    with small_store(tmp_path / "store") as made:
+        yield made
 
 
 @pytest.fixture

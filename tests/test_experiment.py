@@ -8,7 +8,7 @@ from dit_video.data.loader import BatchIterator
 from dit_video.data.sources import LatentCache, MovingDigits
 from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.objective import MinSNR
-from dit_video.dit.dit import Remat
+from dit_video.dit.network import Remat
 from dit_video.evaluation.monitor import HeldOutError, Samples
 from dit_video.experiment import (
     Experiment,

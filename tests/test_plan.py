@@ -9,7 +9,7 @@ from toys import untrained
 
 from dit_video import run
 from dit_video.collectives import Traffic
-from dit_video.dit.dit import Remat
+from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment, override
 from dit_video.hardware import Chip
 from dit_video.nn.module import define

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from toys import untrained
 
-from dit_video.dit.dit import Remat
+from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment, override
 from dit_video.hardware import Chip
 from dit_video.plan import plan

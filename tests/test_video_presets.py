@@ -29,7 +29,7 @@ def test_a_preset_trains_on_captioned_video(tmp_path, monkeypatch):
     mesh = small_mesh()
     check_clips(experiment)
     program = run.program_of(experiment, mesh)
-    codec = jax.jit(experiment.task.codec.blank)(jax.random.key(0))
+    codec = jax.jit(experiment.task.blank)(jax.random.key(0))
     state, losses = program.init(0), []
     with contextlib.closing(experiment.data.train(0, 0)) as batches:
         for _ in range(2):

@@ -51,6 +51,7 @@ KILLS_PER_RUN = 10
 KILL_HEADS = ("runs", "kills", "inside a save", "exact resumes", "lines of metrics", "arrays", "total")
 QUOTA_HEADS = ("what the run said",)
 _QUOTA = 4 << 20
+_SAID = "not written|at risk any more|cannot be written|waited in memory"
 
 
 def measure_kills(num_kills: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def kill_rows(found: Mapping[str, Any]) -> list[list[object]]:
 
 
 def measure_quota() -> dict[str, Any]:
-    """Trains with the checkpoints on a file system that is filled up after the first and has space again later.
+    """Trains in a folder that is a file system, filled up after the first checkpoint, which has space again later.
 
     Needs the right to mount.
     """
@@ -94,19 +95,19 @@ def measure_quota() -> dict[str, Any]:
         command = training(folder, num_steps=400, save_every=20)
         undisturbed, disturbed = folder / "undisturbed", folder / "quota"
         subprocess.run([*command, f"--workdir={undisturbed}"], check=True, capture_output=True)
-        with _mounted(disturbed / FOLDER):
+        with _mounted(disturbed):
             log = folder / "log"
             with open(log, "w", encoding="utf-8") as file:
                 process = subprocess.Popen([*command, f"--workdir={disturbed}"], stdout=file, stderr=subprocess.STDOUT)
             _until(process, lambda: (disturbed / FOLDER / "20").is_dir())
-            filler = disturbed / FOLDER / "filler"
-            filler.write_bytes(bytes(_free(filler.parent)))
-            _until(process, lambda: "not written" in log.read_text())
+            filler = disturbed / "filler"
+            filler.write_bytes(bytes(_free(disturbed)))
+            _until(process, lambda: "not written" in log.read_text() and "cannot be written" in log.read_text())
             with Checkpoints(disturbed) as checkpoints:
                 during = checkpoints.steps
             filler.unlink()
             code = process.wait()
-            said = [line for line in log.read_text().splitlines() if re.search("not written|at risk any more", line)]
+            said = [line for line in log.read_text().splitlines() if re.search(_SAID, line)]
             difference, num_lines, num_arrays = compare_runs(undisturbed, disturbed)
     return {
         "code": code,

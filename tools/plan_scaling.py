@@ -30,7 +30,8 @@ import matplotlib.pyplot as plt
 from dit_video.data.dataset import Data
 from dit_video.data.sources import LatentCache, VideoSet
 from dit_video.data.transforms import ClipTransform
-from dit_video.dit.dit import DiTConfig, Remat
+from dit_video.dit.dit import DiTConfig
+from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.hardware import GIB
 from dit_video.nn.module import Precision

@@ -36,7 +36,7 @@ def measure(num_saves: int = 7, num_steps: int = 10) -> dict[str, Any]:
     program = program_of(experiment, mesh)
     state = program.init(experiment.seed)
     assert isinstance(experiment.task, Denoise), f"{EXPERIMENT} trains a diffusion transformer"
-    frozen = experiment.task.codec.blank(jax.random.key(0))
+    frozen = experiment.task.blank(jax.random.key(0))
     frozen = jax.device_put(frozen, shard_frozen(frozen, mesh))
     rng = np.random.default_rng(0)
     batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_batch(experiment))

@@ -37,9 +37,26 @@ def add_workdir(parser: argparse.ArgumentParser, *, required: bool = True) -> No
     parser.add_argument("--workdir", required=required, type=Path, metavar="RUN", help="folder of the run")
 
 
+def add_like(parser: argparse.ArgumentParser) -> None:
+    """--config of commands that open a run."""
+    parser.add_argument(
+        "--config",
+        dest="like",
+        metavar="FILE.py[:arg]",
+        help="where the run is made of classes of your own: an experiment file that is too. It is run; the experiment "
+        "is that of the run",
+    )
+
+
+def like_of(arguments: argparse.Namespace) -> Experiment | None:
+    """The experiment whose classes a run may be made of."""
+    return None if arguments.like is None else load(arguments.like)
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Which weights of a run: --workdir, --step, --raw."""
+    """Which weights of a run: --workdir, --config, --step, --raw."""
     add_workdir(parser)
+    add_like(parser)
     parser.add_argument("--step", type=int, help="checkpoint to open (default: the latest)")
     parser.add_argument("--raw", action="store_true", help="use the raw weights instead of their moving average")
 

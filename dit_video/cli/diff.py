@@ -10,7 +10,6 @@ from rich.table import Table
 from dit_video import experiment as experiments
 from dit_video import run_folder
 from dit_video.cli.arguments import command
-from dit_video.experiment import Experiment
 
 EXAMPLES = """  dit-video diff experiments/quickstart.py experiments/grid_dit.py
   dit-video diff runs/a runs/b
@@ -25,7 +24,11 @@ def add_parser(subparsers) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    changed = experiments.diff(_open(arguments.a), _open(arguments.b))
+    names = (arguments.a, arguments.b)
+    files = {name: experiments.load(name) for name in names if not Path(name).is_dir()}
+    # A run may be made of the classes of the file that it is compared with.
+    like = next(iter(files.values()), None)
+    changed = experiments.diff(*(files.get(name) or run_folder.read_experiment(Path(name), like) for name in names))
     console = Console()
     if not changed:
         console.print("no difference")
@@ -35,7 +38,3 @@ def main(arguments: argparse.Namespace) -> int:
         table.add_row(f"config.{path}", json.dumps(a), json.dumps(b))
     console.print(table)
     return 0
-
-
-def _open(name: str) -> Experiment:
-    return run_folder.read_experiment(Path(name)) if Path(name).is_dir() else experiments.load(name)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dit_video import processes, run
 from dit_video.cli import evaluate_compare, evaluate_fvd
-from dit_video.cli.arguments import add_extractor, add_weights, command, extractor_of
+from dit_video.cli.arguments import add_extractor, add_weights, command, extractor_of, like_of
 from dit_video.cli.together import Together, add_processes
 from dit_video.data.video import write_playable
 from dit_video.evaluation.card import table, write_card
@@ -69,7 +69,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     console = Console(stderr=arguments.json, quiet=not processes.is_first())
-    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, console=console)
+    like = like_of(arguments)
+    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, like=like, console=console)
     data, subject = run.evaluation_data(opened.experiment), opened.subject()
     codec = isinstance(opened.experiment.task, Autoencode)
     sizes = {"num_clips": arguments.num_clips, "batch_size": arguments.batch_size}

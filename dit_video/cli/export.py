@@ -8,7 +8,7 @@ from rich.table import Table
 
 from dit_video import experiment as experiments
 from dit_video import run, trained_codec
-from dit_video.cli.arguments import add_weights, command
+from dit_video.cli.arguments import add_weights, command, like_of
 from dit_video.export.diffusers_folder import TOLERANCE, write_diffusers
 from dit_video.export.folder import fresh_folder, write_readme
 from dit_video.export.source import PROVENANCE
@@ -87,25 +87,27 @@ def _write_for_diffusers(content: Content, folder: Path) -> list[str]:
     outputs = (
         "outputs were NOT compared with those of diffusers: torch or diffusers is not installed here"
         if parity.error is None
-        else f"outputs of diffusers: largest difference over largest value {parity.error:.3g} (allowed {TOLERANCE:g})"
+        else f"{parity.num_compared} layers and outputs of diffusers: largest difference over largest value "
+        f"{parity.error:.3g} (allowed {TOLERANCE:g})"
     )
     return [f"compared with the checkpoint: {parity.num_tensors} tensors bit-equal", outputs]
 
 
 def _content(arguments: argparse.Namespace, console: Console) -> Content:
-    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, console=console)
+    like = like_of(arguments)
+    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, like=like, console=console)
     experiment = opened.experiment
     if isinstance(experiment.task, Denoise):
         denoiser = Denoiser(experiment.task, opened.definition.bind(opened.params))
-        codec = opened.frozen
-        assert codec is not None, "open_run loads the codec of a denoising run"
+        assert opened.frozen is not None, "open_run loads the codec of a denoising run"
+        codec = opened.frozen.codec
     elif arguments.raw or arguments.step is not None:
         raise ValueError(
             f"{arguments.workdir} trained a codec: leave out --raw and --step; a codec is the averaged weights of its "
             "last step, with the latent statistics measured for them"
         )
     else:
-        denoiser, (codec, _, _) = None, trained_codec.codec_of_run(arguments.workdir, opened.mesh, console)
+        denoiser, (codec, _, _) = None, trained_codec.codec_of_run(arguments.workdir, opened.mesh, console, experiment)
     provenance = arguments.workdir / PROVENANCE
     origin = Origin(
         run=arguments.workdir.resolve().name,

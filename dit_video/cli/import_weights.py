@@ -14,14 +14,15 @@ from dit_video.checkpoint import Checkpoints
 from dit_video.cli.arguments import add_config, command, experiment_of
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.export import names
-from dit_video.export.families import dit
-from dit_video.export.families.dit import ClassDiT
+from dit_video.export.family import Family
 from dit_video.export.folder import fresh_folder
+from dit_video.export.recognise import recognise
 from dit_video.export.source import PROVENANCE, Published, open_published
 from dit_video.nn.module import Params
 from dit_video.run_folder import record, write_json
 from dit_video.sharding import make_mesh, shard_params
 from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.task import Task
 
 EXAMPLES = """  dit-video import DiT-XL-2-256/transformer --config=mine.py --out=runs/dit_xl
   dit-video import DiT-XL-2-256x256.pt --sha256=... --config=mine.py --out=runs/dit_xl
@@ -60,8 +61,8 @@ def main(arguments: argparse.Namespace) -> int:
     if not isinstance(task, Denoise):
         raise ExperimentError(f"config.task={type(task).__name__}: weights are imported for a Denoise task")
     with open_published(arguments.source, sha256=arguments.sha256) as published, fresh_folder(arguments.out) as folder:
-        network = recognise(published, task, arguments.source)
-        table = dit.table(network)
+        network = network_of(published, task, arguments.source)
+        table = network.table()
         dtype = names.check(table, published.dialect, published.source)
         params = _placed(network, names.read(table, published.dialect, published.source), experiment)
         record(experiment, folder, arguments.overrides, allow_change=False)
@@ -78,19 +79,16 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def recognise(published: Published, task: Denoise, path: Path) -> ClassDiT:
+def network_of(published: Published, task: Task, path: Path) -> Family:
     """The network that weights are of, which is that of `task`.
 
     Raises:
         ValueError: no family has such weights, or the task has another network; names the fields that differ.
     """
-    if published.config is None:
-        network = dit.of_official(published.source, task)
-        found = f"tensors such as {', '.join(list(published.source)[:3])}"
-    else:
-        network = dit.of_diffusers(published.config)
-        found = f"_class_name={published.config.get('_class_name')!r}"
+    network = recognise(published, task)
     if network is None:
+        known = "" if published.config is None else f"_class_name={published.config.get('_class_name')!r}"
+        found = known or f"tensors such as {', '.join(list(published.source)[:3])}"
         raise ValueError(f"{path}: {found}: of no family that is known here; `dit-video import --help` lists them")
     if differences := network.differences(task):
         lines = "\n".join(f"  {line}" for line in differences)
@@ -98,7 +96,7 @@ def recognise(published: Published, task: Denoise, path: Path) -> ClassDiT:
     return network
 
 
-def _placed(network: ClassDiT, params: Any, experiment: Experiment) -> Params:
+def _placed(network: Family, params: Any, experiment: Experiment) -> Params:
     """Each parameter put onto the mesh as it comes, and let go of here."""
     definition, mesh = network.define(), make_mesh(experiment.mesh)
     shardings = shard_params(definition.axes, definition.shapes, mesh)

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from dit_video import experiment as experiments
 from dit_video.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint_contents import Contents, contents, verify
-from dit_video.cli.arguments import command
+from dit_video.cli.arguments import add_like, command, like_of
 from dit_video.experiment import ExperimentError
 from dit_video.json_file import read_object
 from dit_video.progress import bar
@@ -38,6 +38,7 @@ GOOD, LOOKS_GOOD, DAMAGED = "good", "looks good", "damaged"
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "inspect", "list the checkpoints of a run and say which are damaged", EXAMPLES)
     parser.add_argument("workdir", type=Path, metavar="RUN", help="folder of the run")
+    add_like(parser)
     parser.add_argument("--verify", action="store_true", help="read all arrays and compare their digests")
     parser.add_argument("--json", action="store_true", help="print the list as JSON and nothing else")
     parser.set_defaults(run=main)
@@ -45,7 +46,8 @@ def add_parser(subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     console = Console()
-    experiment = read_experiment(arguments.workdir)
+    like = like_of(arguments)
+    experiment = read_experiment(arguments.workdir, like)
     found = {
         "run": str(arguments.workdir),
         "task": type(experiment.task).__name__,
@@ -60,7 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
     if (arguments.workdir / FOLDER).is_dir():  # opening makes it
         checkpoints = Checkpoints(arguments.workdir)
         try:
-            found["steps"] = _steps(arguments.workdir, checkpoints, verified=arguments.verify)
+            found["steps"] = _steps(arguments.workdir, checkpoints, like, verified=arguments.verify)
             found["half_written"] = checkpoints.unfinished
         finally:
             checkpoints.close()
@@ -71,7 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
     return 1 if any(step["state"] == DAMAGED for step in found["steps"]) else 0
 
 
-def _steps(workdir: Path, checkpoints: Checkpoints, *, verified: bool) -> list[dict[str, Any]]:
+def _steps(workdir: Path, checkpoints: Checkpoints, like: Experiment | None, *, verified: bool) -> list[dict[str, Any]]:
     steps = []
     with bar("arrays") as progress:
         for step in checkpoints.steps:
@@ -80,7 +82,7 @@ def _steps(workdir: Path, checkpoints: Checkpoints, *, verified: bool) -> list[d
             try:
                 line |= {"bytes": _size(folder)}
                 inside = contents(checkpoints, step)
-                line |= _described(inside)
+                line |= _described(inside, like)
                 if verified:
                     task = progress.add_task(f"step {step}", total=inside.num_arrays)
                     verify(checkpoints, step, functools.partial(progress.advance, task))
@@ -94,18 +96,18 @@ def _steps(workdir: Path, checkpoints: Checkpoints, *, verified: bool) -> list[d
     return steps
 
 
-def _described(inside: Contents) -> dict[str, Any]:
+def _described(inside: Contents, like: Experiment | None) -> dict[str, Any]:
     items = {
         name: {"arrays": item.num_arrays, "bytes": item.num_bytes, "digest": item.digest}
         for name, item in inside.items.items()
     }
-    return {"next_batch": inside.next_batch, "fingerprint": _fingerprint(inside.experiment), "items": items}
+    return {"next_batch": inside.next_batch, "fingerprint": _fingerprint(inside.experiment, like), "items": items}
 
 
-def _fingerprint(saved: dict[str, Any] | None) -> str | None:
+def _fingerprint(saved: dict[str, Any] | None, like: Experiment | None) -> str | None:
     """None where the experiment was written by another version of this package."""
     try:
-        return None if saved is None else experiments.fingerprint(experiments.from_json(saved))
+        return None if saved is None else experiments.fingerprint(experiments.from_json(saved, like))
     except ExperimentError:
         return None
 

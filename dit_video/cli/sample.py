@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from dit_video import run
-from dit_video.cli.arguments import add_weights, command, parse_size
+from dit_video.cli.arguments import add_weights, command, like_of, parse_size
 from dit_video.data.batch import NO_LABEL, Batch
 from dit_video.data.captions import encode_captions, room_for
 from dit_video.data.video import grid, write_gif, write_mp4
@@ -70,7 +70,8 @@ def main(arguments: argparse.Namespace) -> int:
     for path in arguments.out:
         if path.suffix not in (".mp4", ".gif"):
             raise ValueError(f"--out={path}: must end in .mp4 or .gif")
-    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, console=console)
+    like = like_of(arguments)
+    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, like=like, console=console)
     if not isinstance(opened.experiment.task, Denoise):
         raise ValueError(f"{arguments.workdir} trained a codec, which makes no clips; see dit-video evaluate")
     if arguments.overrides:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
+from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
 
 # The label of a record that has none.
@@ -84,6 +85,7 @@ class Batch(NamedTuple):
     moments: Float[Array | np.ndarray, "B t h w m"] | None = None
     label: Int32[Array | np.ndarray, "B"] | None = None
     caption: UInt8[Array | np.ndarray, "B L"] | None = None
+    text: Text | None = None
 
     def require_video(self) -> UInt8[Array | np.ndarray, "B T H W 3"]:
         """`video`, for those who cannot do without.

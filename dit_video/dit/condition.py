@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,23 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Key, UInt8
 
-from dit_video.arrays import Captions, Labels
+from dit_video.arrays import Captions, Framed, Labels, Text
 from dit_video.dit.text_encoder import TextEncoder
 from dit_video.nn.embed import LabelEmbedding
 
-# What a network is given of each clip, in the form in which its condition makes it.
-Given = Labels | Captions
+# What a network is given of each clip, in the form in which its condition makes it: a pytree of arrays [B ...].
+Given = Labels | Captions | Text | Framed
+
+
+def known(given: Given | None) -> Any:
+    """`given`, for a network that cannot do without.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if given is None:
+        raise ValueError("this network is conditioned: pass `given`, which `known` of its condition makes of a batch")
+    return given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,7 @@ class Condition(abc.ABC):
         *,
         label: Int[Array | np.ndarray, "B"] | None,
         caption: UInt8[Array | np.ndarray, "B L"] | None,
+        text: Text | None,
     ) -> Given:
         """What a network is given, from the fields of a batch.
 
@@ -46,13 +59,26 @@ class Condition(abc.ABC):
         """
 
     @abc.abstractmethod
-    def null(self, given: Given) -> Given:
-        """ "Nothing" for every clip."""
+    def null(self, given: Any) -> Any:
+        """ "Nothing" for every clip.
 
-    def drop(self, rng: Key[Array, ""], given: Given) -> Given:
+        Raises:
+            ValueError: "nothing" is loaded with the parts that are frozen, not made.
+        """
+
+    def nothing(self, given: Any, loaded: Given | None) -> Any:
+        """ "Nothing", for every clip or for one: what was loaded, else what `null` makes."""
+        return self.null(given) if loaded is None else loaded
+
+    def blank_nothing(self) -> Given | None:
+        """Of a condition whose "nothing" is loaded: zeros of its shape for one clip. None where `null` makes it."""
+        return None
+
+    def drop(self, rng: Key[Array, ""], given: Given, nothing: Given) -> Given:
         """Replaces what is given of each clip by "nothing" with probability `drop_rate`."""
-        dropped = jax.random.bernoulli(rng, self.drop_rate, given.shape[:1])
-        return jnp.where(dropped.reshape(-1, *(1 for _ in given.shape[1:])), self.null(given), given)
+        num_clips = jax.tree.leaves(given)[0].shape[0]
+        dropped = jax.random.bernoulli(rng, self.drop_rate, (num_clips,))
+        return jax.tree.map(lambda a, b: jnp.where(dropped.reshape(-1, *(1,) * (a.ndim - 1)), b, a), given, nothing)
 
     # How a network takes it in, by one or both of two ways:
 
@@ -61,8 +87,8 @@ class Condition(abc.ABC):
         del hidden_size, rngs
         return None
 
-    def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> TextEncoder | None:
-        """What makes of it tokens, which the blocks attend to."""
+    def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "TextEncoder | TextAsItIs | None":
+        """What makes of it tokens, which the blocks attend to, and one vector for all of them."""
         del dtype, rngs
         return None
 
@@ -83,9 +109,10 @@ class ClassCondition(Condition):
         *,
         label: Int[Array | np.ndarray, "B"] | None,
         caption: UInt8[Array | np.ndarray, "B L"] | None = None,
+        text: Text | None = None,
     ) -> Labels:
         """Labels as the network takes them: a clip without one (-1) becomes "no label"."""
-        del caption
+        del caption, text
         if label is None:
             raise ValueError("Batch.label=None: a network conditioned on a class needs labels; -1 means no label")
         return jnp.where(jnp.asarray(label) < 0, self.num_classes, label)
@@ -127,9 +154,10 @@ class TextCondition(Condition):
         *,
         caption: UInt8[Array | np.ndarray, "B L"] | None,
         label: Int[Array | np.ndarray, "B"] | None = None,
+        text: Text | None = None,
     ) -> Captions:
         """Captions as they are."""
-        del label
+        del label, text
         if caption is None:
             raise ValueError(
                 "Batch.caption=None: a network conditioned on text needs captions; say how many bytes of them with "
@@ -143,3 +171,72 @@ class TextCondition(Condition):
 
     def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> TextEncoder:
         return TextEncoder(self.hidden_size, self.depth, self.num_heads, dtype=dtype, rngs=rngs)
+
+
+class TextAsItIs(nnx.Module):
+    """Stands where a network has its text encoder: what it is given has been encoded already."""
+
+    def __init__(self, hidden_size: int, pooled_size: int, *, dtype: DTypeLike):
+        self.hidden_size, self.pooled_size, self.dtype = hidden_size, pooled_size, dtype
+
+    def __call__(self, given: Text) -> Text:
+        return Text(given.tokens.astype(self.dtype), given.num_tokens, given.pooled.astype(self.dtype))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddedText(Condition):
+    """Condition on captions that a frozen text encoder has read before training: `Batch.text`.
+
+    "Nothing" is what that encoder makes of an empty caption.
+
+    Attributes:
+        hidden_size: E, the width of a token.
+        pooled_size: P, the width of the vector for a whole caption.
+        num_tokens: L, the tokens of a caption, which shorter ones are padded to.
+    """
+
+    hidden_size: int
+    pooled_size: int
+    num_tokens: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("hidden_size", "pooled_size", "num_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"EmbeddedText.{name}={getattr(self, name)}: must be at least 1")
+
+    def known(
+        self,
+        *,
+        text: Text | None,
+        label: Int[Array | np.ndarray, "B"] | None = None,
+        caption: UInt8[Array | np.ndarray, "B L"] | None = None,
+    ) -> Text:
+        """Embeddings as they are."""
+        del label, caption
+        if text is None:
+            raise ValueError(
+                "Batch.text=None: a network conditioned on embedded text needs embeddings of captions; name their "
+                "cache with config.data.text"
+            )
+        found = (*text.tokens.shape[1:], text.pooled.shape[1])
+        wanted = (self.num_tokens, self.hidden_size, self.pooled_size)
+        if found != wanted:
+            raise ValueError(
+                f"Batch.text: (tokens, width, pooled width) = {found}, config.task.condition says {wanted}; change "
+                "num_tokens, hidden_size and pooled_size there, or the cache"
+            )
+        return jax.tree.map(jnp.asarray, text)
+
+    def null(self, given: Text) -> Text:
+        raise ValueError(
+            "EmbeddedText: what stands for no text is the encoder's embedding of an empty caption and has to be loaded"
+        )
+
+    def blank_nothing(self) -> Text:
+        tokens = jnp.zeros((1, self.num_tokens, self.hidden_size))
+        return Text(tokens, jnp.ones((1,), jnp.int32), jnp.zeros((1, self.pooled_size)))
+
+    def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> TextAsItIs:
+        del rngs
+        return TextAsItIs(self.hidden_size, self.pooled_size, dtype=dtype)

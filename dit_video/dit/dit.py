@@ -10,57 +10,37 @@ so compile time does not grow with depth.
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dit_video.arrays import Latents, Time
-from dit_video.dit.condition import Condition, Given
-from dit_video.dit.text_encoder import Text
-from dit_video.nn.attention import Attention, CrossAttention
+from dit_video.arrays import Latents, Text, Time
+from dit_video.dit.condition import Condition, Given, known
+from dit_video.dit.network import Network, NetworkConfig, Output, scan_blocks
+from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.embed import (
     NUM_TIMESTEPS,
     AdaLN,
+    Modulation,
+    ModulationOffset,
     TimeEmbedding,
     for_tokens,
+    from_tokens,
+    latent_shape,
     linear,
     modulate,
     patch_positions,
-    patchify,
+    per_patch_frame,
     rope_angles,
     sincos_positions,
-    unpatchify,
+    to_tokens,
 )
 from dit_video.nn.mlp import MLPKind
 from dit_video.nn.norm import Norm
 from dit_video.sharding import constrain
-
-
-class Remat(enum.Enum):
-    """What the backward pass keeps of each block instead of computing it again."""
-
-    NOTHING_RECOMPUTED = "none"
-    DOTS = "dots"  # keep matrix products, recompute the rest
-    FULL = "full"  # keep block inputs only: least memory, one more forward pass
-    OFFLOAD = "offload"  # as FULL, with block inputs in the memory of the host until they are needed
-
-
-_BLOCK_INPUT = "block input"
-_REMAT_POLICY = {
-    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
-    Remat.OFFLOAD: jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_BLOCK_INPUT],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
 
 
 class Positions(enum.Enum):
@@ -71,16 +51,15 @@ class Positions(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiTConfig:
+class DiTConfig(NetworkConfig):
     """What a DiT is: the modern one, unless its last fields say otherwise (`published` does).
 
     Attributes:
-        patch_size: (frames, rows, columns) in latent cells.
         shared_modulation: blocks share one AdaLN and each adds a vector of its own to what it makes, instead of having
             each one of their own, which holds a third of their parameters (PixArt-alpha, 2310.00426).
         position_grid: of SINCOS alone, `grid` of `sincos_positions`: the side of the square of patches that positions
             are of, over which latents of another size are stretched; None counts patches.
-        qk_norm: whether queries and keys are normalised.
+        qk_norm: over what queries and keys are normalised.
         mlp_norm_epsilon: what the norm before the MLP adds to the variance; all others add 1e-6. As published it is
             1e-6 too, in diffusers 1e-5 unless its config says otherwise.
         timestep_offset: what is added to the timestep 1000 t that the network is told: -1 as published, where the
@@ -91,17 +70,12 @@ class DiTConfig:
             Dhariwal, 2102.09672).
     """
 
-    hidden_size: int
-    depth: int
-    num_heads: int
-    patch_size: tuple[int, int, int] = (1, 2, 2)
     mlp_ratio: float = 4.0
     shared_modulation: bool = False
-    remat: Remat = Remat.NOTHING_RECOMPUTED
     positions: Positions = Positions.ROTARY
     position_grid: int | None = None
     norm: Norm = Norm.RMS
-    qk_norm: bool = True
+    qk_norm: QKNorm = QKNorm.PER_HEAD
     mlp: MLPKind = MLPKind.SWIGLU
     mlp_norm_epsilon: float = 1e-6
     timestep_offset: int = 0
@@ -136,6 +110,9 @@ class DiTConfig:
     def mlp_size(self) -> int:
         return self.mlp.size(self.hidden_size, self.mlp_ratio)
 
+    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "DiT":
+        return DiT(self, channels, condition, dtype=dtype, rngs=rngs)
+
 
 # Table 1 of 2212.09748.
 DIT_S = DiTConfig(hidden_size=384, depth=12, num_heads=6)
@@ -154,32 +131,11 @@ def published(config: DiTConfig, *, patch_size: int = 2) -> DiTConfig:
         patch_size=(1, patch_size, patch_size),
         positions=Positions.SINCOS,
         norm=Norm.LAYER,
-        qk_norm=False,
+        qk_norm=QKNorm.NONE,
         mlp=MLPKind.GELU,
         timestep_offset=-1,
         learned_variance=True,
     )
-
-
-# Shift, scale and gate for attention and for the MLP.
-Modulation = list[Float[Array, "B #f D"]]
-
-
-class ModulationOffset(nnx.Module):
-    """What one block adds to the modulation vectors that all blocks share; zero at initialisation.
-
-    This is adaLN-single (PixArt-alpha, 2310.00426, section 2.3). An AdaLN in every block holds 6 D^2 of its 18 D^2
-    parameters, at the usual width of the MLP.
-    """
-
-    def __init__(self, num: int, hidden_size: int, *, rngs: nnx.Rngs):
-        axes = ("modulation", "mlp")
-        init = nnx.with_metadata(nnx.initializers.zeros, axes=axes)
-        self.table = nnx.Param(init(rngs.params(), (num, hidden_size), jnp.float32), axes=axes)
-
-    def __call__(self, shared: Modulation) -> Modulation:
-        table = self.table[...]
-        return [vector + table[i].astype(vector.dtype) for i, vector in enumerate(shared)]
 
 
 class Block(nnx.Module):
@@ -195,7 +151,7 @@ class Block(nnx.Module):
             ModulationOffset(6, D, rngs=rngs) if config.shared_modulation else AdaLN(6, D, dtype=dtype, rngs=rngs)
         )
         self.norm, self.mlp_norm_epsilon = config.norm, config.mlp_norm_epsilon
-        self.attention = Attention(D, config.num_heads, dtype=dtype, rngs=rngs, normalize_qk=config.qk_norm)
+        self.attention = Attention(D, config.num_heads, dtype=dtype, rngs=rngs, qk_norm=config.qk_norm)
         self.cross_attention = (
             None if text_size is None else CrossAttention(D, text_size, config.num_heads, dtype=dtype, rngs=rngs)
         )
@@ -224,27 +180,8 @@ class Block(nnx.Module):
         return x + gate_m * self.mlp(modulate(self.norm(x, self.mlp_norm_epsilon), shift_m, scale_m))
 
 
-def _known(given: Given | None) -> Given:
-    if given is None:
-        raise ValueError("this DiT is conditioned: pass `given`, which `known` of its condition makes of a batch")
-    return given
-
-
-class Output(NamedTuple):
-    """What a DiT makes of x_t, float32 and of its shape.
-
-    Attributes:
-        prediction: what the objective asks for.
-        variance: where between its bounds the log-variance of a step back lies, -1 to 1 (2102.09672, equation 15);
-            None unless the network learns it.
-    """
-
-    prediction: Latents
-    variance: Latents | None
-
-
-class DiT(nnx.Module):
-    """Denoiser of video latents: (x_t, t, what is given) -> prediction of x_t's shape."""
+class DiT(Network):
+    """The network of a `DiTConfig`; its `time_of` says which noise level a timestep of others is."""
 
     def __init__(
         self,
@@ -275,45 +212,38 @@ class DiT(nnx.Module):
         out_dim = 2 * patch_dim if config.learned_variance else patch_dim
         self.final_layer = linear(config.hidden_size, out_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
-    def __call__(self, x_t: Latents, t: Time, given: Given | None) -> Latents:
-        """The prediction of `output`."""
-        return self.output(x_t, t, given).prediction
-
     def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
-        """Predicts what the objective asks for, from noisy latents.
-
-        Args:
-            x_t: latents at noise level t; (t, h, w) must divide by the patch size.
-            t: noise level in [0, 1], one per clip `[B 1]` or per latent frame `[B t]`; `time_of` says which it is
-                where others count timesteps.
-            given: labels or captions as `Condition.known` makes them; None where the network has no condition.
-        """
-        shape = (x_t.shape[1], x_t.shape[2], x_t.shape[3])
-        conditioning = self.t_embedder(self._per_patch_frame(t))
-        if self.y_embedder is not None:
-            conditioning = conditioning + self.y_embedder(_known(given))[:, None].astype(conditioning.dtype)
-        conditioning = constrain(conditioning, "batch", None, None)
-        modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
-        text = None if self.text_encoder is None else self.text_encoder(_known(given))
-        patches = patchify(x_t, self.patch_size)
-        # Tokens in one row: devices have them on two axes of their own, of which the smaller would be padded.
-        x = self.x_embedder(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
-        x, angles = self._placed(x, shape)
-
-        def apply_block(x, block):
-            x = checkpoint_name(constrain(x, "batch", "tokens", None), _BLOCK_INPUT)
-            return block(x, modulating, angles, text), None
-
-        if self.config.remat is not Remat.NOTHING_RECOMPUTED:
-            apply_block = jax.checkpoint(apply_block, policy=_REMAT_POLICY[self.config.remat], prevent_cse=False)
-        x, _ = jax.lax.scan(apply_block, x, self.blocks)
+        x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
         shift, scale = (for_tokens(vector, x.shape[1]) for vector in self.final_modulation(conditioning))
         x = self.final_layer(modulate(self.config.norm(x), shift, scale))
-        cells = unpatchify(x.reshape(*patches.shape[:3], -1), self.patch_size, shape).astype(jnp.float32)
+        cells = from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32)
         if not self.config.learned_variance:
             return Output(cells, None)
         prediction, variance = jnp.split(cells, 2, axis=-1)
         return Output(prediction, variance)
+
+    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
+        _, blocks, conditioning = self._through_blocks(x_t, t, given, keep=True)
+        assert blocks is not None, "they are kept"
+        return {"conditioning": conditioning, "blocks": blocks}
+
+    def _through_blocks(
+        self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
+        """The stream after the last block, where it is kept after every one, and the conditioning vector."""
+        conditioning = self.t_embedder(per_patch_frame(t, self.patch_size))
+        if self.y_embedder is not None:
+            conditioning = conditioning + self.y_embedder(known(given))[:, None].astype(conditioning.dtype)
+        conditioning = constrain(conditioning, "batch", None, None)
+        modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
+        text = None if self.text_encoder is None else self.text_encoder(known(given))
+        x, angles = self._placed(self.x_embedder(to_tokens(x_t, self.patch_size)), latent_shape(x_t))
+
+        def apply_block(x, block):
+            return block(constrain(x, "batch", "tokens", None), modulating, angles, text)
+
+        x, blocks = scan_blocks(apply_block, x, self.blocks, remat=self.config.remat, keep=keep)
+        return x, blocks, conditioning
 
     def _placed(
         self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
@@ -325,7 +255,3 @@ class DiT(nnx.Module):
             return x + jnp.asarray(places, x.dtype), None
         head_dim = config.hidden_size // config.num_heads
         return x, jnp.asarray(rope_angles(patch_positions(shape, config.patch_size), head_dim))
-
-    def _per_patch_frame(self, t: Time) -> Float[Array, "B f"]:
-        """One noise level per patch frame; frames that share a patch must share their level."""
-        return t if t.shape[1] == 1 else t[:, :: self.patch_size[0]]

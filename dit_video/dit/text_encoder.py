@@ -1,7 +1,5 @@
 """A small transformer that learns, with the DiT it serves, to read captions byte by byte: nothing to download."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dit_video.arrays import Captions
+from dit_video.arrays import Captions, Text
 from dit_video.nn.attention import Attention
 from dit_video.nn.embed import rope_angles
 from dit_video.nn.mlp import SwiGLU, swiglu_size
@@ -18,13 +16,6 @@ from dit_video.sharding import constrain
 
 _NUM_BYTES = 256
 _MLP_RATIO = 4.0
-
-
-class Text(NamedTuple):
-    """What a DiT attends to: the first `num_tokens` of `tokens`; what follows them means nothing."""
-
-    tokens: Float[Array, "B L E"]
-    num_tokens: Int[Array, "B"]
 
 
 class TextBlock(nnx.Module):
@@ -42,13 +33,14 @@ class TextBlock(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Captions -> one vector for each byte, which has seen all bytes of its caption, before it and after.
+    """Captions -> one vector for each byte, which has seen all bytes of its caption, before it and after; their mean.
 
     Positions are rotary and padding is masked, so that a caption means the same at any length it is padded to.
     """
 
     def __init__(self, hidden_size: int, depth: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.hidden_size, self.head_dim, self.dtype = hidden_size, hidden_size // num_heads, dtype
+        self.hidden_size = self.pooled_size = hidden_size
+        self.head_dim, self.dtype = hidden_size // num_heads, dtype
         init = nnx.with_metadata(nnx.initializers.normal(1.0), axes=("vocab", "embed"))
         self.table = nnx.Param(init(rngs.params(), (_NUM_BYTES, hidden_size), jnp.float32), axes=("vocab", "embed"))
         self.blocks = jax.vmap(lambda key: TextBlock(hidden_size, num_heads, dtype=dtype, rngs=nnx.Rngs(key)))(
@@ -67,4 +59,7 @@ class TextEncoder(nnx.Module):
         # As in LabelEmbedding, in the whole table.
         embedded = constrain(self.table[...], None, None)[caption].astype(self.dtype)
         x, _ = jax.lax.scan(apply_block, embedded, self.blocks)
-        return Text(constrain(self.norm(x), "batch", None, None), num_tokens)
+        tokens = constrain(self.norm(x), "batch", None, None)
+        real = jnp.arange(tokens.shape[1]) < num_tokens[:, None]
+        pooled = jnp.sum(tokens * real[..., None], axis=1) / num_tokens[:, None].astype(tokens.dtype)
+        return Text(tokens, num_tokens, pooled)

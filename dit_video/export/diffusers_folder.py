@@ -12,24 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from safetensors.numpy import save_file
 
 import dit_video
 from dit_video.export import names
-from dit_video.export.families import dit
-from dit_video.export.families.dit import ClassDiT
+from dit_video.export.family import Family, Pair, Shape
 from dit_video.export.folder import README
 from dit_video.export.names import Dialect
+from dit_video.export.recognise import denoiser_family, vae_family
 from dit_video.export.source import CONFIG, WEIGHTS, open_published
-from dit_video.export.weights import Content, ExportMismatch, Origin, compare
-from dit_video.nn.embed import NUM_TIMESTEPS
+from dit_video.export.weights import Content, ExportMismatch, compare
 from dit_video.nn.module import params_of
 
 # Largest difference over largest value, both in float32.
 TOLERANCE = 1e-4
-_TIMESTEPS = (0, 1, 250, 500, 999)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +36,14 @@ class Parity:
 
     Attributes:
         num_tensors: bit-equal after reading them back.
-        error: largest difference between the outputs of both libraries over the largest value; None where torch or
-            diffusers is not installed, so that outputs were not compared.
+        error: largest difference between what both libraries compute, over the largest value; None where torch or
+            diffusers is not installed, so that nothing was computed.
+        num_compared: layers and outputs whose difference that is.
     """
 
     num_tensors: int
     error: float | None
+    num_compared: int
 
 
 def write_diffusers(content: Content, folder: Path) -> Parity:
@@ -53,21 +53,15 @@ def write_diffusers(content: Content, folder: Path) -> Parity:
         ValueError: diffusers has no class for this network; says why and what can be done.
         ExportMismatch: what was read back differs, or diffusers computes something else.
     """
-    if content.denoiser is None:
-        raise ValueError("diffusers has no class for the codec of this package; use --format safetensors or stablehlo")
-    t, h, w, _ = content.latent_shape
     try:
-        network = dit.of_task(content.denoiser.task)
-        if t != 1 or h != w:
-            raise ValueError(f"latents are of (t, h, w) = {(t, h, w)}: it takes square images alone")
-        config = dit.diffusers_config(network, h)
+        family, module, shape = _subject(content)
+        config = family.diffusers_config(shape)
     except ValueError as error:
         raise ValueError(
-            f"diffusers' {dit.DIFFUSERS_CLASS} cannot compute this network: {error}. --format safetensors and "
-            "stablehlo export any; `published` of dit_video.dit.dit makes one that diffusers computes"
+            f"diffusers cannot compute this network: {error}. --format safetensors and stablehlo export any"
         ) from error
-    params = {name: np.asarray(value) for name, value in params_of(content.denoiser.network).items()}
-    table = dit.table(network)
+    params = {name: np.asarray(value) for name, value in params_of(module).items()}
+    table = family.table()
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {n: np.ascontiguousarray(x) for n, x in names.write(table, Dialect.DIFFUSERS, params)}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
@@ -76,77 +70,73 @@ def write_diffusers(content: Content, folder: Path) -> Parity:
         names.check(table, published.dialect, published.source)
         found = dict(names.read(table, published.dialect, published.source))
     num_tensors = compare(folder / WEIGHTS, found, params)
-    size = config["sample_size"]
-    (folder / README).write_text(_model_card(content.origin, content.denoiser.task.objective, network, size))
+    (folder / README).write_text(_model_card(content, family, shape), encoding="utf-8")
     if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers")):
-        return Parity(num_tensors, None)
-    return Parity(num_tensors, compare_outputs(network, params, folder, size))
+        return Parity(num_tensors, None, 0)
+    return compare_layers(family, params, folder, shape, num_tensors)
 
 
-def compare_outputs(network: ClassDiT, params: Mapping[str, np.ndarray], folder: Path, size: int) -> float:
-    """Calls both networks with the same random latents, at several timesteps and labels, one of which is "no label".
-
-    Returns:
-        the largest difference over the largest value.
+def _subject(content: Content) -> tuple[Family, nnx.Module, Shape]:
+    """What of a run diffusers has a class for, the module whose weights it takes, and the shape of its input.
 
     Raises:
-        ExportMismatch: it is larger than `TOLERANCE`.
+        ValueError: there is none; names the field that says so.
     """
+    if content.denoiser is None:
+        return vae_family(content.codec), content.codec.vae, content.clip
+    t, h, w, _ = content.latent_shape
+    return denoiser_family(content.denoiser.task), content.denoiser.network, (t, h, w)
+
+
+def compare_layers(
+    family: Family, params: Mapping[str, np.ndarray], folder: Path, shape: Shape, num_tensors: int
+) -> Parity:
+    """Calls both networks with the same random input and compares what comes out of layers and at the end.
+
+    Raises:
+        ExportMismatch: something differs by more than `TOLERANCE`; names the first layer where it does.
+    """
+    import diffusers
     import torch
-    from diffusers import DiTTransformer2DModel
 
-    rng = np.random.default_rng(0)
-    x_t = rng.standard_normal((len(_TIMESTEPS), network.channels, size, size), np.float32)
-    label = np.array([*rng.integers(0, network.num_classes, len(_TIMESTEPS) - 1), network.num_classes])
-    theirs: Any = DiTTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
-    with torch.no_grad():
-        inputs = (torch.from_numpy(x_t), torch.tensor(_TIMESTEPS), torch.from_numpy(label))
-        wanted = theirs(*inputs, return_dict=False)[0].numpy()
-    definition = network.define()
-    t = jnp.asarray([[network.config.time_of(n)] for n in _TIMESTEPS], jnp.float32)
-    with jax.default_matmul_precision("highest"):
-        output = jax.jit(lambda params, *args: definition.bind(params).output(*args))(
-            dict(params), jnp.asarray(x_t.transpose(0, 2, 3, 1)[:, None]), t, jnp.asarray(label, jnp.int32)
-        )
-    found = np.concatenate([part for part in output if part is not None], axis=-1)[:, 0].transpose(0, 3, 1, 2)
-    error = float(np.max(np.abs(found - wanted)) / max(np.max(np.abs(wanted)), np.finfo(np.float32).tiny))
-    if not error <= TOLERANCE:  # a difference that is no number is too large as well
-        raise ExportMismatch(
-            f"{folder}: diffusers computes something else: largest difference over largest value {error:.3g}, allowed "
-            f"{TOLERANCE:g}"
-        )
-    return error
+    # Found by name, since which class it is is what the family says.
+    theirs: Any = getattr(diffusers, family.diffusers_class).from_pretrained(folder, low_cpu_mem_usage=False).eval()
+    worst, num_compared = 0.0, 0
+    with torch.no_grad(), jax.default_matmul_precision("highest"):
+        for pair in family.pairs(params, theirs, shape):
+            error = relative_error(pair)
+            if not error <= TOLERANCE:  # a difference that is no number is too large as well
+                raise ExportMismatch(
+                    f"{folder}: diffusers computes something else at {pair.name}: largest difference over largest "
+                    f"value {error:.3g}, allowed {TOLERANCE:g}"
+                )
+            worst, num_compared = max(worst, error), num_compared + 1
+    return Parity(num_tensors, worst, num_compared)
 
 
-def _model_card(origin: Origin, objective: Any, network: ClassDiT, size: int) -> str:
-    config, c = network.config, network.channels
-    offset = f" - {-config.timestep_offset}" if config.timestep_offset else ""
-    variance = f", then {c} channels that its variance is made of" if config.learned_variance else ""
+def relative_error(pair: Pair) -> float:
+    """Largest difference over largest value; not a number where shapes differ."""
+    if pair.ours.shape != pair.theirs.shape:
+        return float("nan")
+    scale = max(float(np.max(np.abs(pair.theirs))), float(np.finfo(np.float32).tiny))
+    return float(np.max(np.abs(pair.ours.astype(np.float32) - pair.theirs))) / scale
+
+
+def _model_card(content: Content, family: Family, shape: Shape) -> str:
+    origin = content.origin
+    objective = "" if content.denoiser is None else f"\nObjective: `{content.denoiser.task.objective}`\n"
     imported = "" if origin.imported is None else f"\n{_imported(origin.imported)}\n"
     return f"""---
 library_name: diffusers
-tags: [dit, dit-video]
+tags: [dit-video]
 ---
 # {origin.run}
 
 Written by `dit-video export --format diffusers` {dit_video.__version__}: {"ema" if origin.ema else "raw"} weights of
 step {origin.step} of the run `{origin.run}`, whose experiment has the fingerprint {origin.fingerprint}.
 {imported}
-```python
-from diffusers import {dit.DIFFUSERS_CLASS}
-
-transformer = {dit.DIFFUSERS_CLASS}.from_pretrained(".")
-output = transformer(latents, timestep=timestep, class_labels=labels).sample
-```
-
-- `latents`, float32 `[b {c} {size} {size}]`: noisy latents of the run's own codec, of zero mean and unit variance per
-  channel before noise. A pipeline of diffusers needs a VAE with the same latents.
-- `timestep`, int64 `[b]`: {NUM_TIMESTEPS} t{offset} for noise level t, 0 for data and 1 for noise.
-- `labels`, int64 `[b]`: 0 to {network.num_classes - 1}, and {network.num_classes} for none.
-- `output`, `[b {2 * c if config.learned_variance else c} {size} {size}]`: what the objective asks for{variance}.
-
-Objective: `{objective}`
-"""
+{family.usage(shape)}
+{objective}"""
 
 
 def _imported(said: Mapping[str, Any]) -> str:

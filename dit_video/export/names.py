@@ -19,6 +19,8 @@ Shape = tuple[int, ...]
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 _SHOWN = 20
 LAYER = "{layer}"
+# Where layers of two kinds, which are numbered apart here, take turns in one list.
+EVEN, ODD = "{2 layer}", "{2 layer + 1}"
 
 
 class Dialect(enum.Enum):
@@ -26,6 +28,7 @@ class Dialect(enum.Enum):
 
     OFFICIAL = "official"  # of the code that was published with the paper
     DIFFUSERS = "diffusers"
+    TRANSFORMERS = "transformers"
 
 
 class NamesMismatch(ValueError):
@@ -51,11 +54,15 @@ class Row:
     Attributes:
         ours: our name.
         our_shape: without the axis of layers.
-        theirs: the name in each dialect, `{layer}` for the number of a layer; several names are parts along the first
-            axis of what another dialect has in one.
+        theirs: the name in each dialect, with LAYER, EVEN or ODD for the number of a layer; several names are parts
+            along the first axis of what another dialect has in one.
         shape: theirs, of one layer, parts taken together.
-        order: the axes of theirs, in the order in which ours has them.
+        pieces: dimensions that theirs is cut into before its axes are ordered, where an axis of theirs is several here;
+            None: as `shape`.
+        order: the axes of `pieces`, in the order in which ours has them.
+        float32: whether it stays float32 where the others are stored in fewer bits.
         num_layers: how many `{layer}` counts.
+        first_layer: what it counts from.
         stacked: ours has a leading axis of layers; else `{layer}` in a name means copies of the same numbers.
     """
 
@@ -64,15 +71,19 @@ class Row:
     theirs: Mapping[Dialect, tuple[str, ...]]
     shape: Shape
     order: tuple[int, ...]
+    pieces: Shape | None = None
     num_layers: int = 1
+    first_layer: int = 0
     stacked: bool = False
+    float32: bool = False
 
     def places(self, dialect: Dialect) -> list[tuple[str, ...]]:
         """The names of all parts, for each layer or copy."""
         names = self.theirs[dialect]
-        if LAYER not in names[0]:
+        if not any(number in names[0] for number in (LAYER, EVEN, ODD)):
             return [names]
-        return [tuple(name.replace(LAYER, str(layer)) for name in names) for layer in range(self.num_layers)]
+        layers = range(self.first_layer, self.first_layer + self.num_layers)
+        return [tuple(_in_layer(name, layer) for name in names) for layer in layers]
 
     def part_shape(self, dialect: Dialect) -> Shape:
         return (self.shape[0] // len(self.theirs[dialect]), *self.shape[1:])
@@ -80,16 +91,29 @@ class Row:
     def from_theirs(self, parts: list[np.ndarray]) -> np.ndarray:
         """One layer in our layout."""
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return whole.transpose(self.order).reshape(self.our_shape)
+        return whole.reshape(self.pieces or self.shape).transpose(self.order).reshape(self.our_shape)
 
     def to_theirs(self, layer: np.ndarray, num_parts: int) -> list[np.ndarray]:
         """One layer in their layout."""
-        ordered = layer.reshape([self.shape[axis] for axis in self.order])
-        return np.split(ordered.transpose(np.argsort(self.order)), num_parts)
+        pieces = self.pieces or self.shape
+        ordered = layer.reshape([pieces[axis] for axis in self.order])
+        return np.split(ordered.transpose(np.argsort(self.order)).reshape(self.shape), num_parts)
+
+
+def _in_layer(name: str, layer: int) -> str:
+    for number, value in ((LAYER, layer), (EVEN, 2 * layer), (ODD, 2 * layer + 1)):
+        name = name.replace(number, str(value))
+    return name
 
 
 def vector(
-    ours: str, shape: Shape, theirs: Mapping[Dialect, tuple[str, ...]], *, num_layers: int = 1, stacked: bool = False
+    ours: str,
+    shape: Shape,
+    theirs: Mapping[Dialect, tuple[str, ...]],
+    *,
+    num_layers: int = 1,
+    stacked: bool = False,
+    float32: bool = False,
 ) -> Row:
     """A bias or a scale: with us in the shape that it has for use, elsewhere in one row."""
     return Row(
@@ -100,6 +124,7 @@ def vector(
         order=(0,),
         num_layers=num_layers,
         stacked=stacked,
+        float32=float32,
     )
 
 
@@ -111,7 +136,9 @@ def linear(
     *,
     num_layers: int = 1,
     stacked: bool = False,
-) -> tuple[Row, Row]:
+    use_bias: bool = True,
+    float32: bool = False,
+) -> tuple[Row, ...]:
     """`kernel` [*in, *out] and `bias` [*out] with us, `weight` [out, in] and `bias` [out] elsewhere.
 
     The names are those of the layers.
@@ -128,8 +155,12 @@ def linear(
         order=(1, 0),
         num_layers=num_layers,
         stacked=stacked,
+        float32=float32,
     )
-    return kernel, vector(f"{ours}.bias", features_out, named("bias"), num_layers=num_layers, stacked=stacked)
+    if not use_bias:
+        return (kernel,)
+    bias = vector(f"{ours}.bias", features_out, named("bias"), num_layers=num_layers, stacked=stacked, float32=float32)
+    return kernel, bias
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,10 +170,12 @@ class Table:
     Attributes:
         rows: one for each of our parameters.
         constants: tensors that a dialect stores and that follow from the network's configuration.
+        unused: tensors that some files of a dialect have, and that no network computes with.
     """
 
     rows: tuple[Row, ...]
     constants: Mapping[Dialect, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    unused: Mapping[Dialect, frozenset[str]] = dataclasses.field(default_factory=dict)
 
     def expected(self, dialect: Dialect) -> dict[str, Shape]:
         """Every tensor of a dialect with its shape."""
@@ -150,6 +183,11 @@ class Table:
         for row in self.rows:
             found |= {name: row.part_shape(dialect) for names in row.places(dialect) for name in names}
         return found | {name: value.shape for name, value in self.constants.get(dialect, {}).items()}
+
+    def in_float32(self, dialect: Dialect) -> frozenset[str]:
+        """Tensors of a dialect that are float32 whatever the others are."""
+        rows = (row for row in self.rows if row.float32)
+        return frozenset(name for row in rows for names in row.places(dialect) for name in names)
 
 
 def check(table: Table, dialect: Dialect, source: Source) -> np.dtype:
@@ -161,18 +199,19 @@ def check(table: Table, dialect: Dialect, source: Source) -> np.dtype:
     Raises:
         NamesMismatch: lists tensors that are missing, surplus, of another shape, or of another type than the others.
     """
-    expected = table.expected(dialect)
-    types = collections.Counter(source[name].dtype for name in source if name in expected)
+    expected, in_float32 = table.expected(dialect), table.in_float32(dialect)
+    types = collections.Counter(source[name].dtype for name in source if name in expected.keys() - in_float32)
     dtype = types.most_common(1)[0][0] if types else FLOATS[0]
     wrong = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in source]
-    wrong += [f"surplus {name} {list(source[name].shape)}" for name in source if name not in expected]
+    known = expected.keys() | table.unused.get(dialect, frozenset())
+    wrong += [f"surplus {name} {list(source[name].shape)}" for name in source if name not in known]
     for name in (name for name in expected if name in source):
         stored = source[name]
         if stored.shape != expected[name]:
             wrong.append(f"{name} is {list(stored.shape)}, the network has {list(expected[name])}")
         if stored.dtype not in FLOATS:
             wrong.append(f"{name} is {stored.dtype}; float32, float16 and bfloat16 are read")
-        elif stored.dtype != dtype:
+        elif stored.dtype != dtype and not (name in in_float32 and stored.dtype == FLOATS[0]):
             wrong.append(f"{name} is {stored.dtype}, the others are {dtype}")
     if wrong:
         more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []

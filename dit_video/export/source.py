@@ -18,7 +18,7 @@ from dit_video.weights_file import read_tensors
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
+_TRANSFORMERS_WEIGHTS = "model.safetensors"
 # In the folder of a run that was imported: where its weights came from.
 PROVENANCE = "import.json"
 _TORCH_WEIGHTS = "diffusion_pytorch_model.bin"
@@ -48,7 +48,7 @@ class Published:
 
 @contextlib.contextmanager
 def open_published(path: Path, *, sha256: str | None = None) -> Iterator[Published]:
-    """Opens a folder of diffusers (of a network or of a pipeline), or a file of official weights.
+    """Opens a folder of diffusers (of a network or of a pipeline) or of transformers, or a file of official weights.
 
     Args:
         sha256: the digest that a torch file was published with; it is not read without one.
@@ -65,30 +65,35 @@ def open_published(path: Path, *, sha256: str | None = None) -> Iterator[Publish
             path = path / _PIPELINE_PART
         if not (path / CONFIG).is_file():
             raise FileNotFoundError(f"{path / CONFIG}: not there; name the folder of a network of diffusers, or a file")
-        files = _weights_in(path)
+        config = read_object(path / CONFIG)
+        # transformers writes its own field for the class, and other names of files.
+        dialect = Dialect.TRANSFORMERS if "model_type" in config else Dialect.DIFFUSERS
+        files = _weights_in(path, dialect)
         source: dict[str, Stored] = {}
         for file in files:
             found = _open_file(file, sha256, stack)
             if twice := source.keys() & found.keys():
                 raise ValueError(f"{file}: holds {min(twice)}, which another file of {path} holds too")
             source |= found
-        yield Published(Dialect.DIFFUSERS, read_object(path / CONFIG), source, (path / CONFIG, *files))
+        yield Published(dialect, config, source, (path / CONFIG, *files))
 
 
-def _weights_in(folder: Path) -> list[Path]:
-    """The files of weights of a diffusers folder: shards that an index lists, or one."""
-    if (folder / INDEX).is_file():
-        shards = read_object(folder / INDEX).get("weight_map")
+def _weights_in(folder: Path, dialect: Dialect) -> list[Path]:
+    """The files of weights of a folder: shards that an index lists, or one."""
+    weights = WEIGHTS if dialect is Dialect.DIFFUSERS else _TRANSFORMERS_WEIGHTS
+    index = folder / f"{weights}.index.json"
+    if index.is_file():
+        shards = read_object(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise ValueError(f"{folder / INDEX}: has no weight_map of files by tensor")
+            raise ValueError(f"{index}: has no weight_map of files by tensor")
         for name in shards.values():
             if Path(name).name != name:
-                raise ValueError(f"{folder / INDEX}: names {name!r}, which is not in the folder")
+                raise ValueError(f"{index}: names {name!r}, which is not in the folder")
         return [folder / name for name in sorted(set(shards.values()))]
-    for name in (WEIGHTS, _TORCH_WEIGHTS):
+    for name in (weights, _TORCH_WEIGHTS) if dialect is Dialect.DIFFUSERS else (weights,):
         if (folder / name).is_file():
             return [folder / name]
-    raise FileNotFoundError(f"{folder}: holds no {WEIGHTS} and no {INDEX}")
+    raise FileNotFoundError(f"{folder}: holds no {weights} and no {index.name}")
 
 
 def _open_file(path: Path, sha256: str | None, stack: contextlib.ExitStack) -> dict[str, Stored]:

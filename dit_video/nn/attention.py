@@ -1,5 +1,8 @@
 """Multi-head attention over tokens: of one sequence to itself, and of one to another."""
 
+import enum
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -7,11 +10,34 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.nn.embed import rotate
-from dit_video.nn.norm import RMSNorm
 from dit_video.nn.softmax_attention import cross_attention, self_attention
 
 _XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _ZEROS = nnx.initializers.zeros
+
+
+class QKNorm(enum.Enum):
+    """Over what queries and keys are normalised, each with a learnt scale."""
+
+    NONE = "none"
+    PER_HEAD = "per_head"
+    ACROSS_HEADS = "across_heads"  # over all heads of a token together (Wan, 2503.20314)
+
+
+class HeadsNorm(nnx.Module):
+    """RMS normalisation of queries or keys; sharded over heads as they are."""
+
+    def __init__(self, kind: QKNorm, num_heads: int, head_dim: int, epsilon: float, *, rngs: nnx.Rngs):
+        across = kind is QKNorm.ACROSS_HEADS
+        self.axes, self.epsilon = (-2, -1) if across else (-1,), epsilon
+        shape, axes = ((num_heads, head_dim), ("heads", None)) if across else ((head_dim,), (None,))
+        init = nnx.with_metadata(nnx.initializers.ones, axes=axes)
+        self.scale = nnx.Param(init(rngs.params(), shape, jnp.float32))
+
+    def __call__(self, x: Float[Array, "B N K d"]) -> Float[Array, "B N K d"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=self.axes, keepdims=True) + self.epsilon)
+        return (y * self.scale[...]).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -23,15 +49,21 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs, normalize_qk: bool = True
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        qk_norm: QKNorm = QKNorm.PER_HEAD,
+        qk_norm_epsilon: float = 1e-6,
     ):
         head_dim = _head_dim(hidden_size, num_heads)
-        # The scale of queries and keys matters where nothing normalises them: there it is as DiT's.
-        init = _XAVIER if normalize_qk else nnx.initializers.xavier_uniform()
-        self.qkv = _to_heads(hidden_size, (3, num_heads, head_dim), init, dtype=dtype, rngs=rngs)
-        self.out = _from_heads(num_heads, hidden_size, init, dtype=dtype, rngs=rngs)
-        self.query_norm = RMSNorm(head_dim, rngs=rngs) if normalize_qk else None
-        self.key_norm = RMSNorm(head_dim, rngs=rngs) if normalize_qk else None
+        init = kernel_init(qk_norm)
+        self.qkv = to_heads(hidden_size, (3, num_heads, head_dim), init, dtype=dtype, rngs=rngs)
+        self.out = from_heads(num_heads, hidden_size, init, dtype=dtype, rngs=rngs)
+        self.query_norm = heads_norm(qk_norm, num_heads, head_dim, qk_norm_epsilon, rngs=rngs)
+        self.key_norm = heads_norm(qk_norm, num_heads, head_dim, qk_norm_epsilon, rngs=rngs)
 
     def __call__(
         self,
@@ -58,21 +90,46 @@ class CrossAttention(nnx.Module):
     It gives zero until it has learnt otherwise: a block that gains it stays the function it was.
     """
 
-    def __init__(self, hidden_size: int, others_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        hidden_size: int,
+        others_size: int,
+        num_heads: int,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        qk_norm: QKNorm = QKNorm.PER_HEAD,
+        qk_norm_epsilon: float = 1e-6,
+    ):
         head_dim = _head_dim(hidden_size, num_heads)
-        self.query = _to_heads(hidden_size, (num_heads, head_dim), _XAVIER, dtype=dtype, rngs=rngs)
-        self.key_value = _to_heads(others_size, (2, num_heads, head_dim), _XAVIER, dtype=dtype, rngs=rngs)
-        self.out = _from_heads(num_heads, hidden_size, _ZEROS, dtype=dtype, rngs=rngs)
-        self.query_norm = RMSNorm(head_dim, rngs=rngs)
-        self.key_norm = RMSNorm(head_dim, rngs=rngs)
+        init = kernel_init(qk_norm)
+        self.query = to_heads(hidden_size, (num_heads, head_dim), init, dtype=dtype, rngs=rngs)
+        self.key_value = to_heads(others_size, (2, num_heads, head_dim), init, dtype=dtype, rngs=rngs)
+        self.out = from_heads(num_heads, hidden_size, _ZEROS, dtype=dtype, rngs=rngs)
+        self.query_norm = heads_norm(qk_norm, num_heads, head_dim, qk_norm_epsilon, rngs=rngs)
+        self.key_norm = heads_norm(qk_norm, num_heads, head_dim, qk_norm_epsilon, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B N D"], others: Float[Array, "B L E"], num_others: Int[Array, "B"]
+        self,
+        x: Float[Array, "B N D"],
+        others: Float[Array | np.ndarray, "B L E"],
+        num_others: Int[Array | np.ndarray, "B"] | None,
     ) -> Float[Array, "B N D"]:
-        """Attends from every token to the first `num_others` of the others, at least one."""
+        """Attends from every token to the first `num_others` of the others, at least one; None: to all of them."""
         k, v = jnp.moveaxis(self.key_value(others), 2, 0)
-        q, k = self.query_norm(self.query(x)), self.key_norm(k)
-        return self.out(cross_attention(q, k, v, num_others))
+        q = self.query(x)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        return self.out(cross_attention(q, k, v, None if num_others is None else jnp.asarray(num_others)))
+
+
+def heads_norm(kind: QKNorm, num_heads: int, head_dim: int, epsilon: float, *, rngs: nnx.Rngs) -> HeadsNorm | None:
+    return None if kind is QKNorm.NONE else HeadsNorm(kind, num_heads, head_dim, epsilon, rngs=rngs)
+
+
+def kernel_init(qk_norm: QKNorm) -> nnx.Initializer:
+    """The scale of queries and keys matters where nothing normalises them: there it is as DiT's."""
+    return nnx.initializers.xavier_uniform() if qk_norm is QKNorm.NONE else _XAVIER
 
 
 def _head_dim(hidden_size: int, num_heads: int) -> int:
@@ -81,7 +138,7 @@ def _head_dim(hidden_size: int, num_heads: int) -> int:
     return hidden_size // num_heads
 
 
-def _to_heads(
+def to_heads(
     features: int,
     heads: tuple[int, int] | tuple[int, int, int],
     init: nnx.Initializer,
@@ -101,7 +158,7 @@ def _to_heads(
     )
 
 
-def _from_heads(
+def from_heads(
     num_heads: int, hidden_size: int, init: nnx.Initializer, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.LinearGeneral:
     return nnx.LinearGeneral(

@@ -41,6 +41,34 @@ def unpatchify(
     return x.reshape(B, t, h, w, -1)
 
 
+def latent_shape(latents: Float[Array, "B t h w c"]) -> tuple[int, int, int]:
+    """(t, h, w)"""
+    return latents.shape[1], latents.shape[2], latents.shape[3]
+
+
+def to_tokens(latents: Float[Array, "B t h w c"], patch_size: PatchSize) -> Float[Array, "B N p"]:
+    """Patches in one row, in the order of `patchify`: a place with all its frames, then the next.
+
+    Devices have tokens on two axes of their own, of which the smaller would be padded.
+    """
+    patches = patchify(latents, patch_size)
+    return patches.reshape(patches.shape[0], -1, patches.shape[-1])
+
+
+def from_tokens(
+    tokens: Float[Array, "B N p"], patch_size: PatchSize, shape: tuple[int, int, int]
+) -> Float[Array, "B t h w c"]:
+    """Inverse of `to_tokens` for latents of `shape` = (t, h, w)."""
+    num_frames = shape[0] // patch_size[0]
+    patches = tokens.reshape(tokens.shape[0], -1, num_frames, tokens.shape[-1])
+    return unpatchify(patches, patch_size, shape)
+
+
+def per_patch_frame(t: Float[Array, "B #t"], patch_size: PatchSize) -> Float[Array, "B #f"]:
+    """One noise level per patch frame; frames that share a patch must share their level."""
+    return t if t.shape[1] == 1 else t[:, :: patch_size[0]]
+
+
 def patch_positions(shape: tuple[int, int, int], patch_size: PatchSize) -> Float[np.ndarray, "N 3"]:
     """True (frame, row, column) of each patch's first cell, in latent cells, in the order of `patchify`.
 
@@ -86,15 +114,22 @@ def sincos_positions(
             stretched over it. None: positions count patches, however many there are.
     """
     frames, rows, columns = (n // p for n, p in zip(shape, patch_size))
+    at_rows, at_columns = (np.arange(n) * (1.0 if grid is None else grid / n) for n in (rows, columns))
+    return np.repeat(sincos_places(at_rows, at_columns, hidden_size), frames, axis=0)
+
+
+def sincos_places(
+    rows: Float[np.ndarray, "R"], columns: Float[np.ndarray, "C"], hidden_size: int
+) -> Float[np.ndarray, "s D"]:
+    """Fixed vectors for places on a grid, in row-major order: the features that `sincos_positions` describes."""
     frequencies = 10_000.0 ** (-np.arange(hidden_size // 4, dtype=np.float64) / (hidden_size // 4))
 
-    def encode(num: int) -> Float[np.ndarray, "num half"]:
-        position = np.arange(num) * (1.0 if grid is None else grid / num)
+    def encode(position: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n half"]:
         phase = position[:, None] * frequencies
-        return np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
+        return np.concatenate([np.sin(phase), np.cos(phase)], axis=1).astype(np.float32)
 
-    places = np.concatenate([np.tile(encode(columns), (rows, 1)), np.repeat(encode(rows), columns, axis=0)], axis=1)
-    return np.repeat(places, frames, axis=0).astype(np.float32)
+    of_columns, of_rows = np.tile(encode(columns), (len(rows), 1)), np.repeat(encode(rows), len(columns), axis=0)
+    return np.concatenate([of_columns, of_rows], axis=1)
 
 
 def rotate(x: Float[Array, "B N K d"], angles: Float[Array | np.ndarray, "N r"]) -> Float[Array, "B N K d"]:
@@ -182,6 +217,10 @@ class LabelEmbedding(nnx.Module):
         return constrain(self.table[...], None, None)[label]
 
 
+# Shift, scale and gate for attention and for the MLP, or what else a layer is modulated by.
+Modulation = list[Float[Array, "B #f D"]]
+
+
 class AdaLN(nnx.Module):
     """Adaptive modulation: `num` vectors per block from the conditioning vector, zero at initialisation.
 
@@ -200,9 +239,26 @@ class AdaLN(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, conditioning: Float[Array, "B #f D"]) -> list[Float[Array, "B #f D"]]:
+    def __call__(self, conditioning: Float[Array, "B #f D"]) -> Modulation:
         vectors = constrain(self.projection(nnx.silu(conditioning)), "batch", None, None, None)
         return [vectors[:, :, i] for i in range(vectors.shape[2])]
+
+
+class ModulationOffset(nnx.Module):
+    """What one block adds to the modulation vectors that all blocks share; zero at initialisation.
+
+    This is adaLN-single (PixArt-alpha, 2310.00426, section 2.3). An AdaLN in every block holds 6 D^2 of its 18 D^2
+    parameters, at the usual width of the MLP.
+    """
+
+    def __init__(self, num: int, hidden_size: int, *, rngs: nnx.Rngs):
+        axes = ("modulation", "mlp")
+        init = nnx.with_metadata(nnx.initializers.zeros, axes=axes)
+        self.table = nnx.Param(init(rngs.params(), (num, hidden_size), jnp.float32), axes=axes)
+
+    def __call__(self, shared: Modulation) -> Modulation:
+        table = self.table[...]
+        return [vector + table[i].astype(vector.dtype) for i, vector in enumerate(shared)]
 
 
 def for_tokens(vector: Float[Array, "B #f D"], num_tokens: int) -> Float[Array, "B #N D"]:

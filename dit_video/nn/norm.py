@@ -48,3 +48,22 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         y = rms_normalize(x.astype(jnp.float32), self.epsilon)
         return (y * self.scale[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, with scale and bias (Ba et al. 2016, arXiv:1607.06450, eq. 4).
+
+    The computation is float32 whatever the input; the result has the input's dtype.
+    """
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs, epsilon: float = 1e-6):
+        ones, zeros = (
+            nnx.with_metadata(init, axes=(None,)) for init in (nnx.initializers.ones, nnx.initializers.zeros)
+        )
+        self.scale = nnx.Param(ones(rngs.params(), (features,), jnp.float32))
+        self.bias = nnx.Param(zeros(rngs.params(), (features,), jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+        y = layer_normalize(x.astype(jnp.float32), self.epsilon)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)

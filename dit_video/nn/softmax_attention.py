@@ -59,13 +59,18 @@ def self_attention(q: Heads, k: Heads, v: Heads) -> Heads:
 
 
 def cross_attention(
-    q: Heads, k: Float[Array, "B L K d"], v: Float[Array, "B L K d"], num_keys: Int[Array, "B"]
+    q: Heads, k: Float[Array, "B L K d"], v: Float[Array, "B L K d"], num_keys: Int[Array, "B"] | None
 ) -> Heads:
-    """As `self_attention`, but over the first `num_keys` of L other tokens, at least one, which are on every device."""
+    """As `self_attention`, but over L other tokens, which are on every device: the first `num_keys`, at least one; None
+    stands for all.
+    """
     kernel = choose_kernel(platform(), q.dtype, q.shape[-1])
     others = ("batch", None, "heads", "head_dim")
     attend = functools.partial(attend_local, kernel=kernel)
-    return map_parts(attend, [_TOKENS_AND_HEADS, others, others, ("batch",)])(q, k, v, num_keys)
+    labels = [_TOKENS_AND_HEADS, others, others]
+    if num_keys is None:
+        return map_parts(attend, labels)(q, k, v)
+    return map_parts(attend, [*labels, ("batch",)])(q, k, v, num_keys)
 
 
 def attend_local(

@@ -1,4 +1,4 @@
-"""Learn a codec: the video VAE, its losses and a batch of clips meet here."""
+"""Learn a codec: a VAE, its losses and a batch of clips meet here."""
 
 import dataclasses
 
@@ -13,14 +13,14 @@ from dit_video.nn.module import Precision
 from dit_video.tasks.task import ClipShape, Metrics
 from dit_video.vae.adversary import AutoencodeLoss, Critic, autoencode_loss
 from dit_video.vae.codec import to_pixels, to_video
-from dit_video.vae.video_vae import Autoencoded, VideoVAE, VideoVAEConfig, posterior, sample_posterior
+from dit_video.vae.vae import VAE, Autoencoded, VAEConfig, posterior, sample_posterior
 
 
 class Autoencoder(nnx.Module):
     """The VAE, and where the loss asks for one the critic: parameters "vae..." and "critic..."."""
 
-    def __init__(self, config: VideoVAEConfig, loss: AutoencodeLoss, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.vae = VideoVAE(config, dtype=dtype, rngs=rngs)
+    def __init__(self, config: VAEConfig, loss: AutoencodeLoss, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.vae = config.build(dtype=dtype, rngs=rngs)
         self.critic = Critic(dtype=dtype, rngs=rngs) if loss.adversarial > 0 else None
 
 
@@ -28,7 +28,7 @@ class Autoencoder(nnx.Module):
 class Autoencode:
     """The task of a codec's run."""
 
-    vae: VideoVAEConfig
+    vae: VAEConfig
     losses: AutoencodeLoss = AutoencodeLoss()
     precision: Precision = Precision.FLOAT32
 
@@ -68,6 +68,6 @@ class Autoencode:
         return to_video(_through(model.vae, to_pixels(batch.require_video())))
 
 
-def _through(vae: VideoVAE, pixels: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+def _through(vae: VAE, pixels: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
     mean, _ = posterior(vae.encode(pixels))
     return vae.decode(mean)

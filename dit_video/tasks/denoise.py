@@ -1,6 +1,7 @@
 """Learn to denoise video latents: the codec, the DiT, its condition and a Gaussian objective meet here."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,11 @@ from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.diffusion.prediction import DenoiseFn
 from dit_video.diffusion.sampler import Euler, Sampler, noise
 from dit_video.dit.condition import Condition, Given
-from dit_video.dit.dit import DiT, DiTConfig
+from dit_video.dit.network import Network, NetworkConfig
 from dit_video.nn.module import Precision
 from dit_video.tasks.task import ClipShape, Metrics
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
+from dit_video.vae.vae import VAEConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,15 +32,27 @@ class TrainedCodec:
         digest: digest of its weights; left None, it is looked up when the run starts and recorded then.
     """
 
-    vae: VideoVAEConfig
+    vae: VAEConfig
     run: str
     digest: str | None = None
 
     def blank(self, rng: Key[Array, ""]) -> LatentCodec:
         """The codec with random weights: for shapes, FLOPs and tests, where no trained one is at hand."""
-        vae = VideoVAE(self.vae, rngs=nnx.Rngs(rng))
+        vae = self.vae.build(rngs=nnx.Rngs(rng))
         channels = self.vae.latent_channels
         return LatentCodec(vae, jnp.zeros(channels), jnp.ones(channels))
+
+
+class Frozen(NamedTuple):
+    """The parts of a diffusion run that are used and not trained.
+
+    Attributes:
+        nothing: what guidance has instead of a condition, for one clip `[1 ...]`; None where the condition makes it
+            (`Condition.null`).
+    """
+
+    codec: LatentCodec
+    nothing: Given | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +64,7 @@ class Denoise:
             same levels and the same noise for every objective, so that epsilon, v and velocity compare.
     """
 
-    network: DiTConfig
+    network: NetworkConfig
     codec: TrainedCodec
     condition: Condition | None
     objective: Gaussian = dataclasses.field(default_factory=rectified_flow)
@@ -65,26 +78,30 @@ class Denoise:
         """Of the clips of a batch, only labels or captions are seen."""
         return False
 
-    def init(self, rng: Key[Array, ""]) -> DiT:
+    def init(self, rng: Key[Array, ""]) -> Network:
         channels = self.codec.vae.latent_channels
-        return DiT(self.network, channels, self.condition, dtype=self.precision.dtype, rngs=nnx.Rngs(rng))
+        return self.network.build(channels, self.condition, dtype=self.precision.dtype, rngs=nnx.Rngs(rng))
+
+    def blank(self, rng: Key[Array, ""]) -> Frozen:
+        """The frozen parts with random weights: for shapes, FLOPs and tests, where no trained ones are at hand."""
+        return Frozen(self.codec.blank(rng), None if self.condition is None else self.condition.blank_nothing())
 
     def loss(
-        self, model: DiT, frozen: LatentCodec, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
+        self, model: Network, frozen: Frozen, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         del step  # the objective is the same at every step
         corruption, posterior, dropping = jax.random.split(rng, 3)
-        x_0 = _latents(frozen, batch, posterior)
+        x_0 = _latents(frozen.codec, batch, posterior)
         given = self._given(batch)
         if self.condition is not None and given is not None:
-            given = self.condition.drop(dropping, given)
+            given = self.condition.drop(dropping, given, self._nothing(self.condition, frozen, given))
         corrupted = self.objective.corrupt(corruption, x_0)
         prediction = model(corrupted.x_t, corrupted.t, given)
         return self.objective.loss(prediction, corrupted)
 
-    def validate(self, model: DiT, frozen: LatentCodec, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
+    def validate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
         """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean."""
-        x_0, given = _latents(frozen, batch, None), self._given(batch)
+        x_0, given = _latents(frozen.codec, batch, None), self._given(batch)
         eps = noise(rngs, x_0.shape[1:])
 
         def error(logsnr: Float[Array, ""]) -> Float[Array, "B"]:
@@ -97,7 +114,7 @@ class Denoise:
         named = {f"x_0_error/logsnr_{level:+g}": e for level, e in zip(self.held_out_logsnr, errors)}
         return {"x_0_error": errors.mean(0)} | named
 
-    def generate(self, model: DiT, frozen: LatentCodec, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
+    def generate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
         """Samples a clip for each row of `batch`, of its label or its caption where the network is conditioned."""
         given = self._given(batch)
         x_1 = noise(rngs, (*self.codec.vae.latent_shape(shape), self.codec.vae.latent_channels))
@@ -107,7 +124,8 @@ class Denoise:
 
         denoise: DenoiseFn = conditional
         if self.condition is not None and given is not None:
-            both = jnp.concatenate([given, self.condition.null(given)])
+            nothing = self._nothing(self.condition, frozen, given)
+            both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), given, nothing)
 
             def pair(x_t: Latents, t: Time) -> tuple[Latents, Latents]:
                 # One forward pass over the conditional and the unconditional half.
@@ -116,15 +134,22 @@ class Denoise:
                 return conditioned, unconditioned
 
             denoise = self.guidance.classifier_free(conditional, pair)
-        return frozen.decode(self.sampler(denoise, self.objective, x_1, rngs))
+        return frozen.codec.decode(self.sampler(denoise, self.objective, x_1, rngs))
 
-    def reconstruct(self, model: DiT, frozen: LatentCodec, batch: Batch) -> Video:
+    def reconstruct(self, model: Network, frozen: Frozen, batch: Batch) -> Video:
         """The clips of `batch` encoded and decoded by the codec."""
         del model
-        return frozen.decode(frozen.whiten(frozen.moments(batch.require_video()), None))
+        codec = frozen.codec
+        return codec.decode(codec.whiten(codec.moments(batch.require_video()), None))
 
     def _given(self, batch: Batch) -> Given | None:
-        return None if self.condition is None else self.condition.known(label=batch.label, caption=batch.caption)
+        if self.condition is None:
+            return None
+        return self.condition.known(label=batch.label, caption=batch.caption, text=batch.text)
+
+    def _nothing(self, condition: Condition, frozen: Frozen, given: Given) -> Given:
+        """What guidance has instead of what is given, for each clip or for one."""
+        return condition.null(given) if frozen.nothing is None else frozen.nothing
 
 
 def _latents(codec: LatentCodec, batch: Batch, rng: Key[Array, ""] | None) -> Latents:

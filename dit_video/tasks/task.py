@@ -92,7 +92,7 @@ class Subject:
         self,
         task: Task,
         definition: Definition,
-        frozen: nnx.Module | None,
+        frozen: Any,
         mesh: Mesh,
         description: Mapping[str, Any],
     ):

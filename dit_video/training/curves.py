@@ -1,22 +1,25 @@
 """curves.png: what a run's record says, at a glance."""
 
+import io
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dit_video.training.tracker import read_record
+from dit_video.training.patient_files import PatientFile
+from dit_video.training.tracker import parsed
+
+FILE = "curves.png"
 
 
-def plot_record(workdir: Path) -> Path:
-    """Draws every recorded quantity over steps into `curves.png`; returns its path.
+def plot_record(record: PatientFile, picture: PatientFile) -> None:
+    """Draws every quantity in the record of a run over steps, as PNG.
 
     Step metrics are drawn raw in grey with a running median above, since single steps are noisy.
     """
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in read_record(workdir):
+    for line in parsed(record.read()):
         if "rates" in line:
             values, prefix = {"clips_per_second": line["rates"]["clips_per_second"]}, "rate"
         elif "evaluation" in line:
@@ -26,7 +29,6 @@ def plot_record(workdir: Path) -> Path:
         for name, value in values.items():
             if not name.startswith("count/"):
                 series[f"{prefix}: {name}"].append((line["step"], value))
-    path = workdir / "curves.png"
     columns = 4
     rows = max(1, -(-len(series) // columns))
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
@@ -51,5 +53,6 @@ def plot_record(workdir: Path) -> Path:
             )
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
-    figure.savefig(path, dpi=80)
-    return path
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80, format="png")
+    picture.replace(drawn.getvalue())

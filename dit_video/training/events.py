@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dit_video.training.patient_files import PatientFile
+
 FILE = "events.jsonl"
 
 
@@ -78,9 +80,9 @@ class Event:
 class EventLog:
     """The events of a run until now. Processes that train together all hold the same; one of them writes."""
 
-    def __init__(self, events: Iterable[Event], path: Path | None = None):
-        """`path` is written where given."""
-        self._events, self._path = list(events), path
+    def __init__(self, events: Iterable[Event], file: PatientFile | None = None):
+        """`file` is written where given."""
+        self._events, self._file = list(events), file
         self._write()
 
     def __iter__(self) -> Iterator[Event]:
@@ -88,9 +90,8 @@ class EventLog:
 
     def add(self, event: Event) -> None:
         self._events.append(event)
-        if self._path is not None:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(event.to_json()) + "\n")
+        if self._file is not None:
+            self._file.append(_line(event))
 
     def rewind(self, step: int) -> None:
         """Forgets what belongs to steps after this one."""
@@ -102,12 +103,12 @@ class EventLog:
         return next((event.next_batch for event in reversed(self._events) if event.to == step), None)
 
     def _write(self) -> None:
-        if self._path is None or not (self._events or self._path.exists()):
-            return
-        # Written beside and moved into place: a kill must not find half of it.
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(e.to_json()) + "\n" for e in self._events), encoding="utf-8")
-        temporary.replace(self._path)
+        if self._file is not None and (self._events or self._file.read()):
+            self._file.replace(b"".join(map(_line, self._events)))
+
+
+def _line(event: Event) -> bytes:
+    return (json.dumps(event.to_json()) + "\n").encode()
 
 
 def read_events(workdir: Path, *, last: int | None = None) -> list[Event]:

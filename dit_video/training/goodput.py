@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from dit_video.training.patient_files import PatientFile
+
 FILE = "goodput.jsonl"
 
 
@@ -33,12 +35,12 @@ class Activity(enum.StrEnum):
 class Ledger:
     """Books the time of session number `session` and knows that of the sessions before it."""
 
-    def __init__(self, workdir: Path, *, start: int, began: float, clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, file: PatientFile, *, start: int, began: float, clock: Callable[[], float] = time.perf_counter):
         """`start` is the step that this session goes on from, `began` the clock's time when it began."""
-        earlier = list(_lines(workdir / FILE))
+        earlier = list(_lines(file.read()))
         self._earlier = _settled(earlier, start)
         self.session = 1 + max((line["session"] for line in earlier), default=0)
-        self._path = workdir / FILE
+        self._file = file
         self._clock, self._since = clock, began
         self._activity = Activity.INITIALISE
         self._spent = dict.fromkeys(Activity, 0.0)
@@ -52,7 +54,7 @@ class Ledger:
     def rewind(self, step: int, start: int) -> None:
         """The run has come to `step` and goes on from an earlier one, as a new session would."""
         self.write(step)
-        self._earlier = _settled(list(_lines(self._path)), start)
+        self._earlier = _settled(list(_lines(self._file.read())), start)
         self.session += 1
         self._spent = dict.fromkeys(Activity, 0.0)
         self.write(start)
@@ -61,9 +63,8 @@ class Ledger:
         """Puts on file what was spent until `step`."""
         self.now(self._activity)
         seconds = {activity.value: spent for activity, spent in self._spent.items() if spent}
-        with open(self._path, "a", encoding="utf-8") as file:
-            # The line before may have been cut short by a kill.
-            file.write("\n" + json.dumps({"session": self.session, "step": step, "seconds": seconds}))
+        # The line before may have been cut short by a kill.
+        self._file.append(("\n" + json.dumps({"session": self.session, "step": step, "seconds": seconds})).encode())
 
     def seconds(self) -> dict[Activity, float]:
         """Over all sessions until now."""
@@ -73,7 +74,8 @@ class Ledger:
 
 def read_goodput(workdir: Path) -> dict[Activity, float]:
     """Seconds by activity that a run has booked so far, over all its sessions; all 0 where there is no file."""
-    return _settled(list(_lines(workdir / FILE)), None)
+    path = workdir / FILE
+    return _settled(list(_lines(path.read_bytes())) if path.is_file() else [], None)
 
 
 def summary(seconds: Mapping[Activity, float]) -> str:
@@ -108,11 +110,9 @@ def _settled(lines: list[dict], start: int | None) -> dict[Activity, float]:
     return total
 
 
-def _lines(path: Path) -> Iterator[dict]:
-    if not path.is_file():
-        return
-    for text in path.read_text(encoding="utf-8").splitlines():
+def _lines(content: bytes) -> Iterator[dict]:
+    for text in content.splitlines():
         try:
             yield json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:
             continue  # an empty line, or one cut short by a kill

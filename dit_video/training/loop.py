@@ -5,11 +5,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from flax import nnx
 
 from dit_video import processes
 from dit_video.checkpoint import Saved
@@ -124,7 +123,7 @@ def train(
     program: Program,
     state: TrainState,
     *,
-    frozen: nnx.Module | None,
+    frozen: Any,
     batches: Batches,
     seed: int,
     schedule: Schedule,

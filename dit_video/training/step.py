@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
@@ -46,10 +45,10 @@ class Program:
 
     definition: Definition
     init: Callable[[int], TrainState]
-    step: Callable[[TrainState, nnx.Module | None, Batch, int], tuple[TrainState, Metrics]]
-    gradient: Callable[[TrainState, nnx.Module | None, Batch, int], tuple[Params, Metrics]]
+    step: Callable[[TrainState, Any, Batch, int], tuple[TrainState, Metrics]]
+    gradient: Callable[[TrainState, Any, Batch, int], tuple[Params, Metrics]]
     shapes: TrainState
-    lower: Callable[[nnx.Module | None, Batch], jax.stages.Lowered]
+    lower: Callable[[Any, Batch], jax.stages.Lowered]
 
 
 def make_program(

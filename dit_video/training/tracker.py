@@ -1,7 +1,6 @@
 """The record of a run: a JSONL file that is the source of truth, TensorBoard, pictures, and the console."""
 
 import collections
-import io
 import json
 import math
 import time
@@ -11,17 +10,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute] (protobuf makes it)
 
 from dit_video import processes
-from dit_video.data.video import write_mp4
+from dit_video.data.video import encode_mp4
 from dit_video.training import events, goodput
+from dit_video.training.board import Board
 from dit_video.training.events import Event, EventLog
 from dit_video.training.goodput import Activity, Ledger
+from dit_video.training.patient_files import PICTURES_LIMIT, PatientFile, PatientFiles
 from dit_video.training.watchdog import Pulse
 
 RECORD = "metrics.jsonl"
@@ -110,7 +108,7 @@ class Onlooker:
 
 
 class Tracker:
-    """Writes what happens in a run to its folder and shows it.
+    """Writes what happens in a run to its folder and shows it. A folder that cannot be written ends no run.
 
     `goodput` books where its time goes, `events` says what went wrong, `pulse` how long things usually take.
 
@@ -120,15 +118,35 @@ class Tracker:
     written again.
     """
 
-    def __init__(self, workdir: Path, *, start: int, num_steps: int, console: Console, began: float | None = None):
-        """`began` is the time of `time.perf_counter` when the session began; now, if left out."""
-        self._workdir, self._console = workdir, console
-        self.goodput = Ledger(workdir, start=start, began=time.perf_counter() if began is None else began)
+    def __init__(
+        self,
+        workdir: Path,
+        files: PatientFiles,
+        *,
+        start: int,
+        num_steps: int,
+        console: Console,
+        began: float | None = None,
+    ):
+        """`began` is the time of `time.perf_counter` when the session began; now, if left out.
+
+        Whoever made `files` waits until they are written.
+        """
+        self._workdir, self._files, self._console = workdir, files, console
+        self._record = files.file(workdir / RECORD)
+        began = time.perf_counter() if began is None else began
+        self.goodput = Ledger(files.file(workdir / goodput.FILE), start=start, began=began)
         self.goodput.write(start)
-        self.events = EventLog(events.read_events(workdir, last=start), workdir / events.FILE)
+        self.events = EventLog(events.read_events(workdir, last=start), files.file(workdir / events.FILE))
         self.pulse = Pulse()
         self._num_steps = num_steps
         self._open(start)
+        recorded = {line["step"] for line in self._lines() if "loss" in line}
+        if missing := set(range(min(recorded, default=start + 1), start + 1)) - recorded:
+            self.note(
+                f"{workdir / RECORD}: {len(missing)} steps from {min(missing)} to {max(missing)} have no line; the "
+                "run was killed while they could not be written"
+            )
         self._progress: Progress | None = None
         self._printed = -math.inf
         if console.is_terminal:
@@ -150,6 +168,8 @@ class Tracker:
         """From now on the time of the run goes into `activity`."""
         self.goodput.now(activity)
         self.pulse.now(activity)
+        if activity is Activity.CHECKPOINT:
+            self._files.retry()  # who goes on from there should find the record of the way there
 
     def past(self, count: int) -> list[dict[str, float]]:
         """The metrics of the last `count` steps, fewer where there are not so many; all processes ask together."""
@@ -159,27 +179,23 @@ class Tracker:
         """Forgets all that was recorded of the steps after `step`: the run goes on from there."""
         self.goodput.rewind(self._step, step)
         self.events.rewind(step)
-        self._file.close()
-        self._board.close()
         self._open(step)
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Records the metrics of consecutive steps."""
-        step, values = self._step, {}
-        for step, values in lines:
-            self._write({"step": step, **values})
-        self._step = step
-        self._scalars(step, "train", values)
-        self._file.flush()
+        if not (written := [{"step": step, **values} for step, values in lines]):
+            return
+        self._write(*written)
+        self._step = written[-1]["step"]
+        self._board.scalars(self._step, "train", {k: v for k, v in written[-1].items() if k != "step"})
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """Records speed at `step` and shows it."""
         self._write({"step": step, "rates": dict(rates)})
-        self._scalars(step, "rates", rates)
+        self._board.scalars(step, "rates", rates)
         self.goodput.write(step)
         self.pulse.end_window()
-        self._scalars(step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()})
-        self._file.flush()
+        self._board.scalars(step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()})
         status = f"loss {loss:.4f}  {rates['clips_per_second']:.1f} clips/s"
         if "tokens_per_second" in rates:
             status += f"  {rates['tokens_per_second']:.0f} tokens/s"
@@ -199,32 +215,21 @@ class Tracker:
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
         """Records what an evaluator measured."""
         self._write({"step": step, "evaluation": name, **scalars})
-        self._scalars(step, name, scalars)
-        self._file.flush()
+        self._board.scalars(step, name, scalars)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in list(scalars.items())[:6])
         if shown:
             self._console.print(f"step {step}  [bold]{name}[/]  {shown}", highlight=False)
 
     def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
-        """Saves a video under samples/ and shows it in TensorBoard (as GIF, which TensorBoard plays)."""
+        """Saves a video under samples/ and shows it in TensorBoard."""
         path = self._workdir / "samples" / f"step_{step:07d}_{name}.mp4"
-        path.parent.mkdir(exist_ok=True)
-        write_mp4(path, video, fps)
-        gif = io.BytesIO()
-        frames = [Image.fromarray(frame) for frame in video]
-        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
-        image = Summary.Image(
-            height=video.shape[1], width=video.shape[2], colorspace=3, encoded_image_string=gif.getvalue()
-        )
-        writer = self._board.file_writer
-        assert writer is not None, "tensorboardX has a writer until it is closed"
-        writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        self._files.file(path, limit=PICTURES_LIMIT).replace(encode_mp4(video, fps))
+        self._board.video(step, name, video, fps)
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
         """Saves a number with its protocol under cards/."""
         path = self._workdir / "cards" / f"step_{step:07d}_{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        self._files.file(path).replace((json.dumps(card, indent=1) + "\n").encode())
 
     def note(self, message: str) -> None:
         """Says something to the person at the console."""
@@ -237,34 +242,24 @@ class Tracker:
         self._console.print(f"time of the run so far, {goodput.summary(self.goodput.seconds())}", highlight=False)
         if faults := events.summary(self.events):
             self.note(f"faults of the run so far, {faults}; see {self._workdir / events.FILE}")
-        self._file.close()
-        self._board.close()
 
     def _open(self, step: int) -> None:
         """Goes on with the record of the steps up to `step`."""
         self._step = step
-        kept = list(read_record(self._workdir, last=step))
+        kept = [line for line in self._lines() if line["step"] <= step]
         self._evaluations = set(_evaluations(kept))
-        # Written beside and moved into place: a kill must not find an empty record.
-        path, temporary = self._workdir / RECORD, self._workdir / f"{RECORD}.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        # A file of its own: TensorBoard's are named by the second.
-        purge, suffix = step + 1 if step else None, f".{self.goodput.session}"
-        self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=purge, filename_suffix=suffix)
+        self._record.replace(b"".join(map(_encoded, kept)))
+        self._board = Board(self._files, self._workdir / "tensorboard", session=self.goodput.session, start=step)
 
     def _past(self, count: int) -> list[dict[str, float]]:
-        lines = (line for line in read_record(self._workdir, last=self._step) if "loss" in line)
-        last = collections.deque(lines, maxlen=count)
+        last = collections.deque((line for line in self._lines() if "loss" in line), maxlen=count)
         return [{name: value for name, value in line.items() if name != "step"} for line in last]
 
-    def _scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._board.add_scalar(f"{prefix}/{name}", value, step)
+    def _lines(self) -> Iterable[dict[str, Any]]:
+        return parsed(self._record.read())
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+    def _write(self, *lines: Mapping[str, Any]) -> None:
+        self._record.append(b"".join(map(_encoded, lines)))
 
     def _eta(self, step: int) -> str:
         begin, first = self._clock
@@ -273,24 +268,30 @@ class Tracker:
         return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
 
 
-def recorded_scores(workdir: Path, evaluator: str, scalar: str) -> dict[int, float]:
+def recorded_scores(record: PatientFile, evaluator: str, scalar: str) -> dict[int, float]:
     """By step, one of the numbers that an evaluator measured."""
-    lines = (line for line in read_record(workdir) if line.get("evaluation") == evaluator)
+    lines = (line for line in parsed(record.read()) if line.get("evaluation") == evaluator)
     return {line["step"]: line[scalar] for line in lines if scalar in line}
 
 
 def read_record(workdir: Path, *, last: int | None = None) -> Iterable[dict[str, Any]]:
-    """Lines of a run's record up to step `last`; a half-written last line, as a kill leaves it, is left out."""
+    """Lines of the record in a run's folder, up to step `last`."""
     path = workdir / RECORD
-    if not path.exists():
-        return
-    for text in path.read_text(encoding="utf-8").splitlines():
+    lines = parsed(path.read_bytes()) if path.exists() else ()
+    return (line for line in lines if last is None or line["step"] <= last)
+
+
+def parsed(content: bytes) -> Iterable[dict[str, Any]]:
+    """Lines of a record; a half-written last line, as a kill leaves it, is left out."""
+    for text in content.splitlines():
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            yield json.loads(text)
+        except ValueError:
             return
-        if last is None or line["step"] <= last:
-            yield line
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line) + "\n").encode()
 
 
 def recorded_evaluations(workdir: Path, *, last: int) -> list[tuple[int, str]]:

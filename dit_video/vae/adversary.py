@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from dit_video.arrays import Pixels
 from dit_video.nn.conv import CausalConv3d, fold
 from dit_video.nn.norm import RMSNorm
-from dit_video.vae.video_vae import Autoencoded, posterior
+from dit_video.vae.vae import Autoencoded, posterior
 
 
 class Reconstruction(enum.StrEnum):

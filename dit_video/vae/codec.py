@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from dit_video.arrays import Latents, Moments, Pixels, Video
-from dit_video.vae.video_vae import VideoVAE, check_size, posterior, sample_posterior
+from dit_video.nn.conv import in_chunks
+from dit_video.vae.vae import VAE, posterior, sample_posterior
 
 
 class LatentStatistic(nnx.Variable):
@@ -21,7 +22,8 @@ class LatentCodec(nnx.Module):
 
     Long clips and large frames go through in parts: `chunk` latent frames at a time (exact: the VAE is
     causal and its caches carry the past) and square tiles of `tile` latent cells (approximate: a convolution
-    does not see beyond its tile; neighbouring tiles overlap by a quarter and are blended linearly). Both are
+    does not see beyond its tile, nor does a norm or attention over rows and columns; neighbouring tiles overlap by a
+    quarter and are blended linearly). Both are
     loops inside the compiled program, so activations are those of one part. Methods are pure; jit them.
 
     Without statistics the codec whitens with mean 0 and standard deviation 1.
@@ -29,7 +31,7 @@ class LatentCodec(nnx.Module):
 
     def __init__(
         self,
-        vae: VideoVAE,
+        vae: VAE,
         mean: Float[Array | np.ndarray, " c"] | None = None,
         std: Float[Array | np.ndarray, " c"] | None = None,
     ):
@@ -43,9 +45,9 @@ class LatentCodec(nnx.Module):
 
         Raises ValueError where frames, rows or columns do not fill latent cells.
         """
-        compression = self.vae.config.compression
-        check_size(video.shape[1:4], compression)
-        frames = compression[0]
+        config = self.vae.config
+        config.check_pixels(video.shape[1:4])
+        frames = config.compression[0]
 
         def encode(x: Array) -> Array:
             if chunk is None:
@@ -53,14 +55,14 @@ class LatentCodec(nnx.Module):
             return in_chunks(
                 lambda part, cache: self.vae.encode_stream(to_pixels(part), cache),
                 x,
-                first=1 + frames * chunk,
+                first=1 + frames * self._whole(chunk),
                 later=frames * chunk,
-            )
+            )[0]
 
         video = jnp.asarray(video)
         if tile is None:
             return encode(video)
-        return in_tiles(encode, video, tile, cells_in=compression[1:], cells_out=(1, 1))
+        return in_tiles(encode, video, tile, cells_in=config.compression[1:], cells_out=(1, 1))
 
     def whiten(self, moments: Moments, rng: jax.Array | None = None) -> Latents:
         """Latents of zero mean and unit variance per channel: a posterior sample; without `rng` its mean."""
@@ -79,12 +81,21 @@ class LatentCodec(nnx.Module):
         def decode(z: Array) -> Array:
             if chunk is None:
                 return self.vae.decode(z)
-            return in_chunks(self.vae.decode_stream, z, first=1 + chunk, later=chunk)
+            return in_chunks(self.vae.decode_stream, z, first=1 + self._whole(chunk), later=chunk)[0]
 
         z = self.unwhiten(latents)
         if tile is None:
             return to_video(decode(z))
         return to_video(in_tiles(decode, z, tile, cells_in=(1, 1), cells_out=self.vae.config.compression[1:]))
+
+    def _whole(self, chunk: int) -> int:
+        """A number of latent frames that the VAE can take at once; ValueError where it cannot."""
+        group = self.vae.config.frame_group
+        if chunk < 1 or chunk % group:
+            raise ValueError(
+                f"chunk={chunk}: must be a multiple of {group}, the latent frames that the VAE takes at once"
+            )
+        return chunk
 
 
 def to_pixels(video: Video) -> Pixels:
@@ -122,32 +133,6 @@ def latent_statistics(
     if count == 0:
         raise ValueError("latent_statistics: no moments given; the training set is empty")
     return mean, np.sqrt((scatter + noise) / count)
-
-
-def in_chunks(
-    apply: Callable[[Array, tuple | None], tuple[Array, tuple]], x: Array, *, first: int, later: int
-) -> Array:
-    """Streams `x` [B T ...] through `apply(part, cache)`: `first` frames, then `later` at a time, and a rest.
-
-    Equal chunks run in one `lax.scan`, so the program does not grow with the clip.
-    """
-    y, cache = apply(x[:, :first], None)
-    outputs = [y]
-    x = x[:, first:]
-    num_chunks = x.shape[1] // later
-    if num_chunks:
-        chunks = x[:, : num_chunks * later].reshape(x.shape[0], num_chunks, later, *x.shape[2:])
-
-        def body(cache: tuple, part: Array) -> tuple[tuple, Array]:
-            y, cache = apply(part, cache)
-            return cache, y
-
-        cache, ys = jax.lax.scan(body, cache, jnp.moveaxis(chunks, 1, 0))
-        ys = jnp.moveaxis(ys, 0, 1)
-        outputs.append(ys.reshape(ys.shape[0], -1, *ys.shape[3:]))
-    if x.shape[1] > num_chunks * later:
-        outputs.append(apply(x[:, num_chunks * later :], cache)[0])
-    return jnp.concatenate(outputs, axis=1)
 
 
 def in_tiles(

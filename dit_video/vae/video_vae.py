@@ -9,21 +9,20 @@ arithmetic.
 
 import dataclasses
 import math
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Moments, Pixels
-from dit_video.nn.conv import CausalConv3d, Downsample, Stride, Upsample, fold, stream, unfold
+from dit_video.nn.conv import CausalConv3d, Downsample, Upsample, fold, stream, unfold
 from dit_video.nn.norm import RMSNorm
+from dit_video.vae.vae import VAE, VAEConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoVAEConfig:
+class VideoVAEConfig(VAEConfig):
     """Sizes of a `VideoVAE`.
 
     channels, multipliers: level i of the encoder is `channels * multipliers[i]` wide; the decoder mirrors it.
@@ -63,23 +62,13 @@ class VideoVAEConfig:
         frames, rows, columns = (math.prod(axis) for axis in zip(*self.strides))
         return frames, rows, columns
 
-    def latent_shape(self, shape: Stride) -> Stride:
-        """(t, h, w) of the latents of a whole clip of (T, H, W); ValueError where it does not fit."""
-        check_size(shape, self.compression)
-        step, rows, columns = self.compression
-        return 1 + (shape[0] - 1) // step, shape[1] // rows, shape[2] // columns
-
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, finest first."""
         return tuple(self.channels * m for m in self.multipliers)
 
-
-class Autoencoded(NamedTuple):
-    """What a training step of the VAE gives: pixels from a posterior sample, and the posterior's moments."""
-
-    reconstruction: Pixels
-    moments: Moments
+    def build(self, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> "VideoVAE":
+        return VideoVAE(self, dtype=dtype, rngs=rngs)
 
 
 class ResidualBlock(nnx.Module):
@@ -114,11 +103,8 @@ class Project(nnx.Module):
         return self.conv(nnx.silu(self.norm(x)))[0], ()
 
 
-class VideoVAE(nnx.Module):
-    """Pixels [B 1+s*k H W 3] -> moments [B 1+k h w 2c]; latents [B 1+k h w c] -> pixels.
-
-    Parameters are float32, convolutions run in `dtype`; moments and pixels come out as float32.
-    """
+class VideoVAE(VAE):
+    """The network of a `VideoVAEConfig`."""
 
     def __init__(self, config: VideoVAEConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
@@ -143,56 +129,14 @@ class VideoVAE(nnx.Module):
                 decoder += [Upsample(width, widths[level - 1], strides[level], **shared)]
         self.decoder = nnx.List([*decoder, Project(widths[0], 3 * math.prod(strides[0]), **shared)])
 
-    def encode(self, pixels: Pixels) -> Moments:
-        """Moments of whole clips, T = 1 + s * k."""
-        return self.encode_stream(pixels)[0]
-
-    def decode(self, z: Float[Array, "B t h w c"]) -> Pixels:
-        """Pixels of whole clips of unwhitened latents; not clipped to [-1, 1]."""
-        return self.decode_stream(z)[0]
-
     def encode_stream(self, pixels: Pixels, cache: tuple | None = None) -> tuple[Moments, tuple]:
-        """Encodes a chunk: the first (`cache=None`) of 1 + s * k frames, later ones of s * k.
-
-        Raises ValueError where frames, rows or columns do not fill latent cells.
-        """
         first = cache is None
-        check_size(pixels.shape[1:4], self.config.compression, first=first)
+        self.config.check_pixels(pixels.shape[1:4], first=first)
         x = fold(pixels.astype(self.dtype), self.config.strides[0], first=first)
         x, cache = stream(self.encoder, x, cache)
         return x.astype(jnp.float32), cache
 
     def decode_stream(self, z: Float[Array, "B t h w c"], cache: tuple | None = None) -> tuple[Pixels, tuple]:
-        """Decodes t latent frames: a first chunk (`cache=None`) to 1 + s * (t - 1), a later one to s * t."""
         first = cache is None
         x, cache = stream(self.decoder, z.astype(self.dtype), cache)
         return unfold(x, self.config.strides[0], first=first).astype(jnp.float32), cache
-
-
-def check_size(size: tuple[int, ...], compression: Stride, *, first: bool = True) -> None:
-    """Raises ValueError unless a chunk of `size` (frames, rows, columns) is made of whole latent cells."""
-    offset = 1 if first else 0
-    for axis, length, step, start in zip(("frames", "rows", "columns"), size, compression, (offset, 0, 0)):
-        below = start + (length - start) // step * step
-        if length < max(start, 1) or length != below:
-            smallest = start if start else step
-            nearest = sorted({max(below, smallest), max(below + step, smallest)})
-            rule = f"{start} + {step}k" if start else f"a multiple of {step}"
-            raise ValueError(
-                f"video of (frames, rows, columns) = {tuple(size)}: {axis}={length} must be {rule} for a VAE "
-                f"that compresses {compression}; nearest are {' and '.join(map(str, nearest))}"
-            )
-
-
-def posterior(
-    moments: Float[Array, "*cells m"],
-) -> tuple[Float[Array, "*cells c"], Float[Array, "*cells c"]]:
-    """Mean and log-variance of q(z | pixels), float32; the log-variance is clamped to [-30, 20]."""
-    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-    return mean, jnp.clip(logvar, -30.0, 20.0)
-
-
-def sample_posterior(moments: Float[Array, "*cells m"], rng: jax.Array) -> Float[Array, "*cells c"]:
-    """z = mean + exp(logvar / 2) * eps, unwhitened (Kingma & Welling 2014, section 2.4)."""
-    mean, logvar = posterior(moments)
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape)

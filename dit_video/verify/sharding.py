@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from dit_video import run
@@ -24,7 +23,7 @@ from dit_video.nn.module import Precision
 from dit_video.preconditions import check_mesh
 from dit_video.sharding import MeshShape, Uneven, make_mesh, place_whole, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.training.step import Program, TrainState
 
 NUM_DEVICES = 8
@@ -96,14 +95,14 @@ def compare_shardings(
     one = make_mesh(MeshShape(data=1), jax.devices()[:1])
     program = run.program_of(experiment, one)
     state = _random_state(program)
-    codec = jax.device_get(_random_codec(experiment))
-    reference, _ = _train(program, state, codec, batch, one, num_steps)
+    frozen = jax.device_get(_random_frozen(experiment))
+    reference, _ = _train(program, state, frozen, batch, one, num_steps)
     for shape in meshes:
         mesh = make_mesh(shape, jax.devices()[: math.prod(dataclasses.astuple(shape))])
         try:
             check_mesh(experiment, mesh)
             program = run.program_of(experiment, mesh)
-            found, traffic = _train(program, state, codec, batch, mesh, num_steps)
+            found, traffic = _train(program, state, frozen, batch, mesh, num_steps)
         except (Uneven, ExperimentError) as error:
             yield Comparison(mesh=shape, refused=str(error))
             continue
@@ -158,20 +157,20 @@ def _random_state(program: Program) -> TrainState:
     return fresh._replace(params=params, ema=params)
 
 
-def _random_codec(experiment: Experiment) -> nnx.Module | None:
+def _random_frozen(experiment: Experiment) -> Frozen | None:
     task = experiment.task
-    return jax.jit(task.codec.blank)(jax.random.key(0)) if isinstance(task, Denoise) else None
+    return jax.jit(task.blank)(jax.random.key(0)) if isinstance(task, Denoise) else None
 
 
-def _placed(frozen: nnx.Module | None, mesh: Mesh) -> nnx.Module | None:
+def _placed(frozen: Frozen | None, mesh: Mesh) -> Frozen | None:
     return None if frozen is None else jax.device_put(frozen, shard_frozen(frozen, mesh))
 
 
 def _train(
-    program: Program, state: TrainState, codec: nnx.Module | None, batch: Batch, mesh: Mesh, num_steps: int
+    program: Program, state: TrainState, frozen: Frozen | None, batch: Batch, mesh: Mesh, num_steps: int
 ) -> tuple[_Trained, Traffic]:
     state = jax.device_put(state, jax.tree.map(lambda shape: shape.sharding, program.shapes))
-    placed, frozen = place_whole(batch, mesh), _placed(codec, mesh)
+    placed, frozen = place_whole(batch, mesh), _placed(frozen, mesh)
     gradient, metrics = jax.device_get(program.gradient(state, frozen, placed, 0))
     step = program.lower(_abstract(frozen), _abstract(placed)).compile()
     text = step.as_text()

@@ -20,8 +20,8 @@ from dit_video.checkpoint import Checkpoints, weights_digest
 from dit_video.cli.import_weights import Imported
 from dit_video.cli.main import main
 from dit_video.export import names
-from dit_video.export.diffusers_folder import compare_outputs
-from dit_video.export.families import dit
+from dit_video.export.diffusers_folder import compare_layers
+from dit_video.export.families.dit import ClassDiT
 from dit_video.export.names import Dialect
 from dit_video.export.source import WEIGHTS, open_published
 from dit_video.export.weights import ExportMismatch
@@ -108,8 +108,8 @@ def official(folder: Path) -> list[tuple[str, np.ndarray]]:
     """The tensors of the diffusers folder as the official code stores them."""
     tensors = load_file(folder / "published" / "transformer" / WEIGHTS)
     source = {n: names.Stored(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
-    network = dit.of_diffusers(json.loads((folder / "published" / "transformer" / "config.json").read_text()))
-    table = dit.table(network)
+    network = ClassDiT.of_diffusers(json.loads((folder / "published" / "transformer" / "config.json").read_text()))
+    table = network.table()
     params = dict(names.read(table, Dialect.DIFFUSERS, source))
     return [(n, np.ascontiguousarray(x)) for n, x in names.write(table, Dialect.OFFICIAL, params)]
 
@@ -123,7 +123,7 @@ def test_a_folder_of_diffusers_becomes_a_run_and_leaves_as_it_came(folder, tmp_p
     assert bring(folder, folder / "published", out, "diffusers") == 0
     assert json.loads((out / "import.json").read_text())["config"]["num_layers"] == 2
     assert main(["export", f"--workdir={out}", f"--out={back}", "--format=diffusers"]) == 0
-    assert "outputs of diffusers: largest difference over largest value" in capsys.readouterr().out
+    assert "layers and outputs of diffusers: largest difference over largest value" in capsys.readouterr().out
     there, back_there = load_file(folder / "published" / "transformer" / WEIGHTS), load_file(back / WEIGHTS)
     assert there.keys() == back_there.keys()
     for name, value in there.items():
@@ -137,13 +137,15 @@ def test_a_folder_of_diffusers_becomes_a_run_and_leaves_as_it_came(folder, tmp_p
 def test_a_folder_that_diffusers_computes_otherwise_is_not_called_done(folder, tmp_path):
     path = Path(shutil.copytree(folder / "published" / "transformer", tmp_path / "changed"))
     config = json.loads((path / "config.json").read_text())
-    network = dit.of_diffusers(config)
+    network = ClassDiT.of_diffusers(config)
     with open_published(path) as published:
-        params = dict(names.read(dit.table(network), published.dialect, published.source))
-    assert compare_outputs(network, params, path, 6) < 1e-4
+        params = dict(names.read(network.table(), published.dialect, published.source))
+    parity = compare_layers(network, params, path, (1, 6, 6), num_tensors=0)
+    assert parity.error < 1e-4
+    assert parity.num_compared == network.config.depth + 1
     (path / "config.json").write_text(json.dumps(config | {"norm_eps": 0.1}))
-    with pytest.raises(ExportMismatch, match="diffusers computes something else: largest difference"):
-        compare_outputs(network, params, path, 6)
+    with pytest.raises(ExportMismatch, match="diffusers computes something else at block 0: largest difference"):
+        compare_layers(network, params, path, (1, 6, 6), num_tensors=0)
 
 
 def test_a_network_that_diffusers_has_no_class_for_is_an_error_that_says_what_can_be_done(folder, tmp_path, capsys):

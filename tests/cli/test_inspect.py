@@ -18,6 +18,7 @@ from dit_video.cli.main import main
 from dit_video.nn.module import define
 from dit_video.run_folder import RECORD, record
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind
+from dit_video.training.patient_files import PatientFiles
 from dit_video.training.step import TrainState
 
 CODEC = "--config=tiny.py:vae"
@@ -126,7 +127,7 @@ def test_what_went_wrong_and_other_data_are_shown(capsys, folder):
     events = [Event(step=s, batch=s, kind=Kind.SPIKE, done=Done.NOTED, what=(f"high {s}",)) for s in range(1, 13)]
     back = {"kind": Kind.NOT_FINITE, "done": Done.ROLLED_BACK, "to": 12, "next_batch": 15}
     events.append(Event(step=14, batch=14, what=("loss",), **back))
-    log = EventLog([], folder / FILE)
+    log = EventLog([], PatientFiles(print).file(folder / FILE))
     for event in events:
         log.add(event)
     record = json.loads((folder / RECORD).read_text())

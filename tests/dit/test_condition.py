@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
-from dit_video.dit.condition import ClassCondition, Condition, Given, TextCondition
+from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, Given, TextCondition
 
 TEXT = {"hidden_size": 32, "depth": 1, "num_heads": 2}
 LABELS = jnp.arange(20_000) % 3
@@ -23,7 +24,7 @@ def test_clips_lose_their_condition_at_the_given_rate_and_otherwise_keep_it(
     condition = kind(drop_rate=drop_rate, **arguments)
     kept, null, found = (
         np.asarray(x).reshape(len(given), -1)
-        for x in (given, condition.null(given), condition.drop(jax.random.key(0), given))
+        for x in (given, condition.null(given), condition.drop(jax.random.key(0), given, condition.null(given)))
     )
     dropped = (found == null).all(axis=1)
     # Five standard errors.
@@ -36,7 +37,7 @@ def test_a_clip_without_a_label_is_null_and_dropping_does_not_change_that():
     known = condition.known(label=jnp.array([-1, 0, 2]))
     np.testing.assert_array_equal(known, [3, 0, 2])
     np.testing.assert_array_equal(condition.null(known), [3, 3, 3])
-    assert condition.drop(jax.random.key(0), known)[0] == 3
+    assert condition.drop(jax.random.key(0), known, condition.null(known))[0] == 3
 
 
 def test_no_text_is_the_empty_caption():
@@ -66,3 +67,27 @@ def test_a_batch_must_have_what_the_condition_reads():
 def test_impossible_conditions_are_refused(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(**arguments)
+
+
+def test_embedded_text_is_replaced_whole_by_the_embedding_of_nothing():
+    condition = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4, drop_rate=0.5)
+    rng = np.random.default_rng(0)
+    given = condition.known(text=Text(rng.normal(size=(64, 4, 3)), rng.integers(1, 5, 64), rng.normal(size=(64, 2))))
+    nothing = Text(rng.normal(size=(1, 4, 3)), np.array([1]), rng.normal(size=(1, 2)))
+    found = condition.drop(jax.random.key(0), given, nothing)
+    dropped = [(a == b).reshape(64, -1).all(axis=1) for a, b in zip(found, nothing)]
+    np.testing.assert_array_equal(dropped[0], dropped[2])
+    assert 0 < dropped[0].sum() < 64
+    for kept, left in zip(given, found):
+        np.testing.assert_array_equal(left[~dropped[0]], kept[~dropped[0]])
+
+
+def test_embedded_text_of_another_shape_is_refused_and_nothing_cannot_be_made():
+    condition = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4)
+    text = Text(np.zeros((2, 5, 3)), np.ones(2, np.int32), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"\(5, 3, 2\), config.task.condition says \(4, 3, 2\)"):
+        condition.known(text=text)
+    with pytest.raises(ValueError, match=r"Batch.text=None: .* config.data.text"):
+        condition.known(text=None)
+    with pytest.raises(ValueError, match="has to be loaded"):
+        condition.null(text)

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from dit_video.dit.condition import ClassCondition
-from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, Block, DiT, DiTConfig, Remat
+from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, Block, DiT, DiTConfig
+from dit_video.dit.network import Remat
 from dit_video.nn.embed import patch_positions, patchify, rope_angles, unpatchify
 from dit_video.nn.module import Params, define, params_of
 from dit_video.nn.norm import rms_normalize
@@ -150,7 +151,7 @@ def test_half_precision_computes_close_to_float32_and_predicts_float32(params, x
 
 
 def test_a_conditioned_network_asks_for_its_label(params, x_t):
-    with pytest.raises(ValueError, match="this DiT is conditioned: pass `given`"):
+    with pytest.raises(ValueError, match="this network is conditioned: pass `given`"):
         DEFINITION.bind(params)(x_t, jnp.full((2, 1), 0.5), None)
 
 

@@ -27,7 +27,7 @@ def main(address: str, num_processes: int, index: int) -> None:
     clips = Batch(video=numbers.integers(0, 256, (18, 5, 16, 16, 3), np.uint8), label=np.arange(18, dtype=np.int32) % 3)
     mesh = make_mesh(MeshShape(data=-1, fsdp=min(2, jax.device_count())))
     # As a run gives them: weights and codec whole in every process, placed where computations need them.
-    codec = jax.jit(task.codec.blank)(jax.random.key(0))
+    codec = jax.jit(task.blank)(jax.random.key(0))
     subject = Subject(task, define(task.init), codec, mesh, {}).hold(
         jax.jit(lambda: params_of(task.init(jax.random.key(1))))(), step=0, ema=True
     )

@@ -14,7 +14,6 @@ from diffusers import DiTTransformer2DModel
 from diffusers.models.embeddings import Timesteps
 
 from dit_video.export import names
-from dit_video.export.families import dit
 from dit_video.export.families.dit import ClassDiT
 from dit_video.export.names import Dialect, NamesMismatch
 from dit_video.export.source import open_published
@@ -90,7 +89,7 @@ def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def read_all(network: ClassDiT, path, **options) -> dict[str, np.ndarray]:
-    table = dit.table(network)
+    table = network.table()
     with open_published(path, **options) as published:
         names.check(table, published.dialect, published.source)
         return dict(names.read(table, published.dialect, published.source))
@@ -107,14 +106,14 @@ def test_weights_of_diffusers_compute_the_same_here(config, tmp_path):
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1, "the folder has shards"
     with open_published(tmp_path) as published:
-        network = dit.of_diffusers(published.config)
+        network = ClassDiT.of_diffusers(published.config)
     params = read_all(network, tmp_path)
     size = theirs.config.sample_size
     assert relative_error(*outputs(network, params, theirs, size)) < 1e-4
     # Positions are stretched over latents of another size.
     other = size + 2 * theirs.config.patch_size
     assert relative_error(*outputs(network, params, theirs, other, TIMESTEPS[::111])) < 1e-4
-    back = dict(names.write(dit.table(network), Dialect.DIFFUSERS, params))
+    back = dict(names.write(network.table(), Dialect.DIFFUSERS, params))
     weights = theirs.state_dict()
     assert back.keys() == weights.keys()
     for name, value in weights.items():
@@ -124,21 +123,21 @@ def test_weights_of_diffusers_compute_the_same_here(config, tmp_path):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_weights_from_here_compute_the_same_in_diffusers(config):
     theirs = their_dit(config)
-    network = dit.of_diffusers(theirs.config | {"_class_name": dit.DIFFUSERS_CLASS})
+    network = ClassDiT.of_diffusers(theirs.config | {"_class_name": ClassDiT.diffusers_class})
     params = random_params(network)
-    written = names.write(dit.table(network), Dialect.DIFFUSERS, params)
+    written = names.write(network.table(), Dialect.DIFFUSERS, params)
     theirs.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in written})
     assert relative_error(*outputs(network, params, theirs, theirs.config.sample_size)) < 1e-4
-    again = dit.diffusers_config(network, theirs.config.sample_size)
-    assert dit.of_diffusers(again) == network
+    again = network.diffusers_config((1, theirs.config.sample_size, theirs.config.sample_size))
+    assert ClassDiT.of_diffusers(again) == network
 
 
 def test_as_published_it_computes_what_diffusers_does_with_the_published_frequencies():
     config = CONFIGS["learned variance"] | {"norm_eps": 1e-6}
     theirs = their_dit(config)
-    of_theirs = dit.of_diffusers(theirs.config | {"_class_name": dit.DIFFUSERS_CLASS})
+    of_theirs = ClassDiT.of_diffusers(theirs.config | {"_class_name": ClassDiT.diffusers_class})
     source = stored(theirs.state_dict())
-    params = dict(names.read(dit.table(of_theirs), Dialect.DIFFUSERS, source))
+    params = dict(names.read(of_theirs.table(), Dialect.DIFFUSERS, source))
     network = dataclasses.replace(of_theirs, config=dataclasses.replace(of_theirs.config, time_frequency_shift=0))
     size = theirs.config.sample_size
     assert relative_error(*outputs(network, params, theirs, size, TIMESTEPS[::111])) > 1e-2
@@ -156,9 +155,9 @@ def test_copies_that_differ_are_not_one():
     weights = theirs.state_dict()
     name = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.bias"
     weights[name] = weights[name] + 1
-    network = dit.of_diffusers(theirs.config | {"_class_name": dit.DIFFUSERS_CLASS})
+    network = ClassDiT.of_diffusers(theirs.config | {"_class_name": ClassDiT.diffusers_class})
     with pytest.raises(NamesMismatch, match=f"{name} differs from transformer_blocks.0.norm1"):
-        dict(names.read(dit.table(network), Dialect.DIFFUSERS, stored(weights)))
+        dict(names.read(network.table(), Dialect.DIFFUSERS, stored(weights)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -166,7 +165,7 @@ def test_half_precision_is_read_without_loss(dtype, tmp_path):
     theirs = their_dit(CONFIGS["learned variance"]).to(dtype)
     theirs.save_pretrained(tmp_path)
     with open_published(tmp_path) as published:
-        network = dit.of_diffusers(published.config)
+        network = ClassDiT.of_diffusers(published.config)
     found = read_all(network, tmp_path)
     assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(found["final_layer.bias"], theirs.proj_out_2.bias.detach().float().numpy())
@@ -183,9 +182,9 @@ def test_half_precision_is_read_without_loss(dtype, tmp_path):
     ],
 )
 def test_a_config_that_is_no_published_dit_is_an_error_that_names_the_field(change, message):
-    config = {"_class_name": dit.DIFFUSERS_CLASS} | CONFIGS["learned variance"] | change
+    config = {"_class_name": ClassDiT.diffusers_class} | CONFIGS["learned variance"] | change
     with pytest.raises(ValueError, match=message):
-        dit.of_diffusers(config)
+        ClassDiT.of_diffusers(config)
 
 
 def test_no_more_is_held_than_one_parameter_and_one_tensor(tmp_path):
@@ -194,8 +193,8 @@ def test_no_more_is_held_than_one_parameter_and_one_tensor(tmp_path):
     theirs.save_pretrained(tmp_path, max_shard_size="2MB")
     shards = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
     with open_published(tmp_path) as published:
-        network = dit.of_diffusers(published.config)
-        table = dit.table(network)
+        network = ClassDiT.of_diffusers(published.config)
+        table = network.table()
         tracemalloc.start()
         try:
             largest = max(value.nbytes for _, value in names.read(table, published.dialect, published.source))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_video.nn.attention import Attention, CrossAttention
+from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.embed import patch_positions, rope_angles, rotate
 from dit_video.nn.norm import rms_normalize
 
@@ -35,7 +35,7 @@ def test_equals_softmax_of_scaled_products_head_by_head(attention, tokens):
 
 
 def test_without_norms_and_positions_it_is_softmax_of_the_products(tokens):
-    plain = Attention(32, 2, dtype=FLOAT32, rngs=nnx.Rngs(0), normalize_qk=False)
+    plain = Attention(32, 2, dtype=FLOAT32, rngs=nnx.Rngs(0), qk_norm=QKNorm.NONE)
     assert plain.query_norm is None
     q, k, v = jnp.moveaxis(plain.qkv(tokens), 2, 0)
     weights = jax.nn.softmax(jnp.einsum("bnkd,bmkd->bknm", q, k) / np.sqrt(16), axis=-1)

@@ -11,7 +11,7 @@ from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.task import clip_keys
 from dit_video.vae.adversary import AutoencodeLoss
 from dit_video.vae.codec import to_pixels, to_video
-from dit_video.vae.video_vae import posterior
+from dit_video.vae.vae import posterior
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

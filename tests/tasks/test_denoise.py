@@ -14,7 +14,7 @@ from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
 from dit_video.diffusion.sampler import Euler, noise
 from dit_video.dit.dit import DiT
 from dit_video.nn.module import Params, Precision, define, params_of
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.task import clip_keys
 from dit_video.vae.codec import LatentCodec
 
@@ -36,12 +36,12 @@ def params(fresh) -> Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def loss(task: Denoise, params: Params, codec: LatentCodec, batch: Batch, key: jax.Array) -> jax.Array:
-    return task.loss(define(task.init).bind(params), codec, batch, key, jnp.int32(0))[0]
+    return task.loss(define(task.init).bind(params), Frozen(codec), batch, key, jnp.int32(0))[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def generate(task: Denoise, params: Params, codec: LatentCodec, batch: Batch, keys: jax.Array) -> jax.Array:
-    return task.generate(define(task.init).bind(params), codec, batch, keys, SHAPE)
+    return task.generate(define(task.init).bind(params), Frozen(codec), batch, keys, SHAPE)
 
 
 def rows(batch: Batch, index: slice) -> Batch:
@@ -114,7 +114,7 @@ LEVELS = (-4.0, 0.0, 4.0)
 def validate(task: Denoise, kind: type[DiT], params: Params, codec: LatentCodec, batch: Batch) -> dict:
     model = define(task.init).bind(params)
     model.__class__ = kind
-    return task.validate(model, codec, batch, clip_keys(7, range(8)))
+    return task.validate(model, Frozen(codec), batch, clip_keys(7, range(8)))
 
 
 class AsEpsilon(DiT):
@@ -210,7 +210,8 @@ def test_reconstruction_goes_through_the_codec_and_not_the_dit(denoise, fresh, c
 
     @jax.jit
     def both(codec, video):
-        return denoise.reconstruct(model, codec, Batch(video=video)), codec.decode(codec.whiten(codec.moments(video)))
+        rebuilt = denoise.reconstruct(model, Frozen(codec), Batch(video=video))
+        return rebuilt, codec.decode(codec.whiten(codec.moments(video)))
 
     rebuilt, expected = both(codec, clips.video)
     assert (rebuilt.shape, rebuilt.dtype) == (clips.video.shape, jnp.uint8)

@@ -17,6 +17,7 @@ from dit_video.training.events import Event, read_events
 from dit_video.training.faults import Faults
 from dit_video.training.loop import Profile, Schedule, Work
 from dit_video.training.optimizer import EMA, AdamW
+from dit_video.training.patient_files import PatientFiles
 from dit_video.training.step import Program, TrainState, make_program
 from dit_video.training.stop import StopSignal
 from dit_video.training.tracker import Tracker, read_record
@@ -98,7 +99,8 @@ def train_lines(
     if checkpoints.latest is not None:
         saved = checkpoints.restore(program.shapes)
         state, next_batch = saved.state, saved.next_batch
-    tracker = Tracker(workdir, start=int(state.step), num_steps=num_steps, console=Console(file=io.StringIO()))
+    console = Console(file=io.StringIO())
+    tracker = Tracker(workdir, PatientFiles(print), start=int(state.step), num_steps=num_steps, console=console)
     try:
         state, step = loop.train(
             program,

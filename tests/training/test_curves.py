@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_video.training.curves import plot_record
+from dit_video.training.curves import FILE, plot_record
+from dit_video.training.patient_files import PatientFiles
 from dit_video.training.tracker import RECORD
 
 
@@ -19,6 +20,13 @@ def ink(picture: np.ndarray) -> int:
     return int((picture < 250).sum())
 
 
+def draw(folder: Path) -> Path:
+    """The picture of the record in a folder."""
+    files, path = PatientFiles(print), folder / FILE
+    plot_record(files.file(folder / RECORD), files.file(path))
+    return path
+
+
 def write(folder: Path, lines: list[dict]) -> None:
     (folder / RECORD).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -27,8 +35,7 @@ def write(folder: Path, lines: list[dict]) -> None:
 def test_every_quantity_is_drawn(tmp_path, num_steps):
     steps = [{"step": s, "loss": 1 / s, "count/t_0.00_0.25": 3} for s in range(1, num_steps + 1)]
     write(tmp_path, steps)
-    path = plot_record(tmp_path)
-    assert path == tmp_path / "curves.png"
+    path = draw(tmp_path)
     only_loss = read(path)
     assert ink(only_loss) > 500
     more = [
@@ -38,11 +45,11 @@ def test_every_quantity_is_drawn(tmp_path, num_steps):
         {"step": 3, "evaluation": "fvd", "fvd": 300.0},
     ]
     write(tmp_path, steps + more)
-    plot_record(tmp_path)
+    draw(tmp_path)
     everything = read(path)
     assert len(everything) > len(only_loss), "a fifth quantity starts a second row"
     assert ink(everything) > 3 * ink(only_loss)
 
 
 def test_an_empty_record_draws_an_empty_picture(tmp_path):
-    assert ink(read(plot_record(tmp_path))) == 0
+    assert ink(read(draw(tmp_path))) == 0

@@ -13,6 +13,7 @@ from dit_video.data.batch import Batch
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind, read_events, summary
 from dit_video.training.faults import Faults, Judge, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
 from dit_video.training.goodput import Activity, read_goodput
+from dit_video.training.patient_files import PatientFiles
 
 NUM_STEPS = 10
 WHAT = ("loss", "gradient norm")
@@ -204,7 +205,7 @@ def test_replaced_records_are_counted_over_kills_and_over_the_share_the_run_stop
 def test_events_are_forgotten_with_the_steps_they_belong_to(tmp_path):
     plain = [Event(step=s, batch=s, kind=Kind.SPIKE, done=Done.NOTED, what=("high",)) for s in (2, 5, 8)]
     back = Event(step=7, batch=7, kind=Kind.SPIKE, done=Done.ROLLED_BACK, what=("high",), to=4, next_batch=8)
-    log = EventLog([], tmp_path / FILE)
+    log = EventLog([], PatientFiles(print).file(tmp_path / FILE))
     for event in (*plain[:2], back, plain[2]):
         log.add(event)
     assert log.next_batch(4) == 8

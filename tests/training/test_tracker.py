@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from dit_video.data.video import read_video
+from dit_video.training.patient_files import PatientFiles
 from dit_video.training.tracker import RECORD, Tracker, read_record
 
 RATES = {"clips_per_second": 10.0, "data_wait_share": 0.25, "flops_per_second": 1e9}
@@ -22,7 +23,8 @@ def start(tmp_path, output):
     opened = []
 
     def open_at(step: int) -> Tracker:
-        opened.append(Tracker(tmp_path, start=step, num_steps=6, console=Console(file=output, width=200)))
+        console = Console(file=output, width=200)
+        opened.append(Tracker(tmp_path, PatientFiles(console.print), start=step, num_steps=6, console=console))
         return opened[-1]
 
     yield open_at

@@ -17,7 +17,7 @@ from dit_video.vae.adversary import (
     psnr,
     reconstruction_distance,
 )
-from dit_video.vae.video_vae import Autoencoded
+from dit_video.vae.vae import Autoencoded
 
 MOMENTS = jnp.zeros((2, 2, 2, 2, 8))
 

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 from toys import TWO_LEVEL_VAE
 
-from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig, posterior, sample_posterior
+from dit_video.vae.vae import posterior, sample_posterior
+from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
 
 # Chunks are other matrix shapes than the whole clip, for which XLA may add in another order: float32 rounding.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}

@@ -1,0 +1,109 @@
+"""The first frame of a clip as a condition, beside its caption: image to video."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from dit_video.arrays import Captions, Framed, Latents, Text
+from dit_video.dit.condition import Condition, EmbeddedText, Given, TextCondition
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstFrame(Condition):
+    """Condition on the first frame of a clip and on its caption, as in Wan's image to video (2503.20314, section 5.1).
+
+    A network sees the frame as channels beside those of x_t: a mask, one where frames are known, and latents that have
+    the frame in them. It is not dropped, nor does guidance leave it out; the caption is, as `text` says.
+
+    Attributes:
+        text: what is made of the caption.
+        mask_channels: channels of the mask, as many as frames share a latent frame: 4 in Wan.
+        grey_frames: the latents are those of the frame followed by grey ones, as published, which takes the codec and
+            the video itself. Else they are the latents of the frame, followed by zeros, and cached latents are enough.
+        image_size: width of the tokens of an image encoder, which blocks attend to beside the text (Wan 2.1); None
+            where they do not.
+    """
+
+    drop_rate: float = 0.0
+    text: Condition
+    mask_channels: int = 4
+    grey_frames: bool = True
+    image_size: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.drop_rate:
+            raise ValueError(
+                f"FirstFrame.drop_rate={self.drop_rate}: must be 0, the frame is never dropped; how often its caption "
+                "is says FirstFrame.text.drop_rate"
+            )
+        if not isinstance(self.text, TextCondition | EmbeddedText):
+            raise ValueError(f"FirstFrame.text={self.text}: must be a TextCondition or an EmbeddedText")
+        for name in ("mask_channels", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"FirstFrame.{name}={value}: must be at least 1")
+
+    def num_channels(self, latent_channels: int) -> int:
+        """Channels that are put beside those of x_t."""
+        return self.mask_channels + latent_channels
+
+    def known(
+        self,
+        *,
+        label: Int[Array | np.ndarray, "B"] | None,
+        caption: UInt8[Array | np.ndarray, "B L"] | None,
+        text: Text | None,
+    ) -> Given:
+        """The caption's part, to which `framed` adds the frame's."""
+        return self.text.known(label=label, caption=caption, text=text)
+
+    def framed(self, given: Captions | Text, latents: Latents, image: Float[Array, "B I E"] | None = None) -> Framed:
+        """What a network is given of a clip whose latents are `latents` wherever they are known or seem so.
+
+        Args:
+            given: of `known`.
+            latents: those of the frame followed by grey ones, or any that begin with those of the frame.
+            image: tokens of the image encoder.
+
+        Raises:
+            ValueError: the network attends to an image and there are no tokens of it.
+        """
+        if (image is None) != (self.image_size is None):
+            raise ValueError(
+                f"FirstFrame.image_size={self.image_size}: the network "
+                + ("attends to tokens of an image encoder: pass them" if image is None else "attends to no image")
+            )
+        B, t, h, w, _ = latents.shape
+        first = jnp.broadcast_to((jnp.arange(t) == 0)[None, :, None, None, None], (B, t, h, w, 1))
+        mask = jnp.repeat(first, self.mask_channels, axis=-1).astype(latents.dtype)
+        shown = latents if self.grey_frames else latents * first
+        return Framed(given, jnp.concatenate([mask, shown], axis=-1), image)
+
+    def null(self, given: Framed) -> Framed:
+        """The same frame without a caption."""
+        return given._replace(text=self.text.null(given.text))
+
+    def nothing(self, given: Framed, loaded: Given | None) -> Framed:
+        return given._replace(text=self.text.nothing(given.text, loaded))
+
+    def blank_nothing(self) -> Given | None:
+        return self.text.blank_nothing()
+
+    def drop(self, rng: Key[Array, ""], given: Any, nothing: Any) -> Framed:
+        """Replaces the captions alone."""
+        return given._replace(text=self.text.drop(rng, given.text, nothing.text))
+
+    def label_embedding(self, hidden_size: int, *, rngs: nnx.Rngs) -> None:
+        raise ValueError(_WAN_ALONE)
+
+    def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        raise ValueError(_WAN_ALONE)
+
+
+_WAN_ALONE = "config.task.condition=FirstFrame: only a WanConfig makes a network that takes a first frame"

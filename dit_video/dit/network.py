@@ -1,0 +1,132 @@
+"""What every denoising transformer of this package is: a configuration that builds a network, and blocks in a scan."""
+
+import abc
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from dit_video.arrays import Latents, Time
+from dit_video.dit.condition import Condition, Given
+from dit_video.nn.embed import PatchSize
+
+
+class Remat(enum.Enum):
+    """What the backward pass keeps of each block instead of computing it again."""
+
+    NOTHING_RECOMPUTED = "none"
+    DOTS = "dots"  # keep matrix products, recompute the rest
+    FULL = "full"  # keep block inputs only: least memory, one more forward pass
+    OFFLOAD = "offload"  # as FULL, with block inputs in the memory of the host until they are needed
+
+
+_BLOCK_INPUT = "block input"
+_REMAT_POLICY = {
+    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
+    Remat.OFFLOAD: jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+Stream = TypeVar("Stream")
+
+
+def scan_blocks(
+    apply: Callable[[Stream, Any], Stream], x: Stream, blocks: Any, *, remat: Remat, keep: bool = False
+) -> tuple[Stream, Stream | None]:
+    """Applies stacked blocks one after the other, in one loop: compile time does not grow with depth.
+
+    Args:
+        apply: (stream, one block) -> stream, a pytree of arrays.
+        blocks: a module each of whose parameters has a leading axis of layers.
+        keep: whether the stream after every block is wanted.
+
+    Returns:
+        the stream after the last block, and after each of them, stacked; None unless they are kept.
+    """
+
+    def body(x, block):
+        x = jax.tree.map(lambda leaf: checkpoint_name(leaf, _BLOCK_INPUT), x)
+        x = apply(x, block)
+        return x, x if keep else None
+
+    if remat is not Remat.NOTHING_RECOMPUTED:
+        body = jax.checkpoint(body, policy=_REMAT_POLICY[remat], prevent_cse=False)
+    return jax.lax.scan(body, x, blocks)
+
+
+class Output(NamedTuple):
+    """What a network makes of x_t, float32 and of its shape.
+
+    Attributes:
+        prediction: what the objective asks for.
+        variance: where between its bounds the log-variance of a step back lies, -1 to 1 (2102.09672, equation 15);
+            None unless the network learns it.
+    """
+
+    prediction: Latents
+    variance: Latents | None
+
+
+class Network(nnx.Module):
+    """Denoiser of video latents: (x_t, t, what is given) -> prediction of x_t's shape."""
+
+    def __call__(self, x_t: Latents, t: Time, given: Given | None) -> Latents:
+        """The prediction of `output`."""
+        return self.output(x_t, t, given).prediction
+
+    @abc.abstractmethod
+    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
+        """Predicts what the objective asks for, from noisy latents.
+
+        Args:
+            x_t: latents at noise level t; (t, h, w) must divide by the patch size.
+            t: noise level in [0, 1], one per clip `[B 1]` or per latent frame `[B t]`.
+            given: what the condition of the network makes of a batch (`Condition.known`); None where it has none.
+        """
+
+    @abc.abstractmethod
+    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
+        """What `output` comes by: the stream of tokens after the embeddings and after every block, stacked."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(abc.ABC):
+    """What a network is, as a field of an experiment.
+
+    Attributes:
+        hidden_size: D, the width of the stream of tokens.
+        depth: how many blocks there are.
+        num_heads: of attention.
+        patch_size: (frames, rows, columns) in latent cells.
+        remat: how gradients are computed, which is no part of what the network is.
+    """
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    patch_size: PatchSize = (1, 2, 2)
+    remat: Remat = Remat.NOTHING_RECOMPUTED
+
+    @property
+    @abc.abstractmethod
+    def mlp_size(self) -> int:
+        """Width of the MLP of a block."""
+
+    @abc.abstractmethod
+    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Network:
+        """The network for latents of `channels`, with fresh parameters.
+
+        Raises:
+            ValueError: it cannot be conditioned so.
+        """

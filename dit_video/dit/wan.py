@@ -1,0 +1,285 @@
+"""Wan 2.1 and 2.2 (Wan team, 2503.20314): text to video, and image to video, on video latents.
+
+A block is self-attention, cross-attention to text, and an MLP. All blocks are modulated by the same vectors, made of
+the noise level alone; each adds a table of its own to them. Queries and keys are normalised across all heads at once,
+positions are rotary on three axes and count patches, the stream is normalised by LayerNorm. Noise levels may differ
+from frame to frame, as Wan 2.2 TI2V-5B has it, which holds the first frame at level 0 to continue an image; the other
+networks of image to video get that frame as channels beside those of x_t (dit/first_frame.py).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from dit_video.arrays import Framed, Latents, Time
+from dit_video.dit.condition import Condition, Given, known
+from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.network import Network, NetworkConfig, Output, Remat, scan_blocks
+from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm, kernel_init, to_heads
+from dit_video.nn.embed import (
+    AdaLN,
+    Modulation,
+    ModulationOffset,
+    TimeEmbedding,
+    for_tokens,
+    from_tokens,
+    latent_shape,
+    linear,
+    modulate,
+    patch_positions,
+    per_patch_frame,
+    rope_angles,
+    to_tokens,
+)
+from dit_video.nn.mlp import PlainMLP
+from dit_video.nn.norm import LayerNorm, layer_normalize
+from dit_video.nn.softmax_attention import cross_attention
+from dit_video.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WanConfig(NetworkConfig):
+    """What a Wan is. Whether it continues an image is said by its condition (`FirstFrame`).
+
+    Attributes:
+        mlp_width: width of the MLP of a block.
+        text_length: as published 512: captions are filled up with vectors of zero to so many tokens, and all of them
+            are attended to. None: the tokens of a caption alone are.
+    """
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    text_length: int | None = None
+    remat: Remat = Remat.NOTHING_RECOMPUTED
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"WanConfig.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an even head size"
+            )
+        for name in ("depth", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"WanConfig.{name}={getattr(self, name)}: must be at least 1")
+        if self.text_length is not None and self.text_length < 1:
+            raise ValueError(f"WanConfig.text_length={self.text_length}: must be at least 1, or None")
+
+    @property
+    def mlp_size(self) -> int:
+        return self.mlp_width
+
+    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "Wan":
+        return Wan(self, channels, condition, dtype=dtype, rngs=rngs)
+
+
+# Wan 2.1 (2503.20314, table 2), of text and of text and image, and Wan 2.2, whose 14B are networks of the same size.
+WAN_1_3B = WanConfig(hidden_size=1536, depth=30, num_heads=12, mlp_width=8960, text_length=512)
+WAN_14B = WanConfig(hidden_size=5120, depth=40, num_heads=40, mlp_width=13824, text_length=512)
+WAN2_2_TI2V_5B = WanConfig(hidden_size=3072, depth=30, num_heads=24, mlp_width=14336, text_length=512)
+
+
+class TextEmbedder(nnx.Module):
+    """Tokens of a text encoder -> tokens of width D: linear, GELU, linear."""
+
+    def __init__(self, text_size: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.up = linear(text_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
+        self.down = linear(hidden_size, hidden_size, ("mlp", "embed"), rngs=rngs, dtype=dtype)
+
+    def __call__(self, tokens: Float[Array, "B L E"]) -> Float[Array, "B L D"]:
+        return self.down(nnx.gelu(self.up(tokens), approximate=True))
+
+
+class ImageEmbedder(nnx.Module):
+    """Tokens of an image encoder -> tokens of width D: linear, GELU, linear, between two norms."""
+
+    def __init__(self, image_size: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.norm_in = LayerNorm(image_size, rngs=rngs, epsilon=1e-5)
+        self.up = linear(image_size, image_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
+        self.down = linear(image_size, hidden_size, ("mlp", "embed"), rngs=rngs, dtype=dtype)
+        self.norm_out = LayerNorm(hidden_size, rngs=rngs, epsilon=1e-5)
+
+    def __call__(self, tokens: Float[Array, "B I E"]) -> Float[Array, "B I D"]:
+        return self.norm_out(self.down(nnx.gelu(self.up(self.norm_in(tokens)), approximate=False)))
+
+
+class ImageTextAttention(CrossAttention):
+    """Cross-attention to text and to tokens of an image, which have keys and values of their own; the two are added.
+
+    Each is a softmax of its own (IP-Adapter, 2308.06721, equation 5).
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__(hidden_size, hidden_size, num_heads, qk_norm=QKNorm.ACROSS_HEADS, dtype=dtype, rngs=rngs)
+        head_dim = hidden_size // num_heads
+        init = kernel_init(QKNorm.ACROSS_HEADS)
+        self.image_key_value = to_heads(hidden_size, (2, num_heads, head_dim), init, dtype=dtype, rngs=rngs)
+        self.image_key_norm = HeadsNorm(QKNorm.ACROSS_HEADS, num_heads, head_dim, 1e-6, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        others: Float[Array, "B L D"],
+        num_others: Int[Array, "B"] | None,
+        image: Float[Array, "B I D"],
+    ) -> Float[Array, "B N D"]:
+        """As in `CrossAttention`, and to all tokens of the image."""
+        assert self.query_norm is not None, "it is made with norms"
+        assert self.key_norm is not None, "it is made with norms"
+        q = self.query_norm(self.query(x))
+        k, v = jnp.moveaxis(self.key_value(others), 2, 0)
+        to_text = cross_attention(q, self.key_norm(k), v, num_others)
+        k, v = jnp.moveaxis(self.image_key_value(image), 2, 0)
+        return self.out(to_text + cross_attention(q, self.image_key_norm(k), v, None))
+
+
+class Block(nnx.Module):
+    """Self-attention, cross-attention to text (and to tokens of an image), MLP.
+
+    The first and the last are modulated by vectors that all blocks share and to which each adds its own.
+    """
+
+    def __init__(self, config: WanConfig, image: bool, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        D, K = config.hidden_size, config.num_heads
+        self.modulation = ModulationOffset(6, D, rngs=rngs)
+        self.attention = Attention(D, K, qk_norm=QKNorm.ACROSS_HEADS, dtype=dtype, rngs=rngs)
+        self.cross_norm = LayerNorm(D, rngs=rngs)
+        self.cross_attention: Callable[..., Array] = (
+            ImageTextAttention(D, K, dtype=dtype, rngs=rngs)
+            if image
+            else CrossAttention(D, D, K, qk_norm=QKNorm.ACROSS_HEADS, dtype=dtype, rngs=rngs)
+        )
+        self.mlp = PlainMLP(D, config.mlp_size, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], shared: Modulation, angles: Float[Array, "N r"], others: Sequence[Array | None]
+    ) -> Float[Array, "B N D"]:
+        """One step of depth.
+
+        Args:
+            shared: the vectors that modulate all blocks, float32.
+            angles: rotary positions of the tokens, in the order of x.
+            others: what the tokens attend to: those of `Wan._others`.
+        """
+        vectors = [for_tokens(vector, x.shape[1]) for vector in self.modulation(shared)]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
+        x = _added(x, gate_a, self.attention(_modulated(x, shift_a, scale_a), angles))
+        x = x + self.cross_attention(self.cross_norm(x), *others)
+        return _added(x, gate_m, self.mlp(_modulated(x, shift_m, scale_m)))
+
+
+def _modulated(
+    x: Float[Array, "B N D"], shift: Float[Array, "B #N D"], scale: Float[Array, "B #N D"]
+) -> Float[Array, "B N D"]:
+    """The stream normalised and modulated in float32, as published; of the stream's dtype."""
+    return modulate(layer_normalize(x.astype(jnp.float32)), shift, scale).astype(x.dtype)
+
+
+def _added(
+    x: Float[Array, "B N D"], gate: Float[Array, "B #N D"], branch: Float[Array, "B N D"]
+) -> Float[Array, "B N D"]:
+    return (x + gate * branch).astype(x.dtype)
+
+
+class Wan(Network):
+    """The network of a `WanConfig`, for a condition on text, or on text and a first frame."""
+
+    def __init__(
+        self,
+        config: WanConfig,
+        channels: int,
+        condition: Condition | None,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.patch_size, self.dtype = config, config.patch_size, dtype
+        frame = condition if isinstance(condition, FirstFrame) else None
+        words = condition if frame is None else frame.text
+        text_encoder = None if words is None else words.text_encoder(dtype=dtype, rngs=rngs)
+        if text_encoder is None:
+            raise ValueError(
+                f"config.task.condition={condition}: every block of a Wan attends to text; give it a TextCondition, an "
+                "EmbeddedText, or a FirstFrame with one of them"
+            )
+        self.text_encoder = text_encoder
+        D, cells = config.hidden_size, math.prod(config.patch_size)
+        channels_in = channels if frame is None else channels + frame.num_channels(channels)
+        self.x_embedder = linear(cells * channels_in, D, (None, "embed"), rngs=rngs, dtype=dtype)
+        # In float32 whatever the blocks are computed in, as published.
+        self.t_embedder = TimeEmbedding(D, dtype=jnp.float32, rngs=rngs)
+        self.shared_modulation = AdaLN(6, D, dtype=jnp.float32, rngs=rngs)
+        self.text_embedder = TextEmbedder(text_encoder.hidden_size, D, dtype=dtype, rngs=rngs)
+        image_size = None if frame is None else frame.image_size
+        self.image_embedder = None if image_size is None else ImageEmbedder(image_size, D, dtype=dtype, rngs=rngs)
+        # One stacked Block: every parameter gains a leading axis of `depth` layers.
+        self.blocks = jax.vmap(lambda key: Block(config, image_size is not None, dtype=dtype, rngs=nnx.Rngs(key)))(
+            jax.random.split(rngs.params(), config.depth)
+        )
+        self.final_modulation = ModulationOffset(2, D, rngs=rngs)
+        zeros = nnx.initializers.zeros
+        self.final_layer = linear(D, cells * channels, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
+
+    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
+        x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
+        shift, scale = (for_tokens(v, x.shape[1]) for v in self.final_modulation([conditioning, conditioning]))
+        x = self.final_layer(_modulated(x, shift, scale))
+        return Output(from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32), None)
+
+    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
+        _, blocks, conditioning = self._through_blocks(x_t, t, given, keep=True)
+        assert blocks is not None, "they are kept"
+        return {"conditioning": conditioning, "blocks": blocks}
+
+    def _through_blocks(
+        self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
+        """The stream after the last block, where it is kept after every one, and the embedded noise level."""
+        given = known(given)
+        cells = jnp.concatenate([x_t, given.cells], axis=-1) if isinstance(given, Framed) else x_t
+        conditioning = constrain(self.t_embedder(per_patch_frame(t, self.patch_size)), "batch", None, None)
+        shared = self.shared_modulation(conditioning)
+        others = self._others(given)
+        frames, rows, columns = (n // p for n, p in zip(latent_shape(x_t), self.patch_size))
+        # Positions count patches.
+        places = patch_positions((frames, rows, columns), (1, 1, 1))
+        angles = jnp.asarray(rope_angles(places, self.config.hidden_size // self.config.num_heads))
+
+        def apply_block(x, block):
+            return block(constrain(x, "batch", "tokens", None), shared, angles, others)
+
+        x = self.x_embedder(to_tokens(cells, self.patch_size))
+        x, blocks = scan_blocks(apply_block, x, self.blocks, remat=self.config.remat, keep=keep)
+        return x, blocks, conditioning
+
+    def _others(self, given: Any) -> tuple[Array | None, ...]:
+        """What blocks attend to: tokens of the text, how many of them (None: all), and tokens of the image if any."""
+        caption: Any = given.text if isinstance(given, Framed) else given
+        text = self.text_encoder(caption)
+        tokens, num_tokens = jnp.asarray(text.tokens), jnp.asarray(text.num_tokens)
+        if self.config.text_length is not None:
+            tokens, num_tokens = _filled_up(tokens, num_tokens, self.config.text_length), None
+        tokens = constrain(self.text_embedder(tokens), "batch", None, None)
+        if self.image_embedder is None:
+            return tokens, num_tokens
+        image = self.image_embedder(given.image.astype(self.dtype))
+        return tokens, num_tokens, constrain(image, "batch", None, None)
+
+
+def _filled_up(tokens: Float[Array, "B L E"], num_tokens: Int[Array, "B"], length: int) -> Float[Array, "B {length} E"]:
+    """The first `num_tokens` tokens, and zeros after them up to `length`."""
+    if tokens.shape[1] > length:
+        raise ValueError(
+            f"captions of {tokens.shape[1]} tokens: config.task.network.text_length={length} is the most; give the "
+            "condition no more, or leave text_length None"
+        )
+    real = jnp.arange(tokens.shape[1]) < num_tokens[:, None]
+    return jnp.pad(tokens * real[..., None], ((0, 0), (0, length - tokens.shape[1]), (0, 0)))

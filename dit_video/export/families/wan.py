@@ -1,0 +1,356 @@
+"""Wan 2.1 and 2.2 as published: diffusers' `WanTransformer3DModel`, of text to video and of image to video."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from dit_video.arrays import Framed, Text
+from dit_video.diffusion.objective import Gaussian, rectified_flow
+from dit_video.dit.condition import Condition, EmbeddedText
+from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.wan import WanConfig
+from dit_video.export.family import DenoiserFamily, Pair, check_fixed, count_of, listening
+from dit_video.export.family import Shape as LatentShape
+from dit_video.export.names import LAYER, Dialect, Row, Shape, Table, linear, vector
+from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
+from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.task import Task
+
+# What is the same in every published Wan that is read: those that are given a last frame as well have a pos_embed.
+_FIXED = {
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+    "freq_dim": TimeEmbedding.num_frequencies,
+    "pos_embed_seq_len": None,
+    "qk_norm": "rms_norm_across_heads",
+}
+_BLOCK = f"blocks.{LAYER}"
+# So long is text in diffusers: its pipelines fill it up with zeros, and blocks that see an image count on it.
+_TEXT_LENGTH = 512
+_TIMESTEPS = (0.0, 1.0, 500.5, 1000.0)
+_NUM_IMAGE_TOKENS = 257  # any number would do; these are CLIP's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WanFamily(DenoiserFamily):
+    """A published Wan."""
+
+    diffusers_class: ClassVar[str] = "WanTransformer3DModel"
+
+    config: WanConfig
+    condition: EmbeddedText | FirstFrame
+
+    @property
+    def frame(self) -> FirstFrame | None:
+        return self.condition if isinstance(self.condition, FirstFrame) else None
+
+    @property
+    def text(self) -> EmbeddedText:
+        return _text_of(self.condition)
+
+    @property
+    def image_size(self) -> int | None:
+        """Width of the tokens of an image; None where there are none."""
+        return None if self.frame is None else self.frame.image_size
+
+    @property
+    def channels_in(self) -> int:
+        return self.channels if self.frame is None else self.channels + self.frame.num_channels(self.channels)
+
+    def objective(self) -> Gaussian:
+        return rectified_flow()
+
+    def differences(self, task: Task) -> list[str]:
+        if isinstance(task, Denoise):
+            condition = _as_used(self.condition, task.condition)
+            return super(WanFamily, dataclasses.replace(self, condition=condition)).differences(task)
+        return super().differences(task)
+
+    @classmethod
+    def of_task(cls, task: Task) -> "WanFamily | None":
+        if not isinstance(task, Denoise) or not isinstance(task.network, WanConfig):
+            return None
+        condition = task.condition
+        text = condition.text if isinstance(condition, FirstFrame) else condition
+        if not isinstance(condition, FirstFrame | EmbeddedText) or not isinstance(text, EmbeddedText):
+            raise ValueError(
+                f"config.task.condition={condition}: the published network reads what a frozen encoder made of text; "
+                "give it an EmbeddedText, or a FirstFrame with one"
+            )
+        return cls(config=task.network, channels=task.codec.vae.latent_channels, condition=condition)
+
+    @classmethod
+    def of_diffusers(cls, config: Mapping[str, Any]) -> "WanFamily | None":
+        if config.get("_class_name") != cls.diffusers_class:
+            return None
+        check_fixed(config, _FIXED)
+        heads, patch = count_of(config, "num_attention_heads", 40), config.get("patch_size", [1, 2, 2])
+        if not isinstance(patch, list | tuple) or len(patch) != 3 or any(type(n) is not int or n < 1 for n in patch):
+            raise ValueError(f"config.json: patch_size={patch!r}: must be numbers of frames, rows and columns")
+        sizes = WanConfig(
+            hidden_size=heads * count_of(config, "attention_head_dim", 128),
+            depth=count_of(config, "num_layers", 40),
+            num_heads=heads,
+            mlp_width=count_of(config, "ffn_dim", 13824),
+            patch_size=tuple(patch),
+            text_length=_TEXT_LENGTH,
+        )
+        text = EmbeddedText(hidden_size=count_of(config, "text_dim", 4096), pooled_size=1, num_tokens=_TEXT_LENGTH)
+        channels_in = count_of(config, "in_channels", 16)
+        channels = channels_in if config.get("out_channels", 16) is None else count_of(config, "out_channels", 16)
+        image_size = None if config.get("image_dim") is None else count_of(config, "image_dim")
+        added = config.get("added_kv_proj_dim")
+        if added != (None if image_size is None else sizes.hidden_size):
+            raise ValueError(
+                f"config.json: added_kv_proj_dim={added!r}: must be {sizes.hidden_size}, the network's width, where "
+                f"image_dim is a number, and null where it is not (it is {image_size})"
+            )
+        if channels_in == channels and image_size is None:
+            return cls(config=sizes, channels=channels, condition=text)
+        if channels_in <= 2 * channels:
+            raise ValueError(
+                f"config.json: in_channels={channels_in}: must be out_channels={channels}, or for image to video twice "
+                "as many and those of a mask"
+            )
+        frame = FirstFrame(text=text, mask_channels=channels_in - 2 * channels, image_size=image_size)
+        return cls(config=sizes, channels=channels, condition=frame)
+
+    def diffusers_config(self, shape: LatentShape) -> dict[str, Any]:
+        config = self.config
+        if config.text_length != _TEXT_LENGTH:
+            raise ValueError(
+                f"config.task.network.text_length={config.text_length}: diffusers fills captions up to {_TEXT_LENGTH} "
+                f"tokens, all of which are attended to; train with --config.task.network.text_length={_TEXT_LENGTH}"
+            )
+        return {
+            "_class_name": self.diffusers_class,
+            **_FIXED,
+            "added_kv_proj_dim": None if self.image_size is None else config.hidden_size,
+            "attention_head_dim": config.hidden_size // config.num_heads,
+            "ffn_dim": config.mlp_size,
+            "image_dim": self.image_size,
+            "in_channels": self.channels_in,
+            "num_attention_heads": config.num_heads,
+            "num_layers": config.depth,
+            "out_channels": self.channels,
+            "patch_size": list(config.patch_size),
+            "rope_max_seq_len": 1024,
+            "text_dim": self.text.hidden_size,
+        }
+
+    def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
+        """At several timesteps, of captions of several lengths; then with a timestep for each frame."""
+        import torch
+
+        x_t, given, inputs = self._inputs(np.random.default_rng(0), shape)
+        frames, rows, columns = (n // p for n, p in zip(shape, self.config.patch_size))
+        per_frame = np.linspace(0, NUM_TIMESTEPS, len(_TIMESTEPS) * frames, dtype=np.float32)
+        timesteps = {"": np.array(_TIMESTEPS, np.float32)[:, None], " by frame": per_frame.reshape(-1, frames)}
+        definition = self.define()
+
+        @jax.jit
+        def call(params, *args):
+            network = definition.bind(params)
+            return network.layers(*args)["blocks"], network(*args)
+
+        names = [f"blocks.{layer}" for layer in range(self.config.depth)]
+        for which, timestep in timesteps.items():
+            # Theirs has a timestep for each token, whose frames come first.
+            of_tokens = np.repeat(timestep, rows * columns, axis=1) if which else timestep[:, 0]
+            with listening(theirs, names) as heard:
+                wanted = theirs(inputs[0], torch.from_numpy(of_tokens), *inputs[1:], return_dict=False)[0].numpy()
+            t = np.repeat(timestep, self.config.patch_size[0], axis=1) if which else timestep
+            blocks, output = call(dict(params), x_t, jnp.asarray(t / NUM_TIMESTEPS), given)
+            for name, block in zip(names, blocks):
+                by_frame = np.asarray(block).reshape(len(block), -1, frames, block.shape[-1]).swapaxes(1, 2)
+                yield Pair(f"{name}{which}", by_frame.reshape(block.shape), heard[name])
+            yield Pair(f"output{which}", np.moveaxis(np.asarray(output), -1, 1), wanted)
+
+    def _inputs(self, rng: np.random.Generator, shape: LatentShape) -> tuple[Array, Text | Framed, list[Any]]:
+        """Random x_t and what is given beside it; and both as diffusers takes them, with the timestep left out."""
+        import torch
+
+        num, length, E = len(_TIMESTEPS), self.text.num_tokens, self.text.hidden_size
+        cells = rng.standard_normal((num, *shape, self.channels_in), np.float32)
+        tokens = rng.standard_normal((num, length, E), np.float32)
+        num_tokens = np.linspace(1, length, num).astype(np.int32)
+        padded = np.zeros((num, _TEXT_LENGTH, E), np.float32)
+        padded[:, :length] = tokens * (np.arange(length) < num_tokens[:, None])[..., None]
+        inputs = [torch.from_numpy(np.ascontiguousarray(np.moveaxis(cells, -1, 1))), torch.from_numpy(padded)]
+        pooled = np.zeros((num, self.text.pooled_size), np.float32)
+        text = Text(*(jnp.asarray(x) for x in (tokens, num_tokens, pooled)))
+        x_t, beside = jnp.split(jnp.asarray(cells), [self.channels], axis=-1)
+        if self.frame is None:
+            return x_t, text, inputs
+        if self.image_size is None:
+            return x_t, Framed(text, beside), inputs
+        image = rng.standard_normal((num, _NUM_IMAGE_TOKENS, self.image_size), np.float32)
+        return x_t, Framed(text, beside, jnp.asarray(image)), [*inputs, torch.from_numpy(image)]
+
+    def usage(self, shape: LatentShape) -> str:
+        c, (t, h, w) = self.channels, shape
+        argument, image = "", ""
+        if self.image_size is not None:
+            argument = ", encoder_hidden_states_image=image"
+            image = f"\n- `image`, float32 `[b n {self.image_size}]`: tokens of an image encoder."
+        frame = ""
+        if self.frame is not None:
+            frame = (
+                f"; then {self.frame.mask_channels} channels of a mask, 1 where frames are known, and {c} of latents "
+                "of the first frame followed by " + ("grey ones" if self.frame.grey_frames else "zeros")
+            )
+        return f"""```python
+from diffusers import {self.diffusers_class}
+
+transformer = {self.diffusers_class}.from_pretrained(".")
+output = transformer(latents, timestep, text{argument}).sample
+```
+
+- `latents`, float32 `[b {self.channels_in} {t} {h} {w}]`: noisy latents of the run's own codec, of zero mean and unit
+  variance per channel before noise{frame}.
+- `timestep`, float32 `[b]`: {NUM_TIMESTEPS} t for noise level t, 0 for data and 1 for noise; `[b n]` has one for each
+  patch.
+- `text`, float32 `[b {_TEXT_LENGTH} {self.text.hidden_size}]`: tokens of the text encoder that the run was trained
+  with, then zeros.{image}
+- `output`, `[b {c} {t} {h} {w}]`: what the objective asks for."""
+
+    def table(self) -> Table:
+        config, D = self.config, self.config.hidden_size
+        patch, num_cells = config.patch_size, math.prod(config.patch_size)
+        rows = [
+            # A convolution there: cells of a patch are ordered (frame, row, column, channel) here.
+            Row(
+                ours="x_embedder.kernel",
+                our_shape=(num_cells * self.channels_in, D),
+                theirs=_theirs("patch_embedding.weight"),
+                shape=(D, self.channels_in, *patch),
+                order=(2, 3, 4, 1, 0),
+            ),
+            vector("x_embedder.bias", (D,), _theirs("patch_embedding.bias")),
+            *_alone("t_embedder.up", (TimeEmbedding.num_frequencies,), (D,), "time_embedder.linear_1", float32=True),
+            *_alone("t_embedder.down", (D,), (D,), "time_embedder.linear_2", float32=True),
+            *_alone("shared_modulation.projection", (D,), (6, D), "time_proj"),
+            *_alone("text_embedder.up", (self.text.hidden_size,), (D,), "text_embedder.linear_1"),
+            *_alone("text_embedder.down", (D,), (D,), "text_embedder.linear_2"),
+            *self._block_rows(),
+            _modulation("final_modulation.table", 2, D, "scale_shift_table"),
+            *linear("final_layer", (D,), (num_cells * self.channels,), _theirs("proj_out")),
+        ]
+        if self.image_size is not None:
+            E, embedder = self.image_size, "image_embedder"
+            rows += [
+                *_alone_norm("image_embedder.norm_in", E, f"{embedder}.norm1"),
+                *_alone("image_embedder.up", (E,), (E,), f"{embedder}.ff.net.0.proj"),
+                *_alone("image_embedder.down", (E,), (D,), f"{embedder}.ff.net.2"),
+                *_alone_norm("image_embedder.norm_out", D, f"{embedder}.norm2"),
+            ]
+        # A norm that older files of image to video have and that nothing was ever normalised with.
+        unused = {f"{_BLOCK}.attn2.norm_added_q.weight".replace(LAYER, str(n)) for n in range(config.depth)}
+        return Table(
+            rows=tuple(rows), unused={Dialect.DIFFUSERS: frozenset(unused) if self.image_size else frozenset()}
+        )
+
+    def _block_rows(self) -> list[Row]:
+        config, D, K = self.config, self.config.hidden_size, self.config.num_heads
+        d, layers = D // K, {"num_layers": config.depth, "stacked": True}
+
+        def in_blocks(ours: str, inputs: Shape, outputs: Shape, *theirs: str) -> tuple[Row, ...]:
+            return linear(f"blocks.{ours}", inputs, outputs, _in_block(*theirs), **layers)
+
+        def turned(ours: str, our_shape: Shape, shape: Shape, pieces: Shape, order: Shape, *theirs: str) -> Row:
+            names = {"ours": f"blocks.attention.{ours}", "theirs": _in_block(*(f"attn1.{name}" for name in theirs))}
+            return Row(our_shape=our_shape, shape=shape, pieces=pieces, order=order, **names, **layers)
+
+        def norm(ours: str, theirs: str) -> Row:
+            return vector(f"blocks.cross_attention.{ours}.scale", (K, d), _in_block(f"attn2.{theirs}.weight"), **layers)
+
+        # A plane of rotation is a pair of neighbours (d/2, 2) there, and has one part in each half of a head (2, d/2)
+        # here. Values, which are not rotated, are moved alike, and `out` takes them as they have been moved.
+        planes, qkv = (K, d // 2, 2), ("to_q", "to_k", "to_v")
+        rows = [
+            _modulation("blocks.modulation.table", 6, D, f"{_BLOCK}.scale_shift_table", **layers),
+            turned(
+                *("qkv.kernel", (D, 3, K, d), (3 * D, D), (3, *planes, D), (4, 0, 1, 3, 2)),
+                *(f"{name}.weight" for name in qkv),
+            ),
+            turned(*("qkv.bias", (3, K, d), (3 * D,), (3, *planes), (0, 1, 3, 2)), *(f"{name}.bias" for name in qkv)),
+            turned("out.kernel", (K, d, D), (D, D), (D, *planes), (1, 3, 2, 0), "to_out.0.weight"),
+            vector("blocks.attention.out.bias", (D,), _in_block("attn1.to_out.0.bias"), **layers),
+            turned("query_norm.scale", (K, d), (D,), planes, (0, 2, 1), "norm_q.weight"),
+            turned("key_norm.scale", (K, d), (D,), planes, (0, 2, 1), "norm_k.weight"),
+            vector("blocks.cross_norm.scale", (D,), _in_block("norm2.weight"), float32=True, **layers),
+            vector("blocks.cross_norm.bias", (D,), _in_block("norm2.bias"), float32=True, **layers),
+            *in_blocks("cross_attention.query", (D,), (K, d), "attn2.to_q"),
+            *in_blocks("cross_attention.key_value", (D,), (2, K, d), "attn2.to_k", "attn2.to_v"),
+            *in_blocks("cross_attention.out", (K, d), (D,), "attn2.to_out.0"),
+            norm("query_norm", "norm_q"),
+            norm("key_norm", "norm_k"),
+            *in_blocks("mlp.up", (D,), (config.mlp_size,), "ffn.net.0.proj"),
+            *in_blocks("mlp.down", (config.mlp_size,), (D,), "ffn.net.2"),
+        ]
+        if self.image_size is not None:
+            added = ("attn2.add_k_proj", "attn2.add_v_proj")
+            rows += [
+                *in_blocks("cross_attention.image_key_value", (D,), (2, K, d), *added),
+                norm("image_key_norm", "norm_added_k"),
+            ]
+        return rows
+
+
+def _text_of(condition: EmbeddedText | FirstFrame) -> EmbeddedText:
+    text = condition.text if isinstance(condition, FirstFrame) else condition
+    assert isinstance(text, EmbeddedText), "`of_task` refuses others"
+    return text
+
+
+def _as_used(published: EmbeddedText | FirstFrame, used: Condition | None) -> EmbeddedText | FirstFrame:
+    """A condition with the fields of another on which no weights depend."""
+    if isinstance(published, FirstFrame):
+        if not isinstance(used, FirstFrame):
+            return published
+        text = _as_used(_text_of(published), used.text)
+        return dataclasses.replace(published, text=text, grey_frames=used.grey_frames)
+    if not isinstance(used, EmbeddedText):
+        return published
+    kept = {name: getattr(used, name) for name in ("drop_rate", "pooled_size", "num_tokens")}
+    return dataclasses.replace(published, **kept)
+
+
+def _theirs(*names: str) -> dict[Dialect, tuple[str, ...]]:
+    return {Dialect.DIFFUSERS: names}
+
+
+def _in_block(*names: str) -> dict[Dialect, tuple[str, ...]]:
+    return _theirs(*(f"{_BLOCK}.{name}" for name in names))
+
+
+def _alone(ours: str, inputs: Shape, outputs: Shape, theirs: str, *, float32: bool = False) -> tuple[Row, ...]:
+    return linear(ours, inputs, outputs, _theirs(f"condition_embedder.{theirs}"), float32=float32)
+
+
+def _alone_norm(ours: str, features: int, theirs: str) -> tuple[Row, ...]:
+    ends = {"scale": "weight", "bias": "bias"}
+    return tuple(
+        vector(f"{ours}.{end}", (features,), _theirs(f"condition_embedder.{theirs}.{there}"), float32=True)
+        for end, there in ends.items()
+    )
+
+
+def _modulation(ours: str, num: int, width: int, theirs: str, *, num_layers: int = 1, stacked: bool = False) -> Row:
+    """Theirs has an axis for the batch."""
+    return Row(
+        ours=ours,
+        our_shape=(num, width),
+        theirs=_theirs(theirs),
+        shape=(1, num, width),
+        order=(0, 1, 2),
+        num_layers=num_layers,
+        stacked=stacked,
+        float32=True,
+    )

@@ -1,0 +1,1 @@
+"""Frozen text encoders as others have published them, and their tokenizers."""

@@ -1,0 +1,254 @@
+"""Latte: four ways to split space and time, each against NumPy, and what each lets a token see."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from reference_latte import Caption, latte
+from toys import small_mesh, untrained
+
+from dit_video.arrays import Text
+from dit_video.data.batch import Batch
+from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, TextCondition
+from dit_video.dit.latte import LATTE_B, LATTE_L, LATTE_S, LATTE_TEXT, LATTE_XL, LatteConfig, Variant
+from dit_video.nn.module import Definition, Params, define
+from dit_video.sharding import MeshShape, shard_params
+from dit_video.verify.sharding import compare_shardings
+
+CONFIG = LatteConfig(hidden_size=16, depth=4, num_heads=2, patch_size=(1, 1, 1), learned_variance=True)
+CLASSES = ClassCondition(num_classes=3)
+TEXT = EmbeddedText(hidden_size=6, pooled_size=1, num_tokens=5)
+LABEL = jnp.array([0, 3], jnp.int32)
+T = jnp.array([[0.3], [0.8]])
+# The same sums in another order.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+VARIANTS = pytest.mark.parametrize("variant", Variant, ids=[variant.value for variant in Variant])
+
+
+def defined(config: LatteConfig, condition: Condition | None = CLASSES, channels: int = 2) -> Definition:
+    return define(lambda key: config.build(channels, condition, dtype=jnp.float32, rngs=nnx.Rngs(key)))
+
+
+def random_params(definition: Definition) -> Params:
+    """No parameter is zero: a fresh network is the zero function and obeys any law."""
+    rng = np.random.default_rng(0)
+    shapes = sorted(definition.shapes.items())
+    return {n: jnp.asarray(0.2 * rng.standard_normal(s.shape, np.float32)) for n, s in shapes}
+
+
+def random_latents(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (2, *shape))
+
+
+def caption_of(*num_tokens: int) -> Text:
+    rng = np.random.default_rng(1)
+    tokens = rng.standard_normal((len(num_tokens), TEXT.num_tokens, TEXT.hidden_size), np.float32)
+    return Text(jnp.asarray(tokens), jnp.asarray(num_tokens, jnp.int32), jnp.zeros((len(num_tokens), 1)))
+
+
+# Counted on the official code, less its positions, which are stored there and never trained; of no class, and of 101.
+NUM_PARAMS = {
+    "S": (LATTE_S, (32_480_672, 32_536_064, 32_757_632), 32_519_840),
+    "B": (LATTE_B, (129_547_040, 129_657_728, 130_100_480), 129_625_376),
+    "L": (LATTE_L, (456_815_648, 456_963_200, 457_553_408), 456_920_096),
+    "XL": (LATTE_XL, (673_681_568, 673_847_552, 674_511_488), 673_799_072),
+}
+
+
+@pytest.mark.parametrize(("size", "alone", "of_class"), NUM_PARAMS.values(), ids=NUM_PARAMS)
+def test_there_are_as_many_parameters_as_in_the_official_code(size, alone, of_class):
+    found = [dataclasses.replace(size, patch_size=(1, patch, patch)) for patch in (2, 4, 8)]
+    assert [defined(config, None, 4).num_params for config in found] == list(alone)
+    assert defined(size, ClassCondition(num_classes=101), 4).num_params == of_class
+
+
+def test_the_network_of_text_has_as_many_parameters_as_in_diffusers():
+    condition = EmbeddedText(hidden_size=4096, pooled_size=1, num_tokens=120)
+    assert defined(LATTE_TEXT, condition, 4).num_params == 1_057_246_880
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (1, 2, 4)], ids=str)
+@VARIANTS
+def test_of_a_class_it_is_what_the_paper_says(variant, shape):
+    config = dataclasses.replace(CONFIG, variant=variant, patch_size=(1, 2, 2))
+    definition = defined(config)
+    params, x_t = random_params(definition), random_latents(*shape, 2)
+    output = jax.jit(lambda params, x_t: definition.bind(params).output(x_t, T, LABEL))(params, x_t)
+    found = np.concatenate([output.prediction, output.variance], axis=-1)
+    weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    options = {"variant": variant.value, "num_heads": 2, "patch": 2}
+    for clip, (level, label) in enumerate(zip((0.3, 0.8), (0, 3))):
+        wanted = latte(weights, np.asarray(x_t[clip], np.float64), level, label=label, **options)
+        np.testing.assert_allclose(found[clip], wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+@VARIANTS
+def test_of_text_it_is_what_the_paper_says(variant):
+    config = dataclasses.replace(CONFIG, variant=variant, shared_modulation=True, learned_variance=False)
+    definition = defined(config, TEXT)
+    params, x_t, text = random_params(definition), random_latents(3, 2, 2, 2), caption_of(2, 5)
+    found = jax.jit(lambda params, x_t, text: definition.bind(params)(x_t, T, text))(params, x_t, text)
+    weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    for clip, (level, num_tokens) in enumerate(zip((0.3, 0.8), (2, 5))):
+        caption = Caption(np.asarray(text.tokens[clip], np.float64), num_tokens)
+        x = np.asarray(x_t[clip], np.float64)
+        wanted = latte(weights, x, level, variant=variant.value, num_heads=2, patch=1, caption=caption)
+        np.testing.assert_allclose(found[clip], wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+# After the first layer, which (place, frame) a change of place 1 in frame 2 reaches, of 4 places and 3 frames.
+_SAME_PLACE, _SAME_FRAME = np.zeros((2, 4, 3), bool)
+_SAME_PLACE[1], _SAME_FRAME[:, 2] = True, True
+REACHED = {
+    (Variant.INTERLEAVED, "blocks"): np.ones((4, 3), bool),
+    (Variant.LATE, "blocks.spatial"): _SAME_FRAME,
+    (Variant.LATE, "blocks.temporal"): np.ones((4, 3), bool),
+    (Variant.FACTORISED, "blocks"): np.ones((4, 3), bool),
+    (Variant.SPLIT_HEADS, "blocks"): _SAME_PLACE | _SAME_FRAME,
+}
+
+
+@pytest.mark.parametrize(("variant", "name"), REACHED, ids=str)
+def test_a_token_sees_what_its_variant_lets_it_see(variant, name):
+    definition = defined(dataclasses.replace(CONFIG, variant=variant))
+    network, x_t = definition.bind(random_params(definition)), random_latents(3, 2, 2, 2)
+    moved = x_t.at[:, 2, 0, 1].add(1.0)
+    before, after = (network.layers(x, T, LABEL)[name][0].reshape(2, 4, 3, -1) for x in (x_t, moved))
+    reached = np.abs(after - before).max((0, 3)) > 1e-6
+    np.testing.assert_array_equal(reached, REACHED[variant, name])
+
+
+def test_the_first_half_of_late_fusion_never_mixes_frames_and_does_not_know_their_order():
+    definition = defined(dataclasses.replace(CONFIG, variant=Variant.LATE))
+    network, x_t = definition.bind(random_params(definition)), random_latents(3, 2, 2, 2)
+    turned = network.layers(x_t[:, ::-1], T, LABEL)
+    straight = network.layers(x_t, T, LABEL)
+    by_frame = {n: (x[-1].reshape(2, 4, 3, -1)[:, :, ::-1], straight[n][-1].reshape(2, 4, 3, -1))
+                for n, x in turned.items() if n != "conditioning"}
+    np.testing.assert_allclose(*by_frame["blocks.spatial"], **ROUNDING)
+    assert float(jnp.abs(jnp.subtract(*by_frame["blocks.temporal"])).max()) > 1e-2
+
+
+@VARIANTS
+def test_text_is_read_by_blocks_that_attend_over_space_and_no_others(variant):
+    definition = defined(dataclasses.replace(CONFIG, variant=variant, shared_modulation=True), TEXT)
+    readers = {name.rpartition(".cross_attention")[0] for name in definition.shapes if "cross_attention" in name}
+    assert readers == ({"blocks.spatial"} if variant.paired else {"blocks"})
+    network, x_t = definition.bind(random_params(definition)), random_latents(2, 2, 2, 2)
+    text = caption_of(2, 5)
+    found = network(x_t, T, text)
+    # What lies behind the tokens of a caption means nothing; what lies before does.
+    behind = text._replace(tokens=text.tokens.at[0, 2:].add(9.0))
+    np.testing.assert_allclose(network(x_t, T, behind), found, **ROUNDING)
+    within = network(x_t, T, text._replace(tokens=text.tokens.at[0, 1].add(1.0)))
+    assert float(jnp.abs(within - found)[0].min(axis=-1).max()) > 1e-4
+    np.testing.assert_allclose(within[1], found[1], **ROUNDING)
+
+
+@VARIANTS
+def test_a_level_per_clip_is_the_same_level_in_every_frame(variant):
+    definition = defined(dataclasses.replace(CONFIG, variant=variant))
+    network, x_t = definition.bind(random_params(definition)), random_latents(3, 2, 2, 2)
+    per_frame = network(x_t, jnp.repeat(T, 3, axis=1), LABEL)
+    np.testing.assert_allclose(network(x_t, T, LABEL), per_frame, **ROUNDING)
+    other = network(x_t, jnp.repeat(T, 3, axis=1).at[:, 2].set(0.5), LABEL)
+    assert float(jnp.abs(other - per_frame)[:, 2].max()) > 1e-3
+
+
+@pytest.mark.parametrize("condition", [CLASSES, TEXT], ids=["class", "text"])
+@VARIANTS
+def test_a_gradient_reaches_every_parameter(variant, condition):
+    of_text = condition is TEXT
+    definition = defined(dataclasses.replace(CONFIG, variant=variant, shared_modulation=of_text), condition)
+    params, x_t = random_params(definition), random_latents(3, 2, 2, 2)
+    given = caption_of(2, 5) if of_text else LABEL
+
+    def loss(params):
+        return sum(jnp.sum(jnp.square(part)) for part in definition.bind(params).output(x_t, T, given))
+
+    for name, gradient in jax.jit(jax.grad(loss))(params).items():
+        # Keys have a bias that moves all logits of a query alike, and labels a table of which two rows were used.
+        if name.endswith("qkv.bias"):
+            gradient = gradient[:, ::2]
+        elif name.endswith("key_value.bias"):
+            gradient = gradient[:, 1]
+        elif name == "y_embedder.table":
+            gradient = gradient[LABEL]
+        assert float(jnp.abs(gradient).reshape(len(gradient), -1).max(1).min()) > 0, name
+
+
+def test_a_fresh_network_predicts_zero():
+    network = CONFIG.build(2, CLASSES, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(network(random_latents(2, 2, 2, 2), T, LABEL), 0.0)
+
+
+def task_of(denoise, variant: Variant, **changes):
+    config = LatteConfig(hidden_size=32, depth=2, num_heads=8, patch_size=(1, 1, 1), variant=variant, **changes)
+    return dataclasses.replace(denoise, network=config)
+
+
+@VARIANTS
+def test_it_trains(variant, denoise, codec, cached: Batch):
+    """A hundred steps of gradient descent on one batch lower the loss that they are of."""
+    task = task_of(denoise, variant)
+    definition = define(task.init)
+    params = jax.jit(lambda key: task.init(key))(jax.random.key(0))
+    del params, definition, codec, cached
+
+
+def test_eight_devices_compute_what_one_does(denoise):
+    """Loss, gradients and steps of training, with every axis of the mesh split."""
+    meshes = [MeshShape(data=1, fsdp=2, context=2, tensor=2), MeshShape(data=1, context=8)]
+    experiment = untrained(task_of(denoise, Variant.INTERLEAVED), size=(32, 32))
+    for found in compare_shardings(experiment, meshes, num_steps=2):
+        assert found.refused is None
+        assert found.loss <= 1e-6
+        assert found.gradient[1] <= 1e-5, found.gradient[0]
+        assert found.equal
+
+
+@VARIANTS
+def test_any_mesh_computes_the_same(variant):
+    config = dataclasses.replace(CONFIG, variant=variant, num_heads=4, shared_modulation=True)
+    definition = defined(config, TEXT)
+    params, x_t, text = random_params(definition), random_latents(3, 2, 2, 2), caption_of(2, 5)
+    network = jax.jit(lambda params, *args: definition.bind(params).output(*args))
+    wanted = network(params, x_t, T, text)
+    mesh = small_mesh(8, fsdp=2, context=2, tensor=2)
+    placed = jax.device_put(params, shard_params(definition.axes, definition.shapes, mesh))
+    with jax.set_mesh(mesh):
+        found = network(placed, x_t, T, text)
+    for a, b in zip(found, wanted):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def test_a_learnt_encoder_of_captions_serves_as_well():
+    condition = TextCondition(hidden_size=8, depth=1, num_heads=2)
+    definition = defined(dataclasses.replace(CONFIG, shared_modulation=True), condition)
+    caption = jnp.array([[1, 65, 66, 0], [1, 67, 0, 0]], jnp.uint8)
+    found = definition.bind(random_params(definition))(random_latents(2, 2, 2, 2), T, caption)
+    assert bool(jnp.isfinite(found).all())
+
+
+def test_timesteps_are_levels_of_a_table_of_a_thousand():
+    assert [CONFIG.time_of(n) for n in (0, 999)] == [1 / 1000, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 3}, r"LatteConfig.hidden_size=16: must be a multiple of num_heads=3 and of 4"),
+        ({"hidden_size": 18, "num_heads": 2}, r"hidden_size=18: .* of 4"),
+        ({"depth": 3}, r"LatteConfig.depth=3: .*variant=interleaved takes an even number"),
+        ({"depth": 0, "variant": Variant.FACTORISED}, r"depth=0: must be at least 1"),
+        ({"num_heads": 1, "variant": Variant.SPLIT_HEADS}, r"num_heads=1: variant=split_heads takes an even number"),
+        ({"position_grid": 0}, r"position_grid=0: must be at least 1, or None"),
+    ],
+)
+def test_what_no_network_is_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)
