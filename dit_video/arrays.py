@@ -31,6 +31,19 @@ Labels = Int[Array, "B"]
 Captions = UInt8[Array, "B L"]
 
 
+class Output(NamedTuple):
+    """What a network makes of x_t, float32 and of its shape.
+
+    Attributes:
+        prediction: what the objective asks for.
+        variance: where between its bounds the log-variance of a step back lies, -1 to 1 (2102.09672, equation 15);
+            None unless the network learns it.
+    """
+
+    prediction: Latents
+    variance: Latents | None = None
+
+
 class Text(NamedTuple):
     """What a text encoder makes of captions.
 

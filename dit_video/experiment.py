@@ -10,7 +10,6 @@ import difflib
 import enum
 import hashlib
 import importlib
-import importlib.util
 import json
 import reprlib
 import sys
@@ -32,20 +31,14 @@ from dit_video.training.faults import Faults
 from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import EMA, Optimizer
 from dit_video.training.step import CompilerOptions
+from dit_video.user_file import PROGRAM_ERRORS, ExperimentError, call_file
+
+__all__ = [
+    "Experiment", "ExperimentError", "diff", "fingerprint", "flatten", "from_json", "load", "override", "read",
+    "to_json",
+]  # fmt: skip
 
 Value = TypeVar("Value")
-Kind = TypeVar("Kind")
-
-
-# What a user's program usually fails with: its name and words are for its author, a traceback of ours is not.
-PROGRAM_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, RuntimeError, SyntaxError,
-    TypeError, ValueError,
-)  # fmt: skip
-
-
-class ExperimentError(ValueError):
-    """An experiment that cannot be loaded, overridden or run; the message names the field and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,39 +200,6 @@ def diff(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
     return {p: (left.get(p), right.get(p)) for p in paths if left.get(p) != right.get(p)}
 
 
-def call_file(option: str, name: str, function: str, kind: type[Kind]) -> Kind:
-    """Runs a Python file `PATH.py[:arg]` and returns what its `function(arg)` makes, which must be a `kind`.
-
-    Args:
-        option: the command-line option that named the file, for messages.
-    """
-    text, _, argument = name.partition(":")
-    path = Path(text)
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        hint = f"; there are {', '.join(near)}" if near else ""
-        raise ExperimentError(f"{option} {path}: no such file{hint}")
-    spec = importlib.util.spec_from_file_location(f"experiments_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ExperimentError(f"{option} {path}: must be a Python file, FILE.py[:arg]")
-    module = importlib.util.module_from_spec(spec)
-    # As an import does it: dataclasses look up there what the annotations of a class mean.
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, function):
-            raise ExperimentError(f'{option} {path}: defines no `{function}(arg: str = "") -> {kind.__name__}`')
-        make = getattr(module, function)
-        made = make(argument) if argument else make()
-    except ExperimentError:
-        raise
-    except PROGRAM_ERRORS as error:
-        raise ExperimentError(f"{option} {path}: {type(error).__name__}: {error}") from error
-    if not isinstance(made, kind):
-        raise ExperimentError(f"{option} {path}: {function} returned {type(made).__name__}, not an {kind.__name__}")
-    return made
-
-
 def _joined(words: Sequence[str]) -> Iterator[str]:
     """`--config.a b` and `--config.a=b` are the same override."""
     words = list(words)
@@ -253,7 +213,10 @@ def _joined(words: Sequence[str]) -> Iterator[str]:
 
 
 def _check_path(node: Any, path: str) -> None:
-    """Raises an error that names the first part of `path` which does not exist, and the nearest one that does."""
+    """Raises an error that names the first part of `path` which does not exist, and the nearest one that does.
+
+    A whole component is no value that a word of the command line could give.
+    """
     where = "config"
     for part in path.split("."):
         names = _children(node)
@@ -263,6 +226,12 @@ def _check_path(node: Any, path: str) -> None:
             raise ExperimentError(f"{where}.{part}: {type(node).__name__} has no such field; {hint}")
         node = node[part] if isinstance(node, Mapping) else getattr(node, part)
         where = f"{where}.{part}"
+    if dataclasses.is_dataclass(node):
+        raise ExperimentError(
+            f"{where}: is a component, {type(node).__name__}; put another in its place in the experiment file, perhaps "
+            "under an argument of its get_config, as --config=FILE.py:arg gives it"
+            + (f". Of this one can be set: {', '.join(_children(node))}" if _children(node) else "")
+        )
 
 
 def _children(node: Any) -> list[str]:

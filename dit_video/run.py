@@ -255,6 +255,7 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
         seed=experiment.seed,
         references={"set": info.digest, "splits": {split.value: d for split, d in info.split_digest.items()}},
         caption_bytes=data.caption_bytes,
+        texts=data.texts(),
     )
 
 

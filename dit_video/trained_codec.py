@@ -23,10 +23,11 @@ from dit_video.data.transforms import usable
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.json_file import read_object
 from dit_video.nn.module import define, params_of
+from dit_video.pretrained_text import with_text
 from dit_video.processes import from_first
 from dit_video.progress import counted
 from dit_video.run_folder import RECORD, read_experiment, short, write_json
-from dit_video.sharding import fetch, make_mesh, place, place_whole, shard_frozen
+from dit_video.sharding import fetch, make_mesh, place, place_whole, replicated, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, Frozen, TrainedCodec
 from dit_video.user_cache import keep_compiled_programs
@@ -42,7 +43,8 @@ def with_frozen(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[E
         return experiment, None
     codec, digest, _ = _trained(task.codec, mesh, console, experiment)
     trained = dataclasses.replace(task.codec, digest=digest)
-    return dataclasses.replace(experiment, task=dataclasses.replace(task, codec=trained)), Frozen(codec)
+    experiment, nothing = with_text(dataclasses.replace(experiment, task=dataclasses.replace(task, codec=trained)))
+    return experiment, Frozen(codec, jax.device_put(nothing, replicated(mesh)))
 
 
 def codec_of_run(

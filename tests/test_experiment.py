@@ -138,7 +138,7 @@ def test_evaluators_are_reached_by_their_name(experiment):
         ("--config.data.clips.size=(64,6.5)", r"size=\(64, 6\.5\): must be of type tuple\[int, int\]"),
         ("--config.optimizer.groups=critic", r"config\.optimizer\.groups=.*must be of type tuple\[.*Group"),
         ("--config.data.cache=folder", r"config\.data\.cache='folder': must be of type .*LatentCache"),
-        ("--config.optimizer=5", r"--config\.optimizer=5"),
+        ("--config.optimizer=5", r"config\.optimizer: is a component, AdamW; put another in its place"),
         ("--config.schedule.num_steps=0", r"Schedule\.num_steps=0: must be at least 1"),
         ("--config.num_microbatches=3", r"num_microbatches=3: must divide data\.batch_size=4"),
         ("--config.seed", r"--config\.seed: give a value"),
@@ -167,6 +167,21 @@ def test_a_missing_file_is_named_beside_those_that_are_there(file, tmp_path):
         load(str(tmp_path / "smal.py"))
     with pytest.raises(ExperimentError, match=r"nowhere/small\.py: no such file$"):
         load(str(tmp_path / "nowhere" / "small.py"))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "--config.faults.not_finite=skip",
+            r"config\.faults\.not_finite: is a component, Stop; .*FILE\.py:arg gives it$",
+        ),
+        ("--config.ema=None", r"config\.ema: is a component, EMA; .*Of this one can be set: decay"),
+    ],
+)
+def test_a_component_is_put_in_the_file_and_not_on_the_command_line(experiment, word, message):
+    with pytest.raises(ExperimentError, match=message):
+        override(experiment, [word])
 
 
 # --- JSON ---

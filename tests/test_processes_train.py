@@ -24,14 +24,7 @@ from trained_by_processes import get_config
 from dit_video.checkpoint import Checkpoints
 from dit_video.run import program_of
 
-# A run is gone on with by classes of the package alone: here its own module counts as part of it.
-EXPERIMENT = """
-import importlib.util, sys, trained_by_processes
-spec = importlib.util.spec_from_file_location("dit_video.trained_by_processes", trained_by_processes.__file__)
-module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-get_config = module.get_config
-"""
+EXPERIMENT = "from trained_by_processes import get_config"
 ALONG_FSDP = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
 LOSS_TOLERANCE = 1e-5
 TESTS = Path(__file__).parent
@@ -248,3 +241,31 @@ def test_a_step_that_one_process_cannot_read_is_left_by_all(ended, folder):
     assert (folder / "damaged" / "checkpoints_damaged" / "12").is_dir()
     assert_same_training(folder / "damaged", folder / "one")
     assert max(steps(folder / "damaged")) == 12
+
+
+def test_two_processes_start_from_the_weights_of_another_run_as_one_does(folder):
+    words = ("--init_from=one", "--config.schedule.num_steps=3")
+    runs = {1: "from_one", 2: "from_one_by_two"}
+    started = {number: start(folder, run, *words, num_processes=number) for number, run in runs.items()}
+    for number, processes in started.items():
+        assert "starting from the averaged weights of one" in finish(processes, *[0] * number)[0]
+    assert_same_training(folder / runs[2], folder / runs[1])
+    assert steps(folder / runs[1])[1] < steps(folder / "one")[1]
+
+
+def test_where_one_process_cannot_save_all_go_on_and_save_later(folder):
+    """The disk of the second has no room; at the end of the run it has."""
+    started = start(folder, "full", num_processes=2, FULL_UNTIL="free", SECONDS_PER_RECORD="0.02")
+    failed = folder / "full" / "saves.jsonl"
+    until = time.monotonic() + MINUTE
+    while not (failed.exists() and "failed" in failed.read_text()):
+        assert time.monotonic() < until, "nothing has failed"
+        time.sleep(0.05)
+    (folder / "free").touch()
+    said, _ = finish(started, 0, 0)
+    assert "checkpoints/6: not written" in said
+    assert "raise the limit of the size of files" in said
+    assert "nothing before it is at risk any more" in said
+    with Checkpoints(folder / "full") as checkpoints:
+        assert checkpoints.steps == [12]
+    assert_same_training(folder / "full", folder / "one")

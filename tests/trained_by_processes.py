@@ -1,12 +1,14 @@
 """An experiment that trains in a moment, by one process or by several: a network on tokens of noise, nothing on disk.
 
-Not a test: tests/test_processes_train.py starts processes that train it. Two variables make a process misbehave:
-SECONDS_PER_RECORD makes its data slow, UNREADABLE makes record number so much of it damaged.
+Not a test: tests/test_processes_train.py starts processes that train it. Three variables make a process misbehave:
+SECONDS_PER_RECORD makes its data slow, UNREADABLE makes record number so much of it damaged, and until there is a file
+FULL_UNTIL it can write none of more than a few bytes.
 """
 
 import dataclasses
 import hashlib
 import os
+import resource
 import time
 
 import jax
@@ -39,6 +41,9 @@ class NoiseExamples(Examples):
 
     def __getitem__(self, index: int) -> Record:
         time.sleep(float(os.environ.get("SECONDS_PER_RECORD", "0")))
+        if until := os.environ.get("FULL_UNTIL"):
+            limit = resource.RLIM_INFINITY if os.path.exists(until) else 1024
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         if str(index) == os.environ.get("UNREADABLE"):
             raise ValueError(f"record {index} is damaged")
         video = np.random.default_rng(index).integers(0, 256, (NUM_FRAMES, SIZE, SIZE, 3), np.uint8)

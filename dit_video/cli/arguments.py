@@ -9,7 +9,8 @@ import jax
 from dit_video.data.video_set import file_digest
 from dit_video.evaluation.features import Extractor, FromFile
 from dit_video.evaluation.i3d import I3DLogits, ResizeRule
-from dit_video.experiment import Experiment, call_file, load
+from dit_video.experiment import Experiment, load
+from dit_video.user_file import call_file
 
 
 def command(subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:

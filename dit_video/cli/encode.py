@@ -1,34 +1,69 @@
 """dit-video encode"""
 
 import argparse
+import enum
 
 from rich.console import Console
 
-from dit_video import trained_codec
+from dit_video import pretrained_text, trained_codec
 from dit_video.cli.arguments import add_config, command, experiment_of
+from dit_video.experiment import Experiment, ExperimentError
 
 EXAMPLES = """  dit-video encode --config=experiments/quickstart.py
   dit-video encode --config=experiments/grid_dit.py --clips_per_video=4
+  dit-video encode --config=experiments/text_dit.py --only=text --caption="a fox in the snow"
 
-Reads config.data.source, encodes with the codec of config.task.codec.run, writes config.data.cache.directory. The cache
-carries the codec's digest, its statistics, the preprocessing and the digest of the source; training refuses another."""
+Reads config.data.source. Latents are made with the codec of config.task.codec.run and go to
+config.data.cache.directory; embeddings of captions are made with the encoders of config.task.text and go to
+config.data.text.directory, each caption once, and those that are there already are left as they are. A cache carries
+what it was made with: the digests of codec or encoders, the preprocessing, and for latents the digest of the source;
+training refuses another."""
+
+
+class Part(enum.Enum):
+    """What is written."""
+
+    LATENTS = "latents"
+    TEXT = "text"
 
 
 def add_parser(subparsers) -> None:
-    parser = command(subparsers, "encode", "write the latents of a data set, so training need not encode", EXAMPLES)
+    summary = "write the latents and embedded captions of a data set, so training need not encode"
+    parser = command(subparsers, "encode", summary, EXAMPLES)
     add_config(parser)
     parser.add_argument(
+        "--only", choices=[part.value for part in Part], help="one of the two (default: all that the experiment reads)"
+    )
+    parser.add_argument(
         "--clips_per_video", type=int, default=1, metavar="N", help="windows taken from each video (default 1)"
+    )
+    parser.add_argument(
+        "--caption", action="append", default=[], metavar="TEXT", help="embed this one too; repeated, each of them"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
     parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    trained_codec.encode(
-        experiment_of(arguments),
-        clips_per_video=arguments.clips_per_video,
-        overwrite=arguments.overwrite,
-        console=Console(),
-    )
+    console, experiment = Console(), experiment_of(arguments)
+    read = [part for part in Part if _reads(experiment, part)]
+    parts = read if arguments.only is None else [Part(arguments.only)]
+    if not parts:
+        raise ExperimentError(
+            "config.data.cache and config.data.text are None: this experiment trains on video and has no cache to write"
+        )
+    if arguments.caption and Part.TEXT not in parts:
+        raise ExperimentError(f"--caption={arguments.caption[0]!r}: this writes no embeddings; see config.data.text")
+    if Part.TEXT in parts:
+        pretrained_text.encode_text(
+            experiment, captions=arguments.caption, overwrite=arguments.overwrite, console=console
+        )
+    if Part.LATENTS in parts:
+        trained_codec.encode(
+            experiment, clips_per_video=arguments.clips_per_video, overwrite=arguments.overwrite, console=console
+        )
     return 0
+
+
+def _reads(experiment: Experiment, part: Part) -> bool:
+    return (experiment.data.cache if part is Part.LATENTS else experiment.data.text) is not None

@@ -14,7 +14,7 @@ from dit_video import experiment as experiments
 from dit_video.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint_contents import Contents, contents, verify
 from dit_video.cli.arguments import add_like, command, like_of
-from dit_video.experiment import ExperimentError
+from dit_video.experiment import Experiment, ExperimentError
 from dit_video.json_file import read_object
 from dit_video.progress import bar
 from dit_video.run_folder import data_changes, describe_change, read_experiment

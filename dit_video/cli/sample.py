@@ -3,20 +3,23 @@
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from dit_video import run
+from dit_video import pretrained_text, run
 from dit_video.cli.arguments import add_weights, command, like_of, parse_size
 from dit_video.data.batch import NO_LABEL, Batch
 from dit_video.data.captions import encode_captions, room_for
 from dit_video.data.video import grid, write_gif, write_mp4
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
-from dit_video.dit.condition import ClassCondition, TextCondition
+from dit_video.dit.condition import ClassCondition, EmbeddedText, Given, TextCondition
 from dit_video.experiment import override
+from dit_video.sharding import replicated
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import clip_keys
 
@@ -26,10 +29,23 @@ EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_c
   dit-video sample --workdir=runs/grid_dit --out=any.mp4 --sampler=unipc --num_steps=20
   dit-video sample --workdir=runs/grid_dit --label=two --num_frames=33 --size=96,96 --out=long.mp4
   dit-video sample --workdir=runs/text_dit --text="a seven moving up" --text="an eight moving up" --out=up.mp4
+  dit-video sample --workdir=runs/text_dit --text="a seven moving up" --negative_prompt="moving down" --out=up.mp4
 
 --sampler, --num_steps, --guidance and what they leave, --config.task.sampler... and --config.task.guidance..., change
 how this run is sampled. Clip i depends on seed and i
 alone, so the same seed with another label, text or guidance is the same noise seen differently."""
+
+
+class Told(NamedTuple):
+    """What clips are made from.
+
+    Attributes:
+        rows: of the grid; a batch of one for each.
+        nothing: what guidance leads away from, for one clip; None leaves it as it was in training.
+    """
+
+    rows: list[Batch]
+    nothing: Given | None = None
 
 
 SAMPLERS: dict[str, type[Sampler]] = {
@@ -56,6 +72,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--guidance", type=float, metavar="SCALE", help="how strongly label or text is followed; 1 is off"
     )
+    parser.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from (default: no text)")
     parser.add_argument("--num_frames", type=int, help="length of a clip (default: as trained)")
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
     parser.add_argument(
@@ -78,7 +95,11 @@ def main(arguments: argparse.Namespace) -> int:
         opened = dataclasses.replace(opened, experiment=override(opened.experiment, arguments.overrides))
     opened = sampled_as_told(arguments, opened)
     data = run.evaluation_data(opened.experiment)
-    rows = told(arguments, opened, console)
+    rows, nothing = told(arguments, opened, console)
+    if nothing is not None:
+        assert opened.frozen is not None, "a denoiser has a codec"
+        placed = jax.device_put(nothing, replicated(opened.mesh))
+        opened = dataclasses.replace(opened, frozen=opened.frozen._replace(nothing=placed))
     shape = _shape(arguments, data.shape)
     # The same noise in every row of the grid: rows then differ by their label or text alone.
     subject, video = opened.subject(), []
@@ -118,36 +139,50 @@ def sampled_as_told(arguments: argparse.Namespace, opened: run.OpenRun) -> run.O
     return dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=task))
 
 
-def told(arguments: argparse.Namespace, opened: run.OpenRun, console: Console) -> list[Batch]:
-    """What the clips of each row of the grid are made from: a batch of one.
+def told(arguments: argparse.Namespace, opened: run.OpenRun, console: Console) -> Told:
+    """What the run is told with --label, --text and --negative_prompt.
 
     Raises:
-        ValueError: --label or --text for a run that is not conditioned on such, or no such class.
+        ValueError: one of them for a run that is not conditioned on such, no such class, guidance that is off, or a
+            text of which there is no embedding.
     """
     task = opened.experiment.task
     assert isinstance(task, Denoise), "main refuses any other, and overrides keep the class of a task"
-    condition, name, texts = task.condition, arguments.label, arguments.text
-    if isinstance(condition, TextCondition):
+    condition, name, texts, negative = task.condition, arguments.label, arguments.text, arguments.negative_prompt
+    if isinstance(condition, TextCondition | EmbeddedText):
         if name is not None:
             raise ValueError(f"--label={name}: this run is conditioned on text; say what is to be seen with --text")
-        return [Batch(caption=_caption(text, opened, console)) for text in texts or [""]]
-    if texts is not None:
-        remedy = "leave it out" if condition is None else "name a class with --label"
-        raise ValueError(f"--text={texts[0]!r}: this run is not conditioned on text; {remedy}")
+        if negative is not None and task.guidance.scale == 1:
+            raise ValueError(f"--negative_prompt={negative!r}: guidance is off; switch it on with --guidance=SCALE")
+        if isinstance(condition, EmbeddedText):
+            return _embedded(texts or [""], negative or "", opened)
+        nothing = None if negative is None else jnp.asarray(_caption(negative, opened, console, "--negative_prompt"))
+        return Told([Batch(caption=_caption(text, opened, console, "--text")) for text in texts or [""]], nothing)
+    for flag, text in {"--text": texts and texts[0], "--negative_prompt": negative}.items():
+        if text is not None:
+            remedy = "leave it out" if condition is None else "name a class with --label"
+            raise ValueError(f"{flag}={text!r}: this run is not conditioned on text; {remedy}")
     if name is None:
         labels = [NO_LABEL]
     elif isinstance(condition, ClassCondition):
         labels = _labels(name, condition, opened)
     else:
         raise ValueError(f"--label={name}: this run is not conditioned on a class; leave it out")
-    return [Batch(label=np.array([label], np.int32)) for label in labels]
+    return Told([Batch(label=np.array([label], np.int32)) for label in labels])
 
 
-def _caption(text: str, opened: run.OpenRun, console: Console) -> np.ndarray:
+def _embedded(texts: list[str], negative: str, opened: run.OpenRun) -> Told:
+    """The encoders, where they have to be opened, are so once, for all texts."""
+    found = pretrained_text.embeddings_of(opened.experiment, [*texts, negative], opened.mesh)
+    rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], found) for i in range(len(texts) + 1)]
+    return Told([Batch(text=text) for text in rows[:-1]], rows[-1])
+
+
+def _caption(text: str, opened: run.OpenRun, console: Console, flag: str) -> np.ndarray:
     num_bytes = opened.experiment.data.caption_bytes
     assert num_bytes is not None, "a run on text was trained with captions"
     if len(text.encode()) > room_for(num_bytes):
-        message = f"--text={text!r} is cut: config.data.caption_bytes={num_bytes} leaves room for {room_for(num_bytes)}"
+        message = f"{flag}={text!r} is cut: config.data.caption_bytes={num_bytes} leaves room for {room_for(num_bytes)}"
         console.print(message, markup=False, highlight=False, soft_wrap=True)
     return encode_captions([text], num_bytes)
 

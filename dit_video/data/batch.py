@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
+from dit_video.data.text_cache import Embeddings
 
 # The label of a record that has none.
 NO_LABEL = -1
@@ -150,11 +151,16 @@ def content_digest(examples: Examples, positions: Sequence[int]) -> str:
     return sha256.hexdigest()
 
 
-def collate(clips: Sequence[Clip], caption_bytes: int | None = None) -> Batch:
-    """Stacks clips of one shape into a batch, with captions of `caption_bytes` where that is given.
+def collate(clips: Sequence[Clip], caption_bytes: int | None = None, texts: Embeddings | None = None) -> Batch:
+    """Stacks clips of one shape into a batch.
+
+    Args:
+        caption_bytes: how long captions are; None for a batch without.
+        texts: what has the embeddings of captions; None for a batch without.
 
     Raises:
-        ValueError: no clips, or clips that differ in shape or in kind (video against moments).
+        ValueError: no clips, clips that differ in shape or in kind (video against moments), or a caption without
+            embedding.
     """
     if not clips:
         raise ValueError("collate: no clips")
@@ -174,4 +180,5 @@ def collate(clips: Sequence[Clip], caption_bytes: int | None = None) -> Batch:
 
     label = np.array([clip.label for clip in clips], dtype=np.int32)
     caption = None if caption_bytes is None else encode_captions([clip.caption for clip in clips], caption_bytes)
-    return Batch(video=stack("video"), moments=stack("moments"), label=label, caption=caption)
+    text = None if texts is None else texts([clip.caption for clip in clips])
+    return Batch(video=stack("video"), moments=stack("moments"), label=label, caption=caption, text=text)

@@ -7,6 +7,7 @@ from typing import Any
 from dit_video.data.batch import Batch, Split
 from dit_video.data.loader import BatchIterator, held_out_batches, train_batches
 from dit_video.data.sources import LatentCache, Source
+from dit_video.data.text_cache import Embeddings, TextCache
 from dit_video.data.transforms import ClipTransform
 
 
@@ -20,6 +21,7 @@ class Data:
             video. Evaluation always reads the source.
         caption_bytes: length of captions in a batch, longer ones cut; a multiple of config.mesh.context. None where
             nothing reads them.
+        text: embeddings of captions, made with `dit-video encode`; None where nothing reads them.
         num_threads: decoding threads of each process; the order of batches does not depend on it.
     """
 
@@ -28,6 +30,7 @@ class Data:
     batch_size: int
     cache: LatentCache | None = None
     caption_bytes: int | None = None
+    text: TextCache | None = None
     num_threads: int = 8
 
     def __post_init__(self):
@@ -52,9 +55,14 @@ class Data:
             start=start,
             rows=rows,
             caption_bytes=self.caption_bytes,
+            texts=self.texts(),
             num_threads=self.num_threads,
             replace=replace,
         )
+
+    def texts(self) -> Embeddings | None:
+        """What has the embeddings of captions, opened; None where nothing reads them."""
+        return None if self.text is None else self.text.open()
 
     def identity(self) -> dict[str, Any]:
         """What decides which records there are, and which of them is in which batch; JSON."""
@@ -69,6 +77,7 @@ class Data:
             batch_size=batch_size,
             seed=seed,
             caption_bytes=self.caption_bytes,
+            texts=self.texts(),
         )
 
 

@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from dit_video.data.batch import Batch, Clip, Examples, collate, content_digest
+from dit_video.data.text_cache import Embeddings
 from dit_video.data.transforms import ClipTransform, Usable, usable
 
 _LOG = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def train_batches(
     start: int = 0,
     rows: Sequence[int] | None = None,
     caption_bytes: int | None = None,
+    texts: Embeddings | None = None,
     num_threads: int = 8,
     replace: bool = False,
 ) -> BatchIterator:
@@ -113,6 +115,7 @@ def train_batches(
         batch_size: of the global batch, over all processes.
         rows: which of its rows to make, in this order; all, if None.
         caption_bytes: length of captions, begun and filled up; None for batches without.
+        texts: what has the embeddings of captions; None for batches without.
         num_threads: batches prepared at once; also how many are kept ready.
         replace: a record whose bytes are damaged, or do not decode, is replaced by the next in the order of its epoch
             that does, cut at random anew: a function of (seed, position) like all else. A store that does not answer
@@ -129,7 +132,7 @@ def train_batches(
     if start < 0:
         raise ValueError(f"start={start}: must be at least 0")
     records = _usable(examples, transform)
-    make = _BatchMaker(records, transform, batch_size, seed, wanted, caption_bytes, replace)
+    make = _BatchMaker(records, transform, batch_size, seed, wanted, caption_bytes, texts, replace)
     return BatchIterator(make, start=start, num_threads=num_threads, num_too_short=records.num_too_short)
 
 
@@ -144,11 +147,12 @@ class _BatchMaker:
         seed: int,
         rows: Sequence[int],
         caption_bytes: int | None,
+        texts: Embeddings | None,
         replace: bool,
     ):
         self._records, self._transform = records, transform
         self._batch_size, self._seed, self._rows = batch_size, seed, rows
-        self._caption_bytes, self._replace = caption_bytes, replace
+        self._caption_bytes, self._texts, self._replace = caption_bytes, texts, replace
         self._order = grain.MapDataset.source(_Positions(len(records))).seed(seed).shuffle().repeat()
         self._clips = self._order.random_map(self._clip)
         # By thread: the position of a record, and since when it is being read.
@@ -167,7 +171,7 @@ class _BatchMaker:
                 clip = self._other(number, error)
                 replaced.append(Replaced(index, row, str(error)))
             clips.append(clip)
-        return collate(clips, self._caption_bytes), replaced
+        return collate(clips, self._caption_bytes, self._texts), replaced
 
     def reading(self) -> str:
         """The records at which threads are, longest first."""
@@ -277,19 +281,21 @@ def held_out_batches(
     batch_size: int,
     seed: int,
     caption_bytes: int | None = None,
+    texts: Embeddings | None = None,
 ) -> Iterator[tuple[Batch, int]]:
     """`held_out_clips` in batches, each with its number of real rows.
 
     The last batch is filled up by repeating its last row, so that all have one shape.
 
     Raises:
-        ValueError: there are not so many different clips; or a record that does not decode.
+        ValueError: there are not so many different clips; a record that does not decode, or a caption without
+            embedding.
     """
     rows: list[Clip] = []
     for clip in held_out_clips(examples, transform, num_clips=num_clips, seed=seed):
         rows.append(clip)
         if len(rows) == batch_size:
-            yield collate(rows, caption_bytes), batch_size
+            yield collate(rows, caption_bytes, texts), batch_size
             rows = []
     if rows:
-        yield collate(rows + [rows[-1]] * (batch_size - len(rows)), caption_bytes), len(rows)
+        yield collate(rows + [rows[-1]] * (batch_size - len(rows)), caption_bytes, texts), len(rows)

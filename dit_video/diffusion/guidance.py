@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from dit_video.arrays import Latents, Time
+from dit_video.arrays import Latents, Output, Time
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.prediction import DenoiseFn
 
 # (x_t, t) -> (conditional, unconditional). Whoever binds the condition decides how: two forward passes, or
 # one over conditional and null rows laid end to end.
-PairFn = Callable[[Latents, Time], tuple[Latents, Latents]]
+PairFn = Callable[[Latents, Time], tuple[Output, Output]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Guidance:
 
         `conditional` alone is called where `pair` is not needed: with scale 1, and at steps whose levels all
         lie outside the interval, which then cost half. The mixture is linear, so that it means the same for
-        every kind of prediction.
+        every kind of prediction. A learnt variance is the conditional one's.
         """
         if self.scale == 1:
             return conditional
@@ -51,13 +51,15 @@ class Guidance:
         def guides(t: Time) -> Bool[Array, "B #t"]:
             return (low <= t) & (t <= high)
 
-        def guided(x_t: Latents, t: Time) -> Latents:
-            with_condition, without = (prediction.astype(jnp.float32) for prediction in pair(x_t, t))
+        def guided(x_t: Latents, t: Time) -> Output:
+            conditioned, unconditioned = pair(x_t, t)
+            with_condition, without = (out.prediction.astype(jnp.float32) for out in (conditioned, unconditioned))
             mixture = without + self.scale * (with_condition - without)
-            return jnp.where(over_latents(guides(t)), mixture, with_condition)
+            return Output(jnp.where(over_latents(guides(t)), mixture, with_condition), conditioned.variance)
 
-        def plain(x_t: Latents, t: Time) -> Latents:
-            return conditional(x_t, t).astype(jnp.float32)
+        def plain(x_t: Latents, t: Time) -> Output:
+            prediction, variance = conditional(x_t, t)
+            return Output(prediction.astype(jnp.float32), variance)
 
         if self.interval == (0.0, 1.0):
             return guided

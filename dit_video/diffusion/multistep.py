@@ -111,7 +111,7 @@ def _within_reach(path: Path, grid: Float[Array, "steps"]) -> Float[Array, "step
 
 def _denoised(denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Float[Array, ""]) -> Latents:
     times = jnp.broadcast_to(t, (x_t.shape[0], 1))
-    return objective.denoised(denoise(x_t, times), x_t, times)
+    return objective.denoised(denoise(x_t, times).prediction, x_t, times)
 
 
 def _solves(path: Path, grid: Float[Array, "steps"]) -> _Solve:

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dit_video.arrays import Latents, Time
+from dit_video.arrays import Latents, Output, Time
 from dit_video.diffusion.path import Cosine, Level, Linear, Path, Shift, TokenShift, shift_time
 from dit_video.diffusion.prediction import Epsilon, Prediction, Velocity
 from dit_video.diffusion.spacing import Spacing, Trailing
+from dit_video.diffusion.variance import LearnedVariance
 
 # The loss is also reported for this many equal intervals of t.
 NUM_BINS = 4
@@ -113,7 +114,10 @@ class Corrupted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """What is learnt. `per_frame` draws one t per latent frame instead of one per clip."""
+    """What is learnt. `per_frame` draws one t per latent frame instead of one per clip.
+
+    `variance`: how that of a step back is learnt too; None where the network says nothing of it.
+    """
 
     path: Path
     prediction: Prediction
@@ -121,6 +125,7 @@ class Gaussian:
     weighting: Weighting = Unweighted()
     shift: Shift | None = None
     per_frame: bool = False
+    variance: LearnedVariance | None = None
 
     def corrupt(self, rng: Key[Array, ""], x_0: Latents) -> Corrupted:
         """Draw times and noise for a batch of latents: t is [B 1], or [B t] when `per_frame`."""
@@ -140,14 +145,14 @@ class Gaussian:
             weight=self.weighting.weight(self.path, self.prediction, t),
         )
 
-    def loss(self, prediction: Latents, corrupted: Corrupted) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Weighted mean squared error, and the same per interval of t.
+    def loss(self, output: Output, corrupted: Corrupted) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Weighted mean squared error, and the same per interval of t; plus the loss of a variance that is learnt.
 
         Metrics: for each of NUM_BINS equal intervals `loss/t_LOW_HIGH`, the mean over the frames (or clips)
         whose t falls there, 0 when there is none, and `count/t_LOW_HIGH`, their number. The loss is the mean
-        of the former weighted by the latter.
+        of the former weighted by the latter. `variance_bits` is the unweighted loss of the variance.
         """
-        error = jnp.square(prediction.astype(jnp.float32) - corrupted.target)
+        error = jnp.square(output.prediction.astype(jnp.float32) - corrupted.target)
         # [B t] -> [B #t]: one number for each level that was drawn.
         per_level = jnp.mean(error, axis=(2, 3, 4))
         if corrupted.t.shape[1] == 1:
@@ -162,7 +167,15 @@ class Gaussian:
             name = f"t_{i / NUM_BINS:.2f}_{(i + 1) / NUM_BINS:.2f}"
             metrics[f"loss/{name}"] = jnp.sum(inside * per_level) / jnp.maximum(count, 1)
             metrics[f"count/{name}"] = count
-        return jnp.mean(per_level), metrics
+        loss = jnp.mean(per_level)
+        if self.variance is not None:
+            assert output.variance is not None, "a task whose objective learns a variance has a network that does"
+            x_t, t = corrupted.x_t, corrupted.t
+            x_0, found_x_0 = (self.denoised(x, x_t, t) for x in (corrupted.target, output.prediction))
+            bits = jnp.mean(self.variance.loss(self.path, x_0, found_x_0, output.variance, x_t, t))
+            metrics["variance_bits"] = bits
+            loss += self.variance.weight * bits
+        return loss, metrics
 
     def denoised(self, prediction: Latents, x_t: Latents, t: Time) -> Latents:
         """The x_0 that a network's prediction implies: the scale on which objectives are compared."""

@@ -22,11 +22,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dit_video.arrays import Latents, Time
+from dit_video.arrays import Latents, Output, Time
 from dit_video.diffusion.path import Level, Path, over_latents
 
 # (x_t, t) -> prediction: a network whose condition is bound already.
-DenoiseFn = Callable[[Latents, Time], Latents]
+DenoiseFn = Callable[[Latents, Time], Output]
 
 # Just below 0.0066, alpha at the end of LinearBeta: DDPM's own path is left as it is.
 MIN_DETERMINANT = 5e-3

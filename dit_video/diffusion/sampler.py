@@ -112,7 +112,7 @@ class DDIM(SingleStep):
     def step(
         self, denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time, s: Time, keys: Key[Array, "B"]
     ) -> Latents:
-        x_0, eps = _estimates(denoise, objective, x_t, t)
+        x_0, eps = _estimates(objective, denoise(x_t, t).prediction, x_t, t)
         return objective.path.x_t(x_0, eps, s)
 
 
@@ -121,27 +121,33 @@ class Ancestral(SingleStep):
     """DDPM's: x_s from the posterior q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 6 and 7).
 
     For any path (VDM, 2107.00630, appendix A), written as 2010.02502, eq. 12 with eta = 1: of the noise in
-    x_s the share rho = (alpha_t sigma_s) / (alpha_s sigma_t) is kept from x_t, the rest is drawn afresh.
+    x_s the share rho = (alpha_t sigma_s) / (alpha_s sigma_t) is kept from x_t, the rest is drawn afresh. Where the
+    objective learns a variance, what is drawn has that one.
     """
 
     def step(
         self, denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time, s: Time, keys: Key[Array, "B"]
     ) -> Latents:
         path = objective.path
-        x_0, eps = _estimates(denoise, objective, x_t, t)
+        prediction, variance = denoise(x_t, t)
+        x_0, eps = _estimates(objective, prediction, x_t, t)
         rho = (path.alpha(t) * path.sigma(s)) / (path.alpha(s) * path.sigma(t))
-        fresh = jnp.sqrt(1 - jnp.minimum(rho, 1) ** 2)
-        mixed = over_latents(rho) * eps + over_latents(fresh) * noise(keys, x_t.shape[1:])
-        return path.x_t(x_0, mixed, s)
+        mean = path.x_t(x_0, over_latents(rho) * eps, s)
+        if objective.variance is None:
+            std = over_latents(path.sigma(s) * jnp.sqrt(1 - jnp.minimum(rho, 1) ** 2))
+        else:
+            assert variance is not None, "a task whose objective learns a variance has a network that does"
+            # The last step ends at its mean.
+            std = jnp.exp(0.5 * objective.variance.log_variance(path, variance, t, s)) * over_latents(s > 0)
+        return mean + std * noise(keys, x_t.shape[1:])
 
 
 def _slope(denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time) -> Latents:
-    return objective.prediction.velocity(objective.path, denoise(x_t, t), x_t, t)
+    return objective.prediction.velocity(objective.path, denoise(x_t, t).prediction, x_t, t)
 
 
-def _estimates(denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time) -> tuple[Latents, Latents]:
-    """(x_0, eps) after one call of the network."""
-    prediction = denoise(x_t, t)
+def _estimates(objective: Gaussian, prediction: Latents, x_t: Latents, t: Time) -> tuple[Latents, Latents]:
+    """(x_0, eps) that a prediction implies."""
     return (
         objective.prediction.x_0(objective.path, prediction, x_t, t),
         objective.prediction.eps(objective.path, prediction, x_t, t),

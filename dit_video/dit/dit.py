@@ -17,9 +17,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dit_video.arrays import Latents, Text, Time
+from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.dit.condition import Condition, Given, known
-from dit_video.dit.network import Network, NetworkConfig, Output, scan_blocks
+from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.embed import (
     NUM_TIMESTEPS,
@@ -109,6 +109,10 @@ class DiTConfig(NetworkConfig):
     @property
     def mlp_size(self) -> int:
         return self.mlp.size(self.hidden_size, self.mlp_ratio)
+
+    @property
+    def learns_variance(self) -> bool:
+        return self.learned_variance
 
     def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "DiT":
         return DiT(self, channels, condition, dtype=dtype, rngs=rngs)

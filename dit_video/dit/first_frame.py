@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from dit_video.arrays import Captions, Framed, Latents, Text
+from dit_video.arrays import Framed, Latents, Text
 from dit_video.dit.condition import Condition, EmbeddedText, Given, TextCondition
 
 
@@ -63,7 +63,7 @@ class FirstFrame(Condition):
         """The caption's part, to which `framed` adds the frame's."""
         return self.text.known(label=label, caption=caption, text=text)
 
-    def framed(self, given: Captions | Text, latents: Latents, image: Float[Array, "B I E"] | None = None) -> Framed:
+    def framed(self, given: Any, latents: Latents, image: Float[Array, "B I E"] | None = None) -> Framed:
         """What a network is given of a clip whose latents are `latents` wherever they are known or seem so.
 
         Args:

@@ -18,10 +18,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dit_video.arrays import Latents, Text, Time
+from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.dit.condition import Condition, Given, known
 from dit_video.dit.dit import Modulation, ModulationOffset
-from dit_video.dit.network import Network, NetworkConfig, Output, scan_blocks
+from dit_video.dit.network import Network, NetworkConfig, scan_blocks
+from dit_video.dit.wan import TextEmbedder
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.axial_attention import spatial_attention, split_attention, temporal_attention
 from dit_video.nn.embed import (
@@ -97,6 +98,10 @@ class LatteConfig(NetworkConfig):
     @property
     def mlp_size(self) -> int:
         return _MLP_RATIO * self.hidden_size
+
+    @property
+    def learns_variance(self) -> bool:
+        return self.learned_variance
 
     def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "Latte":
         return Latte(self, channels, condition, dtype=dtype, rngs=rngs)
@@ -176,17 +181,6 @@ class BlockPair(nnx.Module):
     def __init__(self, config: LatteConfig, text_size: int | None, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.spatial = LatteBlock(config, (spatial_attention,), text_size, dtype=dtype, rngs=rngs)
         self.temporal = LatteBlock(config, (temporal_attention,), None, dtype=dtype, rngs=rngs)
-
-
-class TextEmbedder(nnx.Module):
-    """Tokens of a text encoder -> tokens of width D: linear, GELU, linear."""
-
-    def __init__(self, text_size: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.up = linear(text_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.down = linear(hidden_size, hidden_size, ("mlp", "embed"), rngs=rngs, dtype=dtype)
-
-    def __call__(self, tokens: Float[Array, "B L E"]) -> Float[Array, "B L D"]:
-        return self.down(nnx.gelu(self.up(tokens), approximate=True))
 
 
 class Latte(Network):

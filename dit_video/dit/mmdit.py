@@ -15,9 +15,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dit_video.arrays import Latents, Text, Time
+from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.dit.condition import Condition, Given, known
-from dit_video.dit.network import Network, NetworkConfig, Output, scan_blocks
+from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, QKNorm
 from dit_video.nn.embed import (
     AdaLN,
@@ -180,10 +180,8 @@ class Block(nnx.Module):
         vectors = [for_tokens(vector, video.shape[1]) for vector in self.video_modulation(conditioning.video)]
         shift, scale, gate, shift_m, scale_m, gate_m, *second = vectors
         of_text = self.text_modulation(conditioning.text)
-        if self.text_mlp is None:
-            scale_t, shift_t = of_text  # in the order in which they are published
-        else:
-            shift_t, scale_t, gate_t, shift_tm, scale_tm, gate_tm = of_text
+        # As published, scale comes before shift where these two are all.
+        shift_t, scale_t, *others = of_text[::-1] if self.text_mlp is None else of_text
         normed = layer_normalize(video)
         read, read_text = self.attention(
             modulate(normed, shift, scale), modulate(layer_normalize(text), shift_t, scale_t), angles, num_text
@@ -194,6 +192,8 @@ class Block(nnx.Module):
             video = video + gate * self.video_attention(modulate(normed, shift, scale), angles)
         video = video + gate_m * self.video_mlp(modulate(layer_normalize(video), shift_m, scale_m))
         if self.text_mlp is not None:
+            assert read_text is not None, "text that has an MLP is written"
+            gate_t, shift_tm, scale_tm, gate_tm = others
             text = text + gate_t * read_text
             text = text + gate_tm * self.text_mlp(modulate(layer_normalize(text), shift_tm, scale_tm))
         return Streams(video, text)
@@ -279,14 +279,14 @@ class MMDiT(Network):
         """What modulates, the streams after the last block, and, where they are kept, those of every stack."""
         text: Text = self.text_encoder(known(given))
         conditioning = self._conditioning(t, text)
-        num_text = None if self.config.attend_padding else text.num_tokens
+        num_text = None if self.config.attend_padding else jnp.asarray(text.num_tokens)
         video, angles = self._placed(self.x_embedder(to_tokens(x_t, self.config.patch_size)), latent_shape(x_t))
 
         def apply_block(x: Streams, block: Block) -> Streams:
             x = Streams(constrain(x.video, "batch", "tokens", None), constrain(x.text, "batch", None, None))
             return block(x, conditioning, angles, num_text)
 
-        x, kept = Streams(video, self.text_embedder(text.tokens)), []
+        x, kept = Streams(video, self.text_embedder(jnp.asarray(text.tokens))), []
         for stack in (self.dual_blocks, self.blocks, self.last_block):
             if stack is not None:
                 x, every = scan_blocks(apply_block, x, stack, remat=self.config.remat, keep=keep)
@@ -295,7 +295,7 @@ class MMDiT(Network):
 
     def _conditioning(self, t: Time, text: Text) -> Conditioning:
         of_time = self.t_embedder(per_patch_frame(t, self.config.patch_size))
-        vector = constrain(of_time + self.pooled_embedder(text.pooled)[:, None], "batch", None, None)
+        vector = constrain(of_time + self.pooled_embedder(jnp.asarray(text.pooled))[:, None], "batch", None, None)
         return Conditioning(vector, jnp.mean(vector, axis=1, keepdims=True))
 
     def _placed(

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from dit_video.arrays import Latents, Time
+from dit_video.arrays import Latents, Output, Time
 from dit_video.dit.condition import Condition, Given
 from dit_video.nn.embed import PatchSize
 
@@ -65,19 +65,6 @@ def scan_blocks(
     return jax.lax.scan(body, x, blocks)
 
 
-class Output(NamedTuple):
-    """What a network makes of x_t, float32 and of its shape.
-
-    Attributes:
-        prediction: what the objective asks for.
-        variance: where between its bounds the log-variance of a step back lies, -1 to 1 (2102.09672, equation 15);
-            None unless the network learns it.
-    """
-
-    prediction: Latents
-    variance: Latents | None
-
-
 class Network(nnx.Module):
     """Denoiser of video latents: (x_t, t, what is given) -> prediction of x_t's shape."""
 
@@ -122,6 +109,11 @@ class NetworkConfig(abc.ABC):
     @abc.abstractmethod
     def mlp_size(self) -> int:
         """Width of the MLP of a block."""
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether `Network.output` says something of the variance of a step back."""
+        return False
 
     @abc.abstractmethod
     def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Network:

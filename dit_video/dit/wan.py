@@ -18,10 +18,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dit_video.arrays import Framed, Latents, Time
+from dit_video.arrays import Framed, Latents, Output, Time
 from dit_video.dit.condition import Condition, Given, known
 from dit_video.dit.first_frame import FirstFrame
-from dit_video.dit.network import Network, NetworkConfig, Output, Remat, scan_blocks
+from dit_video.dit.network import Network, NetworkConfig, Remat, scan_blocks
 from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm, kernel_init, to_heads
 from dit_video.nn.embed import (
     AdaLN,

@@ -266,7 +266,7 @@ class Generated:
 
     def notes(self, data: EvaluationData) -> list[str]:
         del data  # samples are made in the shape of the clips
-        return ["these are reconstructions of the very clips they are measured against"] if self.paired else []
+        return ["each was made from the very clip it is measured against"] if self.paired else []
 
 
 def numbered(data: EvaluationData, split: Split, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Batch:

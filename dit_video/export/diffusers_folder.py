@@ -7,7 +7,7 @@ the folder is then loaded as its users will, and both networks are called with t
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ import dit_video
 from dit_video.export import names
 from dit_video.export.family import Family, Pair, Shape
 from dit_video.export.folder import README
-from dit_video.export.names import Dialect
+from dit_video.export.names import Dialect, Table
 from dit_video.export.recognise import denoiser_family, vae_family
 from dit_video.export.source import CONFIG, WEIGHTS, open_published
-from dit_video.export.weights import Content, ExportMismatch, compare
+from dit_video.export.weights import Content, ExportMismatch, Origin, compare
 from dit_video.nn.module import params_of
 
 # Largest difference over largest value, both in float32.
@@ -61,15 +61,8 @@ def write_diffusers(content: Content, folder: Path) -> Parity:
             f"diffusers cannot compute this network: {error}. --format safetensors and stablehlo export any"
         ) from error
     params = {name: np.asarray(value) for name, value in params_of(module).items()}
-    table = family.table()
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    tensors = {n: np.ascontiguousarray(x) for n, x in names.write(table, Dialect.DIFFUSERS, params)}
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
-    with open_published(folder) as published:
-        names.check(table, published.dialect, published.source)
-        found = dict(names.read(table, published.dialect, published.source))
-    num_tensors = compare(folder / WEIGHTS, found, params)
+    num_tensors = write_tensors(family.table(), Dialect.DIFFUSERS, params, folder / WEIGHTS)
     (folder / README).write_text(_model_card(content, family, shape), encoding="utf-8")
     if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers")):
         return Parity(num_tensors, None, 0)
@@ -88,6 +81,23 @@ def _subject(content: Content) -> tuple[Family, nnx.Module, Shape]:
     return denoiser_family(content.denoiser.task), content.denoiser.network, (t, h, w)
 
 
+def write_tensors(table: Table, dialect: Dialect, params: Mapping[str, np.ndarray], path: Path) -> int:
+    """Writes parameters as safetensors in a dialect, beside config.json, and reads them back.
+
+    Returns:
+        how many were compared, bit by bit.
+
+    Raises:
+        ExportMismatch: what was read back differs; names the first tensor that does.
+    """
+    save_file({n: np.ascontiguousarray(x) for n, x in names.write(table, dialect, params)}, path, {"format": "pt"})
+    # safetensors writes a file that only its owner may read.
+    path.chmod((path.parent / CONFIG).stat().st_mode)
+    with open_published(path) as published:
+        names.check(table, dialect, published.source)
+        return compare(path, dict(names.read(table, dialect, published.source)), params)
+
+
 def compare_layers(
     family: Family, params: Mapping[str, np.ndarray], folder: Path, shape: Shape, num_tensors: int
 ) -> Parity:
@@ -97,21 +107,38 @@ def compare_layers(
         ExportMismatch: something differs by more than `TOLERANCE`; names the first layer where it does.
     """
     import diffusers
-    import torch
 
     # Found by name, since which class it is is what the family says.
     theirs: Any = getattr(diffusers, family.diffusers_class).from_pretrained(folder, low_cpu_mem_usage=False).eval()
+    error, num_compared = compare_pairs(family.pairs(params, theirs, shape), f"{folder}: diffusers")
+    return Parity(num_tensors, error, num_compared)
+
+
+def compare_pairs(pairs: Iterable[Pair], whose: str) -> tuple[float, int]:
+    """Goes through pairs, which torch and JAX compute as they are asked for.
+
+    Args:
+        whose: who computes theirs, for the message.
+
+    Returns:
+        the largest of their errors, and their number.
+
+    Raises:
+        ExportMismatch: one is larger than `TOLERANCE`; names the first that is.
+    """
+    import torch
+
     worst, num_compared = 0.0, 0
     with torch.no_grad(), jax.default_matmul_precision("highest"):
-        for pair in family.pairs(params, theirs, shape):
+        for pair in pairs:
             error = relative_error(pair)
             if not error <= TOLERANCE:  # a difference that is no number is too large as well
                 raise ExportMismatch(
-                    f"{folder}: diffusers computes something else at {pair.name}: largest difference over largest "
-                    f"value {error:.3g}, allowed {TOLERANCE:g}"
+                    f"{whose} computes something else at {pair.name}: largest difference over largest value "
+                    f"{error:.3g}, allowed {TOLERANCE:g}"
                 )
             worst, num_compared = max(worst, error), num_compared + 1
-    return Parity(num_tensors, worst, num_compared)
+    return worst, num_compared
 
 
 def relative_error(pair: Pair) -> float:
@@ -123,20 +150,26 @@ def relative_error(pair: Pair) -> float:
 
 
 def _model_card(content: Content, family: Family, shape: Shape) -> str:
-    origin = content.origin
     objective = "" if content.denoiser is None else f"\nObjective: `{content.denoiser.task.objective}`\n"
-    imported = "" if origin.imported is None else f"\n{_imported(origin.imported)}\n"
     return f"""---
 library_name: diffusers
 tags: [dit-video]
 ---
-# {origin.run}
+# {content.origin.run}
 
-Written by `dit-video export --format diffusers` {dit_video.__version__}: {"ema" if origin.ema else "raw"} weights of
-step {origin.step} of the run `{origin.run}`, whose experiment has the fingerprint {origin.fingerprint}.
-{imported}
+{provenance(content.origin, "diffusers")}
+
 {family.usage(shape)}
 {objective}"""
+
+
+def provenance(origin: Origin, written_as: str) -> str:
+    """For a model card: which run the weights are of, and what that was imported from. Markdown."""
+    weights = "ema" if origin.ema else "raw"
+    imported = "" if origin.imported is None else f"\n{_imported(origin.imported)}"
+    return f"""Written by `dit-video export --format {written_as}` {dit_video.__version__}: {weights} weights of step
+{origin.step} of the run `{origin.run}`, whose experiment has the fingerprint {origin.fingerprint}.
+{imported}"""
 
 
 def _imported(said: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +19,14 @@ from jaxtyping import Array
 from dit_video.diffusion.objective import Gaussian
 from dit_video.dit.condition import Condition
 from dit_video.dit.network import NetworkConfig
-from dit_video.export.names import Source, Table
+from dit_video.export.names import Dialect, Source, Table
 from dit_video.nn.module import Definition, define
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
 
 # (t, h, w) of latents for a denoiser, (T, H, W) of pixels for a VAE.
 Shape = tuple[int, int, int]
+Denoiser = TypeVar("Denoiser", bound="DenoiserFamily")
 
 
 class Pair(NamedTuple):
@@ -50,6 +51,11 @@ class Family(abc.ABC):
         Raises:
             ValueError: of this class, but of a kind that nobody published; names the field.
         """
+
+    def informed_by(self, source: Source) -> "Family":
+        """The same with what only the tensors tell, where a config.json leaves something open."""
+        del source
+        return self
 
     @classmethod
     def of_official(cls, source: Source, task: Task) -> "Family | None":
@@ -117,6 +123,19 @@ class DenoiserFamily(Family):
     @abc.abstractmethod
     def objective(self) -> Gaussian:
         """What it was published to predict."""
+
+    @classmethod
+    def of_most(cls: type[Denoiser], source: Source, task: Task) -> Denoiser | None:
+        """The network of a task, if most of its official tensors are there, so that `names.check` says which are not."""
+        try:
+            network = cls.of_task(task)
+        except ValueError:
+            return None
+        if not isinstance(network, cls):
+            return None
+        expected = network.table().expected(Dialect.OFFICIAL)
+        same = sum(name in source and source[name].shape == shape for name, shape in expected.items())
+        return network if same > len(expected) / 2 else None
 
     def define(self, dtype: DTypeLike = jnp.float32) -> Definition:
         return define(lambda key: self.config.build(self.channels, self.condition, dtype=dtype, rngs=nnx.Rngs(key)))

@@ -29,6 +29,7 @@ class Dialect(enum.Enum):
     OFFICIAL = "official"  # of the code that was published with the paper
     DIFFUSERS = "diffusers"
     TRANSFORMERS = "transformers"
+    TORCH = "torch"  # of the module files of this package, export/torch_files
 
 
 class NamesMismatch(ValueError):
@@ -171,11 +172,13 @@ class Table:
         rows: one for each of our parameters.
         constants: tensors that a dialect stores and that follow from the network's configuration.
         unused: tensors that some files of a dialect have, and that no network computes with.
+        former: names that tensors have in older files of a dialect, and what they are called now.
     """
 
     rows: tuple[Row, ...]
     constants: Mapping[Dialect, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     unused: Mapping[Dialect, frozenset[str]] = dataclasses.field(default_factory=dict)
+    former: Mapping[Dialect, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     def expected(self, dialect: Dialect) -> dict[str, Shape]:
         """Every tensor of a dialect with its shape."""
@@ -189,6 +192,12 @@ class Table:
         rows = (row for row in self.rows if row.float32)
         return frozenset(name for row in rows for names in row.places(dialect) for name in names)
 
+    def renamed(self, dialect: Dialect, source: Source) -> Source:
+        """The tensors of a file by what they are called now."""
+        former = self.former.get(dialect, {})
+        now = {name: former[name] for name in source if name in former and former[name] not in source}
+        return {now.get(name, name): stored for name, stored in source.items()} if now else source
+
 
 def check(table: Table, dialect: Dialect, source: Source) -> np.dtype:
     """Holds the names, shapes and types of all tensors against the table, before any is read.
@@ -199,6 +208,7 @@ def check(table: Table, dialect: Dialect, source: Source) -> np.dtype:
     Raises:
         NamesMismatch: lists tensors that are missing, surplus, of another shape, or of another type than the others.
     """
+    source = table.renamed(dialect, source)
     expected, in_float32 = table.expected(dialect), table.in_float32(dialect)
     types = collections.Counter(source[name].dtype for name in source if name in expected.keys() - in_float32)
     dtype = types.most_common(1)[0][0] if types else FLOATS[0]
@@ -228,6 +238,7 @@ def read(table: Table, dialect: Dialect, source: Source) -> Iterator[tuple[str, 
     Raises:
         NamesMismatch: a constant has another value, or copies differ.
     """
+    source = table.renamed(dialect, source)
     for name, value in table.constants.get(dialect, {}).items():
         stored = source[name].read().astype(np.float32)
         if not np.allclose(stored, value, atol=1e-2 if source[name].dtype != FLOATS[0] else 1e-5):

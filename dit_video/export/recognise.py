@@ -25,7 +25,7 @@ def recognise(published: Published, task: Task) -> Family | None:
             else family.of_diffusers(published.config)
         )
         if found is not None:
-            return found
+            return found.informed_by(published.source)
     return None
 
 

@@ -161,17 +161,23 @@ class VAEFamily(Family):
         definition = self.define()
 
         @jax.jit
-        def ours(params: Mapping[str, Array], pixels: Array, z: Array) -> tuple[dict[str, Array], Array, Array]:
+        def compute(params: Mapping[str, Array], pixels: Array, z: Array) -> tuple[dict[str, Array], Array, Array]:
             vae = definition.bind(params)
             return vae.layers(pixels, z), vae.encode(pixels), jnp.clip(vae.decode(z), -1.0, 1.0)
 
-        layers, moments, decoded = ours(dict(params), pixels, z)
+        layers, moments, decoded = compute(dict(params), pixels, z)
         with _listening(theirs, {name: self.place(name).names[-1] for name in layers}) as heard:
             their_moments = self.their_moments(theirs, pixels)
             their_pixels = np.clip(self.their_pixels(theirs, z), -1.0, 1.0)
-        for name, layer in heard.items():
-            # Theirs has no axis of frames where ours has one picture in every clip.
-            yield Pair(name, np.asarray(layers[name])[:, 0] if layer.ndim == 4 else np.asarray(layers[name]), layer)
+        for name, their_layer in heard.items():
+            ours = np.asarray(layers[name])
+            # Theirs has no axis of frames where ours has one picture in every clip, and more frames where ours has
+            # those alone that are normalised together.
+            yield (
+                Pair(name, ours[:, 0], their_layer)
+                if their_layer.ndim == 4
+                else Pair(name, ours, their_layer[:, : ours.shape[1]])
+            )
         yield Pair("moments", np.asarray(moments), their_moments)
         yield Pair("pixels", np.asarray(decoded), their_pixels)
 

@@ -8,16 +8,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from dit_video.arrays import Latents, Time, Video
+from dit_video.arrays import Latents, Output, Time, Video
 from dit_video.data.batch import Batch
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.diffusion.prediction import DenoiseFn
 from dit_video.diffusion.sampler import Euler, Sampler, noise
 from dit_video.dit.condition import Condition, Given
+from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.network import Network, NetworkConfig
 from dit_video.nn.module import Precision
+from dit_video.tasks.first_frame import after_first, by_frame, first_frame, followed_by_zeros, grey_after_first, held
 from dit_video.tasks.task import ClipShape, Metrics
+from dit_video.text.pretrained import PretrainedText
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.vae import VAEConfig
 
@@ -60,6 +63,11 @@ class Denoise:
     """The task of a diffusion run.
 
     Attributes:
+        text: the frozen encoders that embed captions for `condition`; None where it reads none of theirs, or where a
+            text cache is all there is.
+        hold_first_frame: the first latent frame of a clip is known: it has noise level 0 while the others are denoised,
+            and counts in no loss, so that images are continued by a network that has no other way to be told them (Wan
+            2.2 TI2V-5B; 2407.01392, section 3).
         held_out_logsnr: noise levels, as log(alpha^2 / sigma^2), at which the held-out error of x_0 is measured; the
             same levels and the same noise for every objective, so that epsilon, v and velocity compare.
     """
@@ -67,16 +75,32 @@ class Denoise:
     network: NetworkConfig
     codec: TrainedCodec
     condition: Condition | None
+    text: PretrainedText | None = None
     objective: Gaussian = dataclasses.field(default_factory=rectified_flow)
     sampler: Sampler = dataclasses.field(default_factory=lambda: Euler(num_steps=50))
     guidance: Guidance = dataclasses.field(default_factory=Guidance)
+    hold_first_frame: bool = False
     held_out_logsnr: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0)
     precision: Precision = Precision.FLOAT32
 
+    def __post_init__(self):
+        if self.objective.variance is not None and not self.network.learns_variance:
+            raise ValueError(
+                f"Denoise.objective.variance={self.objective.variance}: the network says nothing of a variance; set "
+                "network.learned_variance=True, or objective.variance=None"
+            )
+        if self.hold_first_frame and isinstance(self.condition, FirstFrame):
+            raise ValueError("Denoise.hold_first_frame=True: the condition is a FirstFrame, which tells it already")
+        if self.hold_first_frame and self.network.patch_size[0] != 1:
+            raise ValueError(
+                f"Denoise.hold_first_frame=True: frames that share a patch share their noise level; network.patch_size="
+                f"{self.network.patch_size} must be of one frame"
+            )
+
     @property
     def paired(self) -> bool:
-        """Of the clips of a batch, only labels or captions are seen."""
-        return False
+        """Of the clips of a batch, only labels, captions and, where it is given, the first frame are seen."""
+        return self.hold_first_frame or isinstance(self.condition, FirstFrame)
 
     def init(self, rng: Key[Array, ""]) -> Network:
         channels = self.codec.vae.latent_channels
@@ -92,23 +116,27 @@ class Denoise:
         del step  # the objective is the same at every step
         corruption, posterior, dropping = jax.random.split(rng, 3)
         x_0 = _latents(frozen.codec, batch, posterior)
-        given = self._given(batch)
+        given = self._given(frozen.codec, batch, x_0.shape[1])
         if self.condition is not None and given is not None:
             given = self.condition.drop(dropping, given, self._nothing(self.condition, frozen, given))
         corrupted = self.objective.corrupt(corruption, x_0)
-        prediction = model(corrupted.x_t, corrupted.t, given)
-        return self.objective.loss(prediction, corrupted)
+        output = model.output(*held(corrupted.x_t, corrupted.t, self._held_of(x_0)), given)
+        if self.hold_first_frame:
+            output, corrupted = after_first(output), after_first(by_frame(corrupted))
+        return self.objective.loss(output, corrupted)
 
     def validate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
         """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean."""
-        x_0, given = _latents(frozen.codec, batch, None), self._given(batch)
+        x_0 = _latents(frozen.codec, batch, None)
+        given = self._given(frozen.codec, batch, x_0.shape[1])
         eps = noise(rngs, x_0.shape[1:])
 
         def error(logsnr: Float[Array, ""]) -> Float[Array, "B"]:
             t = jnp.full((x_0.shape[0], 1), self.objective.path.time_of_logsnr(logsnr))
             x_t = self.objective.corrupt_with(x_0, eps, t).x_t
-            denoised = self.objective.denoised(model(x_t, t, given), x_t, t)
-            return jnp.mean(jnp.square(denoised - x_0), axis=(1, 2, 3, 4))
+            denoised = self.objective.denoised(model(*held(x_t, t, self._held_of(x_0)), given), x_t, t)
+            error = jnp.square(denoised - x_0)
+            return jnp.mean(after_first(error) if self.hold_first_frame else error, axis=(1, 2, 3, 4))
 
         errors = jax.lax.map(error, jnp.asarray(self.held_out_logsnr))
         named = {f"x_0_error/logsnr_{level:+g}": e for level, e in zip(self.held_out_logsnr, errors)}
@@ -116,25 +144,29 @@ class Denoise:
 
     def generate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
         """Samples a clip for each row of `batch`, of its label or its caption where the network is conditioned."""
-        given = self._given(batch)
-        x_1 = noise(rngs, (*self.codec.vae.latent_shape(shape), self.codec.vae.latent_channels))
+        latents = self.codec.vae.latent_shape(shape)
+        given = self._given(frozen.codec, batch, latents[0])
+        x_1 = noise(rngs, (*latents, self.codec.vae.latent_channels))
+        first = first_frame(frozen.codec, batch) if self.hold_first_frame else None
 
-        def conditional(x_t: Latents, t: Time) -> Latents:
-            return model(x_t, t, given)
+        def conditional(x_t: Latents, t: Time) -> Output:
+            return model.output(*held(x_t, t, first), given)
 
         denoise: DenoiseFn = conditional
         if self.condition is not None and given is not None:
             nothing = self._nothing(self.condition, frozen, given)
             both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), given, nothing)
 
-            def pair(x_t: Latents, t: Time) -> tuple[Latents, Latents]:
+            def pair(x_t: Latents, t: Time) -> tuple[Output, Output]:
                 # One forward pass over the conditional and the unconditional half.
-                prediction = model(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
-                conditioned, unconditioned = jnp.split(prediction, 2)
-                return conditioned, unconditioned
+                seen = jax.tree.map(lambda x: jnp.concatenate([x, x]), held(x_t, t, first))
+                output = model.output(*seen, both)
+                num_clips = x_t.shape[0]
+                return jax.tree.map(lambda x: x[:num_clips], output), jax.tree.map(lambda x: x[num_clips:], output)
 
             denoise = self.guidance.classifier_free(conditional, pair)
-        return frozen.codec.decode(self.sampler(denoise, self.objective, x_1, rngs))
+        x_0 = self.sampler(denoise, self.objective, x_1, rngs)
+        return frozen.codec.decode(x_0 if first is None else x_0.at[:, :1].set(first))
 
     def reconstruct(self, model: Network, frozen: Frozen, batch: Batch) -> Video:
         """The clips of `batch` encoded and decoded by the codec."""
@@ -142,14 +174,23 @@ class Denoise:
         codec = frozen.codec
         return codec.decode(codec.whiten(codec.moments(batch.require_video()), None))
 
-    def _given(self, batch: Batch) -> Given | None:
+    def _given(self, codec: LatentCodec, batch: Batch, num_frames: int) -> Given | None:
+        """What the network is told of each clip of so many latent frames."""
         if self.condition is None:
             return None
-        return self.condition.known(label=batch.label, caption=batch.caption, text=batch.text)
+        given = self.condition.known(label=batch.label, caption=batch.caption, text=batch.text)
+        if isinstance(self.condition, FirstFrame):
+            if self.condition.grey_frames:
+                return self.condition.framed(given, grey_after_first(codec, batch, num_frames))
+            return self.condition.framed(given, followed_by_zeros(first_frame(codec, batch), num_frames))
+        return given
+
+    def _held_of(self, x_0: Latents) -> Latents | None:
+        return x_0[:, :1] if self.hold_first_frame else None
 
     def _nothing(self, condition: Condition, frozen: Frozen, given: Given) -> Given:
         """What guidance has instead of what is given, for each clip or for one."""
-        return condition.null(given) if frozen.nothing is None else frozen.nothing
+        return condition.nothing(given, frozen.nothing)
 
 
 def _latents(codec: LatentCodec, batch: Batch, rng: Key[Array, ""] | None) -> Latents:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from dit_video.arrays import Video
 from dit_video.data.batch import Batch, Examples, Split
 from dit_video.data.loader import held_out_batches, held_out_digest
+from dit_video.data.text_cache import Embeddings
 from dit_video.data.transforms import ClipTransform
 from dit_video.nn.module import Definition, Params
 from dit_video.sharding import even_batch, fetch, place_whole
@@ -187,8 +188,9 @@ class EvaluationData:
         seed: int,
         references: Mapping[str, Any],
         caption_bytes: int | None = None,
+        texts: Embeddings | None = None,
     ) -> "EvaluationData":
-        """Clips cut from records; `seed` decides which windows, and `caption_bytes` how long captions are."""
+        """Clips cut from records; `seed` decides which windows, `caption_bytes` and `texts` are as in `collate`."""
 
         def batches(split: Split, num_clips: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
             return held_out_batches(
@@ -198,6 +200,7 @@ class EvaluationData:
                 batch_size=batch_size,
                 seed=seed,
                 caption_bytes=caption_bytes,
+                texts=texts,
             )
 
         @functools.cache

@@ -77,6 +77,8 @@ class Tokenizer:
         padding = self._tokenizer.token_to_id(token)
         if padding is None:
             raise ValueError(f"{folder}: pads with {token!r}, which is not in the vocabulary")
+        # A caption that holds it is cut there, as in transformers: CLIP-G pads with "!".
+        self._tokenizer.add_special_tokens([token])
         self._tokenizer.enable_truncation(num_tokens)
         self._tokenizer.enable_padding(length=num_tokens, pad_id=padding, pad_token=token)
 

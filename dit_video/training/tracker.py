@@ -183,11 +183,10 @@ class Tracker:
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Records the metrics of consecutive steps."""
-        if not (written := [{"step": step, **values} for step, values in lines]):
-            return
-        self._write(*written)
-        self._step = written[-1]["step"]
-        self._board.scalars(self._step, "train", {k: v for k, v in written[-1].items() if k != "step"})
+        if steps := list(lines):
+            self._write(*({"step": step, **values} for step, values in steps))
+            self._step, values = steps[-1]
+            self._board.scalars(self._step, "train", values)
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """Records speed at `step` and shows it."""

@@ -66,13 +66,13 @@ class WanVAEConfig(VAEConfig):
                 raise ValueError(f"WanVAEConfig.{name}={getattr(self, name)}: must be at least 1")
         if len(self.halve_frames) != len(self.multipliers) - 1:
             raise ValueError(
-                f"WanVAEConfig.halve_frames={self.halve_frames}: give one for each of the {len(self.multipliers)} levels "
-                "but the last"
+                f"WanVAEConfig.halve_frames={self.halve_frames}: give one for each but the last of the "
+                f"{len(self.multipliers)} levels"
             )
         if not self.residual and any(self.decoder_channels * m % 2 for m in self.multipliers[1:]):
             raise ValueError(
-                f"WanVAEConfig.decoder_channels={self.decoder_channels}: levels of the decoder halve their widths; must "
-                "be even"
+                f"WanVAEConfig.decoder_channels={self.decoder_channels}: must be even: levels of the decoder halve "
+                "their widths"
             )
 
     @property
@@ -173,9 +173,7 @@ class WanDownsample(nnx.Module):
 
 
 class WanUpsample(nnx.Module):
-    """Twice as many rows and columns; each frame after the first becomes two, of it and the two before but never of
-    the first.
-    """
+    """Twice as many rows and columns; each frame after the first becomes two, which never see the first."""
 
     def __init__(self, in_channels: int, out_channels: int, *, frames: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         conv = functools.partial(CausalConv3d, kernel=(3, 1, 1), before=Before.ZEROS, dtype=dtype, rngs=rngs)

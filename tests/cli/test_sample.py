@@ -46,10 +46,13 @@ def opened(denoise, tmp_path):
     return under
 
 
-def rows(
-    opened: run.OpenRun, *, label: str | None = None, text: list[str] | None = None, out: io.StringIO | None = None
-):
-    return told(argparse.Namespace(label=label, text=text), opened, Console(file=out or io.StringIO()))
+def tell(opened: run.OpenRun, *, out: io.StringIO | None = None, **words):
+    silent = {"label": None, "text": None, "negative_prompt": None}
+    return told(argparse.Namespace(**silent | words), opened, Console(file=out or io.StringIO()))
+
+
+def rows(opened: run.OpenRun, **words):
+    return tell(opened, **words).rows
 
 
 def test_each_text_is_a_row_and_without_any_there_is_one_of_none(opened):
@@ -76,6 +79,14 @@ def test_a_text_that_is_cut_is_said_to_be(opened):
     assert "is cut: config.data.caption_bytes=12 leaves room for 11" in out.getvalue()
 
 
+def test_a_negative_prompt_takes_the_place_of_nothing(opened):
+    guided = sampled_as_told(argparse.Namespace(sampler=None, num_steps=None, guidance=2.0), opened(TEXT))
+    assert tell(guided).nothing is None
+    np.testing.assert_array_equal(tell(guided, negative_prompt="down").nothing, encode_captions(["down"], 12))
+    with pytest.raises(ValueError, match="--negative_prompt='down': guidance is off; switch it on with --guidance"):
+        tell(opened(TEXT), negative_prompt="down")
+
+
 @pytest.mark.parametrize(
     ("condition", "given", "message"),
     [
@@ -83,6 +94,7 @@ def test_a_text_that_is_cut_is_said_to_be(opened):
         (CLASS, {"text": ["up"]}, "--text='up': this run is not conditioned on text; name a class with --label"),
         (None, {"text": ["up"]}, "--text='up': this run is not conditioned on text; leave it out"),
         (None, {"label": "3"}, "--label=3: this run is not conditioned on a class; leave it out"),
+        (CLASS, {"negative_prompt": "up"}, "--negative_prompt='up': this run is not conditioned on text; name a class"),
     ],
 )
 def test_what_a_run_does_not_know_is_refused(opened, condition, given, message):

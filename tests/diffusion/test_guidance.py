@@ -5,17 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_video.arrays import Output
 from dit_video.diffusion.guidance import Guidance
 
 X_T = jax.random.normal(jax.random.key(0), (2, 3, 2, 2, 1))
 
 
 def conditional(x_t, t):
-    return x_t * 2 + t[:, :, None, None, None]
+    return Output(x_t * 2 + t[:, :, None, None, None])
 
 
 def unconditional(x_t, t):
-    return x_t - 1
+    return Output(x_t - 1)
 
 
 def pair(x_t, t):
@@ -31,8 +32,8 @@ def test_scale_moves_along_the_line_from_unconditional_to_conditional(scale):
     t = jnp.full((2, 1), 0.5)
     guided = Guidance(scale=scale).classifier_free(conditional, pair)
     with_condition, without = pair(X_T, t)
-    expected = without + scale * (with_condition - without)
-    np.testing.assert_allclose(guided(X_T, t), expected, rtol=1e-6, atol=1e-6)
+    expected = without.prediction + scale * (with_condition.prediction - without.prediction)
+    np.testing.assert_allclose(guided(X_T, t).prediction, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("time", "acts"), [(0.1, False), (0.25, True), (0.5, True), (0.75, True), (0.9, False)])
@@ -41,16 +42,16 @@ def test_guidance_acts_inside_its_interval_only(time, acts):
     limited = jax.jit(Guidance(scale=3.0, interval=(0.25, 0.75)).classifier_free(conditional, pair))
     everywhere = Guidance(scale=3.0).classifier_free(conditional, pair)
     expected = everywhere(X_T, t) if acts else conditional(X_T, t)
-    np.testing.assert_allclose(limited(X_T, t), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(limited(X_T, t).prediction, expected.prediction, rtol=1e-6, atol=1e-6)
 
 
 def test_each_frame_is_guided_by_its_own_noise_level():
     t = jnp.array([[0.1, 0.5, 0.9], [0.5, 0.1, 0.6]])
-    limited = Guidance(scale=3.0, interval=(0.25, 0.75)).classifier_free(conditional, pair)(X_T, t)
-    everywhere = Guidance(scale=3.0).classifier_free(conditional, pair)(X_T, t)
+    limited = Guidance(scale=3.0, interval=(0.25, 0.75)).classifier_free(conditional, pair)(X_T, t).prediction
+    everywhere = Guidance(scale=3.0).classifier_free(conditional, pair)(X_T, t).prediction
     acts = np.array([[False, True, False], [True, False, True]])
     np.testing.assert_allclose(limited[acts], everywhere[acts], rtol=1e-6)
-    np.testing.assert_array_equal(limited[~acts], conditional(X_T, t)[~acts])
+    np.testing.assert_array_equal(limited[~acts], conditional(X_T, t).prediction[~acts])
 
 
 def test_outside_the_interval_the_pair_is_not_evaluated():
@@ -61,20 +62,20 @@ def test_outside_the_interval_the_pair_is_not_evaluated():
         return pair(x_t, t)
 
     guided = jax.jit(Guidance(scale=3.0, interval=(0.25, 0.75)).classifier_free(conditional, watched_pair))
-    guided(X_T, jnp.full((2, 1), 0.9)).block_until_ready()
+    jax.block_until_ready(guided(X_T, jnp.full((2, 1), 0.9)))
     jax.effects_barrier()
     assert evaluated == []
-    guided(X_T, jnp.full((2, 1), 0.5)).block_until_ready()
+    jax.block_until_ready(guided(X_T, jnp.full((2, 1), 0.5)))
     jax.effects_barrier()
     assert evaluated == [True]
 
 
 def test_half_precision_predictions_are_mixed_in_float32():
     def half(x_t, t):
-        return conditional(x_t, t).astype(jnp.bfloat16)
+        return Output(conditional(x_t, t).prediction.astype(jnp.bfloat16))
 
     guided = Guidance(scale=2.0, interval=(0.2, 1.0)).classifier_free(half, lambda x_t, t: (half(x_t, t), half(x_t, t)))
-    assert guided(X_T, jnp.full((2, 1), 0.5)).dtype == jnp.float32
+    assert guided(X_T, jnp.full((2, 1), 0.5)).prediction.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_video.arrays import Output
 from dit_video.diffusion.objective import (
     NUM_BINS,
     Corrupted,
@@ -37,7 +38,7 @@ NOISE = jax.random.normal(jax.random.key(3), (32, 4, 8, 8, 4))
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_a_perfect_prediction_loses_nothing_and_denoises(objective):
     corrupted = objective.corrupt(jax.random.key(1), X_0)
-    loss, metrics = objective.loss(corrupted.target, corrupted)
+    loss, metrics = objective.loss(Output(corrupted.target), corrupted)
     assert loss == 0
     assert sum(metrics[name] for name in metrics if name.startswith("count/")) == corrupted.t.size
     x_0 = objective.denoised(corrupted.target, corrupted.x_t, corrupted.t)
@@ -143,7 +144,7 @@ def test_time_grid_falls_from_exactly_one_to_exactly_zero(num_positions):
 def test_loss_is_the_weighted_mean_of_its_bins():
     objective = dataclasses.replace(diffusion_forcing(ddpm()), weighting=MinSNR())
     corrupted = objective.corrupt(jax.random.key(1), X_0)
-    loss, metrics = jax.jit(objective.loss)(jnp.zeros_like(X_0), corrupted)
+    loss, metrics = jax.jit(objective.loss)(Output(jnp.zeros_like(X_0)), corrupted)
     per_level = corrupted.weight * jnp.mean(jnp.square(corrupted.target), axis=(2, 3, 4))
     np.testing.assert_allclose(loss, jnp.mean(per_level), rtol=1e-5)
     bins = [(metrics[f"loss/{name}"], metrics[f"count/{name}"]) for name in _bin_names()]
@@ -157,7 +158,7 @@ def test_an_empty_bin_counts_nothing_and_both_ends_are_counted():
     objective = ddpm()
     t = jnp.array([[0.0], [1.0]])
     corrupted = objective.corrupt_with(X_0[:2], X_0[2:4], t)
-    _, metrics = objective.loss(jnp.zeros_like(X_0[:2]), corrupted)
+    _, metrics = objective.loss(Output(jnp.zeros_like(X_0[:2])), corrupted)
     assert [metrics[f"count/{name}"] for name in _bin_names()] == [1, 0, 0, 1]
     assert metrics[f"loss/{_bin_names()[1]}"] == 0
     assert all(jnp.isfinite(value) for value in metrics.values())
@@ -165,7 +166,7 @@ def test_an_empty_bin_counts_nothing_and_both_ends_are_counted():
 
 def test_loss_is_float32_whatever_the_network_computes_in():
     corrupted = Corrupted(x_t=X_0, t=jnp.full((8, 1), 0.5), target=jnp.ones_like(X_0), weight=jnp.ones((8, 1)))
-    loss, _ = ddpm().loss(jnp.full_like(X_0, 1 + 2**-7, jnp.bfloat16), corrupted)
+    loss, _ = ddpm().loss(Output(jnp.full_like(X_0, 1 + 2**-7, jnp.bfloat16)), corrupted)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, 2.0**-14, rtol=1e-6)
 

@@ -15,12 +15,14 @@ import pytest
 import torch
 from jax.experimental import io_callback
 
+from dit_video.arrays import Output
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.objective import Gaussian, Uniform
 from dit_video.diffusion.path import ConstantShift, DiscreteBetas, ExponentialShift, Linear
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler, noise
 from dit_video.diffusion.spacing import Leading, Linspace, Trailing
+from dit_video.diffusion.variance import LearnedVariance
 
 # NumPy's, for what diffusers does with tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -45,6 +47,10 @@ class Pair:
     @property
     def flow(self) -> bool:
         return "Flow" in self.scheduler or "use_flow_sigmas" in self.options
+
+    @property
+    def learned(self) -> bool:
+        return self.options.get("variance_type") == "learned_range"
 
     def __str__(self) -> str:
         values = ",".join(f"{k}={v}" for k, v in self.options.items())
@@ -79,6 +85,10 @@ PAIRS = [
     ),
     betas("DDPMScheduler", Ancestral(num_steps=38, spacing=Linspace()), timestep_spacing="linspace", **UNCLIPPED),
     betas("DDPMScheduler", Ancestral(num_steps=7, spacing=Linspace()), timestep_spacing="linspace", **UNCLIPPED),
+    *(
+        betas("DDPMScheduler", Ancestral(num_steps=n, spacing=Leading()), variance_type="learned_range", **UNCLIPPED)
+        for n in (10, 50)
+    ),
     betas("EulerDiscreteScheduler", DDIM(num_steps=30, spacing=Leading())),
     betas("EulerDiscreteScheduler", DDIM(num_steps=30), timestep_spacing="trailing"),
     betas("EulerDiscreteScheduler", DDIM(num_steps=28, spacing=Linspace()), timestep_spacing="linspace"),
@@ -125,20 +135,27 @@ def network(x, t):
     return (0.6 * np.sin(2 * x + 3 * t) + 0.2 * np.cos(5 * t) * x).astype(np.float32)
 
 
+def variance(x, t):
+    """Where between its bounds the log-variance is."""
+    return np.tanh(2 * np.asarray(x, np.float64) - t).astype(np.float32)
+
+
 def ours(pair):
     """Times [n], latents that the network sees [n ...] and the last."""
     kind = "flow_prediction" if pair.flow else pair.options.get("prediction_type", "epsilon")
     path = Linear() if pair.flow else DiscreteBetas()
     objective = Gaussian(path=path, prediction=PREDICTIONS[kind], times=Uniform(), shift=pair.shift)
+    objective = dataclasses.replace(objective, variance=LearnedVariance() if pair.learned else None)
     times, latents = [], []
 
     def record(x_t, t):
         times.append(t[0, 0])
         latents.append(np.asarray(x_t))
-        return network(x_t, t[0, 0])
+        return Output(network(x_t, t[0, 0]), variance(x_t, t[0, 0]))
 
     def denoise(x_t, t):
-        return io_callback(record, jax.ShapeDtypeStruct(x_t.shape, jnp.float32), x_t, t, ordered=True)
+        like = jax.ShapeDtypeStruct(x_t.shape, jnp.float32)
+        return io_callback(record, Output(like, like), x_t, t, ordered=True)
 
     x_0 = jax.jit(lambda: pair.sampler(denoise, objective, X_1, KEYS))()
     return np.array(times), np.stack([*latents, x_0])
@@ -162,7 +179,8 @@ def theirs(pair, monkeypatch):
     for timestep, t in zip(scheduler.timesteps, times):
         seen = scheduler.scale_model_input(x_t, timestep) if hasattr(scheduler, "scale_model_input") else x_t
         latents.append(seen.numpy())
-        x_t = scheduler.step(torch.tensor(network(seen, t)), timestep, x_t).prev_sample
+        output = np.concatenate([network(seen, t), variance(seen, t)], axis=1) if pair.learned else network(seen, t)
+        x_t = scheduler.step(torch.tensor(output), timestep, x_t).prev_sample
     return times, np.stack([*latents, x_t.numpy()])
 
 

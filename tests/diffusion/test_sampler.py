@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_video.arrays import Output
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.objective import ddpm, rectified_flow
@@ -37,7 +38,7 @@ def optimal_denoiser(objective):
         assert t.shape == (x_t.shape[0], 1)
         alpha, sigma = over_latents(path.alpha(t)), over_latents(path.sigma(t))
         score = (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
-        return objective.prediction.target(path, MEAN + alpha * STD**2 * score, sigma * score, t)
+        return Output(objective.prediction.target(path, MEAN + alpha * STD**2 * score, sigma * score, t))
 
     return denoise
 
@@ -122,12 +123,12 @@ def test_euler_with_a_velocity_network_is_x_minus_dt_velocity():
     x_1 = noise(KEYS[:2], SHAPE)
 
     def network(x_t, t):
-        return jnp.sin(3 * x_t) + over_latents(t) * x_t
+        return Output(jnp.sin(3 * x_t) + over_latents(t) * x_t)
 
     expected = x_1
     grid = objective.time_grid(6, 4)
     for t, s in itertools.pairwise(grid):
-        expected = expected - (t - s) * network(expected, jnp.full((2, 1), t))
+        expected = expected - (t - s) * network(expected, jnp.full((2, 1), t)).prediction
     x_0 = Euler(num_steps=6)(network, objective, x_1, KEYS[:2])
     np.testing.assert_allclose(x_0, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(DDIM(num_steps=6)(network, objective, x_1, KEYS[:2]), expected, rtol=1e-5, atol=1e-5)
@@ -147,7 +148,7 @@ def test_ancestral_step_is_the_posterior_of_ddpm():
     t, s = jnp.full((64, 1), 0.6), jnp.full((64, 1), 0.5)
     x_0, x_t = 0.4, 1.3
     x_s = Ancestral(num_steps=1).step(
-        lambda x_t, t: jnp.full_like(x_t, x_0), objective, jnp.full((64, 1, 16, 16, 1), x_t), t, s, KEYS
+        lambda x_t, t: Output(jnp.full_like(x_t, x_0)), objective, jnp.full((64, 1, 16, 16, 1), x_t), t, s, KEYS
     )
     bar_t, bar_s = float(path.alpha(t)[0, 0]) ** 2, float(path.alpha(s)[0, 0]) ** 2
     beta = 1 - bar_t / bar_s

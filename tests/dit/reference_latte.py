@@ -69,10 +69,8 @@ def cross_attention(x, w, caption):
 
 
 def block(x, w, conditioning, shared, attentions, caption):
-    if shared is None:
-        vectors = line(silu(conditioning), w, "modulation.projection")
-    else:
-        vectors = shared + w["modulation.table"]
+    own = shared is None
+    vectors = line(silu(conditioning), w, "modulation.projection") if own else shared + w["modulation.table"]
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
     for number, axes in enumerate(attentions):
         seen = normalised(x) * (1 + scale_a) + shift_a
@@ -109,7 +107,7 @@ def layers(weights: Weights, variant: str, num_heads: int) -> Iterator[tuple[dic
 
 def latte(weights, x_t, level, *, variant, num_heads, patch, label=None, caption=None):
     """One clip [t h w c] at a noise level -> what the last layer makes of it, channels of the variance last."""
-    frames, height, width, c = x_t.shape
+    frames, height, width, _ = x_t.shape
     rows, columns = height // patch, width // patch
     D = len(weights["x_embedder.bias"])
     x = np.zeros((rows * columns, frames, D))

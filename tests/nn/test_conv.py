@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_video.nn.conv import CausalConv3d, Downsample, Upsample, fold, stream, unfold
+from dit_video.nn.conv import Before, CausalConv3d, Downsample, Upsample, fold, stream, unfold
 
 # A chunk of another length makes other matrix shapes, for which XLA may add the same products in another
 # order: equal up to float32 rounding, not bit for bit.
@@ -29,6 +29,19 @@ def test_equals_a_3d_convolution_over_the_repeated_first_frame():
         padded, conv.kernel[...], (1, 1, 1), [(0, 0), (1, 1), (1, 1)], dimension_numbers=dims
     )
     np.testing.assert_allclose(apply(conv, x)[0], expected + jnp.arange(5.0), **ROUNDING)
+
+
+def test_strides_and_zeros_equal_a_3d_convolution_over_padded_frames():
+    """Every second row and column sees one beyond the end; every second frame sees itself and two before."""
+    conv = CausalConv3d(3, 5, (3, 3, 3), stride=(2, 2, 2), before=Before.ZEROS, rngs=nnx.Rngs(0))
+    x = clip(2, 4, 6, 8, 3)
+    dims = ("NDHWC", "DHWIO", "NDHWC")
+    expected = jax.lax.conv_general_dilated(
+        x, conv.kernel[...], (2, 2, 2), [(1, 0), (0, 1), (0, 1)], dimension_numbers=dims
+    )
+    y, cache = apply(conv, x)
+    np.testing.assert_allclose(y, expected, **ROUNDING)
+    np.testing.assert_array_equal(cache, x[:, -1:])
 
 
 def test_a_later_frame_changes_no_earlier_output():

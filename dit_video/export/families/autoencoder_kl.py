@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dit_video.export.family import Shape, check_fixed, count_of
+from dit_video.export.names import Dialect, Table
 from dit_video.export.vae_family import Place, Statistics, VAEFamily, counts_of, flag_of, translate
 from dit_video.vae.autoencoder_kl import AutoencoderKLConfig
 
@@ -32,6 +33,7 @@ _WORDS = {
     "moments_projection": "quant_conv",
     "latents_projection": "post_quant_conv",
 }
+_FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _SCALING_FACTOR = 0.18215  # of a config that does not say
 _RESAMPLE = {"encoder": "downsamplers.0", "decoder": "upsamplers.0"}
 
@@ -95,6 +97,16 @@ class AutoencoderKLFamily(VAEFamily):
             attention = name.removesuffix(".qkv")
             return Place(tuple(f"{attention}.to_{part}" for part in "qkv"), rank=2)
         return Place((name,), rank=2 if "to_out" in name else 4)
+
+    def table(self) -> Table:
+        # diffusers renames these when it loads a file of before version 0.13, as SD's are.
+        former = {
+            f"{coder}.mid_block.attentions.0.{before}.{kind}": f"{coder}.mid_block.attentions.0.{now}.{kind}"
+            for coder in ("encoder", "decoder")
+            for before, now in _FORMER.items()
+            for kind in ("weight", "bias")
+        }
+        return dataclasses.replace(super().table(), former={Dialect.DIFFUSERS: former})
 
     def their_moments(self, theirs: Any, pixels: Float[np.ndarray, "B T H W C"]) -> Float[np.ndarray, "B t h w m"]:
         moments = super().their_moments(theirs, pixels.reshape(-1, *pixels.shape[2:]))

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from dit_video.diffusion.objective import Gaussian, UniformLevels
 from dit_video.diffusion.path import DiscreteBetas
 from dit_video.diffusion.prediction import Epsilon
+from dit_video.diffusion.variance import LearnedVariance
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiTConfig, Positions, published
 from dit_video.export.family import DenoiserFamily, Pair, check_fixed, count_of, listening
@@ -58,7 +59,8 @@ class ClassDiT(DenoiserFamily):
         return self.condition.num_classes
 
     def objective(self) -> Gaussian:
-        return Gaussian(path=DiscreteBetas(), prediction=Epsilon(), times=UniformLevels())
+        variance = LearnedVariance() if self.config.learned_variance else None
+        return Gaussian(path=DiscreteBetas(), prediction=Epsilon(), times=UniformLevels(), variance=variance)
 
     def differences(self, task: Task) -> list[str]:
         # Positions that count patches are the same function at the size that the weights are of.
@@ -125,7 +127,7 @@ class ClassDiT(DenoiserFamily):
         else as in `task`. Weights that are those of `task` but for some tensors count as its own, so that
         `names.check` says which tensors these are.
         """
-        found = cls._as_in(source, task) or cls._by_shapes(source, task)
+        found = cls.of_most(source, task) or cls._by_shapes(source, task)
         if found is None:
             return None
         config = found.config
@@ -140,19 +142,6 @@ class ClassDiT(DenoiserFamily):
             time_frequency_shift=0,
         )
         return dataclasses.replace(found, config=config)
-
-    @classmethod
-    def _as_in(cls, source: Source, task: Task) -> "ClassDiT | None":
-        """The network of a task, if most of its tensors are there."""
-        try:
-            network = cls.of_task(task)
-        except ValueError:
-            return None
-        if network is None:
-            return None
-        expected = network.table().expected(Dialect.OFFICIAL)
-        same = sum(name in source and source[name].shape == shape for name, shape in expected.items())
-        return network if same > len(expected) / 2 else None
 
     @classmethod
     def _by_shapes(cls, source: Source, task: Task) -> "ClassDiT | None":

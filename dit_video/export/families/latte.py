@@ -6,7 +6,7 @@ The one is `LatteTransformer3DModel`, the other Vchitect/Latte (`models/latte.py
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from dit_video.arrays import Text
 from dit_video.diffusion.objective import Gaussian, UniformLevels
 from dit_video.diffusion.path import DiscreteBetas
 from dit_video.diffusion.prediction import Epsilon
+from dit_video.diffusion.variance import LearnedVariance
 from dit_video.dit.condition import ClassCondition, EmbeddedText
 from dit_video.dit.latte import LATTE_B, LATTE_L, LATTE_S, LATTE_XL, LatteConfig, Variant, frame_positions
 from dit_video.export.family import DenoiserFamily, Pair, check_fixed, count_of, listening
@@ -84,17 +85,23 @@ class InterleavedLatte(DenoiserFamily):
     num_frames: int = 16
 
     def objective(self) -> Gaussian:
-        return Gaussian(path=DiscreteBetas(), prediction=Epsilon(), times=UniformLevels())
+        variance = LearnedVariance() if self.config.learned_variance else None
+        return Gaussian(path=DiscreteBetas(), prediction=Epsilon(), times=UniformLevels(), variance=variance)
 
     def differences(self, task: Task) -> list[str]:
+        found = self
         # Positions that count patches are the same function at the size that the weights are of.
         if isinstance(task, Denoise) and isinstance(task.network, LatteConfig) and task.network.position_grid is None:
-            config = dataclasses.replace(self.config, position_grid=None)
-            return super(InterleavedLatte, dataclasses.replace(self, config=config)).differences(task)
-        return super().differences(task)
+            found = dataclasses.replace(found, config=dataclasses.replace(found.config, position_grid=None))
+        if isinstance(task, Denoise) and isinstance(task.condition, EmbeddedText):
+            if isinstance(found.condition, EmbeddedText):
+                # No weights depend on how many tokens a caption has, and none read the vector for a whole one.
+                sizes = {name: getattr(task.condition, name) for name in ("pooled_size", "num_tokens")}
+                found = dataclasses.replace(found, condition=dataclasses.replace(found.condition, **sizes))
+        return super(InterleavedLatte, found).differences(task)
 
     @classmethod
-    def of_task(cls, task: Task) -> Self | None:
+    def of_task(cls, task: Task) -> "InterleavedLatte | None":
         if not isinstance(task, Denoise) or not isinstance(task.network, LatteConfig):
             return None
         config, condition, where = task.network, task.condition, "config.task.network"
@@ -119,7 +126,7 @@ class InterleavedLatte(DenoiserFamily):
         return cls(config=config, channels=task.codec.vae.latent_channels, condition=condition)
 
     @classmethod
-    def of_diffusers(cls, config: Mapping[str, Any]) -> Self | None:
+    def of_diffusers(cls, config: Mapping[str, Any]) -> "InterleavedLatte | None":
         if config.get("_class_name") != cls.diffusers_class:
             return None
         config = _DIFFUSERS_DEFAULTS | dict(config)
@@ -151,11 +158,11 @@ class InterleavedLatte(DenoiserFamily):
             learned_variance=outputs == 2 * channels,
         )
         text_size = count_of(config, "caption_channels")
-        condition = EmbeddedText(hidden_size=text_size, pooled_size=text_size, num_tokens=_TEXT_LENGTH)
+        condition = EmbeddedText(hidden_size=text_size, pooled_size=1, num_tokens=_TEXT_LENGTH)
         return cls(config=network, channels=channels, condition=condition)
 
     @classmethod
-    def of_official(cls, source: Source, task: Task) -> Self | None:
+    def of_official(cls, source: Source, task: Task) -> "InterleavedLatte | None":
         """The network of official weights, by their names and shapes; None where they are of something else.
 
         How many heads there are shapes do not tell: that is as in the published network of this width and depth, and
@@ -163,10 +170,10 @@ class InterleavedLatte(DenoiserFamily):
         """
         dims = {_PATCHES: 4, _FRAMES: 3, _PLACES: 3, _LAST: 2}
         if any(name not in source or len(source[name].shape) != dim for name, dim in dims.items()):
-            return None
+            return cls.of_most(source, task)
         (D, channels, patch, _), (_, num_frames, _), (_, places, _), (outputs, _) = (source[n].shape for n in dims)
         if num_frames == 1:
-            raise ValueError(f"{_FRAMES}: is of one frame; a Latte of images is not read")
+            raise ValueError(f"{_FRAMES}: has the position of one frame; a Latte of images is not read")
         depth = len({name.split(".")[1] for name in source if name.startswith("blocks.")})
         like = task.network if isinstance(task, Denoise) and isinstance(task.network, LatteConfig) else LATTE_XL
         heads = {(size.hidden_size, size.depth): size.num_heads for size in (LATTE_S, LATTE_B, LATTE_L, LATTE_XL)}

@@ -7,7 +7,7 @@ computes another one where it loads none, so which of both it is, the file says.
 import dataclasses
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class SD3(DenoiserFamily):
     condition: EmbeddedText
 
     @classmethod
-    def of_diffusers(cls, config: Mapping[str, Any]) -> Self | None:
+    def of_diffusers(cls, config: Mapping[str, Any]) -> "SD3 | None":
         """With the positions that diffusers computes; `informed_by` knows those of a file."""
         if config.get("_class_name") != cls.diffusers_class:
             return None
@@ -81,7 +81,7 @@ class SD3(DenoiserFamily):
         )
         return cls(config=network, channels=channels, condition=condition)
 
-    def informed_by(self, source: Source) -> Self:
+    def informed_by(self, source: Source) -> "SD3":
         """With the positions of a file of weights, whichever they are."""
         size, stored = self._positions.size, source.get(_POSITIONS)
         if size == 1 or stored is None or stored.shape != (1, size**2, self.config.hidden_size):
@@ -92,7 +92,7 @@ class SD3(DenoiserFamily):
         return dataclasses.replace(self, config=dataclasses.replace(self.config, position_table=table))
 
     @classmethod
-    def of_task(cls, task: Task) -> Self | None:
+    def of_task(cls, task: Task) -> "SD3 | None":
         if not isinstance(task, Denoise) or not isinstance(task.network, MMDiTConfig):
             return None
         network, where = task.network, "config.task.network"
@@ -194,18 +194,22 @@ class SD3(DenoiserFamily):
         inputs = (x_t[:, 0].transpose(0, 3, 1, 2), text.tokens, text.pooled, np.asarray(_TIMESTEPS, np.float32))
         names = [f"transformer_blocks.{layer}" for layer in range(self.config.depth)]
         # The last block says nothing of text.
-        with listening(theirs, names, which=1) as of_video, listening(theirs, names[:-1]) as of_text, torch.no_grad():
-            wanted = theirs(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs), return_dict=False)[0]
+        with listening(theirs, names, which=1) as of_video, listening(theirs, names[:-1]) as of_text:
+            wanted = theirs(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs), return_dict=False)[0].numpy()
         definition = self.define()
-        arguments = (x_t, np.asarray(_TIMESTEPS, np.float32)[:, None] / NUM_TIMESTEPS, text)
-        found, layers = jax.jit(lambda params, *args: _everything(definition.bind(params), *args))(
-            dict(params), *jax.tree.map(jnp.asarray, arguments)
-        )
+
+        @jax.jit
+        def call(params, *args):
+            network = definition.bind(params)
+            return network.layers(*args), network(*args)
+
+        t = jnp.asarray(_TIMESTEPS, jnp.float32)[:, None] / NUM_TIMESTEPS
+        layers, found = call(dict(params), jnp.asarray(x_t), t, jax.tree.map(jnp.asarray, text))
         for layer, name in enumerate(names):
-            yield Pair(f"{name} (video)", np.asarray(layers["blocks.video"][layer]), of_video[name])
+            yield Pair(f"block {layer}, video", np.asarray(layers["blocks.video"][layer]), of_video[name])
             if name in of_text:
-                yield Pair(f"{name} (text)", np.asarray(layers["blocks.text"][layer]), of_text[name])
-        yield Pair("output", np.asarray(found)[:, 0].transpose(0, 3, 1, 2), wanted.numpy())
+                yield Pair(f"block {layer}, text", np.asarray(layers["blocks.text"][layer]), of_text[name])
+        yield Pair("output", np.asarray(found)[:, 0].transpose(0, 3, 1, 2), wanted)
 
     def usage(self, shape: LatentShape) -> str:
         _, h, w = shape
@@ -223,8 +227,7 @@ output = transformer(latents, tokens, pooled, timestep).sample
   {self.condition.num_tokens} tokens each; all are attended to.
 - `pooled`, float32 `[b {P}]`: one vector for each caption.
 - `timestep`, float32 `[b]`: {NUM_TIMESTEPS} t for noise level t, 0 for data and 1 for noise.
-- `output`, `[b {c} {h} {w}]`: what the objective asks for.
-"""
+- `output`, `[b {c} {h} {w}]`: what the objective asks for."""
 
 
 def _line_through(phases: Float[np.ndarray, "n frequencies"]) -> PositionTable:
@@ -237,10 +240,6 @@ def _line_through(phases: Float[np.ndarray, "n frequencies"]) -> PositionTable:
     step, first = np.polyfit(np.arange(size), positions, 1)
     step = float(Fraction(step).limit_denominator(1000)) or 1.0
     return PositionTable(size=size, origin=round(-2 * first / step) / 2, step=abs(step))
-
-
-def _everything(network: Any, *arguments: Any) -> tuple[Array, dict[str, Array]]:
-    return network(*arguments), network.layers(*arguments)
 
 
 def _linear(ours: str, inputs: Shape, outputs: Shape, *theirs: str) -> tuple[Row, ...]:

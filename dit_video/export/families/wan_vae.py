@@ -12,6 +12,7 @@ from dit_video.vae.wan_vae import WanVAEConfig
 
 # What is the same in every published one.
 _FIXED = {"attn_scales": (), "dropout": 0.0}
+_FRAMES = 4  # that diffusers encodes at a time after the first
 _CHANNELS = ("in_channels", "out_channels")
 # Of the latents of a config that does not say: those of Wan 2.1.
 _STATISTICS = {
@@ -79,9 +80,13 @@ class WanVAEFamily(VAEFamily):
         return cls(config=sizes, statistics=Statistics.of_diffusers(_STATISTICS | config, sizes.latent_channels))
 
     def diffusers_config(self, shape: Shape) -> dict[str, Any]:
-        del shape  # it takes any
         sizes, cell = self.config, 3 * self.config.patch_size**2
         frames, rows, _ = sizes.compression
+        if frames > _FRAMES or (shape[0] - 1) % _FRAMES:
+            raise ValueError(
+                f"clips of {shape[0]} frames, {frames} to a latent frame: {self.diffusers_class} takes 1 + {_FRAMES}k, "
+                f"{_FRAMES} at a time; train with such clips and halve frames at most twice"
+            )
         return {
             "_class_name": self.diffusers_class,
             "attn_scales": [],
