@@ -93,6 +93,12 @@ def settings(text: PretrainedText) -> dict[str, Any]:
 def _opened(name: str, encoder: FrozenCLIP | FrozenT5, text: PretrainedText, mesh: Mesh) -> nnx.Module:
     """The network in a folder, its weights of `text.precision` on the mesh."""
     family, dtype = (clip if isinstance(encoder, FrozenCLIP) else t5), text.precision.dtype
+    for field in _FOLDERS:
+        if not Path(getattr(encoder, field)).is_dir():
+            raise ExperimentError(
+                f"config.task.text.{name}.{field}={getattr(encoder, field)!r}: is no folder; name that of the "
+                f"published encoder with --config.task.text.{name}.{field}=FOLDER"
+            )
     with open_published(Path(encoder.model)) as published:
         config = None if published.config is None else family.of_transformers(published.config)
         if config is None:

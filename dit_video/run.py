@@ -29,9 +29,10 @@ from rich.console import Console
 
 from dit_video import experiment as experiments
 from dit_video import processes, run_lock
+from dit_video.arrays import Text
 from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch, Split
-from dit_video.dit.condition import EmbeddedText
+from dit_video.data.sources import NoData
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Definition, Params, define
 from dit_video.preconditions import (
@@ -44,9 +45,10 @@ from dit_video.preconditions import (
 )
 from dit_video.run_folder import check_data, environment, read_experiment, record, record_data
 from dit_video.sharding import make_mesh, platform_of, rows_here, shard_frozen
+from dit_video.storage import check_folder
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, Frozen
-from dit_video.tasks.task import EvaluationData, Subject
+from dit_video.tasks.task import ClipShape, EvaluationData, Subject
 from dit_video.trained_codec import check_cache, codec_of_run, with_frozen
 from dit_video.training import loop
 from dit_video.training.curves import FILE as CURVES
@@ -113,6 +115,7 @@ def train(
         allow_data_change: go on although the data are not; from the next batch on, batches are then others.
     """
     console = console or Console()
+    check_folder(workdir)
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     check_joined()
@@ -249,6 +252,8 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
     data = experiment.data
     info = data.source.info()
     splits = [split for split in Split if info.num_records.get(split)]
+    if not splits:
+        data.source.open(Split.HELD_OUT)  # which says what is missing
     return EvaluationData.of(
         {split: data.source.open(split) for split in splits},
         dict.fromkeys(splits, data.clips),
@@ -257,6 +262,15 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
         caption_bytes=data.caption_bytes,
         texts=data.texts(),
     )
+
+
+def sampled_clip(experiment: Experiment) -> tuple[ClipShape, float]:
+    """(T, H, W) and frames per second of the clips that a run was trained on, and so makes."""
+    data = experiment.data
+    shape = (data.clips.num_frames, *data.clips.size)
+    if isinstance(data.source, NoData):
+        return shape, data.source.fps
+    return shape, data.source.open(Split.HELD_OUT)[0].fps / data.clips.stride
 
 
 def description(experiment: Experiment, workdir: Path) -> dict[str, Any]:
@@ -306,9 +320,9 @@ def abstract_batch(experiment: Experiment) -> Batch:
 
     def batch() -> Batch:
         caption = None if data.caption_bytes is None else jnp.zeros((B, data.caption_bytes), jnp.uint8)
-        text = None
-        if isinstance(task, Denoise) and isinstance(task.condition, EmbeddedText):
-            text = jax.tree.map(lambda x: jnp.repeat(x, B, axis=0), task.condition.blank_nothing())
+        condition = task.condition if isinstance(task, Denoise) else None
+        blank = None if condition is None else condition.blank_nothing()
+        text = jax.tree.map(lambda x: jnp.repeat(x, B, axis=0), blank) if isinstance(blank, Text) else None
         told = {"label": jnp.zeros((B,), jnp.int32), "caption": caption, "text": text}
         if data.cache is not None and isinstance(task, Denoise):
             moments = (B, *task.codec.vae.latent_shape((T, H, W)), 2 * task.codec.vae.latent_channels)

@@ -1,11 +1,13 @@
 """Stores that fail: what counts as a failure of theirs and not of ours, what a person can do, what is tried again."""
 
+import contextlib
 import errno
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
 
 Result = TypeVar("Result")
 
@@ -42,6 +44,23 @@ READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 LAST_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """The same for the last checkpoint of a run. A job that is to be ended has minutes, not hours."""
+
+
+# Two letters at least: C: is a disk. A path has lost one of the two slashes.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def check_folder(name: str | Path) -> None:
+    """A run needs a file system: atomic renames, files that are made once, appends.
+
+    Raises:
+        ValueError: it is the address of an object store.
+    """
+    if _ADDRESS.match(str(name)):
+        raise ValueError(
+            f"{name}: is no folder but an address; a run is kept in a folder of a file system. Mount the bucket as one "
+            "(gcsfuse, mount-s3, rclone mount), or train in a local folder and copy that"
+        )
 
 
 class Vanished(OSError):
@@ -96,3 +115,22 @@ def read_patiently(read: Callable[[], Result], say: Callable[[str], None]) -> Re
             say(f"cannot read: {error}; trying again in {pause:.0f} s")
         time.sleep(pause)
     return read()
+
+
+class Unfailing:
+    """A stream that people read. Where it goes to a file on a full disk, what does not fit is not shown."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from dit_video.checkpoint import Checkpoints, weights_digest
 from dit_video.data.batch import Clip, Split, collate
 from dit_video.data.latent_cache import write_latent_cache
 from dit_video.data.loader import held_out_clips
-from dit_video.data.transforms import usable
+from dit_video.data.transforms import ClipTransform, Usable, usable
+from dit_video.data.video_set import MANIFEST
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.json_file import read_object
 from dit_video.nn.module import define, params_of
@@ -77,6 +78,11 @@ def codec_of_run(
     return jax.device_put(codec, shard_frozen(codec, mesh)), digest, found
 
 
+def write_statistics(workdir: Path, digest: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Latent statistics that were published with the VAE of a run, whose weights have this digest: none is measured."""
+    write_json(workdir / STATISTICS, {"codec": digest, "mean": list(mean), "std": list(std)})
+
+
 def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, console: Console) -> None:
     """Writes the latent cache that `experiment.data.cache` names: moments of both splits of its source."""
     data, task = experiment.data, experiment.task
@@ -86,19 +92,21 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
     mesh = make_mesh(experiment.mesh)
     codec, digest, statistics = _trained(task.codec, mesh, console, experiment)
     folder, info = Path(data.cache.directory), data.source.info()
+    totals = {
+        split: _num_clips(usable(data.source.open(split), data.clips), data.clips, clips_per_video) for split in Split
+    }
+    made_with = provenance(experiment, digest, statistics)
     if folder.exists() and overwrite:
         data.cache.info()  # an error unless it is a latent cache: nothing else is ever deleted
         shutil.rmtree(folder)
+    if (folder / MANIFEST).exists() and (data.cache.provenance(), data.cache.info().num_records) == (made_with, totals):
+        console.print(f"latent cache: {folder} is there already", highlight=False)
+        return
     moments_of = jax.jit(lambda codec, video: codec.moments(video))
 
     def clips(split: Split) -> Iterator[Clip]:
-        examples = data.source.open(split)
-        num_frames = usable(examples, data.clips).num_frames
-        if num_frames is None:
-            raise ExperimentError("config.data.source: holds latents already; name a source of video")
-        num_starts = data.clips.num_starts(num_frames)
-        total = int(np.minimum(num_starts, clips_per_video).sum())
-        cut = held_out_clips(examples, data.clips, num_clips=total, seed=experiment.seed)
+        total = totals[split]
+        cut = held_out_clips(data.source.open(split), data.clips, num_clips=total, seed=experiment.seed)
         for rows in _chunks(counted(cut, f"encoding {split}", total=total, console=console), data.batch_size):
             # One shape is compiled: a short last batch is filled up with its last clip.
             filled = rows + [rows[-1]] * (data.batch_size - len(rows))
@@ -112,9 +120,15 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
         {split: clips(split) for split in Split},
         class_names=info.class_names,
         split_digests=info.split_digest,
-        provenance=provenance(experiment, digest, statistics),
+        provenance=made_with,
     )
     console.print(f"latent cache: {folder}", highlight=False)
+
+
+def _num_clips(records: Usable, transform: ClipTransform, clips_per_video: int) -> int:
+    if records.num_frames is None:
+        raise ExperimentError("config.data.source: holds latents already; name a source of video")
+    return int(np.minimum(transform.num_starts(records.num_frames), clips_per_video).sum())
 
 
 def check_cache(experiment: Experiment, frozen: Frozen | None) -> None:

@@ -3,11 +3,13 @@
 import errno
 import json
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from stores import Limited, small_store
 
 from dit_video import checkpoint, checkpoint_writer, storage
@@ -161,6 +163,17 @@ def test_only_what_may_pass_is_waited_for(error, passes, said, monkeypatch):
     assert len(said) == (2 if passes else 0)
 
 
+@pytest.mark.parametrize("name", ["gs://bucket/run", Path("s3://bucket/run"), "hf://a/b"])
+def test_an_address_is_no_folder_of_a_run(name):
+    with pytest.raises(ValueError, match=r"is no folder but an address.* Mount the bucket"):
+        storage.check_folder(name)
+
+
+@pytest.mark.parametrize("name", ["runs/gs", "C:/runs", "/gs:/run", Path("a:b")])
+def test_a_folder_is(name):
+    storage.check_folder(name)
+
+
 def test_a_mistake_in_a_program_is_no_failure_of_the_store(checkpoints, said):
     with pytest.raises(TypeError):
         checkpoints.save(1, STATE._replace(params={"kernel": object()}), 1)
@@ -180,6 +193,20 @@ def test_every_save_is_on_record_with_what_it_cost(store, checkpoints):
     cost = lines[0]
     assert cost["bytes"] == sum(x.nbytes for x in jax.tree.leaves((STATE.params, STATE.ema, STATE.opt_state)))
     assert 0 < cost["digest_seconds"] < cost["blocking_seconds"] < cost["digest_seconds"] + cost["written_seconds"]
+
+
+def test_what_is_shown_on_a_full_disk_ends_nothing(tmp_path):
+    limited = Limited(tmp_path / "limited")
+    path = limited.folder / "log"
+    with open(path, "w", encoding="utf-8") as log:
+        console = Console(file=storage.Unfailing(log))
+        console.print("before")
+        with limited.full(spare=8):
+            for _ in range(100):
+                console.print("during")
+        console.print("after")
+    assert path.read_text().startswith("before\n")
+    assert path.read_text().endswith("after\n")
 
 
 # --- which stay ---

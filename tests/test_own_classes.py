@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from dit_video import experiment as experiments
+from dit_video import run_folder
+from dit_video.cli.main import main
 from dit_video.experiment import ExperimentError
 
 # A module beside the experiment: a source and a network.
@@ -153,29 +155,38 @@ def test_it_goes_on_and_what_its_classes_do_is_done(folder):
     assert record["task"]["network"]["class"] == "parts.Narrow"
 
 
-def test_a_change_of_one_of_its_values_is_named_as_of_any_other(folder):
-    found = said(folder, *TRAIN, "--config.task.scale=whole", code=1)
-    assert 'task.scale: "half" -> "whole"' in found
+@pytest.fixture
+def here(folder, monkeypatch):
+    """As a process that is started in the folder."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
 
 
-def test_it_is_opened_with_its_file_and_not_without(folder):
+def test_a_change_of_one_of_its_values_is_named_as_of_any_other(here):
+    changed = experiments.load("mine.py", ["--config.task.scale=whole"])
+    with pytest.raises(ExperimentError, match=r'task\.scale: "half" -> "whole"'):
+        run_folder.record(changed, Path("dit"), [], False)
+
+
+def test_it_is_opened_with_its_file_and_not_without(folder, here, capsys):
     sample = ("sample", "--workdir=dit", "--label=3", "--out=three.gif")
-    found = said(folder, *sample, code=1)
+    assert main(sample) == 1
+    found = capsys.readouterr().err
     assert "class 'experiments_mine.Halved' is not of this package, and a record must not load code" in found
     assert "--config=FILE.py[:arg]" in found
     said(folder, *sample, "--config=mine.py")
-    assert (folder / "three.gif").stat().st_size
-    # Another experiment of the same file will do: it is the record that says what the run is.
-    assert "Halved" in said(folder, "inspect", "dit", "--config=mine.py:dit")
-    assert "no difference" in said(folder, "diff", "vae", "mine.py:vae")
+    assert Path("three.gif").stat().st_size
+    assert main(["inspect", "dit", "--config=mine.py"]) == 0
+    # Another experiment of the same modules will do: it is the record that says what the run is.
+    assert main(["inspect", "vae", "--config=mine.py", "--json"]) == 0
+    assert main(["diff", "vae", "mine.py:vae"]) == 0
+    assert "no difference" in capsys.readouterr().out
 
 
-def test_no_other_code_is_loaded_for_a_record(folder, monkeypatch):
+def test_no_other_code_is_loaded_for_a_record(here):
     """Not what is imported already, nor what could be."""
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.chdir(folder)
     own = experiments.load("mine.py")
-    assert experiments.read(folder / "dit" / "experiment.json", own).task.network == own.task.network
+    assert experiments.from_json(experiments.to_json(own), own) == own
     for name in ("subprocess.Popen", "logging.LogRecord", "parts.dataclasses", "experiments_mine.get_config"):
         data = experiments.to_json(own)
         data["task"]["sampler"] = {"class": name}

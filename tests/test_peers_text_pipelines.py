@@ -1,4 +1,4 @@
-"""Captions are embedded as the published pipelines do it: judged by those of diffusers, with encoders saved for them."""
+"""Captions are embedded as the published pipelines do it: those of diffusers judge, with encoders saved for them."""
 
 import dataclasses
 

@@ -19,6 +19,7 @@ from dit_video.data.batch import Split
 from dit_video.experiment import Experiment, load
 
 EXPERIMENT = """
+import dataclasses
 from dit_video.data.dataset import Data
 from dit_video.data.sources import LatentCache, MovingDigits
 from dit_video.data.text_cache import TextCache
@@ -35,7 +36,6 @@ from dit_video.text.pretrained import wan_text
 from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import AdamW
 from dit_video.vae.video_vae import VideoVAEConfig
-import dataclasses
 
 VAE = VideoVAEConfig(channels=8, multipliers=(1,), strides=((4, 8, 8),), num_blocks=1, num_decoder_blocks=1,
                      latent_channels=4)
@@ -146,11 +146,17 @@ def test_without_encoders_a_new_caption_is_an_error_that_says_what_to_do(here, c
 
 
 def test_encoding_again_adds_what_is_missing_and_leaves_the_rest(here, capsys):
-    before = {path.name: path.read_bytes() for path in Path("texts").iterdir()}
-    assert main(["encode", "--config=tiny.py", "--only=text"]) == 0
-    assert {path.name: path.read_bytes() for path in Path("texts").iterdir()} == before
-    num = len(experiment_with().data.text.open())
-    assert f"has {num} of {num} captions" in capsys.readouterr().out
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for name in ("texts", "latents") for path in Path(name).iterdir()}
+
+    before = files()
+    assert main(["encode", "--config=tiny.py"]) == 0
+    assert files() == before
+    num, said = len(experiment_with().data.text.open()), capsys.readouterr().out
+    assert f"has {num} of {num} captions" in said
+    assert "latents is there already" in said
+    assert main(["encode", "--config=tiny.py", "--only=latents", "--clips_per_video=2"]) == 1
+    assert "latents already exists" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_cache_of_other_encoders_is_refused(here, tmp_path, capsys):

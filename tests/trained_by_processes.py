@@ -1,15 +1,17 @@
 """An experiment that trains in a moment, by one process or by several: a network on tokens of noise, nothing on disk.
 
 Not a test: tests/test_processes_train.py starts processes that train it. Three variables make a process misbehave:
-SECONDS_PER_RECORD makes its data slow, UNREADABLE makes record number so much of it damaged, and until there is a file
-FULL_UNTIL it can write none of more than a few bytes.
+SECONDS_PER_RECORD makes its data slow, UNREADABLE makes record number so much of it damaged, and FULL_UNTIL leaves it
+no room for files but small ones until a file of that name says that something has failed.
 """
 
 import dataclasses
 import hashlib
 import os
 import resource
+import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +43,6 @@ class NoiseExamples(Examples):
 
     def __getitem__(self, index: int) -> Record:
         time.sleep(float(os.environ.get("SECONDS_PER_RECORD", "0")))
-        if until := os.environ.get("FULL_UNTIL"):
-            limit = resource.RLIM_INFINITY if os.path.exists(until) else 1024
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         if str(index) == os.environ.get("UNREADABLE"):
             raise ValueError(f"record {index} is damaged")
         video = np.random.default_rng(index).integers(0, 256, (NUM_FRAMES, SIZE, SIZE, 3), np.uint8)
@@ -119,6 +118,18 @@ class MendTokens:
 
 def _tokens(video):
     return video.reshape(len(video), -1, WIDTH).astype(jnp.float32) / 128 - 1
+
+
+def _full_until(path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    while not (path.is_file() and "failed" in path.read_text()):
+        time.sleep(0.1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+if "FULL_UNTIL" in os.environ:
+    threading.Thread(target=_full_until, args=(Path(os.environ["FULL_UNTIL"]),), daemon=True).start()
 
 
 def get_config(arg: str = "") -> Experiment:

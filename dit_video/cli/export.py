@@ -9,24 +9,32 @@ from rich.table import Table
 from dit_video import experiment as experiments
 from dit_video import run, trained_codec
 from dit_video.cli.arguments import add_weights, command, like_of
-from dit_video.export.diffusers_folder import TOLERANCE, write_diffusers
+from dit_video.export import hub
+from dit_video.export.diffusers_folder import TOLERANCE, Parity, write_diffusers
 from dit_video.export.folder import fresh_folder, write_readme
 from dit_video.export.source import PROVENANCE
 from dit_video.export.stablehlo import BATCH_SIZES, write_programs
+from dit_video.export.torch_folder import write_torch
 from dit_video.export.weights import Content, Denoiser, Origin, write_weights
 from dit_video.json_file import read_object
 from dit_video.tasks.denoise import Denoise
 
-SAFETENSORS, STABLEHLO, DIFFUSERS = "safetensors", "stablehlo", "diffusers"
+SAFETENSORS, STABLEHLO, DIFFUSERS, TORCH, HUB = "safetensors", "stablehlo", "diffusers", "torch", "hub"
+_DEFAULT = (SAFETENSORS, STABLEHLO)
+# Formats that are a folder of their own.
+_ALONE = {DIFFUSERS: write_diffusers, TORCH: write_torch}
 
 EXAMPLES = """  dit-video export --workdir=runs/grid_dit --out=exported
   dit-video export --workdir=runs/grid_dit --out=exported_raw --step=5000 --raw
   dit-video export --workdir=runs/grid_vae --out=exported_vae --format=safetensors
-  dit-video export --workdir=runs/dit_xl --out=for_torch --format=diffusers
+  dit-video export --workdir=runs/dit_xl --out=for_diffusers --format=diffusers
+  dit-video export --workdir=runs/grid_dit --out=for_torch --format torch hub --push_to=somebody/videos --private
 
 safetensors  weights of denoiser and codec by name, and config.json, which rebuilds them
 stablehlo    that, and denoiser and decoder as programs for CPU, CUDA and TPU: any batch size, called with those weights
-diffusers    a folder that a class of diffusers loads with from_pretrained: of DiT as published, on images
+diffusers    a folder that a class of diffusers loads with from_pretrained: of networks that it has a class for
+torch        a folder with the networks as PyTorch modules in files of their own, which need torch and safetensors
+hub          pushes the finished folder to --push_to on the Hugging Face Hub; beside the formats that it is to have
 
 Everything is loaded again from disk and compared with the checkpoint before the folder gets its name; the README.md in
 it says how to load it."""
@@ -40,24 +48,29 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write: new, or empty")
     parser.add_argument(
         "--format",
-        choices=(SAFETENSORS, STABLEHLO, DIFFUSERS),
+        choices=(*_DEFAULT, *_ALONE, HUB),
         nargs="+",
-        default=[SAFETENSORS, STABLEHLO],
-        help=f"what to write (default: {SAFETENSORS} {STABLEHLO}; {DIFFUSERS} is a folder of its own)",
+        default=[],
+        help=f"what to write (default: {' '.join(_DEFAULT)}; {' and '.join(_ALONE)} are folders of their own), and "
+        f"{HUB} to push it",
     )
+    parser.add_argument(
+        "--push_to", metavar="OWNER/NAME", help=f"repository that {HUB} pushes to; made if it is not there"
+    )
+    parser.add_argument("--private", action="store_true", help="push to a private repository")
     parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
     console = Console()
-    if DIFFUSERS in arguments.format and len(arguments.format) > 1:
-        raise ValueError(f"--format {' '.join(arguments.format)}: {DIFFUSERS} is a folder of its own; export twice")
+    formats = _formats(arguments)
     with fresh_folder(arguments.out) as folder:
         content = _content(arguments, console)
+        alone = next((name for name in formats if name in _ALONE), None)
         lines = (
-            _write_for_diffusers(content, folder)
-            if DIFFUSERS in arguments.format
-            else _write(content, folder, STABLEHLO in arguments.format)
+            _write(content, folder, STABLEHLO in formats)
+            if alone is None
+            else _compared(_ALONE[alone](content, folder), alone)
         )
     table = Table("file", "bytes")
     table.columns[1].justify = "right"
@@ -66,7 +79,28 @@ def main(arguments: argparse.Namespace) -> int:
     console.print(table)
     lines.append(f"done: {arguments.out}; README.md in it says how to load it")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    if arguments.push_to is not None:
+        address = hub.push(arguments.out, arguments.push_to, private=arguments.private)
+        console.print(f"pushed: {address}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _formats(arguments: argparse.Namespace) -> list[str]:
+    """What is to be written.
+
+    Raises:
+        ValueError: not into one folder, or it could not be pushed; says what to do.
+    """
+    formats = [name for name in arguments.format if name != HUB] or list(_DEFAULT)
+    if len(formats) > 1 and (alone := [name for name in formats if name in _ALONE]):
+        raise ValueError(f"--format {' '.join(formats)}: {alone[0]} is a folder of its own; export twice")
+    if HUB in arguments.format:
+        if arguments.push_to is None:
+            raise ValueError(f"--format {HUB}: say which repository with --push_to OWNER/NAME")
+        hub.check(arguments.push_to)
+    elif arguments.push_to is not None or arguments.private:
+        raise ValueError(f"--push_to, --private: nothing is pushed; add {HUB} to --format")
+    return formats
 
 
 def _write(content: Content, folder: Path, programs: bool) -> list[str]:
@@ -81,13 +115,12 @@ def _write(content: Content, folder: Path, programs: bool) -> list[str]:
     ]
 
 
-def _write_for_diffusers(content: Content, folder: Path) -> list[str]:
-    """Writes a folder for diffusers; what was compared, in words."""
-    parity = write_diffusers(content, folder)
+def _compared(parity: Parity, library: str) -> list[str]:
+    """What was compared with another library, in words."""
     outputs = (
-        "outputs were NOT compared with those of diffusers: torch or diffusers is not installed here"
+        f"outputs were NOT compared with those of {library}: it is not installed here"
         if parity.error is None
-        else f"{parity.num_compared} layers and outputs of diffusers: largest difference over largest value "
+        else f"{parity.num_compared} layers and outputs of {library}: largest difference over largest value "
         f"{parity.error:.3g} (allowed {TOLERANCE:g})"
     )
     return [f"compared with the checkpoint: {parity.num_tensors} tensors bit-equal", outputs]

@@ -1,118 +1,71 @@
 """dit-video import"""
 
 import argparse
-import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from rich.console import Console
 
-from dit_video import experiment as experiments
-from dit_video.checkpoint import Checkpoints
-from dit_video.cli.arguments import add_config, command, experiment_of
-from dit_video.experiment import Experiment, ExperimentError
-from dit_video.export import names
-from dit_video.export.family import Family
+from dit_video.cli.arguments import add_config, command
+from dit_video.experiment import load
 from dit_video.export.folder import fresh_folder
-from dit_video.export.recognise import recognise
-from dit_video.export.source import PROVENANCE, Published, open_published
-from dit_video.nn.module import Params
-from dit_video.run_folder import record, write_json
-from dit_video.sharding import make_mesh, shard_params
-from dit_video.tasks.denoise import Denoise
-from dit_video.tasks.task import Task
+from dit_video.published_run import import_run
 
-EXAMPLES = """  dit-video import DiT-XL-2-256/transformer --config=mine.py --out=runs/dit_xl
-  dit-video import DiT-XL-2-256x256.pt --sha256=... --config=mine.py --out=runs/dit_xl
+EXAMPLES = """  dit-video import DiT-XL-2-256 --out=runs/dit_xl
+  dit-video sample --workdir=runs/dit_xl --label="golden retriever" --guidance=4 --out=dogs.gif
+  dit-video import sd-vae-ft-mse --out=runs/sd_vae
+  dit-video import DiT-XL-2-256x256.pt --sha256=... --codec=runs/sd_vae --out=runs/dit_xl
+  dit-video import DiT-XL-2-256/transformer --config=mine.py --out=runs/dit_xl
   dit-video train --config=mine.py --init_from=runs/dit_xl --workdir=runs/tuned
 
-Reads a folder of diffusers (safetensors, in one file or in shards) or a file of official weights. --config names the
-experiment that the weights are for: data, codec and sampler are its own, and its network must be that of the weights;
-where it is not, the message says which fields differ. Every tensor is mapped exactly once or nothing is written.
-Weights do not say what they predict of which latents, so the experiment must: published DiTs predict the noise of
-DDPM's 1000 levels (DiscreteBetas) on latents of Stable Diffusion's VAE.
+Reads a folder of diffusers (a pipeline, or one network of it; safetensors, in one file or in shards) or a file of
+official weights. Every tensor is mapped exactly once or nothing is written.
 
-families: DiT as published (facebookresearch/DiT, diffusers' DiTTransformer2DModel)"""
+What weights do not say comes from elsewhere. Of a pipeline all its parts are read, and the run can be sampled from at
+once; a network alone needs the run of its VAE (--codec) or an experiment (--config): then data, codec and sampler are
+that one's, and its network must be that of the weights; where it is not, the message says which fields differ.
 
-
-class Imported(NamedTuple):
-    """What is saved: the weights, as raw and as averaged ones."""
-
-    step: int
-    params: Params
-    ema: Params
+families
+  DiT as published   DiTTransformer2DModel, facebookresearch/DiT
+  Latte              LatteTransformer3DModel, Vchitect/Latte
+  SD3, SD3.5         SD3Transformer2DModel
+  Wan 2.1, 2.2       WanTransformer3DModel
+  VAEs               AutoencoderKL (SD, SDXL, SD3, Flux), AutoencoderKLWan, AutoencoderKLCogVideoX"""
 
 
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "import", "make a run of weights that others have published", EXAMPLES)
     parser.add_argument("source", type=Path, metavar="FOLDER_OR_FILE", help="weights of diffusers or of official code")
-    add_config(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run: new, or empty")
+    add_config(parser, required=False)
+    parser.add_argument("--codec", type=Path, metavar="RUN", help="run of the VAE that a denoiser without --config has")
     parser.add_argument("--sha256", metavar="HEX", help="digest that a torch file was published with")
     parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Console()
-    experiment = experiment_of(arguments)
-    task = experiment.task
-    if not isinstance(task, Denoise):
-        raise ExperimentError(f"config.task={type(task).__name__}: weights are imported for a Denoise task")
-    with open_published(arguments.source, sha256=arguments.sha256) as published, fresh_folder(arguments.out) as folder:
-        network = network_of(published, task, arguments.source)
-        table = network.table()
-        dtype = names.check(table, published.dialect, published.source)
-        params = _placed(network, names.read(table, published.dialect, published.source), experiment)
-        record(experiment, folder, arguments.overrides, allow_change=False)
-        write_json(folder / PROVENANCE, _provenance(published, arguments.source, dtype))
-        with Checkpoints(folder, experiment=experiments.to_json(experiment)) as checkpoints:
-            checkpoints.finish(0, Imported(0, params, params), next_batch=0)
+    if arguments.config is None and arguments.overrides:
+        raise ValueError(f"{arguments.overrides[0]}: there is no experiment to change; name one with --config")
+    if arguments.config is not None and arguments.codec is not None:
+        raise ValueError(f"--codec={arguments.codec}: the experiment of --config names its own; leave one of them out")
+    experiment = None if arguments.config is None else load(arguments.config, arguments.overrides)
+    with fresh_folder(arguments.out) as folder:
+        parts = import_run(
+            arguments.source,
+            folder,
+            out=arguments.out,
+            experiment=experiment,
+            overrides=tuple(arguments.overrides),
+            codec=arguments.codec,
+            sha256=arguments.sha256,
+        )
     lines = [
-        f"{len(published.source)} tensors of {dtype}, each mapped once: {sum(x.size for x in params.values()):,} "
-        "parameters in float32",
-        f"done: {arguments.out}; `dit-video train --init_from={arguments.out}` starts from it; sample, evaluate and "
-        "export take it as --workdir",
+        f"{part.network}: {part.num_tensors} tensors of {part.dtype}, each mapped once: {part.num_params:,} parameters "
+        "in float32"
+        for part in parts
     ]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    lines.append(
+        f"done: {arguments.out}; `dit-video train --init_from={arguments.out}` starts from it; sample, evaluate and "
+        "export take it as --workdir"
+    )
+    Console().print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     return 0
-
-
-def network_of(published: Published, task: Task, path: Path) -> Family:
-    """The network that weights are of, which is that of `task`.
-
-    Raises:
-        ValueError: no family has such weights, or the task has another network; names the fields that differ.
-    """
-    network = recognise(published, task)
-    if network is None:
-        known = "" if published.config is None else f"_class_name={published.config.get('_class_name')!r}"
-        found = known or f"tensors such as {', '.join(list(published.source)[:3])}"
-        raise ValueError(f"{path}: {found}: of no family that is known here; `dit-video import --help` lists them")
-    if differences := network.differences(task):
-        lines = "\n".join(f"  {line}" for line in differences)
-        raise ExperimentError(f"{path}: weights of another network than the experiment's; they need\n{lines}")
-    return network
-
-
-def _placed(network: Family, params: Any, experiment: Experiment) -> Params:
-    """Each parameter put onto the mesh as it comes, and let go of here."""
-    definition, mesh = network.define(), make_mesh(experiment.mesh)
-    shardings = shard_params(definition.axes, definition.shapes, mesh)
-    return {name: jax.device_put(value, shardings[name]) for name, value in params}
-
-
-def _provenance(published: Published, path: Path, dtype: np.dtype) -> dict[str, Any]:
-    """Where the weights of a run came from."""
-    digests = {}
-    for name in published.files:
-        with name.open("rb") as file:
-            digests[name.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "source": path.name,
-        "dialect": published.dialect.value,
-        "dtype": str(dtype),
-        "sha256": digests,
-        "config": published.config,
-    }

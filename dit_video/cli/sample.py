@@ -12,12 +12,14 @@ from rich.console import Console
 
 from dit_video import pretrained_text, run
 from dit_video.cli.arguments import add_weights, command, like_of, parse_size
+from dit_video.cli.first_frame import continuing
 from dit_video.data.batch import NO_LABEL, Batch
 from dit_video.data.captions import encode_captions, room_for
 from dit_video.data.video import grid, write_gif, write_mp4
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
 from dit_video.dit.condition import ClassCondition, EmbeddedText, Given, TextCondition
+from dit_video.dit.first_frame import FirstFrame
 from dit_video.experiment import override
 from dit_video.sharding import replicated
 from dit_video.tasks.denoise import Denoise
@@ -30,6 +32,7 @@ EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_c
   dit-video sample --workdir=runs/grid_dit --label=two --num_frames=33 --size=96,96 --out=long.mp4
   dit-video sample --workdir=runs/text_dit --text="a seven moving up" --text="an eight moving up" --out=up.mp4
   dit-video sample --workdir=runs/text_dit --text="a seven moving up" --negative_prompt="moving down" --out=up.mp4
+  dit-video sample --workdir=runs/wan_i2v --image=seven.png --text="a seven moving up" --out=up.mp4
 
 --sampler, --num_steps, --guidance and what they leave, --config.task.sampler... and --config.task.guidance..., change
 how this run is sampled. Clip i depends on seed and i
@@ -73,6 +76,7 @@ def add_parser(subparsers) -> None:
         "--guidance", type=float, metavar="SCALE", help="how strongly label or text is followed; 1 is off"
     )
     parser.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from (default: no text)")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="the first frame, which the clips continue")
     parser.add_argument("--num_frames", type=int, help="length of a clip (default: as trained)")
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
     parser.add_argument(
@@ -94,13 +98,16 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.overrides:
         opened = dataclasses.replace(opened, experiment=override(opened.experiment, arguments.overrides))
     opened = sampled_as_told(arguments, opened)
-    data = run.evaluation_data(opened.experiment)
+    trained, fps = run.sampled_clip(opened.experiment)
     rows, nothing = told(arguments, opened, console)
     if nothing is not None:
         assert opened.frozen is not None, "a denoiser has a codec"
         placed = jax.device_put(nothing, replicated(opened.mesh))
         opened = dataclasses.replace(opened, frozen=opened.frozen._replace(nothing=placed))
-    shape = _shape(arguments, data.shape)
+    shape = _shape(arguments, trained)
+    sampled = opened.experiment.task
+    assert isinstance(sampled, Denoise), "overrides keep the class of a task"
+    rows = continuing(arguments.image, sampled, rows, shape[1:])
     # The same noise in every row of the grid: rows then differ by their label or text alone.
     subject, video = opened.subject(), []
     size = subject.batch_size(arguments.num_clips)
@@ -112,7 +119,7 @@ def main(arguments: argparse.Namespace) -> int:
     picture = grid(video, columns=arguments.num_clips)
     for path in arguments.out:
         path.parent.mkdir(parents=True, exist_ok=True)
-        (write_gif if path.suffix == ".gif" else write_mp4)(path, picture, data.fps)
+        (write_gif if path.suffix == ".gif" else write_mp4)(path, picture, fps)
     if arguments.npy is not None:
         np.save(arguments.npy, video)
     console.print(f"{len(video)} clips of {shape}: {' '.join(map(str, arguments.out))}", highlight=False)
@@ -149,6 +156,7 @@ def told(arguments: argparse.Namespace, opened: run.OpenRun, console: Console) -
     task = opened.experiment.task
     assert isinstance(task, Denoise), "main refuses any other, and overrides keep the class of a task"
     condition, name, texts, negative = task.condition, arguments.label, arguments.text, arguments.negative_prompt
+    condition = condition.text if isinstance(condition, FirstFrame) else condition
     if isinstance(condition, TextCondition | EmbeddedText):
         if name is not None:
             raise ValueError(f"--label={name}: this run is conditioned on text; say what is to be seen with --text")

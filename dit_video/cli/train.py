@@ -1,13 +1,16 @@
 """dit-video train"""
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from dit_video import processes, run
 from dit_video.cli.arguments import add_config, add_workdir, command, experiment_of
 from dit_video.cli.together import Together, add_processes
+from dit_video.storage import Unfailing
 
 EXAMPLES = """  dit-video train --config=experiments/quickstart.py:vae --workdir=runs/quickstart_vae
   dit-video train --config=experiments/quickstart.py --workdir=runs/quickstart_dit --config.optimizer.learning_rate=3e-4
@@ -45,7 +48,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    console = Console(quiet=not processes.is_first())
+    shown: Any = Unfailing(sys.stdout)
+    console = Console(file=shown, quiet=not processes.is_first())
     outcome = run.train(
         experiment_of(arguments),
         arguments.workdir,

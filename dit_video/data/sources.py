@@ -4,6 +4,7 @@ VideoSet      what `dit-video data ingest` wrote
 TFDSSet       a TFDS data set prepared as ArrayRecord, read without TensorFlow
 MovingDigits  embedded: prepared on first use, needs no download
 LatentCache   moments that `dit-video encode` wrote
+NoData        none: of a run that was made of published weights
 """
 
 import hashlib
@@ -238,6 +239,32 @@ class LatentCache:
     def provenance(self) -> dict[str, Any]:
         """Of which VAE, statistics, preprocessing and videos the moments are, as `encode` wrote it."""
         return latent_cache.read_cache_manifest(self.directory).provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoData:
+    """Of a run that was made of published weights: it can be sampled from and exported, and others start from it.
+
+    Attributes:
+        class_names: label i means class_names[i].
+        fps: frames per second of the clips that are made.
+    """
+
+    class_names: tuple[str, ...] = ()
+    fps: float = 8.0
+
+    def open(self, split: Split) -> Examples:
+        raise ValueError(
+            f"config.data.source=NoData: there are no {split.value} clips in a run of published weights; import them "
+            "for an experiment of your own that has data (dit-video import --config), or start one from them "
+            "(dit-video train --init_from)"
+        )
+
+    def info(self) -> SourceInfo:
+        none = hashlib.sha256().hexdigest()
+        return SourceInfo(
+            class_names=self.class_names, num_records=dict.fromkeys(Split, 0), digest=none, split_digest={}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

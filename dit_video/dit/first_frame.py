@@ -76,8 +76,13 @@ class FirstFrame(Condition):
         """
         if (image is None) != (self.image_size is None):
             raise ValueError(
-                f"FirstFrame.image_size={self.image_size}: the network "
-                + ("attends to tokens of an image encoder: pass them" if image is None else "attends to no image")
+                f"FirstFrame.image_size={self.image_size}: "
+                + (
+                    "the network attends to tokens of an image encoder, which no batch has: it is imported and "
+                    "exported, not trained or sampled here"
+                    if image is None
+                    else "the network attends to no image; give it no tokens of one"
+                )
             )
         B, t, h, w, _ = latents.shape
         first = jnp.broadcast_to((jnp.arange(t) == 0)[None, :, None, None, None], (B, t, h, w, 1))

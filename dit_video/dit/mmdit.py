@@ -296,7 +296,7 @@ class MMDiT(Network):
     def _conditioning(self, t: Time, text: Text) -> Conditioning:
         of_time = self.t_embedder(per_patch_frame(t, self.config.patch_size))
         vector = constrain(of_time + self.pooled_embedder(jnp.asarray(text.pooled))[:, None], "batch", None, None)
-        return Conditioning(vector, jnp.mean(vector, axis=1, keepdims=True))
+        return Conditioning(vector, constrain(jnp.mean(vector, axis=1, keepdims=True), "batch", None, None))
 
     def _placed(
         self, x: Float[Array, "B N D"], shape: tuple[int, int, int]

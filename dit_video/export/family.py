@@ -17,12 +17,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from dit_video.diffusion.objective import Gaussian
-from dit_video.dit.condition import Condition
+from dit_video.dit.condition import Condition, EmbeddedText
+from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.network import NetworkConfig
 from dit_video.export.names import Dialect, Source, Table
 from dit_video.nn.module import Definition, define
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
+from dit_video.text.pretrained import PretrainedText
 
 # (t, h, w) of latents for a denoiser, (T, H, W) of pixels for a VAE.
 Shape = tuple[int, int, int]
@@ -58,10 +60,10 @@ class Family(abc.ABC):
         return self
 
     @classmethod
-    def of_official(cls, source: Source, task: Task) -> "Family | None":
+    def of_official(cls, source: Source, task: Task | None) -> "Family | None":
         """The network of official weights, by their names and shapes; None where they are of something else.
 
-        What shapes do not tell is as in `task`.
+        What shapes do not tell is as in `task`, where there is one.
         """
         del source, task
         return None
@@ -124,11 +126,25 @@ class DenoiserFamily(Family):
     def objective(self) -> Gaussian:
         """What it was published to predict."""
 
+    def usual_latents(self, config: Mapping[str, Any]) -> Shape:
+        """(t, h, w) of the latents that a config.json says it is for; it takes others."""
+        size = count_of(config, "sample_size", 64)
+        return 1, size, size
+
+    def text_encoders(self, pipeline: str) -> PretrainedText | None:
+        """Those in the folder of a pipeline of diffusers; None where the network reads no text."""
+        del pipeline
+        return None
+
+    def condition_on(self, text: PretrainedText) -> Condition | None:
+        """The condition for what these encoders make of captions."""
+        return None if self.condition is None else _condition_on(self.condition, text)
+
     @classmethod
-    def of_most(cls: type[Denoiser], source: Source, task: Task) -> Denoiser | None:
-        """The network of a task, if most of its official tensors are there, so that `names.check` says which are not."""
+    def of_most(cls: type[Denoiser], source: Source, task: Task | None) -> Denoiser | None:
+        """The network of a task, if most of its official tensors are there: `names.check` says which are not."""
         try:
-            network = cls.of_task(task)
+            network = None if task is None else cls.of_task(task)
         except ValueError:
             return None
         if not isinstance(network, cls):
@@ -160,6 +176,16 @@ class DenoiserFamily(Family):
             wanted = dataclasses.replace(self.condition, drop_rate=task.condition.drop_rate)
             lines += different_fields("config.task.condition", wanted, task.condition)
         return lines
+
+
+def _condition_on(condition: Condition, text: PretrainedText) -> Condition:
+    if isinstance(condition, FirstFrame):
+        return dataclasses.replace(condition, text=_condition_on(condition.text, text))
+    if not isinstance(condition, EmbeddedText):
+        return condition
+    # Without CLIP the vector for a caption is the mean of its tokens.
+    pooled_size = condition.pooled_size if text.clip_l or text.clip_g else condition.hidden_size
+    return dataclasses.replace(condition, num_tokens=text.num_tokens, pooled_size=pooled_size)
 
 
 def different_fields(where: str, wanted: Any, found: Any) -> list[str]:

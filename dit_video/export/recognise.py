@@ -1,24 +1,33 @@
 """Which family a published network, or the network of a run, is of: the list of families."""
 
+from dit_video.export.families.autoencoder_kl import AutoencoderKLFamily
+from dit_video.export.families.cogvideox_vae import CogVideoXVAEFamily
 from dit_video.export.families.dit import ClassDiT
+from dit_video.export.families.latte import InterleavedLatte
+from dit_video.export.families.sd3 import SD3
+from dit_video.export.families.wan import WanFamily
+from dit_video.export.families.wan_vae import WanVAEFamily
 from dit_video.export.family import DenoiserFamily, Family
 from dit_video.export.source import Published
+from dit_video.export.vae_family import VAEFamily
 from dit_video.tasks.task import Task
 from dit_video.vae.codec import LatentCodec
 
-DENOISERS: tuple[type[DenoiserFamily], ...] = (ClassDiT,)
+DENOISERS: tuple[type[DenoiserFamily], ...] = (ClassDiT, InterleavedLatte, SD3, WanFamily)
+VAES: tuple[type[VAEFamily], ...] = (AutoencoderKLFamily, WanVAEFamily, CogVideoXVAEFamily)
 
 
-def recognise(published: Published, task: Task) -> Family | None:
+def recognise(published: Published, task: Task | None) -> Family | None:
     """The network that weights are of; None where no family has such.
 
     Args:
-        task: what the weights are for: it says what official weights do not tell by themselves.
+        task: what the weights are for, where that is known: it says what official weights do not tell by themselves.
 
     Raises:
         ValueError: a family has such, but none like these was published; names the field.
     """
-    for family in DENOISERS:
+    families: tuple[type[Family], ...] = (*DENOISERS, *VAES)
+    for family in families:
         found = (
             family.of_official(published.source, task)
             if published.config is None
@@ -29,7 +38,7 @@ def recognise(published: Published, task: Task) -> Family | None:
     return None
 
 
-def denoiser_family(task: Task) -> Family:
+def denoiser_family(task: Task) -> DenoiserFamily:
     """The family of a denoising task's network.
 
     Raises:
@@ -37,15 +46,19 @@ def denoiser_family(task: Task) -> Family:
     """
     for family in DENOISERS:
         found = family.of_task(task)
-        if found is not None:
+        if isinstance(found, DenoiserFamily):
             return found
     raise ValueError("config.task.network: no class of diffusers is known for it")
 
 
-def vae_family(codec: LatentCodec) -> Family:
+def vae_family(codec: LatentCodec) -> VAEFamily:
     """The family of a codec's VAE.
 
     Raises:
         ValueError: no family has such a VAE.
     """
+    for family in VAES:
+        found = family.of_codec(codec)
+        if found is not None:
+            return found
     raise ValueError(f"config.task.vae={type(codec.vae.config).__name__}: no class of diffusers is known for it")

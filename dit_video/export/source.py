@@ -23,7 +23,7 @@ _TRANSFORMERS_WEIGHTS = "model.safetensors"
 PROVENANCE = "import.json"
 _TORCH_WEIGHTS = "diffusion_pytorch_model.bin"
 # A pipeline is a folder of folders, one for each network.
-_PIPELINE, _PIPELINE_PART = "model_index.json", "transformer"
+PIPELINE, _PIPELINE_PART = "model_index.json", "transformer"
 
 # What safetensors calls the types of NumPy; others have no name there.
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -61,7 +61,7 @@ def open_published(path: Path, *, sha256: str | None = None) -> Iterator[Publish
         if not path.is_dir():
             yield Published(Dialect.OFFICIAL, None, _averaged(_open_file(path, sha256, stack)), (path,))
             return
-        if (path / _PIPELINE).is_file():
+        if (path / PIPELINE).is_file():
             path = path / _PIPELINE_PART
         if not (path / CONFIG).is_file():
             raise FileNotFoundError(f"{path / CONFIG}: not there; name the folder of a network of diffusers, or a file")

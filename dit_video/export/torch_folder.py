@@ -9,7 +9,7 @@ import importlib.util
 import json
 import shutil
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +50,31 @@ def write_torch(content: Content, folder: Path) -> Parity:
         ValueError: there is no torch module of this network; says what can be done.
         ExportMismatch: what was read back differs, or a module computes something else.
     """
-    parts, origin = parts_of(content), content.origin
-    config = {part.network.field: part.network.torch_config() for part in parts} | {
+    parts = parts_of(content)
+    num_tensors = write_files(content, parts, folder)
+    if importlib.util.find_spec("torch") is None:
+        return Parity(num_tensors, None, 0)
+    compared = [compare_with(part, folder) for part in parts]
+    return Parity(num_tensors, max(error for error, _ in compared), sum(number for _, number in compared))
+
+
+def write_files(content: Content, parts: Sequence[Part], folder: Path) -> int:
+    """Writes all files of `folder`; returns how many tensors were read back and compared, bit by bit."""
+    origin, networks = content.origin, [part.network for part in parts]
+    config = {network.field: network.torch_config() for network in networks} | {
         "clip_shape": content.clip,
         "latent_shape": content.latent_shape,
         "origin": {"run": origin.run, "step": origin.step, "ema": origin.ema, "fingerprint": origin.fingerprint},
         "task": origin.task,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    num_tensors = 0
-    for part in parts:
-        network = part.network
-        num_tensors += write_tensors(network.table(), Dialect.TORCH, part.params, folder / network.weights)
+    with_vae = any(isinstance(network, TorchVAE) for network in networks)
+    (folder / README).write_text(model_card(content, with_vae=with_vae), encoding="utf-8")
+    for network in networks:
         shutil.copyfile(_FILES / network.source, folder / network.module)
-    (folder / README).write_text(model_card(content, with_vae=(folder / TorchVAE.weights).exists()), encoding="utf-8")
-    if importlib.util.find_spec("torch") is None:
-        return Parity(num_tensors, None, 0)
-    compared = [compare_with(part, folder) for part in parts]
-    return Parity(num_tensors, max(error for error, _ in compared), sum(number for _, number in compared))
+    return sum(
+        write_tensors(part.network.table(), Dialect.TORCH, part.params, folder / part.network.weights) for part in parts
+    )
 
 
 def parts_of(content: Content) -> list[Part]:

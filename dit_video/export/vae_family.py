@@ -4,7 +4,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class Statistics(NamedTuple):
     std: tuple[float, ...]
 
     @classmethod
-    def of_diffusers(cls, config: Mapping[str, Any], channels: int, *, scaling_factor: float = 1.0) -> Self:
+    def of_diffusers(cls, config: Mapping[str, Any], channels: int, *, scaling_factor: float = 1.0) -> "Statistics":
         """What pipelines do with latents: (z - shift_factor) * scaling_factor, or the same per channel.
 
         Args:
@@ -58,15 +58,14 @@ class Statistics(NamedTuple):
         for name, value in (("scaling_factor", scale), ("shift_factor", shift)):
             if not isinstance(value, float | int) or (name == "scaling_factor" and not value > 0):
                 raise ValueError(f"config.json: {name}={value!r}: must be a number")
-        mean, std = (config.get(name) for name in ("latents_mean", "latents_std"))
-        if mean is None and std is None:
-            mean, std = [shift] * channels, [1.0] * channels
-        elif shift:
-            raise ValueError(f"config.json: shift_factor={shift} and latents_mean: every published VAE has one of them")
-        for name, values in (("latents_mean", mean), ("latents_std", std)):
-            numbers = isinstance(values, list | tuple) and all(isinstance(v, float | int) for v in values)
-            if not numbers or len(values) != channels or (name == "latents_std" and min(values) <= 0):
-                raise ValueError(f"config.json: {name}={values!r}: must be {channels} numbers, one for each channel")
+        if config.get("latents_mean") is None and config.get("latents_std") is None:
+            mean, std = (shift,) * channels, (1.0,) * channels
+        else:
+            if shift:
+                raise ValueError(f"config.json: shift_factor={shift} and latents_mean: published VAEs have one of them")
+            mean, std = (_numbers_of(config, name, channels) for name in ("latents_mean", "latents_std"))
+        if min(std) <= 0:
+            raise ValueError(f"config.json: latents_std={std}: must be greater than 0")
         return cls(
             tuple(float(np.float32(value)) for value in mean), tuple(float(np.float32(value / scale)) for value in std)
         )
@@ -114,7 +113,7 @@ class VAEFamily(Family):
     statistics: Statistics
 
     @classmethod
-    def of_task(cls, task: Task) -> Self | None:
+    def of_task(cls, task: Task) -> "VAEFamily | None":
         """The VAE of a codec's task, whose latents are left as they are: a task does not know their statistics."""
         if not isinstance(task, Autoencode) or not isinstance(task.vae, cls.config_type):
             return None
@@ -122,7 +121,7 @@ class VAEFamily(Family):
         return cls(config=task.vae, statistics=Statistics((0.0,) * channels, (1.0,) * channels))
 
     @classmethod
-    def of_codec(cls, codec: LatentCodec) -> Self | None:
+    def of_codec(cls, codec: LatentCodec) -> "VAEFamily | None":
         """The VAE of a codec, with its statistics; None where it is of another kind."""
         if not isinstance(codec.vae.config, cls.config_type):
             return None
@@ -273,6 +272,14 @@ def flag_of(config: Mapping[str, Any], name: str, *, default: bool) -> bool:
     if type(value) is not bool:
         raise ValueError(f"config.json: {name}={value!r}: must be true or false")
     return value
+
+
+def _numbers_of(config: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
+    values = config.get(name)
+    numbers = isinstance(values, list | tuple) and all(isinstance(value, float | int) for value in values)
+    if not numbers or len(values) != count:
+        raise ValueError(f"config.json: {name}={values!r}: must be {count} numbers, one for each channel")
+    return tuple(values)
 
 
 def _decimals(value: float) -> Iterator[float]:

@@ -1,7 +1,7 @@
 """Learn to denoise video latents: the codec, the DiT, its condition and a Gaussian objective meet here."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -159,8 +159,8 @@ class Denoise:
 
             def pair(x_t: Latents, t: Time) -> tuple[Output, Output]:
                 # One forward pass over the conditional and the unconditional half.
-                seen = jax.tree.map(lambda x: jnp.concatenate([x, x]), held(x_t, t, first))
-                output = model.output(*seen, both)
+                x_t_twice, t_twice = (jnp.concatenate([x, x]) for x in held(x_t, t, first))
+                output = model.output(x_t_twice, t_twice, both)
                 num_clips = x_t.shape[0]
                 return jax.tree.map(lambda x: x[:num_clips], output), jax.tree.map(lambda x: x[num_clips:], output)
 
@@ -185,10 +185,11 @@ class Denoise:
             return self.condition.framed(given, followed_by_zeros(first_frame(codec, batch), num_frames))
         return given
 
-    def _held_of(self, x_0: Latents) -> Latents | None:
+    def _held_of(self, x_0: Latents) -> Float[Array, "B 1 h w c"] | None:
+        """What is known of x_0 before anything is denoised."""
         return x_0[:, :1] if self.hold_first_frame else None
 
-    def _nothing(self, condition: Condition, frozen: Frozen, given: Given) -> Given:
+    def _nothing(self, condition: Condition, frozen: Frozen, given: Given) -> Any:
         """What guidance has instead of what is given, for each clip or for one."""
         return condition.nothing(given, frozen.nothing)
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.nn.embed import linear
-from dit_video.nn.norm import layer_normalize
+from dit_video.nn.norm import LayerNorm
 from dit_video.sharding import constrain
 
 
@@ -88,7 +88,7 @@ class CLIPTextModel(nnx.Module):
         self.blocks = jax.vmap(lambda key: CLIPBlock(config, dtype=dtype, rngs=nnx.Rngs(key)))(
             jax.random.split(rngs.params(), config.depth)
         )
-        self.norm = LayerNorm(config.hidden_size, config.norm_epsilon, rngs=rngs)
+        self.norm = LayerNorm(config.hidden_size, rngs=rngs, epsilon=config.norm_epsilon)
         self.projection = (
             None
             if config.projection_size is None
@@ -119,9 +119,9 @@ class CLIPBlock(nnx.Module):
 
     def __init__(self, config: CLIPTextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         D, epsilon = config.hidden_size, config.norm_epsilon
-        self.attention_norm = LayerNorm(D, epsilon, rngs=rngs)
+        self.attention_norm = LayerNorm(D, rngs=rngs, epsilon=epsilon)
         self.attention = CausalAttention(D, config.num_heads, dtype=dtype, rngs=rngs)
-        self.mlp_norm = LayerNorm(D, epsilon, rngs=rngs)
+        self.mlp_norm = LayerNorm(D, rngs=rngs, epsilon=epsilon)
         self.up = linear(D, config.mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
         self.down = linear(config.mlp_size, D, ("mlp", "embed"), rngs=rngs, dtype=dtype)
         self.activation = config.activation
@@ -158,20 +158,6 @@ class CausalAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         return self.out(jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla"))
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation with scale and bias, in float32; the result has the input's dtype."""
-
-    def __init__(self, features: int, epsilon: float, *, rngs: nnx.Rngs):
-        ones, zeros = (nnx.with_metadata(f, axes=(None,)) for f in (nnx.initializers.ones, nnx.initializers.zeros))
-        self.scale = nnx.Param(ones(rngs.params(), (features,), jnp.float32), axes=(None,))
-        self.bias = nnx.Param(zeros(rngs.params(), (features,), jnp.float32), axes=(None,))
-        self.epsilon = epsilon
-
-    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
-        y = layer_normalize(x.astype(jnp.float32), self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 def _table(num: int, features: int, axes: tuple[str | None, str | None], *, rngs: nnx.Rngs) -> nnx.Param:

@@ -23,8 +23,8 @@ class LatentCodec(nnx.Module):
     Long clips and large frames go through in parts: `chunk` latent frames at a time (exact: the VAE is
     causal and its caches carry the past) and square tiles of `tile` latent cells (approximate: a convolution
     does not see beyond its tile, nor does a norm or attention over rows and columns; neighbouring tiles overlap by a
-    quarter and are blended linearly). Both are
-    loops inside the compiled program, so activations are those of one part. Methods are pure; jit them.
+    quarter and are blended linearly). Both are loops inside the compiled program, so activations are those of one
+    part. Methods are pure; jit them.
 
     Without statistics the codec whitens with mean 0 and standard deviation 1.
     """
@@ -185,9 +185,11 @@ def in_tiles(
 
 def tile_starts(size: int, tile: int) -> list[int]:
     """First cells of the fewest tiles that cover `size` cells and overlap by at least a quarter of a tile."""
+    if size == tile:
+        return [0]
     overlap = max(1, tile // 4)
-    count = 1 + max(0, -(-(size - tile) // (tile - overlap)))
-    return [round(i * (size - tile) / max(1, count - 1)) for i in range(count)]
+    count = 1 + -(-(size - tile) // (tile - overlap))
+    return [round(i * (size - tile) / (count - 1)) for i in range(count)]
 
 
 def tile_ramp(tile: int, cell: int) -> Float[np.ndarray, " n"]:

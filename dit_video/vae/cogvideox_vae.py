@@ -142,7 +142,7 @@ class CogVideoXVAE(LeveledVAE):
 
 
 class SpatialNorm(nnx.Module):
-    """Group normalisation whose scale and bias are linear in the latents there (Zheng et al. 2022, arXiv:2209.09002)."""
+    """Group normalisation with scale and bias linear in the latents there (Zheng et al. 2022, arXiv:2209.09002)."""
 
     def __init__(self, features: int, *, latent_channels: int, num_groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = GroupNorm(features, num_groups=num_groups, rngs=rngs)
@@ -151,9 +151,10 @@ class SpatialNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H W C"], z: Float[Array, "B t h w c"]) -> Float[Array, "B T H W C"]:
         """Normalises frames that were made of the latents `z`, 1 + s * (t - 1) of them or s * t."""
+        _, frames, rows, columns, _ = x.shape
         x = self.norm(x)
         # Pointwise and nearest neighbours commute: the small one comes first.
-        scale, bias = (_stretch(layer(z)[0], x.shape[1:4]) for layer in (self.scale, self.bias))
+        scale, bias = (_stretch(layer(z)[0], (frames, rows, columns)) for layer in (self.scale, self.bias))
         return x.astype(scale.dtype) * scale + bias
 
 

@@ -109,6 +109,7 @@ class VideoVAE(VAE):
     def __init__(self, config: VideoVAEConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.dtype = dtype
+        self.pixel_fold = config.strides[0]
         widths, strides = config.widths, config.strides
         c = config.latent_channels
         shared = {"dtype": dtype, "rngs": rngs}
@@ -132,11 +133,11 @@ class VideoVAE(VAE):
     def encode_stream(self, pixels: Pixels, cache: tuple | None = None) -> tuple[Moments, tuple]:
         first = cache is None
         self.config.check_pixels(pixels.shape[1:4], first=first)
-        x = fold(pixels.astype(self.dtype), self.config.strides[0], first=first)
+        x = fold(pixels.astype(self.dtype), self.pixel_fold, first=first)
         x, cache = stream(self.encoder, x, cache)
         return x.astype(jnp.float32), cache
 
     def decode_stream(self, z: Float[Array, "B t h w c"], cache: tuple | None = None) -> tuple[Pixels, tuple]:
         first = cache is None
         x, cache = stream(self.decoder, z.astype(self.dtype), cache)
-        return unfold(x, self.config.strides[0], first=first).astype(jnp.float32), cache
+        return unfold(x, self.pixel_fold, first=first).astype(jnp.float32), cache

@@ -96,6 +96,7 @@ class WanVAE(LeveledVAE):
     def __init__(self, config: WanVAEConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.dtype = dtype
+        self.pixel_fold = (1, config.patch_size, config.patch_size)
         c, cell = config.latent_channels, 3 * config.patch_size**2
         norm = functools.partial(RMSNorm, epsilon=_EPSILON, rngs=rngs)
         conv = functools.partial(CausalConv3d, kernel=_KERNEL, before=Before.ZEROS, dtype=dtype, rngs=rngs)
@@ -141,15 +142,13 @@ class WanVAE(LeveledVAE):
 
     def decode_stream(self, z: Float[Array, "B t h w c"], cache: tuple | None = None) -> tuple[Pixels, tuple]:
         x, cache = self.decoder(self.latents_projection(z)[0], cache)
-        patch = self.config.patch_size
-        return unfold(x, (1, patch, patch), first=False).astype(jnp.float32), cache
+        return unfold(x, self.pixel_fold, first=False).astype(jnp.float32), cache
 
     def layers(self, pixels: Pixels, z: Float[Array, "B t h w c"]) -> dict[str, Array]:
         return layers_of(self, self._patches(pixels), self.latents_projection(z)[0])
 
-    def _patches(self, pixels: Pixels) -> Float[Array, "B T h w C"]:
-        patch = self.config.patch_size
-        return fold(pixels.astype(self.dtype), (1, patch, patch), first=False)
+    def _patches(self, pixels: Pixels) -> Float[Array, "B T h w D"]:
+        return fold(pixels.astype(self.dtype), self.pixel_fold, first=False)
 
 
 class WanDownsample(nnx.Module):

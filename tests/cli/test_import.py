@@ -17,7 +17,6 @@ from toys import SMALL_VAE, small_mesh
 from dit_video import experiment as experiments
 from dit_video import run
 from dit_video.checkpoint import Checkpoints, weights_digest
-from dit_video.cli.import_weights import Imported
 from dit_video.cli.main import main
 from dit_video.export import names
 from dit_video.export.diffusers_folder import compare_layers
@@ -26,6 +25,7 @@ from dit_video.export.names import Dialect
 from dit_video.export.source import WEIGHTS, open_published
 from dit_video.export.weights import ExportMismatch
 from dit_video.nn.module import define, params_of
+from dit_video.published_run import Imported
 from dit_video.run_folder import record, write_json
 
 EXPERIMENT = """
@@ -181,7 +181,7 @@ def test_an_official_checkpoint_becomes_a_run_that_diffusers_would_compute_other
     [
         ("official", r"--config\.task\.network\.time_frequency_shift=1 \(it is 0\)"),
         ("modern", r"--config\.task\.network\.positions=sincos \(it is rotary\)"),
-        ("vae", r"config\.task=Autoencode: weights are imported for a Denoise task"),
+        ("vae", r"config\.task=Denoise\(\.\.\.\) \(it is Autoencode\)"),
     ],
 )
 def test_another_network_than_the_experiments_is_an_error_that_names_the_fields(

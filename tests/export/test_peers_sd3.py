@@ -157,6 +157,7 @@ def test_a_folder_from_here_computes_the_same_in_diffusers(config, tmp_path):
         assert SD3.of_diffusers(published.config).informed_by(published.source) == network
 
 
+ONE_BLOCK = {"num_layers": 1, "dual_attention_layers": ()}
 PUBLISHED = PositionTable(size=12, origin=3.0, step=16 / 6)
 
 
@@ -164,7 +165,7 @@ PUBLISHED = PositionTable(size=12, origin=3.0, step=16 / 6)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_positions_are_those_of_the_file(table, dtype):
     """Which diffusers computes none of: published weights bring theirs."""
-    theirs = their_network(MEDIUM | {"num_attention_heads": 12, "caption_projection_dim": 48, "num_layers": 1})
+    theirs = their_network(MEDIUM | {"num_attention_heads": 12, "caption_projection_dim": 48} | ONE_BLOCK)
     network = our_network(theirs)
     wanted = dataclasses.replace(network, config=dataclasses.replace(network.config, position_table=table))
     positions = torch.from_numpy(wanted.table().constants[Dialect.DIFFUSERS][POSITIONS])

@@ -118,14 +118,13 @@ def test_t5_of_transformers_computes_the_same_here(kind, config, tmp_path):
     del weights["encoder.embed_tokens.weight"]  # the table by its other name
     assert_moved_without_loss(t5.table(ours), params, weights)
     encode = jax.jit(lambda params, ids, num_tokens: definition.bind(params)(ids, num_tokens))
-    for length in (1, 7, 33):
+    for length, masked in ((1, True), (33, True), (33, False)):
         ids, num_tokens = captions(length)
         mask = torch.arange(length)[None] < torch.from_numpy(num_tokens)[:, None]
-        for masked in (True, False):
-            with torch.no_grad():
-                wanted = theirs(torch.from_numpy(ids), attention_mask=mask.long() if masked else None)
-            found = encode(params, jnp.asarray(ids), jnp.asarray(num_tokens) if masked else None)
-            assert relative_error(found, wanted.last_hidden_state) < 1e-4
+        with torch.no_grad():
+            wanted = theirs(torch.from_numpy(ids), attention_mask=mask.long() if masked else None)
+        found = encode(params, jnp.asarray(ids), jnp.asarray(num_tokens) if masked else None)
+        assert relative_error(found, wanted.last_hidden_state) < 1e-4
 
 
 @pytest.mark.parametrize("make", CLIP_CLASSES)
@@ -140,7 +139,7 @@ def test_clip_of_transformers_computes_the_same_here(make, config, tmp_path):
     weights = {n if n.startswith("text_") else f"text_model.{n}": x for n, x in theirs.state_dict().items()}
     assert_moved_without_loss(clip.table(ours), params, weights)
     encode = jax.jit(lambda params, ids: definition.bind(params)(ids))
-    for length in (1, 8, 19):
+    for length in (8, 19):
         ids, _ = captions(length)
         with torch.no_grad():
             wanted = theirs(torch.from_numpy(ids), output_hidden_states=True)

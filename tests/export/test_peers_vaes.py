@@ -1,4 +1,4 @@
-"""The published VAEs: the same weights, the same clip, the same moments and pixels as in diffusers, in either direction."""
+"""The published VAEs: the same weights, the same clip, the same moments and pixels as in diffusers, in and out."""
 
 import dataclasses
 import functools

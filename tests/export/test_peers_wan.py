@@ -286,3 +286,12 @@ def test_the_model_card_says_what_goes_in(config):
     assert f"[b {network.channels_in} 3 4 6]" in card
     assert ("encoder_hidden_states_image" in card) == (network.image_size is not None)
     assert ("of a mask" in card) == (network.frame is not None)
+
+
+def test_it_is_sampled_as_it_was_published():
+    wan, ti2v = family({}), family({"in_channels": 48, "out_channels": 48})
+    # Of 81 frames of 480 x 832 with cells of (4, 8, 8), and of 121 of 704 x 1280 with cells of (4, 16, 16).
+    assert (wan.usual_latents({}), ti2v.usual_latents({})) == ((21, 60, 104), (31, 44, 80))
+    text = wan.text_encoders("somewhere")
+    assert text.num_tokens == 512
+    assert wan.condition_on(text) == EmbeddedText(hidden_size=4096, pooled_size=4096, num_tokens=512)

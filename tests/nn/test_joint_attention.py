@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from toys import small_mesh
 
 from dit_video.nn.attention import QKNorm
 from dit_video.nn.joint_attention import QKV, JointAttention, attend_jointly
-from dit_video.nn.module import params_of
+from dit_video.nn.module import define
 
 # The same sums in another order.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
@@ -84,10 +86,11 @@ def test_positions_are_those_of_video_alone():
 
 
 def test_text_that_is_only_read_has_no_way_back():
-    make = lambda key, text_output: JointAttention(  # noqa: E731
-        32, 2, qk_norm=QKNorm.NONE, text_output=text_output, dtype=jnp.float32, rngs=nnx.Rngs(key)
-    )
-    whole, reading = (params_of(make(jax.random.key(0), text_output)) for text_output in (True, False))
-    assert whole.keys() - reading.keys() == {"text.out.kernel", "text.out.bias"}
+    def make(key: jax.Array, *, text_output: bool) -> JointAttention:
+        options = {"qk_norm": QKNorm.NONE, "text_output": text_output, "dtype": jnp.float32}
+        return JointAttention(32, 2, rngs=nnx.Rngs(key), **options)
+
+    whole, reading = (define(functools.partial(make, text_output=written)) for written in (True, False))
+    assert whole.shapes.keys() - reading.shapes.keys() == {"text.out.kernel", "text.out.bias"}
     video, text = jnp.ones((1, 4, 32)), jnp.ones((1, 3, 32))
-    assert make(jax.random.key(0), False)(video, text, None, None)[1] is None
+    assert jax.eval_shape(lambda params: reading.bind(params)(video, text, None, None), reading.shapes)[1] is None

@@ -1,9 +1,13 @@
 import io
 import json
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute] (of protobuf)
+from tensorboardX.record_writer import masked_crc32c
 
 from dit_video.data.video import read_video
 from dit_video.training.patient_files import PatientFiles
@@ -117,11 +121,40 @@ def test_the_console_shows_loss_speed_and_waiting(start, output):
     assert "held-out error  x_0_error 0.5" in shown
 
 
+def board_events(path: Path) -> list[Event]:
+    """Those in a file of TensorBoard, a TFRecord: length, checksum, content, checksum."""
+    data, events = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack_from("<Q", data)
+        content = data[12 : 12 + length]
+        checksums = [struct.unpack_from("<I", data, at)[0] for at in (8, 12 + length)]
+        assert checksums == [masked_crc32c(data[:8]), masked_crc32c(content)]
+        events.append(Event.FromString(content))
+        data = data[16 + length :]
+    return events
+
+
 def test_tensorboard_gets_scalars_and_pictures(start, tmp_path):
+    start(0).steps(steps(1, 2))
+    tracker = start(2)
+    tracker.evaluation(2, "held-out error", {"psnr": 20.0})
+    tracker.media(2, "samples", np.zeros((2, 16, 16, 3), np.uint8), fps=8.0)
+    first, second = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.suffix)
+    assert [path.name.startswith("events.out.tfevents.") for path in (first, second)] == [True, True]
+    version, scalars = board_events(first)
+    assert version.file_version == "brain.Event:2"
+    assert [(scalars.step, v.tag, v.simple_value) for v in scalars.summary.value] == [(2, "train/loss", 0.5)]
+    _, begin, evaluation, picture = board_events(second)
+    # What the first session says of later steps is not shown.
+    assert (begin.step, begin.session_log.status) == (3, SessionLog.START)
+    assert [v.tag for v in evaluation.summary.value] == ["held-out_error/psnr"]
+    assert picture.summary.value[0].image.encoded_image_string.startswith(b"GIF89a")
+
+
+def test_steps_whose_lines_were_in_the_memory_of_a_run_that_was_killed_are_named(start, output, tmp_path):
     tracker = start(0)
     tracker.steps(steps(1, 2))
-    tracker.media(2, "samples", np.zeros((2, 16, 16, 3), np.uint8), fps=8.0)
-    tracker.close()
-    written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
-    assert b"train/loss" in written
-    assert b"GIF89a" in written
+    tracker.steps(steps(5, 6))
+    assert "no line" not in output.getvalue()
+    start(6)
+    assert f"{RECORD}: 2 steps from 3 to 4 have no line" in output.getvalue()

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -48,7 +48,7 @@ class AutoencoderKLFamily(VAEFamily):
     config: AutoencoderKLConfig
 
     @classmethod
-    def of_diffusers(cls, config: Mapping[str, Any]) -> Self | None:
+    def of_diffusers(cls, config: Mapping[str, Any]) -> "AutoencoderKLFamily | None":
         if config.get("_class_name") != cls.diffusers_class:
             return None
         check_fixed(config, _FIXED)

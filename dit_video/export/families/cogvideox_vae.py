@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from dit_video.export.family import Shape, check_fixed, count_of
 from dit_video.export.vae_family import Place, Statistics, VAEFamily, counts_of, translate
@@ -50,7 +50,7 @@ class CogVideoXVAEFamily(VAEFamily):
     config: CogVideoXVAEConfig
 
     @classmethod
-    def of_diffusers(cls, config: Mapping[str, Any]) -> Self | None:
+    def of_diffusers(cls, config: Mapping[str, Any]) -> "CogVideoXVAEFamily | None":
         if config.get("_class_name") != cls.diffusers_class:
             return None
         widths = counts_of(config, "block_out_channels", (128, 256, 256, 512))

@@ -120,7 +120,7 @@ class ClassDiT(DenoiserFamily):
         return cls(config=whole, channels=channels, condition=condition)
 
     @classmethod
-    def of_official(cls, source: Source, task: Task) -> "ClassDiT | None":
+    def of_official(cls, source: Source, task: Task | None) -> "ClassDiT | None":
         """The network of official weights, by their names and shapes; None where they are of something else.
 
         How many heads there are shapes do not tell: that is as in the published network of this width and depth, and
@@ -144,7 +144,7 @@ class ClassDiT(DenoiserFamily):
         return dataclasses.replace(found, config=config)
 
     @classmethod
-    def _by_shapes(cls, source: Source, task: Task) -> "ClassDiT | None":
+    def _by_shapes(cls, source: Source, task: Task | None) -> "ClassDiT | None":
         """What shapes tell; what they do not is as in `task`."""
         dims = {_PATCHES: 4, _LABELS: 2, _LAST: 2}
         if any(name not in source or len(source[name].shape) != dim for name, dim in dims.items()):

@@ -89,15 +89,16 @@ class InterleavedLatte(DenoiserFamily):
         return Gaussian(path=DiscreteBetas(), prediction=Epsilon(), times=UniformLevels(), variance=variance)
 
     def differences(self, task: Task) -> list[str]:
-        found = self
-        # Positions that count patches are the same function at the size that the weights are of.
-        if isinstance(task, Denoise) and isinstance(task.network, LatteConfig) and task.network.position_grid is None:
-            found = dataclasses.replace(found, config=dataclasses.replace(found.config, position_grid=None))
-        if isinstance(task, Denoise) and isinstance(task.condition, EmbeddedText):
-            if isinstance(found.condition, EmbeddedText):
-                # No weights depend on how many tokens a caption has, and none read the vector for a whole one.
-                sizes = {name: getattr(task.condition, name) for name in ("pooled_size", "num_tokens")}
-                found = dataclasses.replace(found, condition=dataclasses.replace(found.condition, **sizes))
+        config, condition = self.config, self.condition
+        if isinstance(task, Denoise):
+            # Positions that count patches are the same function at the size that the weights are of.
+            if isinstance(task.network, LatteConfig) and task.network.position_grid is None:
+                config = dataclasses.replace(config, position_grid=None)
+            # No weights depend on how many tokens a caption has, and none read the vector for a whole one.
+            if isinstance(task.condition, EmbeddedText) and isinstance(condition, EmbeddedText):
+                used = task.condition
+                condition = dataclasses.replace(condition, pooled_size=used.pooled_size, num_tokens=used.num_tokens)
+        found = dataclasses.replace(self, config=config, condition=condition)
         return super(InterleavedLatte, found).differences(task)
 
     @classmethod
@@ -162,7 +163,7 @@ class InterleavedLatte(DenoiserFamily):
         return cls(config=network, channels=channels, condition=condition)
 
     @classmethod
-    def of_official(cls, source: Source, task: Task) -> "InterleavedLatte | None":
+    def of_official(cls, source: Source, task: Task | None) -> "InterleavedLatte | None":
         """The network of official weights, by their names and shapes; None where they are of something else.
 
         How many heads there are shapes do not tell: that is as in the published network of this width and depth, and

@@ -21,6 +21,7 @@ from dit_video.export.names import LAYER, Dialect, Row, Shape, Table, linear, ve
 from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
+from dit_video.text.pretrained import PretrainedText, wan_text
 
 # What is the same in every published Wan that is read: those that are given a last frame as well have a pos_embed.
 _FIXED = {
@@ -33,6 +34,7 @@ _FIXED = {
 _BLOCK = f"blocks.{LAYER}"
 # So long is text in diffusers: its pipelines fill it up with zeros, and blocks that see an image count on it.
 _TEXT_LENGTH = 512
+_TI2V_CHANNELS = 48
 _TIMESTEPS = (0.0, 1.0, 500.5, 1000.0)
 _NUM_IMAGE_TOKENS = 257  # any number would do; these are CLIP's
 
@@ -65,6 +67,13 @@ class WanFamily(DenoiserFamily):
 
     def objective(self) -> Gaussian:
         return rectified_flow()
+
+    def usual_latents(self, config: Mapping[str, Any]) -> LatentShape:
+        # Of 81 frames of 480 x 832 pixels; of TI2V-5B, whose VAE compresses more, of 121 frames of 704 x 1280.
+        return (31, 44, 80) if self.channels == _TI2V_CHANNELS else (21, 60, 104)
+
+    def text_encoders(self, pipeline: str) -> PretrainedText:
+        return wan_text(pipeline)
 
     def differences(self, task: Task) -> list[str]:
         if isinstance(task, Denoise):

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from dit_video.export.family import Shape, check_fixed, count_of
 from dit_video.export.names import Row
@@ -13,7 +13,6 @@ from dit_video.vae.wan_vae import WanVAEConfig
 # What is the same in every published one.
 _FIXED = {"attn_scales": (), "dropout": 0.0}
 _FRAMES = 4  # that diffusers encodes at a time after the first
-_CHANNELS = ("in_channels", "out_channels")
 # Of the latents of a config that does not say: those of Wan 2.1.
 _STATISTICS = {
     "latents_mean": (
@@ -55,12 +54,13 @@ class WanVAEFamily(VAEFamily):
     config: WanVAEConfig
 
     @classmethod
-    def of_diffusers(cls, config: Mapping[str, Any]) -> Self | None:
+    def of_diffusers(cls, config: Mapping[str, Any]) -> "WanVAEFamily | None":
         if config.get("_class_name") != cls.diffusers_class:
             return None
         check_fixed(config, _FIXED)
         patch = 1 if config.get("patch_size") is None else count_of(config, "patch_size")
-        check_fixed({"in_channels": 3, "out_channels": 3} | config, {n: 3 * patch**2 for n in _CHANNELS})
+        config = {"in_channels": 3, "out_channels": 3, **_STATISTICS, **config}
+        check_fixed(config, dict.fromkeys(("in_channels", "out_channels"), 3 * patch**2))
         channels = count_of(config, "base_dim", 96)
         halve_frames = config.get("temperal_downsample", (False, True, True))
         if not isinstance(halve_frames, list | tuple) or any(type(value) is not bool for value in halve_frames):
@@ -77,7 +77,7 @@ class WanVAEFamily(VAEFamily):
             residual=flag_of(config, "is_residual", default=False),
             latent_channels=count_of(config, "z_dim", 16),
         )
-        return cls(config=sizes, statistics=Statistics.of_diffusers(_STATISTICS | config, sizes.latent_channels))
+        return cls(config=sizes, statistics=Statistics.of_diffusers(config, sizes.latent_channels))
 
     def diffusers_config(self, shape: Shape) -> dict[str, Any]:
         sizes, cell = self.config, 3 * self.config.patch_size**2

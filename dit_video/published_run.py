@@ -1,0 +1,245 @@
+"""Published weights made a run: of a folder of diffusers, a whole pipeline or one network, or of an official file.
+
+Such a run is like one that was trained here: `train --init_from`, `sample`, `evaluate` and `export` take it. What
+weights do not say (data, and of a denoiser its codec) comes from an experiment or from other parts of the pipeline.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dit_video import experiment as experiments
+from dit_video.checkpoint import Checkpoints, weights_digest
+from dit_video.data.dataset import Data
+from dit_video.data.sources import NoData
+from dit_video.data.transforms import ClipTransform
+from dit_video.diffusion.objective import Gaussian
+from dit_video.diffusion.path import ConstantShift, DiscreteBetas
+from dit_video.diffusion.prediction import X0, Epsilon, V
+from dit_video.diffusion.sampler import DDIM, Euler, Sampler
+from dit_video.diffusion.spacing import Leading, Linspace, Trailing
+from dit_video.experiment import Experiment, ExperimentError
+from dit_video.export import names
+from dit_video.export.family import DenoiserFamily, Family
+from dit_video.export.recognise import recognise
+from dit_video.export.source import PIPELINE, PROVENANCE, Published, open_published
+from dit_video.export.vae_family import VAEFamily
+from dit_video.json_file import read_object
+from dit_video.nn.module import Params
+from dit_video.run_folder import read_experiment, record, write_json
+from dit_video.sharding import make_mesh, shard_params
+from dit_video.tasks.autoencode import Autoencode
+from dit_video.tasks.denoise import Denoise, TrainedCodec
+from dit_video.trained_codec import write_statistics
+from dit_video.training.loop import Schedule
+from dit_video.training.optimizer import AdamW
+
+# In the folder of a run made of a pipeline: the run of its VAE.
+CODEC = "vae"
+_STEPS = 50
+# Frames and side of the pictures that a VAE is said to be for: it takes others.
+_VAE_CLIP = (1, (256, 256))
+
+
+class Imported(NamedTuple):
+    """What is saved: the weights, as raw and as averaged ones."""
+
+    step: int
+    params: Params
+    ema: Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What was made a run.
+
+    Attributes:
+        network: what kind of network the weights are of.
+        dtype: that they were stored in.
+    """
+
+    network: str
+    num_tensors: int
+    num_params: int
+    dtype: np.dtype
+
+
+def import_run(
+    source: Path,
+    folder: Path,
+    *,
+    out: Path,
+    experiment: Experiment | None,
+    overrides: tuple[str, ...] = (),
+    codec: Path | None = None,
+    sha256: str | None = None,
+) -> list[Parts]:
+    """Makes `folder` a run of the weights at `source`; every tensor is mapped exactly once.
+
+    Args:
+        out: where `folder` will be in the end, by which the experiment names its own codec.
+        experiment: what the weights are for; None: an experiment is made of what is known of them.
+        codec: the run whose codec a denoiser without an experiment works on; None: that of its pipeline.
+        sha256: digest that a torch file was published with.
+
+    Raises:
+        ValueError: weights of no known family, or of another network than the experiment's, or an experiment cannot be
+            made; says what is missing.
+    """
+    parts, named = [], codec
+    if experiment is None and codec is None and (source / PIPELINE).is_file():
+        codec, named = folder / CODEC, out / CODEC
+        codec.mkdir()
+        parts += import_run(source / CODEC, codec, out=named, experiment=None)
+    with open_published(source, sha256=sha256) as published:
+        network = _recognised(published, None if experiment is None else experiment.task, source)
+        if experiment is None:
+            experiment = _made_for(network, published, source, codec, named)
+        table = network.table()
+        dtype = names.check(table, published.dialect, published.source)
+        params = _placed(network, names.read(table, published.dialect, published.source), experiment)
+        record(experiment, folder, overrides, allow_change=False)
+        write_json(folder / PROVENANCE, _provenance(published, source, dtype))
+        with Checkpoints(folder, experiment=experiments.to_json(experiment)) as checkpoints:
+            checkpoints.finish(0, Imported(0, params, params), next_batch=0)
+        if isinstance(network, VAEFamily):
+            mean, std = network.statistics
+            write_statistics(folder, weights_digest({n.removeprefix("vae."): p for n, p in params.items()}), mean, std)
+        size = sum(x.size for x in params.values())
+        return [*parts, Parts(type(network).__name__, len(published.source), size, dtype)]
+
+
+def _recognised(published: Published, task: Any, path: Path) -> Family:
+    """The network that weights are of, which is that of `task` where there is one.
+
+    Raises:
+        ValueError: no family has such weights, or the task has another network; names the fields that differ.
+    """
+    network = recognise(published, task)
+    if network is None:
+        known = "" if published.config is None else f"_class_name={published.config.get('_class_name')!r}"
+        found = known or f"tensors such as {', '.join(list(published.source)[:3])}"
+        raise ValueError(f"{path}: {found}: of no family that is known here; `dit-video import --help` lists them")
+    if task is not None and (differences := network.differences(task)):
+        lines = "\n".join(f"  {line}" for line in differences)
+        raise ExperimentError(f"{path}: weights of another network than the experiment's; they need\n{lines}")
+    return network
+
+
+def _made_for(
+    network: Family, published: Published, source: Path, codec: Path | None, named: Path | None
+) -> Experiment:
+    """An experiment that has the network of published weights, and no data.
+
+    Args:
+        codec: where the run of a denoiser's codec is now.
+        named: where the experiment is to look for it.
+    """
+    if isinstance(network, VAEFamily):
+        task, (num_frames, size), class_names = Autoencode(vae=network.config), _VAE_CLIP, ()
+    elif isinstance(network, DenoiserFamily):
+        task = _denoise(network, source, codec, named)
+        t, h, w = network.usual_latents(published.config or {})
+        frames, rows, columns = task.codec.vae.compression
+        num_frames, size = 1 + (t - 1) * frames, (h * rows, w * columns)
+        class_names = _class_names(source)
+    else:
+        raise ValueError(f"{source}: {type(network).__name__} is no denoiser and no VAE")
+    return Experiment(
+        task=task,
+        data=Data(
+            source=NoData(class_names=class_names), clips=ClipTransform(num_frames=num_frames, size=size), batch_size=1
+        ),
+        optimizer=AdamW(),
+        schedule=Schedule(num_steps=1),
+    )
+
+
+def _denoise(network: DenoiserFamily, source: Path, codec: Path | None, named: Path | None) -> Denoise:
+    if codec is None or named is None:
+        raise ExperimentError(
+            f"{source}: weights of a denoiser do not say of which latents: give the run of their VAE with --codec "
+            "(`dit-video import` makes one of the VAE's folder), an experiment with --config, or the folder of the "
+            f"whole pipeline, which has a {PIPELINE}"
+        )
+    vae = read_experiment(codec).task
+    if not isinstance(vae, Autoencode):
+        raise ExperimentError(f"--codec {codec}: is no run of a VAE")
+    objective, sampler = _sampled_as(source, network.objective())
+    text = network.text_encoders(str(source)) if (source / PIPELINE).is_file() else None
+    condition = network.condition if text is None else network.condition_on(text)
+    return Denoise(
+        network=network.config,
+        codec=TrainedCodec(vae=vae.vae, run=str(named)),
+        condition=condition,
+        text=text,
+        objective=objective,
+        sampler=sampler,
+    )
+
+
+def _sampled_as(source: Path, objective: Gaussian) -> tuple[Gaussian, Sampler]:
+    """What a network predicts, and how it is sampled, as the scheduler of its pipeline says.
+
+    Raises:
+        ValueError: the scheduler is one of another path.
+    """
+    path = source / "scheduler" / "scheduler_config.json"
+    said = read_object(path) if path.is_file() else {}
+    if not isinstance(objective.path, DiscreteBetas):
+        shift = said.get("shift", said.get("flow_shift"))
+        if isinstance(shift, int | float) and shift > 0:
+            objective = dataclasses.replace(objective, shift=ConstantShift(shift=float(shift)))
+        return objective, Euler(num_steps=_STEPS)
+    known = {
+        "beta_schedule": {"linear": None},
+        "prediction_type": {"epsilon": Epsilon(), "v_prediction": V(), "sample": X0()},
+        "timestep_spacing": {"leading": Leading(), "trailing": Trailing(), "linspace": Linspace()},
+    }
+    for name, values in known.items():
+        if said.get(name, next(iter(values))) not in values:
+            raise ValueError(f"{path}: {name}={said[name]!r}: must be one of {', '.join(values)}")
+    betas = DiscreteBetas(
+        num_steps=said.get("num_train_timesteps", objective.path.num_steps),
+        beta_first=said.get("beta_start", objective.path.beta_first),
+        beta_last=said.get("beta_end", objective.path.beta_last),
+    )
+    prediction = known["prediction_type"][said.get("prediction_type", "epsilon")]
+    spacing = known["timestep_spacing"][said.get("timestep_spacing", "leading")]
+    return dataclasses.replace(objective, path=betas, prediction=prediction), DDIM(num_steps=_STEPS, spacing=spacing)
+
+
+def _class_names(source: Path) -> tuple[str, ...]:
+    """Those that a pipeline lists by number."""
+    path = source / PIPELINE
+    labels = read_object(path).get("id2label", {}) if path.is_file() else {}
+    if not isinstance(labels, dict):
+        return ()
+    return tuple(str(labels.get(str(number), number)) for number in range(len(labels)))
+
+
+def _placed(network: Family, params: Any, experiment: Experiment) -> Params:
+    """Each parameter put onto the mesh as it comes, and let go of here."""
+    prefix = "vae." if isinstance(network, VAEFamily) else ""
+    definition, mesh = network.define(), make_mesh(experiment.mesh)
+    shardings = shard_params(definition.axes, definition.shapes, mesh)
+    return {prefix + name: jax.device_put(value, shardings[name]) for name, value in params}
+
+
+def _provenance(published: Published, path: Path, dtype: np.dtype) -> dict[str, Any]:
+    """Where the weights of a run came from."""
+    digests = {}
+    for name in published.files:
+        with name.open("rb") as file:
+            digests[name.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "source": path.name,
+        "dialect": published.dialect.value,
+        "dtype": str(dtype),
+        "sha256": digests,
+        "config": published.config,
+    }

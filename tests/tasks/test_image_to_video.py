@@ -1,0 +1,166 @@
+"""Image to video: the first frame of a clip is known, by channels beside x_t or by holding it at noise level 0."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_video.data.batch import Batch
+from dit_video.data.captions import encode_captions
+from dit_video.diffusion.guidance import Guidance
+from dit_video.diffusion.sampler import Euler
+from dit_video.dit.condition import TextCondition
+from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.wan import WanConfig
+from dit_video.nn.module import define
+from dit_video.tasks.denoise import Denoise, Frozen
+from dit_video.tasks.first_frame import first_frame, grey_after_first
+from dit_video.vae.codec import LatentCodec, to_pixels
+
+NETWORK = WanConfig(hidden_size=16, depth=1, num_heads=1, mlp_width=16, patch_size=(1, 1, 1))
+WORDS = TextCondition(hidden_size=8, depth=1, num_heads=1)
+SHAPE = (5, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def batch(clips) -> Batch:
+    return Batch(video=clips.video, caption=encode_captions([f"clip {n}" for n in range(8)], 12))
+
+
+def task_of(denoise: Denoise, **fields) -> Denoise:
+    wanted = {"network": NETWORK, "sampler": Euler(num_steps=2), "guidance": Guidance(scale=2.0)}
+    return dataclasses.replace(denoise, **(wanted | fields))
+
+
+@pytest.fixture(scope="module")
+def told(denoise) -> Denoise:
+    return task_of(denoise, condition=FirstFrame(text=WORDS))
+
+
+@pytest.fixture(scope="module")
+def holding(denoise) -> Denoise:
+    return task_of(denoise, condition=WORDS, hold_first_frame=True)
+
+
+def model_of(task: Denoise):
+    definition = define(task.init)
+    rng = np.random.default_rng(0)
+    return definition.bind(
+        {n: jnp.asarray(0.3 * rng.standard_normal(s.shape, np.float32)) for n, s in definition.shapes.items()}
+    )
+
+
+def generate(task: Denoise, codec: LatentCodec, batch: Batch):
+    rngs = jax.random.split(jax.random.key(3), 8)
+    return jax.jit(lambda model, batch: task.generate(model, Frozen(codec), batch, rngs, SHAPE))(model_of(task), batch)
+
+
+def loss(task: Denoise, codec: LatentCodec, batch: Batch):
+    call = jax.jit(lambda model, batch: task.loss(model, Frozen(codec), batch, jax.random.key(4), jnp.int32(0)))
+    return call(model_of(task), batch)
+
+
+def later_frames_changed(batch: Batch) -> Batch:
+    return batch._replace(video=np.concatenate([batch.video[:, :1], 255 - batch.video[:, 1:]], axis=1))
+
+
+def first_frame_changed(batch: Batch) -> Batch:
+    return batch._replace(video=np.concatenate([255 - batch.video[:, :1], batch.video[:, 1:]], axis=1))
+
+
+def test_the_first_latent_frame_of_a_clip_is_that_of_its_first_frame_alone(codec, batch):
+    """The VAE is causal: what is known of a clip while training is what is known of an image."""
+    whole = jax.jit(lambda video: codec.whiten(codec.moments(video)))(batch.video)
+    found = jax.jit(lambda batch: first_frame(codec, batch))(batch)
+    np.testing.assert_allclose(found, whole[:, :1], atol=1e-5)
+    cached = jax.jit(lambda batch: codec.moments(batch.video))(batch)
+    np.testing.assert_allclose(first_frame(codec, Batch(moments=cached)), found, atol=1e-5)
+    grey = jax.jit(lambda batch: grey_after_first(codec, batch, 2))(batch)
+    np.testing.assert_allclose(grey[:, :1], found, atol=1e-5)
+
+
+def test_after_it_frames_are_grey(codec, batch):
+    pixels = jnp.concatenate([to_pixels(batch.video[:, :1]), jnp.zeros((8, 4, 16, 16, 3))], axis=1)
+    wanted = jax.jit(lambda pixels: codec.whiten(codec.vae.encode(pixels)))(pixels)
+    np.testing.assert_allclose(jax.jit(lambda b: grey_after_first(codec, b, 2))(batch), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["told", "holding"])
+def test_clips_are_made_from_their_first_frame_and_from_no_other(kind, request, codec, batch):
+    task = request.getfixturevalue(kind)
+    made = generate(task, codec, batch)
+    assert made.shape == (8, *SHAPE, 3)
+    np.testing.assert_array_equal(generate(task, codec, later_frames_changed(batch)), made)
+    np.testing.assert_array_equal(generate(task, codec, batch._replace(video=batch.video[:, :1])), made)
+    other = generate(task, codec, first_frame_changed(batch))
+    assert (np.abs(made.astype(int) - other).max(axis=(1, 2, 3, 4)) > 0).all()
+    assert task.paired
+
+
+def test_a_frame_that_is_held_is_what_the_codec_makes_of_it(holding, codec, batch):
+    made = generate(holding, codec, batch)
+    alone = jax.jit(lambda batch: codec.decode(first_frame(codec, batch)))(batch)
+    np.testing.assert_allclose(np.asarray(made[:, :1], int), alone, atol=1)
+
+
+def test_a_frame_that_is_held_counts_in_no_loss(holding, codec, batch):
+    """With a network that predicts nothing, the loss is that of the later frames' targets."""
+    zero = jax.tree.map(jnp.zeros_like, model_of(holding))
+    of = lambda t: jax.jit(  # noqa: E731
+        lambda batch: t.loss(zero, Frozen(codec), batch, jax.random.key(4), jnp.int32(0))
+    )
+    value, metrics = of(holding)(batch)
+    plain, _ = of(dataclasses.replace(holding, hold_first_frame=False))(batch)
+    assert float(value) != pytest.approx(float(plain), rel=1e-3)
+    # One level for each of the eight clips' only later latent frame.
+    assert sum(float(n) for name, n in metrics.items() if name.startswith("count/")) == 8
+    # Another first frame moves the others' loss by what the network sees of it alone: nothing.
+    moved, _ = of(holding)(batch._replace(video=None, moments=moments_with_other_first(codec, batch)))
+    same, _ = of(holding)(batch._replace(video=None, moments=jax.jit(codec.moments)(batch.video)))
+    assert float(moved) == pytest.approx(float(same), rel=1e-6)
+
+
+def moments_with_other_first(codec: LatentCodec, batch: Batch) -> jax.Array:
+    return jax.jit(codec.moments)(batch.video).at[:, :1].add(1.0)
+
+
+@pytest.mark.parametrize("kind", ["told", "holding"])
+def test_the_gradient_reaches_every_parameter(kind, request, codec, batch):
+    task = request.getfixturevalue(kind)
+    definition = define(task.init)
+    call = lambda p: task.loss(definition.bind(p), Frozen(codec), batch, jax.random.key(4), jnp.int32(0))[0]  # noqa: E731
+    rng = np.random.default_rng(0)
+    params = {n: 0.3 * rng.standard_normal(s.shape, np.float32) for n, s in definition.shapes.items()}
+    for name, value in jax.jit(jax.grad(call))(params).items():
+        assert float(jnp.abs(value).max()) > 0, name
+
+
+def test_cached_latents_are_enough_unless_frames_after_the_first_are_grey(told, codec, batch):
+    cached = batch._replace(video=None, moments=jax.jit(codec.moments)(batch.video))
+    with pytest.raises(ValueError, match="read them from a source of video, not a latent cache"):
+        loss(told, codec, cached)
+    zeros = dataclasses.replace(told, condition=FirstFrame(text=WORDS, grey_frames=False))
+    assert np.isfinite(float(loss(zeros, codec, cached)[0]))
+
+
+def test_errors_are_measured_where_frames_are_not_known(holding, codec, batch):
+    rngs = jax.random.split(jax.random.key(5), 8)
+    task = dataclasses.replace(holding, held_out_logsnr=(0.0,))
+    call = jax.jit(lambda model, batch: task.validate(model, Frozen(codec), batch, rngs)["x_0_error"])
+    zero = jax.tree.map(jnp.zeros_like, model_of(task))
+    moments = jax.jit(codec.moments)(batch.video)
+    found = call(zero, batch._replace(video=None, moments=moments))
+    assert found.shape == (8,)
+    np.testing.assert_allclose(call(zero, batch._replace(video=None, moments=moments.at[:, 0].add(1.0))), found)
+
+
+def test_a_frame_cannot_be_held_where_it_could_not_be_told_from_others(holding, told, codec):
+    with pytest.raises(ValueError, match=r"network.patch_size=\(2, 1, 1\) must be of one frame"):
+        dataclasses.replace(holding, network=dataclasses.replace(NETWORK, patch_size=(2, 1, 1)))
+    with pytest.raises(ValueError, match="the condition is a FirstFrame, which tells it already"):
+        dataclasses.replace(told, hold_first_frame=True)
+    image = Batch(video=np.zeros((1, 1, 16, 16, 3), np.uint8), caption=encode_captions(["one"], 12))
+    with pytest.raises(ValueError, match="clips of one latent frame have none after it"):
+        loss(holding, codec, image)

@@ -1,0 +1,143 @@
+"""A pipeline of diffusers becomes a run that makes the same pictures of the same noise, and goes back."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+from dit_video import run
+from dit_video.cli.main import main
+from dit_video.data.batch import Batch
+from dit_video.diffusion.sampler import noise
+from dit_video.diffusion.spacing import Leading
+from dit_video.tasks.task import clip_keys
+
+NUM_STEPS = 4
+NAMES = {"0": "cat", "1": "dog", "2": "bird"}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """A small DiT with its VAE and scheduler, as diffusers saves them."""
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=3,
+    )
+    weights = transformer.state_dict()
+    for name in weights:
+        if ".norm1.emb." in name:  # the same in all blocks, as in published weights
+            weights[name] = weights["transformer_blocks.0." + name.split(".", 2)[2]]
+    transformer.load_state_dict(weights)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+    )
+    folder = tmp_path_factory.mktemp("published") / "pipeline"
+    DiTPipeline(transformer=transformer, vae=vae, scheduler=DDIMScheduler()).save_pretrained(
+        folder
+    )
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": NAMES}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(pipeline, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "dit"
+    assert main(["import", str(pipeline), f"--out={out}"]) == 0
+    return out
+
+
+@torch.no_grad()
+def their_pictures(pipeline: DiTPipeline, x_1: np.ndarray, label: list[int]) -> np.ndarray:
+    """What diffusers makes of given noise, uint8."""
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(NUM_STEPS)
+    x_t = torch.from_numpy(x_1)
+    for timestep in scheduler.timesteps:
+        output = pipeline.transformer(x_t, timestep.expand(len(x_t)), torch.tensor(label)).sample
+        x_t = scheduler.step(output[:, :4], timestep, x_t).prev_sample
+    pixels = pipeline.vae.decode(x_t / pipeline.vae.config.scaling_factor).sample
+    return np.clip(np.round((pixels.numpy() + 1) * 127.5), 0, 255).transpose(0, 2, 3, 1)
+
+
+def test_a_pipeline_makes_the_same_pictures_here_and_there(pipeline, imported):
+    opened = run.open_run(imported)
+    task = opened.experiment.task
+    assert task.sampler.spacing == Leading()
+    task = dataclasses.replace(task, sampler=dataclasses.replace(task.sampler, num_steps=NUM_STEPS))
+    keys, label = clip_keys(0, range(3)), [0, 2, 1]
+    with jax.default_matmul_precision("highest"):
+        video = task.generate(
+            opened.definition.bind(opened.params),
+            opened.frozen,
+            Batch(label=np.array(label, np.int32)),
+            keys,
+            (1, 16, 16),
+        )
+    x_1 = np.array(noise(keys, (1, 8, 8, 4)))[:, 0].transpose(0, 3, 1, 2)
+    wanted = their_pictures(DiTPipeline.from_pretrained(pipeline), x_1, label)
+    assert wanted.std() > 10
+    # Half way between two grey levels the last bit of a float decides.
+    assert np.max(np.abs(np.asarray(video)[:, 0].astype(float) - wanted)) <= 1
+
+
+def test_a_run_goes_back_and_is_sampled_there(pipeline, imported, tmp_path):
+    folder = tmp_path / "back"
+    for name, workdir in (("transformer", imported), ("vae", imported / "vae")):
+        assert main(["export", f"--workdir={workdir}", f"--out={folder / name}", "--format=diffusers"]) == 0
+    back = DiTPipeline(
+        transformer=DiTTransformer2DModel.from_pretrained(folder / "transformer"),
+        vae=AutoencoderKL.from_pretrained(folder / "vae"),
+        scheduler=DDIMScheduler(),
+    )
+    assert back.vae.config.scaling_factor == 0.5
+    x_1 = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32)
+    pictures = (their_pictures(one, x_1, [1, 2]) for one in (DiTPipeline.from_pretrained(pipeline), back))
+    np.testing.assert_array_equal(*pictures)
+
+
+def test_a_pipeline_is_sampled_by_the_names_of_its_classes(imported, tmp_path, capsys):
+    words = ["--num_clips=2", "--num_steps=2", "--guidance=2", f"--out={tmp_path / 'birds.gif'}"]
+    assert main(["sample", f"--workdir={imported}", "--label=bird", *words]) == 0
+    assert "2 clips of (1, 16, 16)" in capsys.readouterr().out
+    assert main(["sample", f"--workdir={imported}", "--label=fish", *words]) == 1
+    assert "must be one of cat, dog, bird" in capsys.readouterr().err
+
+
+def test_what_has_no_data_says_so(imported, tmp_path, capsys):
+    assert main(["evaluate", f"--workdir={imported}"]) == 1
+    assert "config.data.source=NoData: there are no held_out clips" in capsys.readouterr().err
+
+
+def test_a_network_alone_needs_to_be_told_its_codec(pipeline, imported, tmp_path, capsys):
+    words = ["import", str(pipeline / "transformer"), f"--out={tmp_path / 'run'}"]
+    assert main(words) == 1
+    assert "give the run of their VAE with --codec" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*words, f"--codec={imported / 'vae'}"]) == 0
+    assert main(["sample", f"--workdir={tmp_path / 'run'}", "--num_steps=1", f"--out={tmp_path / 'x.gif'}"]) == 0
+
+
+def test_a_damaged_part_leaves_nothing(pipeline, tmp_path, capsys):
+    broken = Path(shutil.copytree(pipeline, tmp_path / "broken"))
+    weights = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(["import", str(broken), f"--out={tmp_path / 'run'}"]) == 1
+    assert "not a whole safetensors file" in capsys.readouterr().err
+    assert not any(path.name.startswith((".run", "run")) for path in tmp_path.iterdir())
