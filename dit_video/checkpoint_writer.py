@@ -114,7 +114,9 @@ class Writer:
             return not self._num_failed
         pending, self._pending = self._pending, None
         failures = [json.loads(text) for text in processes.gather(json.dumps(self._failure(pending)))]
-        if failure := next((found["writing"] for found in failures if "writing" in found), None):
+        # Who could not write says more than who has waited for that.
+        causes = [found[what] for what in ("writing", "waiting") for found in failures if what in found]
+        if failure := next(iter(causes), None):
             self._clear_away(pending, failure)
             return False
         if failure := next((found["deleting"] for found in failures if "deleting" in found), None):
@@ -159,6 +161,8 @@ class Writer:
                 link.__traceback__ = None  # it holds what was left undone, which complains when it is collected
             gc.collect()
         ignore_late_tasks()
+        if isinstance(cause, RuntimeError):
+            return {"waiting": text}
         # A step appears when it is complete; old ones are deleted then.
         return {"deleting" if (self._folder / str(pending.step)).is_dir() else "writing": text}
 

@@ -9,10 +9,8 @@ import dataclasses
 import difflib
 import enum
 import hashlib
-import importlib
 import json
 import reprlib
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +20,8 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from dit_video import components
+from dit_video.components import enum_of, of_type, own_classes, to_json
 from dit_video.data.dataset import Data
 from dit_video.json_file import read_object
 from dit_video.retention import Keep
@@ -31,7 +31,7 @@ from dit_video.training.faults import Faults
 from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import EMA, Optimizer
 from dit_video.training.step import CompilerOptions
-from dit_video.user_file import PROGRAM_ERRORS, ExperimentError, call_file
+from dit_video.user_file import ExperimentError, call_file
 
 __all__ = [
     "Experiment", "ExperimentError", "diff", "fingerprint", "flatten", "from_json", "load", "override", "read",
@@ -122,22 +122,6 @@ def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
         raise ExperimentError(f"{' '.join(words)}: {error}") from error
 
 
-def to_json(value: Any) -> Any:
-    """Plain JSON data: a dataclass becomes an object whose "class" names it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        name = f"{type(value).__module__}.{type(value).__qualname__}"
-        return {"class": name} | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, tuple | list):
-        return [to_json(v) for v in value]
-    if isinstance(value, Mapping):
-        return {k: to_json(v) for k, v in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ExperimentError(f"{value!r}: an experiment holds numbers, strings, tuples, enums and dataclasses only")
-
-
 def from_json(data: Any, like: Experiment | None = None) -> Experiment:
     """The experiment that `to_json` wrote. It loads no code: other classes than of this package are those of `like`.
 
@@ -149,7 +133,7 @@ def from_json(data: Any, like: Experiment | None = None) -> Experiment:
         ExperimentError: another value, a class or field that is not here, a value of another type than its field's or
             one that its component refuses; names the path.
     """
-    experiment = _from_json(data, None, "experiment", 0, {} if like is None else _own_classes(like))
+    experiment = components.from_json(data, "experiment", {} if like is None else own_classes(like))
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"not an experiment: {reprlib.repr(data)}")
     return experiment
@@ -272,133 +256,9 @@ def _freeze(node: Any, mirror: ConfigDict, where: str) -> Any:
         if isinstance(new, ConfigDict):
             new = _freeze(old, new, path)
         elif isinstance(old, enum.Enum):
-            new = _enum(type(old), new, path)
+            new = enum_of(type(old), new, path)
         else:
-            new = _of_type(new, hints[field.name], path)
+            new = of_type(new, hints[field.name], path)
         if new is not old:
             changes[field.name] = new
     return dataclasses.replace(node, **changes) if changes else node
-
-
-_MISFIT = object()
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """A leaf as its field's type has it (integers become floats, "None" becomes None), or _MISFIT."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if types.NoneType in arguments and value in (None, "None"):
-            return None
-        found = (_typed(value, argument) for argument in arguments)
-        return next((item for item in found if item is not _MISFIT), _MISFIT)
-    if origin is tuple and isinstance(value, tuple):
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        items = tuple(_typed(item, kind) for item, kind in zip(value, kinds))
-        return items if len(kinds) == len(value) and _MISFIT not in items else _MISFIT
-    if hint is float and type(value) is int:
-        return float(value)
-    return value if isinstance(value, origin or hint) else _MISFIT
-
-
-def _enum(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
-    try:
-        return kind(value)
-    except ValueError:
-        raise ExperimentError(f"{where}={value!r}: must be one of {', '.join(str(m.value) for m in kind)}") from None
-
-
-# Twice that of any experiment; Python ends at some hundred.
-_MAX_DEPTH = 24
-
-
-def _from_json(data: Any, hint: Any, where: str, depth: int, own: Mapping[str, type]) -> Any:
-    """The value that JSON data stands for, of the type `hint`, None where any will do; `own` are classes by name."""
-    if depth > _MAX_DEPTH:
-        raise ExperimentError(f"{where}: nested deeper than {_MAX_DEPTH} components")
-    kinds = typing.get_args(hint)
-    if isinstance(data, dict) and "class" in data:
-        value = _component(data, where, depth, own)
-    elif isinstance(data, dict):
-        kind = kinds[1] if len(kinds) == 2 and typing.get_origin(hint) is Mapping else None
-        value = {k: _from_json(v, kind, f"{where}.{k}", depth + 1, own) for k, v in data.items()}
-    elif isinstance(data, list):
-        of_one = kinds[0] if typing.get_origin(hint) is tuple and kinds[-1] is Ellipsis else None
-        value = tuple(_from_json(v, of_one, f"{where}.{number}", depth + 1, own) for number, v in enumerate(data))
-    elif isinstance(hint, type) and issubclass(hint, enum.Enum):
-        value = _enum(hint, data, where)
-    else:
-        value = data
-    return value if hint is None else _of_type(value, hint, where)
-
-
-def _component(data: dict[str, Any], where: str, depth: int, own: Mapping[str, type]) -> Any:
-    kind = _class(data["class"], where, own)
-    hints = typing.get_type_hints(kind)
-    names = {f.name for f in dataclasses.fields(kind) if f.init}
-    for name in sorted(data.keys() - {"class"} - names):
-        raise ExperimentError(f"{where}.{name}: {kind.__name__} has no such field in this version")
-    values = {k: _from_json(v, hints[k], f"{where}.{k}", depth + 1, own) for k, v in data.items() if k != "class"}
-    try:
-        return kind(**values)
-    except PROGRAM_ERRORS as error:
-        raise ExperimentError(f"{where}: {kind.__name__}: {error}") from error
-
-
-def _of_type(value: Any, hint: Any, where: str) -> Any:
-    try:
-        typed = _typed(value, hint)
-    except OverflowError as error:
-        raise ExperimentError(f"{where}={reprlib.repr(value)}: {error}") from error
-    if typed is _MISFIT:
-        kind = hint.__name__ if isinstance(hint, type) else hint
-        raise ExperimentError(f"{where}={reprlib.repr(value)}: must be of type {kind}")
-    return typed
-
-
-def _own_classes(experiment: Experiment) -> dict[str, type]:
-    """By name, the classes of the user's own that an experiment is made of, and the others of their modules."""
-    found: set[type] = set()
-
-    def visit(node: Any) -> None:
-        if isinstance(node, Mapping | tuple):
-            for item in node.values() if isinstance(node, Mapping) else node:
-                visit(item)
-        elif dataclasses.is_dataclass(node):
-            if not _is_ours(type(node).__module__):
-                found.add(type(node))
-            for field in dataclasses.fields(node):
-                visit(getattr(node, field.name))
-
-    visit(experiment)
-    beside = {
-        kind
-        for name in {kind.__module__ for kind in found}
-        for kind in vars(sys.modules[name]).values()
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == name
-    }
-    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*beside, *found)}
-
-
-def _is_ours(module: str) -> bool:
-    return module.split(".")[0] == __name__.split(".")[0]
-
-
-def _class(name: Any, where: str, own: Mapping[str, type]) -> type:
-    if not isinstance(name, str):
-        raise ExperimentError(f"{where}: class {reprlib.repr(name)} is no name")
-    if name in own:
-        return own[name]
-    module, _, attribute = name.rpartition(".")
-    if not _is_ours(module):
-        raise ExperimentError(
-            f"{where}: class {name!r} is not of this package, and a record must not load code; give the experiment "
-            f"file that is made of it, or of another class of {module!r}: --config=FILE.py[:arg]"
-        )
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    # A name that is not one, such as that of a module of no package, is a ValueError.
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ExperimentError(f"{where}: this version of dit_video has no {name}") from error
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ExperimentError(f"{where}: {name} is not a component of an experiment")
-    return kind

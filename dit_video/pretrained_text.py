@@ -237,16 +237,12 @@ def embeddings_of(experiment: Experiment, captions: Sequence[str], mesh: Mesh) -
     missing = [caption for caption in dict.fromkeys(captions) if held is None or caption not in held]
     if not missing and held is not None:
         return held(captions)
-    where = "config.data.text=None, and so there is" if cache is None else f"{cache.directory}: has"
-    folders = (
-        [] if task.text is None else [folder for e in task.text.encoders.values() for folder in (e.model, e.tokenizer)]
-    )
-    absent = [folder for folder in folders if not Path(folder).is_dir()]
-    if task.text is None or absent:
+    if task.text is None or _absent(task.text):
+        where = "config.data.text=None: there is" if cache is None else f"{cache.directory}: has"
+        why = "config.task.text=None" if task.text is None else f"{_absent(task.text)[0]} is no folder"
         raise ExperimentError(
-            f"{where} no embedding of {missing[0]!r}, and the encoders are not at hand"
-            + (f" ({absent[0]} is no folder)" if absent else " (config.task.text=None)")
-            + "; bring them here, naming their folders with --config.task.text..., or add the caption where they are: "
+            f"{where} no embedding of {missing[0]!r}, and the encoders are not at hand ({why}); name them in "
+            "config.task.text, or add the caption where they are: "
             f"dit-video encode --config=EXPERIMENT --only=text --caption={missing[0]!r}"
         )
     encoders = TextEncoders(task.text, mesh)
@@ -258,6 +254,12 @@ def embeddings_of(experiment: Experiment, captions: Sequence[str], mesh: Mesh) -
     fresh = dict(zip(missing, _rows(jax.tree.map(lambda x: _rounded(x, cache.dtype.dtype), encoders(missing)))))
     known = [fresh[caption] if caption in fresh else held([caption]) for caption in captions]
     return Text(*(np.concatenate(fields) for fields in zip(*known)))
+
+
+def _absent(text: PretrainedText) -> list[str]:
+    """Folders of encoders that are not there."""
+    named = [getattr(encoder, field) for encoder in text.encoders.values() for field in _FOLDERS]
+    return [folder for folder in named if not Path(folder).is_dir()]
 
 
 def _rows(text: Text) -> list[Text]:

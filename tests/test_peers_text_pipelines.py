@@ -102,17 +102,26 @@ def test_one_clip_alone_as_in_stable_diffusion(sd3):
     assert relative_error(found.pooled, theirs.text_embeds) < 1e-4
 
 
-def test_in_bfloat16_it_is_the_same_but_for_rounding(sd3):
-    exact = embedded(sd3_text(str(sd3), num_t5_tokens=9))
-    rounded = TextEncoders(sd3_text(str(sd3), num_t5_tokens=9), small_mesh())(CAPTIONS)
-    for found, wanted in zip(rounded[::2], exact[::2]):
+@pytest.fixture(scope="module")
+def exact(sd3) -> TextEncoders:
+    """On one device in float32."""
+    return TextEncoders(dataclasses.replace(few_tokens(sd3), precision=Precision.FLOAT32), small_mesh())
+
+
+def few_tokens(folder) -> PretrainedText:
+    return sd3_text(str(folder), num_t5_tokens=9)
+
+
+def test_in_bfloat16_it_is_the_same_but_for_rounding(sd3, exact):
+    rounded = TextEncoders(few_tokens(sd3), small_mesh())(CAPTIONS)
+    for found, wanted in zip(rounded[::2], exact(CAPTIONS)[::2]):
         assert found.dtype == np.float32
         assert 0 < np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
-def test_a_caption_is_the_same_on_one_device_and_on_eight(sd3):
-    text = dataclasses.replace(sd3_text(str(sd3), num_t5_tokens=9), precision=Precision.FLOAT32)
-    one, eight = (TextEncoders(text, mesh) for mesh in (small_mesh(), small_mesh(8, data=2, fsdp=2, tensor=2)))
-    assert one.provenance == eight.provenance
-    for a, b in zip(one(CAPTIONS), eight(CAPTIONS)):
+def test_a_caption_is_the_same_on_one_device_and_on_eight(sd3, exact):
+    text = dataclasses.replace(few_tokens(sd3), precision=Precision.FLOAT32)
+    eight = TextEncoders(text, small_mesh(8, data=2, fsdp=2, tensor=2))
+    assert eight.provenance == exact.provenance
+    for a, b in zip(eight(CAPTIONS), exact(CAPTIONS)):
         np.testing.assert_allclose(a, b, atol=1e-5)

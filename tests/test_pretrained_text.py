@@ -134,41 +134,41 @@ def test_a_caption_makes_the_same_clip_whether_it_was_in_the_cache_or_not(here):
         shutil.move("texts_before", "texts")
 
 
-def test_without_encoders_a_new_caption_is_an_error_that_says_what_to_do(here, capsys):
+def test_without_encoders_a_new_caption_is_an_error_that_says_what_to_do(here, capfd):
     shutil.move("pipeline", "elsewhere")
     try:
         assert main(["sample", "--workdir=dit", "--text=an owl", "--out=owl.gif"]) == 1
     finally:
         shutil.move("elsewhere", "pipeline")
-    said = " ".join(capsys.readouterr().err.split())
+    said = " ".join(capfd.readouterr().err.split())
     assert "texts: has no embedding of 'an owl', and the encoders are not at hand" in said
     assert "--only=text --caption='an owl'" in said
 
 
-def test_encoding_again_adds_what_is_missing_and_leaves_the_rest(here, capsys):
+def test_encoding_again_adds_what_is_missing_and_leaves_the_rest(here, capfd):
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for name in ("texts", "latents") for path in Path(name).iterdir()}
 
     before = files()
     assert main(["encode", "--config=tiny.py"]) == 0
     assert files() == before
-    num, said = len(experiment_with().data.text.open()), capsys.readouterr().out
+    num, said = len(experiment_with().data.text.open()), capfd.readouterr().out
     assert f"has {num} of {num} captions" in said
     assert "latents is there already" in said
-    assert main(["encode", "--config=tiny.py", "--only=latents", "--clips_per_video=2"]) == 1
-    assert "latents already exists" in " ".join(capsys.readouterr().err.split())
+    assert main(["encode", "--config=tiny.py", "--only=latents", "--config.data.clips.flip_rate=0.5"]) == 1
+    assert "latents already exists" in " ".join(capfd.readouterr().err.split())
 
 
-def test_a_cache_of_other_encoders_is_refused(here, tmp_path, capsys):
+def test_a_cache_of_other_encoders_is_refused(here, tmp_path, capfd):
     words = ["train", "--config=tiny.py", f"--workdir={tmp_path}/other"]
     assert main([*words, "--config.task.text.t5.masked=False"]) == 1
-    assert "text cache texts was not made for this experiment" in capsys.readouterr().err
+    assert "text cache texts was not made for this experiment" in capfd.readouterr().err
     assert main([*words, "--config.task.condition.hidden_size=16"]) == 1
-    assert "but embeddings in texts have (20, 12, 12)" in " ".join(capsys.readouterr().err.split())
+    assert "but embeddings in texts have (20, 12, 12)" in " ".join(capfd.readouterr().err.split())
     save_t5(tmp_path / "pipeline", kind="t5")
     models = [f"--config.task.text.t5.{x}={tmp_path}/pipeline/{y}" for x, y in {"model": "text_encoder"}.items()]
     assert main(["encode", "--config=tiny.py", "--only=text", *models]) == 1
-    assert "made: cache" in capsys.readouterr().err
+    assert "made: cache" in capfd.readouterr().err
 
 
 def test_a_run_records_of_which_embeddings_it_is(here):

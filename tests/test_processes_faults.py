@@ -6,22 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_processes_train import EXPERIMENT, finish, start, steps
+from test_processes_train import finish, start, steps
 from trained_by_processes import get_config
 
 from dit_video.data.batch import Batch
 
-FAULTS = (
-    EXPERIMENT
-    + """
+FAULTS = """
 import dataclasses
+import trained_by_processes
 from dit_video.training.faults import Faults, RollBack
 
 def get_config(arg=""):
     faults = Faults(not_finite=RollBack(limit=1), undecodable_share=0.5)
-    return dataclasses.replace(module.get_config(), faults=faults)
+    return dataclasses.replace(trained_by_processes.get_config(), faults=faults)
 """
-)
 
 
 def events(run: Path) -> list[dict]:

@@ -3,10 +3,13 @@
     python -m tools.bench_step                          # beside diffusers
     python -m tools.bench_step --official models.py     # and beside facebookresearch/DiT, whose file you bring
 
-A step is forward, backward and AdamW, of the published network from the same weights and the same latents; the first
-losses must agree, or nothing is timed. Steps of both sides take turns in one process, so that other load on the machine
+A step is forward, backward and AdamW, of the published network from the same weights and the same latents; the losses
+of the first must agree, or nothing is timed. Steps of both sides take turns in one process, so that other load on the machine
 meets both. Clips have no counterpart in those networks: they are given images of as many tokens, which is as much work.
 On a CPU all is float32; on a GPU both compute in bfloat16, and theirs is compiled and has fused attention.
+
+A CPU on which other programs run is refused: threads of PyTorch wait for one another in every operation, so that load
+slows them down more than us.
 """
 
 import argparse
@@ -38,7 +41,10 @@ PAGE = Path("docs/bench_step.md")
 CHANNELS, NUM_CLASSES = 4, 1000
 RATE, BETAS = 1e-4, (0.9, 0.999)
 # Of losses: what other sums in another order, and in bfloat16 other roundings, may make of the same numbers.
-SAME_FLOAT32, SAME_BFLOAT16 = 1e-3, 5e-2
+SAME_FLOAT32, SAME_BFLOAT16 = 1e-4, 5e-2
+
+# Programs that run on average beside this one.
+MAX_LOAD = 0.5
 
 Step = Callable[[], float]
 
@@ -226,7 +232,7 @@ class Measured:
 
 
 def measure(case: Case, peer: Peer, rounds: int, *, half: bool) -> Measured:
-    """Times `rounds` turns, after two that are not counted.
+    """Times `rounds` turns, after some that are not counted.
 
     Raises:
         ValueError: both sides compute another loss.
@@ -239,13 +245,13 @@ def measure(case: Case, peer: Peer, rounds: int, *, half: bool) -> Measured:
     inputs = image if case.latents[0] == 1 else Inputs.random(case, case.latents)
     (ours, flops), theirs = our_step(family, params, inputs, dtype), their_step(peer, case, params, image, half)
     checked = ours if inputs is image else our_step(family, params, image, dtype)[0]
-    losses = [(checked(), theirs()) for _ in range(2)]
-    difference = max(abs(a / b - 1) for a, b in losses)
+    # Of the first step alone: diffusers has embeddings of time and class in every block, which then learn apart.
+    difference = abs(checked() / theirs() - 1)
     allowed = SAME_BFLOAT16 if half else SAME_FLOAT32
     if not difference <= allowed:
         raise ValueError(f"{case.name} beside {peer.name}: losses differ by {difference:.2g}, allowed {allowed:g}")
-    if checked is not ours:
-        ours()
+    ours()
+    theirs()
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for step, taken in zip((ours, theirs), seconds):
@@ -293,7 +299,8 @@ def page(found: list[Measured], command: str, rounds: int, machine: str, peak: f
 
 Forward, backward and AdamW of the published DiT in {dtype}, from the same weights and the same latents, medians of
 {rounds} steps that took turns in one process. A ratio above 1 means that ours is faster; its range is over turns. Clips
-have no counterpart in those networks: theirs get an image of as many tokens. `tools/bench_step.py` says more.
+have no counterpart in those networks: theirs get an image of as many tokens. diffusers has embeddings of time and class
+in every block, which are more parameters to update. `tools/bench_step.py` says more.
 
 {machine}
 
@@ -309,7 +316,7 @@ def _machine(threads: int, half: bool) -> str:
         return f"{jax.devices()[0].device_kind}; {versions}, compiled, with fused attention."
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = cpu[0].split(":")[1].strip() if cpu else "CPU"
-    return f"{model}, {threads} threads, load {os.getloadavg()[0]:.1f} at the end; {versions}."
+    return f"{model}, {threads} threads of either side; {versions}."
 
 
 def main() -> None:
@@ -325,6 +332,10 @@ def main() -> None:
     half = torch.cuda.is_available()
     if half and jax.default_backend() != "gpu":
         parser.error("PyTorch sees a GPU and JAX does not: install jax[cuda], or hide it with CUDA_VISIBLE_DEVICES=")
+    if not half and (load := os.getloadavg()[0]) > MAX_LOAD:
+        parser.error(
+            f"the load of this machine is {load:.1f}, at most {MAX_LOAD:g} is allowed: wait for other programs"
+        )
     torch.set_num_threads(args.threads)
     peers = [Peer(name="diffusers")]
     if args.official is not None:

@@ -107,7 +107,7 @@ def _write(content: Content, folder: Path, programs: bool) -> list[str]:
     """Writes the formats of this package; what was compared, in words."""
     config, num_tensors = write_weights(content, folder)
     compared = write_programs(content, folder) if programs else []
-    write_readme(folder, config)
+    write_readme(folder, config, content.denoiser.task.condition if content.denoiser else None)
     sizes = " and ".join(map(str, BATCH_SIZES))
     return [
         f"compared with the checkpoint: {num_tensors} tensors bit-equal",

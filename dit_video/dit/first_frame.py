@@ -15,7 +15,7 @@ from dit_video.dit.condition import Condition, EmbeddedText, Given, TextConditio
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstFrame(Condition):
-    """Condition on the first frame of a clip and on its caption, as in Wan's image to video (2503.20314, section 5.1).
+    """Condition on the first frame of a clip and on its caption, as in Wan's image to video (2503.20314).
 
     A network sees the frame as channels beside those of x_t: a mask, one where frames are known, and latents that have
     the frame in them. It is not dropped, nor does guidance leave it out; the caption is, as `text` says.

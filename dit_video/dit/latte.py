@@ -1,9 +1,9 @@
 """Latte (Ma et al., 2401.03048): a DiT that attends over space and over time apart, in four ways (section 3.2).
 
 Blocks are DiT's as published (sine and cosine positions, LayerNorm, GELU, adaLN-zero). Of a class, each block makes
-its own modulation; of text, as the published network of 2024 does it, all share one, and blocks that attend over space
-attend to the caption too (adaLN-single and cross-attention of PixArt-alpha, 2310.00426). Published code and weights
-are of the first way alone; the others follow the words and the figure of the paper.
+its own modulation; of text, as in Latte-1, all share one, and blocks that attend over space attend to the caption too
+(adaLN-single and cross-attention of PixArt-alpha, 2310.00426). Published code and weights are of the first way alone;
+the others follow the words and the figure of the paper.
 """
 
 import dataclasses
@@ -125,8 +125,8 @@ Attend = Callable[..., Float[Array, "B N K d"]]
 class LatteBlock(nnx.Module):
     """Attention, once or twice, and MLP, each normalised, modulated and gated as in DiT.
 
-    Two attentions of a block are modulated alike. Text is attended to between attention and MLP, with neither norm nor
-    modulation.
+    Two attentions of a block are modulated alike and added to the stream one after the other, which the paper leaves
+    open. Text is attended to between attention and MLP, with neither norm nor modulation.
     """
 
     def __init__(

@@ -63,13 +63,13 @@ class WanConfig(NetworkConfig):
     remat: Remat = Remat.NOTHING_RECOMPUTED
 
     def __post_init__(self):
+        for name in ("hidden_size", "depth", "num_heads", "mlp_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"WanConfig.{name}={getattr(self, name)}: must be at least 1")
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"WanConfig.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an even head size"
             )
-        for name in ("depth", "mlp_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"WanConfig.{name}={getattr(self, name)}: must be at least 1")
         if self.text_length is not None and self.text_length < 1:
             raise ValueError(f"WanConfig.text_length={self.text_length}: must be at least 1, or None")
 
@@ -81,7 +81,8 @@ class WanConfig(NetworkConfig):
         return Wan(self, channels, condition, dtype=dtype, rngs=rngs)
 
 
-# Wan 2.1 (2503.20314, table 2), of text and of text and image, and Wan 2.2, whose 14B are networks of the same size.
+# Wan 2.1 (2503.20314), and 2.2, whose 14B networks are of the same size. With a `FirstFrame` they are the networks of
+# image to video.
 WAN_1_3B = WanConfig(hidden_size=1536, depth=30, num_heads=12, mlp_width=8960, text_length=512)
 WAN_14B = WanConfig(hidden_size=5120, depth=40, num_heads=40, mlp_width=13824, text_length=512)
 WAN2_2_TI2V_5B = WanConfig(hidden_size=3072, depth=30, num_heads=24, mlp_width=14336, text_length=512)
@@ -114,7 +115,7 @@ class ImageEmbedder(nnx.Module):
 class ImageTextAttention(CrossAttention):
     """Cross-attention to text and to tokens of an image, which have keys and values of their own; the two are added.
 
-    Each is a softmax of its own (IP-Adapter, 2308.06721, equation 5).
+    Each is a softmax of its own (decoupled cross-attention of IP-Adapter, 2308.06721).
     """
 
     def __init__(self, hidden_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):

@@ -58,7 +58,8 @@ def write_diffusers(content: Content, folder: Path) -> Parity:
         config = family.diffusers_config(shape)
     except ValueError as error:
         raise ValueError(
-            f"diffusers cannot compute this network: {error}. --format safetensors and stablehlo export any"
+            f"diffusers cannot compute this network: {error}. --format safetensors and stablehlo export any, and "
+            "--format torch that of a DiTConfig"
         ) from error
     params = {name: np.asarray(value) for name, value in params_of(module).items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -167,8 +168,9 @@ def provenance(origin: Origin, written_as: str) -> str:
     """For a model card: which run the weights are of, and what that was imported from. Markdown."""
     weights = "ema" if origin.ema else "raw"
     imported = "" if origin.imported is None else f"\n{_imported(origin.imported)}"
-    return f"""Written by `dit-video export --format {written_as}` {dit_video.__version__}: {weights} weights of step
-{origin.step} of the run `{origin.run}`, whose experiment has the fingerprint {origin.fingerprint}.
+    written_by = f"Written by `dit-video export --format {written_as}` {dit_video.__version__}"
+    return f"""{written_by}: {weights} weights of step {origin.step} of
+the run `{origin.run}`, whose experiment has the fingerprint {origin.fingerprint}.
 {imported}"""
 
 

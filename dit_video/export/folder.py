@@ -3,9 +3,12 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from dit_video.dit.condition import Condition
+from dit_video.export.given import Input, inputs_of
 
 README = "README.md"
 
@@ -37,12 +40,17 @@ def fresh_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def write_readme(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes README.md for the files in `folder` and its config.json: what each is and how it is loaded."""
+def write_readme(folder: Path, config: Mapping[str, Any], condition: Condition | None) -> None:
+    """Writes README.md for the files in `folder` and its config.json: what each is and how it is loaded.
+
+    Args:
+        condition: of its network.
+    """
     origin, versions, network = config["origin"], config["versions"], config["network"]
     present = {path.name for path in folder.iterdir()}
     programs = {name for name in present if name.endswith(".stablehlo")}
-    given = "" if not network else f", {_given(network)}"
+    given = [] if not network else inputs_of(condition, tuple(config["latent_shape"]), network["caption_bytes"])
+    words = "".join(f", {one.name}" for one in given)
     parts = [
         f"# {origin['run']}",
         f"Written by `dit-video export` {versions['dit_video']}: {origin['weights']} weights of step {origin['step']} "
@@ -53,16 +61,11 @@ def write_readme(folder: Path, config: Mapping[str, Any]) -> None:
         parts += [
             f"With JAX alone, at any batch size (written by jax {versions['jax']}; loads in "
             "releases of the six months after it):",
-            _programs_code(programs, "" if given == ", None" else given),
+            _programs_code(programs, words),
         ]
     parts += ["With `dit_video`, for clips of any length and size:", _package_code(network is not None, given)]
-    parts += ["\n".join(_conventions(config))]
+    parts += ["\n".join(_conventions(config, given))]
     (folder / README).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _given(network: Mapping[str, Any]) -> str:
-    """What a network is called with beside x_t and t."""
-    return "label" if network["num_classes"] else "caption" if network["text"] else "None"
 
 
 def _programs_code(programs: set[str], given: str) -> str:
@@ -77,10 +80,18 @@ def _programs_code(programs: set[str], given: str) -> str:
     return _fenced(lines)
 
 
-def _package_code(denoiser: bool, given: str) -> str:
+def _package_code(denoiser: bool, given: Sequence[Input]) -> str:
     lines = ["import pathlib, dit_video.export.weights", 'export = dit_video.export.weights.load(pathlib.Path("."))']
     if denoiser:
-        lines.append(f"prediction = export.network(x_t, t{given})")
+        names = [one.name for one in given]
+        if len(names) < 2:
+            words = names[0] if names else "None"
+        else:
+            lines.insert(0, "from dit_video.arrays import Framed, Text")
+            text = f"Text({', '.join(names[:3])})" if "pooled" in names else names[0]
+            beside = names[3:] if "pooled" in names else names[1:]
+            words = f"Framed({', '.join([text, *beside])})" if beside else text
+        lines.append(f"prediction = export.network(x_t, t, {words})")
     return _fenced([*lines, "video = export.codec.decode(latents)"])
 
 
@@ -88,7 +99,7 @@ def _fenced(lines: list[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _conventions(config: Mapping[str, Any]) -> list[str]:
+def _conventions(config: Mapping[str, Any], given: Sequence[Input]) -> list[str]:
     """A line for each array that goes in or out."""
     network, codec = config["network"], config["codec"]
     t, h, w, c = config["latent_shape"]
@@ -105,12 +116,7 @@ def _conventions(config: Mapping[str, Any]) -> list[str]:
             "and 1 for noise.",
             "- `prediction`, float32 like `x_t`: what `task.objective` in `config.json` says, as it says x_t of t.",
         ]
-        if network["num_classes"]:
-            last = network["num_classes"] - 1
-            lines.append(f"- `label`, int32 `[b]`: 0 to {last}, and {last + 1} for none.")
-        if network["text"]:
-            lines.append(
-                f"- `caption`, uint8 `[b {network['caption_bytes']}]`: 255, UTF-8, then zeros; 255 and zeros alone for "
-                f"no text. `dit_video.data.captions.encode_captions([text], {network['caption_bytes']})` makes it."
-            )
+        for one in given:
+            shape = " ".join(["b", *map(str, one.shape[1:])])
+            lines.append(f"- `{one.name}`, {one.dtype} `[{shape}]`: {one.meaning}.")
     return lines

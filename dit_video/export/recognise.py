@@ -13,7 +13,8 @@ from dit_video.export.vae_family import VAEFamily
 from dit_video.tasks.task import Task
 from dit_video.vae.codec import LatentCodec
 
-DENOISERS: tuple[type[DenoiserFamily], ...] = (ClassDiT, InterleavedLatte, SD3, WanFamily)
+# Official weights of Latte have all that those of DiT have, and more: it is asked first.
+DENOISERS: tuple[type[DenoiserFamily], ...] = (InterleavedLatte, ClassDiT, SD3, WanFamily)
 VAES: tuple[type[VAEFamily], ...] = (AutoencoderKLFamily, WanVAEFamily, CogVideoXVAEFamily)
 
 

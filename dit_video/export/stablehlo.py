@@ -16,8 +16,7 @@ from jax import export
 from jaxtyping import Array
 from safetensors.numpy import load_file
 
-from dit_video.data.captions import encode_captions
-from dit_video.dit.condition import ClassCondition
+from dit_video.export.given import random_given
 from dit_video.export.weights import CODEC, MODEL, Content, Denoiser, ExportMismatch, define_codec
 from dit_video.nn.module import Params, define, params_of
 
@@ -84,24 +83,21 @@ def write_programs(content: Content, folder: Path) -> list[Compared]:
 
 
 def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_bytes: int | None) -> Program:
-    """(weights, x_t [b t h w c], t [b 1], label [b] or caption [b L]) -> prediction; t is [b t] where each frame has
+    """(weights, x_t [b t h w c], t [b 1], the arrays of what is given) -> prediction; t is [b t] where each frame has
     its own.
     """
     task = denoiser.task
     definition = define(task.init)
+    given_as = jax.tree.structure(random_given(task.condition, 1, shape, caption_bytes))
 
     def denoise(params: Params, x_t: Array, t: Array, *given: Array) -> Array:
-        return definition.bind(params)(x_t, t, *(given or (None,)))
+        return definition.bind(params)(x_t, t, jax.tree.unflatten(given_as, given))
 
     def example(batch_size: int) -> Inputs:
         rng = np.random.default_rng(0)
         x_t = rng.standard_normal((batch_size, *shape), np.float32)
         t = rng.random((batch_size, shape[0] if task.objective.per_frame else 1), np.float32)
-        if isinstance(task.condition, ClassCondition):
-            return x_t, t, rng.integers(0, task.condition.num_classes, batch_size, np.int32, endpoint=True)
-        if caption_bytes is not None and task.condition is not None:
-            return x_t, t, encode_captions(["video " * i for i in range(batch_size)], caption_bytes)
-        return x_t, t
+        return x_t, t, *jax.tree.leaves(random_given(task.condition, batch_size, shape, caption_bytes))
 
     return Program(
         file=DENOISER,

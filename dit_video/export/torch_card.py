@@ -32,7 +32,7 @@ def model_card(content: Content, *, with_vae: bool) -> str:
         "---\nlibrary_name: pytorch\ntags: [dit-video]\n---",
         f"# {content.origin.run}\n",
         provenance(content.origin, "torch"),
-        "PyTorch modules in files of their own, to be read; they need torch and safetensors alone.\n",
+        "PyTorch modules in files of their own, to be read; they need torch from 2.4 on and safetensors alone.\n",
         "| file | |\n|---|---|",
         *(f"| `{name}` | {what} |" for name, what in files.items()),
         "\n```python",

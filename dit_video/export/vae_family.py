@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -129,7 +130,7 @@ class VAEFamily(Family):
         return cls(config=codec.vae.config, statistics=Statistics(mean, std))
 
     def define(self, dtype: DTypeLike = jnp.float32) -> Definition:
-        return define(lambda key: self.config.build(dtype=dtype, rngs=nnx.Rngs(key)))
+        return _define(self.config, dtype)
 
     def table(self) -> Table:
         rows = []
@@ -192,6 +193,12 @@ class VAEFamily(Family):
         import torch
 
         return channels_last(theirs.decode(torch.from_numpy(channels_first(z))).sample.numpy())
+
+
+@functools.cache
+def _define(config: VAEConfig, dtype: DTypeLike) -> Definition:
+    # Tables are made of it: it is wanted many times, and made by tracing the whole network.
+    return define(lambda key: config.build(dtype=dtype, rngs=nnx.Rngs(key)))
 
 
 def channels_first(x: Float[np.ndarray, "B *cells C"]) -> Float[np.ndarray, "B C *cells"]:

@@ -5,12 +5,11 @@ Tensors keep their dotted names (nn/module.py), so no table of names is needed. 
 """
 
 import dataclasses
-import enum
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +20,24 @@ from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
 import dit_video
+from dit_video import components
 from dit_video.checkpoint import digest_leaves, weights_digest
-from dit_video.dit.condition import ClassCondition, TextCondition
-from dit_video.dit.dit import DiT, DiTConfig
+from dit_video.dit.condition import Condition
+from dit_video.dit.network import Network, NetworkConfig, Remat
 from dit_video.json_file import read_object
 from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import ClipShape
+from dit_video.user_file import ExperimentError
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
+from dit_video.vae.vae import VAEConfig
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 CODEC = "codec.safetensors"
-VERSION = 1
+VERSION = 2
+
+Kind = TypeVar("Kind")
 
 
 class ExportMismatch(ValueError):
@@ -65,7 +68,7 @@ class Denoiser:
     """A trained denoiser and the task it was trained for."""
 
     task: Denoise
-    network: DiT
+    network: Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Exported:
     """An export loaded from its folder alone; `network` is None where a codec was exported."""
 
     config: dict[str, Any]
-    network: DiT | None
+    network: Network | None
     codec: LatentCodec
 
 
@@ -145,14 +148,14 @@ def load(folder: Path) -> Exported:
             f"{path}: format_version={config.get('format_version')}, this version of dit_video reads {VERSION}; "
             f"it was written by dit_video {config.get('versions', {}).get('dit_video')}"
         )
-    sizes = VideoVAEConfig(**_tuples(config["codec"]["config"]))
+    sizes = _part(config["codec"]["config"], f"{path}: codec.config", VAEConfig)
     codec = _load_part(folder / CODEC, define_codec(sizes, jnp.dtype(config["codec"]["dtype"])))
     found = weights_digest(params_of(codec.vae))
     if found != config["codec"]["digest"]:
         raise ExportMismatch(f"{folder / CODEC}: holds the VAE {found}, {CONFIG} says {config['codec']['digest']}")
     network = None
     if config["network"] is not None:
-        network = _load_part(folder / MODEL, _define_network(config["network"]))
+        network = _load_part(folder / MODEL, _define_network(config["network"], path))
         found = weights_digest(params_of(network))
         if found != config["network"]["digest"]:
             raise ExportMismatch(
@@ -161,11 +164,11 @@ def load(folder: Path) -> Exported:
     return Exported(config, network, codec)
 
 
-def define_codec(sizes: VideoVAEConfig, dtype: jnp.dtype) -> Definition:
+def define_codec(sizes: VAEConfig, dtype: jnp.dtype) -> Definition:
     """The definition of a codec with its statistics, the owner of the names in codec.safetensors."""
 
     def build(key: Key[Array, ""]) -> LatentCodec:
-        return LatentCodec(VideoVAE(sizes, dtype=dtype, rngs=nnx.Rngs(key)))
+        return LatentCodec(sizes.build(dtype=dtype, rngs=nnx.Rngs(key)))
 
     return define(build)
 
@@ -176,14 +179,12 @@ def _config(content: Content) -> dict[str, Any]:
     network = None
     if content.denoiser is not None:
         task = content.denoiser.task
-        # How gradients are computed (remat) is no part of what the network is.
-        sizes = {n: getattr(v, "value", v) for n, v in dataclasses.asdict(task.network).items() if n != "remat"}
+        # How gradients are computed is no part of what the network is.
+        sizes = dataclasses.replace(task.network, remat=Remat.NOTHING_RECOMPUTED)
         network = {
-            "architecture": "dit",
-            "config": sizes,
+            "config": components.to_json(sizes),
             "channels": task.codec.vae.latent_channels,
-            "num_classes": task.condition.num_classes if isinstance(task.condition, ClassCondition) else None,
-            "text": dataclasses.asdict(task.condition) if isinstance(task.condition, TextCondition) else None,
+            "condition": components.to_json(task.condition),
             "caption_bytes": content.caption_bytes,
             "per_frame": task.objective.per_frame,
             "dtype": task.precision.value,
@@ -201,8 +202,7 @@ def _config(content: Content) -> dict[str, Any]:
         "latent_shape": content.latent_shape,
         "network": network,
         "codec": {
-            "architecture": "video_vae",
-            "config": dataclasses.asdict(codec.vae.config),
+            "config": components.to_json(codec.vae.config),
             "compression": codec.vae.config.compression,
             "dtype": jnp.dtype(codec.vae.dtype).name,
             "digest": weights_digest(params_of(codec.vae)),
@@ -214,27 +214,35 @@ def _config(content: Content) -> dict[str, Any]:
     }
 
 
-def _define_network(config: Mapping[str, Any]) -> Definition:
-    kinds = {f.name: type(f.default) for f in dataclasses.fields(DiTConfig) if isinstance(f.default, enum.Enum)}
-    values: dict[str, Any] = {n: kinds[n](v) if n in kinds else v for n, v in _tuples(config["config"]).items()}
-    sizes = DiTConfig(**values)
-    condition = None
-    if config["num_classes"] is not None:
-        condition = ClassCondition(num_classes=config["num_classes"])
-    elif config.get("text") is not None:  # exports from before there was text have no word of it
-        condition = TextCondition(**config["text"])
+def _define_network(config: Mapping[str, Any], path: Path) -> Definition:
+    sizes = _part(config["config"], f"{path}: network.config", NetworkConfig)
+    condition = condition_of(config, path)
 
-    def build(key: Key[Array, ""]) -> DiT:
-        return DiT(sizes, config["channels"], condition, dtype=jnp.dtype(config["dtype"]), rngs=nnx.Rngs(key))
+    def build(key: Key[Array, ""]) -> Network:
+        return sizes.build(config["channels"], condition, dtype=jnp.dtype(config["dtype"]), rngs=nnx.Rngs(key))
 
     return define(build)
 
 
-def _tuples(value: Any) -> Any:
-    """JSON data with tuples for lists, as the fields of our configs are."""
-    if isinstance(value, dict):
-        return {name: _tuples(v) for name, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+def condition_of(config: Mapping[str, Any], path: Path) -> Condition | None:
+    """That of the network of a config.json at `path`."""
+    said = config["condition"]
+    return None if said is None else _part(said, f"{path}: network.condition", Condition)
+
+
+def _part(data: Any, where: str, kind: type[Kind]) -> Kind:
+    """The component of a config.json.
+
+    Raises:
+        ExportMismatch: it is none of this version, or of another kind; names it.
+    """
+    try:
+        found = components.from_json(data, where)
+    except ExperimentError as error:
+        raise ExportMismatch(str(error)) from error
+    if not isinstance(found, kind):
+        raise ExportMismatch(f"{where}: is {type(found).__name__}, no {kind.__name__}")
+    return found
 
 
 def _write(path: Path, params: Params, origin: Mapping[str, str]) -> None:

@@ -116,7 +116,7 @@ class CrossAttention(nnx.Module):
         num_others: Int[Array | np.ndarray, "B"] | None,
     ) -> Float[Array, "B N D"]:
         """Attends from every token to the first `num_others` of the others, at least one; None: to all of them."""
-        k, v = jnp.moveaxis(self.key_value(others), 2, 0)
+        k, v = jnp.moveaxis(self.key_value(jnp.asarray(others)), 2, 0)
         q = self.query(x)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)

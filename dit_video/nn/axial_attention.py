@@ -44,7 +44,7 @@ def temporal_attention(q: Heads, k: Heads, v: Heads, num_frames: int) -> Heads:
 
 
 def split_attention(q: Heads, k: Heads, v: Heads, num_frames: int) -> Heads:
-    """Half of the heads over space, the other half over time.
+    """Half of the heads over space, the other half over time; the kernel that follows adds up what they see.
 
     They take turns, so that devices which share heads out have as many of either kind.
     """

@@ -66,8 +66,8 @@ class Denoise:
         text: the frozen encoders that embed captions for `condition`; None where it reads none of theirs, or where a
             text cache is all there is.
         hold_first_frame: the first latent frame of a clip is known: it has noise level 0 while the others are denoised,
-            and counts in no loss, so that images are continued by a network that has no other way to be told them (Wan
-            2.2 TI2V-5B; 2407.01392, section 3).
+            and counts in no loss, so that a network continues images that has no other way to be told them (as Wan 2.2
+            TI2V-5B does).
         held_out_logsnr: noise levels, as log(alpha^2 / sigma^2), at which the held-out error of x_0 is measured; the
             same levels and the same noise for every objective, so that epsilon, v and velocity compare.
     """

@@ -83,11 +83,10 @@ class PretrainedText:
     def __post_init__(self):
         if not self.encoders:
             raise ValueError("PretrainedText: names no encoder; give clip_l, clip_g or t5")
-        lengths = {clip.num_tokens for clip in (self.clip_l, self.clip_g) if clip is not None}
-        if len(lengths) > 1:
+        if self.clip_l is not None and self.clip_g is not None and self.clip_l.num_tokens != self.clip_g.num_tokens:
             raise ValueError(
-                f"PretrainedText.clip_g.num_tokens={max(lengths)}: two CLIPs stand side by side, so clip_l must have "
-                "as many"
+                f"PretrainedText.clip_g.num_tokens={self.clip_g.num_tokens}: two CLIPs stand side by side, so it must "
+                f"be as many as clip_l has, {self.clip_l.num_tokens}"
             )
 
     @property

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Int32
@@ -60,6 +60,9 @@ class Tokenizer:
     """A published tokenizer.
 
     It is read from tokenizer.json, or for CLIP from vocab.json and merges.txt, with which it was published first.
+
+    Attributes:
+        digest: SHA-256 of all that decides the ids of a caption.
     """
 
     def __init__(self, folder: Path, num_tokens: int):
@@ -72,7 +75,8 @@ class Tokenizer:
             FileNotFoundError: it has no file of a tokenizer, or none that names the token that pads.
             ValueError: a file is not what it should be; names it. Or the package that reads them is not installed.
         """
-        self._tokenizer = _opened(folder)
+        files = _files(folder)
+        self._tokenizer = _opened(files)
         token = _padding(folder)
         padding = self._tokenizer.token_to_id(token)
         if padding is None:
@@ -81,11 +85,10 @@ class Tokenizer:
         self._tokenizer.add_special_tokens([token])
         self._tokenizer.enable_truncation(num_tokens)
         self._tokenizer.enable_padding(length=num_tokens, pad_id=padding, pad_token=token)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all that decides the ids of a caption."""
-        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+        sha256 = hashlib.sha256(f"{num_tokens} {token}\n".encode())
+        for file in files:
+            sha256.update(file.read_bytes())
+        self.digest = sha256.hexdigest()
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         # What was read from a damaged table may hold halves of characters.
@@ -95,33 +98,37 @@ class Tokenizer:
         return Tokens(ids, np.array([sum(encoding.attention_mask) for encoding in encodings], np.int32))
 
 
-def _opened(folder: Path) -> "tokenizers.Tokenizer":
-    try:
-        import tokenizers
-    except ModuleNotFoundError as error:
-        raise ValueError(f"tokenizers {_INSTALL}") from error
-    if (folder / _WHOLE).is_file():
-        return tokenizers.Tokenizer.from_file(str(folder / _WHOLE))
-    if (folder / _VOCABULARY).is_file() and (folder / _MERGES).is_file():
-        return _clip(folder)
+def _files(folder: Path) -> tuple[Path, ...]:
+    """The whole tokenizer, or its vocabulary and merges."""
+    for names in ((_WHOLE,), (_VOCABULARY, _MERGES)):
+        files = tuple(folder / name for name in names)
+        if all(file.is_file() for file in files):
+            return files
     raise FileNotFoundError(
         f"{folder}: holds no {_WHOLE}, and no {_VOCABULARY} with {_MERGES}; in a folder with a spiece.model alone, "
         "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
     )
 
 
-def _clip(folder: Path) -> "tokenizers.Tokenizer":
+def _opened(files: tuple[Path, ...]) -> "tokenizers.Tokenizer":
+    try:
+        import tokenizers
+    except ModuleNotFoundError as error:
+        raise ValueError(f"tokenizers {_INSTALL}") from error
+    # What it does not find, or is no JSON, is said with the name of the file; the package does not.
+    content = read_object(files[0])
+    return tokenizers.Tokenizer.from_file(str(files[0])) if len(files) == 1 else _clip(content, *files)
+
+
+def _clip(ids: dict[str, Any], vocabulary: Path, merges: Path) -> "tokenizers.Tokenizer":
     """Byte-pair encoding of lower-case words (2103.00020, section 2.4)."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    ids = read_object(folder / _VOCABULARY)
     for token in (_CLIP_BEGIN, _CLIP_END):
         if token not in ids:
-            raise ValueError(f"{folder / _VOCABULARY}: has no {token}, so it is no vocabulary of CLIP")
+            raise ValueError(f"{vocabulary}: has no {token}, so it is no vocabulary of CLIP")
     tokenizer = Tokenizer(
-        models.BPE.from_file(
-            str(folder / _VOCABULARY), str(folder / _MERGES), unk_token=_CLIP_END, end_of_word_suffix="</w>"
-        )
+        models.BPE.from_file(str(vocabulary), str(merges), unk_token=_CLIP_END, end_of_word_suffix="</w>")
     )
     tokenizer.add_special_tokens([_CLIP_BEGIN, _CLIP_END])
     tokenizer.normalizer = normalizers.Sequence(

@@ -1,1 +1,1 @@
-"""The causal video VAE and the codec between pixels and latents."""
+"""VAEs, our own and published ones, and the codec between pixels and latents."""

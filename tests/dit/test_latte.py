@@ -117,7 +117,7 @@ REACHED = {
 }
 
 
-@pytest.mark.parametrize(("variant", "name"), REACHED, ids=str)
+@pytest.mark.parametrize(("variant", "name"), REACHED, ids=[f"{v.value}-{name}" for v, name in REACHED])
 def test_a_token_sees_what_its_variant_lets_it_see(variant, name):
     definition = defined(dataclasses.replace(CONFIG, variant=variant))
     params, layers, x_t = random_params(definition), applied(definition, "layers"), random_latents(3, 2, 2, 2)
@@ -166,7 +166,9 @@ def test_a_level_per_clip_is_the_same_level_in_every_frame(variant):
 
 
 @pytest.mark.parametrize(
-    ("variant", "condition"), [(Variant.INTERLEAVED, CLASSES), *((variant, TEXT) for variant in Variant)], ids=str
+    ("variant", "condition"),
+    [(Variant.INTERLEAVED, CLASSES), *((variant, TEXT) for variant in Variant)],
+    ids=["class", *(variant.value for variant in Variant)],
 )
 def test_a_gradient_reaches_every_parameter(variant, condition):
     of_text = condition is TEXT
@@ -192,6 +194,17 @@ def test_a_fresh_network_predicts_zero():
     make = jax.jit(lambda key: params_of(CONFIG.build(2, CLASSES, dtype=jnp.float32, rngs=nnx.Rngs(key))))
     found = applied(defined(CONFIG))(make(jax.random.key(0)), random_latents(2, 2, 2, 2), T, LABEL)
     np.testing.assert_array_equal(found, 0.0)
+
+
+@pytest.mark.parametrize("condition", [CLASSES, TEXT], ids=["class", "text"])
+def test_in_half_precision_it_is_the_same_but_for_rounding(condition):
+    config = dataclasses.replace(CONFIG, shared_modulation=condition is TEXT)
+    half = define(lambda key: config.build(2, condition, dtype=jnp.bfloat16, rngs=nnx.Rngs(key)))
+    params, x_t = random_params(half), random_latents(3, 2, 2, 2)
+    given = caption_of(2, 5) if condition is TEXT else LABEL
+    found, wanted = (applied(d)(params, x_t, T, given) for d in (half, defined(config, condition)))
+    assert found.dtype == jnp.float32
+    assert 0 < float(jnp.abs(found - wanted).max()) < 0.05 * float(jnp.abs(wanted).max())
 
 
 def task_of(variant: Variant) -> Denoise:

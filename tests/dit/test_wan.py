@@ -177,6 +177,7 @@ def test_it_is_conditioned_on_text():
     [
         ({"num_heads": 3}, "hidden_size=32: must be num_heads=3 times an even head size"),
         ({"mlp_width": 0}, "mlp_width=0: must be at least 1"),
+        ({"num_heads": 0}, "num_heads=0: must be at least 1"),
         ({"text_length": 0}, "text_length=0: must be at least 1, or None"),
     ],
 )
@@ -188,7 +189,7 @@ def test_a_network_that_cannot_be_is_an_error_that_names_the_field(change, messa
 @pytest.fixture(scope="module")
 def task(denoise):
     """Trained from captions, byte by byte, with as many heads as devices."""
-    network = WanConfig(hidden_size=64, depth=2, num_heads=8, mlp_width=64, patch_size=(1, 1, 1))
+    network = WanConfig(hidden_size=64, depth=2, num_heads=8, mlp_width=64, patch_size=(1, 1, 1), text_length=20)
     return dataclasses.replace(denoise, network=network, condition=TextCondition(hidden_size=64, depth=1, num_heads=8))
 
 

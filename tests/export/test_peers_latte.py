@@ -17,6 +17,7 @@ from dit_video.export import names
 from dit_video.export.diffusers_folder import relative_error
 from dit_video.export.families.latte import InterleavedLatte
 from dit_video.export.names import Dialect, NamesMismatch, Stored
+from dit_video.export.recognise import recognise
 from dit_video.export.source import open_published
 from dit_video.tasks.denoise import Denoise
 
@@ -100,7 +101,8 @@ def test_weights_of_diffusers_compute_the_same_here_and_go_back_bit_by_bit(confi
     theirs = their_latte(config)
     theirs.save_pretrained(tmp_path)
     with open_published(tmp_path) as published:
-        network = InterleavedLatte.of_diffusers(published.config)
+        network = recognise(published, SMALL_DENOISE)
+        assert network.usual_latents(published.config) == (config["video_length"], *[config["sample_size"]] * 2)
         names.check(network.table(), published.dialect, published.source)
         params = dict(names.read(network.table(), published.dialect, published.source))
     with torch.no_grad():
@@ -164,8 +166,9 @@ def test_official_weights_are_read_from_their_file_and_go_back_bit_by_bit(condit
     file = tmp_path / "latte.pt"
     torch.save({"ema": {n: torch.from_numpy(x) for n, x in weights.items()}}, file)
     with open_published(file, sha256=hashlib.sha256(file.read_bytes()).hexdigest()) as published:
-        found = InterleavedLatte.of_official(published.source, task_of(OFFICIAL, None))
+        found = recognise(published, task_of(OFFICIAL, None))
         assert found == network
+        assert found.usual_latents({}) == (5, 6, 6)
         names.check(found.table(), published.dialect, published.source)
         assert_bit_equal(dict(names.read(found.table(), published.dialect, published.source)), params)
 

@@ -223,10 +223,11 @@ def test_tensors_that_are_not_of_the_network_are_named(spoil, message):
         names.check(network.table(), Dialect.DIFFUSERS, stored(weights))
 
 
-def test_positions_on_no_line_are_refused():
+@pytest.mark.parametrize("value", ["noise", "nan", "zero"])
+def test_positions_on_no_line_are_refused(value):
     theirs = their_network(MEDIUM)
-    weights = theirs.state_dict()
-    weights[POSITIONS] = torch.sin(torch.arange(12 * 12 * 12.0)).reshape(1, 144, 12)
+    weights, noise = theirs.state_dict(), torch.sin(torch.arange(12 * 12 * 12.0)).reshape(1, 144, 12)
+    weights[POSITIONS] = {"noise": noise, "nan": noise * torch.nan, "zero": 0 * noise}[value]
     network = SD3.of_diffusers({"_class_name": SD3.diffusers_class, **theirs.config}).informed_by(stored(weights))
     with pytest.raises(NamesMismatch, match=f"{POSITIONS}: has other values"):
         dict(names.read(network.table(), Dialect.DIFFUSERS, stored(weights)))

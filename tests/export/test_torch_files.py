@@ -320,7 +320,7 @@ def test_config_says_where_weights_come_from(exported):
     config = json.loads((exported[1] / "config.json").read_text())
     assert config["origin"] == {"run": "dit", "step": 7, "ema": True, "fingerprint": "0123456789abcdef"}
     card = (exported[1] / "README.md").read_text()
-    assert "ema weights of step\n7 of the run `dit`, whose experiment has the fingerprint 0123456789abcdef" in card
+    assert "ema weights of step 7 of\nthe run `dit`, whose experiment has the fingerprint 0123456789abcdef" in card
     assert f"Objective: `{exported[0].denoiser.task.objective}`" in card
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dit_video.nn.norm import Norm, RMSNorm, layer_normalize, rms_normalize
+from dit_video.nn.norm import LayerNorm, Norm, RMSNorm, layer_normalize, rms_normalize
 
 
 def test_every_position_has_unit_root_mean_square():
@@ -34,6 +34,17 @@ def test_a_layer_norm_forgets_scale_and_shift_of_each_position():
     np.testing.assert_allclose(jnp.mean(y, axis=-1), 0.0, atol=1e-6)
     np.testing.assert_allclose(jnp.std(y, axis=-1), 1.0, rtol=1e-5)
     assert layer_normalize(x.astype(jnp.float16)).dtype == jnp.float16
+
+
+def test_a_learnt_layer_norm_scales_and_shifts_each_feature_in_float32():
+    norm = LayerNorm(4, rngs=nnx.Rngs(0), epsilon=1e-5)
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    np.testing.assert_allclose(norm(x), layer_normalize(x, 1e-5), rtol=1e-6)
+    norm.scale[...], norm.bias[...] = jnp.arange(4.0), jnp.full(4, 1000.25)
+    np.testing.assert_allclose(norm(x), layer_normalize(x, 1e-5) * jnp.arange(4.0) + 1000.25, rtol=1e-6)
+    half = norm(x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half[:, 0], jnp.bfloat16(1000.25))
 
 
 def test_epsilon_is_added_to_the_variance():

@@ -103,6 +103,9 @@ def test_a_folder_without_a_tokenizer_says_what_it_lacks(t5, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<none>"}')
     with pytest.raises(ValueError, match="pads with '<none>', which is not in the vocabulary"):
         Tokenizer(tmp_path, 9)
+    (tmp_path / "tokenizer.json").write_bytes((t5 / "tokenizer.json").read_bytes()[:99])
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not JSON"):
+        Tokenizer(tmp_path, 9)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")

@@ -26,6 +26,7 @@ from dit_video.export.names import EVEN, LAYER, ODD, Dialect, Row, Shape, Source
 from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding, sincos_positions
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
+from dit_video.text.pretrained import PretrainedText, latte_text
 
 # Official names that tell sizes; no other official network has the second.
 _PATCHES, _FRAMES, _PLACES = "x_embedder.proj.weight", "temp_embed", "pos_embed"
@@ -87,6 +88,14 @@ class InterleavedLatte(DenoiserFamily):
     def objective(self) -> Gaussian:
         variance = LearnedVariance() if self.config.learned_variance else None
         return Gaussian(path=DiscreteBetas(), prediction=Epsilon(), times=UniformLevels(), variance=variance)
+
+    def usual_latents(self, config: Mapping[str, Any]) -> LatentShape:
+        grid = self.config.position_grid
+        size = count_of(config, "sample_size", _DIFFUSERS_ROWS if grid is None else grid * self.config.patch_size[1])
+        return count_of(config, "video_length", self.num_frames), size, size
+
+    def text_encoders(self, pipeline: str) -> PretrainedText | None:
+        return latte_text(pipeline) if isinstance(self.condition, EmbeddedText) else None
 
     def differences(self, task: Task) -> list[str]:
         config, condition = self.config, self.condition

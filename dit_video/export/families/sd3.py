@@ -1,7 +1,7 @@
 """Stable Diffusion 3 and 3.5 (Esser et al., 2403.03206): MMDiT in diffusers' layout.
 
-The file of weights holds the table of positions, which is no parameter: it follows from `PositionTable`. diffusers
-computes another one where it loads none, so which of both it is, the file says.
+The file of weights holds the table of positions, which is no parameter: it follows from a `PositionTable`. Which, the
+file says: a fresh network of diffusers has other positions than published weights have, with the same config.json.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class SD3(DenoiserFamily):
         qk_norm = config.get("qk_norm")
         if qk_norm not in _QK_NORM:
             raise ValueError(f"config.json: qk_norm={qk_norm!r}: published networks have None or 'rms_norm'")
-        dual = list(config.get("dual_attention_layers", ()))
+        dual = list(config.get("dual_attention_layers") or ())
         if dual != list(range(len(dual))) or len(dual) > depth:
             raise ValueError(f"config.json: dual_attention_layers={dual}: published are the first layers, in order")
         condition = EmbeddedText(
@@ -88,8 +88,11 @@ class SD3(DenoiserFamily):
             return self  # what is wrong, `check` says
         # Columns of the first row, which the first half of the features tells apart.
         sines, cosines, *_ = np.split(stored.read()[0, :size].astype(np.float64), 4, axis=1)
-        table = _line_through(np.arctan2(sines, cosines))
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, position_table=table))
+        phases = np.arctan2(sines, cosines)
+        if not np.isfinite(phases).all():
+            return self
+        config = dataclasses.replace(self.config, position_table=_line_through(phases))
+        return dataclasses.replace(self, config=config)
 
     @classmethod
     def of_task(cls, task: Task) -> "SD3 | None":

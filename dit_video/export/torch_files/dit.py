@@ -6,8 +6,8 @@
     network = load(".")  # config.json and model.safetensors
     prediction = network(x_t, t, label=label)
 
-Needs torch and safetensors. Letters of shapes: b clips; c channels, t frames, h rows and w columns of latents; n tokens
-of video, one for each patch, and f of them in each place; l tokens of text, of width e; d width, k heads.
+Needs torch from 2.4 on and safetensors. Letters of shapes: b clips; c channels, t frames, h rows and w columns of
+latents; n tokens of video, one for each patch, in f frames; l tokens of text, of width e; d width, k heads.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ def euler(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor
         x: standard normal noise [b c t h w].
         times: falling from 1, noise, to 0, data.
     """
-    for t, s in itertools.pairwise(times):
+    for t, s in itertools.pairwise(times.to(x.device)):
         x = x + (s - t) * velocity(x, t.expand(len(x)))
     return x
 

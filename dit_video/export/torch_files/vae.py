@@ -7,8 +7,10 @@
     pixels = vae.decode(latents)
     latents = vae.whiten(vae.encode(pixels))
 
-Needs torch and safetensors. Letters of shapes: b clips; T frames, H rows and W columns of pixels; c channels, t frames,
-h rows and w columns of latents. Frame 0 stands alone and later frames come in groups: T = 1 + k * s gives t = 1 + k.
+Needs torch from 2.4 on and safetensors. Letters of shapes: b clips; T frames, H rows and W columns of pixels; c
+channels, t frames, h rows and w columns of latents. Frame 0 stands alone and later frames come in groups: T = 1 + k * s
+gives t = 1 + k.
+
 The structure is that of factorised causal video tokenizers (VidTok, 2412.13061): no convolution at full resolution,
 residual blocks of a spatial and a causal temporal convolution, norms that look at one position, no attention.
 """

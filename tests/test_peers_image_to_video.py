@@ -1,0 +1,130 @@
+"""A picture is continued as in the published pipelines: those of diffusers judge, with the same weights and noise."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from PIL import Image
+
+from dit_video.arrays import Text
+from dit_video.data.batch import Batch
+from dit_video.diffusion.guidance import Guidance
+from dit_video.diffusion.objective import rectified_flow
+from dit_video.diffusion.sampler import Euler, noise
+from dit_video.diffusion.spacing import Linspace
+from dit_video.dit.condition import EmbeddedText
+from dit_video.export import names
+from dit_video.export.families.wan import WanFamily
+from dit_video.export.families.wan_vae import WanVAEFamily
+from dit_video.export.names import Dialect, Stored
+from dit_video.tasks.denoise import Denoise, Frozen, TrainedCodec
+from dit_video.vae.codec import LatentCodec
+
+SHAPE = (9, 32, 48)
+STEPS, SCALE = 3, 2.5
+VAE = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} | {
+    "latents_mean": [0.1, -0.2, 0.3, 0.0],
+    "latents_std": [0.5, 1.5, 1.0, 0.8],
+}
+NETWORK = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 6, "ffn_dim": 20, "num_layers": 1}
+# Of text alone; of a first frame beside x_t (2.2 I2V); and of one that is held at noise level 0 (2.2 TI2V).
+TEXT, BESIDE, HELD = (NETWORK | {"in_channels": n, "out_channels": 4} for n in (4, 12, 4))
+
+
+def of_theirs(network: Any, family: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """Our definition and parameters of a network of diffusers, whose weights are made random."""
+    rng = np.random.default_rng(0)
+    weights = {n: 0.2 * rng.standard_normal(tuple(x.shape), np.float32) for n, x in network.state_dict().items()}
+    network.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()})
+    found = family.of_diffusers({"_class_name": type(network).__name__, **network.config})
+    source = {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
+    names.check(found.table(), Dialect.DIFFUSERS, source)
+    return found, dict(names.read(found.table(), Dialect.DIFFUSERS, source))
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> tuple[Any, LatentCodec]:
+    theirs = AutoencoderKLWan(**VAE).eval()
+    family, params = of_theirs(theirs, WanVAEFamily)
+    mean, std = np.array(VAE["latents_mean"]), np.array(VAE["latents_std"])
+    return theirs, LatentCodec(family.define().bind({n: jnp.asarray(x) for n, x in params.items()}), mean, std)
+
+
+@pytest.fixture(scope="module")
+def told() -> Batch:
+    """A picture and a caption, of fewer tokens than are attended to."""
+    rng = np.random.default_rng(1)
+    tokens = rng.standard_normal((1, 5, 6), np.float32)
+    text = Text(tokens, np.array([4], np.int32), np.zeros((1, 6), np.float32))
+    return Batch(video=rng.integers(0, 256, (1, 1, *SHAPE[1:], 3), np.uint8), text=text)
+
+
+def filled(text: Text) -> torch.Tensor:
+    (num,) = text.num_tokens
+    return torch.from_numpy(np.pad(text.tokens[:, :num], ((0, 0), (0, 512 - num), (0, 0))))
+
+
+NOTHING = Text(np.full((1, 5, 6), 0.3, np.float32), np.array([1], np.int32), np.zeros((1, 6), np.float32))
+
+
+def both(config: dict[str, Any], autoencoder, told: Batch, *, held: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The clip of the pipeline and ours, 0 ... 255."""
+    vae, codec = autoencoder
+    transformer = WanTransformer3DModel(**config).eval()
+    family, params = of_theirs(transformer, WanFamily)
+    condition = family.condition
+    short = EmbeddedText(hidden_size=6, pooled_size=6, num_tokens=5)
+    condition = short if isinstance(condition, EmbeddedText) else dataclasses.replace(condition, text=short)
+    task = Denoise(
+        network=family.config,
+        codec=TrainedCodec(vae=codec.vae.config, run="none"),
+        condition=condition,
+        objective=dataclasses.replace(rectified_flow(), shift=None),
+        sampler=Euler(num_steps=STEPS, spacing=Linspace()),
+        guidance=Guidance(scale=SCALE),
+        hold_first_frame=held,
+    )
+    keys = jax.random.split(jax.random.key(2), 1)
+    x_1 = np.array(noise(keys, (*codec.vae.config.latent_shape(SHAPE), 4)))
+
+    parts = {"tokenizer": None, "text_encoder": None, "vae": vae, "transformer": transformer}
+    parts["scheduler"] = FlowMatchEulerDiscreteScheduler()
+    sampled = {"num_frames": SHAPE[0], "height": SHAPE[1], "width": SHAPE[2], "output_type": "np"} | {
+        "num_inference_steps": STEPS,
+        "guidance_scale": SCALE,
+        "latents": torch.from_numpy(np.moveaxis(x_1, -1, 1).copy()),
+        "prompt_embeds": filled(told.text),
+        "negative_prompt_embeds": filled(NOTHING),
+    }
+    if config is TEXT:
+        pipeline = WanPipeline(**parts)
+    else:
+        pipeline = WanImageToVideoPipeline(**parts, expand_timesteps=held)
+        sampled["image"] = Image.fromarray(told.video[0, 0])
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = 255 * pipeline(**sampled).frames
+
+    definition = family.define()
+    frozen = Frozen(codec, jax.tree.map(jnp.asarray, NOTHING))
+    call = jax.jit(lambda params, batch: task.generate(definition.bind(params), frozen, batch, keys, SHAPE))
+    return wanted, np.asarray(call(params, told), np.float32)
+
+
+@pytest.mark.parametrize(("config", "held"), [(TEXT, False), (BESIDE, False), (HELD, True)], ids=["T2V", "I2V", "TI2V"])
+def test_as_in_the_pipeline_of_wan(config, held, autoencoder, told):
+    wanted, found = both(config, autoencoder, told, held=held)
+    assert found.shape == wanted.shape == (1, *SHAPE, 3)
+    assert wanted.std() > 1
+    # Ours are whole numbers.
+    assert np.abs(found - wanted).max() < 0.5 + 0.02
