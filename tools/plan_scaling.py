@@ -171,6 +171,16 @@ def best_of(record: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     return best["plan"], " ".join(best["overrides"])
 
 
+def place_of(record: dict[str, Any]) -> tuple[int, ...]:
+    """Where a row of the table stands: by machine, then by length, then by model."""
+    model, _, length = record["name"].partition("-")
+    return TARGETS.index(target_of(record)), list(LENGTHS).index(length), list(MODELS).index(model)
+
+
+def target_of(record: dict[str, Any]) -> str:
+    return next(word for word in record["words"] if word.startswith("--target=")).removeprefix("--target=")
+
+
 COLUMNS = (
     "model",
     "target",
@@ -193,7 +203,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def line(record: dict[str, Any]) -> str:
     plan, words = best_of(record)
-    target = next(word for word in record["words"] if word.startswith("--target=")).removeprefix("--target=")
+    target = target_of(record)
     if plan is None:
         tried = len(record["found"]["compiled"])
         return f"| {record['name']} | `{target}` | none of {tried} plans fits | | | | | | | | |\n"
@@ -259,7 +269,7 @@ def plot() -> None:
 def write() -> None:
     """Puts the tables into the document, between the marks that name them."""
     text = DOCUMENT.read_text()
-    tables = {"table": table(records("table")), "presets": table(records("presets")), "excess": excess()}
+    tables = {"table": table(sorted(records("table"), key=place_of)), "presets": table(records("presets")), "excess": excess()}
     for name, found in tables.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
