@@ -4,9 +4,9 @@
     python -m tools.bench_step --official models.py     # and beside facebookresearch/DiT, whose file you bring
 
 A step is forward, backward and AdamW, of the published network from the same weights and the same latents; the losses
-of the first must agree, or nothing is timed. Steps of both sides take turns in one process, so that other load on the machine
-meets both. Clips have no counterpart in those networks: they are given images of as many tokens, which is as much work.
-On a CPU all is float32; on a GPU both compute in bfloat16, and theirs is compiled and has fused attention.
+of the first must agree, or nothing is timed. Steps of both sides take turns in one process. Clips have no counterpart
+in those networks: they are given images of as many tokens, which is as much work. On a CPU all is float32; on a GPU
+both compute in bfloat16, and theirs is compiled and has fused attention.
 
 A CPU on which other programs run is refused: threads of PyTorch wait for one another in every operation, so that load
 slows them down more than us.
@@ -325,18 +325,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="of either side, on a CPU")
     args = parser.parse_args()
-    # Before JAX starts: it has as many threads as it may use cores.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    # JAX takes most of a GPU's memory when it starts, unless told not to.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import torch
 
     half = torch.cuda.is_available()
     if half and jax.default_backend() != "gpu":
         parser.error("PyTorch sees a GPU and JAX does not: install jax[cuda], or hide it with CUDA_VISIBLE_DEVICES=")
-    if not half and (load := os.getloadavg()[0]) > MAX_LOAD:
-        parser.error(
-            f"the load of this machine is {load:.1f}, at most {MAX_LOAD:g} is allowed: wait for other programs"
-        )
-    torch.set_num_threads(args.threads)
+    if not half:
+        if (load := os.getloadavg()[0]) > MAX_LOAD:
+            parser.error(f"the load of this machine is {load:.1f}, at most {MAX_LOAD:g} is allowed: wait for others")
+        # Before JAX starts: it has as many threads as it may use cores.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+        torch.set_num_threads(args.threads)
     peers = [Peer(name="diffusers")]
     if args.official is not None:
         peers.append(Peer(name="official code", official=args.official))
@@ -344,7 +345,7 @@ def main() -> None:
     for case in ON_GPU if half else ON_CPU:
         for peer in peers:
             found.append(measure(case, peer, args.rounds, half=half))
-            print(*list(rows(found[-1:], None))[-1:])
+            print(list(rows(found[-1:], None))[-1])
     official = "" if args.official is None else f" --official {args.official.name}"
     command = f"python -m tools.bench_step{official} --rounds {args.rounds} --threads {args.threads}"
     peak = peak_flops(jax.devices()[0].device_kind) if half else None

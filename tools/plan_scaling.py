@@ -269,7 +269,11 @@ def plot() -> None:
 def write() -> None:
     """Puts the tables into the document, between the marks that name them."""
     text = DOCUMENT.read_text()
-    tables = {"table": table(sorted(records("table"), key=place_of)), "presets": table(records("presets")), "excess": excess()}
+    tables = {
+        "table": table(sorted(records("table"), key=place_of)),
+        "presets": table(records("presets")),
+        "excess": excess(),
+    }
     for name, found in tables.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)

@@ -121,12 +121,18 @@ class Embeddings:
         names = list(manifest.shards)
         remedy = "delete the folder and encode again"
         try:
-            digests = [np.load(_index_of(self._directory, name), allow_pickle=False) for name in names]
+            # Mapped, so that no more is asked of memory than the file has, whatever its header says.
+            digests = [np.load(_index_of(self._directory, name), mmap_mode="r", allow_pickle=False) for name in names]
             self._records = ArrayRecordDataSource([os.fspath(self._directory / name) for name in names])
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise ValueError(f"{directory}: its files are damaged ({error}); {remedy}") from error
-        found = {name: len(part) for name, part in zip(names, digests)}
-        if found != manifest.shards or len(self._records) != manifest.num_captions:
+        for name, part in zip(names, digests):
+            if part.dtype != np.uint64 or part.shape != (manifest.shards[name], 2):
+                raise ValueError(
+                    f"{_index_of(self._directory, name)}: {part.dtype} {list(part.shape)}, the manifest says uint64 "
+                    f"{[manifest.shards[name], 2]}; {remedy}"
+                )
+        if len(self._records) != manifest.num_captions:
             raise ValueError(
                 f"{directory}: holds {len(self._records)} captions, the manifest says {manifest.num_captions}; {remedy}"
             )

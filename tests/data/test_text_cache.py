@@ -143,7 +143,7 @@ def test_a_cache_of_another_kind_is_refused(tmp_path):
         ({"dtype": "int8"}, "dtype='int8': float32, float16, bfloat16 are known"),
         ({"shards": {"../text-00000.array_record": 6}}, "is not in the folder"),
         ({"shards": {}}, "it has no shards"),
-        ({"shards": {"text-00000.array_record": 5}}, "holds 6 captions, the manifest says 5"),
+        ({"shards": {"text-00000.array_record": 5}}, r"uint64 \[6, 2\], the manifest says uint64 \[5, 2\]"),
         ({"hidden_size": E + 1}, "the embedding of 'a fox' is damaged"),
     ],
 )
@@ -163,6 +163,9 @@ def test_files_that_were_changed_are_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:9])
         with pytest.raises(ValueError, match=r"damaged|holds 0 captions"):
             dataclasses.replace(cache, directory=str(tmp_path / name)).open()
+    np.save(tmp_path / "texts" / "text-00000.npy", np.zeros(6, np.int64))
+    with pytest.raises(ValueError, match=r"text-00000.npy: int64 \[6\], the manifest says uint64"):
+        cache.open()
     # The index of another cache.
     write(tmp_path / "other", CAPTIONS[::-1])
     shutil.copy(tmp_path / "other" / "text-00000.npy", tmp_path / "texts" / "text-00000.npy")
