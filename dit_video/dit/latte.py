@@ -20,14 +20,15 @@ from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.dit.condition import Condition, Given, known
-from dit_video.dit.dit import Modulation, ModulationOffset
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
-from dit_video.dit.wan import TextEmbedder
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.axial_attention import spatial_attention, split_attention, temporal_attention
 from dit_video.nn.embed import (
     NUM_TIMESTEPS,
     AdaLN,
+    Modulation,
+    ModulationOffset,
+    TextEmbedder,
     TimeEmbedding,
     for_tokens,
     from_tokens,

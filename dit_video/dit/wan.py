@@ -27,6 +27,7 @@ from dit_video.nn.embed import (
     AdaLN,
     Modulation,
     ModulationOffset,
+    TextEmbedder,
     TimeEmbedding,
     for_tokens,
     from_tokens,
@@ -86,17 +87,6 @@ class WanConfig(NetworkConfig):
 WAN_1_3B = WanConfig(hidden_size=1536, depth=30, num_heads=12, mlp_width=8960, text_length=512)
 WAN_14B = WanConfig(hidden_size=5120, depth=40, num_heads=40, mlp_width=13824, text_length=512)
 WAN2_2_TI2V_5B = WanConfig(hidden_size=3072, depth=30, num_heads=24, mlp_width=14336, text_length=512)
-
-
-class TextEmbedder(nnx.Module):
-    """Tokens of a text encoder -> tokens of width D: linear, GELU, linear."""
-
-    def __init__(self, text_size: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.up = linear(text_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.down = linear(hidden_size, hidden_size, ("mlp", "embed"), rngs=rngs, dtype=dtype)
-
-    def __call__(self, tokens: Float[Array, "B L E"]) -> Float[Array, "B L D"]:
-        return self.down(nnx.gelu(self.up(tokens), approximate=True))
 
 
 class ImageEmbedder(nnx.Module):

@@ -12,6 +12,7 @@ from dit_video.diffusion.objective import ddpm, rectified_flow
 from dit_video.diffusion.path import Cosine, Linear
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
 from dit_video.diffusion.sampler import Euler, noise
+from dit_video.diffusion.variance import LearnedVariance
 from dit_video.dit.dit import DiT
 from dit_video.nn.module import Params, Precision, define, params_of
 from dit_video.tasks.denoise import Denoise, Frozen
@@ -71,6 +72,14 @@ def test_cached_moments_are_the_videos_they_were_made_of(denoise, params, codec,
     )
     assert from_cache == pytest.approx(float(from_video), rel=1e-5)
     assert loss(denoise, params, codec, clips, jax.random.key(4)) != from_video
+
+
+def test_a_variance_can_only_be_learnt_by_a_network_that_has_one(denoise):
+    learns = dataclasses.replace(ddpm(), variance=LearnedVariance())
+    with pytest.raises(ValueError, match=r"Denoise.objective.variance=.*set network.learned_variance=True"):
+        dataclasses.replace(denoise, objective=learns)
+    network = dataclasses.replace(denoise.network, learned_variance=True)
+    assert dataclasses.replace(denoise, objective=learns, network=network).objective is learns
 
 
 def test_latents_are_a_new_posterior_sample_at_every_step(denoise, params, codec, cached):

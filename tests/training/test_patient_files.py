@@ -6,7 +6,6 @@ import pytest
 from line_training import line_program, train_lines, without_rates
 from stores import small_store
 
-from dit_video import checkpoint_writer
 from dit_video.training import patient_files
 from dit_video.training.patient_files import NotWritten, PatientFiles
 from dit_video.training.tracker import RECORD, read_record
@@ -149,8 +148,7 @@ def test_at_the_end_it_is_said_what_is_not_written(tmp_path, said, monkeypatch):
     assert "2 entries, 5 bytes, not written" in said[-1]
 
 
-def test_a_run_whose_whole_folder_is_on_a_full_disk_goes_on_and_its_record_is_exact(tmp_path, store, monkeypatch):
-    monkeypatch.setattr(checkpoint_writer, "RETRY_PAUSES", (0.0,))
+def test_a_run_whose_whole_folder_is_on_a_full_disk_goes_on_and_its_record_is_exact(tmp_path, store):
     num_steps, program = 150, line_program(150)
     straight = train_lines(program, tmp_path / "straight", num_steps=num_steps, log_every=5, save_every=50)
     full = store.full(spare=0)

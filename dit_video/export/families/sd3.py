@@ -26,6 +26,7 @@ from dit_video.nn.attention import QKNorm
 from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding, sincos_places
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
+from dit_video.text.pretrained import PretrainedText, sd3_text
 
 _POSITIONS = "pos_embed.pos_embed"
 _MLP_RATIO = 4.0
@@ -116,6 +117,9 @@ class SD3(DenoiserFamily):
 
     def objective(self) -> Gaussian:
         return dataclasses.replace(rectified_flow(), shift=ConstantShift(shift=_SHIFT))
+
+    def text_encoders(self, pipeline: str) -> PretrainedText:
+        return sd3_text(pipeline)
 
     def differences(self, task: Task) -> list[str]:
         """How many tokens a text has is the task's affair: any network takes them."""
