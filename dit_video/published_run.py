@@ -41,6 +41,8 @@ from dit_video.training.optimizer import AdamW
 # In the folder of a run made of a pipeline: the run of its VAE.
 CODEC = "vae"
 _STEPS = 50
+# A pipeline of diffusers that holds the first frame, where it says that every frame has its own timestep.
+_IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
 # Frames and side of the pictures that a VAE is said to be for: it takes others.
 _VAE_CLIP = (1, (256, 256))
 
@@ -170,6 +172,13 @@ def _denoise(network: DenoiserFamily, source: Path, codec: Path | None, named: P
     if not isinstance(vae, Autoencode):
         raise ExperimentError(f"--codec {codec}: is no run of a VAE")
     objective, sampler = _sampled_as(source, network.objective())
+    said = _read(source / PIPELINE)
+    if any(said.get("transformer_2", [])):
+        raise ExperimentError(
+            f"{source / PIPELINE}: the pipeline has two networks, for high and for low noise, and each is a run of its "
+            f"own: import {source / 'transformer'} and {source / 'transformer_2'} with --codec, and {source / CODEC} "
+            "for that"
+        )
     text = network.text_encoders(str(source)) if (source / PIPELINE).is_file() else None
     condition = network.condition if text is None else network.condition_on(text)
     return Denoise(
@@ -177,6 +186,7 @@ def _denoise(network: DenoiserFamily, source: Path, codec: Path | None, named: P
         codec=TrainedCodec(vae=vae.vae, run=str(named)),
         condition=condition,
         text=text,
+        hold_first_frame=said.get("_class_name") == _IMAGE_TO_VIDEO and said.get("expand_timesteps") is True,
         objective=objective,
         sampler=sampler,
     )
@@ -189,7 +199,7 @@ def _sampled_as(source: Path, objective: Gaussian) -> tuple[Gaussian, Sampler]:
         ValueError: the scheduler is one of another path.
     """
     path = source / "scheduler" / "scheduler_config.json"
-    said = read_object(path) if path.is_file() else {}
+    said = _read(path)
     if not isinstance(objective.path, DiscreteBetas):
         shift = said.get("shift", said.get("flow_shift"))
         if isinstance(shift, int | float) and shift > 0:
@@ -215,11 +225,15 @@ def _sampled_as(source: Path, objective: Gaussian) -> tuple[Gaussian, Sampler]:
 
 def _class_names(source: Path) -> tuple[str, ...]:
     """Those that a pipeline lists by number."""
-    path = source / PIPELINE
-    labels = read_object(path).get("id2label", {}) if path.is_file() else {}
+    labels = _read(source / PIPELINE).get("id2label", {})
     if not isinstance(labels, dict):
         return ()
     return tuple(str(labels.get(str(number), number)) for number in range(len(labels)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An object, empty where there is no such file: a network alone has none of its pipeline's."""
+    return read_object(path) if path.is_file() else {}
 
 
 def _placed(network: Family, params: Any, experiment: Experiment) -> Params:

@@ -65,7 +65,7 @@ def write_diffusers(content: Content, folder: Path) -> Parity:
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     num_tensors = write_tensors(family.table(), Dialect.DIFFUSERS, params, folder / WEIGHTS)
     (folder / README).write_text(_model_card(content, family, shape), encoding="utf-8")
-    if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers")):
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers", "accelerate")):
         return Parity(num_tensors, None, 0)
     return compare_layers(family, params, folder, shape, num_tensors)
 
@@ -110,7 +110,7 @@ def compare_layers(
     import diffusers
 
     # Found by name, since which class it is is what the family says.
-    theirs: Any = getattr(diffusers, family.diffusers_class).from_pretrained(folder, low_cpu_mem_usage=False).eval()
+    theirs: Any = getattr(diffusers, family.diffusers_class).from_pretrained(folder).eval()
     error, num_compared = compare_pairs(family.pairs(params, theirs, shape), f"{folder}: diffusers")
     return Parity(num_tensors, error, num_compared)
 

@@ -113,7 +113,7 @@ def test_blending_pointwise_maps_changes_nothing():
         in_tiles(lambda tile: tile, x, 1, cells_in=(1, 1), cells_out=(1, 1))
 
 
-@pytest.mark.parametrize(("size", "tile"), [(8, 8), (9, 8), (64, 16), (17, 5), (3, 2)])
+@pytest.mark.parametrize(("size", "tile"), [(1, 1), (8, 8), (9, 8), (64, 16), (17, 5), (3, 2)])
 def test_tiles_cover_all_and_overlap_by_a_quarter(size, tile):
     starts = tile_starts(size, tile)
     assert starts[0] == 0
