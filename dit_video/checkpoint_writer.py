@@ -29,6 +29,9 @@ RECORD = "saves.jsonl"
 RETRY_PAUSES = (30.0, 60.0, 120.0, 240.0, 480.0, 960.0)
 """Seconds after a failed save until the next one is due; the last holds for all that follow."""
 
+TIMEOUT = 1200
+"""Seconds that a save may take. Of several processes, one whose part fails is waited for by the others as long."""
+
 _PATIENCE = 2.0
 """Seconds in which a half-written step must have gone."""
 
@@ -65,7 +68,8 @@ class Writer:
         logging.getLogger("absl").addFilter(_without_tracebacks_of_orbax)
         with quiet():
             # Where a folder cannot be made in the background, Orbax's other threads wait for it for minutes.
-            context = ocp.Context(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
+            options = ocp.options.AsyncOptions(timeout_secs=TIMEOUT, create_directories_asynchronously=False)
+            context = ocp.Context(async_options=options)
             self.orbax = ocp.training.Checkpointer(str(folder), context=context, preservation_policy=policy)
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
@@ -161,7 +165,7 @@ class Writer:
                 link.__traceback__ = None  # it holds what was left undone, which complains when it is collected
             gc.collect()
         ignore_late_tasks()
-        if isinstance(cause, RuntimeError):
+        if isinstance(cause, TimeoutError):
             return {"waiting": text}
         # A step appears when it is complete; old ones are deleted then.
         return {"deleting" if (self._folder / str(pending.step)).is_dir() else "writing": text}

@@ -16,8 +16,6 @@ _STATUS = re.compile(
     "(RESOURCE_EXHAUSTED|OUT_OF_RANGE|UNAVAILABLE|PERMISSION_DENIED|NOT_FOUND|FAILED_PRECONDITION|DEADLINE_EXCEEDED"
     "|ABORTED|UNAUTHENTICATED|DATA_LOSS|INTERNAL|UNKNOWN): "
 )
-# The service of JAX raises RuntimeError where a process has waited for another that could not write its part.
-_WAITED = re.compile("DEADLINE_EXCEEDED: Barrier timed out")
 # What may pass by itself: a server that starts again, a network that was cut.
 _PASSING = frozenset(
     {
@@ -80,8 +78,6 @@ def fault(error: BaseException) -> BaseException | None:
     """The failure of a store in what was raised; None where it is something else, such as a mistake in a program."""
     for cause in chain(error):
         if isinstance(cause, OSError) or (isinstance(cause, ValueError) and _STATUS.match(str(cause))):
-            return cause
-        if isinstance(cause, RuntimeError) and _WAITED.match(str(cause)):
             return cause
     return None
 

@@ -179,8 +179,6 @@ def test_a_mistake_in_a_program_is_no_failure_of_the_store(checkpoints, said):
         checkpoints.save(1, STATE._replace(params={"kernel": object()}), 1)
     assert storage.fault(ValueError("wrong")) is None
     assert storage.fault(RuntimeError("wrong")) is None
-    assert storage.fault(RuntimeError("RESOURCE_EXHAUSTED: Out of memory")) is None
-    assert storage.fault(RuntimeError("DEADLINE_EXCEEDED: Barrier timed out. Id: save")) is not None
     assert said == []
 
 

@@ -9,14 +9,26 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
+from published_text import save_t5
 
 from dit_video import run
 from dit_video.cli.main import main
 from dit_video.data.batch import Batch
+from dit_video.diffusion.path import ConstantShift
 from dit_video.diffusion.sampler import noise
 from dit_video.diffusion.spacing import Leading
+from dit_video.run_folder import read_experiment
 from dit_video.tasks.task import clip_keys
+from dit_video.text.pretrained import wan_text
 
 NUM_STEPS = 4
 NAMES = {"0": "cat", "1": "dog", "2": "bird"}
@@ -48,9 +60,7 @@ def pipeline(tmp_path_factory) -> Path:
         scaling_factor=0.5,
     )
     folder = tmp_path_factory.mktemp("published") / "pipeline"
-    DiTPipeline(transformer=transformer, vae=vae, scheduler=DDIMScheduler()).save_pretrained(
-        folder
-    )
+    DiTPipeline(transformer=transformer, vae=vae, scheduler=DDIMScheduler()).save_pretrained(folder)
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": NAMES}))
     return folder
@@ -141,3 +151,45 @@ def test_a_damaged_part_leaves_nothing(pipeline, tmp_path, capsys):
     assert main(["import", str(broken), f"--out={tmp_path / 'run'}"]) == 1
     assert "not a whole safetensors file" in capsys.readouterr().err
     assert not any(path.name.startswith((".run", "run")) for path in tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory) -> Path:
+    """A small Wan with its VAE, text encoder, tokenizer and scheduler, as diffusers saves them."""
+    folder = tmp_path_factory.mktemp("published") / "wan"
+    save_t5(folder, hidden_size=12)
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 12, "ffn_dim": 32, "num_layers": 2}
+    WanTransformer3DModel(in_channels=16, out_channels=16, **sizes).save_pretrained(folder / "transformer")
+    AutoencoderKLWan(base_dim=8, num_res_blocks=1).save_pretrained(folder / "vae")
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    UniPCMultistepScheduler(**flow).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    return folder
+
+
+def test_a_video_pipeline_comes_with_its_text_encoder_and_goes_back(wan, tmp_path, capsys):
+    out = tmp_path / "wan"
+    assert main(["import", str(wan), f"--out={out}"]) == 0
+    task = read_experiment(out).task
+    assert task.objective.shift == ConstantShift(shift=3.0)
+    assert task.text == wan_text(str(wan))
+    words = ["--num_clips=1", "--num_steps=2", "--sampler=unipc", "--num_frames=5", "--size=16,24", "--guidance=3"]
+    sample = ["sample", f"--workdir={out}", "--text=a seven moving up", *words]
+    for name, more in (("plain", []), ("otherwise", ["--negative_prompt=blurry"])):
+        assert main([*sample, *more, f"--out={tmp_path / name}.gif", f"--npy={tmp_path / name}.npy"]) == 0
+    plain, otherwise = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "otherwise"))
+    assert plain.shape == (1, 5, 16, 24, 3)
+    assert np.any(plain != otherwise)
+    assert main(["export", f"--workdir={out}", f"--out={tmp_path / 'back'}", "--format=diffusers"]) == 0
+    assert "layers and outputs of diffusers: largest difference" in capsys.readouterr().out
+    found = WanTransformer3DModel.from_pretrained(tmp_path / "back").state_dict()
+    for name, value in WanTransformer3DModel.from_pretrained(wan / "transformer").state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_pipeline_of_two_networks_says_how_each_is_imported(wan, tmp_path, capsys):
+    both = Path(shutil.copytree(wan, tmp_path / "both"))
+    (both / "model_index.json").write_text(json.dumps({"transformer_2": ["diffusers", "WanTransformer3DModel"]}))
+    assert main(["import", str(both), f"--out={tmp_path / 'run'}"]) == 1
+    assert "each is a run of its own" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def write_diffusers(content: Content, folder: Path) -> Parity:
     (folder / README).write_text(_model_card(content, family, shape), encoding="utf-8")
     if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers", "accelerate")):
         return Parity(num_tensors, None, 0)
-    return compare_layers(family, params, folder, shape, num_tensors)
+    return compare_layers(family, params, folder, family.compared(shape), num_tensors)
 
 
 def _subject(content: Content) -> tuple[Family, nnx.Module, Shape]:

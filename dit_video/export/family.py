@@ -26,6 +26,9 @@ from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
 from dit_video.text.pretrained import PretrainedText
 
+# Along frames, rows and columns.
+_MOST_PATCHES = (4, 12, 12)
+
 # (t, h, w) of latents for a denoiser, (T, H, W) of pixels for a VAE.
 Shape = tuple[int, int, int]
 Denoiser = TypeVar("Denoiser", bound="DenoiserFamily")
@@ -98,6 +101,10 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
+    def compared(self, shape: Shape) -> Shape:
+        """The part of an input of `shape` that is enough to tell places and frames apart: a CPU has to compute it."""
+
+    @abc.abstractmethod
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: Shape) -> Iterator[Pair]:
         """Calls this network and diffusers' with the same random input; layers first, outputs last.
 
@@ -130,6 +137,9 @@ class DenoiserFamily(Family):
         """(t, h, w) of the latents that a config.json says it is for; it takes others."""
         size = count_of(config, "sample_size", 64)
         return 1, size, size
+
+    def compared(self, shape: Shape) -> Shape:
+        return few_cells(shape, self.config.patch_size)
 
     def text_encoders(self, pipeline: str) -> PretrainedText | None:
         """Those in the folder of a pipeline of diffusers; None where the network reads no text."""
@@ -186,6 +196,12 @@ def _condition_on(condition: Condition, text: PretrainedText) -> Condition:
     # Without CLIP the vector for a caption is the mean of its tokens.
     pooled_size = condition.pooled_size if text.clip_l or text.clip_g else condition.hidden_size
     return dataclasses.replace(condition, num_tokens=text.num_tokens, pooled_size=pooled_size)
+
+
+def few_cells(shape: Shape, patch_size: Shape) -> Shape:
+    """`shape`, or of it so few patches that attention between all of them is nothing."""
+    t, h, w = (min(n, most * p) for n, most, p in zip(shape, _MOST_PATCHES, patch_size))
+    return t, h, w
 
 
 def different_fields(where: str, wanted: Any, found: Any) -> list[str]:

@@ -18,12 +18,13 @@ import numpy as np
 from dit_video.export.diffusers_folder import Parity, compare_pairs, write_tensors
 from dit_video.export.families.modern_dit import TorchDiT
 from dit_video.export.families.video_vae import TorchVAE
-from dit_video.export.family import Shape
+from dit_video.export.family import Shape, few_cells
 from dit_video.export.folder import README
 from dit_video.export.names import Dialect
 from dit_video.export.source import CONFIG
 from dit_video.export.torch_card import model_card
 from dit_video.export.torch_module import TorchModule
+from dit_video.export.vae_family import few_frames
 from dit_video.export.weights import Content
 from dit_video.nn.module import params_of
 
@@ -90,12 +91,12 @@ def parts_of(content: Content) -> list[Part]:
             network = TorchDiT.of_task(content.denoiser.task)
         except ValueError as error:
             raise ValueError(f"{error}; --format diffusers or safetensors exports others") from error
-        parts.append(Part(network, _arrays(content.denoiser.network), (t, h, w)))
+        parts.append(Part(network, _arrays(content.denoiser.network), few_cells((t, h, w), network.config.patch_size)))
     elif vae is None:
         kind = type(content.codec.vae).__name__
         raise ValueError(f"config.task.vae={kind}: there is a torch module of a VideoVAE alone; use --format diffusers")
     if vae is not None:
-        parts.append(Part(vae, _arrays(content.codec), content.clip))
+        parts.append(Part(vae, _arrays(content.codec), few_frames(content.clip, content.codec.vae.config)))
     return parts
 
 

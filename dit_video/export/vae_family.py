@@ -22,6 +22,9 @@ from dit_video.tasks.task import Task
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.vae import VAEConfig
 
+# Of latents that are compared: frames after the first, rows and columns.
+_MOST_CELLS = (3, 8, 8)
+
 
 class Place(NamedTuple):
     """Where diffusers has the parameters of one of our layers.
@@ -154,6 +157,9 @@ class VAEFamily(Family):
             return [f"config.task.vae={self.config} (it is {task.vae})"]
         return different_fields("config.task.vae", self.config, task.vae)
 
+    def compared(self, shape: Shape) -> Shape:
+        return few_frames(shape, self.config)
+
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: Shape) -> Iterator[Pair]:
         rng = np.random.default_rng(0)
         pixels = np.clip(rng.normal(0.0, 0.5, (1, *shape, 3)), -1.0, 1.0).astype(np.float32)
@@ -199,6 +205,14 @@ class VAEFamily(Family):
 def _define(config: VAEConfig, dtype: DTypeLike) -> Definition:
     # Tables are made of it: it is wanted many times, and made by tracing the whole network.
     return define(lambda key: config.build(dtype=dtype, rngs=nnx.Rngs(key)))
+
+
+def few_frames(shape: Shape, config: VAEConfig) -> Shape:
+    """Of clips of `shape` as much as a CPU has soon encoded and decoded."""
+    frames, rows, columns = config.compression
+    frames *= config.frame_group
+    t, h, w = ((n - first) // cell for n, first, cell in zip(shape, (1, 0, 0), (frames, rows, columns)))
+    return 1 + min(t, _MOST_CELLS[0]) * frames, min(h, _MOST_CELLS[1]) * rows, min(w, _MOST_CELLS[2]) * columns
 
 
 def channels_first(x: Float[np.ndarray, "B *cells C"]) -> Float[np.ndarray, "B C *cells"]:

@@ -19,8 +19,11 @@ from dit_video.export.names import Dialect, NamesMismatch, Stored
 from dit_video.export.source import open_published
 from dit_video.export.vae_family import Statistics, VAEFamily
 from dit_video.tasks.autoencode import Autoencode
+from dit_video.vae.autoencoder_kl import SD3_VAE, SD_VAE
 from dit_video.vae.codec import LatentCodec, in_tiles
+from dit_video.vae.cogvideox_vae import COGVIDEOX_VAE
 from dit_video.vae.vae import VAE
+from dit_video.vae.wan_vae import WAN_2_2_VAE, WAN_VAE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +173,36 @@ def test_weights_from_here_compute_the_same_in_diffusers(case):
     assert max(dict(errors(family, params, network, case.shapes[0])).values()) < 1e-4
 
 
+PUBLISHED = {
+    "SD": (AutoencoderKLFamily, SD_VAE, pictures(128, 256, 512, 512, layers_per_block=2)),
+    "SD 3": (
+        AutoencoderKLFamily,
+        SD3_VAE,
+        pictures(128, 256, 512, 512, layers_per_block=2, latent_channels=16, use_quant_conv=False)
+        | {"use_post_quant_conv": False},
+    ),
+    "Wan 2.1": (WanVAEFamily, WAN_VAE, {}),
+    "Wan 2.2": (
+        WanVAEFamily,
+        WAN_2_2_VAE,
+        {"base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "patch_size": 2}
+        | {"in_channels": 12, "out_channels": 12, "latents_mean": (0.0,) * 48, "latents_std": (1.0,) * 48},
+    ),
+    "CogVideoX": (CogVideoXVAEFamily, COGVIDEOX_VAE, {}),
+}
+
+
+@pytest.mark.parametrize(("family", "config", "theirs"), PUBLISHED.values(), ids=PUBLISHED)
+def test_the_published_ones_have_the_tensors_that_diffusers_gives_them(family, config, theirs):
+    """Names and shapes of all, nothing allocated."""
+    with torch.device("meta"):
+        network = getattr(diffusers, family.diffusers_class)(**theirs)
+    found = family.of_diffusers(dict(network.config) | {"_class_name": family.diffusers_class})
+    assert found.config == config
+    expected = found.table().expected(Dialect.DIFFUSERS)
+    assert expected == {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
 ONE_OF_EACH = ("SD", "Wan 2.1", "CogVideoX")
 
 
@@ -235,6 +268,13 @@ def test_a_config_that_nobody_published_is_an_error_that_names_the_field(name, c
     with pytest.raises(ValueError, match=message):
         case.family.of_diffusers(config)
     assert case.family.of_diffusers(config | {"_class_name": "AutoencoderDC"}) is None
+
+
+def test_clips_that_diffusers_would_cut_short_are_refused():
+    family = family_of(their_vae(CASES["Wan 2.2"]), CASES["Wan 2.2"])
+    assert family.config.latent_shape((3, 8, 8)) == (2, 1, 1)
+    with pytest.raises(ValueError, match=r"clips of 3 frames, 2 to a latent frame: AutoencoderKLWan takes 1 \+ 4k"):
+        family.diffusers_config((3, 8, 8))
 
 
 @pytest.mark.parametrize(
