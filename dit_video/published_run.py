@@ -207,12 +207,14 @@ def _sampled_as(source: Path, objective: Gaussian) -> tuple[Gaussian, Sampler]:
         return objective, Euler(num_steps=_STEPS)
     known = {
         "beta_schedule": {"linear": None},
+        "clip_sample": {False: None},
+        "set_alpha_to_one": {True: None},
         "prediction_type": {"epsilon": Epsilon(), "v_prediction": V(), "sample": X0()},
         "timestep_spacing": {"leading": Leading(), "trailing": Trailing(), "linspace": Linspace()},
     }
     for name, values in known.items():
         if said.get(name, next(iter(values))) not in values:
-            raise ValueError(f"{path}: {name}={said[name]!r}: must be one of {', '.join(values)}")
+            raise ValueError(f"{path}: {name}={said[name]!r}: must be {' or '.join(map(repr, values))}")
     betas = DiscreteBetas(
         num_steps=said.get("num_train_timesteps", objective.path.num_steps),
         beta_first=said.get("beta_start", objective.path.beta_first),

@@ -60,7 +60,7 @@ def pipeline(tmp_path_factory) -> Path:
         scaling_factor=0.5,
     )
     folder = tmp_path_factory.mktemp("published") / "pipeline"
-    DiTPipeline(transformer=transformer, vae=vae, scheduler=DDIMScheduler()).save_pretrained(folder)
+    DiTPipeline(transformer=transformer, vae=vae, scheduler=DDIMScheduler(clip_sample=False)).save_pretrained(folder)
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": NAMES}))
     return folder
@@ -114,7 +114,7 @@ def test_a_run_goes_back_and_is_sampled_there(pipeline, imported, tmp_path):
     back = DiTPipeline(
         transformer=DiTTransformer2DModel.from_pretrained(folder / "transformer"),
         vae=AutoencoderKL.from_pretrained(folder / "vae"),
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(clip_sample=False),
     )
     assert back.vae.config.scaling_factor == 0.5
     x_1 = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32)
@@ -133,6 +133,13 @@ def test_a_pipeline_is_sampled_by_the_names_of_its_classes(imported, tmp_path, c
 def test_what_has_no_data_says_so(imported, tmp_path, capsys):
     assert main(["evaluate", f"--workdir={imported}"]) == 1
     assert "config.data.source=NoData: there are no held_out clips" in capsys.readouterr().err
+
+
+def test_another_way_of_sampling_is_refused(pipeline, tmp_path, capsys):
+    changed = Path(shutil.copytree(pipeline, tmp_path / "changed"))
+    DDIMScheduler(clip_sample=True).save_pretrained(changed / "scheduler")
+    assert main(["import", str(changed), f"--out={tmp_path / 'run'}"]) == 1
+    assert "clip_sample=True: must be False" in capsys.readouterr().err
 
 
 def test_a_network_alone_needs_to_be_told_its_codec(pipeline, imported, tmp_path, capsys):
@@ -174,12 +181,12 @@ def test_a_video_pipeline_comes_with_its_text_encoder_and_goes_back(wan, tmp_pat
     task = read_experiment(out).task
     assert task.objective.shift == ConstantShift(shift=3.0)
     assert task.text == wan_text(str(wan))
-    words = ["--num_clips=1", "--num_steps=2", "--sampler=unipc", "--num_frames=5", "--size=16,24", "--guidance=3"]
+    words = ["--num_clips=1", "--num_steps=2", "--sampler=unipc", "--num_frames=5", "--size=16,32", "--guidance=3"]
     sample = ["sample", f"--workdir={out}", "--text=a seven moving up", *words]
     for name, more in (("plain", []), ("otherwise", ["--negative_prompt=blurry"])):
         assert main([*sample, *more, f"--out={tmp_path / name}.gif", f"--npy={tmp_path / name}.npy"]) == 0
     plain, otherwise = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "otherwise"))
-    assert plain.shape == (1, 5, 16, 24, 3)
+    assert plain.shape == (1, 5, 16, 32, 3)
     assert np.any(plain != otherwise)
     assert main(["export", f"--workdir={out}", f"--out={tmp_path / 'back'}", "--format=diffusers"]) == 0
     assert "layers and outputs of diffusers: largest difference" in capsys.readouterr().out

@@ -214,5 +214,5 @@ class PatientFiles:
 
     def _lost(self) -> str:
         """What is not in the files, in words."""
-        waits = [f"{path}: {len(w.parts)} entries, {w.size} bytes, not written" for path, w in self._waiting.items()]
-        return "; ".join(waits + [f"{path}: {number} entries dropped" for path, number in self._dropped.items()])
+        waits = [f"{path}: {w.size} bytes not written" for path, w in self._waiting.items()]
+        return "; ".join(waits + [f"{path}: {number} x dropped" for path, number in self._dropped.items()])

@@ -123,7 +123,7 @@ def test_memory_is_bounded_and_what_is_dropped_is_counted(tmp_path, files, said)
     lines.append(b"567890")
     assert ["more waits in memory than may" in message for message in said] == [False, True]
     (tmp_path / "run").unlink()
-    with pytest.raises(NotWritten, match=r"run/p: 3 entries dropped") as error:
+    with pytest.raises(NotWritten, match=r"run/p: 3 x dropped") as error:
         files.finish()
     assert "lines" not in str(error.value)
     assert lines.path.read_bytes() == b"1234567890"
@@ -140,12 +140,12 @@ def test_at_the_end_it_is_said_what_is_not_written(tmp_path, said, monkeypatch):
             if error is not None:
                 raise error
 
-    with pytest.raises(NotWritten, match=r"run/lines: 2 entries, 5 bytes, not written"):
+    with pytest.raises(NotWritten, match=r"run/lines: 5 bytes not written"):
         write(print, None)
     # What ended the run is what it ends with.
     with pytest.raises(KeyboardInterrupt):
         write(said.append, KeyboardInterrupt())
-    assert "2 entries, 5 bytes, not written" in said[-1]
+    assert "5 bytes not written" in said[-1]
 
 
 def test_a_run_whose_whole_folder_is_on_a_full_disk_goes_on_and_its_record_is_exact(tmp_path, store):
