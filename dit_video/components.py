@@ -25,7 +25,7 @@ def to_json(value: Any) -> Any:
     """Plain JSON data: a dataclass becomes an object whose "class" names it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = f"{type(value).__module__}.{type(value).__qualname__}"
-        return {"class": name} | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": name} | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple | list):
@@ -96,8 +96,12 @@ def enum_of(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """A leaf as its field's type has it (integers become floats, "None" becomes None), or _MISFIT."""
+    """A leaf as its field's type has it (integers become floats, values members, "None" becomes None), or _MISFIT."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is typing.Literal:
+        return value if value in arguments else _MISFIT
     if origin in (typing.Union, types.UnionType):
         if types.NoneType in arguments and value in (None, "None"):
             return None
@@ -109,6 +113,8 @@ def _typed(value: Any, hint: Any) -> Any:
         return items if len(kinds) == len(value) and _MISFIT not in items else _MISFIT
     if hint is float and type(value) is int:
         return float(value)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum) and not isinstance(value, hint):
+        return next((member for member in hint if member.value == value), _MISFIT)
     return value if isinstance(value, origin or hint) else _MISFIT
 
 
@@ -123,8 +129,11 @@ def _from_json(data: Any, hint: Any, where: str, depth: int, own: Mapping[str, t
         kind = kinds[1] if len(kinds) == 2 and typing.get_origin(hint) is Mapping else None
         value = {k: _from_json(v, kind, f"{where}.{k}", depth + 1, own) for k, v in data.items()}
     elif isinstance(data, list):
-        of_one = kinds[0] if typing.get_origin(hint) is tuple and kinds[-1] is Ellipsis else None
-        value = tuple(_from_json(v, of_one, f"{where}.{number}", depth + 1, own) for number, v in enumerate(data))
+        of_each = kinds if typing.get_origin(hint) is tuple and len(kinds) == len(data) else (None,) * len(data)
+        if typing.get_origin(hint) is tuple and kinds[-1] is Ellipsis:
+            of_each = kinds[:1] * len(data)
+        parts = enumerate(zip(data, of_each))
+        value = tuple(_from_json(v, kind, f"{where}.{number}", depth + 1, own) for number, (v, kind) in parts)
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):
         value = enum_of(hint, data, where)
     else:

@@ -23,7 +23,7 @@ from dit_video.data.text_cache import MANIFEST, Embeddings, TextCache, add_texts
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.export import names
 from dit_video.export.families import clip, t5
-from dit_video.export.source import Published, open_published
+from dit_video.export.source import open_published
 from dit_video.nn.module import Definition, define, params_of
 from dit_video.progress import counted
 from dit_video.run_folder import short
@@ -92,7 +92,8 @@ def settings(text: PretrainedText) -> dict[str, Any]:
 
 def _opened(name: str, encoder: FrozenCLIP | FrozenT5, text: PretrainedText, mesh: Mesh) -> nnx.Module:
     """The network in a folder, its weights of `text.precision` on the mesh."""
-    family, dtype = (clip if isinstance(encoder, FrozenCLIP) else t5), text.precision.dtype
+    family: ModuleType = clip if isinstance(encoder, FrozenCLIP) else t5
+    dtype = text.precision.dtype
     for field in _FOLDERS:
         if not Path(getattr(encoder, field)).is_dir():
             raise ExperimentError(
@@ -111,7 +112,8 @@ def _opened(name: str, encoder: FrozenCLIP | FrozenT5, text: PretrainedText, mes
             )
         definition = define(lambda key: _network(config, dtype, key))
         try:
-            return definition.bind(dict(_placed(family, config, definition, published, dtype, mesh)))
+            table, source = family.table(config), family.tensors(published.source)
+            return definition.bind(dict(placed(table, source, definition, published.dialect, dtype, mesh)))
         except names.NamesMismatch as error:
             raise names.NamesMismatch(f"{encoder.model}: {error}") from error
 
@@ -123,18 +125,21 @@ def _network(config: CLIPTextConfig | T5Config, dtype: DTypeLike, key: Key[Array
     return T5Encoder(config, dtype=dtype, rngs=nnx.Rngs(key))
 
 
-def _placed(
-    family: ModuleType,
-    config: CLIPTextConfig | T5Config,
+def placed(
+    table: names.Table,
+    source: names.Source,
     definition: Definition,
-    published: Published,
+    dialect: names.Dialect,
     dtype: DTypeLike,
     mesh: Mesh,
 ) -> Iterator[tuple[str, Array]]:
-    """Parameters one at a time, of `dtype`, so that of float32 no more is held than one of them."""
-    table, source = family.table(config), family.tensors(published.source)
-    names.check(table, published.dialect, source)
-    for ours, value in names.read(table, published.dialect, source):
+    """Parameters one at a time, of `dtype`, so that of float32 no more is held than one of them.
+
+    Raises:
+        NamesMismatch: the tensors are not those of `table`; lists them.
+    """
+    names.check(table, dialect, source)
+    for ours, value in names.read(table, dialect, source):
         try:
             spec = partition_spec(definition.axes[ours], value.shape, mesh)
         except Uneven:

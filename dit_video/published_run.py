@@ -17,15 +17,11 @@ from dit_video.checkpoint import Checkpoints, weights_digest
 from dit_video.data.dataset import Data
 from dit_video.data.sources import NoData
 from dit_video.data.transforms import ClipTransform
-from dit_video.diffusion.objective import Gaussian
-from dit_video.diffusion.path import ConstantShift, DiscreteBetas
-from dit_video.diffusion.prediction import X0, Epsilon, V
-from dit_video.diffusion.sampler import DDIM, Euler, Sampler
-from dit_video.diffusion.spacing import Leading, Linspace, Trailing
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.export import names
 from dit_video.export.family import DenoiserFamily, Family
 from dit_video.export.recognise import recognise
+from dit_video.export.scheduler import sampled_as
 from dit_video.export.source import PIPELINE, PROVENANCE, Published, open_published
 from dit_video.export.vae_family import VAEFamily
 from dit_video.json_file import read_object
@@ -40,11 +36,10 @@ from dit_video.training.optimizer import AdamW
 
 # In the folder of a run made of a pipeline: the run of its VAE.
 CODEC = "vae"
-_STEPS = 50
 # A pipeline of diffusers that holds the first frame, where it says that every frame has its own timestep.
 _IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
-# Frames and side of the pictures that a VAE is said to be for: it takes others.
-_VAE_CLIP = (1, (256, 256))
+# Of the pictures that a VAE is said to be for: it takes others.
+_VAE_SIZE = (256, 256)
 
 
 class Imported(NamedTuple):
@@ -56,18 +51,22 @@ class Imported(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """What was made a run.
+class Part:
+    """Weights that were made a run.
 
     Attributes:
-        network: what kind of network the weights are of.
+        network: what kind of network they are of.
         dtype: that they were stored in.
+        not_followed: what the scheduler of their pipeline asks for and samplers here do not do.
+        needs: folders that the run reads when it is used, beside its own.
     """
 
     network: str
     num_tensors: int
     num_params: int
     dtype: np.dtype
+    not_followed: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 def import_run(
@@ -79,7 +78,7 @@ def import_run(
     overrides: tuple[str, ...] = (),
     codec: Path | None = None,
     sha256: str | None = None,
-) -> list[Parts]:
+) -> list[Part]:
     """Makes `folder` a run of the weights at `source`; every tensor is mapped exactly once.
 
     Args:
@@ -92,15 +91,21 @@ def import_run(
         ValueError: weights of no known family, or of another network than the experiment's, or an experiment cannot be
             made; says what is missing.
     """
-    parts, named = [], codec
-    if experiment is None and codec is None and (source / PIPELINE).is_file():
+    parts, named, pipeline = [], codec, _pipeline(source)
+    if pipeline == source and any(_read(source / PIPELINE).get("transformer_2") or ()):
+        raise ExperimentError(
+            f"{source / PIPELINE}: the pipeline has two networks, for high and for low noise, and each is a run of its "
+            f"own: import {source / CODEC}, then {source / 'transformer'} and {source / 'transformer_2'} with --codec"
+        )
+    if experiment is None and codec is None and pipeline == source:
         codec, named = folder / CODEC, out / CODEC
         codec.mkdir()
         parts += import_run(source / CODEC, codec, out=named, experiment=None)
     with open_published(source, sha256=sha256) as published:
         network = _recognised(published, None if experiment is None else experiment.task, source)
+        not_followed: tuple[str, ...] = ()
         if experiment is None:
-            experiment = _made_for(network, published, source, codec, named)
+            experiment, not_followed = _made_for(network, published, source, codec, named)
         table = network.table()
         dtype = names.check(table, published.dialect, published.source)
         params = _placed(network, names.read(table, published.dialect, published.source), experiment)
@@ -112,7 +117,19 @@ def import_run(
             mean, std = network.statistics
             write_statistics(folder, weights_digest({n.removeprefix("vae."): p for n, p in params.items()}), mean, std)
         size = sum(x.size for x in params.values())
-        return [*parts, Parts(type(network).__name__, len(published.source), size, dtype)]
+        needs = _needed(experiment)
+        return [
+            *parts,
+            Part(type(network).__name__, len(published.source), size, dtype, not_followed=not_followed, needs=needs),
+        ]
+
+
+def _needed(experiment: Experiment) -> tuple[str, ...]:
+    task = experiment.task
+    if not isinstance(task, Denoise):
+        return ()
+    text = () if task.text is None else tuple(encoder.model for encoder in task.text.encoders.values())
+    return text if task.image is None else (*text, task.image.model)
 
 
 def _recognised(published: Published, task: Any, path: Path) -> Family:
@@ -134,24 +151,28 @@ def _recognised(published: Published, task: Any, path: Path) -> Family:
 
 def _made_for(
     network: Family, published: Published, source: Path, codec: Path | None, named: Path | None
-) -> Experiment:
-    """An experiment that has the network of published weights, and no data.
+) -> tuple[Experiment, tuple[str, ...]]:
+    """An experiment that has the network of published weights and no data, and what its sampler does not follow.
 
     Args:
         codec: where the run of a denoiser's codec is now.
         named: where the experiment is to look for it.
     """
+    not_followed: tuple[str, ...] = ()
     if isinstance(network, VAEFamily):
-        task, (num_frames, size), class_names = Autoencode(vae=network.config), _VAE_CLIP, ()
+        # Two groups of frames after the first: enough for every part that looks back.
+        frames = network.config.compression[0] * network.config.frame_group
+        num_frames = 1 if frames == 1 else 1 + 2 * frames
+        task, size, class_names = Autoencode(vae=network.config), _VAE_SIZE, ()
     elif isinstance(network, DenoiserFamily):
-        task = _denoise(network, source, codec, named)
+        task, not_followed = _denoise(network, source, codec, named)
         t, h, w = network.usual_latents(published.config or {})
         frames, rows, columns = task.codec.vae.compression
         num_frames, size = 1 + (t - 1) * frames, (h * rows, w * columns)
         class_names = _class_names(source)
     else:
         raise ValueError(f"{source}: {type(network).__name__} is no denoiser and no VAE")
-    return Experiment(
+    experiment = Experiment(
         task=task,
         data=Data(
             source=NoData(class_names=class_names), clips=ClipTransform(num_frames=num_frames, size=size), batch_size=1
@@ -159,9 +180,12 @@ def _made_for(
         optimizer=AdamW(),
         schedule=Schedule(num_steps=1),
     )
+    return experiment, not_followed
 
 
-def _denoise(network: DenoiserFamily, source: Path, codec: Path | None, named: Path | None) -> Denoise:
+def _denoise(
+    network: DenoiserFamily, source: Path, codec: Path | None, named: Path | None
+) -> tuple[Denoise, tuple[str, ...]]:
     if codec is None or named is None:
         raise ExperimentError(
             f"{source}: weights of a denoiser do not say of which latents: give the run of their VAE with --codec "
@@ -171,66 +195,41 @@ def _denoise(network: DenoiserFamily, source: Path, codec: Path | None, named: P
     vae = read_experiment(codec).task
     if not isinstance(vae, Autoencode):
         raise ExperimentError(f"--codec {codec}: is no run of a VAE")
-    objective, sampler = _sampled_as(source, network.objective())
-    said = _read(source / PIPELINE)
-    if any(said.get("transformer_2", [])):
+    if vae.vae.latent_channels != network.channels:
         raise ExperimentError(
-            f"{source / PIPELINE}: the pipeline has two networks, for high and for low noise, and each is a run of its "
-            f"own: import {source / 'transformer'} and {source / 'transformer_2'} with --codec, and {source / CODEC} "
-            "for that"
+            f"{source}: is for latents of {network.channels} channels, the VAE of --codec has {vae.vae.latent_channels}"
         )
-    text = network.text_encoders(str(source)) if (source / PIPELINE).is_file() else None
+    pipeline = _pipeline(source)
+    found = Path() if pipeline is None else pipeline.resolve()
+    said = _read(found / PIPELINE)
+    sampled = sampled_as(_read(found / "scheduler" / "scheduler_config.json"), network.objective())
+    text = None if pipeline is None else network.text_encoders(str(found))
     condition = network.condition if text is None else network.condition_on(text)
-    return Denoise(
+    task = Denoise(
         network=network.config,
-        codec=TrainedCodec(vae=vae.vae, run=str(named)),
+        codec=TrainedCodec(vae=vae.vae, run=str(named.resolve())),
         condition=condition,
         text=text,
+        image=None if pipeline is None else network.image_encoder(str(found)),
         hold_first_frame=said.get("_class_name") == _IMAGE_TO_VIDEO and said.get("expand_timesteps") is True,
-        objective=objective,
-        sampler=sampler,
+        objective=sampled.objective,
+        sampler=sampled.sampler,
     )
-
-
-def _sampled_as(source: Path, objective: Gaussian) -> tuple[Gaussian, Sampler]:
-    """What a network predicts, and how it is sampled, as the scheduler of its pipeline says.
-
-    Raises:
-        ValueError: the scheduler is one of another path.
-    """
-    path = source / "scheduler" / "scheduler_config.json"
-    said = _read(path)
-    if not isinstance(objective.path, DiscreteBetas):
-        shift = said.get("shift", said.get("flow_shift"))
-        if isinstance(shift, int | float) and shift > 0:
-            objective = dataclasses.replace(objective, shift=ConstantShift(shift=float(shift)))
-        return objective, Euler(num_steps=_STEPS)
-    known = {
-        "beta_schedule": {"linear": None},
-        "clip_sample": {False: None},
-        "set_alpha_to_one": {True: None},
-        "prediction_type": {"epsilon": Epsilon(), "v_prediction": V(), "sample": X0()},
-        "timestep_spacing": {"leading": Leading(), "trailing": Trailing(), "linspace": Linspace()},
-    }
-    for name, values in known.items():
-        if said.get(name, next(iter(values))) not in values:
-            raise ValueError(f"{path}: {name}={said[name]!r}: must be {' or '.join(map(repr, values))}")
-    betas = DiscreteBetas(
-        num_steps=said.get("num_train_timesteps", objective.path.num_steps),
-        beta_first=said.get("beta_start", objective.path.beta_first),
-        beta_last=said.get("beta_end", objective.path.beta_last),
-    )
-    prediction = known["prediction_type"][said.get("prediction_type", "epsilon")]
-    spacing = known["timestep_spacing"][said.get("timestep_spacing", "leading")]
-    return dataclasses.replace(objective, path=betas, prediction=prediction), DDIM(num_steps=_STEPS, spacing=spacing)
+    return task, sampled.not_followed
 
 
 def _class_names(source: Path) -> tuple[str, ...]:
     """Those that a pipeline lists by number."""
-    labels = _read(source / PIPELINE).get("id2label", {})
+    pipeline = _pipeline(source)
+    labels = {} if pipeline is None else _read(pipeline / PIPELINE).get("id2label", {})
     if not isinstance(labels, dict):
         return ()
     return tuple(str(labels.get(str(number), number)) for number in range(len(labels)))
+
+
+def _pipeline(source: Path) -> Path | None:
+    """The folder of the pipeline that weights are of, or are a part of; None where they are of none."""
+    return next((folder for folder in (source, source.parent) if (folder / PIPELINE).is_file()), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

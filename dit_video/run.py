@@ -33,7 +33,7 @@ from dit_video.arrays import Text
 from dit_video.checkpoint import Checkpoints
 from dit_video.data.batch import Batch, Split
 from dit_video.data.sources import NoData
-from dit_video.experiment import Experiment
+from dit_video.experiment import Experiment, ExperimentError
 from dit_video.nn.module import Definition, Params, define
 from dit_video.preconditions import (
     check_clips,
@@ -43,7 +43,7 @@ from dit_video.preconditions import (
     check_shared,
     check_source,
 )
-from dit_video.run_folder import check_data, environment, read_experiment, record, record_data
+from dit_video.run_folder import RECORD, check_data, environment, read_experiment, record, record_data
 from dit_video.sharding import make_mesh, platform_of, rows_here, shard_frozen
 from dit_video.storage import check_folder
 from dit_video.tasks.autoencode import Autoencode
@@ -116,6 +116,8 @@ def train(
     """
     console = console or Console()
     check_folder(workdir)
+    if init_from is not None and not (init_from / RECORD).is_file():
+        raise ExperimentError(f"--init_from={init_from}: there is no run in this folder; name one that has a {RECORD}")
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     check_joined()

@@ -32,7 +32,14 @@ def read_experiment(workdir: Path, like: Experiment | None = None) -> Experiment
 
 
 def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allow_change: bool) -> None:
-    """Writes experiment.json; refuses a folder that was started with another experiment."""
+    """Writes experiment.json; refuses a folder that was started with another experiment, and one that cannot be read.
+
+    Raises:
+        ExperimentError: names the fields that changed, or the field that JSON does not give back.
+    """
+    again = experiments.from_json(experiments.to_json(experiment), experiment)
+    for name, (before, after) in experiments.diff(experiment, again).items():
+        raise ExperimentError(f"config.{name}={before!r}: a record of it reads as {after!r}; change the field's type")
     path, kept = workdir / RECORD, {}
     if path.is_file():
         before = read_experiment(workdir, experiment)

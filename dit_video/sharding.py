@@ -147,6 +147,7 @@ def shard_frozen(module: NetworkTree, mesh: Mesh) -> NetworkTree:
             return replicated(mesh)
         shape = variable.get_value().shape
         axes = tuple(variable.get_metadata().get("axes", (None,) * len(shape)))
+        axes = ("layers",) * (len(shape) - len(axes)) + axes
         try:
             spec = partition_spec(axes, shape, mesh)
         except Uneven:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import time
@@ -120,7 +121,7 @@ def read_patiently(read: Callable[[], Result], say: Callable[[str], None]) -> Re
 class Unfailing:
     """A stream that people read. Where it goes to a file on a full disk, what does not fit is not shown."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO | io.TextIOBase):
         self._stream = stream
 
     def write(self, text: str) -> int:

@@ -24,6 +24,7 @@ from dit_video.data.video_set import MANIFEST
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.json_file import read_object
 from dit_video.nn.module import define, params_of
+from dit_video.pretrained_image import with_image
 from dit_video.pretrained_text import with_text
 from dit_video.processes import from_first
 from dit_video.progress import counted
@@ -45,7 +46,8 @@ def with_frozen(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[E
     codec, digest, _ = _trained(task.codec, mesh, console, experiment)
     trained = dataclasses.replace(task.codec, digest=digest)
     experiment, nothing = with_text(dataclasses.replace(experiment, task=dataclasses.replace(task, codec=trained)))
-    return experiment, Frozen(codec, jax.device_put(nothing, replicated(mesh)))
+    experiment, image = with_image(experiment, mesh)
+    return experiment, Frozen(codec, jax.device_put(nothing, replicated(mesh)), image)
 
 
 def codec_of_run(

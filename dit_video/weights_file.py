@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,6 +62,13 @@ def convert(published: Path, out: Path, *, sha256: str) -> None:
     shutil.copymode(published, out)
 
 
+def check_digest(file: BufferedReader, path: Path, sha256: str) -> None:
+    """Raises ValueError where an open file has not the digest that it was published with, in hexadecimal."""
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
+        raise ValueError(f"{path} has SHA-256 {found}, expected {sha256}; download the published file")
+
+
 def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
     """The tensors of a file by name, as native NumPy arrays; bfloat16 is that of ml_dtypes.
 
@@ -78,9 +86,7 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
         raise ValueError(f"{path}: its suffix is none of {', '.join(_SUFFIXES)}; rename it, or {_ELSEWHERE}")
     with path.open("rb") as file:
         if sha256 is not None:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != sha256.lower():
-                raise ValueError(f"{path} has SHA-256 {found}, expected {sha256}; download the published file")
+            check_digest(file, path, sha256)
         elif not path.name.endswith((".safetensors", ".npz")):
             raise ValueError(f"{path}: a torch file holds a program: give its published sha256, or {_ELSEWHERE}")
         try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
@@ -17,6 +19,8 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from PIL import Image
+from toys import small_mesh
+from transformers import CLIPImageProcessorPil
 
 from dit_video.arrays import Text
 from dit_video.data.batch import Batch
@@ -26,9 +30,13 @@ from dit_video.diffusion.sampler import Euler, noise
 from dit_video.diffusion.spacing import Linspace
 from dit_video.dit.condition import EmbeddedText
 from dit_video.export import names
+from dit_video.export.families import clip_vision
 from dit_video.export.families.wan import WanFamily
 from dit_video.export.families.wan_vae import WanVAEFamily
 from dit_video.export.names import Dialect, Stored
+from dit_video.image.clip import CLIPVisionModel
+from dit_video.image.pretrained import PretrainedImage
+from dit_video.pretrained_image import opened
 from dit_video.tasks.denoise import Denoise, Frozen, TrainedCodec
 from dit_video.vae.codec import LatentCodec
 
@@ -41,6 +49,13 @@ VAE = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 NETWORK = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 6, "ffn_dim": 20, "num_layers": 1}
 # Of text alone; of a first frame beside x_t (2.2 I2V); and of one that is held at noise level 0 (2.2 TI2V).
 TEXT, BESIDE, HELD = (NETWORK | {"in_channels": n, "out_channels": 4} for n in (4, 12, 4))
+# Of a first frame beside x_t and its tokens (2.1 I2V).
+ATTENDED = BESIDE | {"image_dim": 8, "added_kv_proj_dim": 24}
+VISION = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 12} | {
+    "image_size": 12,
+    "patch_size": 4,
+    "hidden_act": "gelu",
+}
 
 
 class Undecoded(LatentCodec):
@@ -87,20 +102,39 @@ def filled(text: Text) -> torch.Tensor:
 NOTHING = Text(np.full((1, 5, 6), 0.3, np.float32), np.array([1], np.int32), np.zeros((1, 6), np.float32))
 
 
+def attended(parts: dict[str, Any], folder: Path) -> tuple[PretrainedImage, CLIPVisionModel]:
+    """An image encoder of random weights, put into the parts of a pipeline, and ours of the same."""
+    encoder = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.normal_(0, 0.3, generator=generator)
+    encoder.save_pretrained(folder)
+    crop = {"height": VISION["image_size"], "width": VISION["image_size"]}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": VISION["image_size"]}, crop_size=crop)
+    parts |= {"image_encoder": encoder, "image_processor": processor}
+    config = clip_vision.of_transformers(encoder.config.to_dict() | {"architectures": ["CLIPVisionModel"]})
+    image = PretrainedImage(encoder=config, model=str(folder))
+    return image, opened(image, small_mesh())
+
+
 def both(
-    config: dict[str, Any], autoencoder, told: Batch, *, held: bool
+    config: dict[str, Any], autoencoder, told: Batch, folder: Path, *, held: bool
 ) -> tuple[np.ndarray, Callable[[Batch], np.ndarray]]:
     """Whitened latents of the pipeline, channels last, and what makes ours of what it is told."""
     vae, codec = autoencoder
     transformer = WanTransformer3DModel(**config).eval()
     family, params = of_theirs(transformer, WanFamily)
     condition = family.condition
+    parts: dict[str, Any] = {"tokenizer": None, "text_encoder": None, "vae": vae, "transformer": transformer}
+    image, encoder = attended(parts, folder) if config is ATTENDED else (None, None)
     short = EmbeddedText(hidden_size=6, pooled_size=6, num_tokens=5)
     condition = short if isinstance(condition, EmbeddedText) else dataclasses.replace(condition, text=short)
     task = Denoise(
         network=family.config,
         codec=TrainedCodec(vae=codec.vae.config, run="none"),
         condition=condition,
+        image=image,
         objective=dataclasses.replace(rectified_flow(), shift=None),
         sampler=Euler(num_steps=STEPS, spacing=Linspace()),
         guidance=Guidance(scale=SCALE),
@@ -109,7 +143,6 @@ def both(
     keys = jax.random.split(jax.random.key(2), 1)
     x_1 = np.array(noise(keys, (*codec.vae.config.latent_shape(SHAPE), 4)))
 
-    parts = {"tokenizer": None, "text_encoder": None, "vae": vae, "transformer": transformer}
     parts["scheduler"] = FlowMatchEulerDiscreteScheduler()
     sampled = {"num_frames": SHAPE[0], "height": SHAPE[1], "width": SHAPE[2], "output_type": "latent"} | {
         "num_inference_steps": STEPS,
@@ -127,14 +160,22 @@ def both(
     wanted = np.moveaxis(pipeline(**sampled).frames.numpy(), 1, -1)
 
     definition = family.define()
-    frozen = Frozen(codec, jax.tree.map(jnp.asarray, NOTHING))
-    call = jax.jit(lambda params, batch: task.generate(definition.bind(params), frozen, batch, keys, SHAPE))
-    return wanted, lambda told: np.asarray(call(params, told)).view(np.float32)
+    frozen = Frozen(codec, jax.tree.map(jnp.asarray, NOTHING), encoder)
+
+    def generate(params, frozen, batch):
+        return task.generate(definition.bind(params), frozen, batch, keys, SHAPE)
+
+    call = jax.jit(generate)
+    return wanted, lambda told: np.asarray(call(params, frozen, told)).view(np.float32)
 
 
-@pytest.mark.parametrize(("config", "held"), [(TEXT, False), (BESIDE, False), (HELD, True)], ids=["T2V", "I2V", "TI2V"])
-def test_as_in_the_pipeline_of_wan(config, held, autoencoder, told):
-    wanted, ours = both(config, autoencoder, told, held=held)
+@pytest.mark.parametrize(
+    ("config", "held"),
+    [(TEXT, False), (BESIDE, False), (HELD, True), (ATTENDED, False)],
+    ids=["T2V", "I2V", "TI2V", "I2V with tokens"],
+)
+def test_as_in_the_pipeline_of_wan(config, held, autoencoder, told, tmp_path):
+    wanted, ours = both(config, autoencoder, told, tmp_path, held=held)
     found = ours(told)
     assert found.shape == wanted.shape == (1, 3, 4, 6, 4)
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()

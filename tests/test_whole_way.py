@@ -156,6 +156,11 @@ def test_a_run_starts_from_the_weights_of_another(folder):
     finish("sample", "--workdir=dit", "--num_clips=2", "--out=a.gif", "--npy=a.npy", "--label=3", folder=folder)
     finish("sample", "--workdir=from_dit", "--num_clips=2", "--out=b.gif", "--npy=b.npy", "--label=3", folder=folder)
     np.testing.assert_array_equal(np.load(folder / "a.npy"), np.load(folder / "b.npy"))
+    words[-1] = "--init_from=misspelt"
+    assert "there is no run in this folder" in finish(
+        "train", "--config=tiny.py", "--workdir=from_none", *words, folder=folder, code=1
+    )
+    assert not (folder / "misspelt").exists()
 
 
 def test_judged_sampled_exported(folder):

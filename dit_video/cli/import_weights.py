@@ -63,9 +63,14 @@ def main(arguments: argparse.Namespace) -> int:
         "in float32"
         for part in parts
     ]
+    for part in parts:
+        if part.not_followed:
+            lines.append(f"not followed of its scheduler, so that samples differ: {', '.join(part.not_followed)}")
+        if part.needs:
+            lines.append(f"keep these folders, which the run reads: {', '.join(part.needs)}")
     lines.append(
-        f"done: {arguments.out}; `dit-video train --init_from={arguments.out}` starts from it; sample, evaluate and "
-        "export take it as --workdir"
+        f"done: {arguments.out}; export takes it as --workdir, as do sample (a denoiser) and evaluate (where --config "
+        f"gave it data); `dit-video train --init_from={arguments.out}` starts from it"
     )
     Console().print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -51,6 +51,11 @@ class Told(NamedTuple):
     nothing: Given | None = None
 
 
+_NAMES_SHOWN = 20
+# Rows of pixels that a GIF can have; a video has fewer.
+_MOST_ROWS = 65_535
+
+
 SAMPLERS: dict[str, type[Sampler]] = {
     "euler": Euler,
     "heun": Heun,
@@ -108,6 +113,11 @@ def main(arguments: argparse.Namespace) -> int:
     sampled = opened.experiment.task
     assert isinstance(sampled, Denoise), "overrides keep the class of a task"
     rows = continuing(arguments.image, sampled, rows, shape[1:])
+    if len(rows) * shape[1] > _MOST_ROWS:
+        raise ValueError(
+            f"--label={arguments.label}: {len(rows)} rows of {shape[1]} pixels are more than the {_MOST_ROWS} that a "
+            "picture has; name one class, or less with --size"
+        )
     # The same noise in every row of the grid: rows then differ by their label or text alone.
     subject, video = opened.subject(), []
     size = subject.batch_size(arguments.num_clips)
@@ -200,11 +210,14 @@ def _labels(name: str, condition: ClassCondition, opened: run.OpenRun) -> list[i
     if name == "all":
         return list(range(condition.num_classes))
     names = opened.experiment.data.source.info().class_names
-    if name in names:
-        return [names.index(name)]
+    # Of several words for one class, which ImageNet has, any.
+    numbers = {word.strip(): number for number, words in enumerate(names) for word in [words, *words.split(",")]}
+    if name in numbers:
+        return [numbers[name]]
     if name.isdigit() and int(name) < condition.num_classes:
         return [int(name)]
-    raise ValueError(f"--label={name}: must be one of {', '.join(names)}, a number under {condition.num_classes}, all")
+    known = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    raise ValueError(f"--label={name}: must be one of {known}, a number under {condition.num_classes}, all")
 
 
 def _shape(arguments: argparse.Namespace, trained: tuple[int, int, int]) -> tuple[int, int, int]:

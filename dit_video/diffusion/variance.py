@@ -59,7 +59,9 @@ class LearnedVariance:
         Args:
             found_x_0: as the network predicts it; it gets no gradient from here.
         """
-        s = jnp.maximum(t - 1 / self.num_steps, 0)
+        # There is no earlier step than the first.
+        t = jnp.maximum(t, 1 / self.num_steps)
+        s = t - 1 / self.num_steps
         s = jnp.where(s < 0.5 / self.num_steps, 0, s)
         found_mean = _posterior_mean(path, jax.lax.stop_gradient(found_x_0), x_t, t, s)
         log_variance = self.log_variance(path, variance, t, s)

@@ -83,6 +83,11 @@ class DiTConfig(NetworkConfig):
     learned_variance: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.mlp_ratio <= 0 or self.mlp_norm_epsilon <= 0:
+            raise ValueError(
+                f"DiTConfig.mlp_ratio={self.mlp_ratio}, mlp_norm_epsilon={self.mlp_norm_epsilon}: must be positive"
+            )
         if self.positions is Positions.SINCOS:
             if self.hidden_size % self.num_heads or self.hidden_size % 4:
                 raise ValueError(

@@ -78,8 +78,7 @@ class FirstFrame(Condition):
             raise ValueError(
                 f"FirstFrame.image_size={self.image_size}: "
                 + (
-                    "the network attends to tokens of an image encoder, which no batch has: it is imported and "
-                    "exported, not trained or sampled here"
+                    "the network attends to tokens of an image encoder; name one in config.task.image"
                     if image is None
                     else "the network attends to no image; give it no tokens of one"
                 )

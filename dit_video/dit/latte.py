@@ -81,12 +81,12 @@ class LatteConfig(NetworkConfig):
     learned_variance: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         D, K = self.hidden_size, self.num_heads
         if D % K or D % 4:
             raise ValueError(f"LatteConfig.hidden_size={D}: must be a multiple of num_heads={K} and of 4")
-        if self.depth < 1 or (self.variant.paired and self.depth % 2):
-            pairs = f"; variant={self.variant.value} takes an even number" if self.variant.paired else ""
-            raise ValueError(f"LatteConfig.depth={self.depth}: must be at least 1{pairs}")
+        if self.variant.paired and self.depth % 2:
+            raise ValueError(f"LatteConfig.depth={self.depth}: variant={self.variant.value} takes an even number")
         if self.variant is Variant.SPLIT_HEADS and K % 2:
             raise ValueError(f"LatteConfig.num_heads={K}: variant={self.variant.value} takes an even number")
         if self.position_grid is not None and self.position_grid < 1:

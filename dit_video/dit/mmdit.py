@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Output, Text, Time
-from dit_video.dit.condition import Condition, Given, known
+from dit_video.dit.condition import Condition, Given, TextCondition, known
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, QKNorm
 from dit_video.nn.embed import (
@@ -95,6 +95,7 @@ class MMDiTConfig(NetworkConfig):
     position_table: PositionTable | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"MMDiTConfig.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an even head "
@@ -232,6 +233,11 @@ class MMDiT(Network):
             raise ValueError(
                 f"config.task.condition={condition}: an MMDiT has a stream of text; give it a TextCondition or an "
                 "EmbeddedText"
+            )
+        if config.attend_padding and isinstance(condition, TextCondition):
+            raise ValueError(
+                "config.task.network.attend_padding=True: captions of bytes are padded to the length of their batch, "
+                "and would mean something else at another; leave it False"
             )
         self.config, self.dtype, self.text_encoder = config, dtype, text_encoder
         D, patch_dim = config.hidden_size, int(np.prod(config.patch_size)) * channels

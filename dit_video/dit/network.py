@@ -84,7 +84,7 @@ class Network(nnx.Module):
 
     @abc.abstractmethod
     def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
-        """What `output` comes by: the stream of tokens after the embeddings and after every block, stacked."""
+        """What `output` comes by: the vector that modulates, and the stream of tokens after every block, stacked."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,13 @@ class NetworkConfig(abc.ABC):
     num_heads: int
     patch_size: PatchSize = (1, 2, 2)
     remat: Remat = Remat.NOTHING_RECOMPUTED
+
+    def __post_init__(self):
+        for name in ("hidden_size", "depth", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{type(self).__name__}.{name}={getattr(self, name)}: must be at least 1")
+        if min(self.patch_size) < 1:
+            raise ValueError(f"{type(self).__name__}.patch_size={self.patch_size}: each must be at least 1")
 
     @property
     @abc.abstractmethod

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from dit_video.arrays import Framed, Latents, Output, Time
 from dit_video.dit.condition import Condition, Given, known
 from dit_video.dit.first_frame import FirstFrame
-from dit_video.dit.network import Network, NetworkConfig, Remat, scan_blocks
+from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm, kernel_init, to_heads
 from dit_video.nn.embed import (
     AdaLN,
@@ -55,18 +55,13 @@ class WanConfig(NetworkConfig):
             are attended to. None: the tokens of a caption alone are.
     """
 
-    hidden_size: int
-    depth: int
-    num_heads: int
     mlp_width: int
-    patch_size: tuple[int, int, int] = (1, 2, 2)
     text_length: int | None = None
-    remat: Remat = Remat.NOTHING_RECOMPUTED
 
     def __post_init__(self):
-        for name in ("hidden_size", "depth", "num_heads", "mlp_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"WanConfig.{name}={getattr(self, name)}: must be at least 1")
+        super().__post_init__()
+        if self.mlp_width < 1:
+            raise ValueError(f"WanConfig.mlp_width={self.mlp_width}: must be at least 1")
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"WanConfig.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an even head size"
@@ -113,7 +108,7 @@ class ImageTextAttention(CrossAttention):
         head_dim = hidden_size // num_heads
         init = kernel_init(QKNorm.ACROSS_HEADS)
         self.image_key_value = to_heads(hidden_size, (2, num_heads, head_dim), init, dtype=dtype, rngs=rngs)
-        self.image_key_norm = HeadsNorm(QKNorm.ACROSS_HEADS, num_heads, head_dim, 1e-6, rngs=rngs)
+        self.image_key_norm = HeadsNorm(QKNorm.ACROSS_HEADS, num_heads, head_dim, rngs=rngs)
 
     def __call__(
         self,

@@ -21,6 +21,7 @@ from dit_video.dit.condition import Condition, EmbeddedText
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.network import NetworkConfig
 from dit_video.export.names import Dialect, Source, Table
+from dit_video.image.pretrained import PretrainedImage
 from dit_video.nn.module import Definition, define
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
@@ -143,6 +144,11 @@ class DenoiserFamily(Family):
 
     def text_encoders(self, pipeline: str) -> PretrainedText | None:
         """Those in the folder of a pipeline of diffusers; None where the network reads no text."""
+        del pipeline
+        return None
+
+    def image_encoder(self, pipeline: str) -> PretrainedImage | None:
+        """That in the folder of a pipeline of diffusers; None where the network attends to no tokens of an image."""
         del pipeline
         return None
 

@@ -14,7 +14,7 @@ import safetensors
 
 from dit_video.export.names import Dialect, Source, Stored
 from dit_video.json_file import read_object
-from dit_video.weights_file import read_tensors
+from dit_video.weights_file import check_digest, read_tensors
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -67,8 +67,11 @@ def open_published(path: Path, *, sha256: str | None = None) -> Iterator[Publish
             raise FileNotFoundError(f"{path / CONFIG}: not there; name the folder of a network of diffusers, or a file")
         config = read_object(path / CONFIG)
         # transformers writes its own field for the class, and other names of files.
-        dialect = Dialect.TRANSFORMERS if "model_type" in config else Dialect.DIFFUSERS
+        transformers = "model_type" in config and "_class_name" not in config
+        dialect = Dialect.TRANSFORMERS if transformers else Dialect.DIFFUSERS
         files = _weights_in(path, dialect)
+        if sha256 is not None and len(files) > 1:
+            raise ValueError(f"--sha256={sha256}: is the digest of one file, {path} has its weights in {len(files)}")
         source: dict[str, Stored] = {}
         for file in files:
             found = _open_file(file, sha256, stack)
@@ -102,6 +105,9 @@ def _open_file(path: Path, sha256: str | None, stack: contextlib.ExitStack) -> d
     if path.suffix != ".safetensors":
         tensors = read_tensors(path, sha256=sha256)
         return {name: Stored(x.shape, x.dtype, functools.partial(np.asarray, x)) for name, x in tensors.items()}
+    if sha256 is not None:
+        with path.open("rb") as content:
+            check_digest(content, path, sha256)
     try:
         file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)

@@ -14,6 +14,7 @@ from dit_video.nn.softmax_attention import cross_attention, self_attention
 
 _XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _ZEROS = nnx.initializers.zeros
+_QK_NORM_EPSILON = 1e-6
 
 
 class QKNorm(enum.Enum):
@@ -27,16 +28,16 @@ class QKNorm(enum.Enum):
 class HeadsNorm(nnx.Module):
     """RMS normalisation of queries or keys; sharded over heads as they are."""
 
-    def __init__(self, kind: QKNorm, num_heads: int, head_dim: int, epsilon: float, *, rngs: nnx.Rngs):
+    def __init__(self, kind: QKNorm, num_heads: int, head_dim: int, *, rngs: nnx.Rngs):
         across = kind is QKNorm.ACROSS_HEADS
-        self.axes, self.epsilon = (-2, -1) if across else (-1,), epsilon
+        self.axes = (-2, -1) if across else (-1,)
         shape, axes = ((num_heads, head_dim), ("heads", None)) if across else ((head_dim,), (None,))
         init = nnx.with_metadata(nnx.initializers.ones, axes=axes)
         self.scale = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
     def __call__(self, x: Float[Array, "B N K d"]) -> Float[Array, "B N K d"]:
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=self.axes, keepdims=True) + self.epsilon)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=self.axes, keepdims=True) + _QK_NORM_EPSILON)
         return (y * self.scale[...]).astype(x.dtype)
 
 
@@ -56,14 +57,13 @@ class Attention(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
         qk_norm: QKNorm = QKNorm.PER_HEAD,
-        qk_norm_epsilon: float = 1e-6,
     ):
         head_dim = _head_dim(hidden_size, num_heads)
         init = kernel_init(qk_norm)
         self.qkv = to_heads(hidden_size, (3, num_heads, head_dim), init, dtype=dtype, rngs=rngs)
         self.out = from_heads(num_heads, hidden_size, init, dtype=dtype, rngs=rngs)
-        self.query_norm = heads_norm(qk_norm, num_heads, head_dim, qk_norm_epsilon, rngs=rngs)
-        self.key_norm = heads_norm(qk_norm, num_heads, head_dim, qk_norm_epsilon, rngs=rngs)
+        self.query_norm = heads_norm(qk_norm, num_heads, head_dim, rngs=rngs)
+        self.key_norm = heads_norm(qk_norm, num_heads, head_dim, rngs=rngs)
 
     def __call__(
         self,
@@ -99,15 +99,14 @@ class CrossAttention(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
         qk_norm: QKNorm = QKNorm.PER_HEAD,
-        qk_norm_epsilon: float = 1e-6,
     ):
         head_dim = _head_dim(hidden_size, num_heads)
         init = kernel_init(qk_norm)
         self.query = to_heads(hidden_size, (num_heads, head_dim), init, dtype=dtype, rngs=rngs)
         self.key_value = to_heads(others_size, (2, num_heads, head_dim), init, dtype=dtype, rngs=rngs)
         self.out = from_heads(num_heads, hidden_size, _ZEROS, dtype=dtype, rngs=rngs)
-        self.query_norm = heads_norm(qk_norm, num_heads, head_dim, qk_norm_epsilon, rngs=rngs)
-        self.key_norm = heads_norm(qk_norm, num_heads, head_dim, qk_norm_epsilon, rngs=rngs)
+        self.query_norm = heads_norm(qk_norm, num_heads, head_dim, rngs=rngs)
+        self.key_norm = heads_norm(qk_norm, num_heads, head_dim, rngs=rngs)
 
     def __call__(
         self,
@@ -123,8 +122,8 @@ class CrossAttention(nnx.Module):
         return self.out(cross_attention(q, k, v, None if num_others is None else jnp.asarray(num_others)))
 
 
-def heads_norm(kind: QKNorm, num_heads: int, head_dim: int, epsilon: float, *, rngs: nnx.Rngs) -> HeadsNorm | None:
-    return None if kind is QKNorm.NONE else HeadsNorm(kind, num_heads, head_dim, epsilon, rngs=rngs)
+def heads_norm(kind: QKNorm, num_heads: int, head_dim: int, *, rngs: nnx.Rngs) -> HeadsNorm | None:
+    return None if kind is QKNorm.NONE else HeadsNorm(kind, num_heads, head_dim, rngs=rngs)
 
 
 def kernel_init(qk_norm: QKNorm) -> nnx.Initializer:

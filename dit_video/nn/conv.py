@@ -67,7 +67,13 @@ class CausalConv3d(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T H W C"], cache: Float[Array, "B p H W C"] | None = None
     ) -> tuple[Float[Array, "B t h w D"], Float[Array, "B p H W C"]]:
-        """Returns the output and the `kernel[0] - stride[0]` last input frames, which the next chunk needs."""
+        """Returns the output and the `kernel[0] - stride[0]` last input frames, which the next chunk needs.
+
+        Raises:
+            ValueError: a clip begins with a step of several frames, of which its first is none.
+        """
+        if cache is None and self.stride[0] > 1:
+            raise ValueError(f"CausalConv3d.stride={self.stride}: frame 0 of a clip stands alone; begin with a cache")
         kernel = self.kernel[...].astype(self.dtype)
         x = x.astype(self.dtype)
         num_frames, step = x.shape[1], self.stride[0]

@@ -40,10 +40,10 @@ class Stream(nnx.Module):
     def __init__(
         self, hidden_size: int, num_heads: int, *, qk_norm: QKNorm, writes: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ):
-        head_dim, init, epsilon = hidden_size // num_heads, kernel_init(qk_norm), 1e-6
+        head_dim, init = hidden_size // num_heads, kernel_init(qk_norm)
         self.qkv = to_heads(hidden_size, (3, num_heads, head_dim), init, dtype=dtype, rngs=rngs)
-        self.query_norm = heads_norm(qk_norm, num_heads, head_dim, epsilon, rngs=rngs)
-        self.key_norm = heads_norm(qk_norm, num_heads, head_dim, epsilon, rngs=rngs)
+        self.query_norm = heads_norm(qk_norm, num_heads, head_dim, rngs=rngs)
+        self.key_norm = heads_norm(qk_norm, num_heads, head_dim, rngs=rngs)
         self.out = from_heads(num_heads, hidden_size, init, dtype=dtype, rngs=rngs) if writes else None
 
     def heads(self, x: Float[Array, "B N D"]) -> QKV:

@@ -17,8 +17,18 @@ from dit_video.diffusion.sampler import Euler, Sampler, noise
 from dit_video.dit.condition import Condition, Given
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.network import Network, NetworkConfig
+from dit_video.image.clip import CLIPVisionModel
+from dit_video.image.pretrained import PretrainedImage
 from dit_video.nn.module import Precision
-from dit_video.tasks.first_frame import after_first, by_frame, first_frame, followed_by_zeros, grey_after_first, held
+from dit_video.tasks.first_frame import (
+    after_first,
+    by_frame,
+    first_frame,
+    followed_by_zeros,
+    grey_after_first,
+    held,
+    image_tokens,
+)
 from dit_video.tasks.task import ClipShape, Metrics
 from dit_video.text.pretrained import PretrainedText
 from dit_video.vae.codec import LatentCodec
@@ -52,10 +62,12 @@ class Frozen(NamedTuple):
     Attributes:
         nothing: what guidance has instead of a condition, for one clip `[1 ...]`; None where the condition makes it
             (`Condition.null`).
+        image: the encoder of first frames, where the network attends to tokens of such.
     """
 
     codec: LatentCodec
     nothing: Given | None = None
+    image: CLIPVisionModel | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +77,7 @@ class Denoise:
     Attributes:
         text: the frozen encoders that embed captions for `condition`; None where it reads none of theirs, or where a
             text cache is all there is.
+        image: the frozen encoder of the first frame; None where `condition` has no tokens of an image.
         hold_first_frame: the first latent frame of a clip is known: it has noise level 0 while the others are denoised,
             and counts in no loss, so that a network continues images that has no other way to be told them (as Wan 2.2
             TI2V-5B does).
@@ -76,6 +89,7 @@ class Denoise:
     codec: TrainedCodec
     condition: Condition | None
     text: PretrainedText | None = None
+    image: PretrainedImage | None = None
     objective: Gaussian = dataclasses.field(default_factory=rectified_flow)
     sampler: Sampler = dataclasses.field(default_factory=lambda: Euler(num_steps=50))
     guidance: Guidance = dataclasses.field(default_factory=Guidance)
@@ -88,6 +102,19 @@ class Denoise:
             raise ValueError(
                 f"Denoise.objective.variance={self.objective.variance}: the network says nothing of a variance; set "
                 "network.learned_variance=True, or objective.variance=None"
+            )
+        attended = self.condition.image_size if isinstance(self.condition, FirstFrame) else None
+        if self.image is None and attended is not None:
+            raise ValueError(
+                f"Denoise.image=None: condition.image_size={attended}, so the network attends to tokens of an image "
+                "encoder; name it, Denoise.image=PretrainedImage(...), or import the folder of a whole pipeline"
+            )
+        if self.image is not None and attended != self.image.encoder.hidden_size:
+            raise ValueError(
+                f"Denoise.image.encoder.hidden_size={self.image.encoder.hidden_size}: the network attends to tokens of "
+                f"condition.image_size={attended}; make them the same"
+                if attended is not None
+                else f"Denoise.image={self.image}: the network attends to no tokens of an image; leave it None"
             )
         if self.hold_first_frame and isinstance(self.condition, FirstFrame):
             raise ValueError("Denoise.hold_first_frame=True: the condition is a FirstFrame, which tells it already")
@@ -108,7 +135,8 @@ class Denoise:
 
     def blank(self, rng: Key[Array, ""]) -> Frozen:
         """The frozen parts with random weights: for shapes, FLOPs and tests, where no trained ones are at hand."""
-        return Frozen(self.codec.blank(rng), None if self.condition is None else self.condition.blank_nothing())
+        nothing = None if self.condition is None else self.condition.blank_nothing()
+        return Frozen(self.codec.blank(rng), nothing, None if self.image is None else self.image.blank(rng))
 
     def loss(
         self, model: Network, frozen: Frozen, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
@@ -116,7 +144,7 @@ class Denoise:
         del step  # the objective is the same at every step
         corruption, posterior, dropping = jax.random.split(rng, 3)
         x_0 = _latents(frozen.codec, batch, posterior)
-        given = self._given(frozen.codec, batch, x_0.shape[1])
+        given = self._given(frozen, batch, x_0.shape[1])
         if self.condition is not None and given is not None:
             given = self.condition.drop(dropping, given, self._nothing(self.condition, frozen, given))
         corrupted = self.objective.corrupt(corruption, x_0)
@@ -128,7 +156,7 @@ class Denoise:
     def validate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
         """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean."""
         x_0 = _latents(frozen.codec, batch, None)
-        given = self._given(frozen.codec, batch, x_0.shape[1])
+        given = self._given(frozen, batch, x_0.shape[1])
         eps = noise(rngs, x_0.shape[1:])
 
         def error(logsnr: Float[Array, ""]) -> Float[Array, "B"]:
@@ -145,7 +173,7 @@ class Denoise:
     def generate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
         """Samples a clip for each row of `batch`, of its label or its caption where the network is conditioned."""
         latents = self.codec.vae.latent_shape(shape)
-        given = self._given(frozen.codec, batch, latents[0])
+        given = self._given(frozen, batch, latents[0])
         x_1 = noise(rngs, (*latents, self.codec.vae.latent_channels))
         first = first_frame(frozen.codec, batch) if self.hold_first_frame else None
 
@@ -174,15 +202,16 @@ class Denoise:
         codec = frozen.codec
         return codec.decode(codec.whiten(codec.moments(batch.require_video()), None))
 
-    def _given(self, codec: LatentCodec, batch: Batch, num_frames: int) -> Given | None:
+    def _given(self, frozen: Frozen, batch: Batch, num_frames: int) -> Given | None:
         """What the network is told of each clip of so many latent frames."""
         if self.condition is None:
             return None
         given = self.condition.known(label=batch.label, caption=batch.caption, text=batch.text)
         if isinstance(self.condition, FirstFrame):
+            image = None if frozen.image is None else image_tokens(frozen.image, batch)
             if self.condition.grey_frames:
-                return self.condition.framed(given, grey_after_first(codec, batch, num_frames))
-            return self.condition.framed(given, followed_by_zeros(first_frame(codec, batch), num_frames))
+                return self.condition.framed(given, grey_after_first(frozen.codec, batch, num_frames), image)
+            return self.condition.framed(given, followed_by_zeros(first_frame(frozen.codec, batch), num_frames), image)
         return given
 
     def _held_of(self, x_0: Latents) -> Float[Array, "B 1 h w c"] | None:

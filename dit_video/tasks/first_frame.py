@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Latents, Time
 from dit_video.data.batch import Batch
 from dit_video.diffusion.objective import Corrupted
+from dit_video.image.clip import CLIPVisionModel
 from dit_video.vae.codec import LatentCodec, to_pixels
 
 Frames = TypeVar("Frames")
@@ -37,6 +38,20 @@ def grey_after_first(codec: LatentCodec, batch: Batch, num_frames: int) -> Laten
     # Grey is 0 in pixels; no integer of a video is.
     moments = codec.vae.encode(jnp.pad(frame, ((0, 0), (0, grey), (0, 0), (0, 0), (0, 0))))
     return jax.lax.stop_gradient(codec.whiten(moments))
+
+
+def image_tokens(encoder: CLIPVisionModel, batch: Batch) -> Float[Array, "B I E"]:
+    """What an image encoder makes of the first frame of each clip.
+
+    Raises:
+        ValueError: the batch has no video.
+    """
+    if batch.video is None:
+        raise ValueError(
+            "config.task.image: its tokens are made of the pixels of the first frame, which a latent cache does not "
+            "have; train on video, config.data.cache=None"
+        )
+    return jax.lax.stop_gradient(encoder(batch.video[:, 0]))
 
 
 def held(x_t: Latents, t: Time, first: Float[Array, "B 1 h w c"] | None) -> tuple[Latents, Time]:

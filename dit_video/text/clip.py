@@ -5,30 +5,18 @@ ends a caption stands for the whole of it. Blocks are stacked and scanned.
 """
 
 import dataclasses
-import enum
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
+from dit_video.nn.clip_block import Activation, CLIPBlock
 from dit_video.nn.embed import linear
 from dit_video.nn.norm import LayerNorm
 from dit_video.sharding import constrain
-
-
-class Activation(enum.Enum):
-    """What lies between the two products of the MLP."""
-
-    QUICK_GELU = "quick_gelu"  # x sigmoid(1.702 x), in the models of OpenAI
-    GELU = "gelu"  # the exact one, in those of OpenCLIP
-
-    def __call__(self, x: Float[Array, "*b M"]) -> Float[Array, "*b M"]:
-        if self is Activation.QUICK_GELU:
-            return x * nnx.sigmoid(1.702 * x)
-        return nnx.gelu(x, approximate=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,9 +73,13 @@ class CLIPTextModel(nnx.Module):
         self.config, self.dtype = config, dtype
         self.table = _table(config.vocab_size, config.hidden_size, ("vocab", "embed"), rngs=rngs)
         self.positions = _table(config.num_positions, config.hidden_size, (None, "embed"), rngs=rngs)
-        self.blocks = jax.vmap(lambda key: CLIPBlock(config, dtype=dtype, rngs=nnx.Rngs(key)))(
-            jax.random.split(rngs.params(), config.depth)
-        )
+
+        def block(key: Key[Array, ""]) -> CLIPBlock:
+            sizes = (config.hidden_size, config.num_heads, config.mlp_size, config.activation)
+            rest = {"causal": True, "epsilon": config.norm_epsilon}
+            return CLIPBlock(*sizes, **rest, dtype=dtype, rngs=nnx.Rngs(key))
+
+        self.blocks = jax.vmap(block)(jax.random.split(rngs.params(), config.depth))
         self.norm = LayerNorm(config.hidden_size, rngs=rngs, epsilon=config.norm_epsilon)
         self.projection = (
             None
@@ -112,52 +104,6 @@ class CLIPTextModel(nnx.Module):
         ends = jnp.argmax(ids == self.config.end_token, axis=1)
         pooled = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
         return CLIPStates(last, penultimate, pooled if self.projection is None else self.projection(pooled))
-
-
-class CLIPBlock(nnx.Module):
-    """Causal attention and MLP, each of the normalised stream and added to it."""
-
-    def __init__(self, config: CLIPTextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        D, epsilon = config.hidden_size, config.norm_epsilon
-        self.attention_norm = LayerNorm(D, rngs=rngs, epsilon=epsilon)
-        self.attention = CausalAttention(D, config.num_heads, dtype=dtype, rngs=rngs)
-        self.mlp_norm = LayerNorm(D, rngs=rngs, epsilon=epsilon)
-        self.up = linear(D, config.mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.down = linear(config.mlp_size, D, ("mlp", "embed"), rngs=rngs, dtype=dtype)
-        self.activation = config.activation
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.down(self.activation(self.up(self.mlp_norm(x))))
-
-
-class CausalAttention(nnx.Module):
-    """Every token attends to itself and to those before it."""
-
-    def __init__(self, hidden_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        heads = (num_heads, hidden_size // num_heads)
-        init, zeros = nnx.initializers.xavier_uniform(), nnx.initializers.zeros
-        self.qkv = nnx.LinearGeneral(
-            hidden_size,
-            (3, *heads),
-            dtype=dtype,
-            kernel_init=nnx.with_metadata(init, axes=("embed", None, "heads", "head_dim")),
-            bias_init=nnx.with_metadata(zeros, axes=(None, "heads", "head_dim")),
-            rngs=rngs,
-        )
-        self.out = nnx.LinearGeneral(
-            heads,
-            hidden_size,
-            axis=(-2, -1),
-            dtype=dtype,
-            kernel_init=nnx.with_metadata(init, axes=("heads", "head_dim", "embed")),
-            bias_init=nnx.with_metadata(zeros, axes=("embed",)),
-            rngs=rngs,
-        )
-
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
-        return self.out(jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla"))
 
 
 def _table(num: int, features: int, axes: tuple[str | None, str | None], *, rngs: nnx.Rngs) -> nnx.Param:

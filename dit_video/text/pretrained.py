@@ -114,16 +114,19 @@ def embed(
     vectors: list[Float[Array, "B P"]] = []
     states = []
     for name in ("clip_l", "clip_g"):
-        clip, network = getattr(text, name), networks.get(name)
-        if isinstance(clip, FrozenCLIP) and isinstance(network, CLIPTextModel):
+        clip = text.encoders.get(name)
+        if isinstance(clip, FrozenCLIP):
+            network = networks[name]
+            assert isinstance(network, CLIPTextModel), "encoders are opened as what they are"
             found = network(jnp.asarray(tokens[name].ids))
             states.append(found.last if clip.state is HiddenState.LAST else found.penultimate)
             vectors.append(found.pooled)
     if states:
         rows.append(jnp.concatenate(states, axis=-1))
     num_tokens = jnp.full(len(next(iter(tokens.values())).ids), rows[0].shape[1] if rows else 0, jnp.int32)
-    network = networks.get("t5")
-    if text.t5 is not None and isinstance(network, T5Encoder):
+    if text.t5 is not None:
+        network = networks["t5"]
+        assert isinstance(network, T5Encoder), "encoders are opened as what they are"
         ids, in_caption = (jnp.asarray(x) for x in tokens["t5"])
         found = network(ids, in_caption if text.t5.masked else None).astype(jnp.float32)
         length = in_caption if text.t5.masked else jnp.full_like(in_caption, ids.shape[1])

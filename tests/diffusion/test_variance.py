@@ -56,7 +56,7 @@ def test_the_loss_is_the_bound_of_ddpm(k):
     np.testing.assert_allclose(loss, np.mean((FOUND - EPS) ** 2) + 2 * metrics["variance_bits"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("k", [0, 1, 999])
+@pytest.mark.parametrize("k", [-1, 0, 1, 999])
 def test_the_bound_teaches_the_variance_alone(k):
     corrupted = OBJECTIVE.corrupt_with(X_0, EPS, jnp.full((2, 1), (k + 1) / 1000))
     gradient = jax.grad(lambda out: OBJECTIVE.loss(out, corrupted)[0])(Output(FOUND, VARIANCE))

@@ -17,6 +17,8 @@ from dit_video.export import names
 from dit_video.export.diffusers_folder import relative_error
 from dit_video.export.families.wan import WanFamily
 from dit_video.export.names import Dialect, NamesMismatch, Stored
+from dit_video.image.clip import CLIP_VIT_H
+from dit_video.image.pretrained import PretrainedImage
 from dit_video.tasks.denoise import Denoise
 
 # Odd numbers of heads, planes, frames, rows, columns and channels; each kind that was published.
@@ -248,7 +250,12 @@ NETWORK = WanConfig(hidden_size=24, depth=2, num_heads=2, mlp_width=20, text_len
 
 
 def task_of(denoise: Denoise, condition, **network: Any) -> Denoise:
-    return dataclasses.replace(denoise, network=dataclasses.replace(NETWORK, **network), condition=condition)
+    image = None
+    if isinstance(condition, FirstFrame) and condition.image_size is not None:
+        encoder = dataclasses.replace(CLIP_VIT_H, hidden_size=condition.image_size, num_heads=1)
+        image = PretrainedImage(encoder=encoder, model="none")
+    network = dataclasses.replace(NETWORK, **network)
+    return dataclasses.replace(denoise, network=network, condition=condition, image=image)
 
 
 def test_a_task_with_this_network_differs_in_nothing(denoise):

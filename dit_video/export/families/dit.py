@@ -62,6 +62,11 @@ class ClassDiT(DenoiserFamily):
         variance = LearnedVariance() if self.config.learned_variance else None
         return Gaussian(path=DiscreteBetas(), prediction=Epsilon(), times=UniformLevels(), variance=variance)
 
+    def usual_latents(self, config: Mapping[str, Any]) -> LatentShape:
+        """Its positions say so where a config.json does not."""
+        size = (self.config.position_grid or 32) * self.config.patch_size[1]
+        return 1, size, size
+
     def differences(self, task: Task) -> list[str]:
         # Positions that count patches are the same function at the size that the weights are of.
         if isinstance(task, Denoise) and isinstance(task.network, DiTConfig) and task.network.position_grid is None:

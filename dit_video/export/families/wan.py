@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -15,9 +16,13 @@ from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.dit.condition import Condition, EmbeddedText
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.wan import WanConfig
+from dit_video.export.families import clip_vision
 from dit_video.export.family import DenoiserFamily, Pair, check_fixed, count_of, listening
 from dit_video.export.family import Shape as LatentShape
 from dit_video.export.names import LAYER, Dialect, Row, Shape, Table, linear, vector
+from dit_video.export.source import CONFIG
+from dit_video.image.pretrained import PretrainedImage
+from dit_video.json_file import read_object
 from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
@@ -74,6 +79,15 @@ class WanFamily(DenoiserFamily):
 
     def text_encoders(self, pipeline: str) -> PretrainedText:
         return wan_text(pipeline)
+
+    def image_encoder(self, pipeline: str) -> PretrainedImage | None:
+        if self.image_size is None:
+            return None
+        model = f"{pipeline}/image_encoder"
+        encoder = clip_vision.of_transformers(read_object(Path(model) / CONFIG))
+        if encoder is None:
+            raise ValueError(f"{model}/{CONFIG}: is of no vision transformer of CLIP")
+        return PretrainedImage(encoder=encoder, model=model)
 
     def differences(self, task: Task) -> list[str]:
         if isinstance(task, Denoise):

@@ -1,0 +1,1 @@
+"""Frozen image encoders as others have published them."""

@@ -1,0 +1,33 @@
+"""Which published encoder makes the tokens of a picture, as a value of an experiment."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Key
+
+from dit_video.image.clip import CLIPVisionConfig, CLIPVisionModel
+from dit_video.nn.module import Precision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainedImage:
+    """A vision transformer of CLIP.
+
+    Attributes:
+        encoder: its network.
+        model: folder of transformers, with config.json and safetensors.
+        precision: what it computes in and keeps its weights in.
+        digest: digest of its weights; left None, it is looked up when the run starts and recorded then.
+    """
+
+    encoder: CLIPVisionConfig
+    model: str
+    precision: Precision = Precision.FLOAT32
+    digest: str | None = None
+
+    def blank(self, rng: Key[Array, ""]) -> CLIPVisionModel:
+        """The encoder with random weights: for shapes, FLOPs and tests, where no published ones are at hand."""
+        dtype = self.precision.dtype
+        network = CLIPVisionModel(self.encoder, dtype=dtype, rngs=nnx.Rngs(rng))
+        return jax.tree.map(lambda x: x.astype(dtype), network)

@@ -1,0 +1,131 @@
+"""The image encoder as published: the same weights, the same pixels, the same states as in transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from dit_video.export import names
+from dit_video.export.families import clip_vision
+from dit_video.export.names import Dialect, NamesMismatch, Stored
+from dit_video.export.source import open_published
+from dit_video.image.clip import CLIP_VIT_H, CLIPVisionModel
+from dit_video.nn.module import define
+
+# Odd numbers of heads and of patches, patches of an odd number of pixels, and the fewest blocks.
+CONFIGS = {
+    "gelu": {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 4, "hidden_act": "gelu"},
+    "quick gelu": {"hidden_size": 20, "num_attention_heads": 5, "num_hidden_layers": 3, "hidden_act": "quick_gelu"},
+    "two blocks": {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 2, "hidden_act": "gelu"},
+}
+SIZES = {
+    "gelu": {"image_size": 12, "patch_size": 4},
+    "quick gelu": {"image_size": 15, "patch_size": 3},
+    "two blocks": {"image_size": 10, "patch_size": 5},
+}
+
+
+def their_clip(kind: str):
+    """With random weights, norms too."""
+    config = transformers.CLIPVisionConfig(intermediate_size=28, **CONFIGS[kind], **SIZES[kind])
+    network, generator = transformers.CLIPVisionModel(config), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.normal_(0, 0.3, generator=generator)
+    return network.eval()
+
+
+def defined(config):
+    return define(lambda key: CLIPVisionModel(config, dtype=jnp.float32, rngs=nnx.Rngs(key)))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_clip_of_transformers_computes_the_same_here(kind, tmp_path):
+    theirs = their_clip(kind)
+    theirs.save_pretrained(tmp_path, max_shard_size="8KB")
+    with open_published(tmp_path) as published:
+        config = clip_vision.of_transformers(published.config)
+        table, source = clip_vision.table(config), clip_vision.tensors(published.source)
+        names.check(table, Dialect.TRANSFORMERS, source)
+        params = dict(names.read(table, Dialect.TRANSFORMERS, source))
+    definition = defined(config)
+    assert {n: x.shape for n, x in params.items()} == {n: s.shape for n, s in definition.shapes.items()}
+    weights = {f"vision_model.{name}": x.numpy() for name, x in theirs.state_dict().items()}
+    for name, value in names.write(table, Dialect.TRANSFORMERS, params):
+        np.testing.assert_array_equal(value, weights.pop(name), strict=True)
+    assert weights.keys() == table.unused[Dialect.TRANSFORMERS]
+    pixels = np.random.default_rng(0).standard_normal((3, config.image_size, config.image_size, 3), np.float32)
+    found = jax.jit(lambda params, pixels: definition.bind(params).penultimate(pixels))(params, pixels)
+    with torch.no_grad():
+        wanted = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), output_hidden_states=True)
+    wanted = wanted.hidden_states[-2].numpy()
+    assert found.shape == wanted.shape == (3, config.num_tokens, config.hidden_size)
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+JSON = {
+    **{"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"], "hidden_size": 4, "image_size": 6},
+    **{"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "patch_size": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["CLIPModel"]}, "only CLIPVisionModel is read"),
+        ({"hidden_act": "silu"}, "hidden_act='silu'"),
+        ({"num_channels": 1}, "num_channels=1"),
+        ({"num_attention_heads": 3}, "hidden_size=4: must be a multiple of num_heads=3"),
+        ({"patch_size": 4}, "image_size=6: must be a multiple of patch_size=4"),
+        ({"num_hidden_layers": 1}, "depth=1: must be at least 2"),
+        ({"hidden_size": None}, "hidden_size=None: must be a positive number"),
+    ],
+)
+def test_a_config_that_is_no_image_encoder_is_an_error_that_names_the_field(change, message):
+    clip_vision.of_transformers(JSON)
+    with pytest.raises(ValueError, match=message):
+        clip_vision.of_transformers(JSON | change)
+
+
+def test_a_config_of_another_model_is_another_family():
+    assert clip_vision.of_transformers(JSON | {"model_type": "clip_text_model"}) is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: {"renamed": x.pop("class_embedding"), **x}, r"missing .*embeddings.class_embedding \[8\]"),
+        (lambda x: {**x, "renamed": x["class_embedding"]}, "surplus vision_model.embeddings.renamed"),
+        (lambda x: {**x, "class_embedding": x["class_embedding"][:-1]}, r"class_embedding is \[7\]"),
+    ],
+)
+def test_a_tensor_that_is_not_the_networks_is_an_error_that_names_it(spoil, message):
+    theirs = their_clip("two blocks")
+    config = clip_vision.of_transformers(theirs.config.to_dict() | {"architectures": ["CLIPVisionModel"]})
+    weights = {name: x.numpy() for name, x in theirs.state_dict().items()}
+    first = "embeddings."
+    spoiled = spoil({n.removeprefix(first): x for n, x in weights.items() if n.startswith(first)})
+    rest = {n: x for n, x in weights.items() if not n.startswith(first)}
+    for tensors, wrong in ((weights, None), ({**{f"{first}{n}": x for n, x in spoiled.items()}, **rest}, message)):
+        source = clip_vision.tensors({n: Stored(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()})
+        if wrong is None:
+            names.check(clip_vision.table(config), Dialect.TRANSFORMERS, source)
+            continue
+        with pytest.raises(NamesMismatch, match=wrong):
+            names.check(clip_vision.table(config), Dialect.TRANSFORMERS, source)
+
+
+def test_the_encoder_of_the_published_pipeline_has_its_number_of_parameters():
+    """All but those of the last block and of what follows it."""
+    sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    config = transformers.CLIPVisionConfig(image_size=224, patch_size=14, hidden_act="gelu", **sizes)
+    with torch.device("meta"):
+        theirs = transformers.CLIPVisionModel(config)
+    left_out = [*theirs.encoder.layers[-1].parameters(), *theirs.post_layernorm.parameters()]
+    wanted = sum(x.numel() for x in theirs.parameters()) - sum(x.numel() for x in left_out)
+    assert clip_vision.of_transformers(config.to_dict() | {"architectures": ["CLIPVisionModel"]}) == CLIP_VIT_H
+    assert defined(CLIP_VIT_H).num_params == wanted
+    assert CLIP_VIT_H.num_tokens == 257
