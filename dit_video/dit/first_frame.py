@@ -72,8 +72,11 @@ class FirstFrame(Condition):
             image: tokens of the image encoder.
 
         Raises:
-            ValueError: the network attends to an image and there are no tokens of it.
+            ValueError: the network attends to an image and there are no tokens of it, or the first frame is all there
+                is, so that nothing is left to be made.
         """
+        if latents.shape[1] == 1:
+            raise ValueError("config.data.clips.num_frames: a first frame is continued by others; give longer clips")
         if (image is None) != (self.image_size is None):
             raise ValueError(
                 f"FirstFrame.image_size={self.image_size}: "

@@ -70,10 +70,10 @@ class CausalConv3d(nnx.Module):
         """Returns the output and the `kernel[0] - stride[0]` last input frames, which the next chunk needs.
 
         Raises:
-            ValueError: a clip begins with a step of several frames, of which its first is none.
+            ValueError: frames that do not make whole steps.
         """
-        if cache is None and self.stride[0] > 1:
-            raise ValueError(f"CausalConv3d.stride={self.stride}: frame 0 of a clip stands alone; begin with a cache")
+        if x.shape[1] % self.stride[0]:
+            raise ValueError(f"CausalConv3d.stride={self.stride}: {x.shape[1]} frames are no whole number of steps")
         kernel = self.kernel[...].astype(self.dtype)
         x = x.astype(self.dtype)
         num_frames, step = x.shape[1], self.stride[0]

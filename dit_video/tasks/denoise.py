@@ -116,6 +116,16 @@ class Denoise:
                 if attended is not None
                 else f"Denoise.image={self.image}: the network attends to no tokens of an image; leave it None"
             )
+        if self.condition is None and self.guidance.scale != 1:
+            raise ValueError(
+                f"Denoise.guidance.scale={self.guidance.scale}: there is no condition to be followed; leave it 1, or "
+                "give a condition"
+            )
+        if (self.hold_first_frame or isinstance(self.condition, FirstFrame)) and self.codec.vae.frame_group != 1:
+            raise ValueError(
+                f"Denoise.codec.vae={type(self.codec.vae).__name__}: it takes {self.codec.vae.frame_group} latent "
+                "frames at once, so that the first is another alone than in its clip; a first frame cannot be given"
+            )
         if self.hold_first_frame and isinstance(self.condition, FirstFrame):
             raise ValueError("Denoise.hold_first_frame=True: the condition is a FirstFrame, which tells it already")
         if self.hold_first_frame and self.network.patch_size[0] != 1:

@@ -205,7 +205,9 @@ def test_guidance_and_labels_change_what_is_made(sampling, params, codec, clips)
 
 
 def test_a_network_without_a_condition_needs_no_labels(sampling, codec, cached):
-    task = dataclasses.replace(sampling, condition=None)
+    with pytest.raises(ValueError, match=r"Denoise.guidance.scale=3.0: there is no condition to be followed"):
+        dataclasses.replace(sampling, condition=None)
+    task = dataclasses.replace(sampling, condition=None, guidance=Guidance())
     shapes = define(task.init).shapes
     assert not [name for name in shapes if name.startswith("y_embedder")]
     unlabelled = cached._replace(label=None)

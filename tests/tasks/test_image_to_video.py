@@ -18,6 +18,7 @@ from dit_video.nn.module import define
 from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.first_frame import first_frame, grey_after_first
 from dit_video.vae.codec import LatentCodec, to_pixels
+from dit_video.vae.cogvideox_vae import CogVideoXVAEConfig
 
 NETWORK = WanConfig(hidden_size=16, depth=1, num_heads=1, mlp_width=16, patch_size=(1, 1, 1))
 WORDS = TextCondition(hidden_size=8, depth=1, num_heads=1)
@@ -164,3 +165,9 @@ def test_a_frame_cannot_be_held_where_it_could_not_be_told_from_others(holding, 
     image = Batch(video=np.zeros((1, 1, 16, 16, 3), np.uint8), caption=encode_captions(["one"], 12))
     with pytest.raises(ValueError, match="clips of one latent frame have none after it"):
         loss(holding, codec, image)
+
+
+def test_a_codec_that_mixes_first_frames_with_others_is_refused(denoise):
+    vae = CogVideoXVAEConfig()
+    with pytest.raises(ValueError, match=r"CogVideoXVAEConfig: it takes 2 latent frames at once"):
+        dataclasses.replace(denoise, codec=dataclasses.replace(denoise.codec, vae=vae), hold_first_frame=True)
