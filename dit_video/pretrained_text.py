@@ -26,7 +26,7 @@ from dit_video.export.families import clip, t5
 from dit_video.export.source import open_published
 from dit_video.nn.module import Definition, define, params_of
 from dit_video.progress import counted
-from dit_video.run_folder import short
+from dit_video.run_folder import other_values
 from dit_video.sharding import Uneven, even_batch, fetch, make_mesh, partition_spec, place_whole
 from dit_video.tasks.denoise import Denoise
 from dit_video.text.clip import CLIPTextConfig, CLIPTextModel
@@ -220,9 +220,7 @@ def with_text(experiment: Experiment) -> tuple[Experiment, Text | None]:
 
 
 def _check(cache: TextCache, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differ = [name for name, value in wanted.items() if found.get(name) != value]
-    if differ:
-        lines = [f"  {name}: cache {short(found.get(name))}, this experiment {short(wanted[name])}" for name in differ]
+    if lines := other_values(found, wanted, "this experiment"):
         raise ExperimentError(
             f"text cache {cache.directory} was not made for this experiment; these differ:\n"
             + "\n".join(lines)

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,12 @@ def write_json(path: Path, data: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def other_values(found: Mapping[str, Any], wanted: Mapping[str, Any], whose: str) -> list[str]:
+    """A line for each value that a cache was made with and that `whose` is another."""
+    differ = [name for name, value in wanted.items() if found.get(name) != value]
+    return [f"  {name}: cache {short(found.get(name))}, {whose} {short(wanted[name])}" for name in differ]
 
 
 def short(value: Any) -> str:

@@ -28,7 +28,7 @@ from dit_video.pretrained_image import with_image
 from dit_video.pretrained_text import with_text
 from dit_video.processes import from_first
 from dit_video.progress import counted
-from dit_video.run_folder import RECORD, read_experiment, short, write_json
+from dit_video.run_folder import RECORD, other_values, read_experiment, write_json
 from dit_video.sharding import fetch, make_mesh, place, place_whole, replicated, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, Frozen, TrainedCodec
@@ -144,9 +144,7 @@ def check_cache(experiment: Experiment, frozen: Frozen | None) -> None:
     assert task.codec.digest is not None, "with_frozen writes the digest of the codec it loads"
     wanted = provenance(experiment, task.codec.digest, statistics)
     found = cache.provenance()
-    differ = [name for name, value in wanted.items() if found.get(name) != value]
-    if differ:
-        lines = [f"  {name}: cache {short(found.get(name))}, this run {short(wanted[name])}" for name in differ]
+    if lines := other_values(found, wanted, "this run"):
         raise ExperimentError(
             f"latent cache {cache.directory} was not made for this run; these fields differ:\n"
             + "\n".join(lines)

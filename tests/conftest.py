@@ -15,6 +15,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 import jax
 import numpy as np
 import pytest
+from stores import small_store
 from toys import SMALL_DENOISE, SMALL_VAE
 
 from dit_video.data.batch import Batch
@@ -58,3 +59,16 @@ def cached() -> Batch:
     """Moments of eight clips, as a latent cache holds them, and their labels."""
     moments = np.random.default_rng(0).normal(size=(8, 2, 2, 2, 8)).astype(np.float32)
     return Batch(moments=moments, label=np.arange(8, dtype=np.int32) % 3)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A folder that can be filled up."""
+    with small_store(tmp_path / "store") as made:
+        yield made
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What was told to the user."""
+    return []

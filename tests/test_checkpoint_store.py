@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from stores import Limited, small_store
+from stores import Limited
 
 from dit_video import checkpoint, checkpoint_writer, storage
 from dit_video.checkpoint import FOLDER, Checkpoints, NotSaved
@@ -25,17 +25,6 @@ STATE = TrainState(
     opt_state=({"count": jnp.int32(7)},),
 )
 SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), STATE)
-
-
-@pytest.fixture
-def store(tmp_path):
-    with small_store(tmp_path / "store") as made:
-        yield made
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 @pytest.fixture

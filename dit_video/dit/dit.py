@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.dit.condition import Condition, Given, known
-from dit_video.dit.network import Network, NetworkConfig, scan_blocks
+from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.embed import (
     NUM_TIMESTEPS,
@@ -226,10 +226,7 @@ class DiT(Network):
         shift, scale = (for_tokens(vector, x.shape[1]) for vector in self.final_modulation(conditioning))
         x = self.final_layer(modulate(self.config.norm(x), shift, scale))
         cells = from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32)
-        if not self.config.learned_variance:
-            return Output(cells, None)
-        prediction, variance = jnp.split(cells, 2, axis=-1)
-        return Output(prediction, variance)
+        return split_variance(cells) if self.config.learned_variance else Output(cells)
 
     def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
         _, blocks, conditioning = self._through_blocks(x_t, t, given, keep=True)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.dit.condition import Condition, Given, known
-from dit_video.dit.network import Network, NetworkConfig, scan_blocks
+from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.axial_attention import spatial_attention, split_attention, temporal_attention
 from dit_video.nn.embed import (
@@ -28,7 +28,6 @@ from dit_video.nn.embed import (
     AdaLN,
     Modulation,
     ModulationOffset,
-    TextEmbedder,
     TimeEmbedding,
     for_tokens,
     from_tokens,
@@ -208,7 +207,7 @@ class Latte(Network):
         self.y_embedder = condition.label_embedding(D, rngs=rngs) if condition else None
         self.text_encoder = condition.text_encoder(dtype=dtype, rngs=rngs) if condition else None
         encoder = self.text_encoder
-        self.text_embedder = None if encoder is None else TextEmbedder(encoder.hidden_size, D, dtype=dtype, rngs=rngs)
+        self.text_embedder = None if encoder is None else PlainMLP(encoder.hidden_size, D, D, dtype=dtype, rngs=rngs)
         text_size = None if encoder is None else D
         shared = config.shared_modulation
         self.shared_modulation = AdaLN(6, D, dtype=dtype, rngs=rngs) if shared else None
@@ -239,10 +238,7 @@ class Latte(Network):
         shift, scale = (for_tokens(vector, x.shape[1]) for vector in self.final_modulation(modulating))
         x = self.final_layer(modulate(layer_normalize(x), shift, scale))
         cells = from_tokens(x, self.config.patch_size, latent_shape(x_t)).astype(jnp.float32)
-        if not self.config.learned_variance:
-            return Output(cells, None)
-        prediction, variance = jnp.split(cells, 2, axis=-1)
-        return Output(prediction, variance)
+        return split_variance(cells) if self.config.learned_variance else Output(cells)
 
     def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Float[Array, "..."]]:
         _, blocks, conditioning = self._through_blocks(x_t, t, given, keep=True)

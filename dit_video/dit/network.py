@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Time
 from dit_video.dit.condition import Condition, Given
@@ -63,6 +64,12 @@ def scan_blocks(
     if remat is not Remat.NOTHING_RECOMPUTED:
         body = jax.checkpoint(body, policy=_REMAT_POLICY[remat], prevent_cse=False)
     return jax.lax.scan(body, x, blocks)
+
+
+def split_variance(cells: Float[Array, "B t h w k"]) -> Output:
+    """The last layer of a network that learns a variance: channels of the prediction, then as many of the variance."""
+    prediction, variance = jnp.split(cells, 2, axis=-1)
+    return Output(prediction, variance)
 
 
 class Network(nnx.Module):

@@ -27,7 +27,6 @@ from dit_video.nn.embed import (
     AdaLN,
     Modulation,
     ModulationOffset,
-    TextEmbedder,
     TimeEmbedding,
     for_tokens,
     from_tokens,
@@ -203,7 +202,7 @@ class Wan(Network):
         # In float32 whatever the blocks are computed in, as published.
         self.t_embedder = TimeEmbedding(D, dtype=jnp.float32, rngs=rngs)
         self.shared_modulation = AdaLN(6, D, dtype=jnp.float32, rngs=rngs)
-        self.text_embedder = TextEmbedder(text_encoder.hidden_size, D, dtype=dtype, rngs=rngs)
+        self.text_embedder = PlainMLP(text_encoder.hidden_size, D, D, dtype=dtype, rngs=rngs)
         image_size = None if frame is None else frame.image_size
         self.image_embedder = None if image_size is None else ImageEmbedder(image_size, D, dtype=dtype, rngs=rngs)
         # One stacked Block: every parameter gains a leading axis of `depth` layers.

@@ -221,17 +221,6 @@ class LabelEmbedding(nnx.Module):
 Modulation = list[Float[Array, "B #f D"]]
 
 
-class TextEmbedder(nnx.Module):
-    """Tokens of a text encoder -> tokens of width D: linear, GELU, linear."""
-
-    def __init__(self, text_size: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.up = linear(text_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.down = linear(hidden_size, hidden_size, ("mlp", "embed"), rngs=rngs, dtype=dtype)
-
-    def __call__(self, tokens: Float[Array, "B L E"]) -> Float[Array, "B L D"]:
-        return self.down(nnx.gelu(self.up(tokens), approximate=True))
-
-
 class AdaLN(nnx.Module):
     """Adaptive modulation: `num` vectors per block from the conditioning vector, zero at initialisation.
 

@@ -43,9 +43,12 @@ class SwiGLU(nnx.Module):
 class PlainMLP(nnx.Module):
     """W_2 gelu(x W_1), with the tanh form of GELU (Hendrycks and Gimpel, 1606.08415, section 2)."""
 
-    def __init__(self, hidden_size: int, mlp_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.up = linear(hidden_size, mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
-        self.down = linear(mlp_size, hidden_size, ("mlp", "embed"), rngs=rngs, dtype=dtype)
+    def __init__(
+        self, features_in: int, mlp_size: int, features_out: int | None = None, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        """`features_out` are as many as go in unless it says otherwise."""
+        self.up = linear(features_in, mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
+        self.down = linear(mlp_size, features_out or features_in, ("mlp", "embed"), rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+    def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b E"]:
         return self.down(nnx.gelu(self.up(x), approximate=True))

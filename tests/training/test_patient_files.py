@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 from line_training import line_program, train_lines, without_rates
-from stores import small_store
 
 from dit_video.training import patient_files
 from dit_video.training.patient_files import NotWritten, PatientFiles
@@ -13,17 +12,6 @@ from dit_video.training.tracker import RECORD, read_record
 LINES = [f"{number:0>999}\n".encode() for number in range(100)]
 # In bytes; some of the lines fit.
 SPARE = 1 << 14
-
-
-@pytest.fixture
-def store(tmp_path):
-    with small_store(tmp_path / "store") as made:
-        yield made
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 @pytest.fixture
