@@ -9,9 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import itertools
-import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,12 +22,13 @@ from jax.sharding import Mesh
 from dit_video import processes
 from dit_video.checkpoint_digest import digest_leaves, seal, weights_digest
 from dit_video.checkpoint_fit import OtherNetwork, check_fit, dtype_and_shape, named, some
+from dit_video.checkpoint_folder import DAMAGED_FOLDER, FOLDER, steps_of
 from dit_video.checkpoint_orbax import DAMAGE, NO_DAMAGE, each_for_itself, first_line, ignore_late_tasks, quiet
 from dit_video.checkpoint_writer import Writer
 from dit_video.nn.module import Params
 from dit_video.retention import Keep
 from dit_video.sharding import replicated
-from dit_video.storage import LAST_PAUSES, Vanished, chain, read_patiently
+from dit_video.storage import LAST_PAUSES, chain, raised_by_stores, read_patiently
 
 __all__ = [
     "DAMAGED_FOLDER",
@@ -44,8 +42,6 @@ __all__ = [
     "weights_digest",
 ]
 
-FOLDER = "checkpoints"
-DAMAGED_FOLDER = "checkpoints_damaged"
 State = TypeVar("State")
 Loaded = TypeVar("Loaded")
 
@@ -95,6 +91,8 @@ class Checkpoints:
         scores: Callable[[], Mapping[int, float]] = dict,
         experiment: Mapping[str, Any] | None = None,
         say: Callable[[str], None] | None = None,
+        record: Callable[[Mapping[str, Any]], None] | None = None,
+        beside: Callable[[], None] | None = None,
     ):
         """Opens the folder of a run, and makes it where there is none.
 
@@ -103,12 +101,14 @@ class Checkpoints:
             scores: by step, what `keep.best` asks for; called at each save.
             experiment: its JSON, saved with each step.
             say: told of a store that fails, and what to do; prints to standard error, if left out.
+            record: gets what each save took, or why it failed; see dit_video/checkpoint_writer.py.
+            beside: called when a save begins, by the first process: what else whoever goes on from there should find.
         """
         self._keep, self._scores, self._experiment = keep or Keep(), scores, experiment
+        self._beside = beside or (lambda: None)
         self._say = say or functools.partial(print, file=sys.stderr)
-        self._folder = (workdir / FOLDER).resolve()  # Orbax takes no relative path
-        self._damaged_folder = workdir / DAMAGED_FOLDER
-        self._writer = Writer(self._folder, self._say)
+        self._folder = steps_of(workdir)
+        self._writer = Writer(self._folder, self._say, record or (lambda line: None))
         self._orbax = self._writer.orbax
         self._digest = jax.jit(digest_leaves)
 
@@ -123,7 +123,7 @@ class Checkpoints:
     @property
     def unfinished(self) -> list[str]:
         """Folders of saves that go on at this moment, or that were killed."""
-        return sorted(path.name for path in self._folder.glob("*.orbax-checkpoint-tmp*"))
+        return self._folder.unfinished()
 
     def existing(self, step: int | None = None) -> int:
         """`step`, or the latest where it is None.
@@ -133,9 +133,9 @@ class Checkpoints:
         """
         steps = self.steps
         if not steps:
-            raise FileNotFoundError(f"{self._folder}: no checkpoint; `dit-video train --workdir ...` makes one")
+            raise FileNotFoundError(f"{self._folder.path}: no checkpoint; `dit-video train --workdir ...` makes one")
         if step is not None and step not in steps:
-            raise FileNotFoundError(f"{self._folder}: no step {step}; there are {', '.join(map(str, steps))}")
+            raise FileNotFoundError(f"{self._folder.path}: no step {step}; there are {', '.join(map(str, steps))}")
         return steps[-1] if step is None else step
 
     def save(self, step: int, state: Any, next_batch: int) -> None:
@@ -158,6 +158,8 @@ class Checkpoints:
             "shapes": {name: named(tree, dtype_and_shape) for name, tree in items.items()},
         }
         metadata["seal"] = seal(metadata)
+        if processes.is_first():
+            self._beside()
         self._writer.start(step, items, metadata, self._unwanted(step), digest_seconds=digest_seconds)
 
     def _unwanted(self, step: int) -> set[int]:
@@ -166,7 +168,7 @@ class Checkpoints:
         def decide() -> list[int]:
             try:
                 scores = self._scores() if self._keep.best else {}
-            except OSError:
+            except raised_by_stores():
                 return []  # the best may be among them
             return sorted(self._keep.unwanted({*self.steps, step}, scores))
 
@@ -195,7 +197,7 @@ class Checkpoints:
                 time.sleep(pause)
         latest = self.latest
         raise NotSaved(
-            f"{self._folder}: step {step} could not be saved in {len(LAST_PAUSES) + 1} attempts; "
+            f"{self._folder.path}: step {step} could not be saved in {len(LAST_PAUSES) + 1} attempts; "
             + ("there is no checkpoint" if latest is None else f"the last checkpoint is of step {latest}")
             + ". Mend the store as said above, and give the same command again"
         )
@@ -227,7 +229,7 @@ class Checkpoints:
         return _everywhere(lambda: read_patiently(lambda: self._index(step), self._say))
 
     def _index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        self._check_folder()
+        self._folder.check()
         with quiet(), each_for_itself():
             try:
                 found = self._orbax.checkpointables_metadata(step)
@@ -242,7 +244,7 @@ class Checkpoints:
         if not isinstance(metadata, dict) or metadata.keys() not in (_SEALED, _UNSEALED):
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 # Orbax says nothing of a file that may not be opened, which is no damage.
-                (self._folder / str(step) / "_CHECKPOINT_METADATA").read_bytes()
+                (self._folder.path / str(step) / "_CHECKPOINT_METADATA").read_bytes()
             raise self.damaged(step, "its metadata cannot be read")
         if "seal" in metadata:
             if metadata["seal"] != seal({name: value for name, value in metadata.items() if name != "seal"}):
@@ -313,26 +315,15 @@ class Checkpoints:
             say(f"damaged checkpoint set aside: {message}; it is now {self.set_aside(str(step), message)}")
         return saved
 
-    def set_aside(self, name: str, why: str) -> Path:
+    def set_aside(self, name: str, why: str) -> str:
         """Moves the folder of a step out of the way, beside a note of the reason; where it is then."""
 
-        def move() -> str:
-            number = itertools.count(2)
-            target = self._damaged_folder / name
-            while target.exists():
-                target = self._damaged_folder / f"{name}_{next(number)}"
-            self._damaged_folder.mkdir(exist_ok=True)
-            note = {"found": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "why": why}
-            target.with_name(f"{target.name}.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-            shutil.move(self._folder / name, target)
-            return str(target)
-
-        moved = Path(processes.from_first(move))
+        moved = processes.from_first(lambda: self._folder.set_aside(name, why))
         self._orbax.reload()
         return moved
 
     def damaged(self, step: int, what: str) -> DamagedCheckpoint:
-        return DamagedCheckpoint(f"{self._folder / str(step)}: {what}")
+        return DamagedCheckpoint(f"{self._folder.path / str(step)}: {what}")
 
     def read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         """Arrays as they are on disk; their digests are not looked at.
@@ -343,7 +334,7 @@ class Checkpoints:
         return _everywhere(lambda: read_patiently(lambda: self._read(step, items), self._say))
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        self._check_folder()
+        self._folder.check()
         with quiet(), each_for_itself():
             try:
                 return self._orbax.load_checkpointables(step, items)
@@ -359,14 +350,9 @@ class Checkpoints:
         ignore_late_tasks()
         raise self.damaged(step, f"cannot be read: {why}")
 
-    def _check_folder(self) -> None:
-        """A file system that is gone has damaged nothing."""
-        if not self._folder.is_dir():
-            raise Vanished(f"{self._folder} is gone; look whether its file system is mounted")
-
     def _load(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         metadata = self.metadata(step)
-        check_fit(items, metadata, self._folder / str(step))
+        check_fit(items, metadata, self._folder.path / str(step))
         loaded = self.read(step, items)
         for item, tree in jax.device_get(self._digest(loaded)).items():
             saved = metadata["digests"][item]

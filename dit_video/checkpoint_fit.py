@@ -1,7 +1,7 @@
 """Whether a checkpoint holds the arrays that somebody asks for: a changed network is not damage."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ class OtherNetwork(ValueError):
     """The checkpoint is whole, but of another network or optimizer."""
 
 
-def check_fit(items: Mapping[str, Any], metadata: Mapping[str, Any], where: Path) -> None:
+def check_fit(items: Mapping[str, Any], metadata: Mapping[str, Any], where: os.PathLike[str]) -> None:
     """Compares names, shapes and dtypes with those of the checkpoint `where` that has this metadata.
 
     Raises:

@@ -10,19 +10,18 @@ import dataclasses
 import gc
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from dit_video import processes
+from dit_video.checkpoint_folder import Steps
 from dit_video.checkpoint_orbax import first_line, ignore_late_tasks, quiet
-from dit_video.storage import Vanished, advice, chain, fault
+from dit_video.storage import advice, chain, fault, raised_by_stores
 
 RECORD = "saves.jsonl"
 
@@ -59,9 +58,9 @@ class _Pending:
 class Writer:
     """One save at a time into the folder of all steps. Every process of a run calls the same methods."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]):
-        """`say` is told what could not be written, what that means, and what to do."""
-        self._folder, self._say = folder, say
+    def __init__(self, folder: Steps, say: Callable[[str], None], record: Callable[[Mapping[str, Any]], None]):
+        """`say` is told what could not be written, what that means, and what to do; `record` gets a line for each."""
+        self._folder, self._say, self._record = folder, say, record
         self._policy = _Unwanted()
         # Orbax's policies do not have the type that its Checkpointer asks for.
         policy: Any = self._policy
@@ -70,7 +69,7 @@ class Writer:
             # Where a folder cannot be made in the background, Orbax's other threads wait for it for minutes.
             options = ocp.options.AsyncOptions(timeout_secs=TIMEOUT, create_directories_asynchronously=False)
             context = ocp.Context(async_options=options)
-            self.orbax = ocp.training.Checkpointer(str(folder), context=context, preservation_policy=policy)
+            self.orbax = ocp.training.Checkpointer(str(folder.path), context=context, preservation_policy=policy)
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
         self._num_failed = 0
@@ -84,16 +83,14 @@ class Writer:
         """Starts writing; the arrays may be donated as soon as this returns. `unwanted` steps are then deleted."""
         began = time.perf_counter()
         try:
-            if not self._folder.is_dir():
-                # Orbax would make it anew, under a mount point perhaps, without the steps that it held.
-                raise Vanished(f"{self._folder} is gone")
+            self._folder.check()  # Orbax would make it anew, under a mount point perhaps, without what it held
             if self._num_failed:
                 processes.from_first(self._remove_half_written)
                 self.orbax.reload()
             self._policy.steps = unwanted
             # Forced: by default Orbax leaves a step out while the one before it is still being written.
             response = self.orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
-        except (OSError, ValueError) as error:
+        except raised_by_stores() as error:
             if fault(error) is None:
                 raise
             future: Future[float] = Future()
@@ -124,13 +121,13 @@ class Writer:
             self._clear_away(pending, failure)
             return False
         if failure := next((found["deleting"] for found in failures if "deleting" in found), None):
-            self._say(f"{self._folder}: old checkpoints could not be deleted: {failure}")
+            self._say(f"{self._folder.path}: old checkpoints could not be deleted: {failure}")
             self._reload()
         if self._num_failed:
-            self._say(f"{self._folder / str(pending.step)}: is written; nothing before it is at risk any more")
+            self._say(f"{self._folder.path / str(pending.step)}: is written; nothing before it is at risk any more")
         self._num_failed, self._last = 0, pending.step
         written = {} if pending.future.exception() else {"written_seconds": pending.future.result()}
-        self._record({"step": pending.step, **pending.costs, **written})
+        self._write_line({"step": pending.step, **pending.costs, **written})
         return True
 
     def overdue(self) -> bool:
@@ -168,7 +165,13 @@ class Writer:
         if isinstance(cause, TimeoutError):
             return {"waiting": text}
         # A step appears when it is complete; old ones are deleted then.
-        return {"deleting" if (self._folder / str(pending.step)).is_dir() else "writing": text}
+        return {"deleting" if self._has(pending.step) else "writing": text}
+
+    def _has(self, step: int) -> bool:
+        """Whether the store says that it has this step."""
+        with contextlib.suppress(*raised_by_stores()):
+            return self._folder.has(step)
+        return False
 
     def _clear_away(self, pending: _Pending, failure: str) -> None:
         self._half_written.add(pending.step)
@@ -179,35 +182,35 @@ class Writer:
         self._due = time.monotonic() + pause
         risk = "there is no checkpoint yet" if self._last is None else f"the last checkpoint is of step {self._last}"
         self._say(
-            f"{self._folder / str(pending.step)}: not written: {failure}. Training goes on; {risk}, so "
+            f"{self._folder.path / str(pending.step)}: not written: {failure}. Training goes on; {risk}, so "
             f"{pending.step - (self._last or 0)} steps and those to come are at risk. A checkpoint takes "
             f"{pending.costs['bytes'] / 1e6:.1f} MB; it is tried again "
             + ("at the next save" if processes.joined() else f"in {pause:.0f} s")
         )
-        self._record({"step": pending.step, "failed": failure})
+        self._write_line({"step": pending.step, "failed": failure})
+
+    def _write_line(self, line: Mapping[str, Any]) -> None:
+        if processes.is_first():
+            self._record(line)
 
     def _reload(self) -> None:
         """Orbax has forgotten the step that failed, and those that it was to delete."""
-        if self._folder.is_dir():
-            with contextlib.suppress(OSError):
-                self.orbax.reload()
+        with contextlib.suppress(*raised_by_stores()):
+            self._folder.check()
+            self.orbax.reload()
 
     def _remove_half_written(self) -> None:
         """What failed takes space. Threads of Orbax that have not failed go on writing for a moment."""
         until = time.monotonic() + _PATIENCE
         while True:
-            halves = [h for step in self._half_written for h in self._folder.glob(f"{step}.orbax-checkpoint-tmp*")]
-            for half in halves:
-                shutil.rmtree(half, ignore_errors=True)
+            halves: list[str] = []
+            with contextlib.suppress(*raised_by_stores()):
+                halves = [half for step in self._half_written for half in self._folder.half_written(step)]
+                for half in halves:
+                    self._folder.remove(half)
             if not halves or time.monotonic() > until:
                 return
             time.sleep(0.05)
-
-    def _record(self, line: Mapping[str, Any]) -> None:
-        if processes.is_first():
-            # It is said as well, and a disk that is full for checkpoints may be full for this.
-            with contextlib.suppress(OSError), open(self._folder.parent / RECORD, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
 
 
 def _without_tracebacks_of_orbax(record: logging.LogRecord) -> bool:

@@ -5,17 +5,20 @@ A run folder holds
     experiment.json          the resolved experiment, overrides, fingerprint, versions; written before anything starts
     checkpoints/             steps; each is state, data position and experiment as one
     checkpoints_damaged/     steps that were found damaged or half-written, each beside a note of what was wrong
+    saves.jsonl              what each checkpoint took
     metrics.jsonl            the record: one line per step, evaluation and speed measurement
     events.jsonl             what went wrong and what was done about it, one line each
     goodput.jsonl            where the time went
     stacks_*.txt             what all threads did when the run seemed to hang
     curves.png, samples/, tensorboard/
     latent_statistics.json   of a codec: per-channel mean and deviation over the training set
+gs://bucket/run has the same names; dit_video/run_copy.py says how.
 """
 
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from dit_video import experiment as experiments
 from dit_video import processes, run_lock
 from dit_video.arrays import Text
 from dit_video.checkpoint import Checkpoints
+from dit_video.checkpoint_writer import RECORD as SAVES
 from dit_video.data.batch import Batch, Split
 from dit_video.data.sources import NoData
 from dit_video.experiment import Experiment, ExperimentError
@@ -43,9 +47,9 @@ from dit_video.preconditions import (
     check_shared,
     check_source,
 )
+from dit_video.run_copy import Copying, at_hand, record_of
 from dit_video.run_folder import RECORD, check_data, environment, read_experiment, record, record_data
 from dit_video.sharding import make_mesh, platform_of, rows_here, shard_frozen
-from dit_video.storage import check_folder
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.task import ClipShape, EvaluationData, Subject
@@ -78,7 +82,7 @@ class Outcome:
 class OpenRun:
     """A finished or interrupted run, opened to be judged, sampled from or exported.
 
-    `params` are the averaged weights where `ema`, else the raw ones.
+    `params` are the averaged weights where `ema`, else the raw ones. Of a run in a bucket `workdir` is a copy.
     """
 
     workdir: Path
@@ -115,9 +119,11 @@ def train(
         allow_data_change: go on although the data are not; from the next batch on, batches are then others.
     """
     console = console or Console()
-    check_folder(workdir)
-    if init_from is not None and not (init_from / RECORD).is_file():
-        raise ExperimentError(f"--init_from={init_from}: there is no run in this folder; name one that has a {RECORD}")
+    kept = record_of(workdir)
+    if init_from is not None:
+        init_from = at_hand(init_from, RECORD)
+        if not (init_from / RECORD).is_file():
+            raise ExperimentError(f"--init_from={init_from}: there is no run in this folder; name one with a {RECORD}")
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     check_joined()
@@ -128,11 +134,20 @@ def train(
     check_cache(experiment, frozen)
     check_source(experiment)
     data = experiment.data.identity()
+
+    def begin() -> None:
+        kept.pull(RECORD)
+        record(experiment, kept.folder, overrides, allow_change)
+        check_data(data, kept.folder, allow_data_change)
+        kept.push()
+
     with processes.entered_by_first(run_lock.hold(workdir, _plain(console))):
-        processes.from_first(lambda: record(experiment, workdir, overrides, allow_change))
-        processes.from_first(lambda: check_data(data, workdir, allow_data_change))
-        check_shared(workdir)
-        return _train(experiment, data, workdir, frozen, mesh, init_from, profile, console)
+        processes.from_first(begin)
+        if not processes.is_first():
+            kept.pull(RECORD)
+        check_shared(kept.folder)
+        with Copying(kept, _plain(console)) as copying:
+            return _train(experiment, data, kept.folder, frozen, mesh, init_from, profile, console, copying)
 
 
 def _train(
@@ -144,12 +159,13 @@ def _train(
     init_from: Path | None,
     profile: bool,
     console: Console,
+    copying: Copying,
 ) -> Outcome:
     """`train` in a folder that is this run's own, with `data` as their identity says."""
     program = program_of(experiment, mesh)
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(PatientFiles(_plain(console)))
-        checkpoints = stack.enter_context(_checkpoints(experiment, workdir, files, console))
+        checkpoints = stack.enter_context(_checkpoints(experiment, workdir, files, copying, console))
         state, next_batch = _initial_state(experiment, program, checkpoints, init_from, mesh, console)
         processes.from_first(lambda: record_data(data, workdir, next_batch))
         recorder = stack.enter_context(_recorded(experiment, workdir, files, int(state.step), console))
@@ -190,15 +206,19 @@ def _train(
     return Outcome(step, finished)
 
 
-def _checkpoints(experiment: Experiment, workdir: Path, files: PatientFiles, console: Console) -> Checkpoints:
+def _checkpoints(
+    experiment: Experiment, workdir: Path, files: PatientFiles, copying: Copying, console: Console
+) -> Checkpoints:
     """Those of a run that trains."""
-    keep, metrics = experiment.keep, files.file(workdir / METRICS)
+    keep, metrics, saves = experiment.keep, files.file(workdir / METRICS), files.file(workdir / SAVES)
     return Checkpoints(
         workdir,
         keep=keep,
         scores=lambda: {} if keep.best is None else recorded_scores(metrics, keep.best.evaluator, keep.best.scalar),
         experiment=experiments.to_json(experiment),
         say=_plain(console),
+        record=lambda line: saves.append(f"{json.dumps(line)}\n".encode()),
+        beside=copying.start,
     )
 
 
@@ -216,6 +236,7 @@ def open_run(
     """
     console = console or Console()
     keep_compiled_programs()
+    workdir = at_hand(workdir, RECORD)
     experiment = read_experiment(workdir, like)
     mesh = make_mesh(experiment.mesh)
     experiment, frozen = with_frozen(experiment, mesh, console)

@@ -15,7 +15,6 @@ from dit_video import experiment as experiments
 from dit_video.data.batch import Split
 from dit_video.experiment import Experiment, ExperimentError
 from dit_video.json_file import read_object
-from dit_video.storage import check_folder
 
 RECORD = "experiment.json"
 # In it, beside the experiment: what its data are, and what they were before.
@@ -24,7 +23,6 @@ DATA, DATA_CHANGES = "data", "data_changes"
 
 def read_experiment(workdir: Path, like: Experiment | None = None) -> Experiment:
     """The experiment a run folder was started with; `like` has the classes of the user's own that it is made of."""
-    check_folder(workdir)
     path = workdir / RECORD
     if not path.is_file():
         raise ExperimentError(f"{workdir}: not a run folder (no {RECORD}); `dit-video train --workdir` makes one")

@@ -14,8 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from dit_video import processes
+from dit_video.object_store import BucketLock, address
+from dit_video.storage import raised_by_stores
 
 LOCK = "lock.json"
 
@@ -28,11 +31,46 @@ class RunInUse(ValueError):
     """Another process trains in this folder."""
 
 
+@runtime_checkable
+class Lock(Protocol):
+    """A text that one of several can write, in a run folder or a run in a bucket.
+
+    Attributes:
+        where: its own name; `run`: that of the run.
+    """
+
+    where: str
+    run: str
+
+    def create(self, text: str) -> bool:
+        """False where there is one already."""
+        ...
+
+    def read(self) -> str | None:
+        """None where there is none."""
+        ...
+
+    def touch(self) -> None: ...
+
+    def remove(self, text: str) -> bool:
+        """Removes it if it is still this one; of several that try, one succeeds."""
+        ...
+
+    def sign(self) -> object:
+        """Changes when the holder touches it; None where there is none."""
+        ...
+
+    def age(self) -> float:
+        """Seconds for which nobody has touched it, as far as that can be known."""
+        ...
+
+
 @contextlib.contextmanager
-def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """The run folder is this process's own; given back on every way out but a kill.
+def hold(run: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """The run is this process's own; given back on every way out but a kill.
 
     Args:
+        run: its folder, or gs://bucket/run.
         say: told of a lock that is waited for, and of a stale one that is taken over.
 
     Raises:
@@ -40,8 +78,8 @@ def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     A process that was halted for so long that another has taken the folder over ends at once when it goes on.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / LOCK
+    where = address(run)
+    lock: Lock = FileLock(run) if where is None else BucketLock(where, LOCK)
     mine = json.dumps(
         {
             "host": socket.gethostname(),
@@ -52,82 +90,143 @@ def hold(workdir: Path, say: Callable[[str], None]) -> Iterator[None]:
         },
         indent=1,
     )
-    while not _create(path, mine):
-        theirs = _read(path)
+    while not lock.create(mine):
+        theirs = lock.read()
         if theirs is None:
             continue
-        _refuse_unless_stale(path, theirs, say)
-        if _remove(path, theirs):
-            say(f"{path}: taken over from a process that is gone (pid {json.loads(theirs)['pid']})")
+        _refuse_unless_stale(lock, theirs, say)
+        if lock.remove(theirs):
+            say(f"{lock.where}: taken over from a process that is gone (pid {json.loads(theirs)['pid']})")
     done = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(path, mine, done, say), name="run_lock", daemon=True)
+    keeper = threading.Thread(target=_keep, args=(lock, mine, done, say), name="run_lock", daemon=True)
     keeper.start()
     try:
         yield
     finally:
         done.set()
         keeper.join()
-        # Somebody who removed it by hand may have let another run in.
-        if _read(path) == mine:
-            path.unlink()
+        # Somebody who removed it by hand may have let another run in. What cannot be removed is stale soon.
+        with contextlib.suppress(*raised_by_stores()):
+            lock.remove(mine)
 
 
-def _keep(path: Path, mine: str, done: threading.Event, say: Callable[[str], None]) -> None:
+def _keep(lock: Lock, mine: str, done: threading.Event, say: Callable[[str], None]) -> None:
     """Touches the lock until `done`."""
     while not done.wait(REFRESH_SECONDS):
-        try:
-            if (theirs := _read(path)) not in (mine, None):
+        # Removed by hand, or a store that does not answer now.
+        with contextlib.suppress(*raised_by_stores()):
+            if (theirs := lock.read()) not in (mine, None):
                 # Two that write here would spoil what both have learnt, and the other one has begun.
-                say(f"{path}: another run has taken this folder over: {theirs}; this one ends at once")
+                say(f"{lock.where}: another run has taken this folder over: {theirs}; this one ends at once")
                 processes.leave(1)
-            os.utime(path)
-        except OSError:
-            continue  # removed by hand, or a store that does not answer now
+            lock.touch()
 
 
-def _refuse_unless_stale(path: Path, text: str, say: Callable[[str], None]) -> None:
+def _refuse_unless_stale(lock: Lock, text: str, say: Callable[[str], None]) -> None:
     try:
-        lock = json.loads(text)
-        host, pid, started, since = lock["host"], int(lock["pid"]), lock["process_started"], lock["since"]
-        refreshed = "refresh_seconds" in lock  # version 0.1 did not
+        found = json.loads(text)
+        host, pid, started, since = found["host"], int(found["pid"]), found["process_started"], found["since"]
+        refreshed = "refresh_seconds" in found  # version 0.1 did not
     except (ValueError, TypeError, KeyError):
         # Killed while it was writing, or writing right now: nobody can tell.
-        raise RunInUse(f"{path}: not a lock that can be read; if no training runs in this folder, remove it") from None
+        raise RunInUse(
+            f"{lock.where}: not a lock that can be read; if no training runs in this folder, remove it"
+        ) from None
     here = host == socket.gethostname()
     if here and not _is_alive(pid, started):
         return
-    if not here and refreshed and not _is_touched(path, f"process {pid} on {host}", say):
+    if not here and refreshed and not _is_touched(lock, f"process {pid} on {host}", say):
         return
     raise RunInUse(
-        f"{path.parent}: process {pid} on {host} trains here since {since}; stop it or use another --workdir"
-        + ("" if here else f". If it is gone, which cannot be seen from {socket.gethostname()}, remove {path}")
+        f"{lock.run}: process {pid} on {host} trains here since {since}; stop it or use another --workdir"
+        + ("" if here else f". If it is gone, which cannot be seen from {socket.gethostname()}, remove {lock.where}")
     )
 
 
-def _is_touched(path: Path, holder: str, say: Callable[[str], None]) -> bool:
+def _is_touched(lock: Lock, holder: str, say: Callable[[str], None]) -> bool:
     """Waits until the lock of another host is touched, or until nobody has done so for GONE_SECONDS."""
-    try:
-        first = path.stat().st_mtime_ns
-        told = False
-        while (age := _now(path.parent) - path.stat().st_mtime_ns / 1e9) <= GONE_SECONDS:
-            if path.stat().st_mtime_ns != first:
-                return True
-            if not told:
-                say(f"{path}: {holder} has this folder; waiting for a sign of life, {GONE_SECONDS - age:.0f} s at most")
-                told = True
-            time.sleep(_POLL_SECONDS)
-    except FileNotFoundError:
-        return False  # it was given back, or another has taken it over
+    first = lock.sign()
+    if (left := GONE_SECONDS - lock.age()) > 0:
+        say(f"{lock.where}: {holder} has this folder; waiting for a sign of life, {left:.0f} s at most")
+    until = time.monotonic() + left
+    while (now := lock.sign()) is not None:  # else it was given back, or another has taken it over
+        if now != first:
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(_POLL_SECONDS)
     return False
 
 
-def _now(folder: Path) -> float:
-    """The time by the clock of the file system, which need not be that of this host."""
-    probe = folder / f"{LOCK}.{socket.gethostname()}.{os.getpid()}.now"
-    probe.touch()
-    now = probe.stat().st_mtime
-    probe.unlink()
-    return now
+class FileLock:
+    """In the folder of a run."""
+
+    def __init__(self, workdir: Path):
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / LOCK
+        self.where, self.run = str(self._path), str(workdir)
+
+    def create(self, text: str) -> bool:
+        """False where the file is there already."""
+        try:
+            descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            os.write(descriptor, text.encode())
+        except OSError:
+            self._path.unlink()  # a full disk must not lock the run
+            raise
+        finally:
+            os.close(descriptor)
+        return True
+
+    def read(self) -> str | None:
+        """What is in the lock, None where there is none; one that is being written is waited for."""
+        for _ in range(20):
+            try:
+                if text := self._path.read_text(encoding="utf-8"):
+                    return text
+            except FileNotFoundError:
+                return None
+            time.sleep(0.05)
+        return ""
+
+    def touch(self) -> None:
+        os.utime(self._path)
+
+    def remove(self, text: str) -> bool:
+        """Removes the lock if it is still this one. Of several that try, one succeeds: a rename is atomic."""
+        if self.read() != text:
+            return False
+        grabbed = self._path.with_name(f"{LOCK}.{os.getpid()}")
+        try:
+            self._path.rename(grabbed)
+        except FileNotFoundError:
+            return False
+        found = grabbed.read_text(encoding="utf-8")
+        grabbed.unlink()
+        if found != text:
+            # Another was faster and holds the folder by now: what was grabbed is its lock.
+            self.create(found)
+            return False
+        return True
+
+    def sign(self) -> int | None:
+        """When it was last touched, in nanoseconds by the clock of the file system; None where there is no lock."""
+        try:
+            return self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def age(self) -> float:
+        """Seconds since it was touched, by the clock of the file system, which need not be that of this host."""
+        probe = self._path.with_name(f"{LOCK}.{socket.gethostname()}.{os.getpid()}.now")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        touched = self.sign()
+        return 0.0 if touched is None else now - touched / 1e9
 
 
 def _is_alive(pid: int, started: str | None) -> bool:
@@ -152,47 +251,3 @@ def _process_started(pid: int) -> str | None:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except FileNotFoundError:
         return None
-
-
-def _create(path: Path, text: str) -> bool:
-    """False where the file is there already."""
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    try:
-        os.write(descriptor, text.encode())
-    except OSError:
-        path.unlink()  # a full disk must not lock the run
-        raise
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _read(path: Path) -> str | None:
-    """What is in the lock, None where there is none; one that is being written is waited for."""
-    for _ in range(20):
-        try:
-            if text := path.read_text(encoding="utf-8"):
-                return text
-        except FileNotFoundError:
-            return None
-        time.sleep(0.05)
-    return ""
-
-
-def _remove(path: Path, stale: str) -> bool:
-    """Removes the lock if it is still this one. Of several that try, one succeeds: a rename is atomic."""
-    grabbed = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.rename(grabbed)
-    except FileNotFoundError:
-        return False
-    found = grabbed.read_text(encoding="utf-8")
-    grabbed.unlink()
-    if found != stale:
-        # Another was faster and holds the folder by now: what was grabbed is its lock.
-        _create(path, found)
-        return False
-    return True

@@ -5,9 +5,9 @@ import errno
 import io
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 Result = TypeVar("Result")
@@ -35,9 +35,11 @@ _PASSING = frozenset(
         errno.EHOSTUNREACH,
     }
 )
+_PASSING_HTTP = frozenset({408, 429, *range(500, 600)})
 _PASSING_STATUS = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ACCESS = re.compile("PERMISSION_DENIED|UNAUTHENTICATED|Forbidden|Invalid Credentials|credentials|Anonymous caller")
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -45,23 +47,6 @@ READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 LAST_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """The same for the last checkpoint of a run. A job that is to be ended has minutes, not hours."""
-
-
-# Two letters at least: C: is a disk. A path has lost one of the two slashes.
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-
-
-def check_folder(name: str | Path) -> None:
-    """A run needs a file system: atomic renames, files that are made once, appends.
-
-    Raises:
-        ValueError: it is the address of an object store.
-    """
-    if _ADDRESS.match(str(name)):
-        raise ValueError(
-            f"{name}: is no folder but an address; a run is kept in a folder of a file system. Mount the bucket as one "
-            "(gcsfuse, mount-s3, rclone mount), or train in a local folder and copy that"
-        )
 
 
 class Vanished(OSError):
@@ -75,10 +60,16 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def raised_by_stores() -> tuple[type[Exception], ...]:
+    """What a failing store may raise; libraries for buckets have errors of their own, where they are imported."""
+    foreign = (("gcsfs.retry", "HttpError"), ("aiohttp", "ClientError"), ("google.auth.exceptions", "GoogleAuthError"))
+    return OSError, ValueError, *(getattr(sys.modules[m], name) for m, name in foreign if m in sys.modules)
+
+
 def fault(error: BaseException) -> BaseException | None:
     """The failure of a store in what was raised; None where it is something else, such as a mistake in a program."""
     for cause in chain(error):
-        if isinstance(cause, OSError) or (isinstance(cause, ValueError) and _STATUS.match(str(cause))):
+        if isinstance(cause, raised_by_stores()) and (not isinstance(cause, ValueError) or _STATUS.match(str(cause))):
             return cause
     return None
 
@@ -93,6 +84,8 @@ def advice(error: BaseException) -> str:
         return "make the folder writable again"
     if number == errno.EFBIG or os.strerror(errno.EFBIG) in text:
         return "raise the limit of the size of files (ulimit -f)"
+    if _NO_ACCESS.search(text):
+        return "let this machine write to the bucket (gcloud auth application-default login, or a service account)"
     return "look whether the file system is there and answers"
 
 
@@ -102,6 +95,10 @@ def passes(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING
+    if not isinstance(error, OSError | ValueError):
+        # Of a bucket, whose library gives the code of HTTP where it got an answer.
+        code = str(getattr(error, "code", None) or 503)
+        return not code.isdigit() or int(code) in _PASSING_HTTP
     return bool(_PASSING_STATUS.match(str(error)))
 
 
@@ -110,7 +107,7 @@ def read_patiently(read: Callable[[], Result], say: Callable[[str], None]) -> Re
     for pause in READ_PAUSES:
         try:
             return read()
-        except (OSError, ValueError) as error:
+        except raised_by_stores() as error:
             if not passes(error):
                 raise
             say(f"cannot read: {error}; trying again in {pause:.0f} s")

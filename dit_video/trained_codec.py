@@ -26,8 +26,9 @@ from dit_video.json_file import read_object
 from dit_video.nn.module import define, params_of
 from dit_video.pretrained_image import with_image
 from dit_video.pretrained_text import with_text
-from dit_video.processes import from_first
+from dit_video.processes import from_first, is_first
 from dit_video.progress import counted
+from dit_video.run_copy import at_hand, give_back
 from dit_video.run_folder import RECORD, other_values, read_experiment, write_json
 from dit_video.sharding import fetch, make_mesh, place, place_whole, replicated, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
@@ -51,7 +52,7 @@ def with_frozen(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[E
 
 
 def codec_of_run(
-    workdir: Path, mesh: Mesh, console: Console, like: Experiment
+    run: Path, mesh: Mesh, console: Console, like: Experiment
 ) -> tuple[LatentCodec, str, Mapping[str, Any]]:
     """The codec that a run trained, the digest of its weights, and its latent statistics.
 
@@ -59,10 +60,11 @@ def codec_of_run(
 
     Statistics are measured over the training set once for these weights, and kept in the run folder.
     """
+    workdir = at_hand(run, RECORD)
     experiment = read_experiment(workdir, like)
     task = experiment.task
     if not isinstance(task, Autoencode):
-        raise ExperimentError(f"{workdir}: trained {type(task).__name__}, not a codec; name the run of a VAE")
+        raise ExperimentError(f"{run}: trained {type(task).__name__}, not a codec; name the run of a VAE")
     definition = define(task.init)
     checkpoints = Checkpoints(workdir)
     try:
@@ -76,6 +78,8 @@ def codec_of_run(
     if found.get("codec") != digest:
         found = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
         from_first(lambda: write_json(path, found))
+        if workdir != run and is_first():
+            give_back(workdir)
     codec = LatentCodec(vae, jnp.asarray(found["mean"], jnp.float32), jnp.asarray(found["std"], jnp.float32))
     return jax.device_put(codec, shard_frozen(codec, mesh)), digest, found
 
@@ -165,7 +169,7 @@ def provenance(experiment: Experiment, digest: str, statistics: Mapping[str, Any
 def _trained(
     codec: TrainedCodec, mesh: Mesh, console: Console, like: Experiment
 ) -> tuple[LatentCodec, str, Mapping[str, Any]]:
-    folder = Path(codec.run)
+    folder = at_hand(Path(codec.run), RECORD)
     if not (folder / RECORD).is_file():
         raise ExperimentError(
             f"config.task.codec.run={codec.run!r}: there is no run in this folder; train its VAE first, "

@@ -4,6 +4,7 @@ Environment first: JAX reads it once, when it is imported.
 """
 
 import os
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -15,6 +16,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 import jax
 import numpy as np
 import pytest
+from gcs_server import GCS, serving
 from stores import small_store
 from toys import SMALL_DENOISE, SMALL_VAE
 
@@ -66,6 +68,29 @@ def store(tmp_path):
     """A folder that can be filled up."""
     with small_store(tmp_path / "store") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[GCS]:
+    """A server for buckets. TensorStore asks for its address once in a process."""
+    with serving() as (server, where):
+        os.environ |= {
+            "TENSORSTORE_GCS_HTTP_URL": where,
+            "STORAGE_EMULATOR_HOST": where,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "of nobody",
+            "FSSPEC_GCS_TOKEN": "anon",
+            # It asks for the kind of a bucket by gRPC.
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
+        yield server
+
+
+@pytest.fixture
+def bucket(gcs) -> GCS:
+    """A server whose buckets are empty."""
+    gcs.objects.clear()
+    gcs.requests.clear()
+    return gcs
 
 
 @pytest.fixture

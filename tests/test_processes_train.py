@@ -1,17 +1,13 @@
 """Laws of training by several processes: real ones, on CPU, that one experiment is trained by.
 
-Losses are compared with LOSS_TOLERANCE, since sums over a mesh are made in another order; batches are compared exactly.
+tests/training_processes.py says how they are compared.
 """
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,93 +16,21 @@ import numpy as np
 import pytest
 from toys import small_mesh
 from trained_by_processes import get_config
+from training_processes import (
+    ALONG_FSDP,
+    EXPERIMENT,
+    LOSS_TOLERANCE,
+    MINUTE,
+    assert_same_training,
+    finish,
+    lines,
+    start,
+    steps,
+    until_step,
+)
 
 from dit_video.checkpoint import Checkpoints
 from dit_video.run import program_of
-
-EXPERIMENT = "from trained_by_processes import get_config"
-ALONG_FSDP = ("--config.mesh.data=1", "--config.mesh.fsdp=4")
-LOSS_TOLERANCE = 1e-5
-TESTS = Path(__file__).parent
-# What a process that was left alone must not take longer than.
-MINUTE = 60
-
-
-def start(
-    folder: Path, workdir: str, *words: str, num_processes: int = 1, num_devices: int = 4, **variables: str
-) -> list[subprocess.Popen]:
-    """`dit-video train` in `num_processes` processes, which have `num_devices` together.
-
-    `variables` are set for the last of them alone.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for index in range(num_processes):
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices // num_processes}",
-            "PYTHONPATH": str(TESTS),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_ENABLE_COMPILATION_CACHE": "true",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        if num_processes > 1:
-            environment |= {
-                "DIT_VIDEO_COORDINATOR": f"127.0.0.1:{port}",
-                "DIT_VIDEO_NUM_PROCESSES": str(num_processes),
-                "DIT_VIDEO_PROCESS_ID": str(index),
-            }
-        if index == num_processes - 1:
-            environment |= variables
-        command = (sys.executable, "-m", "dit_video.cli.main", "train", "--config=tokens.py", f"--workdir={workdir}")
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen((*command, *words), cwd=folder, env=environment, text=True, **streams))
-    return started
-
-
-def finish(started: list[subprocess.Popen], *codes: int | set[int], timeout: float = 150) -> list[str]:
-    """What each process printed to both streams; they must end with these codes."""
-    found = []
-    for process in started:
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-        # A library of XLA prints to stdout who is connected to whom.
-        # Threads of Gloo write over each other, so a line of theirs may be torn.
-        others = [line for line in (out + err).splitlines(True) if "[Gloo]" not in line and "peer ranks" not in line]
-        found.append("".join(others))
-    for process, code in zip(started, codes, strict=True):
-        assert process.returncode in (code if isinstance(code, set) else {code}), "\n".join(found)
-    return found
-
-
-def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def steps(run: Path, key: str = "loss") -> dict[int, float]:
-    return {line["step"]: line[key] for line in lines(run) if key in line}
-
-
-def until_step(run: Path, step: int) -> None:
-    deadline = time.monotonic() + 2 * MINUTE
-    while time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            if any(line["step"] >= step for line in lines(run)):
-                return
-        time.sleep(0.02)
-    raise AssertionError(f"{run} never came to step {step}")
-
-
-def assert_same_training(run: Path, reference: Path) -> None:
-    """Up to where `run` came: the same batches exactly, losses to the tolerance."""
-    losses, wanted = steps(run), steps(reference)
-    assert losses
-    assert losses == pytest.approx({step: wanted[step] for step in losses}, rel=LOSS_TOLERANCE)
-    assert steps(run, "rows").items() <= steps(reference, "rows").items()
 
 
 @pytest.fixture(scope="module")

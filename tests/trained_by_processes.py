@@ -1,6 +1,6 @@
 """An experiment that trains in a moment, by one process or by several: a network on tokens of noise, nothing on disk.
 
-Not a test: tests/test_processes_train.py starts processes that train it. Three variables make a process misbehave:
+Not a test: tests/training_processes.py starts processes that train it. Three variables make a process misbehave:
 SECONDS_PER_RECORD makes its data slow, UNREADABLE makes record number so much of it damaged, and FULL_UNTIL leaves it
 no room for files but small ones until a file of that name says that something has failed. SAVE_TIMEOUT makes all of
 them less patient with each other.

@@ -4,7 +4,6 @@ The network of experiments/quickstart.py on the devices of this machine. The bou
 a share of the time of the steps between two saves.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -16,7 +15,6 @@ import numpy as np
 
 from dit_video import experiment as experiments
 from dit_video.checkpoint import Checkpoints
-from dit_video.checkpoint_writer import RECORD
 from dit_video.run import abstract_batch, program_of
 from dit_video.sharding import make_mesh, place, shard_frozen
 from dit_video.tasks.denoise import Denoise
@@ -41,9 +39,9 @@ def measure(num_saves: int = 7, num_steps: int = 10) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_batch(experiment))
     batch = place(batch._replace(moments=rng.normal(size=batch.moments.shape).astype(np.float32)), mesh)
-    seconds = []
+    seconds, lines = [], list[Mapping[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
-        with Checkpoints(Path(folder)) as checkpoints:
+        with Checkpoints(Path(folder), record=lines.append) as checkpoints:
             for save in range(num_saves + 1):
                 began = time.perf_counter()
                 for _ in range(num_steps):
@@ -51,7 +49,7 @@ def measure(num_saves: int = 7, num_steps: int = 10) -> dict[str, Any]:
                 jax.block_until_ready(state)
                 seconds.append((time.perf_counter() - began) / num_steps)
                 checkpoints.save(save, state, save)
-        lines = [json.loads(line) for line in (Path(folder) / RECORD).read_text().splitlines()][1:]
+        del lines[0]
     step = statistics.median(seconds[1:])
     blocking = [line["blocking_seconds"] for line in lines]
     between = experiment.schedule.save_every

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from dit_video import processes, run
+from dit_video import object_store, processes, run, run_copy
 from dit_video.cli import evaluate_compare, evaluate_fvd
 from dit_video.cli.arguments import add_extractor, add_weights, command, extractor_of, like_of
 from dit_video.cli.together import Together, add_processes
@@ -87,7 +87,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "pictures": Reconstruction(every=1, **sizes) if codec else Samples(every=1),
         "fvd": fvd,
     }
-    folder = arguments.workdir / "evaluation"
+    folder = opened.workdir / "evaluation"
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
     measured, media, cards = {}, {}, {}
     for name, judge in judges.items():
@@ -103,14 +103,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         write_playable(folder / f"{stem}_{label}", video, data.fps)
     path = folder / f"{stem}_{fvd.extractor.metric.lower()}_n{fvd.num_clips}.json"
     write_card(path, card)
+    run_copy.give_back(opened.workdir)
     if arguments.json:
         print(json.dumps(card, indent=1))
         return 0
-    shown = Table("measured", "value", title=f"{arguments.workdir} step {opened.step}")
+    kept = object_store.address(arguments.workdir) or arguments.workdir
+    shown = Table("measured", "value", title=f"{kept} step {opened.step}")
     for name, value in measured.items():
         if not name.startswith(fvd.extractor.metric.lower()):
             shown.add_row(name, f"{value:.4f}")
     console.print(shown)
     console.print(table([card]))
-    console.print(f"card: {path}; pictures beside it", highlight=False)
+    console.print(f"card: {kept}/evaluation/{path.name}; pictures beside it", highlight=False)
     return 0

@@ -140,10 +140,10 @@ def _content(arguments: argparse.Namespace, console: Console) -> Content:
             "last step, with the latent statistics measured for them"
         )
     else:
-        denoiser, (codec, _, _) = None, trained_codec.codec_of_run(arguments.workdir, opened.mesh, console, experiment)
-    provenance = arguments.workdir / PROVENANCE
+        denoiser, (codec, _, _) = None, trained_codec.codec_of_run(opened.workdir, opened.mesh, console, experiment)
+    provenance = opened.workdir / PROVENANCE
     origin = Origin(
-        run=arguments.workdir.resolve().name,
+        run=opened.workdir.resolve().name,
         step=opened.step,
         ema=opened.ema,
         fingerprint=experiments.fingerprint(experiment),

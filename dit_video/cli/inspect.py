@@ -1,6 +1,7 @@
 """dit-video inspect"""
 
 import argparse
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -11,13 +12,15 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from dit_video import experiment as experiments
-from dit_video.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint import Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint_contents import Contents, contents, verify
+from dit_video.checkpoint_folder import Steps, steps_of
 from dit_video.cli.arguments import add_like, command, like_of
 from dit_video.experiment import Experiment, ExperimentError
-from dit_video.json_file import read_object
+from dit_video.object_store import address
 from dit_video.progress import bar
-from dit_video.run_folder import data_changes, describe_change, read_experiment
+from dit_video.run_copy import at_hand
+from dit_video.run_folder import RECORD, data_changes, describe_change, read_experiment
 from dit_video.training import events
 from dit_video.training.goodput import Activity, read_goodput, summary
 
@@ -47,22 +50,23 @@ def add_parser(subparsers) -> None:
 def main(arguments: argparse.Namespace) -> int:
     console = Console()
     like = like_of(arguments)
-    experiment = read_experiment(arguments.workdir, like)
+    workdir = at_hand(arguments.workdir, RECORD)
+    experiment = read_experiment(workdir, like)
     found = {
-        "run": str(arguments.workdir),
+        "run": address(arguments.workdir) or str(arguments.workdir),
         "task": type(experiment.task).__name__,
         "fingerprint": experiments.fingerprint(experiment),
         "steps": [],
         "half_written": [],
-        "set_aside": _set_aside(arguments.workdir),
-        "data_changes": data_changes(arguments.workdir),
-        "events": [event.to_json() for event in events.read_events(arguments.workdir)],
-        "seconds": {activity.value: spent for activity, spent in read_goodput(arguments.workdir).items()},
+        "set_aside": [dataclasses.asdict(aside) for aside in steps_of(workdir).aside()],
+        "data_changes": data_changes(workdir),
+        "events": [event.to_json() for event in events.read_events(workdir)],
+        "seconds": {activity.value: spent for activity, spent in read_goodput(workdir).items()},
     }
-    if (arguments.workdir / FOLDER).is_dir():  # opening makes it
-        checkpoints = Checkpoints(arguments.workdir)
+    if steps_of(workdir).path.is_dir():  # opening makes it
+        checkpoints = Checkpoints(workdir)
         try:
-            found["steps"] = _steps(arguments.workdir, checkpoints, like, verified=arguments.verify)
+            found["steps"] = _steps(steps_of(workdir), checkpoints, like, verified=arguments.verify)
             found["half_written"] = checkpoints.unfinished
         finally:
             checkpoints.close()
@@ -73,14 +77,13 @@ def main(arguments: argparse.Namespace) -> int:
     return 1 if any(step["state"] == DAMAGED for step in found["steps"]) else 0
 
 
-def _steps(workdir: Path, checkpoints: Checkpoints, like: Experiment | None, *, verified: bool) -> list[dict[str, Any]]:
+def _steps(folder: Steps, checkpoints: Checkpoints, like: Experiment | None, *, verified: bool) -> list[dict[str, Any]]:
     steps = []
     with bar("arrays") as progress:
         for step in checkpoints.steps:
-            folder = workdir / FOLDER / str(step)
             line: dict[str, Any] = {"step": step}
             try:
-                line |= {"bytes": _size(folder)}
+                line |= {"bytes": folder.size(step)}
                 inside = contents(checkpoints, step)
                 line |= _described(inside, like)
                 if verified:
@@ -91,7 +94,7 @@ def _steps(workdir: Path, checkpoints: Checkpoints, like: Experiment | None, *, 
                 line |= {"state": DAMAGED, "damage": error.found}
             except FileNotFoundError as error:
                 line |= {"state": DAMAGED, "damage": str(error)}
-            if folder.is_dir():  # a training that goes on at this moment deletes old steps
+            if folder.has(step):  # a training that goes on at this moment deletes old steps
                 steps.append(line)
     return steps
 
@@ -110,23 +113,6 @@ def _fingerprint(saved: dict[str, Any] | None, like: Experiment | None) -> str |
         return None if saved is None else experiments.fingerprint(experiments.from_json(saved, like))
     except ExperimentError:
         return None
-
-
-def _set_aside(workdir: Path) -> list[dict[str, Any]]:
-    """What `train` has moved out of the way before."""
-    folders = sorted(path for path in (workdir / DAMAGED_FOLDER).glob("*") if path.is_dir())
-    lines = []
-    for folder in folders:
-        note = folder.with_name(f"{folder.name}.json")
-        said = read_object(note) if note.is_file() else {}
-        lines.append(
-            {"folder": str(folder), "bytes": _size(folder), "why": said.get("why"), "found": said.get("found")}
-        )
-    return lines
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _show(found: dict[str, Any], console: Console) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from dit_video import processes, run
 from dit_video.cli.arguments import add_config, add_workdir, command, experiment_of
 from dit_video.cli.together import Together, add_processes
+from dit_video.object_store import address
 from dit_video.storage import Unfailing
 
 EXAMPLES = """  dit-video train --config=experiments/quickstart.py:vae --workdir=runs/quickstart_vae
@@ -63,5 +64,6 @@ def _train(arguments: argparse.Namespace) -> int:
     if not outcome.finished:
         console.print(f"stopped at step {outcome.step} and saved; the same command goes on from there", highlight=False)
         return 3
-    console.print(f"done: step {outcome.step}; look at {arguments.workdir}/curves.png and samples/", highlight=False)
+    kept = address(arguments.workdir) or arguments.workdir
+    console.print(f"done: step {outcome.step}; look at {kept}/curves.png and samples/", highlight=False)
     return 0

@@ -179,8 +179,7 @@ def train(
             window = _Window(step, batches.wait_seconds, compiling=False)
         if profile and traced and step == traced.stop:
             jax.block_until_ready(metrics)
-            jax.profiler.stop_trace()
-            tracker.note(f"trace of steps {traced.start + 1} to {traced.stop}: {profile.folder}")
+            tracker.note(f"trace of steps {traced.start + 1} to {traced.stop}: {_written(profile)}")
             traced = None  # these steps may be done again
         # Asked once: a signal that comes later in this round ends the next one, which then saves and records.
         stopping = stop.reached(step)
@@ -210,6 +209,15 @@ def train(
             window = _Window(step, batches.wait_seconds, compiling=False)
     now(Activity.CHECKPOINT)  # what is left to do is to wait for the last one
     return state, step
+
+
+def _written(profile: Profile) -> str:
+    """Where the trace is, or why it is not there: a full disk ends no run."""
+    try:
+        jax.profiler.stop_trace()
+    except jax.errors.JaxRuntimeError as error:
+        return f"not written: {str(error).partition(chr(10))[0]}"
+    return profile.folder
 
 
 class _Window:

@@ -1,6 +1,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,6 +197,25 @@ def test_a_profile_leaves_a_trace_and_changes_nothing(train, straight, tmp_path)
     run = train(evaluators={"norm": Norm(every=2)}, profile=Profile(folder=str(folder), first=2, num_steps=1))
     assert without_rates(run.record) == without_rates(straight.record)
     assert [path for path in Path(folder).rglob("*") if path.is_file() and path.stat().st_size]
+
+
+TRACED = """
+import sys
+from pathlib import Path
+from line_training import line_program, train_lines
+from dit_video.training.loop import Profile
+folder = Path(sys.argv[1])
+(folder / "file").touch()
+print(train_lines(line_program(), folder / "run", profile=Profile(folder=str(folder / "file" / "trace"))).step)
+"""
+
+
+def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path):
+    """In a process of its own: JAX's profiler starts no second time after that."""
+    places = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}
+    command = (sys.executable, "-c", TRACED, str(tmp_path))
+    ended = subprocess.run(command, env=os.environ | places, capture_output=True, text=True)
+    assert ended.stdout.split() == [str(NUM_STEPS)], ended.stderr
 
 
 @pytest.mark.parametrize("field", ["num_steps", "log_every", "save_every"])

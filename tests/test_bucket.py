@@ -1,0 +1,213 @@
+"""Runs in a bucket of Google Cloud Storage, with a server on this machine that can be made to fail."""
+
+import json
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_video import checkpoint_writer, run_copy, run_lock
+from dit_video.checkpoint import Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint_folder import steps_of
+from dit_video.object_store import address
+from dit_video.retention import Keep
+from dit_video.run_copy import Copying, InBucket, NotCopied, at_hand, give_back, record_of
+from dit_video.run_lock import LOCK, RunInUse, hold
+from dit_video.training.step import TrainState
+
+RUN = Path("gs://bucket/some/run")
+PREFIX = "some/run/"
+NUMBERS = np.random.default_rng(0).normal(size=(40, 25)).astype(np.float32)
+STATE = TrainState(
+    step=jnp.int32(1),
+    params={"kernel": jnp.asarray(NUMBERS)},
+    ema={"kernel": jnp.asarray(NUMBERS + 1)},
+    opt_state=({"count": jnp.int32(7)},),
+)
+SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), STATE)
+
+
+@pytest.fixture
+def machine(bucket, tmp_path) -> InBucket:
+    """The copy of the run on a machine."""
+    return InBucket("gs://bucket/some/run", tmp_path / "run")
+
+
+@pytest.fixture
+def checkpoints(machine, said, monkeypatch):
+    monkeypatch.setattr(checkpoint_writer, "RETRY_PAUSES", (0.0,))
+    opened = Checkpoints(machine.folder, keep=Keep(latest=1), experiment={}, say=said.append)
+    yield opened
+    opened.close()
+
+
+def saved(checkpoints: Checkpoints, step: int) -> list[int]:
+    checkpoints.save(step, STATE, next_batch=step)
+    checkpoints.wait()
+    return checkpoints.steps
+
+
+def test_what_is_saved_in_a_bucket_comes_back_and_leaves_no_file_here(bucket, machine, checkpoints):
+    assert [saved(checkpoints, step) for step in (1, 2)] == [[1], [2]]
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(SHAPES).state, STATE._replace(step=jnp.int32(2)))
+    assert {name.split("/")[3] for name in bucket.names(f"{PREFIX}checkpoints/")} == {"2"}
+    assert not machine.folder.exists()
+
+
+def forbid(*parts: str):
+    """Requests whose address has one of these are refused, as where a quota or the rights are at their end."""
+    return lambda method, path: 403 if method in ("POST", "PUT") and any(part in path for part in parts) else None
+
+
+def test_a_bucket_that_refuses_costs_no_earlier_checkpoint_and_is_tried_again(bucket, checkpoints, said):
+    assert saved(checkpoints, 1) == [1]
+    with bucket.failing(forbid("checkpoints/2")):
+        assert saved(checkpoints, 2) == [1]
+    assert len(said) == 1
+    assert "the last checkpoint is of step 1, so 1 steps and those to come are at risk" in said[0]
+    assert "let this machine write to the bucket" in said[0]
+    assert checkpoints.overdue()
+    assert checkpoints.restore(SHAPES).step == 1
+    assert saved(checkpoints, 3) == [3]
+    assert {name.split("/")[3] for name in bucket.names(f"{PREFIX}checkpoints/")} == {"3"}
+
+
+def test_a_bucket_that_does_not_answer_for_a_moment_costs_nothing(bucket, checkpoints, said):
+    checkpoints.save(1, STATE, next_batch=1)
+    with bucket.failing(lambda method, path: 503):
+        threading.Event().wait(1.0)
+    checkpoints.wait()
+    assert (checkpoints.steps, said) == ([1], [])
+
+
+def test_a_half_written_step_is_set_aside_and_never_taken_for_a_step(bucket, machine, checkpoints, said):
+    saved(checkpoints, 1)
+    for name in bucket.names(f"{PREFIX}checkpoints/1/"):
+        if not name.endswith("checkpoints/1/commit_success.txt"):
+            bucket.put("bucket", name.replace("checkpoints/1/", "checkpoints/2/"), bucket.objects["bucket", name][0])
+    with Checkpoints(machine.folder, experiment={}, say=said.append) as again:
+        assert again.steps == [1]
+        assert again.unfinished == ["2"]
+        assert again.resume(SHAPES, said.append).step == 1
+    assert "half-written checkpoint 2 set aside" in said[0]
+    assert bucket.names(f"{PREFIX}checkpoints/2/") == []
+    aside = steps_of(machine.folder).aside()
+    assert [(one.why, one.bytes > 1000) for one in aside] == [("the save was never finished", True)]
+
+
+def test_a_damaged_step_is_named_and_the_one_before_is_taken(bucket, machine, said):
+    with Checkpoints(machine.folder, experiment={}, say=said.append) as checkpoints:
+        saved(checkpoints, 1), saved(checkpoints, 2)
+    key = next(name for name in bucket.names(f"{PREFIX}checkpoints/2/params/") if "/d/" in name)
+    content = bytearray(bucket.objects["bucket", key].content)
+    content[len(content) // 2] ^= 1
+    bucket.put("bucket", key, bytes(content))
+    with Checkpoints(machine.folder, experiment={}, say=said.append) as checkpoints:
+        with pytest.raises(DamagedCheckpoint, match="gs://bucket/some/run/checkpoints/2"):
+            checkpoints.restore(SHAPES)
+        assert checkpoints.resume(SHAPES, said.append).step == 1
+    assert len(steps_of(machine.folder).aside()) == 1
+
+
+def test_one_at_a_time(bucket, said):
+    with hold(RUN, said.append), pytest.raises(RunInUse, match="gs://bucket/some/run: process"), hold(RUN, print):
+        pass
+    assert bucket.names() == []
+    assert said == []
+
+
+def test_a_lock_is_taken_over_only_when_its_host_gives_no_sign(bucket, said, monkeypatch):
+    monkeypatch.setattr(run_lock, "GONE_SECONDS", 1.0)
+    monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.05)
+    theirs = {"host": "elsewhere", "pid": 1, "process_started": None, "since": "then", "refresh_seconds": 20}
+    bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode())
+    touch = threading.Timer(0.5, lambda: bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode()))
+    touch.start()
+    with pytest.raises(RunInUse, match="process 1 on elsewhere trains here since then"), hold(RUN, said.append):
+        pass
+    touch.join()
+    with hold(RUN, said.append):
+        assert json.loads(bucket.objects["bucket", PREFIX + LOCK].content)["host"] != "elsewhere"
+    assert any("taken over from a process that is gone" in line for line in said)
+
+
+def test_the_record_goes_from_machine_to_machine(bucket, tmp_path):
+    here, there = (InBucket("gs://bucket/some/run", tmp_path / name / "run") for name in ("here", "there"))
+    here.pull("experiment.json")
+    (here.folder / "experiment.json").write_text("1")
+    (here.folder / "metrics.jsonl").write_text("a\n")
+    (here.folder / "samples").mkdir()
+    (here.folder / "samples" / "a.mp4").write_bytes(b"video")
+    here.push()
+    assert bucket.names() == [PREFIX + name for name in ("experiment.json", "metrics.jsonl", "samples/a.mp4")]
+    there.pull("experiment.json")
+    assert (there.folder / "metrics.jsonl").read_text() == "a\n"
+    with (there.folder / "metrics.jsonl").open("a") as file:
+        file.write("b\n")
+    bucket.requests.clear()
+    there.push()
+    assert [method for method, _ in bucket.requests] == ["POST"]
+    # What is newer here stays, unless the bucket has got something since.
+    with (there.folder / "metrics.jsonl").open("a") as file:
+        file.write("c\n")
+    InBucket("gs://bucket/some/run", there.folder).pull("experiment.json")
+    assert (there.folder / "metrics.jsonl").read_text() == "a\nb\nc\n"
+    InBucket("gs://bucket/some/run", here.folder).pull("experiment.json")
+    assert (here.folder / "metrics.jsonl").read_text() == "a\nb\n"
+    # A run that was deleted is no more.
+    bucket.objects.clear()
+    here.pull("experiment.json")
+    assert list(here.folder.iterdir()) == [here.folder / "in_bucket.json"]
+
+
+def test_what_is_written_into_a_run_that_is_read_goes_back(bucket):
+    bucket.put("bucket", f"{PREFIX}experiment.json", b"{}")
+    folder = at_hand(RUN, "experiment.json")
+    assert (folder.name, (folder / "experiment.json").read_text()) == ("run", "{}")
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "card.json").write_text("1")
+    give_back(folder)
+    assert bucket.names() == [f"{PREFIX}evaluation/card.json", f"{PREFIX}experiment.json"]
+    with pytest.raises(FileNotFoundError, match=r"gs://bucket/none: no run"):
+        at_hand(Path("gs://bucket/none"), "experiment.json")
+
+
+def test_a_record_that_cannot_be_copied_is_said_and_copied_later(bucket, machine, said, monkeypatch):
+    monkeypatch.setattr(run_copy, "LAST_PAUSES", (0.0,))
+    machine.folder.mkdir()
+    (machine.folder / "metrics.jsonl").write_text("a\n")
+    failing, raises = (
+        bucket.failing(forbid("metrics")),
+        pytest.raises(NotCopied, match="the end of the record is there"),
+    )
+    with failing, raises, Copying(machine, said.append) as copying:
+        copying.start()
+    assert [("tried again at the next save" in line, "let this machine write" in line) for line in said] == [
+        (True, True),
+        (False, True),
+        (False, True),
+    ]
+    with Copying(machine, said.append):
+        pass
+    assert bucket.objects["bucket", f"{PREFIX}metrics.jsonl"].content == b"a\n"
+    assert len(said) == 3
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/run", Path("hf://a/b"), "gs://bucket"])
+def test_another_address_is_refused_with_what_to_do(name):
+    with pytest.raises(ValueError, match=r"gs://bucket/run"):
+        address(name)
+
+
+@pytest.mark.parametrize("name", ["runs/gs", "C:/runs", "/gs:/run", Path("a:b")])
+def test_a_folder_is_none(name):
+    assert address(name) is None
+    assert record_of(Path(name)).folder == Path(name)
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/some/run", Path("gs://bucket/some/run"), "GS://bucket/some/run/"])
+def test_an_address_is_found_in_a_path_too(name):
+    assert address(name) == "gs://bucket/some/run"
