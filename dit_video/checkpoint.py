@@ -28,7 +28,7 @@ from dit_video.checkpoint_writer import Writer
 from dit_video.nn.module import Params
 from dit_video.retention import Keep
 from dit_video.sharding import replicated
-from dit_video.storage import LAST_PAUSES, chain, raised_by_stores, read_patiently
+from dit_video.storage import LAST_PAUSES, as_os_errors, chain, read_patiently
 
 __all__ = [
     "DAMAGED_FOLDER",
@@ -108,7 +108,8 @@ class Checkpoints:
         self._beside = beside or (lambda: None)
         self._say = say or functools.partial(print, file=sys.stderr)
         self._folder = steps_of(workdir)
-        self._writer = Writer(self._folder, self._say, record or (lambda line: None))
+        with as_os_errors():
+            self._writer = Writer(self._folder, self._say, record or (lambda line: None))
         self._orbax = self._writer.orbax
         self._digest = jax.jit(digest_leaves)
 
@@ -168,7 +169,7 @@ class Checkpoints:
         def decide() -> list[int]:
             try:
                 scores = self._scores() if self._keep.best else {}
-            except raised_by_stores():
+            except OSError:
                 return []  # the best may be among them
             return sorted(self._keep.unwanted({*self.steps, step}, scores))
 
@@ -230,7 +231,7 @@ class Checkpoints:
 
     def _index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         self._folder.check()
-        with quiet(), each_for_itself():
+        with as_os_errors(), quiet(), each_for_itself():
             try:
                 found = self._orbax.checkpointables_metadata(step)
             except DAMAGE as error:
@@ -319,7 +320,8 @@ class Checkpoints:
         """Moves the folder of a step out of the way, beside a note of the reason; where it is then."""
 
         moved = processes.from_first(lambda: self._folder.set_aside(name, why))
-        self._orbax.reload()
+        with as_os_errors():
+            self._orbax.reload()
         return moved
 
     def damaged(self, step: int, what: str) -> DamagedCheckpoint:
@@ -335,7 +337,7 @@ class Checkpoints:
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         self._folder.check()
-        with quiet(), each_for_itself():
+        with as_os_errors(), quiet(), each_for_itself():
             try:
                 return self._orbax.load_checkpointables(step, items)
             except DAMAGE as error:

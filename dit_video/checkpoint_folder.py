@@ -19,7 +19,7 @@ from etils import epath
 from dit_video.json_file import read_object
 from dit_video.object_store import files_of_buckets
 from dit_video.run_copy import address_of
-from dit_video.storage import Vanished
+from dit_video.storage import Vanished, as_os_errors
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "checkpoints_damaged"
@@ -137,9 +137,11 @@ class BucketSteps:
     def check(self) -> None:
         pass  # a bucket that does not answer says so
 
+    @as_os_errors()
     def has(self, step: int) -> bool:
         return self._files.exists(f"{self._folder}/{step}/{_COMPLETE}")
 
+    @as_os_errors()
     def unfinished(self) -> list[str]:
         try:
             found = self._files.ls(self._folder, detail=False)
@@ -148,13 +150,16 @@ class BucketSteps:
         names = [name.rstrip("/").rpartition("/")[2] for name in found]
         return sorted(name for name in names if name.isdigit() and not self.has(int(name)))
 
+    @as_os_errors()
     def half_written(self, step: int) -> list[str]:
         return [str(step)] if self._files.isdir(f"{self._folder}/{step}") and not self.has(step) else []
 
+    @as_os_errors()
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm(f"{self._folder}/{name}", recursive=True)
 
+    @as_os_errors()
     def set_aside(self, name: str, why: str) -> str:
         source, target = f"{self._folder}/{name}", f"{self._aside}/{name}"
         numbers = itertools.count(2)
@@ -168,6 +173,7 @@ class BucketSteps:
         self.remove(name)
         return target
 
+    @as_os_errors()
     def aside(self) -> list[Aside]:
         try:
             found = self._files.find(self._aside, detail=True)
@@ -187,6 +193,7 @@ class BucketSteps:
             for name, size in sorted(sizes.items())
         ]
 
+    @as_os_errors()
     def size(self, step: int) -> int:
         return self._files.du(f"{self._folder}/{step}")
 

@@ -169,7 +169,7 @@ class Writer:
 
     def _has(self, step: int) -> bool:
         """Whether the store says that it has this step."""
-        with contextlib.suppress(*raised_by_stores()):
+        with contextlib.suppress(OSError):
             return self._folder.has(step)
         return False
 
@@ -204,7 +204,7 @@ class Writer:
         until = time.monotonic() + _PATIENCE
         while True:
             halves: list[str] = []
-            with contextlib.suppress(*raised_by_stores()):
+            with contextlib.suppress(OSError):
                 halves = [half for step in self._half_written for half in self._folder.half_written(step)]
                 for half in halves:
                     self._folder.remove(half)

@@ -66,6 +66,31 @@ def raised_by_stores() -> tuple[type[Exception], ...]:
     return OSError, ValueError, *(getattr(sys.modules[m], name) for m, name in foreign if m in sys.modules)
 
 
+class BucketFailed(OSError):
+    """What the library for buckets raised, which is no OSError itself.
+
+    Attributes:
+        passing: it may be gone in a moment.
+    """
+
+    def __init__(self, error: Exception):
+        super().__init__(f"{type(error).__name__}: {error}")
+        # Without a code of HTTP there was no answer.
+        code = str(getattr(error, "code", None) or 503)
+        self.passing = code.isdigit() and int(code) in _PASSING_HTTP
+
+
+@contextlib.contextmanager
+def as_os_errors() -> Iterator[None]:
+    """What reaches others is an OSError, or a ValueError, whichever library it comes from."""
+    try:
+        yield
+    except raised_by_stores() as error:
+        if isinstance(error, OSError | ValueError):
+            raise
+        raise BucketFailed(error) from error
+
+
 def fault(error: BaseException) -> BaseException | None:
     """The failure of a store in what was raised; None where it is something else, such as a mistake in a program."""
     for cause in chain(error):
@@ -93,12 +118,10 @@ def passes(error: BaseException) -> bool:
     """Whether a failure may be gone in a moment."""
     if isinstance(error, Vanished | TimeoutError):
         return True
+    if isinstance(error, BucketFailed):
+        return error.passing
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING
-    if not isinstance(error, OSError | ValueError):
-        # Of a bucket, whose library gives the code of HTTP where it got an answer.
-        code = str(getattr(error, "code", None) or 503)
-        return not code.isdigit() or int(code) in _PASSING_HTTP
     return bool(_PASSING_STATUS.match(str(error)))
 
 
@@ -107,7 +130,7 @@ def read_patiently(read: Callable[[], Result], say: Callable[[str], None]) -> Re
     for pause in READ_PAUSES:
         try:
             return read()
-        except raised_by_stores() as error:
+        except (OSError, ValueError) as error:
             if not passes(error):
                 raise
             say(f"cannot read: {error}; trying again in {pause:.0f} s")

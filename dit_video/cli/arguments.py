@@ -35,7 +35,16 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 
 def add_workdir(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    parser.add_argument("--workdir", required=required, type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--workdir", required=required, type=Path, metavar="RUN", help="folder of the run, or gs://bucket/run"
+    )
+
+
+def local_path(text: str) -> Path:
+    """A path to write to, which is no address of a bucket: that would become a folder named "gs:"."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: is written here; give a path, and copy that afterwards")
+    return Path(text)
 
 
 def add_like(parser: argparse.ArgumentParser) -> None:

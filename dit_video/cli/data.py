@@ -3,7 +3,6 @@
 import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dit_video.cli.arguments import command
+from dit_video.cli.arguments import command, local_path
 from dit_video.data.batch import Split
 from dit_video.data.ingest import ingest
 from dit_video.data.sources import MovingDigits, VideoSet
@@ -74,7 +73,7 @@ def _add_ingest(commands) -> None:
 def _add_inspect(commands) -> None:
     parser = command(commands, "inspect", "show what a data set holds", INSPECT)
     parser.add_argument("directory", metavar="DIR")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw a contact sheet")
+    parser.add_argument("--out", type=local_path, metavar="FILE.png", help="draw a contact sheet")
     parser.set_defaults(run=run_inspect)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dit_video import run, trained_codec
 from dit_video.cli import evaluate, export, sample
-from dit_video.cli.arguments import command
+from dit_video.cli.arguments import command, local_path
 from dit_video.data.sources import MovingDigits
 from dit_video.experiment import Experiment, ExperimentError, load
 from dit_video.tasks.denoise import Denoise
@@ -30,7 +30,9 @@ DIGITS, LATENTS, VAE = "moving_digits", "latents", "vae"
 
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "demo", "the whole way on embedded data, in minutes on two CPU cores", EXAMPLES)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="folder for everything (runs/demo)")
+    parser.add_argument(
+        "--workdir", type=local_path, default=Path("runs/demo"), help="folder of everything (runs/demo)"
+    )
     parser.set_defaults(run=main)
 
 

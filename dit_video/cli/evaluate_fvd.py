@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dit_video.cli.arguments import add_extractor, command, extractor_of, parse_size
+from dit_video.cli.arguments import add_extractor, command, extractor_of, local_path, parse_size
 from dit_video.data.batch import Split
 from dit_video.data.transforms import ClipTransform
 from dit_video.data.video import write_playable
@@ -48,7 +48,7 @@ def add_parser(commands) -> None:
     add_extractor(parser)
     parser.add_argument("--no_yardsticks", action="store_true", help="judge the fake side alone")
     parser.add_argument(
-        "--out", type=Path, metavar="CARD.json", help="where the card goes (default: fvd_REAL_FAKE.json)"
+        "--out", type=local_path, metavar="CARD.json", help="where the card goes (default: fvd_REAL_FAKE.json)"
     )
     parser.add_argument("--json", action="store_true", help="print the card as JSON and nothing else")
     parser.set_defaults(run=main)

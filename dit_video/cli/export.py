@@ -8,7 +8,7 @@ from rich.table import Table
 
 from dit_video import experiment as experiments
 from dit_video import run, trained_codec
-from dit_video.cli.arguments import add_weights, command, like_of
+from dit_video.cli.arguments import add_weights, command, like_of, local_path
 from dit_video.export import hub
 from dit_video.export.diffusers_folder import TOLERANCE, Parity, write_diffusers
 from dit_video.export.folder import fresh_folder, write_readme
@@ -45,7 +45,7 @@ def add_parser(subparsers) -> None:
         subparsers, "export", "write the weights of a run, and programs that use them, to take away", EXAMPLES
     )
     add_weights(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write: new, or empty")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="folder to write: new, or empty")
     parser.add_argument(
         "--format",
         choices=(*_DEFAULT, *_ALONE, HUB),

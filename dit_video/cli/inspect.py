@@ -40,7 +40,7 @@ GOOD, LOOKS_GOOD, DAMAGED = "good", "looks good", "damaged"
 
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "inspect", "list the checkpoints of a run and say which are damaged", EXAMPLES)
-    parser.add_argument("workdir", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("workdir", type=Path, metavar="RUN", help="folder of the run, or gs://bucket/run")
     add_like(parser)
     parser.add_argument("--verify", action="store_true", help="read all arrays and compare their digests")
     parser.add_argument("--json", action="store_true", help="print the list as JSON and nothing else")

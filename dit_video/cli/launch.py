@@ -45,7 +45,7 @@ GKE_EXAMPLES = """  dit-video launch gke --target=v6e:16x16 --name=video --image
 One process for each host."""
 
 TPU_VM = """  dit-video launch tpu_vm --target=v6e:16x16 --name=video --zone=us-east5-b \\
-      --setup='source venv/bin/activate' -- train --config=experiments/grid_dit.py --workdir=/mnt/runs/grid_dit
+      --setup='source venv/bin/activate' -- train --config=experiments/grid_dit.py --workdir=gs://bucket/grid_dit
   dit-video launch tpu_vm ... --option=--spot -- train ...
 
 Asks for the TPUs, waits until they are there, starts the command on every VM, and says how to follow and stop it."""

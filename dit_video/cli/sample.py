@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from dit_video import pretrained_text, run
-from dit_video.cli.arguments import add_weights, command, like_of, parse_size
+from dit_video.cli.arguments import add_weights, command, like_of, local_path, parse_size
 from dit_video.cli.first_frame import continuing
 from dit_video.data.batch import NO_LABEL, Batch
 from dit_video.data.captions import encode_captions, room_for
@@ -85,9 +85,14 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--num_frames", type=int, help="length of a clip (default: as trained)")
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
     parser.add_argument(
-        "--out", type=Path, nargs="+", required=True, metavar="FILE", help=".mp4 or .gif, or both: a grid of the clips"
+        "--out",
+        type=local_path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help=".mp4 or .gif, or both: a grid of the clips",
     )
-    parser.add_argument("--npy", type=Path, metavar="FILE", help="also save the clips, uint8 [N T H W 3]")
+    parser.add_argument("--npy", type=local_path, metavar="FILE", help="also save the clips, uint8 [N T H W 3]")
     parser.set_defaults(run=main, config=None)
 
 
