@@ -47,7 +47,7 @@ from dit_video.preconditions import (
     check_shared,
     check_source,
 )
-from dit_video.run_copy import Copying, at_hand, record_of
+from dit_video.run_copy import Copying, address_of, at_hand, record_of
 from dit_video.run_folder import RECORD, check_data, environment, read_experiment, record, record_data
 from dit_video.sharding import make_mesh, platform_of, rows_here, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
@@ -392,7 +392,8 @@ def _initial_state(
         shardings = jax.tree.map(lambda s: s.sharding, program.shapes.params)
         params = jax.device_put(params, shardings)
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-        console.print(f"starting from the averaged weights of {init_from}", highlight=False)
+        where = address_of(init_from) or init_from
+        console.print(f"starting from the averaged weights of {where}", highlight=False)
     return state, 0
 
 
