@@ -12,6 +12,7 @@ import pytest
 from dit_video import checkpoint_writer, run_copy, run_lock
 from dit_video.checkpoint import Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint_folder import steps_of
+from dit_video.cli.main import main
 from dit_video.object_store import address
 from dit_video.retention import Keep
 from dit_video.run_copy import Copying, InBucket, NotCopied, at_hand, give_back, record_of
@@ -211,3 +212,10 @@ def test_a_folder_is_none(name):
 @pytest.mark.parametrize("name", ["gs://bucket/some/run", Path("gs://bucket/some/run"), "GS://bucket/some/run/"])
 def test_an_address_is_found_in_a_path_too(name):
     assert address(name) == "gs://bucket/some/run"
+
+
+@pytest.mark.parametrize("words", [["export", "--workdir=run", "--out=gs://bucket/x"], ["demo", "--workdir=s3://a/b"]])
+def test_what_is_written_here_takes_no_address(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "is written here; give a path" in capsys.readouterr().err
