@@ -39,6 +39,7 @@ __all__ = [
     "OtherNetwork",
     "Saved",
     "digest_leaves",
+    "sealed",
     "weights_digest",
 ]
 
@@ -151,14 +152,7 @@ class Checkpoints:
         began = time.perf_counter()
         digests = jax.device_get(self._digest(items))
         digest_seconds = time.perf_counter() - began
-        metadata: dict[str, Any] = {
-            "step": step,
-            "next_batch": next_batch,
-            "experiment": self._experiment,
-            "digests": {name: named(tree, int) for name, tree in digests.items()},
-            "shapes": {name: named(tree, dtype_and_shape) for name, tree in items.items()},
-        }
-        metadata["seal"] = seal(metadata)
+        metadata = sealed(step, next_batch, self._experiment, items, digests)
         if processes.is_first():
             self._beside()
         self._writer.start(step, items, metadata, self._unwanted(step), digest_seconds=digest_seconds)
@@ -362,6 +356,24 @@ class Checkpoints:
             if bad:
                 raise self.damaged(step, f"{item} is damaged in {some(bad)}")
         return loaded, metadata
+
+
+def sealed(
+    step: int,
+    next_batch: int,
+    experiment: Mapping[str, Any] | None,
+    items: Mapping[str, Any],
+    digests: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The metadata of a step; `items` are trees of arrays, `digests` of a number for each."""
+    metadata: dict[str, Any] = {
+        "step": step,
+        "next_batch": next_batch,
+        "experiment": experiment,
+        "digests": {name: named(tree, int) for name, tree in digests.items()},
+        "shapes": {name: named(tree, dtype_and_shape) for name, tree in items.items()},
+    }
+    return metadata | {"seal": seal(metadata)}
 
 
 def _items(state: Any) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Float32, UInt32
 
 
 def digest_leaves(tree: Any) -> Any:
@@ -36,6 +36,23 @@ def seal(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
+def digest_part(part: Float32[np.ndarray, "..."], start: Sequence[int]) -> int:
+    """What a part of an array adds to its digest, which is the sum of what all of them add, modulo 2^32.
+
+    The same sum, but taken along one axis at a time, so that nothing of the size of the part is held.
+
+    Args:
+        start: where in the whole array, along each axis, the part begins.
+    """
+    words = np.asarray(part.view(np.uint32))
+    total = 3 * int(words.sum(dtype=np.uint32))
+    for axis, first in enumerate(start):
+        others = tuple(other for other in range(words.ndim) if other != axis)
+        position = np.arange(first, first + words.shape[axis], dtype=np.uint32) * _odd(axis)
+        total += 2 * int((words.sum(axis=others, dtype=np.uint32) * position).sum(dtype=np.uint32))
+    return total % 2**32
+
+
 def _digest(x: Array) -> UInt32[Array, ""]:
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
@@ -43,6 +60,9 @@ def _digest(x: Array) -> UInt32[Array, ""]:
     words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
     position = jnp.ones((), jnp.uint32)
     for axis in range(words.ndim):
-        odd = np.uint32((0x9E3779B1 * (axis + 1) * (axis + 2) + 1) & 0xFFFFFFFF)
-        position = position + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * odd
+        position = position + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * _odd(axis)
     return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _odd(axis: int) -> np.uint32:
+    return np.uint32((0x9E3779B1 * (axis + 1) * (axis + 2) + 1) & 0xFFFFFFFF)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from dit_video import run
+from dit_video import run, workload
 from dit_video.collectives import Traffic, read_traffic
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
@@ -137,8 +137,8 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
     mesh = make_mesh(experiment.mesh, target.devices())
     check_mesh(experiment, mesh, f"on {target.name}")
     program = run.program_of(experiment, mesh)
-    frozen = run.abstract_frozen(experiment.task, mesh)
-    batch = _sharded(run.abstract_batch(experiment), along_batch(mesh))
+    frozen = workload.abstract_frozen(experiment.task, mesh)
+    batch = _sharded(workload.abstract_batch(experiment), along_batch(mesh))
     state, kind = program.shapes, mesh.devices.flat[0]
     seed = jax.ShapeDtypeStruct((), "int32", sharding=replicated(mesh))
     parts = (
@@ -148,7 +148,7 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
         _part("frozen parts", frozen),
         _part("batch", (batch, seed)),
     )
-    work, recomputed = run.measure_work(experiment), recomputed_flops(experiment)
+    work, recomputed = workload.measure_work(experiment), recomputed_flops(experiment)
     started = time.monotonic()
     options = target.compiler_options | ({"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True} if dump else {})
     compiled = _compile(program.lower(frozen, batch), parts, options)
@@ -207,14 +207,14 @@ def gradient_flops(experiment: Experiment, remat: Remat) -> int:
     policy = Remat.FULL if remat is Remat.OFFLOAD else remat
     assert isinstance(experiment.task, Denoise), "only a DiT has the choice"
     task = dataclasses.replace(experiment.task, network=dataclasses.replace(experiment.task.network, remat=policy))
-    definition, frozen = define(task.init), run.abstract_frozen(task)
+    definition, frozen = define(task.init), workload.abstract_frozen(task)
 
     def gradient(params, frozen, batch, key, step):
         return jax.grad(lambda params: task.loss(definition.bind(params), frozen, batch, key, step)[0])(params)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = jax.ShapeDtypeStruct((), "int32")
-    return count_flops(gradient, definition.shapes, frozen, run.abstract_batch(experiment), key, step)
+    return count_flops(gradient, definition.shapes, frozen, workload.abstract_batch(experiment), key, step)
 
 
 # How libtpu says that a program does not fit: early, by its temporaries alone, or late, with all that it holds.

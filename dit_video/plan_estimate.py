@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from jax.sharding import AbstractMesh
 
-from dit_video import run
+from dit_video import workload
 from dit_video.dit.network import NetworkConfig, Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
@@ -88,7 +88,7 @@ class Estimator:
         assert target.chip is not None, "there is no roofline without a chip"
         self.experiment, self.target, self._chip = experiment, target, target.chip
         self._definition = define(experiment.task.init)
-        self._work = run.measure_work(experiment)
+        self._work = workload.measure_work(experiment)
         self._recomputed = _recomputed(experiment)
         # Parameters, their average and two moments, until a plan says what there is.
         self._copies, self._held = 4.0, 0

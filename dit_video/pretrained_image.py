@@ -25,6 +25,7 @@ def with_image(experiment: Experiment, mesh: Mesh) -> tuple[Experiment, CLIPVisi
 
     Raises:
         FileNotFoundError: the folder lacks a file.
+        ValueError: pictures are prepared for it otherwise than here; names the file and the field.
         ExperimentError: it is no folder, or holds another encoder than the experiment says, or other weights than those
             that its digest is of; names the field.
         NamesMismatch: it holds weights that are not its own; lists them.
@@ -51,7 +52,7 @@ def opened(image: PretrainedImage, mesh: Mesh) -> CLIPVisionModel:
             f"config.task.image.model={image.model!r}: is no folder; name that of the published encoder with "
             "--config.task.image.model=FOLDER"
         )
-    with open_published(folder) as published:
+    with open_published(folder, digests={folder / name: sha256 for name, sha256 in image.torch_files}) as published:
         config = None if published.config is None else clip_vision.of_transformers(published.config)
         if config is None:
             raise ExperimentError(
@@ -59,6 +60,7 @@ def opened(image: PretrainedImage, mesh: Mesh) -> CLIPVisionModel:
             )
         if config != image.encoder:
             raise ExperimentError(f"config.task.image.encoder: {image.model} holds {config}, not {image.encoder}")
+        clip_vision.check_processor(folder, config)
         definition = define(lambda key: CLIPVisionModel(config, dtype=dtype, rngs=nnx.Rngs(key)))
         table, source = clip_vision.table(config), clip_vision.tensors(published.source)
         try:

@@ -38,6 +38,8 @@ from dit_video.user_cache import keep_compiled_programs
 # Captions that go through the encoders at once, on all devices together.
 _AT_ONCE = 16
 _FOLDERS = ("model", "tokenizer")
+# Fields of an encoder that say where it lies, and in what files.
+_WHERE = (*_FOLDERS, "torch_files")
 
 
 class TextEncoders:
@@ -86,7 +88,7 @@ def settings(text: PretrainedText) -> dict[str, Any]:
     """What `text` says of how captions are embedded, without where the encoders lie; JSON."""
     said = experiments.to_json(text)
     for name in text.encoders:
-        said[name] = {field: value for field, value in said[name].items() if field not in _FOLDERS}
+        said[name] = {field: value for field, value in said[name].items() if field not in _WHERE}
     return said
 
 
@@ -100,7 +102,9 @@ def _opened(name: str, encoder: FrozenCLIP | FrozenT5, text: PretrainedText, mes
                 f"config.task.text.{name}.{field}={getattr(encoder, field)!r}: is no folder; name that of the "
                 f"published encoder with --config.task.text.{name}.{field}=FOLDER"
             )
-    with open_published(Path(encoder.model)) as published:
+    folder = Path(encoder.model)
+    digests = {folder / file: sha256 for file, sha256 in encoder.torch_files}
+    with open_published(folder, digests=digests) as published:
         config = None if published.config is None else family.of_transformers(published.config)
         if config is None:
             kind = "a text model of CLIP" if family is clip else "an encoder of T5 v1.1 or UMT5"

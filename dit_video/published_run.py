@@ -6,14 +6,16 @@ weights do not say (data, and of a denoiser its codec) comes from an experiment 
 
 import dataclasses
 import hashlib
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from dit_video import experiment as experiments
-from dit_video.checkpoint import Checkpoints, weights_digest
+from dit_video.checkpoint_digest import name_weights
+from dit_video.checkpoint_slices import Layout, Slice, save_slices
 from dit_video.data.dataset import Data
 from dit_video.data.sources import NoData
 from dit_video.data.transforms import ClipTransform
@@ -22,12 +24,10 @@ from dit_video.export import names
 from dit_video.export.family import DenoiserFamily, Family
 from dit_video.export.recognise import recognise
 from dit_video.export.scheduler import sampled_as
-from dit_video.export.source import PIPELINE, PROVENANCE, Published, open_published
+from dit_video.export.source import NO_DIGESTS, PIPELINE, PROVENANCE, Digests, Published, digests_in, open_published
 from dit_video.export.vae_family import VAEFamily
 from dit_video.json_file import read_object
-from dit_video.nn.module import Params
 from dit_video.run_folder import read_experiment, record, write_json
-from dit_video.sharding import make_mesh, shard_params
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, TrainedCodec
 from dit_video.trained_codec import write_statistics
@@ -40,14 +40,10 @@ CODEC = "vae"
 _IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
 # Of the pictures that a VAE is said to be for: it takes others.
 _VAE_SIZE = (256, 256)
-
-
-class Imported(NamedTuple):
-    """What is saved: the weights, as raw and as averaged ones."""
-
-    step: int
-    params: Params
-    ema: Params
+# What is saved: the weights, as raw and as averaged ones.
+_ITEMS = ("params", "ema")
+# Before the names of a VAE's parameters, beside which its training has a critic.
+_VAE = "vae."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +53,7 @@ class Part:
     Attributes:
         network: what kind of network they are of.
         dtype: that they were stored in.
+        num_beside: tensors of the file that are of other networks, and were not read.
         not_followed: what the scheduler of their pipeline asks for and samplers here do not do.
         needs: folders that the run reads when it is used, beside its own.
     """
@@ -65,6 +62,7 @@ class Part:
     num_tensors: int
     num_params: int
     dtype: np.dtype
+    num_beside: int = 0
     not_followed: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
@@ -77,7 +75,7 @@ def import_run(
     experiment: Experiment | None,
     overrides: tuple[str, ...] = (),
     codec: Path | None = None,
-    sha256: str | None = None,
+    digests: Digests = NO_DIGESTS,
 ) -> list[Part]:
     """Makes `folder` a run of the weights at `source`; every tensor is mapped exactly once.
 
@@ -85,7 +83,7 @@ def import_run(
         out: where `folder` will be in the end, by which the experiment names its own codec.
         experiment: what the weights are for; None: an experiment is made of what is known of them.
         codec: the run whose codec a denoiser without an experiment works on; None: that of its pipeline.
-        sha256: digest that a torch file was published with.
+        digests: that files were published with; torch files are not read without.
 
     Raises:
         ValueError: weights of no known family, or of another network than the experiment's, or an experiment cannot be
@@ -100,28 +98,28 @@ def import_run(
     if experiment is None and codec is None and pipeline == source:
         codec, named = folder / CODEC, out / CODEC
         codec.mkdir()
-        parts += import_run(source / CODEC, codec, out=named, experiment=None)
-    with open_published(source, sha256=sha256) as published:
+        parts += import_run(source / CODEC, codec, out=named, experiment=None, digests=digests)
+    with open_published(source, digests=digests) as published:
         network = _recognised(published, None if experiment is None else experiment.task, source)
         not_followed: tuple[str, ...] = ()
         if experiment is None:
             experiment, not_followed = _made_for(network, published, source, codec, named)
+            experiment = _with_torch_files(experiment, digests)
         table = network.table()
         dtype = names.check(table, published.dialect, published.source)
-        params = _placed(network, names.read(table, published.dialect, published.source), experiment)
         record(experiment, folder, overrides, allow_change=False)
         write_json(folder / PROVENANCE, _provenance(published, source, dtype))
-        with Checkpoints(folder, experiment=experiments.to_json(experiment)) as checkpoints:
-            checkpoints.finish(0, Imported(0, params, params), next_batch=0)
+        layout, slices = _saved_as(network, published)
+        saved = save_slices(folder, _ITEMS, layout, slices, experiment=experiments.to_json(experiment))
         if isinstance(network, VAEFamily):
             mean, std = network.statistics
-            write_statistics(folder, weights_digest({n.removeprefix("vae."): p for n, p in params.items()}), mean, std)
-        size = sum(x.size for x in params.values())
+            arrays = {n.removeprefix(_VAE): (layout.shapes[n], "float32", digest) for n, digest in saved.items()}
+            write_statistics(folder, name_weights(arrays), mean, std)
+        size = sum(map(math.prod, layout.shapes.values()))
         needs = _needed(experiment)
-        return [
-            *parts,
-            Part(type(network).__name__, len(published.source), size, dtype, not_followed=not_followed, needs=needs),
-        ]
+        counts = {"num_tensors": len(published.source), "num_params": size, "num_beside": published.num_beside}
+        name = type(network).__name__
+        return [*parts, Part(network=name, **counts, dtype=dtype, not_followed=not_followed, needs=needs)]
 
 
 def _needed(experiment: Experiment) -> tuple[str, ...]:
@@ -218,6 +216,23 @@ def _denoise(
     return task, sampled.not_followed
 
 
+def _with_torch_files(experiment: Experiment, digests: Digests) -> Experiment:
+    """An experiment that knows the digests of the torch files of its encoders, which it reads when it is used."""
+    task = experiment.task
+    if not isinstance(task, Denoise):
+        return experiment
+    text, image = task.text, task.image
+    if text is not None:
+        known: dict[str, Any] = {
+            name: dataclasses.replace(encoder, torch_files=digests_in(Path(encoder.model), digests))
+            for name, encoder in text.encoders.items()
+        }
+        text = dataclasses.replace(text, **known)
+    if image is not None:
+        image = dataclasses.replace(image, torch_files=digests_in(Path(image.model), digests))
+    return dataclasses.replace(experiment, task=dataclasses.replace(task, text=text, image=image))
+
+
 def _class_names(source: Path) -> tuple[str, ...]:
     """Those that a pipeline lists by number."""
     pipeline = _pipeline(source)
@@ -237,12 +252,20 @@ def _read(path: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def _placed(network: Family, params: Any, experiment: Experiment) -> Params:
-    """Each parameter put onto the mesh as it comes, and let go of here."""
-    prefix = "vae." if isinstance(network, VAEFamily) else ""
-    definition, mesh = network.define(), make_mesh(experiment.mesh)
-    shardings = shard_params(definition.axes, definition.shapes, mesh)
-    return {prefix + name: jax.device_put(value, shardings[name]) for name, value in params}
+def _saved_as(network: Family, published: Published) -> tuple[Layout, Callable[[], Iterator[Slice]]]:
+    """How the parameters of a network are saved, and what makes all slices of them, each read when it is its turn."""
+    prefix, table = _VAE if isinstance(network, VAEFamily) else "", network.table()
+    shapes = {
+        prefix + row.ours: (row.num_layers, *row.our_shape) if row.stacked else row.our_shape for row in table.rows
+    }
+    stacked = frozenset(prefix + row.ours for row in table.rows if row.stacked)
+
+    def slices() -> Iterator[Slice]:
+        found = names.read_slices(table, published.dialect, published.source)
+        # A loop would hold a slice while the next one is read.
+        return map(lambda one: (prefix + one[0], *one[1:]), found)
+
+    return Layout(shapes, stacked), slices
 
 
 def _provenance(published: Published, path: Path, dtype: np.dtype) -> dict[str, Any]:

@@ -25,19 +25,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
 from dit_video import experiment as experiments
-from dit_video import processes, run_lock
-from dit_video.arrays import Text
+from dit_video import processes, run_lock, workload
 from dit_video.checkpoint import Checkpoints
 from dit_video.checkpoint_writer import RECORD as SAVES
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Split
 from dit_video.data.sources import NoData
-from dit_video.experiment import Experiment, ExperimentError
+from dit_video.experiment import Experiment, ExperimentError, override
 from dit_video.nn.module import Definition, Params, define
 from dit_video.preconditions import (
     check_clips,
@@ -49,17 +46,16 @@ from dit_video.preconditions import (
 )
 from dit_video.run_copy import Copying, address_of, at_hand, record_of
 from dit_video.run_folder import RECORD, check_data, environment, read_experiment, record, record_data
-from dit_video.sharding import make_mesh, platform_of, rows_here, shard_frozen
+from dit_video.sharding import make_mesh, platform_of, rows_here
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.task import ClipShape, EvaluationData, Subject
-from dit_video.trained_codec import check_cache, codec_of_run, with_frozen
+from dit_video.trained_codec import check_cache, codec_of_run, with_codec_inside, with_frozen
 from dit_video.training import loop
 from dit_video.training.curves import FILE as CURVES
 from dit_video.training.curves import plot_record
 from dit_video.training.events import Event, read_events
 from dit_video.training.faults import Skip, TrainingFault
-from dit_video.training.flops import count_flops, peak_flops
 from dit_video.training.goodput import Activity
 from dit_video.training.patient_files import PICTURES_LIMIT, PatientFiles
 from dit_video.training.step import Program, TrainState, make_program
@@ -186,7 +182,7 @@ def _train(
                 seed=experiment.seed,
                 schedule=experiment.schedule,
                 faults=experiment.faults,
-                work=measure_work(experiment),
+                work=workload.measure_work(experiment),
                 evaluators=experiment.evaluators,
                 subject=Subject(experiment.task, program.definition, frozen, mesh, description(experiment, workdir)),
                 data=evaluation_data(experiment),
@@ -228,16 +224,21 @@ def open_run(
     step: int | None = None,
     ema: bool = True,
     like: Experiment | None = None,
+    overrides: Sequence[str] = (),
     console: Console | None = None,
 ) -> OpenRun:
     """Opens a run folder with its averaged (or raw) weights of `step`, by default the latest that is not damaged.
 
-    `like` has the classes of the user's own that the run is made of.
+    Args:
+        like: has the classes of the user's own that the run is made of.
+        overrides: of its experiment, "--config.task.codec.run=FOLDER" where the codec is elsewhere now.
     """
     console = console or Console()
     keep_compiled_programs()
     workdir = at_hand(workdir, RECORD)
-    experiment = read_experiment(workdir, like)
+    experiment = with_codec_inside(read_experiment(workdir, like), workdir)
+    if overrides:
+        experiment = override(experiment, overrides)
     mesh = make_mesh(experiment.mesh)
     experiment, frozen = with_frozen(experiment, mesh, console)
     definition = define(experiment.task.init)
@@ -307,66 +308,6 @@ def description(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             "guidance": experiments.to_json(task.guidance),
         }
     return found | {"environment": environment()}
-
-
-def measure_work(experiment: Experiment) -> loop.Work:
-    """What one training step amounts to on the devices of this machine."""
-    task, data = experiment.task, experiment.data
-    tokens = None
-    if isinstance(task, Denoise):
-        cells = task.codec.vae.latent_shape((data.clips.num_frames, *data.clips.size))
-        tokens = data.batch_size * int(np.prod([n // p for n, p in zip(cells, task.network.patch_size)]))
-    peak = peak_flops(jax.devices()[0].device_kind)
-    total = None if peak is None else peak * jax.device_count()
-    return loop.Work(clips=data.batch_size, tokens=tokens, flops=step_flops(experiment), peak=total)
-
-
-def step_flops(experiment: Experiment) -> int:
-    """Model FLOPs of one training step; no device is touched."""
-    task = experiment.task
-    definition, frozen = define(task.init), abstract_frozen(task)
-
-    def loss(params, frozen, batch, key, step):
-        return task.loss(definition.bind(params), frozen, batch, key, step)[0]
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    forward = count_flops(loss, definition.shapes, frozen, abstract_batch(experiment), key, step)
-    # Backward is two forwards: what is recomputed to save memory is not useful work and is not counted.
-    return 3 * forward
-
-
-def abstract_batch(experiment: Experiment) -> Batch:
-    """Shapes of one global training batch, as `jax.eval_shape` gives them."""
-    data, task = experiment.data, experiment.task
-    T, (H, W), B = data.clips.num_frames, data.clips.size, data.batch_size
-
-    def batch() -> Batch:
-        caption = None if data.caption_bytes is None else jnp.zeros((B, data.caption_bytes), jnp.uint8)
-        condition = task.condition if isinstance(task, Denoise) else None
-        blank = None if condition is None else condition.blank_nothing()
-        text = jax.tree.map(lambda x: jnp.repeat(x, B, axis=0), blank) if isinstance(blank, Text) else None
-        told = {"label": jnp.zeros((B,), jnp.int32), "caption": caption, "text": text}
-        if data.cache is not None and isinstance(task, Denoise):
-            moments = (B, *task.codec.vae.latent_shape((T, H, W)), 2 * task.codec.vae.latent_channels)
-            return Batch(moments=jnp.zeros(moments, jnp.float32), **told)
-        return Batch(video=jnp.zeros((B, T, H, W, 3), jnp.uint8), **told)
-
-    return jax.eval_shape(batch)
-
-
-def abstract_frozen(task: Any, mesh: Mesh | None = None) -> Frozen | None:
-    """The frozen parts of a task as shapes, so that everything but training works without trained ones.
-
-    With a `mesh`, the shapes say where on it each array lives.
-    """
-    if not isinstance(task, Denoise):
-        return None
-    frozen = nnx.eval_shape(task.blank, jax.eval_shape(lambda: jax.random.key(0)))
-    if mesh is None:
-        return frozen
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-    return jax.tree.map(place, frozen, shard_frozen(frozen, mesh))
 
 
 def _initial_state(

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from dit_video import experiment as experiments
+from dit_video import object_store
 from dit_video.checkpoint import Checkpoints, weights_digest
 from dit_video.data.batch import Clip, Split, collate
 from dit_video.data.latent_cache import write_latent_cache
@@ -49,6 +50,18 @@ def with_frozen(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[E
     experiment, nothing = with_text(dataclasses.replace(experiment, task=dataclasses.replace(task, codec=trained)))
     experiment, image = with_image(experiment, mesh)
     return experiment, Frozen(codec, jax.device_put(nothing, replicated(mesh)), image)
+
+
+def with_codec_inside(experiment: Experiment, workdir: Path) -> Experiment:
+    """Names the codec that is in the run folder and was moved with it: an imported pipeline has its VAE there."""
+    task = experiment.task
+    if not isinstance(task, Denoise) or object_store.address(task.codec.run) is not None:
+        return experiment
+    inside = workdir / Path(task.codec.run).name
+    if (Path(task.codec.run) / RECORD).is_file() or not (inside / RECORD).is_file():
+        return experiment
+    codec = dataclasses.replace(task.codec, run=str(inside))
+    return dataclasses.replace(experiment, task=dataclasses.replace(task, codec=codec))
 
 
 def codec_of_run(

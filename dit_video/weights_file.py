@@ -9,6 +9,7 @@ compared with the bytes it has before memory is taken for it.
 import hashlib
 import io
 import math
+import mmap
 import os
 import pickle
 import pickletools
@@ -40,6 +41,8 @@ _MAX_GROWTH = 16
 _MAX_NAMES = 10_000_000
 # Tuples in a pickle; a tensor takes four. The hash of tuples nested 150,000 deep overflows the C stack.
 _MAX_TUPLES = 60_000
+# What stands before an entry of a zip archive; of it the lengths of a name and of more, which come next.
+_ENTRY = struct.Struct("<26xHH")
 # What reading a damaged or hostile file may raise, ours included.
 _REFUSALS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, safetensors.SafetensorError),
@@ -72,7 +75,8 @@ def check_digest(file: BufferedReader, path: Path, sha256: str) -> None:
 def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
     """The tensors of a file by name, as native NumPy arrays; bfloat16 is that of ml_dtypes.
 
-    The arrays of a torch file are views of its storages, as they were in torch: read-only, not always contiguous.
+    The arrays of a torch file are views of its storages, as they were in torch: read-only, not always contiguous. They
+    are read from the file when they are used, and take no memory before.
     Nested dicts and lists come out with dotted names (`ema.blocks.0.attn.qkv.weight`); what is no tensor is dropped.
 
     Args:
@@ -264,7 +268,8 @@ def _read_torch(file: IO[bytes], size: int) -> Tensors:
         # Files older than torch 2.1 do not say.
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
             raise ValueError(f"its numbers are not little-endian; {_ELSEWHERE}")
-        contents: dict[str, bytes] = {}
+        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        contents: dict[str, memoryview] = {}
 
         def storage(reference: Any) -> np.ndarray:
             match reference:
@@ -275,11 +280,24 @@ def _read_torch(file: IO[bytes], size: int) -> Tensors:
             if count * dtype.itemsize != info.file_size:
                 raise ValueError(f"storage {key} claims {count} elements of {dtype}, it has {info.file_size} bytes")
             if key not in contents:
-                contents[key] = archive.read(info)
+                contents[key] = _in_place(mapped, info)
             return np.ndarray((count,), dtype, contents[key])
 
         kind = f"part of a state dict. If you trust the file: {_ELSEWHERE}"
         return _flatten(unpickle(archive.read(f"{root}data.pkl"), _TORCH_GLOBALS, kind=kind, persistent_load=storage))
+
+
+def _in_place(mapped: mmap.mmap, info: zipfile.ZipInfo) -> memoryview:
+    """The content of an entry that is not compressed where it lies in the file, so that it takes no memory."""
+    header = mapped[info.header_offset : info.header_offset + _ENTRY.size]
+    if len(header) < _ENTRY.size or not header.startswith(b"PK\3\4"):
+        raise ValueError(f"entry {info.filename} is not where the archive says")
+    name_length, extra_length = _ENTRY.unpack(header)
+    start = info.header_offset + _ENTRY.size + name_length + extra_length
+    content = memoryview(mapped)[start : start + info.file_size]
+    if len(content) < info.file_size or zlib.crc32(content) != info.CRC:
+        raise ValueError(f"entry {info.filename} is damaged: it has not the checksum that the archive says")
+    return content
 
 
 def _flatten(tree: Any) -> Tensors:

@@ -7,9 +7,16 @@ import os
 from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-# Compiling is most of the time here, and this halves it. Laws hold at any optimization level.
+# Compiling is most of the time here. Laws hold however loops are made and optimized, so it is done in the quickest way.
+# Of two flags of one name the later counts: processes that tests start add how many devices they have.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_force_host_platform_device_count=8",
+    ]
+)
 # Nothing is kept in the home of who runs the tests.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 

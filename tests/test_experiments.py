@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dit_video import experiment as experiments
-from dit_video import run
+from dit_video import workload
 from dit_video.preconditions import check_clips
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def test_an_experiment_survives_its_record(experiment):
 
 def test_clips_fit_the_networks(experiment):
     check_clips(experiment)
-    assert run.step_flops(experiment) > 0
+    assert workload.step_flops(experiment) > 0
 
 
 def test_show_works_where_there_is_no_data_and_no_codec(tmp_path):

@@ -16,7 +16,7 @@ from PIL import Image
 from published_text import save_t5
 from toys import small_mesh
 
-from dit_video import run
+from dit_video import workload
 from dit_video.cli.main import main
 from dit_video.data.batch import Batch
 from dit_video.dit.condition import TextCondition
@@ -172,7 +172,7 @@ def test_a_step_trains_every_parameter_where_the_encoder_is_split_over_devices(a
     after, metrics = program.step(state, split, place_whole(batch, mesh), 0)
     assert int(after.step) == 1
     assert all(np.isfinite(value).all() for value in jax.tree.leaves(metrics))
-    planned = run.abstract_frozen(attending, mesh).image.blocks.up.kernel.get_value()
+    planned = workload.abstract_frozen(attending, mesh).image.blocks.up.kernel.get_value()
     assert planned.sharding == kernel.sharding
 
 

@@ -107,7 +107,7 @@ def get_config(arg="dit"):
 
 def run(folder: Path, *words: str) -> subprocess.Popen:
     environment = os.environ | {
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
         "PYTHONPATH": str(folder),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_ENABLE_COMPILATION_CACHE": "true",

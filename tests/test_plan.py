@@ -7,7 +7,7 @@ import jax
 import pytest
 from toys import untrained
 
-from dit_video import run
+from dit_video import workload
 from dit_video.collectives import Traffic
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment, override
@@ -87,7 +87,7 @@ def test_gradients_are_summed_over_data_and_parameters_gathered_over_fsdp(experi
 
 
 def test_flops_clips_and_tokens_are_those_that_training_counts(experiment, found):
-    work = run.measure_work(experiment)
+    work = workload.measure_work(experiment)
     for one in found.values():
         assert (one.flops, one.clips, one.tokens) == (work.flops, work.clips, work.tokens)
 
@@ -120,7 +120,7 @@ def test_what_fits_exceeds_nothing(found):
 def test_what_is_computed_twice_is_a_forward_pass_at_most(experiment):
     """Full rematerialisation runs every block again."""
     full = override(experiment, ["--config.task.network.remat=full"])
-    forward = run.step_flops(experiment) // 3
+    forward = workload.step_flops(experiment) // 3
     assert recomputed_flops(experiment) == 0
     assert 0.5 * forward < recomputed_flops(full) <= forward
     assert gradient_flops(full, Remat.DOTS) < gradient_flops(full, Remat.FULL) == gradient_flops(full, Remat.OFFLOAD)

@@ -128,6 +128,22 @@ def test_a_run_goes_back_and_is_sampled_there(pipeline, imported, tmp_path):
     np.testing.assert_array_equal(*pictures)
 
 
+def test_a_run_that_was_moved_has_its_codec_with_it_or_is_told_another(pipeline, tmp_path, capsys):
+    made, moved, codec = (tmp_path / name for name in ("made", "moved", "codec"))
+    assert main(["import", str(pipeline), f"--out={made}"]) == 0
+    words = ["--label=bird", "--num_clips=1", "--num_steps=1", f"--out={tmp_path / 'bird.gif'}"]
+    assert main(["sample", f"--workdir={made}", *words]) == 0
+    picture = (tmp_path / "bird.gif").read_bytes()
+    made.rename(moved)
+    assert main(["sample", f"--workdir={moved}", *words]) == 0
+    assert (tmp_path / "bird.gif").read_bytes() == picture
+    (moved / "vae").rename(codec)
+    assert main(["sample", f"--workdir={moved}", *words]) == 1
+    assert "there is no run in this folder" in capsys.readouterr().err
+    assert main(["sample", f"--workdir={moved}", f"--config.task.codec.run={codec}", *words]) == 0
+    assert (tmp_path / "bird.gif").read_bytes() == picture
+
+
 def test_a_pipeline_is_sampled_by_the_names_of_its_classes(imported, tmp_path, capsys):
     words = ["--num_clips=2", "--num_steps=2", "--guidance=2", f"--out={tmp_path / 'birds.gif'}"]
     assert main(["sample", f"--workdir={imported}", "--label=bird", *words]) == 0

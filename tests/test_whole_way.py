@@ -53,7 +53,7 @@ def get_config(arg="dit"):
 def command(*words: str, folder: Path) -> subprocess.Popen:
     # One device and the compilation cache shared by all processes of this file: most of their time is compiling.
     environment = os.environ | {
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

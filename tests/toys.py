@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
 from dit_video.experiment import Experiment
 from dit_video.nn.embed import linear
+from dit_video.nn.module import Params
 from dit_video.sharding import MESH_AXES, MeshShape
 from dit_video.tasks.denoise import Denoise, TrainedCodec
 from dit_video.tasks.task import EvaluationData, Task
@@ -43,6 +44,14 @@ SMALL_DENOISE = Denoise(
     codec=TrainedCodec(vae=SMALL_VAE, run="runs/none"),
     condition=ClassCondition(num_classes=3),
 )
+
+
+class Weights(NamedTuple):
+    """What a run keeps that is not trained any more."""
+
+    step: int
+    params: Params
+    ema: Params
 
 
 def small_mesh(num_devices: int = 1, **axes: int) -> Mesh:

@@ -40,9 +40,10 @@ def start(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = []
+    devices = f"--xla_force_host_platform_device_count={num_devices // num_processes}"
     for index in range(num_processes):
         environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices // num_processes}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
             "PYTHONPATH": str(TESTS),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_ENABLE_COMPILATION_CACHE": "true",

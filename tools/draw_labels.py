@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from dit_video import run
-from dit_video.cli.arguments import add_weights, like_of
+from dit_video.cli.weights import add_weights, open_weights
 from dit_video.data.batch import NO_LABEL, Batch, Split
 from dit_video.data.video import grid, write_gif
 from dit_video.tasks.denoise import Denoise
@@ -31,8 +31,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=2, help="times larger (default 2)")
     parser.add_argument("--out", type=Path, default=Path("labels.gif"), metavar="FILE", help=".gif, or .png: one frame")
     arguments = parser.parse_args()
-    like = like_of(arguments)
-    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, like=like, console=Console())
+    opened = open_weights(arguments, Console())
     task, source = opened.experiment.task, opened.experiment.data.source
     if not isinstance(task, Denoise) or task.condition is None:
         parser.error(f"{arguments.workdir}: must be a run that is conditioned on a class")

@@ -1,33 +1,54 @@
-"""How far this package and diffusers are apart, family by family: the table of docs/models.md.
+"""How far this package and diffusers, transformers and torch are apart: the table of docs/models.md.
 
     python tools/parity.py
 
-For each kind of published network: diffusers' class with random weights, read here, and random weights of ours, written
-for it; both networks are then called with the same input in float32, and what comes out of layers and at the end is
-compared. Networks are small, so that it takes a minute or two; needs torch and diffusers (the extra `peers`).
+For each kind of published network: the class of the other library with random weights, read here, and random weights of
+ours, written for it; both networks are then called with the same input in float32, and what comes out of layers and at
+the end is compared. Networks of this package alone go one way, to the torch module of `export --format torch`. All are
+small, so that it takes a minute or two; needs torch, diffusers and transformers (the extra `peers`).
 """
 
 import platform
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
+import transformers
+from flax import nnx
+from jaxtyping import Array
 
+from dit_video.dit.condition import ClassCondition
+from dit_video.dit.dit import DiTConfig
 from dit_video.export import names
 from dit_video.export.diffusers_folder import relative_error
-from dit_video.export.family import Family, Shape
+from dit_video.export.families import clip, clip_vision, t5
+from dit_video.export.family import Family, Pair, Shape
 from dit_video.export.names import Dialect, Stored
 from dit_video.export.recognise import DENOISERS, VAES
+from dit_video.export.torch_folder import write_torch
+from dit_video.export.weights import Content, Denoiser, Origin
+from dit_video.image.clip import CLIPVisionModel
+from dit_video.nn.module import define
 from dit_video.progress import counted
+from dit_video.tasks.denoise import Denoise, TrainedCodec
+from dit_video.text.clip import CLIPTextModel
+from dit_video.text.t5 import T5Encoder
+from dit_video.vae.codec import LatentCodec
+from dit_video.vae.vae import VAEConfig
+from dit_video.vae.video_vae import VideoVAEConfig
+from dit_video.vae.wan_vae import WanVAEConfig
 
 DOCUMENT = Path(__file__).parent.parent / "docs/models.md"
 BEGIN, END = "<!-- parity -->\n", "<!-- end of parity -->"
-HEADER = "| network | class of diffusers | from diffusers | to diffusers | compared |\n|---|---|---|---|---|\n"
+HEADER = "| network | their class | from theirs | to theirs | compared |\n|---|---|---|---|---|\n"
 
 DIT = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 4, "sample_size": 8}
 SD3 = {
@@ -93,12 +114,118 @@ NETWORKS: tuple[tuple[str, str, dict[str, Any], Shape], ...] = (
         (1, 24, 40),
     ),
     ("VAE of Wan 2.1", "AutoencoderKLWan", {"base_dim": 8, "num_res_blocks": 1}, (9, 16, 24)),
+    (
+        "VAE of Wan 2.2, 5B",
+        "AutoencoderKLWan",
+        {"base_dim": 8, "decoder_base_dim": 12, "num_res_blocks": 1, "z_dim": 48, "patch_size": 2, "is_residual": True}
+        | {"in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}
+        | {"latents_mean": [0.1] * 48, "latents_std": [0.9] * 48},
+        (9, 32, 48),
+    ),
     ("VAE of CogVideoX", "AutoencoderKLCogVideoX", COG, (9, 16, 24)),
 )
 
 
+# Of encoders: captions or pictures that go in at once, tokens of a caption, and words that there are.
+BATCH, LENGTH, VOCABULARY = 3, 15, 50
+T5 = {"vocab_size": VOCABULARY, "d_model": 20, "d_kv": 6, "d_ff": 28, "num_layers": 3, "num_heads": 3}
+CLIP = {"hidden_size": 24, "intermediate_size": 28, "num_attention_heads": 3, "num_hidden_layers": 4}
+OF_TEXT = {"vocab_size": VOCABULARY, "max_position_embeddings": 19, "projection_dim": 14, "bos_token_id": 1}
+States = Mapping[str, Any]
+
+
+class Encoder(NamedTuple):
+    """A text or image encoder of transformers, and what is compared of it.
+
+    Attributes:
+        family: the module of its names.
+        build: our network of its configuration.
+        prefix: of names in files that the names of the module itself lack.
+        inputs: of both, as ours takes them.
+        ours, theirs: the states that come out, by name.
+    """
+
+    name: str
+    network: Any
+    family: ModuleType
+    prefix: str
+    build: Callable[[Any, nnx.Rngs], nnx.Module]
+    inputs: np.ndarray
+    ours: Callable[[Any, Array], States]
+    theirs: Callable[[Any, torch.Tensor], States]
+
+
+def encoders() -> Iterator[Encoder]:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(2, VOCABULARY - 1, (BATCH, LENGTH))
+    ids[:, -1] = VOCABULARY - 1  # CLIP's token for the end of a caption
+    gated = {"feed_forward_proj": "gated-gelu"}
+    t5_kinds = {
+        "T5": transformers.T5EncoderModel(transformers.T5Config(**T5, **gated)),
+        "UMT5": transformers.UMT5EncoderModel(transformers.UMT5Config(**T5, **gated)),
+    }
+    for name, network in t5_kinds.items():
+        yield Encoder(
+            name,
+            network,
+            t5,
+            "",
+            lambda config, rngs: T5Encoder(config, dtype=jnp.float32, rngs=rngs),
+            ids,
+            lambda network, ids: {"last": network(ids, jnp.full(BATCH, LENGTH))},
+            lambda network, ids: {"last": network(ids).last_hidden_state},
+        )
+    end = {"eos_token_id": VOCABULARY - 1, "pad_token_id": 0}
+    clip_kinds = {
+        "CLIP-L, text": ("quick_gelu", "CLIPTextModel"),
+        "CLIP-G, text": ("gelu", "CLIPTextModelWithProjection"),
+    }
+    for name, (activation, kind) in clip_kinds.items():
+        config = transformers.CLIPTextConfig(**CLIP, **OF_TEXT, **end, hidden_act=activation)
+        yield Encoder(
+            name,
+            getattr(transformers, kind)(config),
+            clip,
+            "" if kind.endswith("Projection") else "text_model.",
+            lambda config, rngs: CLIPTextModel(config, dtype=jnp.float32, rngs=rngs),
+            ids,
+            lambda network, ids: network(ids)._asdict(),
+            _of_clip_text,
+        )
+    vision = transformers.CLIPVisionConfig(**CLIP, image_size=15, patch_size=3, hidden_act="gelu")
+    yield Encoder(
+        "CLIP, vision",
+        transformers.CLIPVisionModel(vision),
+        clip_vision,
+        "vision_model.",
+        lambda config, rngs: CLIPVisionModel(config, dtype=jnp.float32, rngs=rngs),
+        rng.standard_normal((BATCH, 15, 15, 3), np.float32),
+        lambda network, pixels: {"penultimate": network.penultimate(pixels)},
+        lambda network, pixels: {
+            "penultimate": network(pixels.movedim(-1, 1), output_hidden_states=True).hidden_states[-2]
+        },
+    )
+
+
+def _of_clip_text(network: Any, ids: torch.Tensor) -> States:
+    found = network(ids, output_hidden_states=True)
+    # As pipelines take it: the projection where there is one.
+    pooled = found.text_embeds if "text_embeds" in found else found.pooler_output
+    return {"last": found.last_hidden_state, "penultimate": found.hidden_states[-2], "pooled": pooled}
+
+
+# Networks of this package alone, (T, H, W) of clips, and the VAE, which is compared where there is no network.
+OURS = {
+    "DiT of this package": (DiTConfig(hidden_size=48, depth=4, num_heads=4), (5, 32, 48), WanVAEConfig(channels=8)),
+    "video VAE of this package": (None, (9, 32, 48), VideoVAEConfig(channels=8)),
+}
+
+
 def random_weights(theirs: Any, seed: int) -> dict[str, np.ndarray]:
-    """Of diffusers' network: random, since some that torch starts with would hide where they are; positions kept."""
+    """Of another library's network: random, since some that torch starts with would hide where they are.
+
+    Positions are kept.
+    """
     rng, found = np.random.default_rng(seed), {}
     for name, x in theirs.state_dict().items():
         noise = rng.standard_normal(tuple(x.shape), np.float32) / np.float32(np.sqrt(max(1, np.prod(x.shape[1:]))))
@@ -121,41 +248,118 @@ def stored(weights: Mapping[str, np.ndarray]) -> names.Source:
     return {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
 
 
-def errors(family: Family, params: Mapping[str, np.ndarray], theirs: Any, shape: Shape) -> list[float]:
-    """Of every layer and output."""
-    with torch.no_grad(), jax.default_matmul_precision("highest"):
-        return [relative_error(pair) for pair in family.pairs(params, theirs, shape)]
+Params = Mapping[str, np.ndarray]
 
 
-def compare(kind: str, config: Mapping[str, Any], shape: Shape) -> tuple[float, float, int]:
-    """The worst errors from and to diffusers, and how many layers and outputs each is of."""
-    theirs = getattr(diffusers, kind)(**config).eval()
-    weights = random_weights(theirs, 0)
-    family = family_of({"_class_name": kind} | dict(theirs.config), weights)
-    table = family.table()
+def compare(
+    theirs: Any,
+    table: names.Table,
+    dialect: Dialect,
+    source: names.Source,
+    pairs: Callable[[Params], Iterator[Pair]],
+    load: Callable[[dict[str, torch.Tensor]], None],
+) -> tuple[float, float, int]:
+    """The worst errors from and to another library, and how many layers and outputs each is of.
 
-    theirs.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
-    names.check(table, Dialect.DIFFUSERS, stored(weights))
-    params = dict(names.read(table, Dialect.DIFFUSERS, stored(weights)))
-    inwards = errors(family, params, theirs, shape)
+    Args:
+        source: the tensors that `theirs` has.
+        pairs: calls both networks, ours with these parameters.
+        load: gives `theirs` other tensors.
+    """
+    names.check(table, dialect, source)
+    params = dict(names.read(table, dialect, source))
 
+    def errors(params: Params) -> list[float]:
+        with torch.no_grad(), jax.default_matmul_precision("highest"):
+            return [relative_error(pair) for pair in pairs(params)]
+
+    inwards = errors(params)
     rng = np.random.default_rng(1)
     mine = {n: (p + 0.02 * rng.standard_normal(p.shape)).astype(np.float32) for n, p in params.items()}
-    written = {n: torch.tensor(np.ascontiguousarray(x)) for n, x in names.write(table, Dialect.DIFFUSERS, mine)}
-    theirs.load_state_dict(written)
-    outwards = errors(family, mine, theirs, shape)
-    return max(inwards), max(outwards), len(inwards)
+    load({n: torch.tensor(np.ascontiguousarray(x)) for n, x in names.write(table, dialect, mine)})
+    return max(inwards), max(errors(mine)), len(inwards)
+
+
+def compare_diffusers(kind: str, config: Mapping[str, Any], shape: Shape) -> tuple[float, float, int]:
+    theirs = getattr(diffusers, kind)(**config).eval()
+    weights = random_weights(theirs, 0)
+    theirs.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
+    family = family_of({"_class_name": kind} | dict(theirs.config), weights)
+
+    def pairs(params: Params) -> Iterator[Pair]:
+        return family.pairs(params, theirs, shape)
+
+    return compare(theirs, family.table(), Dialect.DIFFUSERS, stored(weights), pairs, theirs.load_state_dict)
+
+
+def compare_encoder(encoder: Encoder) -> tuple[float, float, int]:
+    theirs, family = encoder.network.eval(), encoder.family
+    weights = random_weights(theirs, 0)
+    weights = {name: x for name, x in weights.items() if name != "encoder.embed_tokens.weight"}  # a table's other name
+    theirs.load_state_dict({name: torch.tensor(x) for name, x in weights.items()}, strict=False)
+    config = family.of_transformers(theirs.config.to_dict() | {"architectures": [type(theirs).__name__]})
+    definition = define(lambda key: encoder.build(config, nnx.Rngs(key)))
+    call = jax.jit(lambda params, inputs: encoder.ours(definition.bind(params), inputs))
+
+    def pairs(params: Params) -> Iterator[Pair]:
+        found = call(dict(params), jnp.asarray(encoder.inputs))
+        wanted = encoder.theirs(theirs, torch.from_numpy(encoder.inputs))
+        for name, state in wanted.items():
+            yield Pair(name, np.asarray(found[name]), state.numpy())
+
+    def load(tensors: dict[str, torch.Tensor]) -> None:
+        named = {n.removeprefix(encoder.prefix): x for n, x in tensors.items()}
+        # What is not computed with stays as it was.
+        if surplus := theirs.load_state_dict(named, strict=False).unexpected_keys:
+            raise ValueError(f"{encoder.name}: {type(theirs).__name__} has no {surplus[0]}")
+
+    return compare(theirs, family.table(config), Dialect.TRANSFORMERS, family.tensors(stored(weights)), pairs, load)
+
+
+def compare_torch(network: DiTConfig | None, clip: Shape, vae: VAEConfig) -> tuple[str, float, int]:
+    """The torch class that is written, the worst error of it, and how many layers and outputs that is of."""
+    rng = np.random.default_rng(0)
+
+    def trained(build: Callable[..., nnx.Module]) -> Any:
+        definition = define(build)
+        return definition.bind(
+            {n: jnp.asarray(0.1 * rng.standard_normal(s.shape, np.float32)) for n, s in definition.shapes.items()}
+        )
+
+    codec = LatentCodec(
+        trained(lambda key: vae.build(rngs=nnx.Rngs(key))),
+        mean=np.zeros(vae.latent_channels),
+        std=np.ones(vae.latent_channels),
+    )
+    denoiser, condition = None, ClassCondition(num_classes=10)
+    if network is not None:
+        task = Denoise(network=network, codec=TrainedCodec(vae=vae, run="vae"), condition=condition)
+        denoiser = Denoiser(task, trained(task.init))
+    origin = Origin(run="parity", step=0, ema=False, fingerprint="", task={})
+    with tempfile.TemporaryDirectory() as folder:
+        parity = write_torch(Content(denoiser, codec, clip, origin), Path(folder))
+    assert parity.error is not None, "torch is there"
+    return "model.DiT" if network is not None else "vae.VideoVAE", parity.error, parity.num_compared
 
 
 def rows() -> Iterator[str]:
     for name, kind, config, shape in counted(NETWORKS, "networks", total=len(NETWORKS), unit="networks"):
-        inwards, outwards, number = compare(kind, config, shape)
-        yield f"| {name} | `{kind}` | {inwards:.1e} | {outwards:.1e} | {number} |\n"
+        yield _row(name, kind, *compare_diffusers(kind, config, shape))
+    for encoder in encoders():
+        yield _row(encoder.name, type(encoder.network).__name__, *compare_encoder(encoder))
+    for name, sizes in OURS.items():
+        kind, outwards, number = compare_torch(*sizes)
+        yield _row(name, kind, None, outwards, number)
+
+
+def _row(name: str, kind: str, inwards: float | None, outwards: float, number: int) -> str:
+    from_theirs = "" if inwards is None else f"{inwards:.1e}"
+    return f"| {name} | `{kind}` | {from_theirs} | {outwards:.1e} | {number} |\n"
 
 
 def main() -> None:
     table = HEADER + "".join(rows())
-    versions = ", ".join(f"{package} {version(package)}" for package in ("jax", "torch", "diffusers"))
+    versions = ", ".join(f"{package} {version(package)}" for package in ("jax", "torch", "diffusers", "transformers"))
     text = DOCUMENT.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, there, after = rest.partition(END)

@@ -40,7 +40,7 @@ from dit_video import experiment as experiments
 from dit_video import run
 from dit_video.arrays import Video
 from dit_video.checkpoint import weights_digest
-from dit_video.cli.arguments import add_weights, like_of
+from dit_video.cli.weights import add_weights, open_weights
 from dit_video.data.batch import NO_LABEL, Batch, Split
 from dit_video.data.dataset import Data
 from dit_video.data.sources import MovingDigits
@@ -173,8 +173,7 @@ def main() -> int:
 
 def read_run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Learns to read or loads a reader, generates clips with a run and reads them."""
-    like = like_of(arguments)
-    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, like=like, console=console)
+    opened = open_weights(arguments, console)
     task = opened.experiment.task
     if (
         not isinstance(task, Denoise)

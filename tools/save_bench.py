@@ -7,6 +7,7 @@ a share of the time of the steps between two saves.
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 
 from dit_video import experiment as experiments
 from dit_video.checkpoint import Checkpoints
-from dit_video.run import abstract_batch, program_of
+from dit_video.run import program_of
 from dit_video.sharding import make_mesh, place, shard_frozen
 from dit_video.tasks.denoise import Denoise
+from dit_video.workload import abstract_batch
 
 EXPERIMENT = "experiments/quickstart.py:dit"
 BOUND = 0.05

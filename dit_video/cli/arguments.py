@@ -63,14 +63,6 @@ def like_of(arguments: argparse.Namespace) -> Experiment | None:
     return None if arguments.like is None else load(arguments.like)
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Which weights of a run: --workdir, --config, --step, --raw."""
-    add_workdir(parser)
-    add_like(parser)
-    parser.add_argument("--step", type=int, help="checkpoint to open (default: the latest)")
-    parser.add_argument("--raw", action="store_true", help="use the raw weights instead of their moving average")
-
-
 def use_fake_devices(number: int) -> None:
     """Makes JAX see so many CPU devices and nothing else; only before anything has been computed."""
     jax.config.update("jax_platforms", "cpu")

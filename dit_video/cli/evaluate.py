@@ -9,8 +9,9 @@ from rich.table import Table
 
 from dit_video import object_store, processes, run, run_copy
 from dit_video.cli import evaluate_compare, evaluate_fvd
-from dit_video.cli.arguments import add_extractor, add_weights, command, extractor_of, like_of
+from dit_video.cli.arguments import add_extractor, command, extractor_of
 from dit_video.cli.together import Together, add_processes
+from dit_video.cli.weights import add_weights, open_weights
 from dit_video.data.video import write_playable
 from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.fvd import FVD
@@ -69,8 +70,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     console = Console(stderr=arguments.json, quiet=not processes.is_first())
-    like = like_of(arguments)
-    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, like=like, console=console)
+    opened = open_weights(arguments, console)
     data, subject = run.evaluation_data(opened.experiment), opened.subject()
     codec = isinstance(opened.experiment.task, Autoencode)
     sizes = {"num_clips": arguments.num_clips, "batch_size": arguments.batch_size}

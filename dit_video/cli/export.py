@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video import run, trained_codec
-from dit_video.cli.arguments import add_weights, command, like_of, local_path
+from dit_video import trained_codec
+from dit_video.cli.arguments import command, local_path
+from dit_video.cli.weights import add_weights, open_weights
 from dit_video.export import hub
 from dit_video.export.diffusers_folder import TOLERANCE, Parity, write_diffusers
 from dit_video.export.folder import fresh_folder, write_readme
@@ -127,8 +128,7 @@ def _compared(parity: Parity, library: str) -> list[str]:
 
 
 def _content(arguments: argparse.Namespace, console: Console) -> Content:
-    like = like_of(arguments)
-    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, like=like, console=console)
+    opened = open_weights(arguments, console)
     experiment = opened.experiment
     if isinstance(experiment.task, Denoise):
         denoiser = Denoiser(experiment.task, opened.definition.bind(opened.params))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dit_video.cli.arguments import add_config, command
+from dit_video.cli.arguments import add_config, command, local_path
 from dit_video.experiment import load
 from dit_video.export.folder import fresh_folder
+from dit_video.export.source import read_digests
 from dit_video.published_run import import_run
 
 EXAMPLES = """  dit-video import DiT-XL-2-256 --out=runs/dit_xl
@@ -15,10 +16,13 @@ EXAMPLES = """  dit-video import DiT-XL-2-256 --out=runs/dit_xl
   dit-video import sd-vae-ft-mse --out=runs/sd_vae
   dit-video import DiT-XL-2-256x256.pt --sha256=... --codec=runs/sd_vae --out=runs/dit_xl
   dit-video import DiT-XL-2-256/transformer --config=mine.py --out=runs/dit_xl
+  dit-video import Latte-1 --sha256=SHA256SUMS --out=runs/latte
   dit-video train --config=mine.py --init_from=runs/dit_xl --workdir=runs/tuned
 
-Reads a folder of diffusers (a pipeline, or one network of it; safetensors, in one file or in shards) or a file of
-official weights. Every tensor is mapped exactly once or nothing is written.
+Reads a folder of diffusers (a pipeline, or one network of it; in one file or in shards) or a file of official weights.
+Every tensor is mapped exactly once or nothing is written. Torch files (.bin, .pt, .pth) hold programs: they are read by
+a reader that runs none, and only with the digests that they were published with; several are listed in a file, as
+`sha256sum */*.bin` writes it in the folder.
 
 What weights do not say comes from elsewhere. Of a pipeline all its parts are read, and the run can be sampled from at
 once; a network alone needs the run of its VAE (--codec) or an experiment (--config): then data, codec and sampler are
@@ -27,18 +31,22 @@ that one's, and its network must be that of the weights; where it is not, the me
 families
   DiT as published   DiTTransformer2DModel, facebookresearch/DiT
   Latte              LatteTransformer3DModel, Vchitect/Latte
-  SD3, SD3.5         SD3Transformer2DModel
-  Wan 2.1, 2.2       WanTransformer3DModel
+  SD3, SD3.5         SD3Transformer2DModel, Stability-AI/sd3.5 (in one file, with or without VAE and text encoders)
+  Wan 2.1, 2.2       WanTransformer3DModel, Wan-Video/Wan2.1 and Wan2.2 (WanModel)
   VAEs               AutoencoderKL (SD, SDXL, SD3, Flux), AutoencoderKLWan, AutoencoderKLCogVideoX"""
 
 
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "import", "make a run of weights that others have published", EXAMPLES)
     parser.add_argument("source", type=Path, metavar="FOLDER_OR_FILE", help="weights of diffusers or of official code")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run: new, or empty")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="folder of the run: new, or empty")
     add_config(parser, required=False)
     parser.add_argument("--codec", type=Path, metavar="RUN", help="run of the VAE that a denoiser without --config has")
-    parser.add_argument("--sha256", metavar="HEX", help="digest that a torch file was published with")
+    parser.add_argument(
+        "--sha256",
+        metavar="HEX_OR_FILE",
+        help="digest that a torch file was published with, or a file of several, as sha256sum writes them",
+    )
     parser.set_defaults(run=main)
 
 
@@ -56,7 +64,7 @@ def main(arguments: argparse.Namespace) -> int:
             experiment=experiment,
             overrides=tuple(arguments.overrides),
             codec=arguments.codec,
-            sha256=arguments.sha256,
+            digests={} if arguments.sha256 is None else read_digests(arguments.sha256, arguments.source),
         )
     lines = [
         f"{part.network}: {part.num_tensors} tensors of {part.dtype}, each mapped once: {part.num_params:,} parameters "
@@ -64,6 +72,8 @@ def main(arguments: argparse.Namespace) -> int:
         for part in parts
     ]
     for part in parts:
+        if part.num_beside:
+            lines.append(f"not read: {part.num_beside} tensors of the file that are of its VAE or text encoders")
         if part.not_followed:
             lines.append(f"not followed of its scheduler, so that samples differ: {', '.join(part.not_followed)}")
         if part.needs:

@@ -11,8 +11,9 @@ import numpy as np
 from rich.console import Console
 
 from dit_video import pretrained_text, run
-from dit_video.cli.arguments import add_weights, command, like_of, local_path, parse_size
+from dit_video.cli.arguments import command, local_path, parse_size
 from dit_video.cli.first_frame import continuing
+from dit_video.cli.weights import add_weights, open_weights
 from dit_video.data.batch import NO_LABEL, Batch
 from dit_video.data.captions import encode_captions, room_for
 from dit_video.data.video import grid, write_gif, write_mp4
@@ -20,7 +21,6 @@ from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
 from dit_video.dit.condition import ClassCondition, EmbeddedText, Given, TextCondition
 from dit_video.dit.first_frame import FirstFrame
-from dit_video.experiment import override
 from dit_video.sharding import replicated
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import clip_keys
@@ -93,7 +93,7 @@ def add_parser(subparsers) -> None:
         help=".mp4 or .gif, or both: a grid of the clips",
     )
     parser.add_argument("--npy", type=local_path, metavar="FILE", help="also save the clips, uint8 [N T H W 3]")
-    parser.set_defaults(run=main, config=None)
+    parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -101,12 +101,9 @@ def main(arguments: argparse.Namespace) -> int:
     for path in arguments.out:
         if path.suffix not in (".mp4", ".gif"):
             raise ValueError(f"--out={path}: must end in .mp4 or .gif")
-    like = like_of(arguments)
-    opened = run.open_run(arguments.workdir, step=arguments.step, ema=not arguments.raw, like=like, console=console)
+    opened = open_weights(arguments, console)
     if not isinstance(opened.experiment.task, Denoise):
         raise ValueError(f"{arguments.workdir} trained a codec, which makes no clips; see dit-video evaluate")
-    if arguments.overrides:
-        opened = dataclasses.replace(opened, experiment=override(opened.experiment, arguments.overrides))
     opened = sampled_as_told(arguments, opened)
     trained, fps = run.sampled_clip(opened.experiment)
     rows, nothing = told(arguments, opened, console)

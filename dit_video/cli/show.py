@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video import run
+from dit_video import workload
 from dit_video.cli.arguments import add_config, command, experiment_of
 from dit_video.nn.module import define
 
@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
     table.add_section()
     table.add_row("all", f"{definition.num_params:,}")
     console.print(table)
-    flops = run.step_flops(experiment)
+    flops = workload.step_flops(experiment)
     batch = experiment.data.batch_size
     console.print(
         f"FLOPs of a training step (forward and backward, batch {batch}): {flops:.4g}; of a clip: {flops / batch:.4g}\n"

@@ -27,7 +27,7 @@ def noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *sha
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(abc.ABC):
-    """`num_steps` steps from noise to data at the times of `spacing`; the network sees t as [B 1]."""
+    """`num_steps` steps from noise to data at the times of `spacing`; `denoise` is given t as [B 1]."""
 
     num_steps: int
     spacing: Spacing = Trailing()

@@ -19,14 +19,14 @@ from dit_video.nn.embed import LabelEmbedding
 Given = Labels | Captions | Text | Framed
 
 
-def known(given: Given | None) -> Any:
+def required(given: Given | None) -> Any:
     """`given`, for a network that cannot do without.
 
     Raises:
         ValueError: there is none.
     """
     if given is None:
-        raise ValueError("this network is conditioned: pass `given`, which `known` of its condition makes of a batch")
+        raise ValueError("this network is conditioned: pass `given`, which `read` of its condition makes of a batch")
     return given
 
 
@@ -45,14 +45,16 @@ class Condition(abc.ABC):
             raise ValueError(f"{type(self).__name__}.drop_rate={self.drop_rate}: must be in [0, 1)")
 
     @abc.abstractmethod
-    def known(
+    def read(
         self,
         *,
         label: Int[Array | np.ndarray, "B"] | None,
         caption: UInt8[Array | np.ndarray, "B L"] | None,
         text: Text | None,
     ) -> Given:
-        """What a network is given, from the fields of a batch.
+        """What the fields of a batch tell of each clip.
+
+        That is what a network is given; with a `FirstFrame` it is the caption alone, to which `framed` adds the rest.
 
         Raises:
             ValueError: the batch lacks the field that this condition reads.
@@ -104,7 +106,7 @@ class ClassCondition(Condition):
         if self.num_classes < 1:
             raise ValueError(f"ClassCondition.num_classes={self.num_classes}: must be at least 1")
 
-    def known(
+    def read(
         self,
         *,
         label: Int[Array | np.ndarray, "B"] | None,
@@ -149,7 +151,7 @@ class TextCondition(Condition):
                 "size"
             )
 
-    def known(
+    def read(
         self,
         *,
         caption: UInt8[Array | np.ndarray, "B L"] | None,
@@ -205,7 +207,7 @@ class EmbeddedText(Condition):
             if getattr(self, name) < 1:
                 raise ValueError(f"EmbeddedText.{name}={getattr(self, name)}: must be at least 1")
 
-    def known(
+    def read(
         self,
         *,
         text: Text | None,

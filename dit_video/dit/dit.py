@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
-from dit_video.dit.condition import Condition, Given, known
+from dit_video.dit.condition import Condition, Given, required
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.embed import (
@@ -27,14 +27,13 @@ from dit_video.nn.embed import (
     Modulation,
     ModulationOffset,
     TimeEmbedding,
-    for_tokens,
     from_tokens,
+    gated,
     latent_shape,
     linear,
     modulate,
-    patch_positions,
+    patch_angles,
     per_patch_frame,
-    rope_angles,
     sincos_positions,
     to_tokens,
 )
@@ -180,13 +179,12 @@ class Block(nnx.Module):
             angles: rotary positions of the tokens, in the order of x; None where x has its positions in it.
             text: what blocks made for text attend to.
         """
-        vectors = [for_tokens(vector, x.shape[1]) for vector in self.modulation(modulating)]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
-        x = x + gate_a * self.attention(modulate(self.norm(x), shift_a, scale_a), angles)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(modulating)
+        x = x + gated(gate_a, self.attention(modulate(self.norm(x), shift_a, scale_a), angles))
         if self.cross_attention is not None:
             assert text is not None, "a DiT of such blocks encodes text"
             x = x + self.cross_attention(self.norm(x), text.tokens, text.num_tokens)
-        return x + gate_m * self.mlp(modulate(self.norm(x, self.mlp_norm_epsilon), shift_m, scale_m))
+        return x + gated(gate_m, self.mlp(modulate(self.norm(x, self.mlp_norm_epsilon), shift_m, scale_m)))
 
 
 class DiT(Network):
@@ -223,7 +221,7 @@ class DiT(Network):
 
     def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
         x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
-        shift, scale = (for_tokens(vector, x.shape[1]) for vector in self.final_modulation(conditioning))
+        shift, scale = self.final_modulation(conditioning)
         x = self.final_layer(modulate(self.config.norm(x), shift, scale))
         cells = from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32)
         return split_variance(cells) if self.config.learned_variance else Output(cells)
@@ -239,10 +237,10 @@ class DiT(Network):
         """The stream after the last block, where it is kept after every one, and the conditioning vector."""
         conditioning = self.t_embedder(per_patch_frame(t, self.patch_size))
         if self.y_embedder is not None:
-            conditioning = conditioning + self.y_embedder(known(given))[:, None].astype(conditioning.dtype)
+            conditioning = conditioning + self.y_embedder(required(given))[:, None].astype(conditioning.dtype)
         conditioning = constrain(conditioning, "batch", None, None)
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
-        text = None if self.text_encoder is None else self.text_encoder(known(given))
+        text = None if self.text_encoder is None else self.text_encoder(required(given))
         x, angles = self._placed(self.x_embedder(to_tokens(x_t, self.patch_size)), latent_shape(x_t))
 
         def apply_block(x, block):
@@ -258,6 +256,5 @@ class DiT(Network):
         config = self.config
         if config.positions is Positions.SINCOS:
             places = sincos_positions(shape, config.patch_size, config.hidden_size, grid=config.position_grid)
-            return x + jnp.asarray(places, x.dtype), None
-        head_dim = config.hidden_size // config.num_heads
-        return x, jnp.asarray(rope_angles(patch_positions(shape, config.patch_size), head_dim))
+            return x + places.astype(x.dtype), None
+        return x, patch_angles(shape, config.patch_size, config.hidden_size // config.num_heads)

@@ -53,21 +53,21 @@ class FirstFrame(Condition):
         """Channels that are put beside those of x_t."""
         return self.mask_channels + latent_channels
 
-    def known(
+    def read(
         self,
         *,
         label: Int[Array | np.ndarray, "B"] | None,
         caption: UInt8[Array | np.ndarray, "B L"] | None,
         text: Text | None,
     ) -> Given:
-        """The caption's part, to which `framed` adds the frame's."""
-        return self.text.known(label=label, caption=caption, text=text)
+        """What `text` reads: the caption. `framed` makes of it, and of latents, what a network is given."""
+        return self.text.read(label=label, caption=caption, text=text)
 
     def framed(self, given: Any, latents: Latents, image: Float[Array, "B I E"] | None = None) -> Framed:
         """What a network is given of a clip whose latents are `latents` wherever they are known or seem so.
 
         Args:
-            given: of `known`.
+            given: of `read`.
             latents: those of the frame followed by grey ones, or any that begin with those of the frame.
             image: tokens of the image encoder.
 

@@ -8,6 +8,7 @@ the others follow the words and the figure of the paper.
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
-from dit_video.dit.condition import Condition, Given, known
+from dit_video.dit.condition import Condition, Given, required
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.axial_attention import spatial_attention, split_attention, temporal_attention
@@ -29,14 +30,15 @@ from dit_video.nn.embed import (
     Modulation,
     ModulationOffset,
     TimeEmbedding,
-    for_tokens,
     from_tokens,
+    gated,
     latent_shape,
     linear,
     modulate,
     per_patch_frame,
     sincos_positions,
     to_tokens,
+    with_frames,
 )
 from dit_video.nn.mlp import PlainMLP
 from dit_video.nn.norm import layer_normalize
@@ -164,15 +166,14 @@ class LatteBlock(nnx.Module):
             num_frames: of patches, over which tokens lie frame by frame within a place.
             text: what blocks made for text attend to.
         """
-        vectors = [for_tokens(vector, x.shape[1]) for vector in self.modulation(modulating)]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(modulating)
         for attend, attention in zip(self.attend, self.attentions):
-            q, k, v = jnp.moveaxis(attention.qkv(modulate(layer_normalize(x), shift_a, scale_a)), 2, 0)
-            x = x + gate_a * attention.out(attend(q, k, v, num_frames))
+            seen = functools.partial(attend, num_frames=num_frames)
+            x = x + gated(gate_a, attention(modulate(layer_normalize(x), shift_a, scale_a), None, seen))
         if self.cross_attention is not None:
             assert text is not None, "a Latte of such blocks encodes text"
             x = x + self.cross_attention(x, text.tokens, text.num_tokens)
-        return x + gate_m * self.mlp(modulate(layer_normalize(x), shift_m, scale_m))
+        return x + gated(gate_m, self.mlp(modulate(layer_normalize(x), shift_m, scale_m)))
 
 
 class BlockPair(nnx.Module):
@@ -235,7 +236,7 @@ class Latte(Network):
     def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
         x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
         modulating = [conditioning] * 2 if self.config.shared_modulation else conditioning
-        shift, scale = (for_tokens(vector, x.shape[1]) for vector in self.final_modulation(modulating))
+        shift, scale = self.final_modulation(modulating)
         x = self.final_layer(modulate(layer_normalize(x), shift, scale))
         cells = from_tokens(x, self.config.patch_size, latent_shape(x_t)).astype(jnp.float32)
         return split_variance(cells) if self.config.learned_variance else Output(cells)
@@ -251,14 +252,13 @@ class Latte(Network):
         config, blocks = self.config, self.blocks
         conditioning = self.t_embedder(per_patch_frame(t, config.patch_size))
         if self.y_embedder is not None:
-            conditioning = conditioning + self.y_embedder(known(given))[:, None].astype(conditioning.dtype)
+            conditioning = conditioning + self.y_embedder(required(given))[:, None].astype(conditioning.dtype)
         conditioning = constrain(conditioning, "batch", None, None)
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
         text, num_frames = self._text(given), x_t.shape[1] // config.patch_size[0]
         places = sincos_positions(latent_shape(x_t), config.patch_size, config.hidden_size, grid=config.position_grid)
-        x = self.x_embedder(to_tokens(x_t, config.patch_size)) + jnp.asarray(places, self.dtype)
-        of_frames = frame_positions(num_frames, config.hidden_size)
-        frames = jnp.asarray(np.tile(of_frames, (len(places) // num_frames, 1)), self.dtype)
+        x = self.x_embedder(to_tokens(x_t, config.patch_size)) + places.astype(self.dtype)
+        frames = jnp.asarray(frame_positions(num_frames, config.hidden_size), self.dtype)[None]
         kept: dict[str, Float[Array, "layers B N D"]] = {}
 
         def step(x, block: LatteBlock):
@@ -266,7 +266,8 @@ class Latte(Network):
 
         def two_steps(x, layer: tuple[BlockPair, Float[Array, ""]]):
             pair, is_first = layer
-            return step(step(x, pair.spatial) + is_first * frames, pair.temporal)
+            # Times one or zero, as layers are one program: a second one, for the first layer alone, would cost more.
+            return step(with_frames(jnp.add, step(x, pair.spatial), is_first * frames), pair.temporal)
 
         def through(name: str, apply: Callable, x: Array, layers: Any) -> Array:
             x, every = scan_blocks(apply, x, layers, remat=config.remat, keep=keep)
@@ -275,10 +276,10 @@ class Latte(Network):
             return x
 
         if not isinstance(blocks, BlockPair):
-            x = through("blocks", step, x + frames, blocks)
+            x = through("blocks", step, with_frames(jnp.add, x, frames), blocks)
         elif config.variant is Variant.LATE:
             x = through("blocks.spatial", step, x, blocks.spatial)
-            x = through("blocks.temporal", step, x + frames, blocks.temporal)
+            x = through("blocks.temporal", step, with_frames(jnp.add, x, frames), blocks.temporal)
         else:
             is_first = jnp.zeros(config.depth // 2, self.dtype).at[0].set(1)
             x = through("blocks", two_steps, x, (blocks, is_first))
@@ -287,7 +288,7 @@ class Latte(Network):
     def _text(self, given: Given | None) -> Text | None:
         if self.text_encoder is None or self.text_embedder is None:
             return None
-        text = self.text_encoder(known(given))
+        text = self.text_encoder(required(given))
         return text._replace(tokens=constrain(self.text_embedder(jnp.asarray(text.tokens)), "batch", None, None))
 
 

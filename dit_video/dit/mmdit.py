@@ -16,21 +16,22 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Output, Text, Time
-from dit_video.dit.condition import Condition, Given, TextCondition, known
+from dit_video.dit.condition import Condition, Given, TextCondition, required
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, QKNorm
 from dit_video.nn.embed import (
     AdaLN,
     TimeEmbedding,
-    for_tokens,
+    VectorEmbedding,
+    at_patches,
     from_tokens,
+    gated,
     latent_shape,
     linear,
     modulate,
-    patch_positions,
+    patch_angles,
     per_patch_frame,
-    rope_angles,
-    sincos_places,
+    sincos_axes,
     to_tokens,
 )
 from dit_video.nn.joint_attention import JointAttention
@@ -178,8 +179,7 @@ class Block(nnx.Module):
     ) -> Streams:
         """One step of depth; `angles` and `num_text` as in `JointAttention`."""
         video, text = x
-        vectors = [for_tokens(vector, video.shape[1]) for vector in self.video_modulation(conditioning.video)]
-        shift, scale, gate, shift_m, scale_m, gate_m, *second = vectors
+        shift, scale, gate, shift_m, scale_m, gate_m, *second = self.video_modulation(conditioning.video)
         of_text = self.text_modulation(conditioning.text)
         # As published, scale comes before shift where these two are all.
         shift_t, scale_t, *others = of_text[::-1] if self.text_mlp is None else of_text
@@ -187,29 +187,17 @@ class Block(nnx.Module):
         read, read_text = self.attention(
             modulate(normed, shift, scale), modulate(layer_normalize(text), shift_t, scale_t), angles, num_text
         )
-        video = video + gate * read
+        video = video + gated(gate, read)
         if self.video_attention is not None:
             shift, scale, gate = second
-            video = video + gate * self.video_attention(modulate(normed, shift, scale), angles)
-        video = video + gate_m * self.video_mlp(modulate(layer_normalize(video), shift_m, scale_m))
+            video = video + gated(gate, self.video_attention(modulate(normed, shift, scale), angles))
+        video = video + gated(gate_m, self.video_mlp(modulate(layer_normalize(video), shift_m, scale_m)))
         if self.text_mlp is not None:
             assert read_text is not None, "text that has an MLP is written"
             gate_t, shift_tm, scale_tm, gate_tm = others
-            text = text + gate_t * read_text
-            text = text + gate_tm * self.text_mlp(modulate(layer_normalize(text), shift_tm, scale_tm))
+            text = text + gated(gate_t, read_text)
+            text = text + gated(gate_tm, self.text_mlp(modulate(layer_normalize(text), shift_tm, scale_tm)))
         return Streams(video, text)
-
-
-class PooledEmbedding(nnx.Module):
-    """One vector for the whole caption -> a part of what modulates: linear, SiLU, linear."""
-
-    def __init__(self, pooled_size: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(0.02)
-        self.up = linear(pooled_size, hidden_size, (None, "embed"), rngs=rngs, dtype=dtype, init=normal)
-        self.down = linear(hidden_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype, init=normal)
-
-    def __call__(self, pooled: Float[Array, "B P"]) -> Float[Array, "B D"]:
-        return self.down(nnx.silu(self.up(pooled)))
 
 
 class MMDiT(Network):
@@ -243,7 +231,7 @@ class MMDiT(Network):
         D, patch_dim = config.hidden_size, int(np.prod(config.patch_size)) * channels
         self.x_embedder = linear(patch_dim, D, (None, "embed"), rngs=rngs, dtype=dtype)
         self.t_embedder = TimeEmbedding(D, dtype=dtype, rngs=rngs)
-        self.pooled_embedder = PooledEmbedding(text_encoder.pooled_size, D, dtype=dtype, rngs=rngs)
+        self.pooled_embedder = VectorEmbedding(text_encoder.pooled_size, D, dtype=dtype, rngs=rngs)
         self.text_embedder = linear(text_encoder.hidden_size, D, (None, "embed"), rngs=rngs, dtype=dtype)
 
         def stack(num_layers: int, *, dual: bool, reads_text: bool = False) -> Block | None:
@@ -265,8 +253,7 @@ class MMDiT(Network):
     def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
         """No variance is learnt."""
         conditioning, x, _ = self._through_blocks(x_t, t, given, keep=False)
-        vectors = self.final_modulation(conditioning.video)
-        scale, shift = (for_tokens(vector, x.video.shape[1]) for vector in vectors)  # as published, in this order
+        scale, shift = self.final_modulation(conditioning.video)  # as published, in this order
         tokens = self.final_layer(modulate(layer_normalize(x.video), shift, scale))
         cells = from_tokens(tokens, self.config.patch_size, latent_shape(x_t))
         return Output(cells.astype(jnp.float32), None)
@@ -283,7 +270,7 @@ class MMDiT(Network):
         self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
     ) -> tuple[Conditioning, Streams, list[Streams]]:
         """What modulates, the streams after the last block, and, where they are kept, those of every stack."""
-        text: Text = self.text_encoder(known(given))
+        text: Text = self.text_encoder(required(given))
         conditioning = self._conditioning(t, text)
         num_text = None if self.config.attend_padding else jnp.asarray(text.num_tokens)
         video, angles = self._placed(self.x_embedder(to_tokens(x_t, self.config.patch_size)), latent_shape(x_t))
@@ -310,8 +297,8 @@ class MMDiT(Network):
         """Tokens with their positions in them, or beside them the angles that blocks turn queries and keys by."""
         config, table = self.config, self.config.position_table
         if table is None:
-            head_dim = config.hidden_size // config.num_heads
-            return x, jnp.asarray(rope_angles(patch_positions(shape, config.patch_size), head_dim))
+            return x, patch_angles(shape, config.patch_size, config.hidden_size // config.num_heads)
         frames, rows, columns = (n // p for n, p in zip(shape, config.patch_size))
-        places = sincos_places(table.middle(rows), table.middle(columns), config.hidden_size)
-        return x + jnp.asarray(np.repeat(places, frames, axis=0), x.dtype), None
+        axes = sincos_axes(table.middle(rows), table.middle(columns), config.hidden_size)
+        places = at_patches(*axes, np.zeros((frames, config.hidden_size), np.float32))
+        return x + places.astype(x.dtype), None

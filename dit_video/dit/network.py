@@ -86,7 +86,7 @@ class Network(nnx.Module):
         Args:
             x_t: latents at noise level t; (t, h, w) must divide by the patch size.
             t: noise level in [0, 1], one per clip `[B 1]` or per latent frame `[B t]`.
-            given: what the condition of the network makes of a batch (`Condition.known`); None where it has none.
+            given: what the condition of the network makes of a batch (`Condition.read`); None where it has none.
         """
 
     @abc.abstractmethod

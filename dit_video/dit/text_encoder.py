@@ -12,6 +12,7 @@ from dit_video.nn.attention import Attention
 from dit_video.nn.embed import rope_angles
 from dit_video.nn.mlp import SwiGLU, swiglu_size
 from dit_video.nn.norm import RMSNorm, rms_normalize
+from dit_video.nn.softmax_attention import cross_attention
 from dit_video.sharding import constrain
 
 _NUM_BYTES = 256
@@ -28,7 +29,7 @@ class TextBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L E"], angles: Float[np.ndarray, "L r"], num_tokens: Int[Array, "B"]
     ) -> Float[Array, "B L E"]:
-        x = x + self.attention(rms_normalize(x), angles, num_tokens)
+        x = x + self.attention(rms_normalize(x), angles, lambda q, k, v: cross_attention(q, k, v, num_tokens))
         return x + self.mlp(rms_normalize(x))
 
 

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Framed, Latents, Output, Time
-from dit_video.dit.condition import Condition, Given, known
+from dit_video.dit.condition import Condition, EmbeddedText, Given, required
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm, kernel_init, to_heads
@@ -28,14 +28,13 @@ from dit_video.nn.embed import (
     Modulation,
     ModulationOffset,
     TimeEmbedding,
-    for_tokens,
     from_tokens,
+    gated,
     latent_shape,
     linear,
     modulate,
-    patch_positions,
+    patch_angles,
     per_patch_frame,
-    rope_angles,
     to_tokens,
 )
 from dit_video.nn.mlp import PlainMLP
@@ -154,24 +153,23 @@ class Block(nnx.Module):
             angles: rotary positions of the tokens, in the order of x.
             others: what the tokens attend to: those of `Wan._others`.
         """
-        vectors = [for_tokens(vector, x.shape[1]) for vector in self.modulation(shared)]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(shared)
         x = _added(x, gate_a, self.attention(_modulated(x, shift_a, scale_a), angles))
         x = x + self.cross_attention(self.cross_norm(x), *others)
         return _added(x, gate_m, self.mlp(_modulated(x, shift_m, scale_m)))
 
 
 def _modulated(
-    x: Float[Array, "B N D"], shift: Float[Array, "B #N D"], scale: Float[Array, "B #N D"]
+    x: Float[Array, "B N D"], shift: Float[Array, "B #f D"], scale: Float[Array, "B #f D"]
 ) -> Float[Array, "B N D"]:
     """The stream normalised and modulated in float32, as published; of the stream's dtype."""
     return modulate(layer_normalize(x.astype(jnp.float32)), shift, scale).astype(x.dtype)
 
 
 def _added(
-    x: Float[Array, "B N D"], gate: Float[Array, "B #N D"], branch: Float[Array, "B N D"]
+    x: Float[Array, "B N D"], gate: Float[Array, "B #f D"], branch: Float[Array, "B N D"]
 ) -> Float[Array, "B N D"]:
-    return (x + gate * branch).astype(x.dtype)
+    return (x + gated(gate, branch)).astype(x.dtype)
 
 
 class Wan(Network):
@@ -195,6 +193,8 @@ class Wan(Network):
                 f"config.task.condition={condition}: every block of a Wan attends to text; give it a TextCondition, an "
                 "EmbeddedText, or a FirstFrame with one of them"
             )
+        if isinstance(words, EmbeddedText) and words.num_tokens > (config.text_length or words.num_tokens):
+            raise ValueError(_too_long(words.num_tokens, config.text_length))
         self.text_encoder = text_encoder
         D, cells = config.hidden_size, math.prod(config.patch_size)
         channels_in = channels if frame is None else channels + frame.num_channels(channels)
@@ -215,7 +215,7 @@ class Wan(Network):
 
     def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
         x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
-        shift, scale = (for_tokens(v, x.shape[1]) for v in self.final_modulation([conditioning, conditioning]))
+        shift, scale = self.final_modulation([conditioning, conditioning])
         x = self.final_layer(_modulated(x, shift, scale))
         return Output(from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32), None)
 
@@ -228,15 +228,14 @@ class Wan(Network):
         self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
         """The stream after the last block, where it is kept after every one, and the embedded noise level."""
-        given = known(given)
+        given = required(given)
         cells = jnp.concatenate([x_t, given.cells], axis=-1) if isinstance(given, Framed) else x_t
         conditioning = constrain(self.t_embedder(per_patch_frame(t, self.patch_size)), "batch", None, None)
         shared = self.shared_modulation(conditioning)
         others = self._others(given)
         frames, rows, columns = (n // p for n, p in zip(latent_shape(x_t), self.patch_size))
         # Positions count patches.
-        places = patch_positions((frames, rows, columns), (1, 1, 1))
-        angles = jnp.asarray(rope_angles(places, self.config.hidden_size // self.config.num_heads))
+        angles = patch_angles((frames, rows, columns), (1, 1, 1), self.config.hidden_size // self.config.num_heads)
 
         def apply_block(x, block):
             return block(constrain(x, "batch", "tokens", None), shared, angles, others)
@@ -262,9 +261,13 @@ class Wan(Network):
 def _filled_up(tokens: Float[Array, "B L E"], num_tokens: Int[Array, "B"], length: int) -> Float[Array, "B {length} E"]:
     """The first `num_tokens` tokens, and zeros after them up to `length`."""
     if tokens.shape[1] > length:
-        raise ValueError(
-            f"captions of {tokens.shape[1]} tokens: config.task.network.text_length={length} is the most; give the "
-            "condition no more, or leave text_length None"
-        )
+        raise ValueError(_too_long(tokens.shape[1], length))
     real = jnp.arange(tokens.shape[1]) < num_tokens[:, None]
     return jnp.pad(tokens * real[..., None], ((0, 0), (0, length - tokens.shape[1]), (0, 0)))
+
+
+def _too_long(num_tokens: int, length: int | None) -> str:
+    return (
+        f"captions of {num_tokens} tokens: config.task.network.text_length={length} is the most; give the condition no "
+        "more, or leave text_length None"
+    )

@@ -215,7 +215,9 @@ def different_fields(where: str, wanted: Any, found: Any) -> list[str]:
     lines = []
     for field in dataclasses.fields(wanted):
         there, here = getattr(wanted, field.name), getattr(found, field.name)
-        if there != here:
+        if type(there) is type(here) and dataclasses.is_dataclass(there):
+            lines += different_fields(f"{where}.{field.name}", there, here)
+        elif there != here:
             there, here = (value.value if isinstance(value, enum.Enum) else value for value in (there, here))
             lines.append(f"--{where}.{field.name}={there} (it is {here})")
     return lines

@@ -65,6 +65,7 @@ class Row:
         num_layers: how many `{layer}` counts.
         first_layer: what it counts from.
         stacked: ours has a leading axis of layers; else `{layer}` in a name means copies of the same numbers.
+        swapped: dialects that have the halves of the first axis of `shape` the other way round.
     """
 
     ours: str
@@ -77,6 +78,7 @@ class Row:
     first_layer: int = 0
     stacked: bool = False
     float32: bool = False
+    swapped: frozenset[Dialect] = frozenset()
 
     def places(self, dialect: Dialect) -> list[tuple[str, ...]]:
         """The names of all parts, for each layer or copy."""
@@ -89,16 +91,20 @@ class Row:
     def part_shape(self, dialect: Dialect) -> Shape:
         return (self.shape[0] // len(self.theirs[dialect]), *self.shape[1:])
 
-    def from_theirs(self, parts: list[np.ndarray]) -> np.ndarray:
-        """One layer in our layout."""
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def from_theirs(self, whole: np.ndarray, dialect: Dialect) -> np.ndarray:
+        """One layer in our layout, all parts of it together in theirs."""
+        whole = self._with_halves_of(dialect, whole)
         return whole.reshape(self.pieces or self.shape).transpose(self.order).reshape(self.our_shape)
 
-    def to_theirs(self, layer: np.ndarray, num_parts: int) -> list[np.ndarray]:
-        """One layer in their layout."""
+    def to_theirs(self, layer: np.ndarray, dialect: Dialect) -> list[np.ndarray]:
+        """The parts of one layer in their layout."""
         pieces = self.pieces or self.shape
         ordered = layer.reshape([pieces[axis] for axis in self.order])
-        return np.split(ordered.transpose(np.argsort(self.order)).reshape(self.shape), num_parts)
+        whole = ordered.transpose(np.argsort(self.order)).reshape(self.shape)
+        return np.split(self._with_halves_of(dialect, whole), len(self.theirs[dialect]))
+
+    def _with_halves_of(self, dialect: Dialect, whole: np.ndarray) -> np.ndarray:
+        return np.roll(whole, len(whole) // 2, axis=0) if dialect in self.swapped else whole
 
 
 def _in_layer(name: str, layer: int) -> str:
@@ -238,6 +244,27 @@ def read(table: Table, dialect: Dialect, source: Source) -> Iterator[tuple[str, 
     Raises:
         NamesMismatch: a constant has another value, or copies differ.
     """
+    sizes = {row.ours: row.num_layers for row in table.rows if row.stacked}
+    whole = np.empty(0)
+    for name, layer, value in read_slices(table, dialect, source):
+        if layer is None:
+            yield name, value.astype(np.float32)
+            continue
+        if layer == 0:
+            whole = np.empty((sizes[name], *value.shape), np.float32)
+        whole[layer] = value
+        if layer + 1 == sizes[name]:
+            yield name, whole
+
+
+def read_slices(table: Table, dialect: Dialect, source: Source) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """Our parameters in the type in which they are stored, those that are stacked a layer at a time with its number.
+
+    No more is held than a slice and, where it has several parts, one of these. `source` has passed `check`.
+
+    Raises:
+        NamesMismatch: a constant has another value, or copies differ.
+    """
     source = table.renamed(dialect, source)
     for name, value in table.constants.get(dialect, {}).items():
         stored = source[name].read().astype(np.float32)
@@ -246,17 +273,25 @@ def read(table: Table, dialect: Dialect, source: Source) -> Iterator[tuple[str, 
     for row in table.rows:
         places = row.places(dialect)
         if row.stacked:
-            whole = np.empty((row.num_layers, *row.our_shape), np.float32)
             for layer, names in enumerate(places):
-                whole[layer] = row.from_theirs([source[name].read() for name in names])
-            yield row.ours, whole
+                yield row.ours, layer, row.from_theirs(_together(row, names, source), dialect)
             continue
-        first = [source[name].read() for name in places[0]]
+        whole = _together(row, places[0], source)
         for names in places[1:]:
-            for name, original, part in zip(names, places[0], first):
+            for name, original, part in zip(names, places[0], np.split(whole, len(names))):
                 if not np.array_equal(source[name].read(), part):
                     raise NamesMismatch(f"{name} differs from {original}: this network has one for all layers")
-        yield row.ours, row.from_theirs(first).astype(np.float32)
+        yield row.ours, None, row.from_theirs(whole, dialect)
+
+
+def _together(row: Row, names: tuple[str, ...], source: Source) -> np.ndarray:
+    """A tensor of theirs, made of its parts."""
+    if len(names) == 1:
+        return source[names[0]].read()
+    whole = np.empty(row.shape, np.result_type(*(source[name].dtype for name in names)))
+    for name, part in zip(names, np.split(whole, len(names))):
+        part[...] = source[name].read()
+    return whole
 
 
 def write(table: Table, dialect: Dialect, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -264,6 +299,6 @@ def write(table: Table, dialect: Dialect, params: Mapping[str, np.ndarray]) -> I
     for row in table.rows:
         value = params[row.ours]
         for layer, names in enumerate(row.places(dialect)):
-            parts = row.to_theirs(value[layer] if row.stacked else value, len(names))
+            parts = row.to_theirs(value[layer] if row.stacked else value, dialect)
             yield from zip(names, parts)
     yield from table.constants.get(dialect, {}).items()

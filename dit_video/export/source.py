@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,28 @@ from dit_video.weights_file import check_digest, read_tensors
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_TRANSFORMERS_WEIGHTS = "model.safetensors"
+_TORCH_WEIGHTS = "diffusion_pytorch_model.bin"
+# What they are called in folders of diffusers and of transformers, the first that is there.
+_NAMES = {
+    Dialect.DIFFUSERS: (WEIGHTS, _TORCH_WEIGHTS),
+    Dialect.OFFICIAL: (WEIGHTS, _TORCH_WEIGHTS),
+    Dialect.TRANSFORMERS: ("model.safetensors", "pytorch_model.bin"),
+}
 # In the folder of a run that was imported: where its weights came from.
 PROVENANCE = "import.json"
-_TORCH_WEIGHTS = "diffusion_pytorch_model.bin"
+# Classes of official code that save a config.json as those of diffusers do.
+_OFFICIAL_CLASSES = ("WanModel",)
+# What tensors of the network are called in a file of a whole system; others are of its VAE and its text encoders.
+_IN_SYSTEM = "model.diffusion_model."
 # A pipeline is a folder of folders, one for each network.
 PIPELINE, _PIPELINE_PART = "model_index.json", "transformer"
+
+# The SHA-256 that files were published with, in hexadecimal.
+Digests = Mapping[Path, str]
+NO_DIGESTS: Digests = {}
+# Of files that hold data alone, and no program.
+_DATA = (".safetensors", ".npz")
+_LISTED = "several are given as a file, --sha256=FILE, with lines such as sha256sum writes: a digest, and a name"
 
 # What safetensors calls the types of NumPy; others have no name there.
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -38,68 +54,161 @@ class Published:
     Attributes:
         config: the config.json beside them; None for a file of weights alone, which is in the official dialect.
         files: that were opened.
+        num_beside: tensors of a file that are of no network of diffusion but of what it is used with.
     """
 
     dialect: Dialect
     config: dict[str, Any] | None
     source: Source
     files: tuple[Path, ...]
+    num_beside: int = 0
+
+
+class _Mapped:
+    """The safetensors file that is mapped into memory: one at a time, for pages once read stay until it is closed."""
+
+    def __init__(self):
+        self._path: Path | None = None
+        self._opened = contextlib.ExitStack()
+        self._file: Any = None
+
+    def open(self, path: Path) -> Any:
+        if path != self._path:
+            self.close()
+            self._file = self._opened.enter_context(safetensors.safe_open(path, framework="numpy"))
+            self._path = path
+        return self._file
+
+    def read(self, path: Path, name: str) -> np.ndarray:
+        return self.open(path).get_tensor(name)
+
+    def close(self) -> None:
+        self._path = self._file = None
+        self._opened.close()
 
 
 @contextlib.contextmanager
-def open_published(path: Path, *, sha256: str | None = None) -> Iterator[Published]:
+def open_published(path: Path, *, digests: Digests = NO_DIGESTS) -> Iterator[Published]:
     """Opens a folder of diffusers (of a network or of a pipeline) or of transformers, or a file of official weights.
 
     Args:
-        sha256: the digest that a torch file was published with; it is not read without one.
+        digests: that files were published with (`read_digests`); a torch file is not read without one.
 
     Raises:
         FileNotFoundError: there is no such file, or the folder has no weights.
-        ValueError: a file is damaged, or not what it says it is; names it.
+        ValueError: a file is damaged, or not what it says it is, or torch files have no digest; names them.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.closing(_Mapped()) as mapped:
         if not path.is_dir():
-            yield Published(Dialect.OFFICIAL, None, _averaged(_open_file(path, sha256, stack)), (path,))
+            source = _open_files([path], digests, mapped)
+            network = {n.removeprefix(_IN_SYSTEM): s for n, s in source.items() if n.startswith(_IN_SYSTEM)}
+            if network:
+                yield Published(Dialect.OFFICIAL, None, network, (path,), len(source) - len(network))
+            else:
+                yield Published(Dialect.OFFICIAL, None, _averaged(source), (path,))
             return
-        if (path / PIPELINE).is_file():
-            path = path / _PIPELINE_PART
-        if not (path / CONFIG).is_file():
-            raise FileNotFoundError(f"{path / CONFIG}: not there; name the folder of a network of diffusers, or a file")
-        config = read_object(path / CONFIG)
-        # transformers writes its own field for the class, and other names of files.
-        transformers = "model_type" in config and "_class_name" not in config
-        dialect = Dialect.TRANSFORMERS if transformers else Dialect.DIFFUSERS
-        files = _weights_in(path, dialect)
-        if sha256 is not None and len(files) > 1:
-            raise ValueError(f"--sha256={sha256}: is the digest of one file, {path} has its weights in {len(files)}")
-        source: dict[str, Stored] = {}
-        for file in files:
-            found = _open_file(file, sha256, stack)
-            if twice := source.keys() & found.keys():
-                raise ValueError(f"{file}: holds {min(twice)}, which another file of {path} holds too")
-            source |= found
-        yield Published(dialect, config, source, (path / CONFIG, *files))
+        folder = _network_in(path)
+        config = read_object(folder / CONFIG)
+        dialect = _dialect_of(config)
+        files = _weights_in(folder, dialect)
+        yield Published(dialect, config, _open_files(files, digests, mapped), (folder / CONFIG, *files))
+
+
+def read_digests(said: str, source: Path) -> dict[Path, str]:
+    """The SHA-256 of files of weights at `source`, a file or folder, as a user says them.
+
+    Args:
+        said: that of the one file that `source` has; or a file with a line for each as sha256sum writes it, with names
+            from where `source` is a folder, or beside `source`.
+
+    Raises:
+        ValueError: it is neither, or `source` has several files; names what is wrong.
+    """
+    if re.fullmatch("[0-9a-fA-F]{64}", said):
+        files = [source]
+        if source.is_dir():
+            folder = _network_in(source)
+            files = _weights_in(folder, _dialect_of(read_object(folder / CONFIG)))
+        if len(files) > 1:
+            raise ValueError(
+                f"--sha256={said}: is the digest of one file, {source} has its weights in {len(files)}; {_LISTED}"
+            )
+        return {files[0]: said}
+    if not Path(said).is_file():
+        raise ValueError(f"--sha256={said}: is neither 64 hexadecimal digits nor a file; {_LISTED}")
+    digests: dict[Path, str] = {}
+    for number, line in enumerate(Path(said).read_text(encoding="utf-8").splitlines(), 1):
+        found = re.fullmatch("([0-9a-fA-F]{64}) [ *](.+)", line)
+        if found is None:
+            raise ValueError(f"{said}:{number}: {line[:80]!r}: is no line of sha256sum, a digest and a name")
+        file = (source if source.is_dir() else source.parent) / found[2]
+        if digests.setdefault(file, found[1].lower()) != found[1].lower():
+            raise ValueError(f"{said}:{number}: {found[2]} has another digest in a line before")
+    return digests
+
+
+def digests_in(folder: Path, digests: Digests) -> tuple[tuple[str, str], ...]:
+    """Names and digests of the files of a folder, however it is called."""
+    folder = folder.resolve()
+    return tuple((path.name, sha256) for path, sha256 in digests.items() if path.parent.resolve() == folder)
+
+
+def _network_in(path: Path) -> Path:
+    """The folder of a network: `path`, or where that is a pipeline the folder within it."""
+    folder = path / _PIPELINE_PART if (path / PIPELINE).is_file() else path
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder / CONFIG}: not there; name the folder of a network of diffusers, or a file")
+    return folder
+
+
+def _dialect_of(config: Mapping[str, Any]) -> Dialect:
+    if config.get("_class_name") in _OFFICIAL_CLASSES:
+        return Dialect.OFFICIAL
+    # transformers writes its own field for the class, and other names of files.
+    transformers = "model_type" in config and "_class_name" not in config
+    return Dialect.TRANSFORMERS if transformers else Dialect.DIFFUSERS
 
 
 def _weights_in(folder: Path, dialect: Dialect) -> list[Path]:
     """The files of weights of a folder: shards that an index lists, or one."""
-    weights = WEIGHTS if dialect is Dialect.DIFFUSERS else _TRANSFORMERS_WEIGHTS
-    index = folder / f"{weights}.index.json"
-    if index.is_file():
-        shards = read_object(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise ValueError(f"{index}: has no weight_map of files by tensor")
-        for name in shards.values():
-            if Path(name).name != name:
-                raise ValueError(f"{index}: names {name!r}, which is not in the folder")
-        return [folder / name for name in sorted(set(shards.values()))]
-    for name in (weights, _TORCH_WEIGHTS) if dialect is Dialect.DIFFUSERS else (weights,):
+    for name in _NAMES[dialect]:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = read_object(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise ValueError(f"{index}: has no weight_map of files by tensor")
+            for shard in shards.values():
+                if Path(shard).name != shard:
+                    raise ValueError(f"{index}: names {shard!r}, which is not in the folder")
+            return [folder / shard for shard in sorted(set(shards.values()))]
         if (folder / name).is_file():
             return [folder / name]
-    raise FileNotFoundError(f"{folder}: holds no {weights} and no {index.name}")
+    known = " and no ".join(_NAMES[dialect])
+    raise FileNotFoundError(f"{folder}: holds no {known}, and no index of several (.index.json)")
 
 
-def _open_file(path: Path, sha256: str | None, stack: contextlib.ExitStack) -> dict[str, Stored]:
+def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dict[str, Stored]:
+    """The tensors of all files together.
+
+    Raises:
+        ValueError: torch files have no digest, all of which are listed before any is read; or a file is damaged.
+    """
+    if unknown := [path for path in paths if path.suffix not in _DATA and path not in digests]:
+        lines = "\n".join(f"  {path}" for path in unknown)
+        raise ValueError(
+            "a torch file holds a program and is read only if it is the published one: give its published sha256 "
+            f"when it is imported, with --sha256; {_LISTED}. There is none of\n{lines}"
+        )
+    source: dict[str, Stored] = {}
+    for path in paths:
+        found = _open_file(path, digests.get(path), mapped)
+        if twice := source.keys() & found.keys():
+            raise ValueError(f"{path}: holds {min(twice)}, which another file of {path.parent} holds too")
+        source |= found
+    return source
+
+
+def _open_file(path: Path, sha256: str | None, mapped: _Mapped) -> dict[str, Stored]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there")
     if path.suffix != ".safetensors":
@@ -109,7 +218,7 @@ def _open_file(path: Path, sha256: str | None, stack: contextlib.ExitStack) -> d
         with path.open("rb") as content:
             check_digest(content, path, sha256)
     try:
-        file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
+        file = mapped.open(path)
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
@@ -117,7 +226,7 @@ def _open_file(path: Path, sha256: str | None, stack: contextlib.ExitStack) -> d
     for name, part in slices.items():
         # A type that is not read is refused by who knows the names.
         dtype = np.dtype(_DTYPES.get(part.get_dtype(), np.void))
-        found[name] = Stored(tuple(part.get_shape()), dtype, functools.partial(file.get_tensor, name))
+        found[name] = Stored(tuple(part.get_shape()), dtype, functools.partial(mapped.read, path, name))
     return found
 
 

@@ -19,8 +19,8 @@ from dit_video.nn.norm import LayerNorm
 from dit_video.sharding import constrain
 
 # Of red, green and blue from 0 to 1, over the pictures that CLIP was trained on.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,4 +119,4 @@ def prepared(pictures: UInt8[Array | np.ndarray, "B H W 3"], size: int) -> Float
         pixels = jnp.clip(jnp.round(pixels), 0, 255)
     top, left = (rows - size) // 2, (columns - size) // 2
     pixels = pixels[:, top : top + size, left : left + size]
-    return (pixels / 255 - jnp.array(_MEAN)) / jnp.array(_STD)
+    return (pixels / 255 - jnp.array(MEAN)) / jnp.array(STD)

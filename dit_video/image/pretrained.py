@@ -16,15 +16,18 @@ class PretrainedImage:
 
     Attributes:
         encoder: its network.
-        model: folder of transformers, with config.json and safetensors.
+        model: folder of transformers, with config.json and weights.
         precision: what it computes in and keeps its weights in.
         digest: digest of its weights; left None, it is looked up when the run starts and recorded then.
+        torch_files: name and published SHA-256 of each torch file in `model`, which is not read without; none of
+            safetensors.
     """
 
     encoder: CLIPVisionConfig
     model: str
     precision: Precision = Precision.FLOAT32
     digest: str | None = None
+    torch_files: tuple[tuple[str, str], ...] = ()
 
     def blank(self, rng: Key[Array, ""]) -> CLIPVisionModel:
         """The encoder with random weights: for shapes, FLOPs and tests, where no published ones are at hand."""

@@ -1,6 +1,7 @@
 """Multi-head attention over tokens: of one sequence to itself, and of one to another."""
 
 import enum
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from dit_video.nn.softmax_attention import cross_attention, self_attention
 _XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _ZEROS = nnx.initializers.zeros
 _QK_NORM_EPSILON = 1e-6
+_Heads = Float[Array, "B N K d"]
+Attend = Callable[[_Heads, _Heads, _Heads], _Heads]
 
 
 class QKNorm(enum.Enum):
@@ -69,19 +72,20 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B N D"],
         angles: Float[Array | np.ndarray, "N r"] | None,
-        num_tokens: Int[Array, "B"] | None = None,
+        attend: Attend = self_attention,
     ) -> Float[Array, "B N D"]:
-        """Attends from every token to every token, or to the first `num_tokens`, at least one, where they are given.
+        """Attends from every token to every token, or to those that `attend` lets it see.
 
         Args:
             angles: those of `rope_angles`; None leaves queries and keys without positions.
+            attend: softmax attention of queries, keys and values.
         """
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return self.out(self_attention(q, k, v) if num_tokens is None else cross_attention(q, k, v, num_tokens))
+        return self.out(attend(q, k, v))
 
 
 class CrossAttention(nnx.Module):

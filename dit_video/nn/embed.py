@@ -1,6 +1,7 @@
 """From latents to tokens and back, positions, and the embeddings that modulate a transformer block."""
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,16 +70,6 @@ def per_patch_frame(t: Float[Array, "B #t"], patch_size: PatchSize) -> Float[Arr
     return t if t.shape[1] == 1 else t[:, :: patch_size[0]]
 
 
-def patch_positions(shape: tuple[int, int, int], patch_size: PatchSize) -> Float[np.ndarray, "N 3"]:
-    """True (frame, row, column) of each patch's first cell, in latent cells, in the order of `patchify`.
-
-    Cells, not patch indices: a model keeps its sense of distance when the patch size changes.
-    """
-    axes = [np.arange(0, n, p, dtype=np.float32) for n, p in zip(shape, patch_size)]
-    positions = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    return positions.transpose(1, 2, 0, 3).reshape(-1, 3)
-
-
 def rope_angles(
     positions: Float[np.ndarray, "N A"], head_dim: int, *, theta: float = 10_000.0
 ) -> Float[np.ndarray, "N R"]:
@@ -99,13 +90,28 @@ def rope_angles(
     return np.concatenate(angles, axis=-1).astype(np.float32)
 
 
+def patch_angles(shape: tuple[int, int, int], patch_size: PatchSize, head_dim: int) -> Float[Array, "N R"]:
+    """`rope_angles` of the true (frame, row, column) of each patch's first cell, in the order of `patchify`.
+
+    In latent cells, not patches: a model keeps its sense of distance when the patch size changes.
+    """
+
+    def of_axis(axis: int) -> Float[np.ndarray, "n R"]:
+        cells = np.arange(0, shape[axis], patch_size[axis])
+        positions = np.zeros((len(cells), 3), np.float32)
+        positions[:, axis] = cells
+        return rope_angles(positions, head_dim)
+
+    # Angles are linear in positions, and each axis has planes of its own: the sum is exact.
+    return at_patches(rows=of_axis(1), columns=of_axis(2), frames=of_axis(0))
+
+
 def sincos_positions(
     shape: tuple[int, int, int], patch_size: PatchSize, hidden_size: int, *, grid: int | None = None
-) -> Float[np.ndarray, "N D"]:
+) -> Float[Array, "N D"]:
     """Fixed vectors for the place of each patch within its frame, in the order of `patchify` (2212.09748, appendix A).
 
-    The first half of the features tells the column and the second the row; of each, the first half are sines and the
-    second cosines of the same frequencies. Nothing tells the frame.
+    Nothing tells the frame.
 
     Args:
         shape: (t, h, w) of the latents.
@@ -115,21 +121,44 @@ def sincos_positions(
     """
     frames, rows, columns = (n // p for n, p in zip(shape, patch_size))
     at_rows, at_columns = (np.arange(n) * (1.0 if grid is None else grid / n) for n in (rows, columns))
-    return np.repeat(sincos_places(at_rows, at_columns, hidden_size), frames, axis=0)
+    return at_patches(*sincos_axes(at_rows, at_columns, hidden_size), np.zeros((frames, hidden_size), np.float32))
 
 
 def sincos_places(
     rows: Float[np.ndarray, "R"], columns: Float[np.ndarray, "C"], hidden_size: int
 ) -> Float[np.ndarray, "s D"]:
-    """Fixed vectors for places on a grid, in row-major order: the features that `sincos_positions` describes."""
+    """The vectors of `sincos_axes` for all places of a grid, in row-major order: as files of weights hold them."""
+    of_rows, of_columns = sincos_axes(rows, columns, hidden_size)
+    return (of_rows[:, None] + of_columns).reshape(-1, hidden_size)
+
+
+def sincos_axes(
+    rows: Float[np.ndarray, "R"], columns: Float[np.ndarray, "C"], hidden_size: int
+) -> tuple[Float[np.ndarray, "R D"], Float[np.ndarray, "C D"]]:
+    """Fixed vectors for positions of rows and for those of columns, of which a place has the sum.
+
+    The first half of the features tells the column and the second the row; of each, the first half are sines and the
+    second cosines of the same frequencies.
+    """
     frequencies = 10_000.0 ** (-np.arange(hidden_size // 4, dtype=np.float64) / (hidden_size // 4))
 
     def encode(position: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n half"]:
         phase = position[:, None] * frequencies
         return np.concatenate([np.sin(phase), np.cos(phase)], axis=1).astype(np.float32)
 
-    of_columns, of_rows = np.tile(encode(columns), (len(rows), 1)), np.repeat(encode(rows), len(columns), axis=0)
-    return np.concatenate([of_columns, of_rows], axis=1)
+    half = hidden_size // 2
+    return np.pad(encode(rows), ((0, 0), (half, 0))), np.pad(encode(columns), ((0, 0), (0, half)))
+
+
+def at_patches(
+    rows: Float[np.ndarray, "R D"], columns: Float[np.ndarray, "C D"], frames: Float[np.ndarray, "f D"]
+) -> Float[Array, "N D"]:
+    """What each patch has of its row, its column and its frame, added up, in the order of `patchify`.
+
+    Added up inside the program: the sum would be a constant of it as large as the stream of tokens of a clip.
+    """
+    of_rows, of_columns, of_frames = (jnp.asarray(table) for table in (rows, columns, frames))
+    return (of_rows[:, None, None] + of_columns[:, None] + of_frames).reshape(-1, rows.shape[1])
 
 
 def rotate(x: Float[Array, "B N K d"], angles: Float[Array | np.ndarray, "N r"]) -> Float[Array, "B N K d"]:
@@ -182,8 +211,20 @@ def sinusoid(
     return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
 
 
-class TimeEmbedding(nnx.Module):
-    """Noise level -> vector of width D, one per clip or per frame: sinusoid, linear, SiLU, linear."""
+class VectorEmbedding(nnx.Module):
+    """A vector for each clip or frame -> one of width D, a part of what modulates: linear, SiLU, linear."""
+
+    def __init__(self, features: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(0.02)
+        self.up = linear(features, hidden_size, (None, "embed"), rngs=rngs, dtype=dtype, init=normal)
+        self.down = linear(hidden_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype, init=normal)
+
+    def __call__(self, x: Float[Array, "*b P"], /) -> Float[Array, "*b D"]:
+        return self.down(nnx.silu(self.up(x)))
+
+
+class TimeEmbedding(VectorEmbedding):
+    """Noise level -> vector of width D, one per clip or per frame: that of its sinusoid."""
 
     num_frequencies = 256
 
@@ -191,16 +232,12 @@ class TimeEmbedding(nnx.Module):
         self, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs, offset: int = 0, frequency_shift: int = 0
     ):
         """`offset` and `frequency_shift` as in `sinusoid`."""
+        super().__init__(self.num_frequencies, hidden_size, dtype=dtype, rngs=rngs)
         self.offset, self.frequency_shift = offset, frequency_shift
-        normal = nnx.initializers.normal(0.02)
-        self.up = linear(self.num_frequencies, hidden_size, (None, "embed"), rngs=rngs, dtype=dtype, init=normal)
-        self.down = linear(hidden_size, hidden_size, ("embed", "mlp"), rngs=rngs, dtype=dtype, init=normal)
 
-    def __call__(self, t: Float[Array, "B #t"]) -> Float[Array, "B #t D"]:
+    def __call__(self, t: Float[Array, "B #t"], /) -> Float[Array, "B #t D"]:
         shift = self.frequency_shift
-        return self.down(
-            nnx.silu(self.up(sinusoid(t, self.num_frequencies, offset=self.offset, frequency_shift=shift)))
-        )
+        return super().__call__(sinusoid(t, self.num_frequencies, offset=self.offset, frequency_shift=shift))
 
 
 class LabelEmbedding(nnx.Module):
@@ -261,13 +298,28 @@ class ModulationOffset(nnx.Module):
         return [vector + table[i].astype(vector.dtype) for i, vector in enumerate(shared)]
 
 
-def for_tokens(vector: Float[Array, "B #f D"], num_tokens: int) -> Float[Array, "B #N D"]:
-    """A vector per clip as it is; vectors of frames once for each token, in the order of `patchify`."""
-    num_frames = vector.shape[1]
-    return vector if num_frames == 1 else jnp.tile(vector, (1, num_tokens // num_frames, 1))
+def with_frames(
+    apply: Callable[..., Float[Array, "..."]], x: Float[Array, "B N D"], *vectors: Float[Array, "#B #f D"]
+) -> Float[Array, "B N D"]:
+    """`apply`, elementwise, to tokens in the order of `patchify` and to vectors that clips have, or all their frames.
+
+    Frames are an axis of their own meanwhile. Vectors of frames that were spread over tokens would be as large as the
+    stream, and the backward pass would keep them.
+    """
+    num_frames = vectors[0].shape[1]
+    if num_frames == 1:
+        return apply(x, *vectors)
+    by_frame = x.reshape(x.shape[0], -1, num_frames, x.shape[-1])
+    return apply(by_frame, *(vector[:, None] for vector in vectors)).reshape(x.shape)
 
 
 def modulate(
-    x: Float[Array, "B N D"], shift: Float[Array, "B #N D"], scale: Float[Array, "B #N D"]
+    x: Float[Array, "B N D"], shift: Float[Array, "B #f D"], scale: Float[Array, "B #f D"]
 ) -> Float[Array, "B N D"]:
-    return x * (1 + scale) + shift
+    """x (1 + scale) + shift, by the vectors of each clip or of each frame."""
+    return with_frames(lambda x, shift, scale: x * (1 + scale) + shift, x, shift, scale)
+
+
+def gated(gate: Float[Array, "B #f D"], branch: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    """gate * branch, by the vector of each clip or of each frame."""
+    return with_frames(jnp.multiply, branch, gate)

@@ -126,6 +126,11 @@ class Denoise:
                 f"Denoise.codec.vae={type(self.codec.vae).__name__}: it takes {self.codec.vae.frame_group} latent "
                 "frames at once, so that the first is another alone than in its clip; a first frame cannot be given"
             )
+        if isinstance(self.condition, FirstFrame) and self.condition.mask_channels != self.codec.vae.compression[0]:
+            raise ValueError(
+                f"Denoise.condition.mask_channels={self.condition.mask_channels}: there is one for each frame that "
+                f"shares a latent frame, of {type(self.codec.vae).__name__} {self.codec.vae.compression[0]}; set it so"
+            )
         if self.hold_first_frame and isinstance(self.condition, FirstFrame):
             raise ValueError("Denoise.hold_first_frame=True: the condition is a FirstFrame, which tells it already")
         if self.hold_first_frame and self.network.patch_size[0] != 1:
@@ -136,7 +141,7 @@ class Denoise:
 
     @property
     def paired(self) -> bool:
-        """Of the clips of a batch, only labels, captions and, where it is given, the first frame are seen."""
+        """Where the first frame of each clip is given, which is then continued; labels and captions make no pairs."""
         return self.hold_first_frame or isinstance(self.condition, FirstFrame)
 
     def init(self, rng: Key[Array, ""]) -> Network:
@@ -216,7 +221,7 @@ class Denoise:
         """What the network is told of each clip of so many latent frames."""
         if self.condition is None:
             return None
-        given = self.condition.known(label=batch.label, caption=batch.caption, text=batch.text)
+        given = self.condition.read(label=batch.label, caption=batch.caption, text=batch.text)
         if isinstance(self.condition, FirstFrame):
             image = None if frozen.image is None else image_tokens(frozen.image, batch)
             if self.condition.grey_frames:

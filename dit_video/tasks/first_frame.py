@@ -74,5 +74,5 @@ def after_first(arrays: Frames) -> Frames:
 
 def by_frame(corrupted: Corrupted) -> Corrupted:
     """The same with a noise level for each frame."""
-    spread = {name: jnp.broadcast_to(getattr(corrupted, name), corrupted.x_t.shape[:2]) for name in ("t", "weight")}
-    return corrupted._replace(**spread)
+    t, weight = (jnp.broadcast_to(level, corrupted.x_t.shape[:2]) for level in (corrupted.t, corrupted.weight))
+    return corrupted._replace(t=t, weight=weight)

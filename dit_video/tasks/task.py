@@ -54,7 +54,7 @@ class Task(Protocol):
 
     @property
     def paired(self) -> bool:
-        """Whether `generate` makes the clips of the batch again, so that those and its own are pairs."""
+        """Whether `generate` is shown pixels of each clip of the batch, so that those and its own are pairs."""
         ...
 
     def init(self, rng: Key[Array, ""]) -> nnx.Module:

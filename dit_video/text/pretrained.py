@@ -27,15 +27,18 @@ class FrozenCLIP:
     """A text model of CLIP.
 
     Attributes:
-        model: folder of transformers, with config.json and safetensors.
+        model: folder of transformers, with config.json and weights.
         tokenizer: folder with tokenizer.json, or vocab.json and merges.txt, and tokenizer_config.json.
         num_tokens: of every caption; padding is attended to like all else, since it was so in training.
+        torch_files: name and published SHA-256 of each torch file in `model`, which is not read without; none of
+            safetensors.
     """
 
     model: str
     tokenizer: str
     state: HiddenState = HiddenState.PENULTIMATE
     num_tokens: int = 77
+    torch_files: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         _check_tokens(self)
@@ -46,19 +49,41 @@ class FrozenT5:
     """An encoder of T5 v1.1 or UMT5.
 
     Attributes:
-        model: folder of transformers, with config.json and safetensors.
+        model: folder of transformers, with config.json and weights.
         tokenizer: folder with tokenizer.json and tokenizer_config.json.
         num_tokens: the most of a caption, its end among them.
         masked: whether padding is told from the caption, in the encoder and after it.
+        torch_files: as of `FrozenCLIP`.
     """
 
     model: str
     tokenizer: str
     num_tokens: int
     masked: bool = True
+    torch_files: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         _check_tokens(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZeroTokens:
+    """What stands in the place of a T5 that is left out, to save its memory: zeros, which are attended to.
+
+    SD3 was trained with each of its encoders left out at times (2403.03206, "Flexible Text Encoders").
+
+    Attributes:
+        num_tokens: of every caption, as many as the T5 would have.
+        hidden_size: of the T5.
+    """
+
+    num_tokens: int
+    hidden_size: int
+
+    def __post_init__(self):
+        _check_tokens(self)
+        if self.hidden_size < 1:
+            raise ValueError(f"ZeroTokens.hidden_size={self.hidden_size}: must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,13 +95,14 @@ class PretrainedText:
     T5's tokens.
 
     Attributes:
+        t5: or what stands for the one that the network was trained with; None: it was trained without.
         cleaning: what happens to a caption first.
         precision: what the encoders compute in and keep their weights in.
     """
 
     clip_l: FrozenCLIP | None = None
     clip_g: FrozenCLIP | None = None
-    t5: FrozenT5 | None = None
+    t5: FrozenT5 | ZeroTokens | None = None
     cleaning: Cleaning = Cleaning.NOTHING
     precision: Precision = Precision.BFLOAT16
 
@@ -93,7 +119,7 @@ class PretrainedText:
     def encoders(self) -> dict[str, FrozenCLIP | FrozenT5]:
         """Those that there are, by the name of their field."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("clip_l", "clip_g", "t5")}
-        return {name: encoder for name, encoder in fields.items() if encoder is not None}
+        return {name: encoder for name, encoder in fields.items() if isinstance(encoder, FrozenCLIP | FrozenT5)}
 
     @property
     def num_tokens(self) -> int:
@@ -124,7 +150,10 @@ def embed(
     if states:
         rows.append(jnp.concatenate(states, axis=-1))
     num_tokens = jnp.full(len(next(iter(tokens.values())).ids), rows[0].shape[1] if rows else 0, jnp.int32)
-    if text.t5 is not None:
+    if isinstance(text.t5, ZeroTokens):
+        rows.append(jnp.zeros((len(num_tokens), text.t5.num_tokens, text.t5.hidden_size), jnp.float32))
+        num_tokens = num_tokens + text.t5.num_tokens
+    elif text.t5 is not None:
         network = networks["t5"]
         assert isinstance(network, T5Encoder), "encoders are opened as what they are"
         ids, in_caption = (jnp.asarray(x) for x in tokens["t5"])
@@ -168,7 +197,7 @@ def _t5_alone(pipeline: str, *, num_tokens: int, cleaning: Cleaning) -> Pretrain
     return PretrainedText(t5=t5, cleaning=cleaning)
 
 
-def _check_tokens(encoder: FrozenCLIP | FrozenT5) -> None:
+def _check_tokens(encoder: FrozenCLIP | FrozenT5 | ZeroTokens) -> None:
     # The tokens around a caption, and one of its own.
     if encoder.num_tokens < 3:
         raise ValueError(f"{type(encoder).__name__}.num_tokens={encoder.num_tokens}: must be at least 3")

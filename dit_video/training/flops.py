@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import Var
 
 from dit_video.hardware import chip_of
 
@@ -19,6 +20,13 @@ def count_flops(function: Callable, *args: Any) -> int:
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def count_dependent_flops(function: Callable, first: Any, *rest: Any) -> int:
+    """FLOPs of what depends on `first`: of a loss and its parameters, what a gradient goes back through."""
+    closed = jax.make_jaxpr(function)(first, *rest)
+    num = len(jax.tree.leaves(first))
+    return _count_dependent(closed.jaxpr, set(closed.jaxpr.invars[:num]))
+
+
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 peak of a device in FLOP/s; None where its kind is not known, and then no MFU is shown."""
     chip = chip_of(device_kind)
@@ -26,18 +34,36 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def _count(jaxpr: Any) -> int:
+    return sum(map(_count_one, jaxpr.eqns))
+
+
+def _count_one(equation: Any) -> int:
+    name = equation.primitive.name
+    if name == "dot_general":
+        return _dot(equation)
+    if name == "conv_general_dilated":
+        return _convolution(equation)
+    if name == "cond":
+        return max(_count(branch.jaxpr) for branch in equation.params["branches"])
+    repeat = equation.params["length"] if name == "scan" else 1
+    return repeat * sum(map(_count, _inner_jaxprs(equation.params)))
+
+
+def _count_dependent(jaxpr: Any, dependent: set[Any]) -> int:
+    """`dependent` are those of its arguments that count."""
     total = 0
     for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name == "dot_general":
-            total += _dot(equation)
-        elif name == "conv_general_dilated":
-            total += _convolution(equation)
-        elif name == "cond":
-            total += max(_count(branch.jaxpr) for branch in equation.params["branches"])
+        # Literals, which depend on nothing, have no hash.
+        found = [isinstance(x, Var) and x in dependent for x in equation.invars]
+        if not any(found):
+            continue
+        dependent |= set(equation.outvars)
+        inner = _inner_jaxprs(equation.params)
+        if equation.primitive.name == "jit":
+            (called,) = inner
+            total += _count_dependent(called, {x for x, counts in zip(called.invars, found) if counts})
         else:
-            repeat = equation.params["length"] if name == "scan" else 1
-            total += repeat * sum(_count(inner) for inner in _inner_jaxprs(equation.params))
+            total += _count_one(equation)
     return total
 
 

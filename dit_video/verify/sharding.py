@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dit_video import run
+from dit_video import run, workload
 from dit_video.collectives import Traffic, read_traffic
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
@@ -131,7 +131,7 @@ def random_batch(experiment: Experiment) -> Batch:
             return rng.integers(0, num_classes, shape, leaf.dtype)
         return rng.normal(size=shape).astype(leaf.dtype)
 
-    batch = jax.tree.map(fill, run.abstract_batch(experiment))
+    batch = jax.tree.map(fill, workload.abstract_batch(experiment))
     if batch.caption is None:
         return batch
     # Captions of every length: what is behind them must not matter on any mesh.

@@ -5,13 +5,12 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import SMALL_VAE, small_mesh
+from toys import SMALL_VAE, Weights, small_mesh
 
 from dit_video import experiment as experiments
 from dit_video.checkpoint import Checkpoints, weights_digest
 from dit_video.cli.main import main
 from dit_video.nn.module import define, params_of
-from dit_video.published_run import Imported
 from dit_video.run_folder import record, write_json
 
 EXPERIMENT = """
@@ -55,7 +54,7 @@ def folder(tmp_path_factory):
         params = {n: jnp.asarray(x) for n, x in random.items()}
         record(experiment, folder / name, (), allow_change=False)
         with Checkpoints(folder / name, experiment=experiments.to_json(experiment)) as checkpoints:
-            checkpoints.finish(1, Imported(1, params, params), next_batch=1)
+            checkpoints.finish(1, Weights(1, params, params), next_batch=1)
         if name == "vae":
             with Checkpoints(folder / name) as checkpoints:
                 params = checkpoints.restore_params(definition.shapes, small_mesh(), ema=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.numpy import load_file, save_file
-from toys import SMALL_VAE, small_mesh
+from toys import SMALL_VAE, Weights, small_mesh
 
 from dit_video import experiment as experiments
 from dit_video import run
@@ -25,7 +25,6 @@ from dit_video.export.names import Dialect
 from dit_video.export.source import WEIGHTS, open_published
 from dit_video.export.weights import ExportMismatch
 from dit_video.nn.module import define, params_of
-from dit_video.published_run import Imported
 from dit_video.run_folder import record, write_json
 
 EXPERIMENT = """
@@ -87,7 +86,7 @@ def _as_a_run(folder: Path, out: Path, config: str) -> Path:
     params = {n: jnp.asarray(0.1 * rng.standard_normal(s.shape, np.float32)) for n, s in shapes.items()}
     record(experiment, out, (), allow_change=False)
     with Checkpoints(out, experiment=experiments.to_json(experiment)) as checkpoints:
-        checkpoints.finish(1, Imported(1, params, params), next_batch=1)
+        checkpoints.finish(1, Weights(1, params, params), next_batch=1)
     return out
 
 

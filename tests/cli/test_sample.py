@@ -59,7 +59,7 @@ def test_each_text_is_a_row_and_without_any_there_is_one_of_none(opened):
     found = np.concatenate([row.caption for row in rows(opened(TEXT), text=["up", "down"])])
     np.testing.assert_array_equal(found, encode_captions(["up", "down"], 12))
     (none,) = rows(opened(TEXT))
-    np.testing.assert_array_equal(none.caption, TEXT.null(TEXT.known(caption=found[:1])))
+    np.testing.assert_array_equal(none.caption, TEXT.null(TEXT.read(caption=found[:1])))
     assert none.label is None
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, Block, DiT, DiTConfig
 from dit_video.dit.network import Remat
-from dit_video.nn.embed import patch_positions, patchify, rope_angles, unpatchify
+from dit_video.nn.embed import patch_angles, patchify, unpatchify
 from dit_video.nn.module import Params, define, params_of
 from dit_video.nn.norm import rms_normalize
 
@@ -65,7 +65,7 @@ def test_a_fresh_network_predicts_zero(fresh, x_t):
 def test_a_fresh_block_is_the_identity():
     block = jax.jit(lambda key: Block(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(key)))(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (1, 8, 32))
-    angles = jnp.asarray(rope_angles(patch_positions((2, 2, 2), (1, 1, 1)), 16))
+    angles = patch_angles((2, 2, 2), (1, 1, 1), 16)
     conditioning = jax.random.normal(jax.random.key(2), (1, 2, 32))
     np.testing.assert_array_equal(jax.jit(lambda b, *args: b(*args))(block, x, conditioning, angles), x)
 
@@ -107,7 +107,7 @@ def test_scan_over_depth_is_a_loop_over_layers(params, x_t):
     def by_hand(params, x_t, t):
         network = DEFINITION.bind(params)
         conditioning = network.t_embedder(t) + network.y_embedder(LABEL)[:, None]
-        angles = jnp.asarray(rope_angles(patch_positions((3, 4, 4), (1, 2, 2)), 16))
+        angles = patch_angles((3, 4, 4), (1, 2, 2), 16)
         patches = patchify(x_t, (1, 2, 2))
         x = network.x_embedder(patches.reshape(2, 12, -1))
         for layer in range(CONFIG.depth):

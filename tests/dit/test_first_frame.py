@@ -18,7 +18,7 @@ EMBEDDED = EmbeddedText(hidden_size=6, pooled_size=2, num_tokens=3)
 
 
 def framed(condition: FirstFrame):
-    return condition.framed(condition.known(label=None, caption=CAPTIONS, text=None), LATENTS)
+    return condition.framed(condition.read(label=None, caption=CAPTIONS, text=None), LATENTS)
 
 
 def test_a_network_sees_which_frames_are_known_and_latents_of_them():
@@ -83,7 +83,7 @@ def test_a_condition_that_cannot_be_is_an_error_that_names_the_field(change, mes
 
 def test_tokens_of_an_image_are_there_where_they_are_attended_to():
     image = jnp.zeros((100, 5, 9))
-    text = FirstFrame(text=WORDS).known(label=None, caption=CAPTIONS, text=None)
+    text = FirstFrame(text=WORDS).read(label=None, caption=CAPTIONS, text=None)
     assert FirstFrame(text=WORDS, image_size=9).framed(text, LATENTS, image).image is image
     with pytest.raises(ValueError, match="image_size=9: the network attends to tokens of an image encoder"):
         framed(FirstFrame(text=WORDS, image_size=9))

@@ -16,7 +16,7 @@ from dit_video.data.batch import Batch
 from dit_video.data.captions import BEGIN, encode_captions
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import Block, DiT, DiTConfig
-from dit_video.nn.embed import patch_positions, rope_angles
+from dit_video.nn.embed import patch_angles
 from dit_video.nn.module import Params, define, params_of
 from dit_video.sharding import place, shard_params
 from dit_video.tasks.denoise import Frozen
@@ -77,7 +77,7 @@ def test_a_fresh_block_with_text_is_the_identity():
     keys = jax.random.split(jax.random.key(1), 2)
     x, vectors = jax.random.normal(keys[0], (1, 8, 32)), [jnp.zeros((1, 2, 32))] * 6
     text = Text(jax.random.normal(keys[1], (1, 5, 16)), jnp.array([3]), jnp.zeros((1, 16)))
-    angles = jnp.asarray(rope_angles(patch_positions((2, 2, 2), (1, 1, 1)), 8))
+    angles = patch_angles((2, 2, 2), (1, 1, 1), 8)
     np.testing.assert_array_equal(jax.jit(lambda b, *args: b(*args))(block, x, vectors, angles, text), x)
 
 

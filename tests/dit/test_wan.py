@@ -97,6 +97,8 @@ def test_padding_means_nothing_unless_it_is_part_of_the_network(params, x_t):
     assert not np.allclose(filled(CAPTIONS), apply(params, x_t, t), atol=1e-2)
     with pytest.raises(ValueError, match=r"captions of 48 tokens: config\.task\.network\.text_length=40 is the most"):
         filled(jnp.pad(CAPTIONS, ((0, 0), (0, 24))))
+    with pytest.raises(ValueError, match=r"captions of 5 tokens: config\.task\.network\.text_length=4 is the most"):
+        define(build(ENCODED, dataclasses.replace(CONFIG, text_length=4)))
 
 
 def test_positions_count_patches(params):

@@ -15,7 +15,7 @@ PROGRAM = Path(__file__).parent / "judged_by_processes.py"
 def start(folder: Path, address: str, num_devices: int, num_processes: int, index: int) -> subprocess.Popen:
     words = [sys.executable, str(PROGRAM), address, str(num_processes), str(index)]
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices // num_processes}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices // num_processes}",
         "XDG_CACHE_HOME": str(folder / f"cache_{num_devices}_{num_processes}_{index}"),
         "PYTHONPATH": str(PROGRAM.parent.parent),
     }

@@ -1,5 +1,7 @@
 """The image encoder as published: the same weights, the same pixels, the same states as in transformers."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from dit_video.export import names
 from dit_video.export.families import clip_vision
 from dit_video.export.names import Dialect, NamesMismatch, Stored
 from dit_video.export.source import open_published
-from dit_video.image.clip import CLIP_VIT_H, CLIPVisionModel
+from dit_video.image.clip import CLIP_VIT_H, CLIPVisionConfig, CLIPVisionModel, prepared
 from dit_video.nn.module import define
 
 # Odd numbers of heads and of patches, patches of an odd number of pixels, and the fewest blocks.
@@ -116,6 +118,63 @@ def test_a_tensor_that_is_not_the_networks_is_an_error_that_names_it(spoil, mess
             continue
         with pytest.raises(NamesMismatch, match=wrong):
             names.check(clip_vision.table(config), Dialect.TRANSFORMERS, source)
+
+
+def small(side: int) -> CLIPVisionConfig:
+    return clip_vision.of_transformers(JSON | {"image_size": side})
+
+
+@pytest.mark.parametrize("where", ["encoder", "pipeline/image_processor"])
+@pytest.mark.parametrize("size", [(17, 29), (31, 12), (5, 8)], ids=str)
+def test_pictures_are_prepared_as_the_file_beside_an_encoder_says(where, size, tmp_path):
+    """Byte for byte but where a value lies between two."""
+    side, picture = 12, np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side)
+    processor.save_pretrained(tmp_path / where)
+    folder = tmp_path / where
+    if where != "encoder":
+        folder = tmp_path / "pipeline" / "image_encoder"
+        (tmp_path / "pipeline" / "model_index.json").write_text("{}")
+    clip_vision.check_processor(folder, small(side))
+    wanted = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / where)(images=picture[0])["pixel_values"]
+    found = np.asarray(prepared(picture, side))
+    steps = np.abs(found - np.asarray(wanted).transpose(0, 2, 3, 1)) * 255 * np.array(processor.image_std)
+    assert steps.max() < 1.01
+    assert (steps > 0.01).mean() < 1e-2
+    with pytest.raises(ValueError, match=r"preprocessor_config.json: size=\{'shortest_edge': 12\}: .* 6 x 6 pixels"):
+        clip_vision.check_processor(folder, small(6))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resample": 2}, "resample=2: pictures are prepared here with 3"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, r"image_mean=\[0.5, 0.5, 0.5\]: .* here with \(0.48145466"),
+        ({"image_std": 0.5}, "image_std=0.5: "),
+        ({"do_center_crop": False}, "do_center_crop=False: "),
+        ({"do_normalize": False}, "do_normalize=False: "),
+        ({"rescale_factor": 1}, "rescale_factor=1: "),
+        ({"do_pad": True}, "do_pad=True: "),
+        ({"size": {"height": 12, "width": 12}}, r"size=\{'height': 12, 'width': 12\}: the encoder is shown 12 x 12"),
+        ({"crop_size": {"height": 12, "width": 10}}, "crop_size="),
+        ({"crop_size": None}, "crop_size=None: "),
+        ({"image_processor_type": "ViTImageProcessor"}, "image_processor_type='ViTImageProcessor': "),
+    ],
+)
+def test_pictures_that_are_prepared_otherwise_are_an_error_that_names_the_field(change, message, tmp_path):
+    processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 12}, crop_size=12)
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | change))
+    with pytest.raises(ValueError, match=message):
+        clip_vision.check_processor(tmp_path, small(12))
+
+
+def test_older_files_say_sizes_as_numbers_and_leave_fields_out(tmp_path):
+    said = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 12, "crop_size": 12, "do_resize": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    clip_vision.check_processor(tmp_path, small(12))
 
 
 def test_the_encoder_of_the_published_pipeline_has_its_number_of_parameters():

@@ -165,7 +165,7 @@ def test_official_weights_are_read_from_their_file_and_go_back_bit_by_bit(condit
     assert (weights["pos_embed"].shape, weights["temp_embed"].shape) == ((1, 9, 16), (1, 5, 16))
     file = tmp_path / "latte.pt"
     torch.save({"ema": {n: torch.from_numpy(x) for n, x in weights.items()}}, file)
-    with open_published(file, sha256=hashlib.sha256(file.read_bytes()).hexdigest()) as published:
+    with open_published(file, digests={file: hashlib.sha256(file.read_bytes()).hexdigest()}) as published:
         found = recognise(published, task_of(OFFICIAL, None))
         assert found == network
         assert found.usual_latents({}) == (5, 6, 6)

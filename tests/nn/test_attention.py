@@ -5,11 +5,12 @@ import pytest
 from flax import nnx
 
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
-from dit_video.nn.embed import patch_positions, rope_angles, rotate
+from dit_video.nn.embed import patch_angles, rope_angles, rotate
 from dit_video.nn.norm import rms_normalize
+from dit_video.nn.softmax_attention import cross_attention
 
 FLOAT32 = jnp.dtype("float32")
-ANGLES = rope_angles(patch_positions((2, 2, 2), (1, 1, 1)), 16)
+ANGLES = patch_angles((2, 2, 2), (1, 1, 1), 16)
 apply = jax.jit(lambda attention, x, angles: attention(x, angles))
 
 
@@ -51,7 +52,7 @@ def test_tokens_are_a_set_when_their_positions_go_with_them(attention, tokens):
 
 
 def test_moving_all_positions_alike_changes_nothing(attention, tokens):
-    moved = rope_angles(patch_positions((2, 2, 2), (1, 1, 1)) + np.float32([5, 3, 9]), 16)
+    moved = ANGLES + rope_angles(np.float32([[5, 3, 9]]), 16)
     np.testing.assert_allclose(apply(attention, tokens, moved), apply(attention, tokens, ANGLES), rtol=1e-4, atol=1e-5)
 
 
@@ -70,7 +71,8 @@ def test_width_must_divide_into_heads():
 def test_padding_is_not_attended_to(attention, tokens):
     """The first three tokens with whatever behind them are the first three alone."""
     three = apply(attention, tokens[:, :3], ANGLES[:3])
-    masked = jax.jit(lambda a, x: a(x, ANGLES, jnp.array([3, 3])))(attention, tokens)
+    attend = lambda q, k, v: cross_attention(q, k, v, jnp.array([3, 3]))  # noqa: E731
+    masked = jax.jit(lambda a, x: a(x, ANGLES, attend))(attention, tokens)
     np.testing.assert_allclose(masked[:, :3], three, rtol=1e-4, atol=1e-5)
 
 

@@ -10,9 +10,9 @@ from dit_video.nn.embed import (
     AdaLN,
     LabelEmbedding,
     TimeEmbedding,
-    for_tokens,
+    gated,
     modulate,
-    patch_positions,
+    patch_angles,
     patchify,
     rope_angles,
     rotate,
@@ -59,10 +59,11 @@ def test_latents_that_do_not_fill_patches_are_named():
 
 
 @pytest.mark.parametrize(("shape", "patch_size"), SHAPES)
-def test_positions_are_those_of_each_patchs_first_cell_whatever_the_patch_size(shape, patch_size):
+def test_angles_are_those_of_each_patchs_first_cell_whatever_the_patch_size(shape, patch_size):
     cells = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     patches = patchify(jnp.asarray(cells[None], jnp.float32), patch_size)
-    np.testing.assert_array_equal(patch_positions(shape, patch_size), patches[0, :, :, :3].reshape(-1, 3))
+    positions = np.asarray(patches[0, :, :, :3]).reshape(-1, 3)
+    np.testing.assert_array_equal(patch_angles(shape, patch_size, 16), rope_angles(positions, 16))
 
 
 @pytest.mark.parametrize("head_dim", [6, 16, 64])
@@ -83,7 +84,7 @@ def test_rope_logits_depend_on_relative_positions_only(head_dim):
 
 def test_rotation_keeps_norms_and_does_nothing_at_the_origin():
     x = numbers(2, 8, 3, 16)
-    angles = rope_angles(patch_positions((2, 2, 2), (1, 1, 1)), 16)
+    angles = patch_angles((2, 2, 2), (1, 1, 1), 16)
     rotated = rotate(x, angles)
     np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-6)
     np.testing.assert_array_equal(rotated[:, 0], x[:, 0])
@@ -129,9 +130,9 @@ def test_the_ladder_of_frequencies_ends_at_a_ten_thousandth_or_a_step_before():
 def test_places_have_vectors_that_tell_column_then_row_and_no_frame():
     vectors = sincos_positions((2, 4, 6), (1, 2, 2), 16)
     assert vectors.shape == (2 * 2 * 3, 16)
-    positions = patch_positions((2, 4, 6), (1, 2, 2)) / [1, 2, 2]
+    places = itertools.product(range(2), range(3), range(2))
     frequencies = [1.0, 0.1, 0.01, 0.001]
-    for vector, (_, row, column) in zip(vectors, positions):
+    for vector, (row, column, _) in zip(vectors, places, strict=True):
         for half, place in ((vector[:8], column), (vector[8:], row)):
             phase = place * np.array(frequencies)
             np.testing.assert_allclose(half, [*np.sin(phase), *np.cos(phase)], atol=1e-6)
@@ -169,7 +170,22 @@ def test_fresh_modulation_is_the_identity_with_its_gate_shut():
 
 def test_modulation_is_affine_per_frame():
     x, shift, scale = numbers(2, 12, 8), numbers(2, 3, 8), 2 * numbers(2, 3, 8)
-    found = modulate(x, for_tokens(shift, 12), for_tokens(scale, 12)).reshape(2, 4, 3, 8)
-    by_frame = x.reshape(2, 4, 3, 8)
+    found, by_frame = modulate(x, shift, scale).reshape(2, 4, 3, 8), x.reshape(2, 4, 3, 8)
     np.testing.assert_allclose(found[1, 3, 2], by_frame[1, 3, 2] * (1 + scale[1, 2]) + shift[1, 2], rtol=1e-6)
-    assert for_tokens(shift[:, :1], 12).shape == (2, 1, 8)
+    np.testing.assert_array_equal(gated(scale, x).reshape(2, 4, 3, 8)[1, 3, 2], by_frame[1, 3, 2] * scale[1, 2])
+
+
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_the_backward_pass_keeps_no_vectors_spread_over_tokens(num_frames):
+    x, gate = numbers(2, 12, 8), numbers(2, num_frames, 8)
+    _, gated_back = jax.vjp(gated, gate, x)
+    _, modulated_back = jax.vjp(modulate, x, gate, gate)
+    for back in (gated_back, modulated_back):
+        assert sum(leaf.size for leaf in jax.tree.leaves(back)) == x.size + gate.size
+
+
+def test_frames_that_share_their_vectors_are_modulated_as_a_clip():
+    x, shift, scale = numbers(2, 12, 8), numbers(2, 1, 8), 2 * numbers(2, 1, 8)
+    three = [jnp.repeat(vector, 3, axis=1) for vector in (shift, scale)]
+    np.testing.assert_array_equal(modulate(x, *three), modulate(x, shift, scale))
+    np.testing.assert_array_equal(gated(three[0], x), gated(shift, x))

@@ -10,7 +10,7 @@ import pytest
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
 from dit_video.diffusion.guidance import Guidance
-from dit_video.diffusion.sampler import Euler
+from dit_video.diffusion.sampler import Euler, noise
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.wan import WanConfig
@@ -123,6 +123,49 @@ def test_a_frame_that_is_held_counts_in_no_loss(holding, codec, batch):
     assert float(moved) == pytest.approx(float(same), rel=1e-6)
 
 
+@pytest.fixture(scope="module")
+def never_dropped(holding) -> Denoise:
+    return dataclasses.replace(holding, condition=dataclasses.replace(WORDS, drop_rate=0.0))
+
+
+def test_the_loss_of_a_held_frame_by_hand(never_dropped, codec, batch):
+    """The network sees the first frame clean and at level 0; the others are judged, and no other number counts."""
+    task, model, key = never_dropped, model_of(never_dropped), jax.random.key(4)
+
+    @jax.jit
+    def by_hand(batch):
+        of_noise, of_posterior, _ = jax.random.split(key, 3)
+        x_0 = codec.whiten(codec.moments(batch.video), of_posterior)
+        x_t, t, target, weight = task.objective.corrupt(of_noise, x_0)
+        seen, levels = jnp.concatenate([x_0[:, :1], x_t[:, 1:]], axis=1), jnp.concatenate([0 * t, t], axis=1)
+        error = jnp.square(model(seen, levels, batch.caption) - target)
+        return jnp.mean(weight[:, :, None, None, None] * error[:, 1:]), jnp.mean(error[:, :1])
+
+    found, _ = loss(task, codec, batch)
+    wanted, of_the_held = by_hand(jax.tree.map(jnp.asarray, batch))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(of_the_held) != pytest.approx(float(wanted), rel=1e-2)
+
+
+def test_the_error_beside_a_held_frame_by_hand(never_dropped, codec, batch):
+    task, model = dataclasses.replace(never_dropped, held_out_logsnr=(-1.0, 2.0)), model_of(never_dropped)
+    rngs = jax.random.split(jax.random.key(5), 8)
+
+    @jax.jit
+    def by_hand(batch, logsnr):
+        x_0 = codec.whiten(codec.moments(batch.video))
+        eps, t = noise(rngs, x_0.shape[1:]), jnp.full((8, 1), task.objective.path.time_of_logsnr(logsnr))
+        x_t = task.objective.path.x_t(x_0, eps, t)
+        seen, levels = jnp.concatenate([x_0[:, :1], x_t[:, 1:]], axis=1), jnp.concatenate([0 * t, t], axis=1)
+        denoised = task.objective.denoised(model(seen, levels, batch.caption), x_t, t)
+        return jnp.mean(jnp.square(denoised - x_0)[:, 1:], axis=(1, 2, 3, 4))
+
+    found = jax.jit(lambda batch: task.validate(model, Frozen(codec), batch, rngs))(batch)
+    for logsnr in task.held_out_logsnr:
+        wanted = by_hand(jax.tree.map(jnp.asarray, batch), logsnr)
+        np.testing.assert_allclose(found[f"x_0_error/logsnr_{logsnr:+g}"], wanted, rtol=1e-4)
+
+
 def moments_with_other_first(codec: LatentCodec, batch: Batch) -> jax.Array:
     return jax.jit(codec.moments)(batch.video).at[:, :1].add(1.0)
 
@@ -165,6 +208,11 @@ def test_a_frame_cannot_be_held_where_it_could_not_be_told_from_others(holding, 
     image = Batch(video=np.zeros((1, 1, 16, 16, 3), np.uint8), caption=encode_captions(["one"], 12))
     with pytest.raises(ValueError, match="clips of one latent frame have none after it"):
         loss(holding, codec, image)
+
+
+def test_the_mask_has_a_channel_for_each_frame_of_a_latent_frame(told):
+    with pytest.raises(ValueError, match=r"mask_channels=3: .* of VideoVAEConfig 4; set it so"):
+        dataclasses.replace(told, condition=FirstFrame(text=WORDS, mask_channels=3))
 
 
 def test_a_codec_that_mixes_first_frames_with_others_is_refused(denoise):

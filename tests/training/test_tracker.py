@@ -1,6 +1,7 @@
 import io
 import json
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ def test_tensorboard_gets_scalars_and_pictures(start, tmp_path):
     start(0).steps(steps(1, 2))
     tracker = start(2)
     tracker.evaluation(2, "held-out error", {"psnr": 20.0})
-    tracker.media(2, "samples", np.zeros((2, 16, 16, 3), np.uint8), fps=8.0)
+    tracker.media(200, "samples", np.zeros((2, 8, 16, 3), np.uint8), fps=8.0)
     first, second = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.suffix)
     assert [path.name.startswith("events.out.tfevents.") for path in (first, second)] == [True, True]
     version, scalars = board_events(first)
@@ -148,7 +149,11 @@ def test_tensorboard_gets_scalars_and_pictures(start, tmp_path):
     # What the first session says of later steps is not shown.
     assert (begin.step, begin.session_log.status) == (3, SessionLog.START)
     assert [v.tag for v in evaluation.summary.value] == ["held-out_error/psnr"]
-    assert picture.summary.value[0].image.encoded_image_string.startswith(b"GIF89a")
+    (shown,) = picture.summary.value
+    assert (picture.step, shown.tag) == (200, "samples")
+    assert (shown.image.height, shown.image.width, shown.image.colorspace) == (8, 16, 3)
+    assert shown.image.encoded_image_string.startswith(b"GIF89a")
+    assert time.time() - 60 < picture.wall_time <= time.time()
 
 
 def test_steps_whose_lines_were_in_the_memory_of_a_run_that_was_killed_are_named(start, output, tmp_path):

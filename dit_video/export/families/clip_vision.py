@@ -1,11 +1,15 @@
 """Vision transformers of CLIP as transformers stores them: `CLIPVisionModel`."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dit_video.export.family import check_fixed, count_of
 from dit_video.export.names import LAYER, Dialect, Row, Shape, Source, Table, linear, vector
-from dit_video.image.clip import CLIPVisionConfig
+from dit_video.export.source import PIPELINE
+from dit_video.image.clip import MEAN, STD, CLIPVisionConfig
+from dit_video.json_file import read_object
 from dit_video.nn.clip_block import Activation
 
 _MODEL = "CLIPVisionModel"
@@ -13,6 +17,12 @@ _MODEL = "CLIPVisionModel"
 _PREFIX = "vision_model."
 # The numbers 0, 1, 2 ..., which older files hold.
 _COUNTED = f"{_PREFIX}embeddings.position_ids"
+# What says how pictures are prepared: beside the weights, or in a folder of its own in a pipeline.
+_PROCESSOR, _PROCESSOR_FOLDER = "preprocessor_config.json", "image_processor"
+# Its classes, of today and before, which all do the same.
+_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
+# Numbers that differ by less are roundings of one.
+_ROUNDING = 1e-6
 _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 
 
@@ -41,6 +51,49 @@ def of_transformers(config: Mapping[str, Any]) -> CLIPVisionConfig | None:
         patch_size=count_of(config, "patch_size"),
         norm_epsilon=float(config.get("layer_norm_eps", 1e-5)),
     )
+
+
+def check_processor(folder: Path, encoder: CLIPVisionConfig) -> None:
+    """Holds what is said of how pictures are prepared for a published encoder against `image.clip.prepared`.
+
+    Nothing is held where nothing is said.
+
+    Args:
+        folder: of the encoder, which may be one of a pipeline's.
+
+    Raises:
+        ValueError: they are prepared otherwise; names the file, the field and its value.
+    """
+    places = [folder / _PROCESSOR]
+    if (folder.parent / PIPELINE).is_file():
+        places.append(folder.parent / _PROCESSOR_FOLDER / _PROCESSOR)
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
+        return
+    said, side = read_object(path), encoder.image_size
+    # A field that is not there has the value that `prepared` goes by, but for sizes: those are CLIP's own.
+    done: dict[str, Any] = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
+    done |= {"do_pad": False, "resample": 3, "rescale_factor": 1 / 255, "image_mean": MEAN, "image_std": STD}
+    for name, value in done.items():
+        if said.get(name) is not None and not _same(said[name], value):
+            raise ValueError(f"{path}: {name}={said[name]!r}: pictures are prepared here with {value}")
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    for name, value in sizes.items():
+        found = said.get(name, CLIPVisionConfig.image_size)
+        if found not in (value, side):
+            raise ValueError(f"{path}: {name}={found!r}: the encoder is shown {side} x {side} pixels: {value}")
+    kind = said.get("image_processor_type", said.get("feature_extractor_type", _PROCESSORS[0]))
+    if kind not in _PROCESSORS:
+        raise ValueError(f"{path}: image_processor_type={kind!r}: pictures are prepared here as by {_PROCESSORS[0]}")
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Whether numbers, or lists of them, are the same but for rounding."""
+    if isinstance(wanted, Sequence):
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(_same, found, wanted))
+    if isinstance(wanted, bool) or isinstance(found, bool):
+        return found is wanted
+    return isinstance(found, int | float) and math.isclose(found, wanted, rel_tol=_ROUNDING)
 
 
 def tensors(source: Source) -> Source:

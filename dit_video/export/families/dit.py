@@ -288,7 +288,7 @@ output = transformer(latents, timestep=timestep, class_labels=labels).sample
             *alone("final_layer", (D,), (out_cells,), "final_layer.linear", "proj_out_2"),
         )
         grid = config.position_grid or 1
-        positions = sincos_positions((1, grid, grid), (1, 1, 1), D)[None]
+        positions = np.array(sincos_positions((1, grid, grid), (1, 1, 1), D))[None]
         return Table(rows=rows, constants={Dialect.OFFICIAL: {_POSITIONS: positions}})
 
 

@@ -363,7 +363,7 @@ output = transformer(latents, timestep=timestep, encoder_hidden_states=text, enc
             rows.append(Row(ours="y_embedder.table", our_shape=shape, theirs=theirs, shape=shape, order=(0, 1)))
         grid = config.position_grid or 1
         positions = {
-            _PLACES: sincos_positions((1, grid, grid), (1, 1, 1), D)[None],
+            _PLACES: np.array(sincos_positions((1, grid, grid), (1, 1, 1), D))[None],
             _FRAMES: frame_positions(self.num_frames, D)[None],
         }
         return Table(rows=tuple(rows), constants={Dialect.OFFICIAL: positions})

@@ -1,12 +1,14 @@
-"""Stable Diffusion 3 and 3.5 (Esser et al., 2403.03206): MMDiT in diffusers' layout.
+"""Stable Diffusion 3 and 3.5 (Esser et al., 2403.03206): MMDiT in diffusers' layout, and in that of official files.
 
 The file of weights holds the table of positions, which is no parameter: it follows from a `PositionTable`. Which, the
 file says: a fresh network of diffusers has other positions than published weights have, with the same config.json.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -22,17 +24,22 @@ from dit_video.dit.mmdit import MMDiTConfig, PositionTable
 from dit_video.export.family import DenoiserFamily, Pair, count_of, listening
 from dit_video.export.family import Shape as LatentShape
 from dit_video.export.names import LAYER, Dialect, Row, Shape, Source, Table, linear, vector
+from dit_video.export.source import PIPELINE
+from dit_video.json_file import read_object
 from dit_video.nn.attention import QKNorm
 from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding, sincos_places
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
-from dit_video.text.pretrained import PretrainedText, sd3_text
+from dit_video.text.pretrained import FrozenT5, PretrainedText, ZeroTokens, sd3_text
 
-_POSITIONS = "pos_embed.pos_embed"
+_POSITIONS = {Dialect.DIFFUSERS: "pos_embed.pos_embed", Dialect.OFFICIAL: "pos_embed"}
+_BLOCK = {Dialect.DIFFUSERS: f"transformer_blocks.{LAYER}", Dialect.OFFICIAL: f"joint_blocks.{LAYER}"}
+_HEAD_DIM = 64  # of all published networks, which shapes do not tell
 _MLP_RATIO = 4.0
 # Tokens of CLIP and of T5, one after the other; the network takes any number.
 _NUM_TOKENS = 77 + 256
 _SHIFT = 3.0
+_SIZE = 128  # rows and columns of latents, where no config says
 _TIMESTEPS = (1.0, 250.0, 500.5, 999.0, 1000.0)
 _QK_NORM = {None: QKNorm.NONE, "rms_norm": QKNorm.PER_HEAD}
 
@@ -53,7 +60,7 @@ class SD3(DenoiserFamily):
         heads, depth = count_of(config, "num_attention_heads", 18), count_of(config, "num_layers", 18)
         channels, patch = count_of(config, "in_channels", 16), count_of(config, "patch_size", 2)
         hidden_size = heads * count_of(config, "attention_head_dim", 64)
-        grid, size = count_of(config, "sample_size", 128) // patch, count_of(config, "pos_embed_max_size", 96)
+        grid, size = count_of(config, "sample_size", _SIZE) // patch, count_of(config, "pos_embed_max_size", 96)
         same = {"out_channels": (channels, 16), "caption_projection_dim": (hidden_size, 1152)}
         for name, (wanted, default) in same.items():
             if (found := config.get(name, default)) not in (wanted, None):
@@ -84,7 +91,8 @@ class SD3(DenoiserFamily):
 
     def informed_by(self, source: Source) -> "SD3":
         """With the positions of a file of weights, whichever they are."""
-        size, stored = self._positions.size, source.get(_POSITIONS)
+        size = self._positions.size
+        stored = next((source[name] for name in _POSITIONS.values() if name in source), None)
         if size == 1 or stored is None or stored.shape != (1, size**2, self.config.hidden_size):
             return self  # what is wrong, `check` says
         # Columns of the first row, which the first half of the features tells apart.
@@ -94,6 +102,44 @@ class SD3(DenoiserFamily):
             return self
         config = dataclasses.replace(self.config, position_table=_line_through(phases))
         return dataclasses.replace(self, config=config)
+
+    @classmethod
+    def of_official(cls, source: Source, task: Task | None) -> "SD3 | None":
+        """As of `task`, where most tensors are those of its network; else by shapes, heads of the published width."""
+        return cls.of_most(source, task) or cls._by_shapes(source)
+
+    @classmethod
+    def _by_shapes(cls, source: Source) -> "SD3 | None":
+        """The network of official tensors; None where they are of another."""
+        patches, positions = "x_embedder.proj.weight", _POSITIONS[Dialect.OFFICIAL]
+        dims = {patches: 4, positions: 3, "context_embedder.weight": 2, "y_embedder.mlp.0.weight": 2}
+        if any(name not in source or len(source[name].shape) != dim for name, dim in dims.items()):
+            return None
+        (D, channels, patch, _), (_, places, _), (_, text_dim), (_, pooled_dim) = (source[name].shape for name in dims)
+        if D % _HEAD_DIM:
+            raise ValueError(f"{patches} is {list(source[patches].shape)}: heads are {_HEAD_DIM} wide in all networks")
+        blocks = [name.split(".", 2) for name in source if name.startswith("joint_blocks.") and name.count(".") > 1]
+        dual = sum(rest == "x_block.attn2.qkv.weight" for _, _, rest in blocks)
+        said = {
+            "_class_name": cls.diffusers_class,
+            "attention_head_dim": _HEAD_DIM,
+            "caption_projection_dim": D,
+            "dual_attention_layers": list(range(dual)),
+            "in_channels": channels,
+            "joint_attention_dim": text_dim,
+            "num_attention_heads": D // _HEAD_DIM,
+            "num_layers": len({number for _, number, _ in blocks}),
+            "out_channels": channels,
+            "patch_size": patch,
+            "pooled_projection_dim": pooled_dim,
+            "pos_embed_max_size": math.isqrt(places),
+            "qk_norm": "rms_norm" if any(rest == "x_block.attn.ln_q.weight" for _, _, rest in blocks) else None,
+        }
+        return cls.of_diffusers(said)
+
+    def usual_latents(self, config: Mapping[str, Any]) -> LatentShape:
+        """Of 1024 x 1024 pixels, where a config.json does not say."""
+        return super().usual_latents({"sample_size": _SIZE} | dict(config))
 
     @classmethod
     def of_task(cls, task: Task) -> "SD3 | None":
@@ -119,7 +165,13 @@ class SD3(DenoiserFamily):
         return dataclasses.replace(rectified_flow(), shift=ConstantShift(shift=_SHIFT))
 
     def text_encoders(self, pipeline: str) -> PretrainedText:
-        return sd3_text(pipeline)
+        """Those of the folder, whose index says where it comes without the T5."""
+        text = sd3_text(pipeline)
+        listed = read_object(Path(pipeline) / PIPELINE).get("text_encoder_3", ["transformers"])
+        if isinstance(text.t5, FrozenT5) and (listed is None or listed == [None, None]):
+            zeros = ZeroTokens(num_tokens=text.t5.num_tokens, hidden_size=self.condition.hidden_size)
+            return dataclasses.replace(text, t5=zeros)
+        return text
 
     def differences(self, task: Task) -> list[str]:
         """How many tokens a text has is the task's affair: any network takes them."""
@@ -168,25 +220,36 @@ class SD3(DenoiserFamily):
             Row(
                 ours="x_embedder.kernel",
                 our_shape=(p * p * self.channels, D),
-                theirs={Dialect.DIFFUSERS: ("pos_embed.proj.weight",)},
+                theirs=_theirs("x_embedder.proj.weight", "pos_embed.proj.weight"),
                 shape=(D, self.channels, p, p),
                 order=(2, 3, 1, 0),
             ),
-            vector("x_embedder.bias", (D,), {Dialect.DIFFUSERS: ("pos_embed.proj.bias",)}),
-            *_linear("t_embedder.up", (TimeEmbedding.num_frequencies,), (D,), f"{of_time}.linear_1"),
-            *_linear("t_embedder.down", (D,), (D,), f"{of_time}.linear_2"),
-            *_linear("pooled_embedder.up", (self.condition.pooled_size,), (D,), f"{of_text}.linear_1"),
-            *_linear("pooled_embedder.down", (D,), (D,), f"{of_text}.linear_2"),
-            *_linear("text_embedder", (self.condition.hidden_size,), (D,), "context_embedder"),
+            vector("x_embedder.bias", (D,), _theirs("x_embedder.proj.bias", "pos_embed.proj.bias")),
+            *_linear(
+                *("t_embedder.up", (TimeEmbedding.num_frequencies,), (D,)),
+                *("t_embedder.mlp.0", f"{of_time}.linear_1"),
+            ),
+            *_linear("t_embedder.down", (D,), (D,), "t_embedder.mlp.2", f"{of_time}.linear_2"),
+            *_linear(
+                *("pooled_embedder.up", (self.condition.pooled_size,), (D,)),
+                *("y_embedder.mlp.0", f"{of_text}.linear_1"),
+            ),
+            *_linear("pooled_embedder.down", (D,), (D,), "y_embedder.mlp.2", f"{of_text}.linear_2"),
+            *_linear("text_embedder", (self.condition.hidden_size,), (D,), "context_embedder", "context_embedder"),
             *_stack(config, "dual_blocks", range(num_dual), dual=True),
             *_stack(config, "blocks", range(num_dual, config.depth - 1), dual=False),
             *_stack(config, "last_block", range(config.depth - 1, config.depth), dual=all_dual, reads_text=True),
-            *_linear("final_modulation.projection", (D,), (2, D), "norm_out.linear"),
-            *_linear("final_layer", (D,), (p * p * self.channels,), "proj_out"),
+            *_shift_first(
+                _linear(
+                    *("final_modulation.projection", (D,), (2, D)),
+                    *("final_layer.adaLN_modulation.1", "norm_out.linear"),
+                )
+            ),
+            *_linear("final_layer", (D,), (p * p * self.channels,), "final_layer.linear", "proj_out"),
         )
         places = self._positions.middle(self._positions.size)
         positions = sincos_places(places, places, D)[None]
-        return Table(rows=rows, constants={Dialect.DIFFUSERS: {_POSITIONS: positions}})
+        return Table(rows=rows, constants={dialect: {name: positions} for dialect, name in _POSITIONS.items()})
 
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
         import torch
@@ -249,8 +312,17 @@ def _line_through(phases: Float[np.ndarray, "n frequencies"]) -> PositionTable:
     return PositionTable(size=size, origin=round(-2 * first / step) / 2, step=abs(step))
 
 
-def _linear(ours: str, inputs: Shape, outputs: Shape, *theirs: str) -> tuple[Row, ...]:
-    return linear(ours, inputs, outputs, {Dialect.DIFFUSERS: theirs})
+def _theirs(official: str, *diffusers: str) -> dict[Dialect, tuple[str, ...]]:
+    return {Dialect.OFFICIAL: (official,), Dialect.DIFFUSERS: diffusers}
+
+
+def _linear(ours: str, inputs: Shape, outputs: Shape, official: str, *diffusers: str) -> tuple[Row, ...]:
+    return linear(ours, inputs, outputs, _theirs(official, *diffusers))
+
+
+def _shift_first(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Of a last modulation, which is a shift and a scale in official files, and a scale and a shift in diffusers."""
+    return tuple(dataclasses.replace(row, swapped=frozenset({Dialect.OFFICIAL})) for row in rows)
 
 
 def _stack(config: MMDiTConfig, stack: str, layers: range, *, dual: bool, reads_text: bool = False) -> Iterator[Row]:
@@ -262,9 +334,7 @@ def _stack(config: MMDiTConfig, stack: str, layers: range, *, dual: bool, reads_
 
     def placed(*rows: Row) -> Iterator[Row]:
         for row in rows:
-            names = {
-                dialect: tuple(f"transformer_blocks.{LAYER}.{name}" for name in n) for dialect, n in row.theirs.items()
-            }
+            names = {dialect: tuple(f"{_BLOCK[dialect]}.{name}" for name in n) for dialect, n in row.theirs.items()}
             yield dataclasses.replace(
                 row,
                 ours=f"{stack}.{row.ours}",
@@ -274,31 +344,37 @@ def _stack(config: MMDiTConfig, stack: str, layers: range, *, dual: bool, reads_
                 stacked=True,
             )
 
-    def attention(ours: str, theirs: str, qkv: tuple[str, str, str], norms: tuple[str, str]) -> Iterator[Row]:
-        yield from _linear(f"{ours}.qkv", (D,), (3, *heads), *(f"{theirs}.{name}" for name in qkv))
+    def attention(ours: str, official: str, theirs: str, qkv: tuple[str, ...], norms: tuple[str, str]) -> Iterator[Row]:
+        yield from _linear(f"{ours}.qkv", (D,), (3, *heads), f"{official}.qkv", *(f"{theirs}.{name}" for name in qkv))
         if config.qk_norm is not QKNorm.NONE:
-            for norm, name in zip(("query_norm", "key_norm"), norms):
-                yield vector(f"{ours}.{norm}.scale", (D // K,), {Dialect.DIFFUSERS: (f"{theirs}.{name}.weight",)})
+            for norm, ln, name in zip(("query_norm", "key_norm"), ("ln_q", "ln_k"), norms):
+                names = _theirs(f"{official}.{ln}.weight", f"{theirs}.{name}.weight")
+                yield vector(f"{ours}.{norm}.scale", (D // K,), names)
 
     of_video, of_text = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
-    norms = ("norm_q", "norm_k")
+    norms, added_norms = ("norm_q", "norm_k"), ("norm_added_q", "norm_added_k")
+    modulation = "adaLN_modulation.1"
+    of_context = _linear(
+        *("text_modulation.projection", (D,), (2 if reads_text else 6, D)),
+        *(f"context_block.{modulation}", "norm1_context.linear"),
+    )
     yield from placed(
-        *_linear("video_modulation.projection", (D,), (9 if dual else 6, D), "norm1.linear"),
-        *_linear("text_modulation.projection", (D,), (2 if reads_text else 6, D), "norm1_context.linear"),
-        *attention("attention.video", "attn", of_video, norms),
-        *attention("attention.text", "attn", of_text, ("norm_added_q", "norm_added_k")),
-        *_linear("attention.video.out", heads, (D,), "attn.to_out.0"),
-        *_linear("video_mlp.up", (D,), (M,), "ff.net.0.proj"),
-        *_linear("video_mlp.down", (M,), (D,), "ff.net.2"),
+        *_linear("video_modulation.projection", (D,), (9 if dual else 6, D), f"x_block.{modulation}", "norm1.linear"),
+        *(_shift_first(of_context) if reads_text else of_context),
+        *attention("attention.video", "x_block.attn", "attn", of_video, norms),
+        *attention("attention.text", "context_block.attn", "attn", of_text, added_norms),
+        *_linear("attention.video.out", heads, (D,), "x_block.attn.proj", "attn.to_out.0"),
+        *_linear("video_mlp.up", (D,), (M,), "x_block.mlp.fc1", "ff.net.0.proj"),
+        *_linear("video_mlp.down", (M,), (D,), "x_block.mlp.fc2", "ff.net.2"),
     )
     if dual:
         yield from placed(
-            *attention("video_attention", "attn2", of_video, norms),
-            *_linear("video_attention.out", heads, (D,), "attn2.to_out.0"),
+            *attention("video_attention", "x_block.attn2", "attn2", of_video, norms),
+            *_linear("video_attention.out", heads, (D,), "x_block.attn2.proj", "attn2.to_out.0"),
         )
     if not reads_text:
         yield from placed(
-            *_linear("attention.text.out", heads, (D,), "attn.to_add_out"),
-            *_linear("text_mlp.up", (D,), (M,), "ff_context.net.0.proj"),
-            *_linear("text_mlp.down", (M,), (D,), "ff_context.net.2"),
+            *_linear("attention.text.out", heads, (D,), "context_block.attn.proj", "attn.to_add_out"),
+            *_linear("text_mlp.up", (D,), (M,), "context_block.mlp.fc1", "ff_context.net.0.proj"),
+            *_linear("text_mlp.down", (M,), (D,), "context_block.mlp.fc2", "ff_context.net.2"),
         )

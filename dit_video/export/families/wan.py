@@ -17,9 +17,10 @@ from dit_video.dit.condition import Condition, EmbeddedText
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.wan import WanConfig
 from dit_video.export.families import clip_vision
+from dit_video.export.families.wan_names import table_of
 from dit_video.export.family import DenoiserFamily, Pair, check_fixed, count_of, listening
 from dit_video.export.family import Shape as LatentShape
-from dit_video.export.names import LAYER, Dialect, Row, Shape, Table, linear, vector
+from dit_video.export.names import Source, Table
 from dit_video.export.source import CONFIG
 from dit_video.image.pretrained import PretrainedImage
 from dit_video.json_file import read_object
@@ -36,7 +37,12 @@ _FIXED = {
     "pos_embed_seq_len": None,
     "qk_norm": "rms_norm_across_heads",
 }
-_BLOCK = f"blocks.{LAYER}"
+# Of the official code's config.json, with what diffusers calls them.
+_OFFICIAL_CLASS, _OFFICIAL_TYPES = "WanModel", ("t2v", "i2v", "ti2v")
+_OFFICIAL_FIELDS = {"in_dim": "in_channels", "out_dim": "out_channels", "num_heads": "num_attention_heads"} | {
+    name: name for name in ("ffn_dim", "freq_dim", "num_layers", "eps")
+}
+_HEAD_DIM = 128  # of all published networks, which shapes do not tell
 # So long is text in diffusers: its pipelines fill it up with zeros, and blocks that see an image count on it.
 _TEXT_LENGTH = 512
 _TI2V_CHANNELS = 48
@@ -87,6 +93,7 @@ class WanFamily(DenoiserFamily):
         encoder = clip_vision.of_transformers(read_object(Path(model) / CONFIG))
         if encoder is None:
             raise ValueError(f"{model}/{CONFIG}: is of no vision transformer of CLIP")
+        clip_vision.check_processor(Path(model), encoder)
         return PretrainedImage(encoder=encoder, model=model)
 
     def differences(self, task: Task) -> list[str]:
@@ -110,6 +117,8 @@ class WanFamily(DenoiserFamily):
 
     @classmethod
     def of_diffusers(cls, config: Mapping[str, Any]) -> "WanFamily | None":
+        if config.get("_class_name") == _OFFICIAL_CLASS:
+            config = _as_diffusers_says(config)
         if config.get("_class_name") != cls.diffusers_class:
             return None
         check_fixed(config, _FIXED)
@@ -143,6 +152,47 @@ class WanFamily(DenoiserFamily):
             )
         frame = FirstFrame(text=text, mask_channels=channels_in - 2 * channels, image_size=image_size)
         return cls(config=sizes, channels=channels, condition=frame)
+
+    @classmethod
+    def of_official(cls, source: Source, task: Task | None) -> "WanFamily | None":
+        """As of `task`, where most tensors are those of its network; else by shapes, heads of the published width."""
+        return cls.of_most(source, task) or cls._by_shapes(source, _HEAD_DIM)
+
+    def informed_by(self, source: Source) -> "WanFamily":
+        """With the sizes of patches, text and image tokens that official tensors have, which no config.json says."""
+        found = self._by_shapes(source, self.config.hidden_size // self.config.num_heads)
+        if found is None:
+            return self
+        config = dataclasses.replace(self.config, patch_size=found.config.patch_size)
+        return dataclasses.replace(self, config=config, condition=found.condition)
+
+    @classmethod
+    def _by_shapes(cls, source: Source, head_dim: int) -> "WanFamily | None":
+        """The network of official tensors; None where they are of another."""
+        patches, last, text = "patch_embedding.weight", "head.head.weight", "text_embedding.0.weight"
+        up, image = "blocks.0.ffn.0.weight", "img_emb.proj.0.weight"
+        dims = {patches: 5, last: 2, text: 2, up: 2}
+        if any(name not in source or len(source[name].shape) != dim for name, dim in dims.items()):
+            return None
+        (hidden_size, channels_in, *patch), (outputs, _), (_, text_dim), (width, _) = (source[n].shape for n in dims)
+        if hidden_size % head_dim:
+            raise ValueError(f"{patches} is {list(source[patches].shape)}: heads are {head_dim} wide, in all networks")
+        layers = {part[1] for part in (name.split(".") for name in source) if part[0] == "blocks" and len(part) > 1}
+        image_dim = source[image].shape[0] if image in source else None
+        said = {
+            "_class_name": cls.diffusers_class,
+            "added_kv_proj_dim": None if image_dim is None else hidden_size,
+            "attention_head_dim": head_dim,
+            "ffn_dim": width,
+            "image_dim": image_dim,
+            "in_channels": channels_in,
+            "num_attention_heads": hidden_size // head_dim,
+            "num_layers": len(layers),
+            "out_channels": outputs // math.prod(patch),
+            "patch_size": patch,
+            "text_dim": text_dim,
+        }
+        return cls.of_diffusers(said)
 
     def diffusers_config(self, shape: LatentShape) -> dict[str, Any]:
         config = self.config
@@ -244,86 +294,8 @@ output = transformer(latents, timestep, text{argument}).sample
 - `output`, `[b {c} {t} {h} {w}]`: what the objective asks for."""
 
     def table(self) -> Table:
-        config, D = self.config, self.config.hidden_size
-        patch, num_cells = config.patch_size, math.prod(config.patch_size)
-        rows = [
-            # A convolution there: cells of a patch are ordered (frame, row, column, channel) here.
-            Row(
-                ours="x_embedder.kernel",
-                our_shape=(num_cells * self.channels_in, D),
-                theirs=_theirs("patch_embedding.weight"),
-                shape=(D, self.channels_in, *patch),
-                order=(2, 3, 4, 1, 0),
-            ),
-            vector("x_embedder.bias", (D,), _theirs("patch_embedding.bias")),
-            *_alone("t_embedder.up", (TimeEmbedding.num_frequencies,), (D,), "time_embedder.linear_1", float32=True),
-            *_alone("t_embedder.down", (D,), (D,), "time_embedder.linear_2", float32=True),
-            *_alone("shared_modulation.projection", (D,), (6, D), "time_proj"),
-            *_alone("text_embedder.up", (self.text.hidden_size,), (D,), "text_embedder.linear_1"),
-            *_alone("text_embedder.down", (D,), (D,), "text_embedder.linear_2"),
-            *self._block_rows(),
-            _modulation("final_modulation.table", 2, D, "scale_shift_table"),
-            *linear("final_layer", (D,), (num_cells * self.channels,), _theirs("proj_out")),
-        ]
-        if self.image_size is not None:
-            E, embedder = self.image_size, "image_embedder"
-            rows += [
-                *_alone_norm("image_embedder.norm_in", E, f"{embedder}.norm1"),
-                *_alone("image_embedder.up", (E,), (E,), f"{embedder}.ff.net.0.proj"),
-                *_alone("image_embedder.down", (E,), (D,), f"{embedder}.ff.net.2"),
-                *_alone_norm("image_embedder.norm_out", D, f"{embedder}.norm2"),
-            ]
-        # A norm that older files of image to video have and that nothing was ever normalised with.
-        unused = {f"{_BLOCK}.attn2.norm_added_q.weight".replace(LAYER, str(n)) for n in range(config.depth)}
-        return Table(
-            rows=tuple(rows), unused={Dialect.DIFFUSERS: frozenset(unused) if self.image_size else frozenset()}
-        )
-
-    def _block_rows(self) -> list[Row]:
-        config, D, K = self.config, self.config.hidden_size, self.config.num_heads
-        d, layers = D // K, {"num_layers": config.depth, "stacked": True}
-
-        def in_blocks(ours: str, inputs: Shape, outputs: Shape, *theirs: str) -> tuple[Row, ...]:
-            return linear(f"blocks.{ours}", inputs, outputs, _in_block(*theirs), **layers)
-
-        def turned(ours: str, our_shape: Shape, shape: Shape, pieces: Shape, order: Shape, *theirs: str) -> Row:
-            names = {"ours": f"blocks.attention.{ours}", "theirs": _in_block(*(f"attn1.{name}" for name in theirs))}
-            return Row(our_shape=our_shape, shape=shape, pieces=pieces, order=order, **names, **layers)
-
-        def norm(ours: str, theirs: str) -> Row:
-            return vector(f"blocks.cross_attention.{ours}.scale", (K, d), _in_block(f"attn2.{theirs}.weight"), **layers)
-
-        # A plane of rotation is a pair of neighbours (d/2, 2) there, and has one part in each half of a head (2, d/2)
-        # here. Values, which are not rotated, are moved alike, and `out` takes them as they have been moved.
-        planes, qkv = (K, d // 2, 2), ("to_q", "to_k", "to_v")
-        rows = [
-            _modulation("blocks.modulation.table", 6, D, f"{_BLOCK}.scale_shift_table", **layers),
-            turned(
-                *("qkv.kernel", (D, 3, K, d), (3 * D, D), (3, *planes, D), (4, 0, 1, 3, 2)),
-                *(f"{name}.weight" for name in qkv),
-            ),
-            turned(*("qkv.bias", (3, K, d), (3 * D,), (3, *planes), (0, 1, 3, 2)), *(f"{name}.bias" for name in qkv)),
-            turned("out.kernel", (K, d, D), (D, D), (D, *planes), (1, 3, 2, 0), "to_out.0.weight"),
-            vector("blocks.attention.out.bias", (D,), _in_block("attn1.to_out.0.bias"), **layers),
-            turned("query_norm.scale", (K, d), (D,), planes, (0, 2, 1), "norm_q.weight"),
-            turned("key_norm.scale", (K, d), (D,), planes, (0, 2, 1), "norm_k.weight"),
-            vector("blocks.cross_norm.scale", (D,), _in_block("norm2.weight"), float32=True, **layers),
-            vector("blocks.cross_norm.bias", (D,), _in_block("norm2.bias"), float32=True, **layers),
-            *in_blocks("cross_attention.query", (D,), (K, d), "attn2.to_q"),
-            *in_blocks("cross_attention.key_value", (D,), (2, K, d), "attn2.to_k", "attn2.to_v"),
-            *in_blocks("cross_attention.out", (K, d), (D,), "attn2.to_out.0"),
-            norm("query_norm", "norm_q"),
-            norm("key_norm", "norm_k"),
-            *in_blocks("mlp.up", (D,), (config.mlp_size,), "ffn.net.0.proj"),
-            *in_blocks("mlp.down", (config.mlp_size,), (D,), "ffn.net.2"),
-        ]
-        if self.image_size is not None:
-            added = ("attn2.add_k_proj", "attn2.add_v_proj")
-            rows += [
-                *in_blocks("cross_attention.image_key_value", (D,), (2, K, d), *added),
-                norm("image_key_norm", "norm_added_k"),
-            ]
-        return rows
+        sizes = {"channels": self.channels, "channels_in": self.channels_in}
+        return table_of(self.config, **sizes, text_size=self.text.hidden_size, image_size=self.image_size)
 
 
 def _text_of(condition: EmbeddedText | FirstFrame) -> EmbeddedText:
@@ -345,35 +317,18 @@ def _as_used(published: EmbeddedText | FirstFrame, used: Condition | None) -> Em
     return dataclasses.replace(published, **kept)
 
 
-def _theirs(*names: str) -> dict[Dialect, tuple[str, ...]]:
-    return {Dialect.DIFFUSERS: names}
+def _as_diffusers_says(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json of the official code.
 
-
-def _in_block(*names: str) -> dict[Dialect, tuple[str, ...]]:
-    return _theirs(*(f"{_BLOCK}.{name}" for name in names))
-
-
-def _alone(ours: str, inputs: Shape, outputs: Shape, theirs: str, *, float32: bool = False) -> tuple[Row, ...]:
-    return linear(ours, inputs, outputs, _theirs(f"condition_embedder.{theirs}"), float32=float32)
-
-
-def _alone_norm(ours: str, features: int, theirs: str) -> tuple[Row, ...]:
-    ends = {"scale": "weight", "bias": "bias"}
-    return tuple(
-        vector(f"{ours}.{end}", (features,), _theirs(f"condition_embedder.{theirs}.{there}"), float32=True)
-        for end, there in ends.items()
-    )
-
-
-def _modulation(ours: str, num: int, width: int, theirs: str, *, num_layers: int = 1, stacked: bool = False) -> Row:
-    """Theirs has an axis for the batch."""
-    return Row(
-        ours=ours,
-        our_shape=(num, width),
-        theirs=_theirs(theirs),
-        shape=(1, num, width),
-        order=(0, 1, 2),
-        num_layers=num_layers,
-        stacked=stacked,
-        float32=True,
-    )
+    Raises:
+        ValueError: it is of a kind that is not read here; names the field.
+    """
+    fixed = {"model_type": _OFFICIAL_TYPES, "text_len": (_TEXT_LENGTH,)}
+    for name, known in fixed.items():
+        if (found := config.get(name, known[0])) not in known:
+            raise ValueError(f"config.json: {name}={found!r}: {' and '.join(str(k) for k in known)} are read")
+    heads, width = count_of(config, "num_heads", 16), count_of(config, "dim", 2048)
+    if width % heads:
+        raise ValueError(f"config.json: dim={width}: must be a multiple of num_heads={heads}")
+    said = {theirs: config[name] for name, theirs in _OFFICIAL_FIELDS.items() if name in config}
+    return {"_class_name": WanFamily.diffusers_class, "attention_head_dim": width // heads, **said}
