@@ -31,6 +31,9 @@ RETRY_PAUSES = (30.0, 60.0, 120.0, 240.0, 480.0, 960.0)
 TIMEOUT = 1200
 """Seconds that a save may take. Of several processes, one whose part fails is waited for by the others as long."""
 
+_LEAST_SLICE = 1 << 20
+"""Bytes of an array that are worth writing by a device of their own."""
+
 _PATIENCE = 2.0
 """Seconds in which a half-written step must have gone."""
 
@@ -66,9 +69,12 @@ class Writer:
         policy: Any = self._policy
         logging.getLogger("absl").addFilter(_without_tracebacks_of_orbax)
         with quiet():
+            context = ocp.Context()
+            context.async_options.timeout_secs = TIMEOUT
             # Where a folder cannot be made in the background, Orbax's other threads wait for it for minutes.
-            options = ocp.options.AsyncOptions(timeout_secs=TIMEOUT, create_directories_asynchronously=False)
-            context = ocp.Context(async_options=options)
+            context.async_options.create_directories_asynchronously = False
+            # Devices that hold the same array write a slice each, and each slice is a program to compile.
+            context.array_options.saving.min_slice_bytes_for_replica_parallel = _LEAST_SLICE
             self.orbax = ocp.training.Checkpointer(str(folder.path), context=context, preservation_policy=policy)
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None

@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dit_video import processes
 from dit_video.data.video import encode_mp4
 from dit_video.training import events, goodput
-from dit_video.training.board import Board
 from dit_video.training.events import Event, EventLog
 from dit_video.training.goodput import Activity, Ledger
 from dit_video.training.patient_files import PICTURES_LIMIT, PatientFile, PatientFiles
@@ -248,6 +247,9 @@ class Tracker:
         kept = [line for line in self._lines() if line["step"] <= step]
         self._evaluations = set(_evaluations(kept))
         self._record.replace(b"".join(map(_encoded, kept)))
+        # Here, for its library brings PyTorch along where that is installed, which takes a second.
+        from dit_video.training.board import Board
+
         self._board = Board(self._files, self._workdir / "tensorboard", session=self.goodput.session, start=step)
 
     def _past(self, count: int) -> list[dict[str, float]]:
