@@ -237,7 +237,7 @@ class Checkpoints:
             ignore_late_tasks()
         metadata: Any = found.custom_metadata
         if not isinstance(metadata, dict) or metadata.keys() not in (_SEALED, _UNSEALED):
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            with as_os_errors(), contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 # Orbax says nothing of a file that may not be opened, which is no damage.
                 (self._folder.path / str(step) / "_CHECKPOINT_METADATA").read_bytes()
             raise self.damaged(step, "its metadata cannot be read")
@@ -300,7 +300,13 @@ class Checkpoints:
             DamagedCheckpoint: there are steps and none is good, with the list.
             OtherNetwork: as `restore`.
         """
-        for name in processes.from_first(lambda: self.unfinished):
+        unfinished = processes.from_first(lambda: self.unfinished)
+        if self.latest is None and len(unfinished) > 1:
+            raise DamagedCheckpoint(
+                f"{self._folder.path}: {', '.join(unfinished)} are half-written and none is whole; a kill leaves one",
+                "if they were copied here, copy them whole; or start again in another --workdir",
+            )
+        for name in unfinished:
             why = "the save was never finished"
             say(f"half-written checkpoint {name} set aside: {self.set_aside(name, why)}")
         if self.latest is None:

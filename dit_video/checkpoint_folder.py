@@ -53,6 +53,10 @@ class Steps(Protocol):
         """
         ...
 
+    def exists(self) -> bool:
+        """Whether there is such a folder."""
+        ...
+
     def has(self, step: int) -> bool:
         """Whether this step was written to its end."""
         ...
@@ -92,6 +96,9 @@ class LocalSteps:
     def check(self) -> None:
         if not self.path.is_dir():
             raise Vanished(f"{self.path} is gone; look whether its file system is mounted")
+
+    def exists(self) -> bool:
+        return self.path.is_dir()
 
     def has(self, step: int) -> bool:
         return (self.path / str(step)).is_dir()
@@ -136,6 +143,10 @@ class BucketSteps:
 
     def check(self) -> None:
         pass  # a bucket that does not answer says so
+
+    @as_os_errors()
+    def exists(self) -> bool:
+        return self._files.isdir(self._folder)
 
     @as_os_errors()
     def has(self, step: int) -> bool:

@@ -14,6 +14,8 @@ import tensorstore
 # Two letters at least: C: is a disk. A path has lost one of the two slashes.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 _GCS = "gs"
+# gcsfs takes these for patterns, and would find the objects of other runs.
+_PATTERN = re.compile(r"[*?\[\]#]")
 
 # Of requests for the record and the lock; those for arrays are Orbax's, which waits for minutes.
 _RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "16s"}
@@ -23,7 +25,8 @@ def address(name: str | Path) -> str | None:
     """gs://bucket/run where this names a run in a bucket; None where it names a folder.
 
     Raises:
-        ValueError: it is the address of another kind of store, or lacks bucket or name.
+        ValueError: it is the address of another kind of store, lacks bucket or name, or has a name that is read in
+            another way by some.
     """
     found = _ADDRESS.match(str(name))
     if found is None:
@@ -34,8 +37,9 @@ def address(name: str | Path) -> str | None:
             f"{name}: a run is kept in a folder, or in a bucket of Google Cloud Storage (gs://bucket/run). Mount "
             "another kind of bucket as a folder (mount-s3, rclone mount), or train in a local folder and copy that"
         )
-    if "/" not in rest:
-        raise ValueError(f"{name}: names no run in a bucket; give gs://bucket/run")
+    parts = rest.split("/")
+    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts) or _PATTERN.search(rest):
+        raise ValueError(f"{name}: names no run in a bucket; give gs://bucket/run, without {_PATTERN.pattern} and ..")
     if importlib.util.find_spec("gcsfs") is None:
         raise ValueError(f"{name}: runs in a bucket need gcsfs; pip install 'dit-video[gcs]'")
     return f"gs://{rest}"
@@ -75,7 +79,8 @@ class Bucket:
         names: list[bytes] = []
         for first, last in parts:
             names += self._store.list(tensorstore.KvStore.KeyRange(first, last)).result()
-        return sorted(name for name in map(bytes.decode, names) if "/" not in name)
+        # Some programs make an object for a folder, whose name is empty here.
+        return sorted(name for name in map(bytes.decode, names) if name and "/" not in name)
 
 
 class BucketLock:

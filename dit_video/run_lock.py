@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -82,7 +83,10 @@ def hold(run: Path, say: Callable[[str], None]) -> Iterator[None]:
     lock: Lock = FileLock(run) if where is None else BucketLock(where, LOCK)
     mine = json.dumps(
         {
+            # Nobody else writes the same: a bucket may take a lock and its answer be lost.
+            "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
+            "boot": _boot(),
             "pid": os.getpid(),
             "process_started": _process_started(os.getpid()),
             "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -94,6 +98,8 @@ def hold(run: Path, say: Callable[[str], None]) -> Iterator[None]:
         theirs = lock.read()
         if theirs is None:
             continue
+        if theirs == mine:
+            break
         _refuse_unless_stale(lock, theirs, say)
         if lock.remove(theirs):
             say(f"{lock.where}: taken over from a process that is gone (pid {json.loads(theirs)['pid']})")
@@ -132,7 +138,8 @@ def _refuse_unless_stale(lock: Lock, text: str, say: Callable[[str], None]) -> N
         raise RunInUse(
             f"{lock.where}: not a lock that can be read; if no training runs in this folder, remove it"
         ) from None
-    here = host == socket.gethostname()
+    # Hosts of one name may meet in a bucket, or in containers.
+    here = host == socket.gethostname() and found.get("boot") in (None, _boot())
     if here and not _is_alive(pid, started):
         return
     if not here and refreshed and not _is_touched(lock, f"process {pid} on {host}", say):
@@ -227,6 +234,14 @@ class FileLock:
         probe.unlink()
         touched = self.sign()
         return 0.0 if touched is None else now - touched / 1e9
+
+
+def _boot() -> str | None:
+    """Another one for every host and every time it was started; None where the system has no /proc."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
 
 
 def _is_alive(pid: int, started: str | None) -> bool:

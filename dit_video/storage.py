@@ -39,7 +39,10 @@ _PASSING_HTTP = frozenset({408, 429, *range(500, 600)})
 _PASSING_STATUS = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_ACCESS = re.compile("PERMISSION_DENIED|UNAUTHENTICATED|Forbidden|Invalid Credentials|credentials|Anonymous caller")
+_NO_ACCESS = re.compile(
+    "PERMISSION_DENIED|UNAUTHENTICATED|Forbidden|Invalid Credentials|credentials|Anonymous caller|RefreshError"
+    "|DefaultCredentials|Reauthentication|invalid_grant"
+)
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -62,7 +65,13 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def raised_by_stores() -> tuple[type[Exception], ...]:
     """What a failing store may raise; libraries for buckets have errors of their own, where they are imported."""
-    foreign = (("gcsfs.retry", "HttpError"), ("aiohttp", "ClientError"), ("google.auth.exceptions", "GoogleAuthError"))
+    foreign = (
+        ("gcsfs.retry", "HttpError"),
+        ("gcsfs.retry", "ChecksumError"),
+        ("aiohttp", "ClientError"),
+        ("google.auth.exceptions", "GoogleAuthError"),
+        ("google.api_core.exceptions", "GoogleAPIError"),
+    )
     return OSError, ValueError, *(getattr(sys.modules[m], name) for m, name in foreign if m in sys.modules)
 
 
@@ -75,9 +84,9 @@ class BucketFailed(OSError):
 
     def __init__(self, error: Exception):
         super().__init__(f"{type(error).__name__}: {error}")
-        # Without a code of HTTP there was no answer.
+        # Without a code of HTTP there was no answer. Errors of credentials say whether it helps to ask again.
         code = str(getattr(error, "code", None) or 503)
-        self.passing = code.isdigit() and int(code) in _PASSING_HTTP
+        self.passing = bool(getattr(error, "retryable", code.isdigit() and int(code) in _PASSING_HTTP))
 
 
 @contextlib.contextmanager
@@ -94,9 +103,14 @@ def as_os_errors() -> Iterator[None]:
 def fault(error: BaseException) -> BaseException | None:
     """The failure of a store in what was raised; None where it is something else, such as a mistake in a program."""
     for cause in chain(error):
-        if isinstance(cause, raised_by_stores()) and (not isinstance(cause, ValueError) or _STATUS.match(str(cause))):
+        if isinstance(cause, raised_by_stores()) and (not isinstance(cause, ValueError) or _of_tensorstore(cause)):
             return cause
     return None
+
+
+def _of_tensorstore(error: ValueError) -> bool:
+    """A request that the server calls wrong has no status in front."""
+    return bool(_STATUS.match(str(error))) or "[http_response_" in str(error)
 
 
 def advice(error: BaseException) -> str:

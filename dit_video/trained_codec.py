@@ -27,9 +27,9 @@ from dit_video.json_file import read_object
 from dit_video.nn.module import define, params_of
 from dit_video.pretrained_image import with_image
 from dit_video.pretrained_text import with_text
-from dit_video.processes import from_first, is_first
+from dit_video.processes import from_first
 from dit_video.progress import counted
-from dit_video.run_copy import at_hand, give_back
+from dit_video.run_copy import at_hand
 from dit_video.run_folder import RECORD, other_values, read_experiment, write_json
 from dit_video.sharding import fetch, make_mesh, place, place_whole, replicated, shard_frozen
 from dit_video.tasks.autoencode import Autoencode
@@ -65,7 +65,7 @@ def with_codec_inside(experiment: Experiment, workdir: Path) -> Experiment:
 
 
 def codec_of_run(
-    run: Path, mesh: Mesh, console: Console, like: Experiment
+    workdir: Path, mesh: Mesh, console: Console, like: Experiment
 ) -> tuple[LatentCodec, str, Mapping[str, Any]]:
     """The codec that a run trained, the digest of its weights, and its latent statistics.
 
@@ -73,11 +73,10 @@ def codec_of_run(
 
     Statistics are measured over the training set once for these weights, and kept in the run folder.
     """
-    workdir = at_hand(run, RECORD)
     experiment = read_experiment(workdir, like)
     task = experiment.task
     if not isinstance(task, Autoencode):
-        raise ExperimentError(f"{run}: trained {type(task).__name__}, not a codec; name the run of a VAE")
+        raise ExperimentError(f"{workdir}: trained {type(task).__name__}, not a codec; name the run of a VAE")
     definition = define(task.init)
     checkpoints = Checkpoints(workdir)
     try:
@@ -91,8 +90,6 @@ def codec_of_run(
     if found.get("codec") != digest:
         found = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
         from_first(lambda: write_json(path, found))
-        if workdir != run and is_first():
-            give_back(workdir)
     codec = LatentCodec(vae, jnp.asarray(found["mean"], jnp.float32), jnp.asarray(found["std"], jnp.float32))
     return jax.device_put(codec, shard_frozen(codec, mesh)), digest, found
 

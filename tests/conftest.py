@@ -95,8 +95,7 @@ def gcs() -> Iterator[GCS]:
 @pytest.fixture
 def bucket(gcs) -> GCS:
     """A server whose buckets are empty."""
-    gcs.objects.clear()
-    gcs.requests.clear()
+    gcs.clear()
     return gcs
 
 

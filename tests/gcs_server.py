@@ -29,21 +29,31 @@ class GCS:
         self.objects: dict[tuple[str, str], Stored] = {}
         self.requests: list[tuple[str, str]] = []
         self._uploads: dict[str, tuple[str, str, bytearray]] = {}
-        self._lock, self._generation = threading.Lock(), 1_700_000_000_000_000
+        self.lock, self._generation = threading.RLock(), 1_700_000_000_000_000
         self.refuse: Callable[[str, str], int | None] | None = None
         """Says of method and path of a request with which status it is refused, if it is."""
+        self.lose: Callable[[str, str], int | None] | None = None
+        """The same of the answer to a request that is served."""
+
+    def clear(self) -> None:
+        """As if just started."""
+        self.refuse = self.lose = None
+        self.objects.clear()
+        self.requests.clear()
 
     @contextlib.contextmanager
     def failing(self, refuse: Callable[[str, str], int | None]) -> Iterator[None]:
         self.refuse = refuse
-        yield
-        self.refuse = None
+        try:
+            yield
+        finally:
+            self.refuse = None
 
     def names(self, prefix: str = "") -> list[str]:
         return sorted(name for _, name in self.objects if name.startswith(prefix))
 
     def put(self, bucket: str, name: str, content: bytes) -> Stored:
-        with self._lock:
+        with self.lock:
             self._generation += 1
             updated = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
             stored = self.objects[bucket, name] = Stored(content, self._generation, updated)
@@ -75,7 +85,9 @@ class _Request:
 
     def answer(self) -> _Answer:
         try:
-            self._serve()
+            # One at a time: what is checked still holds when it is written.
+            with self.store.lock:
+                self._serve()
         except _Answer as answer:
             return answer
         return _error(404, f"nothing at {self.method} {self.path}")
@@ -223,6 +235,9 @@ class _Handler(BaseHTTPRequestHandler):
             answer = _error(status, "made to fail")
         else:
             answer = _Request(self.store, self.command, self.path, self.headers, body).answer()
+            lose = self.store.lose
+            if lose is not None and (status := lose(self.command, unquote(self.path))) is not None:
+                answer = _error(status, "made to be lost")
         with contextlib.suppress(ConnectionError):
             self.send_response(answer.status)
             for name, value in answer.headers.items():

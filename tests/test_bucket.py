@@ -1,6 +1,7 @@
 """Runs in a bucket of Google Cloud Storage, with a server on this machine that can be made to fail."""
 
 import json
+import socket
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dit_video import checkpoint_writer, run_copy, run_lock
 from dit_video.checkpoint import Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint_folder import steps_of
 from dit_video.cli.main import main
-from dit_video.object_store import address
+from dit_video.object_store import BucketLock, address
 from dit_video.retention import Keep
 from dit_video.run_copy import Copying, InBucket, NotCopied, at_hand, give_back, record_of
 from dit_video.run_lock import LOCK, RunInUse, hold
@@ -84,6 +85,23 @@ def test_a_bucket_that_does_not_answer_for_a_moment_costs_nothing(bucket, checkp
     assert (checkpoints.steps, said) == ([1], [])
 
 
+def test_a_request_that_the_server_calls_wrong_does_not_end_training(bucket, checkpoints, said):
+    """What TensorStore makes of that has no status in front."""
+    with bucket.failing(lambda method, path: 400 if "ocdbt" in path and method == "POST" else None):
+        assert saved(checkpoints, 1) == []
+    assert "checkpoints/1: not written" in said[0]
+    assert saved(checkpoints, 2) == [2]
+
+
+def test_steps_of_which_none_is_whole_are_not_taken_for_no_steps(bucket, machine):
+    """A kill leaves one such; several were not copied to their end."""
+    for step in (1, 2):
+        bucket.put("bucket", f"{PREFIX}checkpoints/{step}/_CHECKPOINT_METADATA", b"{}")
+    with Checkpoints(machine.folder) as checkpoints, pytest.raises(DamagedCheckpoint, match="1, 2 are half-written"):
+        checkpoints.resume(SHAPES, print)
+    assert len(bucket.names()) == 2
+
+
 def test_a_half_written_step_is_set_aside_and_never_taken_for_a_step(bucket, machine, checkpoints, said):
     saved(checkpoints, 1)
     for name in bucket.names(f"{PREFIX}checkpoints/1/"):
@@ -135,6 +153,62 @@ def test_a_lock_is_taken_over_only_when_its_host_gives_no_sign(bucket, said, mon
     assert any("taken over from a process that is gone" in line for line in said)
 
 
+def test_of_two_that_take_a_free_lock_one_has_it(bucket):
+    """The other writes between what this one reads and what it writes, so that only the bucket can tell."""
+    lock = BucketLock("gs://bucket/some/run", LOCK)
+
+    def faster(text: bytes):
+        def refuse(method: str, path: str) -> None:
+            if method == "POST":
+                bucket.refuse = None
+                bucket.put("bucket", PREFIX + LOCK, text)
+
+        return refuse
+
+    bucket.refuse = faster(b"theirs")
+    assert not lock.create("mine")
+    assert lock.read() == "theirs"
+    bucket.refuse = faster(b"of a third")
+    lock.touch()
+    assert lock.read() == "of a third"
+
+    def taken_over(method: str, path: str) -> None:
+        if method == "DELETE":
+            bucket.refuse = None
+            bucket.put("bucket", PREFIX + LOCK, b"of a fourth")
+
+    bucket.refuse = taken_over
+    assert not lock.remove("of a third")
+    assert lock.read() == "of a fourth"
+    assert lock.remove("of a fourth")
+    assert lock.read() is None
+
+
+def test_a_lock_whose_answer_was_lost_is_had(bucket, said):
+    def lose(method: str, path: str) -> int | None:
+        if method != "POST":
+            return None
+        bucket.lose = None
+        return 503
+
+    bucket.lose = lose
+    with hold(RUN, said.append):
+        assert PREFIX + LOCK in bucket.names()
+    assert (bucket.names(), said) == ([], [])
+
+
+def test_a_host_of_the_same_name_is_another_host(bucket, said, monkeypatch):
+    """Its process has a number that nobody has here."""
+    monkeypatch.setattr(run_lock, "GONE_SECONDS", 0.5)
+    monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.05)
+    ours = {"host": socket.gethostname(), "boot": "of another"}
+    theirs = {**ours, "pid": 2**30, "process_started": None, "since": "then", "refresh_seconds": 20}
+    bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode())
+    with hold(RUN, said.append):
+        pass
+    assert "waiting for a sign of life" in said[0]
+
+
 def test_the_record_goes_from_machine_to_machine(bucket, tmp_path):
     here, there = (InBucket("gs://bucket/some/run", tmp_path / name / "run") for name in ("here", "there"))
     here.pull("experiment.json")
@@ -158,10 +232,37 @@ def test_the_record_goes_from_machine_to_machine(bucket, tmp_path):
     assert (there.folder / "metrics.jsonl").read_text() == "a\nb\nc\n"
     InBucket("gs://bucket/some/run", here.folder).pull("experiment.json")
     assert (here.folder / "metrics.jsonl").read_text() == "a\nb\n"
-    # A run that was deleted is no more.
+
+
+def test_a_copy_of_a_run_that_is_no_more_is_not_mixed_into_another_of_its_name(bucket, machine, tmp_path):
+    machine.pull("experiment.json")
+    for name in ("experiment.json", "events.jsonl"):
+        (machine.folder / name).write_text("of the first")
+    machine.push()
     bucket.objects.clear()
-    here.pull("experiment.json")
-    assert list(here.folder.iterdir()) == [here.folder / "in_bucket.json"]
+    elsewhere = InBucket("gs://bucket/some/run", tmp_path / "elsewhere")
+    elsewhere.pull("experiment.json")
+    (elsewhere.folder / "experiment.json").write_text("of the second")
+    elsewhere.push()
+    machine.pull("experiment.json")
+    assert sorted(path.name for path in machine.folder.iterdir()) == ["experiment.json", "in_bucket.json"]
+    bucket.objects.clear()
+    machine.pull("experiment.json")
+    assert [path.name for path in machine.folder.iterdir()] == ["in_bucket.json"]
+
+
+def test_copies_hold_neither_locks_nor_markers_of_folders_nor_each_other(bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("", "experiment.json", LOCK, "dit/experiment.json"):
+        bucket.put("bucket", PREFIX + name, b"{}")
+    outer, inner = (record_of(Path(f"gs://bucket/some/run{below}")) for below in ("", "/dit"))
+    for record in (outer, inner):
+        record.pull("experiment.json")
+    assert sorted(path.name for path in outer.folder.iterdir()) == ["experiment.json", "in_bucket.json"]
+    assert not inner.folder.is_relative_to(outer.folder)
+    bucket.requests.clear()
+    outer.push()
+    assert bucket.requests == []
 
 
 def test_what_is_written_into_a_run_that_is_read_goes_back(bucket):
@@ -172,8 +273,19 @@ def test_what_is_written_into_a_run_that_is_read_goes_back(bucket):
     (folder / "evaluation" / "card.json").write_text("1")
     give_back(folder)
     assert bucket.names() == [f"{PREFIX}evaluation/card.json", f"{PREFIX}experiment.json"]
+    (folder / "evaluation" / "card.json").write_text("2")
+    with bucket.failing(forbid("card")), pytest.raises(NotCopied, match=f"It is in {folder} instead"):
+        give_back(folder)
     with pytest.raises(FileNotFoundError, match=r"gs://bucket/none: no run"):
         at_hand(Path("gs://bucket/none"), "experiment.json")
+
+
+def test_what_names_no_run_costs_one_question(bucket):
+    bucket.put("bucket", "some/large.tar", bytes(1000))
+    bucket.requests.clear()
+    with pytest.raises(FileNotFoundError, match="no run"):
+        at_hand(Path("gs://bucket/some"), "experiment.json")
+    assert len(bucket.requests) == 1
 
 
 def test_a_record_that_cannot_be_copied_is_said_and_copied_later(bucket, machine, said, monkeypatch):
@@ -197,7 +309,14 @@ def test_a_record_that_cannot_be_copied_is_said_and_copied_later(bucket, machine
     assert len(said) == 3
 
 
-@pytest.mark.parametrize("name", ["s3://bucket/run", Path("hf://a/b"), "gs://bucket"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("s3://bucket/run", Path("hf://a/b"), "gs://bucket"),
+        # They would lead out of a folder, or be patterns.
+        *("gs://bucket/..", Path("gs://bucket/a/../../b"), "gs://bucket/./a", "gs://bucket//a", "gs://bucket/run[1]"),
+    ],
+)
 def test_another_address_is_refused_with_what_to_do(name):
     with pytest.raises(ValueError, match=r"gs://bucket/run"):
         address(name)
@@ -214,7 +333,14 @@ def test_an_address_is_found_in_a_path_too(name):
     assert address(name) == "gs://bucket/some/run"
 
 
-@pytest.mark.parametrize("words", [["export", "--workdir=run", "--out=gs://bucket/x"], ["demo", "--workdir=s3://a/b"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "--workdir=run", "--out=gs://bucket/x"],
+        ["demo", "--workdir=s3://a/b"],
+        ["data", "digits", "--out=gs://bucket/set"],
+    ],
+)
 def test_what_is_written_here_takes_no_address(words, capsys):
     with pytest.raises(SystemExit):
         main(words)

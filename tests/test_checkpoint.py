@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from toys import FitLines, line_batch, small_mesh
 
+from dit_video import checkpoint_writer
 from dit_video.checkpoint import (
     DAMAGED_FOLDER,
     FOLDER,
@@ -95,14 +96,20 @@ def test_a_state_goes_on_on_another_mesh(checkpoints, state, mesh):
         assert leaf.sharding == shape.sharding
 
 
-def test_a_donated_state_is_saved_as_it_was(checkpoints, program, state):
-    """The loop goes on while Orbax writes, and gives the arrays away."""
-    copy = jax.tree.map(jnp.copy, state)
-    checkpoints.save(1, copy, next_batch=1)
-    program.step(copy, None, place(line_batch(1), MESHES["data=8"]), 0)
-    assert copy.params["line.kernel"].is_deleted()
-    checkpoints.wait()
-    assert_same_bits(checkpoints.restore(program.shapes).state, state)
+@pytest.mark.parametrize("least_slice", [1, checkpoint_writer._LEAST_SLICE])
+def test_a_donated_state_is_saved_as_it_was(tmp_path, program, state, least_slice, monkeypatch):
+    """The loop goes on while Orbax writes, and gives the arrays away.
+
+    Slices are copies. What is written whole is a view on a CPU, which keeps the array until it is written.
+    """
+    monkeypatch.setattr(checkpoint_writer, "_LEAST_SLICE", least_slice)
+    with Checkpoints(tmp_path, experiment=EXPERIMENT) as checkpoints:
+        copy = jax.tree.map(jnp.copy, state)
+        checkpoints.save(1, copy, next_batch=1)
+        program.step(copy, None, place(line_batch(1), MESHES["data=8"]), 0)
+        assert least_slice > 1 or copy.params["line.kernel"].is_deleted()
+        checkpoints.wait()
+        assert_same_bits(checkpoints.restore(program.shapes).state, state)
 
 
 def test_weights_alone_are_raw_or_averaged_and_on_every_device(checkpoints, program, state):

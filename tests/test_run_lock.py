@@ -123,12 +123,12 @@ def test_a_lock_of_another_host_that_nobody_touches_any_more_is_taken_over(tmp_p
 def test_a_lock_of_another_host_is_waited_for_until_it_is_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.01)
     as_old_as(tmp_path, run_lock.GONE_SECONDS - 10)
-    touch = threading.Timer(0.2, os.utime, [tmp_path / LOCK])
-    touch.start()
+    touched = threading.Event()
+    threading.Timer(0.2, lambda: (touched.set(), os.utime(tmp_path / LOCK))).start()
     notes = []
     with pytest.raises(RunInUse, match=rf"on elsewhere trains here.*remove {re.escape(str(tmp_path / LOCK))}"):
         hold(tmp_path, notes.append).__enter__()
-    assert not touch.is_alive()
+    assert touched.is_set()
     assert ["waiting for a sign of life, 10 s at most" in note for note in notes] == [True]
 
 

@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -56,7 +57,7 @@ def add_parser(subparsers) -> None:
 def _add_ingest(commands) -> None:
     parser = command(commands, "ingest", "turn folders and tars of videos into a data set", INGEST)
     parser.add_argument("sources", nargs="+", metavar="FOLDER_OR_TAR")
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the set")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="new folder for the set")
     parser.add_argument("--labels", metavar="FILE", help="CSV or TSV with a header; its rows describe the files")
     parser.add_argument("--key", default="key", metavar="COL", help="column that names a file (default: key)")
     parser.add_argument("--label", metavar="COL", help="column with the class")
@@ -79,7 +80,7 @@ def _add_inspect(commands) -> None:
 
 def _add_digits(commands) -> None:
     parser = command(commands, "digits", "make the moving-digits set, which needs no download", DIGITS)
-    parser.add_argument("--out", default=MovingDigits.directory, metavar="DIR")
+    parser.add_argument("--out", type=local_path, default=Path(MovingDigits.directory), metavar="DIR")
     for name in ("num_train", "num_held_out", "size", "num_frames", "digit_size", "seed"):
         default = getattr(MovingDigits, name)
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
@@ -98,7 +99,7 @@ def run_ingest(arguments: argparse.Namespace) -> int:
 
         manifest = ingest(
             arguments.sources,
-            arguments.out,
+            str(arguments.out),
             labels=arguments.labels,
             key=arguments.key,
             label=arguments.label,
@@ -111,7 +112,8 @@ def run_ingest(arguments: argparse.Namespace) -> int:
         )
     _print_skipped(console, manifest)
     counts = ", ".join(f"{len(manifest.stored(split))} {split}" for split in Split)
-    console.print(f"{escape(arguments.out)}: {counts}; look at it with: dit-video data inspect {escape(arguments.out)}")
+    out = escape(str(arguments.out))
+    console.print(f"{out}: {counts}; look at it with: dit-video data inspect {out}")
     return 0
 
 
@@ -134,7 +136,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 def run_digits(arguments: argparse.Namespace) -> int:
     console = Console()
     source = MovingDigits(
-        directory=arguments.out,
+        directory=str(arguments.out),
         num_train=arguments.num_train,
         num_held_out=arguments.num_held_out,
         size=arguments.size,
@@ -145,7 +147,7 @@ def run_digits(arguments: argparse.Namespace) -> int:
     with console.status("drawing digits"):
         info = source.info()
     counts = ", ".join(f"{count} {split}" for split, count in info.num_records.items())
-    console.print(f"{escape(arguments.out)}: {counts}")
+    console.print(f"{escape(str(arguments.out))}: {counts}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -103,16 +104,21 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         write_playable(folder / f"{stem}_{label}", video, data.fps)
     path = folder / f"{stem}_{fvd.extractor.metric.lower()}_n{fvd.num_clips}.json"
     write_card(path, card)
-    run_copy.give_back(opened.workdir)
     if arguments.json:
         print(json.dumps(card, indent=1))
-        return 0
-    kept = object_store.address(arguments.workdir) or arguments.workdir
-    shown = Table("measured", "value", title=f"{kept} step {opened.step}")
-    for name, value in measured.items():
+    else:
+        kept = object_store.address(arguments.workdir) or arguments.workdir
+        _show(card, fvd, f"{kept} step {opened.step}", console)
+        console.print(f"card: {kept}/evaluation/{path.name}; pictures beside it", highlight=False)
+    # Last: a bucket that takes nothing must not cost what was measured.
+    run_copy.give_back(opened.workdir)
+    return 0
+
+
+def _show(card: dict[str, Any], fvd: FVD, title: str, console: Console) -> None:
+    shown = Table("measured", "value", title=title)
+    for name, value in card["measured"].items():
         if not name.startswith(fvd.extractor.metric.lower()):
             shown.add_row(name, f"{value:.4f}")
     console.print(shown)
     console.print(table([card]))
-    console.print(f"card: {kept}/evaluation/{path.name}; pictures beside it", highlight=False)
-    return 0

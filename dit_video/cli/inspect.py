@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
         "events": [event.to_json() for event in events.read_events(workdir)],
         "seconds": {activity.value: spent for activity, spent in read_goodput(workdir).items()},
     }
-    if steps_of(workdir).path.is_dir():  # opening makes it
+    if steps_of(workdir).exists():  # opening makes it
         checkpoints = Checkpoints(workdir)
         try:
             found["steps"] = _steps(steps_of(workdir), checkpoints, like, verified=arguments.verify)

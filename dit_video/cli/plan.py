@@ -5,14 +5,13 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
-from dit_video.cli.arguments import add_config, command, experiment_of, use_fake_devices
+from dit_video.cli.arguments import add_config, command, experiment_of, local_path, use_fake_devices
 from dit_video.plan import Memory, Plan, plan
 from dit_video.plan_search import Remedy, Trial, fastest, remedies, search
 from dit_video.progress import counted
@@ -55,7 +54,9 @@ def add_parser(subparsers) -> None:
         help="look for the fastest remat x accumulation x mesh that fits, compiling at most N "
         f"(default {NUM_TRIALS}), and print it as overrides",
     )
-    parser.add_argument("--dump", type=Path, metavar="DIR", help="save XLA's own account of the program: text, buffers")
+    parser.add_argument(
+        "--dump", type=local_path, metavar="DIR", help="save XLA's account of the program: text, buffers"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
     parser.set_defaults(run=main)
 

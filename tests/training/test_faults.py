@@ -1,5 +1,6 @@
 """Laws of training that goes wrong: what was found, what was done, and that a kill changes neither."""
 
+import functools
 import json
 
 import jax
@@ -84,10 +85,11 @@ def test_a_skipped_update_changes_nothing_but_the_step(skipping):
 
 
 def test_skipping_changes_no_update_that_is_finite(program, skipping):
+    """But for roundings: these are two programs, and XLA fuses each in its own way."""
     states = [each.init(0) for each in (program, skipping)]
     for index in range(2):
         states = [each.step(s, None, line_batch(index), 0)[0] for each, s in zip((program, skipping), states)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *states)
 
 
 def test_so_many_updates_are_skipped_in_a_row_and_no_more(skipping, tmp_path):
