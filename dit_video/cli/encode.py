@@ -54,6 +54,9 @@ def main(arguments: argparse.Namespace) -> int:
         )
     if arguments.caption and Part.TEXT not in parts:
         raise ExperimentError(f"--caption={arguments.caption[0]!r}: this writes no embeddings; see config.data.text")
+    for name, cache in (("cache", experiment.data.cache), ("text", experiment.data.text)):
+        if cache is not None and "://" in cache.directory:
+            raise ExperimentError(f"config.data.{name}.directory={cache.directory}: is written here; give a folder")
     if Part.TEXT in parts:
         pretrained_text.encode_text(
             experiment, captions=arguments.caption, overwrite=arguments.overwrite, console=console
