@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from toys import FitLines, line_batch, small_mesh
 
 from dit_video import checkpoint_writer
@@ -22,8 +22,6 @@ from dit_video.checkpoint import (
     Checkpoints,
     DamagedCheckpoint,
     OtherNetwork,
-    digest_leaves,
-    weights_digest,
 )
 from dit_video.retention import Keep
 from dit_video.sharding import place
@@ -377,47 +375,3 @@ def test_a_checkpoint_of_version_0_1_is_still_read(copied, workdir):
     flip_bit(workdir / FOLDER / "2" / "ema", 0.5)
     with pytest.raises(DamagedCheckpoint):
         copied.restore(SMALL_SHAPES)
-
-
-# --- digests ---
-
-ARRAYS = {
-    "float32": np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32),
-    "bfloat16": np.random.default_rng(0).normal(size=(7,)).astype(jnp.bfloat16),
-    "int32": np.int32(-2),
-    "uint8": np.arange(6, dtype=np.uint8).reshape(1, 2, 3),
-}
-
-
-@pytest.mark.parametrize("x", ARRAYS.values(), ids=ARRAYS)
-def test_any_single_bit_changes_the_digest(x):
-    raw = np.frombuffer(np.asarray(x).tobytes(), np.uint8)
-    flipped = np.repeat(raw[None], 8 * len(raw), axis=0)
-    for bit in range(8 * len(raw)):
-        flipped[bit, bit // 8] ^= 1 << bit % 8
-    versions = np.concatenate([raw[None], flipped]).view(np.asarray(x).dtype).reshape(-1, *np.shape(x))
-    digests = jax.jit(lambda xs: jax.lax.map(digest_leaves, xs))(versions)
-    assert not np.any(np.asarray(digests[1:]) == digests[0])
-
-
-def test_layout_does_not_change_the_digest_and_order_does():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16)), jnp.float32)
-    digest = jax.jit(digest_leaves)
-    for mesh in MESHES.values():
-        spec = PartitionSpec("fsdp", "tensor")
-        assert digest(jax.device_put(x, NamedSharding(mesh, spec))) == digest(x)
-    assert digest(x[::-1]) != digest(x)
-    assert digest(x.T) != digest(x)
-
-
-def test_weights_have_one_name_that_their_names_shapes_and_numbers_decide():
-    weights = {"a": jnp.ones((2, 3)), "b": jnp.zeros(2)}
-    name = weights_digest(weights)
-    assert name == weights_digest(dict(reversed(weights.items())))
-    others = [
-        {"a": jnp.ones((2, 3)), "c": jnp.zeros(2)},
-        {"a": jnp.ones((2, 3)), "b": jnp.zeros((2, 1))},
-        {"a": jnp.ones((2, 3)).at[1, 1].set(1 + 2**-23), "b": jnp.zeros(2)},
-        {"a": jnp.ones((2, 3)), "b": jnp.zeros(2, jnp.int32)},
-    ]
-    assert len({name, *map(weights_digest, others)}) == 5

@@ -28,7 +28,7 @@ def get_config(arg=""):
         ("", ["--only=text"], "config.data.text: names no text cache"),
         ("cache", [], "config.task.text: names no encoders"),
         ("", ["--only=latents", "--caption=a fox"], "--caption='a fox': this writes no embeddings"),
-        ("cache", ["--config.data.text.directory=gs://b/texts"], "config.data.text.directory=gs://b/texts: is written here"),
+        ("cache", ["--config.data.text.directory=gs://b/x"], "config.data.text.directory=gs://b/x: is written here"),
         ("cache,encoders", [], "config.task.text.t5.model='nowhere/text_encoder': is no folder"),
     ],
 )
