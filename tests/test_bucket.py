@@ -139,7 +139,7 @@ def test_one_at_a_time(bucket, said):
 
 
 def test_a_lock_is_taken_over_only_when_its_host_gives_no_sign(bucket, said, monkeypatch):
-    monkeypatch.setattr(run_lock, "GONE_SECONDS", 1.0)
+    monkeypatch.setattr(run_lock, "GONE_SECONDS", 3.0)
     monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.05)
     theirs = {"host": "elsewhere", "pid": 1, "process_started": None, "since": "then", "refresh_seconds": 20}
     bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode())
