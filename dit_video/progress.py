@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from dit_video.processes import is_first
+from dit_video.distributed.processes import is_first
 
 Item = TypeVar("Item")
 

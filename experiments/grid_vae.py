@@ -26,8 +26,8 @@ from dit_video.data.transforms import ClipTransform
 from dit_video.evaluation.monitor import Reconstruction
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.training.loop import Schedule
 from dit_video.training.optimizer import EMA, Decay, Muon
+from dit_video.training.values import Schedule
 from dit_video.vae.adversary import AutoencodeLoss
 from dit_video.vae.adversary import Reconstruction as ReconstructionLoss
 from dit_video.vae.video_vae import VideoVAEConfig

@@ -32,19 +32,20 @@ from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import rectified_flow
 from dit_video.diffusion.sampler import Euler
+from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import DiTConfig
 from dit_video.dit.network import Remat
 from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Precision
-from dit_video.sharding import MeshShape
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
 from dit_video.training.optimizer import EMA, AdamW
+from dit_video.training.values import Schedule
 from dit_video.vae.adversary import AutoencodeLoss
 from dit_video.vae.adversary import Reconstruction as ReconstructionLoss
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 # 4x8x8, 16 channels.

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from dit_video import experiment as experiments
-from dit_video import workload
-from dit_video.preconditions import check_clips
+from dit_video.config.components import to_json
+from dit_video.run import workload
+from dit_video.run.checks import check_clips
 
 ROOT = Path(__file__).parent.parent
 RUNS = (
@@ -38,7 +39,7 @@ def experiment(request) -> experiments.Experiment:
 
 
 def test_an_experiment_survives_its_record(experiment):
-    again = experiments.from_json(experiments.to_json(experiment))
+    again = experiments.from_json(to_json(experiment))
     assert again == experiment
     assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
 

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from toys import small_mesh
 
-from dit_video import run
-from dit_video.experiment import diff, load
-from dit_video.preconditions import check_clips
-from dit_video.sharding import place
+from dit_video.config.components import diff
+from dit_video.distributed.sharding import place
+from dit_video.experiment import load
+from dit_video.run.checks import check_clips
+from dit_video.run.open import program_of
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -28,7 +29,7 @@ def test_a_preset_trains_on_captioned_video(tmp_path, monkeypatch):
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, cache=None))
     mesh = small_mesh()
     check_clips(experiment)
-    program = run.program_of(experiment, mesh)
+    program = program_of(experiment, mesh)
     codec = jax.jit(experiment.task.blank)(jax.random.key(0))
     state, losses = program.init(0), []
     with contextlib.closing(experiment.data.train(0, 0)) as batches:

@@ -11,20 +11,23 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
-from dit_video.data.batch import Batch, Examples, Record, Split
+from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data
+from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import LatentCache, VideoSet
 from dit_video.data.transforms import ClipTransform
+from dit_video.distributed.sharding import MESH_AXES, MeshShape
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
 from dit_video.experiment import Experiment
-from dit_video.nn.embed import linear
+from dit_video.nn.linear import linear
 from dit_video.nn.module import Params
-from dit_video.sharding import MESH_AXES, MeshShape
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.tasks.task import EvaluationData, Task
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.evaluator import EvaluationData
+from dit_video.tasks.task import Task
 from dit_video.training.optimizer import AdamW
+from dit_video.training.values import Schedule
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 WIDTH = 8

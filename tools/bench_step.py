@@ -31,11 +31,11 @@ import optax
 
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_B, DIT_S, DiTConfig, published
-from dit_video.export import names
-from dit_video.export.families.dit import ClassDiT
-from dit_video.export.names import Dialect
 from dit_video.nn.module import Params
+from dit_video.published.dit import ClassDiT
 from dit_video.training.flops import count_flops, peak_flops
+from dit_video.weights import names
+from dit_video.weights.names import Dialect
 
 PAGE = Path("docs/bench_step.md")
 CHANNELS, NUM_CLASSES = 4, 1000

@@ -15,12 +15,14 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from dit_video import run
 from dit_video.cli.weights import add_weights, open_weights
-from dit_video.data.batch import NO_LABEL, Batch, Split
-from dit_video.data.video import grid, write_gif
+from dit_video.data.batch import Batch
+from dit_video.data.record import NO_LABEL, Split
+from dit_video.run.open import evaluation_data
 from dit_video.tasks.denoise import Denoise
-from dit_video.tasks.task import EvaluationData, clip_keys
+from dit_video.tasks.evaluator import EvaluationData
+from dit_video.tasks.keys import clip_keys
+from dit_video.video.encode import grid, write_gif
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
         parser.error(f"--labels {unknown[0]}: must be of {', '.join(names)}")
     denoise: Denoise = task
     labels = np.array([names.index(name) for name in chosen], np.int32)
-    data = run.evaluation_data(opened.experiment)
+    data = evaluation_data(opened.experiment)
     num_held_out = source.info().num_records[Split.HELD_OUT]
 
     def samples(scale: float, shown: np.ndarray) -> np.ndarray:

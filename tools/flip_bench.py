@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_video.checkpoint import FOLDER, Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint.folder import FOLDER
 from dit_video.progress import counted
 from dit_video.training.step import TrainState
 

@@ -17,16 +17,17 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageFilter
 
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Batch
 from dit_video.data.loader import held_out_batches, held_out_digest
+from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
 from dit_video.data.transforms import ClipTransform
+from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.evaluation.distance import Distance, measure
 from dit_video.evaluation.features import Pool, cached
 from dit_video.evaluation.fvd import shuffle_frames
 from dit_video.evaluation.i3d import I3DLogits
 from dit_video.progress import counted
-from dit_video.sharding import MeshShape, make_mesh
 
 Video = UInt8[np.ndarray, "n T H W 3"]
 # Clips and their numbers -> the same clips, spoilt.

@@ -18,14 +18,15 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from dit_video import experiment as experiments
-from dit_video.data.batch import Clip, Split
-from dit_video.data.decoding_process import MAX_PROCESS_BYTES
-from dit_video.data.examine import probe, storable
-from dit_video.data.ingest import ingest
+from dit_video.config.components import to_json
 from dit_video.data.latent_cache import CachedExamples, read_cache_manifest, write_latent_cache
+from dit_video.data.record import Clip, Split
 from dit_video.data.sources import VideoSet
-from dit_video.data.video import VideoError
-from dit_video.weights_file import read_tensors, write_safetensors
+from dit_video.ingest.decoding_process import MAX_PROCESS_BYTES
+from dit_video.ingest.examine import probe, storable
+from dit_video.ingest.ingest import ingest
+from dit_video.video.decode import VideoError
+from dit_video.weights.files import read_tensors, write_safetensors
 
 ROOT = Path(__file__).parent.parent
 # Numbers at which readers of headers go wrong: ends of types, and what claims much.
@@ -202,7 +203,7 @@ def _safetensors(folder: Path) -> Reader:
 
 def _experiments(folder: Path) -> Reader:
     files = sorted((ROOT / "experiments").glob("*.py"))
-    good = [{"experiment": experiments.to_json(experiments.load(str(path)))} for path in files]
+    good = [{"experiment": to_json(experiments.load(str(path)))} for path in files]
     path = folder / "experiment.json"
 
     def make(case: int) -> Path:

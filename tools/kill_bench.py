@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dit_video.checkpoint import FOLDER, Checkpoints
+from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.checkpoint.folder import FOLDER
 from dit_video.verify.resume import Verdict, compare_runs, verify_resume
 
 # The smallest experiment that goes through everything: a process lives for seconds, and most of them it starts.

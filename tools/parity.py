@@ -27,24 +27,25 @@ from jaxtyping import Array
 
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
-from dit_video.export import names
+from dit_video.encoders import clip_image_names, clip_text_names, t5_names
+from dit_video.encoders.clip_image import CLIPVisionModel
+from dit_video.encoders.clip_text import CLIPTextModel
+from dit_video.encoders.t5 import T5Encoder
 from dit_video.export.diffusers_folder import relative_error
-from dit_video.export.families import clip, clip_vision, t5
-from dit_video.export.family import Family, Pair, Shape
-from dit_video.export.names import Dialect, Stored
-from dit_video.export.recognise import DENOISERS, VAES
-from dit_video.export.torch_folder import write_torch
+from dit_video.export.torch.folder import write_torch
 from dit_video.export.weights import Content, Denoiser, Origin
-from dit_video.image.clip import CLIPVisionModel
 from dit_video.nn.module import define
 from dit_video.progress import counted
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.text.clip import CLIPTextModel
-from dit_video.text.t5 import T5Encoder
+from dit_video.published.family import Family, Pair, Shape
+from dit_video.published.recognise import DENOISERS, VAES
+from dit_video.tasks.denoise import Denoise
 from dit_video.vae.codec import LatentCodec
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.vae import VAEConfig
 from dit_video.vae.video_vae import VideoVAEConfig
 from dit_video.vae.wan_vae import WanVAEConfig
+from dit_video.weights import names
+from dit_video.weights.names import Dialect, Stored
 
 DOCUMENT = Path(__file__).parent.parent / "docs/models.md"
 BEGIN, END = "<!-- parity -->\n", "<!-- end of parity -->"
@@ -168,7 +169,7 @@ def encoders() -> Iterator[Encoder]:
         yield Encoder(
             name,
             network,
-            t5,
+            t5_names,
             "",
             lambda config, rngs: T5Encoder(config, dtype=jnp.float32, rngs=rngs),
             ids,
@@ -185,7 +186,7 @@ def encoders() -> Iterator[Encoder]:
         yield Encoder(
             name,
             getattr(transformers, kind)(config),
-            clip,
+            clip_text_names,
             "" if kind.endswith("Projection") else "text_model.",
             lambda config, rngs: CLIPTextModel(config, dtype=jnp.float32, rngs=rngs),
             ids,
@@ -196,7 +197,7 @@ def encoders() -> Iterator[Encoder]:
     yield Encoder(
         "CLIP, vision",
         transformers.CLIPVisionModel(vision),
-        clip_vision,
+        clip_image_names,
         "vision_model.",
         lambda config, rngs: CLIPVisionModel(config, dtype=jnp.float32, rngs=rngs),
         rng.standard_normal((BATCH, 15, 15, 3), np.float32),

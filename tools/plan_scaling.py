@@ -30,16 +30,17 @@ import matplotlib.pyplot as plt
 from dit_video.data.dataset import Data
 from dit_video.data.sources import LatentCache, VideoSet
 from dit_video.data.transforms import ClipTransform
+from dit_video.distributed.hardware import GIB
+from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.dit import DiTConfig
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
-from dit_video.hardware import GIB
 from dit_video.nn.module import Precision
 from dit_video.progress import counted
-from dit_video.sharding import MeshShape
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
 from dit_video.training.optimizer import AdamW
+from dit_video.training.values import Schedule
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 ROOT = Path(__file__).parent.parent

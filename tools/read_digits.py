@@ -36,18 +36,21 @@ from rich.progress import track
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
-from dit_video import experiment as experiments
-from dit_video import run
 from dit_video.arrays import Video
-from dit_video.checkpoint import weights_digest
 from dit_video.cli.weights import add_weights, open_weights
-from dit_video.data.batch import NO_LABEL, Batch, Split
+from dit_video.config.components import to_json
+from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data
+from dit_video.data.record import NO_LABEL, Split
 from dit_video.data.sources import MovingDigits
 from dit_video.dit.condition import ClassCondition
 from dit_video.nn.module import Definition, Params, define, params_of
+from dit_video.run.open import OpenRun, description
 from dit_video.tasks.denoise import Denoise
-from dit_video.tasks.task import ClipShape, Subject, clip_keys, purpose_key
+from dit_video.tasks.keys import clip_keys, purpose_key
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import ClipShape
+from dit_video.weights.digest import weights_digest
 
 NUM_DIGITS = 10
 BATCH_SIZE = 32
@@ -210,8 +213,8 @@ def read_run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         "protocol": protocol(data, Lessons()) | {"labels": "balanced, in turn"},
         "reader": {"weights": weights_digest(reader.params), "seconds": reader.seconds},
         "subject": {
-            **run.description(opened.experiment, opened.workdir),
-            "guidance": experiments.to_json(guidance),
+            **description(opened.experiment, opened.workdir),
+            "guidance": to_json(guidance),
             "step": opened.step,
             "weights": "ema" if opened.ema else "raw",
             "digest": weights_digest(opened.params),
@@ -258,7 +261,7 @@ def protocol(data: Data, lessons: Lessons) -> dict[str, Any]:
     return {
         "set": info.digest,
         "splits": {split.value: info.split_digest[split] for split in Split},
-        "clips": experiments.to_json(data.clips),
+        "clips": to_json(data.clips),
         "reader": dataclasses.asdict(lessons),
     }
 
@@ -370,7 +373,7 @@ def _counted(items: Iterable[Item], name: str, total: int, console: Console) -> 
     return track(items, name, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _guided(opened: run.OpenRun, task: Denoise, scale: float) -> Subject:
+def _guided(opened: OpenRun, task: Denoise, scale: float) -> Subject:
     """The weights of a run, sampled at a guidance scale."""
     guided = dataclasses.replace(task, guidance=dataclasses.replace(task.guidance, scale=scale))
     return dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=guided)).subject()

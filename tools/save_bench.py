@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from dit_video import experiment as experiments
-from dit_video.checkpoint import Checkpoints
-from dit_video.run import program_of
-from dit_video.sharding import make_mesh, place, shard_frozen
+from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.distributed.sharding import make_mesh, place, shard_frozen
+from dit_video.run.open import program_of
+from dit_video.run.workload import abstract_batch
 from dit_video.tasks.denoise import Denoise
-from dit_video.workload import abstract_batch
 
 EXPERIMENT = "experiments/quickstart.py:dit"
 BOUND = 0.05

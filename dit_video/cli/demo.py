@@ -8,11 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dit_video import run, trained_codec
 from dit_video.cli import evaluate, export, sample
 from dit_video.cli.arguments import command, local_path
+from dit_video.config.user_file import ExperimentError
 from dit_video.data.sources import MovingDigits
-from dit_video.experiment import Experiment, ExperimentError, load
+from dit_video.experiment import Experiment, load
+from dit_video.run.latents import encode
+from dit_video.run.train import train
 from dit_video.tasks.denoise import Denoise
 
 EXAMPLES = """  dit-video demo
@@ -52,16 +54,16 @@ def main(arguments: argparse.Namespace) -> int:
     console.print(f"{counts} videos in {folder / DIGITS}", highlight=False)
 
     station("train the video VAE")
-    outcome = run.train(vae, folder / VAE, console=console)
+    outcome = train(vae, folder / VAE, console=console)
     if not outcome.finished:
         return _stopped(console)
 
     station("encode latents")
     if not (folder / LATENTS).exists():
-        trained_codec.encode(dit, clips_per_video=1, overwrite=False, console=console)
+        encode(dit, clips_per_video=1, overwrite=False, console=console)
 
     station("train the DiT on latents")
-    outcome = run.train(dit, folder / "dit", console=console)
+    outcome = train(dit, folder / "dit", console=console)
     if not outcome.finished:
         return _stopped(console)
 

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from dit_video import experiment as experiments
 from dit_video.cli.arguments import command
-from dit_video.run_copy import at_hand
-from dit_video.run_folder import RECORD, read_experiment
+from dit_video.config.components import diff
+from dit_video.run.folder import RECORD, read_experiment
+from dit_video.storage.mirror import at_hand
 
 EXAMPLES = """  dit-video diff experiments/quickstart.py experiments/grid_dit.py
   dit-video diff runs/a runs/b
@@ -30,7 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
     files = {name: experiments.load(name) for name in names if not folders[name].is_dir()}
     # A run may be made of the classes of the file that it is compared with.
     like = next(iter(files.values()), None)
-    changed = experiments.diff(*(files.get(name) or read_experiment(folders[name], like) for name in names))
+    changed = diff(*(files.get(name) or read_experiment(folders[name], like) for name in names))
     console = Console()
     if not changed:
         console.print("no difference")

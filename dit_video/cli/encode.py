@@ -5,9 +5,11 @@ import enum
 
 from rich.console import Console
 
-from dit_video import pretrained_text, trained_codec
 from dit_video.cli.arguments import add_config, command, experiment_of
-from dit_video.experiment import Experiment, ExperimentError
+from dit_video.config.user_file import ExperimentError
+from dit_video.experiment import Experiment
+from dit_video.run import text
+from dit_video.run.latents import encode
 
 EXAMPLES = """  dit-video encode --config=experiments/quickstart.py
   dit-video encode --config=experiments/grid_dit.py --clips_per_video=4
@@ -58,13 +60,9 @@ def main(arguments: argparse.Namespace) -> int:
         if cache is not None and "://" in cache.directory:
             raise ExperimentError(f"config.data.{name}.directory={cache.directory}: is written here; give a folder")
     if Part.TEXT in parts:
-        pretrained_text.encode_text(
-            experiment, captions=arguments.caption, overwrite=arguments.overwrite, console=console
-        )
+        text.encode_text(experiment, captions=arguments.caption, overwrite=arguments.overwrite, console=console)
     if Part.LATENTS in parts:
-        trained_codec.encode(
-            experiment, clips_per_video=arguments.clips_per_video, overwrite=arguments.overwrite, console=console
-        )
+        encode(experiment, clips_per_video=arguments.clips_per_video, overwrite=arguments.overwrite, console=console)
     return 0
 
 

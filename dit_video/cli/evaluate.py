@@ -8,16 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dit_video import object_store, processes, run, run_copy
 from dit_video.cli import evaluate_compare, evaluate_fvd
 from dit_video.cli.arguments import add_extractor, command, extractor_of
 from dit_video.cli.together import Together, add_processes
 from dit_video.cli.weights import add_weights, open_weights
-from dit_video.data.video import write_playable
+from dit_video.distributed import processes
 from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.fvd import FVD
 from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
+from dit_video.run.open import evaluation_data
+from dit_video.storage import bucket, mirror
 from dit_video.tasks.autoencode import Autoencode
+from dit_video.video.encode import write_playable
 
 EXAMPLES = """  dit-video evaluate run --workdir=runs/grid_dit
   dit-video evaluate --workdir=runs/grid_dit                     the same
@@ -72,7 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     console = Console(stderr=arguments.json, quiet=not processes.is_first())
     opened = open_weights(arguments, console)
-    data, subject = run.evaluation_data(opened.experiment), opened.subject()
+    data, subject = evaluation_data(opened.experiment), opened.subject()
     codec = isinstance(opened.experiment.task, Autoencode)
     sizes = {"num_clips": arguments.num_clips, "batch_size": arguments.batch_size}
     fvd = FVD(
@@ -107,11 +109,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(card, indent=1))
     else:
-        kept = object_store.address(arguments.workdir) or arguments.workdir
+        kept = bucket.address(arguments.workdir) or arguments.workdir
         _show(card, fvd, f"{kept} step {opened.step}", console)
         console.print(f"card: {kept}/evaluation/{path.name}; pictures beside it", highlight=False)
     # Last: a bucket that takes nothing must not cost what was measured.
-    run_copy.give_back(opened.workdir)
+    mirror.give_back(opened.workdir)
     return 0
 
 

@@ -7,18 +7,19 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video import trained_codec
 from dit_video.cli.arguments import command, local_path
 from dit_video.cli.weights import add_weights, open_weights
+from dit_video.config.components import to_json
+from dit_video.config.json_file import read_object
 from dit_video.export import hub
 from dit_video.export.diffusers_folder import TOLERANCE, Parity, write_diffusers
 from dit_video.export.folder import fresh_folder, write_readme
-from dit_video.export.source import PROVENANCE
 from dit_video.export.stablehlo import BATCH_SIZES, write_programs
-from dit_video.export.torch_folder import write_torch
+from dit_video.export.torch.folder import write_torch
 from dit_video.export.weights import Content, Denoiser, Origin, write_weights
-from dit_video.json_file import read_object
+from dit_video.run import codec as trained_codec
 from dit_video.tasks.denoise import Denoise
+from dit_video.weights.source import PROVENANCE
 
 SAFETENSORS, STABLEHLO, DIFFUSERS, TORCH, HUB = "safetensors", "stablehlo", "diffusers", "torch", "hub"
 _DEFAULT = (SAFETENSORS, STABLEHLO)
@@ -147,7 +148,7 @@ def _content(arguments: argparse.Namespace, console: Console) -> Content:
         step=opened.step,
         ema=opened.ema,
         fingerprint=experiments.fingerprint(experiment),
-        task=experiments.to_json(experiment.task),
+        task=to_json(experiment.task),
         imported=read_object(provenance) if provenance.is_file() else None,
     )
     clips = experiment.data.clips

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dit_video.data.batch import Batch, Record
+from dit_video.data.batch import Batch
+from dit_video.data.record import Record
 from dit_video.data.transforms import ClipTransform
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.tasks.denoise import Denoise

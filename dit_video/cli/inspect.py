@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from dit_video import experiment as experiments
-from dit_video.checkpoint import Checkpoints, DamagedCheckpoint
-from dit_video.checkpoint_contents import Contents, contents, verify
-from dit_video.checkpoint_folder import Steps, steps_of
+from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint.contents import Contents, contents, verify
+from dit_video.checkpoint.folder import Steps, steps_of
 from dit_video.cli.arguments import add_like, command, like_of
-from dit_video.experiment import Experiment, ExperimentError
-from dit_video.object_store import address
+from dit_video.config.user_file import ExperimentError
+from dit_video.experiment import Experiment
 from dit_video.progress import bar
-from dit_video.run_copy import at_hand
-from dit_video.run_folder import RECORD, data_changes, describe_change, read_experiment
+from dit_video.run.folder import RECORD, data_changes, describe_change, read_experiment
+from dit_video.storage.bucket import address
+from dit_video.storage.mirror import at_hand
 from dit_video.training import events
 from dit_video.training.goodput import Activity, read_goodput, summary
 

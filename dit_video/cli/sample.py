@@ -10,20 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from dit_video import pretrained_text, run
 from dit_video.cli.arguments import command, local_path, parse_size
 from dit_video.cli.first_frame import continuing
 from dit_video.cli.weights import add_weights, open_weights
-from dit_video.data.batch import NO_LABEL, Batch
+from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions, room_for
-from dit_video.data.video import grid, write_gif, write_mp4
+from dit_video.data.record import NO_LABEL
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
+from dit_video.distributed.sharding import replicated
 from dit_video.dit.condition import ClassCondition, EmbeddedText, Given, TextCondition
 from dit_video.dit.first_frame import FirstFrame
-from dit_video.sharding import replicated
+from dit_video.run import text as pretrained_text
+from dit_video.run.open import OpenRun, sampled_clip
 from dit_video.tasks.denoise import Denoise
-from dit_video.tasks.task import clip_keys
+from dit_video.tasks.keys import clip_keys
+from dit_video.video.encode import grid, write_gif, write_mp4
 
 EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_clips=8 --out=threes.mp4
   dit-video sample --workdir=runs/quickstart_dit --label=all --out=digits.gif
@@ -105,7 +107,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not isinstance(opened.experiment.task, Denoise):
         raise ValueError(f"{arguments.workdir} trained a codec, which makes no clips; see dit-video evaluate")
     opened = sampled_as_told(arguments, opened)
-    trained, fps = run.sampled_clip(opened.experiment)
+    trained, fps = sampled_clip(opened.experiment)
     rows, nothing = told(arguments, opened, console)
     if nothing is not None:
         assert opened.frozen is not None, "a denoiser has a codec"
@@ -138,7 +140,7 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def sampled_as_told(arguments: argparse.Namespace, opened: run.OpenRun) -> run.OpenRun:
+def sampled_as_told(arguments: argparse.Namespace, opened: OpenRun) -> OpenRun:
     """The run with --sampler, --num_steps and --guidance for its own; another sampler keeps its steps and spacing.
 
     Raises:
@@ -158,7 +160,7 @@ def sampled_as_told(arguments: argparse.Namespace, opened: run.OpenRun) -> run.O
     return dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=task))
 
 
-def told(arguments: argparse.Namespace, opened: run.OpenRun, console: Console) -> Told:
+def told(arguments: argparse.Namespace, opened: OpenRun, console: Console) -> Told:
     """What the run is told with --label, --text and --negative_prompt.
 
     Raises:
@@ -191,14 +193,14 @@ def told(arguments: argparse.Namespace, opened: run.OpenRun, console: Console) -
     return Told([Batch(label=np.array([label], np.int32)) for label in labels])
 
 
-def _embedded(texts: list[str], negative: str, opened: run.OpenRun) -> Told:
+def _embedded(texts: list[str], negative: str, opened: OpenRun) -> Told:
     """The encoders, where they have to be opened, are so once, for all texts."""
     found = pretrained_text.embeddings_of(opened.experiment, [*texts, negative], opened.mesh)
     rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], found) for i in range(len(texts) + 1)]
     return Told([Batch(text=text) for text in rows[:-1]], rows[-1])
 
 
-def _caption(text: str, opened: run.OpenRun, console: Console, flag: str) -> np.ndarray:
+def _caption(text: str, opened: OpenRun, console: Console, flag: str) -> np.ndarray:
     num_bytes = opened.experiment.data.caption_bytes
     assert num_bytes is not None, "a run on text was trained with captions"
     if len(text.encode()) > room_for(num_bytes):
@@ -207,7 +209,7 @@ def _caption(text: str, opened: run.OpenRun, console: Console, flag: str) -> np.
     return encode_captions([text], num_bytes)
 
 
-def _labels(name: str, condition: ClassCondition, opened: run.OpenRun) -> list[int]:
+def _labels(name: str, condition: ClassCondition, opened: OpenRun) -> list[int]:
     """Class numbers that --label names."""
     if name == "all":
         return list(range(condition.num_classes))

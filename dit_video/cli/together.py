@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 from rich.markup import escape
 
-from dit_video import processes
+from dit_video.distributed import processes
 
 # XLA says of whatever goes wrong with a shared computation what kind of error it is, and raises it as one of these.
 _OF_XLA = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")

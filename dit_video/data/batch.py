@@ -5,78 +5,16 @@ Pixels stay uint8 until the device: a quarter of the bytes of float32, and one p
 what a pixel value means.
 """
 
-import enum
-import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
+from dit_video.data.record import NO_LABEL, Clip
 from dit_video.data.text_cache import Embeddings
-
-# The label of a record that has none.
-NO_LABEL = -1
-
-
-class Split(enum.StrEnum):
-    """Which side of the fence a record stands on; decided once, per source file, when a set is made."""
-
-    TRAIN = "train"
-    HELD_OUT = "held_out"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One stored example, as a source returns it.
-
-    Exactly one of `video` (encoded bytes of any container, or decoded frames) and `moments` (the cached
-    output of the VAE's encoder) is set.
-
-    Attributes:
-        key: name of the record, unique within its set.
-        label: index into the source's class names, or NO_LABEL.
-        num_frames: of `video`; None for moments.
-        fps: frames per second of the video, or of the clip that was encoded into `moments`.
-        start: for `moments`, the frame of the source video where the encoded clip begins.
-    """
-
-    key: str
-    video: bytes | UInt8[np.ndarray, "T H W 3"] | None = None
-    moments: Float[np.ndarray, "t h w m"] | None = None
-    label: int = NO_LABEL
-    caption: str = ""
-    num_frames: int | None = None
-    fps: float
-    start: int = 0
-
-    def __post_init__(self):
-        if (self.video is None) == (self.moments is None):
-            raise ValueError(f"Record {self.key!r}: give exactly one of video and moments")
-        if (self.video is None) != (self.num_frames is None):
-            raise ValueError(f"Record {self.key!r}: num_frames belongs to a video")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """A window of a record in the shape training wants.
-
-    Attributes:
-        start: frame of the source video where the clip begins.
-        fps: frames per second of the clip, after its stride.
-    """
-
-    key: str
-    start: int
-    video: UInt8[np.ndarray, "T H W 3"] | None = None
-    moments: Float[np.ndarray, "t h w m"] | None = None
-    label: int = NO_LABEL
-    caption: str = ""
-    fps: float
 
 
 class Batch(NamedTuple):
@@ -107,48 +45,6 @@ class Batch(NamedTuple):
         if self.label is None:
             raise ValueError(f"Batch.label=None: this needs labels; {NO_LABEL} means no label")
         return self.label
-
-
-class Examples(ABC):
-    """The records of one split, by position; safe to read from many threads."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, index: int) -> Record:
-        """The record at a position.
-
-        Raises:
-            ValueError: its bytes are damaged; names it.
-        """
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[index] for index in range(len(self)))
-
-    @property
-    @abstractmethod
-    def num_frames(self) -> Int[np.ndarray, "num_records"] | None:
-        """Frames of each record, known without decoding; None for cached moments, used whole."""
-
-
-def content_digest(examples: Examples, positions: Sequence[int]) -> str:
-    """sha256 over key and stored content of the records at `positions`, in that order; nothing is decoded.
-
-    A manifest's digest says what a set was made of; this one also changes with any byte changed since then.
-    """
-    sha256 = hashlib.sha256()
-    for position in positions:
-        record = examples[position]
-        content = record.video if record.video is not None else record.moments
-        # File names, and so keys, need not be valid UTF-8.
-        if isinstance(content, np.ndarray):
-            sha256.update(f"{record.key}\n{content.dtype.str} {content.shape}\n".encode(errors="surrogateescape"))
-            sha256.update(np.ascontiguousarray(content).data)
-        elif content is not None:
-            sha256.update(f"{record.key}\n{len(content)}\n".encode(errors="surrogateescape"))
-            sha256.update(content)
-    return sha256.hexdigest()
 
 
 def collate(clips: Sequence[Clip], caption_bytes: int | None = None, texts: Embeddings | None = None) -> Batch:

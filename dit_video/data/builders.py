@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from dit_video.data.batch import Split
-from dit_video.data.video import encode_mp4
+from dit_video.data.record import Split
 from dit_video.data.video_set import MANIFEST, Entry, Manifest, new_directory, read_manifest, write_video_set
+from dit_video.video.encode import encode_mp4
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Compass of the picture, from "right" counter-clockwise in eighths of a turn.

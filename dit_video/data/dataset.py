@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Batch
 from dit_video.data.loader import BatchIterator, held_out_batches, train_batches
+from dit_video.data.record import Split
 from dit_video.data.sources import LatentCache, Source
 from dit_video.data.text_cache import Embeddings, TextCache
 from dit_video.data.transforms import ClipTransform

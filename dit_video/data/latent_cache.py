@@ -23,9 +23,9 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float
 
-from dit_video.data.batch import Clip, Examples, Record, Split
+from dit_video.config.json_file import read_object
+from dit_video.data.record import Clip, Examples, Record, Split
 from dit_video.data.video_set import MANIFEST, new_directory
-from dit_video.json_file import read_object
 
 _FORMAT = "dit_video.latent_cache"
 _VERSION = 1

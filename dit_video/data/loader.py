@@ -17,7 +17,8 @@ from typing import NamedTuple, cast
 import grain
 import numpy as np
 
-from dit_video.data.batch import Batch, Clip, Examples, collate, content_digest
+from dit_video.data.batch import Batch, collate
+from dit_video.data.record import Clip, Examples, content_digest
 from dit_video.data.text_cache import Embeddings
 from dit_video.data.transforms import ClipTransform, Usable, usable
 

@@ -20,11 +20,11 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format, message
 from jaxtyping import Int
 
+from dit_video.config.json_file import read_object
 from dit_video.data import builders, latent_cache
-from dit_video.data.batch import NO_LABEL, Examples, Record, Split
-from dit_video.data.video import VideoError, count_frames, frame_rate, open_video
+from dit_video.data.record import NO_LABEL, Examples, Record, Split
 from dit_video.data.video_set import MANIFEST, Manifest, read_manifest
-from dit_video.json_file import read_object
+from dit_video.video.decode import VideoError, count_frames, frame_rate, open_video
 
 
 @dataclass(frozen=True, kw_only=True)

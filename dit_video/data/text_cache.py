@@ -26,7 +26,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_video.arrays import Text
-from dit_video.json_file import read_object
+from dit_video.config.json_file import read_object
 
 MANIFEST = "manifest.json"
 _FORMAT = "dit_video.text_cache"

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dit_video.data.batch import Clip, Examples, Record
-from dit_video.data.video import VideoError, decode_window, scale
+from dit_video.data.record import Clip, Examples, Record
+from dit_video.video.decode import VideoError, decode_window, scale
 
 
 @dataclass(frozen=True, kw_only=True)

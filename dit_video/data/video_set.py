@@ -23,9 +23,9 @@ from typing import Any, get_type_hints
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dit_video.data.batch import NO_LABEL, Split
-from dit_video.data.video import MAX_FPS, MAX_FRAME_PIXELS, MAX_FRAMES
-from dit_video.json_file import read_object
+from dit_video.config.json_file import read_object
+from dit_video.data.record import NO_LABEL, Split
+from dit_video.video.decode import MAX_FPS, MAX_FRAME_PIXELS, MAX_FRAMES
 
 MANIFEST = "manifest.json"
 _FORMAT = "dit_video.video_set"

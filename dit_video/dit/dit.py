@@ -18,28 +18,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
+from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Condition, Given, required
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
-from dit_video.nn.embed import (
-    NUM_TIMESTEPS,
-    AdaLN,
-    Modulation,
-    ModulationOffset,
-    TimeEmbedding,
-    from_tokens,
-    gated,
-    latent_shape,
-    linear,
-    modulate,
-    patch_angles,
-    per_patch_frame,
-    sincos_positions,
-    to_tokens,
-)
+from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
+from dit_video.nn.linear import linear
 from dit_video.nn.mlp import MLPKind
+from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
 from dit_video.nn.norm import Norm
-from dit_video.sharding import constrain
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.positions import patch_angles, sincos_positions
 
 
 class Positions(enum.Enum):

@@ -20,29 +20,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
+from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Condition, Given, required
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.axial_attention import spatial_attention, split_attention, temporal_attention
-from dit_video.nn.embed import (
-    NUM_TIMESTEPS,
-    AdaLN,
-    Modulation,
-    ModulationOffset,
-    TimeEmbedding,
-    from_tokens,
-    gated,
-    latent_shape,
-    linear,
-    modulate,
-    per_patch_frame,
-    sincos_positions,
-    to_tokens,
-    with_frames,
-)
+from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
+from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
+from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate, with_frames
 from dit_video.nn.norm import layer_normalize
-from dit_video.sharding import constrain
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.positions import sincos_positions
 
 _MLP_RATIO = 4
 _TIMESTEP_OFFSET = -1  # the timesteps 0 ... 999 are the levels t = 1/1000 ... 1 of a path that is a table

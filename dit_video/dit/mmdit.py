@@ -16,28 +16,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Output, Text, Time
+from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Condition, Given, TextCondition, required
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, QKNorm
-from dit_video.nn.embed import (
-    AdaLN,
-    TimeEmbedding,
-    VectorEmbedding,
-    at_patches,
-    from_tokens,
-    gated,
-    latent_shape,
-    linear,
-    modulate,
-    patch_angles,
-    per_patch_frame,
-    sincos_axes,
-    to_tokens,
-)
+from dit_video.nn.embed import TimeEmbedding, VectorEmbedding
 from dit_video.nn.joint_attention import JointAttention
+from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
+from dit_video.nn.modulation import AdaLN, gated, modulate
 from dit_video.nn.norm import layer_normalize
-from dit_video.sharding import constrain
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.positions import at_patches, patch_angles, sincos_axes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

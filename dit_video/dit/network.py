@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Time
 from dit_video.dit.condition import Condition, Given
-from dit_video.nn.embed import PatchSize
+from dit_video.nn.patches import PatchSize
 
 
 class Remat(enum.Enum):

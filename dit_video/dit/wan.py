@@ -19,28 +19,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Framed, Latents, Output, Time
+from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Condition, EmbeddedText, Given, required
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm, kernel_init, to_heads
-from dit_video.nn.embed import (
-    AdaLN,
-    Modulation,
-    ModulationOffset,
-    TimeEmbedding,
-    from_tokens,
-    gated,
-    latent_shape,
-    linear,
-    modulate,
-    patch_angles,
-    per_patch_frame,
-    to_tokens,
-)
+from dit_video.nn.embed import TimeEmbedding
+from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
+from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
 from dit_video.nn.norm import LayerNorm, layer_normalize
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.positions import patch_angles
 from dit_video.nn.softmax_attention import cross_attention
-from dit_video.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from dit_video.config.json_file import read_object
 from dit_video.evaluation.distance import Distance
-from dit_video.json_file import read_object
 
 Card = Mapping[str, Any]
 Named = tuple[str, Card]

@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from dit_video.arrays import Video
-from dit_video.sharding import even_batch, fetch, place_whole
-from dit_video.user_cache import user_cache
-from dit_video.weights_file import write_safetensors
+from dit_video.distributed.sharding import even_batch, fetch, place_whole
+from dit_video.storage.user_cache import user_cache
+from dit_video.weights.files import write_safetensors
 
 VERSION = 1
 """Another one wherever code that decides features changes: decoding, cutting, I3D. What was kept is then not used."""

@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
-from dit_video.checkpoint import weights_digest
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Batch
+from dit_video.data.record import Split
 from dit_video.evaluation.card import finished, make_card
 from dit_video.evaluation.distance import measure
 from dit_video.evaluation.features import Extractor, Pool, cached
@@ -23,7 +23,10 @@ from dit_video.evaluation.i3d import I3DLogits
 from dit_video.evaluation.monitor import rows
 from dit_video.evaluation.neighbours import diversity, nearest, novelty
 from dit_video.progress import counted
-from dit_video.tasks.task import EvaluationData, Report, Subject, clip_keys
+from dit_video.tasks.evaluator import EvaluationData, Report
+from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.subject import Subject
+from dit_video.weights.digest import weights_digest
 
 NUM_SHOWN = 8
 """Samples drawn above their nearest training clips."""

@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from dit_video.arrays import Video
+from dit_video.distributed.sharding import replicated
 from dit_video.evaluation import i3d_weights
-from dit_video.sharding import replicated
 
 SIZE = 224
 NUM_CLASSES = 400

@@ -17,8 +17,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dit_video import weights_file
-from dit_video.user_cache import user_cache
+from dit_video.storage.user_cache import user_cache
+from dit_video.weights import files
 
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 """SHA-256 of the pickle; what a card names as the weights of its FVD."""
@@ -57,7 +57,7 @@ def load() -> Tensors:
     if digest(tensors) != TENSORS_SHA256:
         raise ValueError(f"I3D weights: tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}")
     try:
-        weights_file.write_safetensors(tensors, file, metadata={"source_sha256": SHA256})
+        files.write_safetensors(tensors, file, metadata={"source_sha256": SHA256})
     except OSError as error:
         warnings.warn(f"I3D weights are not kept for the next time, {file}: {error}", stacklevel=2)
     return tensors
@@ -105,7 +105,7 @@ def unpickle(data: bytes) -> Any:
         "numpy.ndarray": np.ndarray,
         "numpy.dtype": np.dtype,
     }
-    return weights_file.unpickle(data, allowed, kind="an array")
+    return files.unpickle(data, allowed, kind="an array")
 
 
 def rename(tree: Mapping[str, Any]) -> Tensors:

@@ -5,10 +5,12 @@ from collections import defaultdict
 
 import numpy as np
 
-from dit_video.data.batch import Split
-from dit_video.data.video import grid
+from dit_video.data.record import Split
 from dit_video.evaluation.reconstruction import psnr, ssim
-from dit_video.tasks.task import EvaluationData, Report, Subject, clip_keys
+from dit_video.tasks.evaluator import EvaluationData, Report
+from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.subject import Subject
+from dit_video.video.encode import grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

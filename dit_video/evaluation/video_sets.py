@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dit_video.data.batch import Split
+from dit_video.data.record import Split
 from dit_video.data.transforms import ClipTransform, usable
-from dit_video.data.video_folder import OpenedVideos
 from dit_video.evaluation.fvd import numbered
-from dit_video.tasks.task import EvaluationData
+from dit_video.ingest.video_folder import OpenedVideos
+from dit_video.tasks.evaluator import EvaluationData
 
 Size = tuple[int, int]
 """(height, width)"""

@@ -17,14 +17,14 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import dit_video
-from dit_video.export import names
-from dit_video.export.family import Family, Pair, Shape
 from dit_video.export.folder import README
-from dit_video.export.names import Dialect, Table
-from dit_video.export.recognise import denoiser_family, vae_family
-from dit_video.export.source import CONFIG, WEIGHTS, open_published
 from dit_video.export.weights import Content, ExportMismatch, Origin, compare
 from dit_video.nn.module import params_of
+from dit_video.published.family import Family, Pair, Shape
+from dit_video.published.recognise import denoiser_family, vae_family
+from dit_video.weights import names
+from dit_video.weights.names import Dialect, Table
+from dit_video.weights.source import CONFIG, WEIGHTS, open_published
 
 # Largest difference over largest value, both in float32.
 TOLERANCE = 1e-4

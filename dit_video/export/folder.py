@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_video.dit.condition import Condition
-from dit_video.export.given import Input, inputs_of
+from dit_video.export.inputs import Input, inputs_of
 
 README = "README.md"
 

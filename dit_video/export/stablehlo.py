@@ -16,7 +16,7 @@ from jax import export
 from jaxtyping import Array
 from safetensors.numpy import load_file
 
-from dit_video.export.given import random_given
+from dit_video.export.inputs import random_given
 from dit_video.export.weights import CODEC, MODEL, Content, Denoiser, ExportMismatch, define_codec
 from dit_video.nn.module import Params, define, params_of
 

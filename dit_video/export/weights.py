@@ -20,17 +20,17 @@ from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
 import dit_video
-from dit_video import components
-from dit_video.checkpoint import digest_leaves, weights_digest
+from dit_video.config import components
+from dit_video.config.json_file import read_object
+from dit_video.config.user_file import ExperimentError
 from dit_video.dit.condition import Condition
 from dit_video.dit.network import Network, NetworkConfig, Remat
-from dit_video.json_file import read_object
 from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import ClipShape
-from dit_video.user_file import ExperimentError
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.vae import VAEConfig
+from dit_video.weights.digest import digest_leaves, weights_digest
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"

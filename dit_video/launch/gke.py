@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
+from dit_video.distributed.processes import COORDINATOR, NUM_PROCESSES
+from dit_video.distributed.targets import TPUS, Target
 from dit_video.launch.hosts import Hosts, hosts_of
 from dit_video.launch.local import STOPPED
 from dit_video.launch.submission import Submission
-from dit_video.processes import COORDINATOR, NUM_PROCESSES
-from dit_video.targets import TPUS, Target
 
 # Values of the node labels cloud.google.com/gke-tpu-accelerator and gke-accelerator.
 _TPU_ACCELERATORS = {

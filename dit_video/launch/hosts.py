@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from dit_video.targets import GPUS, TPUS, Target
+from dit_video.distributed.targets import GPUS, TPUS, Target
 
 # docs.cloud.google.com/tpu/docs/v5e and v6e: flat slices come in these sizes only.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

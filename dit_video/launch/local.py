@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dit_video.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID
+from dit_video.distributed.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID
 
 # Exit code of a program that stopped early and saved: not a failure, and the others are given time to do the same.
 STOPPED = 3

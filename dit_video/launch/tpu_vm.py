@@ -6,10 +6,10 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from dit_video.distributed.processes import AUTO, COORDINATOR
+from dit_video.distributed.targets import TPUS, Target
 from dit_video.launch.hosts import hosts_of
 from dit_video.launch.submission import Submission
-from dit_video.processes import AUTO, COORDINATOR
-from dit_video.targets import TPUS, Target
 
 # docs.cloud.google.com/tpu/docs/runtimes. TPU7x is not there: the Cloud TPU API does not have it.
 _RUNTIMES = {"v5e": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dit_video.nn.embed import rotate
+from dit_video.nn.positions import rotate
 from dit_video.nn.softmax_attention import cross_attention, self_attention
 
 _XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dit_video.distributed.sharding import map_parts
 from dit_video.nn.softmax_attention import self_attention
-from dit_video.sharding import map_parts
 
 Heads = Float[Array, "B N K d"]
 _BY_PLACE = ("batch", "tokens", None, "heads", "head_dim")

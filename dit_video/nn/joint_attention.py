@@ -14,10 +14,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dit_video.distributed.sharding import map_parts, platform, split_over
 from dit_video.nn.attention import QKNorm, from_heads, heads_norm, kernel_init, to_heads
-from dit_video.nn.embed import rotate
+from dit_video.nn.positions import rotate
 from dit_video.nn.softmax_attention import Kernel, attend_local, choose_kernel
-from dit_video.sharding import map_parts, platform, split_over
 
 Heads = Float[Array, "B N K d"]
 TextHeads = Float[Array, "B L K d"]

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dit_video.nn.embed import linear
+from dit_video.nn.linear import linear
 
 
 class MLPKind(enum.Enum):

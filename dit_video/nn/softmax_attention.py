@@ -21,7 +21,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dit_video.sharding import map_parts, platform, split_over
+from dit_video.distributed.sharding import map_parts, platform, split_over
 
 Heads = Float[Array, "B N K d"]
 _TOKENS_AND_HEADS = ("batch", "tokens", "heads", "head_dim")

@@ -17,10 +17,11 @@ from dit_video.diffusion.sampler import Euler, Sampler, noise
 from dit_video.dit.condition import Condition, Given
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.network import Network, NetworkConfig
-from dit_video.image.clip import CLIPVisionModel
-from dit_video.image.pretrained import PretrainedImage
+from dit_video.encoders.clip_image import CLIPVisionModel
+from dit_video.encoders.image import PretrainedImage
+from dit_video.encoders.text import PretrainedText
 from dit_video.nn.module import Precision
-from dit_video.tasks.first_frame import (
+from dit_video.tasks.known_frames import (
     after_first,
     by_frame,
     first_frame,
@@ -30,30 +31,8 @@ from dit_video.tasks.first_frame import (
     image_tokens,
 )
 from dit_video.tasks.task import ClipShape, Metrics
-from dit_video.text.pretrained import PretrainedText
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.vae import VAEConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainedCodec:
-    """Which codec makes the latents.
-
-    Attributes:
-        vae: its network.
-        run: folder of the run that trained it.
-        digest: digest of its weights; left None, it is looked up when the run starts and recorded then.
-    """
-
-    vae: VAEConfig
-    run: str
-    digest: str | None = None
-
-    def blank(self, rng: Key[Array, ""]) -> LatentCodec:
-        """The codec with random weights: for shapes, FLOPs and tests, where no trained one is at hand."""
-        vae = self.vae.build(rngs=nnx.Rngs(rng))
-        channels = self.vae.latent_channels
-        return LatentCodec(vae, jnp.zeros(channels), jnp.ones(channels))
+from dit_video.vae.trained import TrainedCodec
 
 
 class Frozen(NamedTuple):

@@ -19,7 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-mo
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
-from dit_video.training.patient_files import PICTURES_LIMIT, PatientFiles
+from dit_video.storage.patient_files import PICTURES_LIMIT, PatientFiles
 
 
 class Board:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dit_video.training.patient_files import PatientFile
+from dit_video.storage.patient_files import PatientFile
 from dit_video.training.tracker import parsed
 
 FILE = "curves.png"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dit_video.training.patient_files import PatientFile
+from dit_video.storage.patient_files import PatientFile
 
 FILE = "events.jsonl"
 

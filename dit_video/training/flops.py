@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.extend.core import Var
 
-from dit_video.hardware import chip_of
+from dit_video.distributed.hardware import chip_of
 
 
 def count_flops(function: Callable, *args: Any) -> int:

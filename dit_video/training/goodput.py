@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from dit_video.training.patient_files import PatientFile
+from dit_video.storage.patient_files import PatientFile
 
 FILE = "goodput.jsonl"
 

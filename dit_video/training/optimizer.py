@@ -10,8 +10,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
+from dit_video.distributed.sharding import LogicalAxes
 from dit_video.nn.module import Params
-from dit_video.sharding import LogicalAxes
 
 
 class Decay(enum.Enum):

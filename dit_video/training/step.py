@@ -12,9 +12,10 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
 from dit_video.data.batch import Batch
+from dit_video.distributed.sharding import replicated, shard_params
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.sharding import replicated, shard_params
-from dit_video.tasks.task import Metrics, Task, purpose_key
+from dit_video.tasks.keys import purpose_key
+from dit_video.tasks.task import Metrics, Task
 from dit_video.training.optimizer import EMA, Optimizer
 
 CompilerOptions = Mapping[str, bool | int | str]

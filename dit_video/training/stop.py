@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from dit_video import processes
+from dit_video.distributed import processes
 
 
 @runtime_checkable

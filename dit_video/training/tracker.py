@@ -13,13 +13,13 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dit_video import processes
-from dit_video.data.video import encode_mp4
+from dit_video.distributed import processes
+from dit_video.storage.patient_files import PICTURES_LIMIT, PatientFile, PatientFiles
 from dit_video.training import events, goodput
 from dit_video.training.events import Event, EventLog
 from dit_video.training.goodput import Activity, Ledger
-from dit_video.training.patient_files import PICTURES_LIMIT, PatientFile, PatientFiles
 from dit_video.training.watchdog import Pulse
+from dit_video.video.encode import encode_mp4
 
 RECORD = "metrics.jsonl"
 

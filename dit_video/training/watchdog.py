@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from dit_video import processes
+from dit_video.distributed import processes
 from dit_video.training.goodput import Activity
 
 # Stretches that are remembered, and how many must be known.

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dit_video.checkpoint import FOLDER, Checkpoints
+from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.checkpoint.folder import FOLDER
 from dit_video.training.tracker import read_record
 
 # A half-written checkpoint of a small network is there for some tens of milliseconds.

@@ -13,15 +13,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dit_video import run, workload
-from dit_video.collectives import Traffic, read_traffic
+from dit_video.config.user_file import ExperimentError
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
+from dit_video.distributed.collectives import Traffic, read_traffic
+from dit_video.distributed.sharding import MeshShape, Uneven, make_mesh, place_whole, shard_frozen
 from dit_video.dit.condition import ClassCondition
-from dit_video.experiment import Experiment, ExperimentError
+from dit_video.experiment import Experiment
 from dit_video.nn.module import Precision
-from dit_video.preconditions import check_mesh
-from dit_video.sharding import MeshShape, Uneven, make_mesh, place_whole, shard_frozen
+from dit_video.run import workload
+from dit_video.run.checks import check_mesh
+from dit_video.run.open import program_of
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.training.step import Program, TrainState
@@ -93,7 +95,7 @@ def compare_shardings(
     experiment = _in_float32(experiment)
     batch = random_batch(experiment)
     one = make_mesh(MeshShape(data=1), jax.devices()[:1])
-    program = run.program_of(experiment, one)
+    program = program_of(experiment, one)
     state = _random_state(program)
     frozen = jax.device_get(_random_frozen(experiment))
     reference, _ = _train(program, state, frozen, batch, one, num_steps)
@@ -101,7 +103,7 @@ def compare_shardings(
         mesh = make_mesh(shape, jax.devices()[: math.prod(dataclasses.astuple(shape))])
         try:
             check_mesh(experiment, mesh)
-            program = run.program_of(experiment, mesh)
+            program = program_of(experiment, mesh)
             found, traffic = _train(program, state, frozen, batch, mesh, num_steps)
         except (Uneven, ExperimentError) as error:
             yield Comparison(mesh=shape, refused=str(error))

@@ -10,10 +10,10 @@ import pytest
 
 from dit_video.cli import plan as command
 from dit_video.cli.main import main
-from dit_video.collectives import Collective, Traffic
-from dit_video.plan import Memory, Part, Plan
-from dit_video.plan_search import Remedy, Trial
-from dit_video.roofline import Bound
+from dit_video.distributed.collectives import Collective, Traffic
+from dit_video.plan.compile import Memory, Part, Plan
+from dit_video.plan.roofline import Bound
+from dit_video.plan.search import Remedy, Trial
 
 ROOT = Path(__file__).parent.parent.parent
 QUICKSTART = f"--config={ROOT}/experiments/quickstart.py"

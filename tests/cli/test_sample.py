@@ -11,11 +11,10 @@ import pytest
 from rich.console import Console
 from toys import small_mesh
 
-from dit_video import run
 from dit_video.cli.sample import SAMPLERS, sampled_as_told, told
-from dit_video.data.batch import NO_LABEL
 from dit_video.data.captions import encode_captions
 from dit_video.data.dataset import Data
+from dit_video.data.record import NO_LABEL
 from dit_video.data.sources import MovingDigits
 from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.multistep import UniPC
@@ -24,8 +23,9 @@ from dit_video.diffusion.spacing import Linspace
 from dit_video.dit.condition import ClassCondition, Condition, TextCondition
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
-from dit_video.training.loop import Schedule
+from dit_video.run.open import OpenRun
 from dit_video.training.optimizer import AdamW
+from dit_video.training.values import Schedule
 
 CLASS = ClassCondition(num_classes=10)
 TEXT = TextCondition(hidden_size=16, depth=1, num_heads=2)
@@ -37,21 +37,21 @@ def opened(denoise, tmp_path):
     digits = MovingDigits(directory=str(tmp_path / "digits"), num_train=2, num_held_out=2, size=16, digit_size=10)
     data = Data(source=digits, clips=ClipTransform(num_frames=5, size=(16, 16)), batch_size=2, caption_bytes=12)
 
-    def under(condition: Condition | None) -> run.OpenRun:
+    def under(condition: Condition | None) -> OpenRun:
         task = dataclasses.replace(denoise, condition=condition)
         experiment = Experiment(task=task, data=data, optimizer=AdamW(), schedule=Schedule(num_steps=1))
         definition = define(task.init)
-        return run.OpenRun(Path("runs/none"), experiment, definition, {}, None, small_mesh(), 1, True)
+        return OpenRun(Path("runs/none"), experiment, definition, {}, None, small_mesh(), 1, True)
 
     return under
 
 
-def tell(opened: run.OpenRun, *, out: io.StringIO | None = None, **words):
+def tell(opened: OpenRun, *, out: io.StringIO | None = None, **words):
     silent = {"label": None, "text": None, "negative_prompt": None}
     return told(argparse.Namespace(**silent | words), opened, Console(file=out or io.StringIO()))
 
 
-def rows(opened: run.OpenRun, **words):
+def rows(opened: OpenRun, **words):
     return tell(opened, **words).rows
 
 
@@ -102,7 +102,7 @@ def test_what_a_run_does_not_know_is_refused(opened, condition, given, message):
         rows(opened(condition), **given)
 
 
-def sampled(opened: run.OpenRun, *, sampler: str | None = None, num_steps: int | None = None, guidance=None):
+def sampled(opened: OpenRun, *, sampler: str | None = None, num_steps: int | None = None, guidance=None):
     options = argparse.Namespace(sampler=sampler, num_steps=num_steps, guidance=guidance)
     return sampled_as_told(options, opened).experiment.task
 

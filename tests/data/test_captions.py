@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from dit_video.data.batch import Clip, Record, Split, collate
+from dit_video.data.batch import collate
 from dit_video.data.captions import BEGIN, encode_captions, room_for
 from dit_video.data.dataset import Data
 from dit_video.data.latent_cache import write_latent_cache
+from dit_video.data.record import Clip, Record, Split
 from dit_video.data.sources import LatentCache, MovingDigits
 from dit_video.data.transforms import ClipTransform
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from sample_videos import waves
 
-from dit_video.data.batch import Examples, Record, Split, collate
+from dit_video.data.batch import collate
 from dit_video.data.loader import held_out_batches, held_out_clips, train_batches
+from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import VideoSet
 from dit_video.data.transforms import ClipTransform, usable
-from dit_video.data.video import encode_mp4
+from dit_video.video.encode import encode_mp4
 
 CUT = ClipTransform(num_frames=4, stride=2, size=(16, 16), random_crop=True, flip_rate=0.5)
 

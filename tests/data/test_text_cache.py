@@ -11,7 +11,8 @@ import pytest
 
 from dit_video.arrays import Text
 from dit_video.data import text_cache
-from dit_video.data.batch import Clip, collate
+from dit_video.data.batch import collate
+from dit_video.data.record import Clip
 from dit_video.data.text_cache import TextCache, TextDtype, add_texts
 
 L, E, P = 5, 3, 2

@@ -9,9 +9,10 @@ from flax import nnx
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, Block, DiT, DiTConfig
 from dit_video.dit.network import Remat
-from dit_video.nn.embed import patch_angles, patchify, unpatchify
 from dit_video.nn.module import Params, define, params_of
 from dit_video.nn.norm import rms_normalize
+from dit_video.nn.patches import patchify, unpatchify
+from dit_video.nn.positions import patch_angles
 
 CONFIG = DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=(1, 2, 2))
 CONDITION = ClassCondition(num_classes=3)

@@ -12,10 +12,10 @@ from toys import SMALL_DENOISE, small_mesh, untrained
 
 from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
+from dit_video.distributed.sharding import MeshShape, shard_params
 from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, TextCondition
 from dit_video.dit.latte import LATTE_B, LATTE_L, LATTE_S, LATTE_TEXT, LATTE_XL, LatteConfig, Variant
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.sharding import MeshShape, shard_params
 from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.verify.sharding import compare_shardings
 

@@ -9,11 +9,11 @@ from toys import untrained
 
 from dit_video.arrays import Framed, Text
 from dit_video.data.captions import encode_captions
+from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.wan import Wan, WanConfig
 from dit_video.nn.module import Params, define, params_of
-from dit_video.sharding import MeshShape
 from dit_video.tasks.denoise import Frozen
 from dit_video.training.optimizer import AdamW
 from dit_video.verify.sharding import compare_shardings

@@ -13,10 +13,10 @@ from toys import SMALL_DENOISE, Brightness, judged_by
 
 from dit_video.data.batch import Batch
 from dit_video.diffusion.sampler import Euler
+from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.evaluation.fvd import FVD
 from dit_video.nn.module import define, params_of
-from dit_video.sharding import MeshShape, make_mesh
-from dit_video.tasks.task import Subject
+from dit_video.tasks.subject import Subject
 
 
 def main(address: str, num_processes: int, index: int) -> None:

@@ -4,13 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from dit_video.evaluation.frechet import (
-    FeatureMoments,
-    FrechetTerms,
-    frechet_distance,
-    frechet_terms,
-    kernel_distance,
-)
+from dit_video.evaluation.frechet import FeatureMoments, FrechetTerms, frechet_distance, frechet_terms, kernel_distance
 
 
 def features(seed, num_rows, size, *, decay=0.0):

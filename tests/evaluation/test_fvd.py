@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from toys import Brightness, FitLines, Videos, judged_by, small_mesh
 
-from dit_video.checkpoint import weights_digest
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Batch
+from dit_video.data.record import Split
 from dit_video.data.transforms import ClipTransform
 from dit_video.evaluation import i3d, i3d_weights
 from dit_video.evaluation.card import differing_scale
@@ -14,7 +14,9 @@ from dit_video.evaluation.features import cache_folder
 from dit_video.evaluation.frechet import frechet_distance
 from dit_video.evaluation.fvd import FVD, Generated, numbered, shuffle_frames
 from dit_video.nn.module import define, params_of
-from dit_video.tasks.task import EvaluationData, Report, Subject
+from dit_video.tasks.evaluator import EvaluationData, Report
+from dit_video.tasks.subject import Subject
+from dit_video.weights.digest import weights_digest
 
 YARDSTICKS = {
     "training clips",

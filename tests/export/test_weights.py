@@ -11,10 +11,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dit_video.checkpoint import weights_digest
 from dit_video.dit.dit import DiTConfig, published
 from dit_video.export.weights import CODEC, CONFIG, MODEL, Denoiser, ExportMismatch, compare, load, write_weights
 from dit_video.nn.module import define, params_of
+from dit_video.weights.digest import weights_digest
 
 
 def test_network_and_codec_are_rebuilt_from_the_folder_alone(exported, content):

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
+from dit_video.distributed.targets import parse_target
 from dit_video.launch.gke import GKE
-from dit_video.targets import parse_target
 
 COMMAND = ["dit-video", "train", "--config=a file.py:x", "--config.name=it's $HOME $(HOME) $$\n: *"]
 

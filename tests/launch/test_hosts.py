@@ -2,8 +2,8 @@
 
 import pytest
 
+from dit_video.distributed.targets import parse_target
 from dit_video.launch.hosts import Hosts, hosts_of
-from dit_video.targets import parse_target
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
-from dit_video.nn.embed import patch_angles, rope_angles, rotate
 from dit_video.nn.norm import rms_normalize
+from dit_video.nn.positions import patch_angles, rope_angles, rotate
 from dit_video.nn.softmax_attention import cross_attention
 
 FLOAT32 = jnp.dtype("float32")

@@ -6,20 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_video.nn.embed import (
-    AdaLN,
-    LabelEmbedding,
-    TimeEmbedding,
-    gated,
-    modulate,
-    patch_angles,
-    patchify,
-    rope_angles,
-    rotate,
-    sincos_positions,
-    sinusoid,
-    unpatchify,
-)
+from dit_video.nn.embed import LabelEmbedding, TimeEmbedding, sinusoid
+from dit_video.nn.modulation import AdaLN, gated, modulate
+from dit_video.nn.patches import patchify, unpatchify
+from dit_video.nn.positions import patch_angles, rope_angles, rotate, sincos_positions
 
 SHAPES = [((2, 4, 6), (1, 2, 2)), ((6, 6, 5), (2, 3, 1)), ((3, 4, 10), (3, 1, 5)), ((1, 2, 2), (1, 1, 1))]
 FLOAT32 = jnp.dtype("float32")

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from toys import small_mesh
 
-from dit_video.collectives import read_traffic
+from dit_video.distributed.collectives import read_traffic
 from dit_video.nn.softmax_attention import Kernel, attend_local, choose_kernel, cross_attention, self_attention
 
 # Heads, devices along the axes, and the collectives of forward and backward.

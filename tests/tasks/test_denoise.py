@@ -16,7 +16,7 @@ from dit_video.diffusion.variance import LearnedVariance
 from dit_video.dit.dit import DiT
 from dit_video.nn.module import Params, Precision, define, params_of
 from dit_video.tasks.denoise import Denoise, Frozen
-from dit_video.tasks.task import clip_keys
+from dit_video.tasks.keys import clip_keys
 from dit_video.vae.codec import LatentCodec
 
 SHAPE = (5, 16, 16)

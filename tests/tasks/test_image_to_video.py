@@ -16,7 +16,7 @@ from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.wan import WanConfig
 from dit_video.nn.module import define
 from dit_video.tasks.denoise import Denoise, Frozen
-from dit_video.tasks.first_frame import first_frame, grey_after_first
+from dit_video.tasks.known_frames import first_frame, grey_after_first
 from dit_video.vae.codec import LatentCodec, to_pixels
 from dit_video.vae.cogvideox_vae import CogVideoXVAEConfig
 

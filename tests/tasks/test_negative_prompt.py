@@ -15,7 +15,7 @@ from dit_video.diffusion.sampler import Euler, noise
 from dit_video.dit.condition import EmbeddedText, TextCondition
 from dit_video.nn.module import define
 from dit_video.tasks.denoise import Denoise, Frozen
-from dit_video.tasks.task import clip_keys
+from dit_video.tasks.keys import clip_keys
 
 SHAPE, NUM_CLIPS, SCALE = (5, 16, 16), 3, 2.5
 

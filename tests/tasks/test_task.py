@@ -7,7 +7,9 @@ import pytest
 from toys import FitLines, line_batch, small_mesh
 
 from dit_video.nn.module import define, params_of
-from dit_video.tasks.task import Subject, Task, clip_keys, purpose_key
+from dit_video.tasks.keys import clip_keys, purpose_key
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import Task
 
 
 def numbers(key: jax.Array) -> bytes:

@@ -12,13 +12,14 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from dit_video.data.batch import NO_LABEL, Split
 from dit_video.data.dataset import Data
+from dit_video.data.record import NO_LABEL, Split
 from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
+from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.nn.module import define, params_of
-from dit_video.sharding import MeshShape, make_mesh
-from dit_video.tasks.task import Subject, Task
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import Task
 
 FILE = Path(__file__).parents[2] / "tools" / "read_digits.py"
 SPEC = importlib.util.spec_from_file_location("read_digits", FILE)

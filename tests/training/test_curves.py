@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_video.storage.patient_files import PatientFiles
 from dit_video.training.curves import FILE, plot_record
-from dit_video.training.patient_files import PatientFiles
 from dit_video.training.tracker import RECORD
 
 

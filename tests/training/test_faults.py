@@ -11,10 +11,10 @@ from line_training import Killed, Run, line_program, train_lines, without_rates
 from toys import line_batch
 
 from dit_video.data.batch import Batch
+from dit_video.storage.patient_files import PatientFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind, read_events, summary
 from dit_video.training.faults import Faults, Judge, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
 from dit_video.training.goodput import Activity, read_goodput
-from dit_video.training.patient_files import PatientFiles
 
 NUM_STEPS = 10
 WHAT = ("loss", "gradient norm")

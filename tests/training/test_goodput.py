@@ -1,7 +1,7 @@
 import pytest
 
+from dit_video.storage.patient_files import PatientFiles
 from dit_video.training.goodput import FILE, Activity, Ledger, read_goodput, summary
-from dit_video.training.patient_files import PatientFiles
 
 
 class Clock:

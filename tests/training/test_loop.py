@@ -12,15 +12,16 @@ import pytest
 from line_training import NUM_STEPS, Killed, Run, line_program, train_lines, without_rates
 from toys import line_batch
 
-from dit_video.checkpoint import Checkpoints
+from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.data.batch import Batch
-from dit_video.tasks.task import EvaluationData, Report, Subject
+from dit_video.tasks.evaluator import EvaluationData, Report
+from dit_video.tasks.subject import Subject
 from dit_video.training.faults import NotFinite
 from dit_video.training.goodput import Activity, read_goodput
-from dit_video.training.loop import Profile, Schedule, Work
 from dit_video.training.step import Program
 from dit_video.training.stop import StopSignal
 from dit_video.training.tracker import RECORD, read_record
+from dit_video.training.values import Profile, Schedule, Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute] (of protobuf)
 from tensorboardX.record_writer import masked_crc32c
 
-from dit_video.data.video import read_video
-from dit_video.training.patient_files import PatientFiles
+from dit_video.storage.patient_files import PatientFiles
 from dit_video.training.tracker import RECORD, Tracker, read_record
+from dit_video.video.decode import read_video
 
 RATES = {"clips_per_second": 10.0, "data_wait_share": 0.25, "flops_per_second": 1e9}
 

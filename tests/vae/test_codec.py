@@ -7,15 +7,7 @@ import pytest
 from flax import nnx
 from toys import TWO_LEVEL_VAE
 
-from dit_video.vae.codec import (
-    LatentCodec,
-    in_tiles,
-    latent_statistics,
-    tile_ramp,
-    tile_starts,
-    to_pixels,
-    to_video,
-)
+from dit_video.vae.codec import LatentCodec, in_tiles, latent_statistics, tile_ramp, tile_starts, to_pixels, to_video
 from dit_video.vae.video_vae import VideoVAE
 
 

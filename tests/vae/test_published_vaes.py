@@ -1,4 +1,4 @@
-"""Laws of the VAEs of SD, Wan and CogVideoX; tests/export/test_peers_vaes.py compares them with diffusers."""
+"""Laws of the VAEs of SD, Wan and CogVideoX; tests/published/test_peers_vaes.py compares them with diffusers."""
 
 import dataclasses
 import functools

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from toys import untrained
 
+from dit_video.distributed.sharding import RULES, MeshShape
 from dit_video.dit.dit import DiTConfig
 from dit_video.experiment import Experiment
-from dit_video.sharding import RULES, MeshShape
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 from dit_video.training.optimizer import AdamW

@@ -1,0 +1,1 @@
+"""Exports to plain PyTorch: a file that runs by itself."""

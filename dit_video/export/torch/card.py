@@ -1,0 +1,161 @@
+"""The model card of a folder of torch modules: a program that samples with them, and what goes in and comes out."""
+
+from dit_video.diffusion.objective import Gaussian
+from dit_video.diffusion.path import Linear
+from dit_video.diffusion.prediction import Velocity
+from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
+from dit_video.export.diffusers_folder import provenance
+from dit_video.export.weights import Content
+from dit_video.tasks.denoise import Denoise
+
+_DENOISER_FILES = {"model.py": "the denoiser", "model.safetensors": "its weights"}
+_VAE_FILES = {
+    "vae.py": "the autoencoder",
+    "vae.safetensors": "its weights, and the mean and standard deviation of its latents per channel",
+}
+_CONFIG_FILE = {"config.json": "what they are built from, the run that they come from, its task and objective"}
+# Clips that the program makes.
+_NUM_CLIPS = 2
+
+
+def model_card(content: Content, *, with_vae: bool) -> str:
+    """README.md; its block of Python is a whole program, to be run in the folder.
+
+    Args:
+        with_vae: whether the folder has the autoencoder.
+    """
+    task = None if content.denoiser is None else content.denoiser.task
+    files = ({} if task is None else _DENOISER_FILES) | (_VAE_FILES if with_vae else {}) | _CONFIG_FILE
+    program = _vae_program(content) if task is None else _denoiser_program(content, task, with_vae)
+    notes = ([] if task is None else _denoiser_notes(content, task)) + _vae_notes(content, with_vae)
+    lines = [
+        "---\nlibrary_name: pytorch\ntags: [dit-video]\n---",
+        f"# {content.origin.run}\n",
+        provenance(content.origin, "torch"),
+        "PyTorch modules in files of their own, to be read; they need torch from 2.4 on and safetensors alone.\n",
+        "| file | |\n|---|---|",
+        *(f"| `{name}` | {what} |" for name, what in files.items()),
+        "\n```python",
+        *program,
+        "```\n",
+        *notes,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def is_rectified_flow(objective: Gaussian) -> bool:
+    """Whether what a network predicts is the slope that `euler` of export/torch/files/dit.py follows."""
+    return isinstance(objective.path, Linear) and isinstance(objective.prediction, Velocity)
+
+
+def _vae_program(content: Content) -> list[str]:
+    T, H, W = content.clip
+    return [
+        "import torch",
+        "import vae",
+        "",
+        'codec = vae.load(".")',
+        f"video = torch.randint(0, 256, ({_NUM_CLIPS}, 3, {T}, {H}, {W}), dtype=torch.uint8)",
+        "with torch.no_grad():",
+        "    latents = codec.whiten(codec.encode(video / 127.5 - 1))",
+        "    pixels = codec.decode(latents)",
+    ]
+
+
+def _denoiser_program(content: Content, task: Denoise, with_vae: bool) -> list[str]:
+    t, h, w, c = content.latent_shape
+    noise = f"torch.randn({_NUM_CLIPS}, {c}, {t}, {h}, {w})"
+    start = ["import model", "import torch", *(["import vae"] if with_vae else []), "", 'network = model.load(".")']
+    start += _given(content, task)
+    if not is_rectified_flow(task.objective):
+        return [*start, f"x_t, t = {noise}, torch.rand({_NUM_CLIPS})", f"prediction = {_call('x_t', task)}"]
+    shift = 1.0 if task.objective.shift is None else task.objective.shift.factor(t * h * w)
+    steps = [f"times = torch.linspace(1, 0, {task.sampler.num_steps + 1})"]
+    if shift != 1:
+        steps.append(f"times = {shift} * times / ({shift} * times + (1 - times))")
+    program = [*start, "", "", "def velocity(x, t):", *_velocity(task), "", "", *steps]
+    program.append(f"latents = model.euler(velocity, {noise}, times)")
+    if with_vae:
+        program += ["with torch.no_grad():", '    pixels = vae.load(".").decode(latents)']
+        program.append("video = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)")
+    return program
+
+
+def _velocity(task: Denoise) -> list[str]:
+    guidance = task.guidance
+    if task.condition is None or guidance.scale == 1:
+        return [f"    return {_call('x', task)}"]
+    low, high = guidance.interval
+    outside = [f"    if not {low} <= t[0] <= {high}:", "        return conditional"]
+    return [
+        f"    conditional = {_call('x', task)}",
+        *([] if (low, high) == (0.0, 1.0) else outside),
+        f"    unconditional = {_call('x', task, nothing=True)}",
+        f"    return unconditional + {guidance.scale} * (conditional - unconditional)",
+    ]
+
+
+def _call(x: str, task: Denoise, *, nothing: bool = False) -> str:
+    kinds = {"label": ClassCondition, "caption": TextCondition, "text": EmbeddedText}
+    keyword = next((name for name, kind in kinds.items() if isinstance(task.condition, kind)), None)
+    if keyword is None:
+        return f"network({x}, t)"
+    return f"network({x}, t, {keyword}={'nothing' if nothing else keyword})"
+
+
+def _given(content: Content, task: Denoise) -> list[str]:
+    """Lines that make what the network is told of each clip, and "nothing"."""
+    condition = task.condition
+    if isinstance(condition, ClassCondition):
+        last = condition.num_classes - 1
+        return [f"label = torch.tensor([0, {last}])", f"nothing = torch.full_like(label, {condition.num_classes})"]
+    if isinstance(condition, TextCondition):
+        return [
+            f'caption = model.encode_captions(["what is seen", "and heard"], {content.caption_bytes})',
+            f'nothing = model.encode_captions(["", ""], {content.caption_bytes})',
+        ]
+    if isinstance(condition, EmbeddedText):
+        tokens = f"torch.zeros({_NUM_CLIPS}, {condition.num_tokens}, {condition.hidden_size})"
+        return [
+            "# In place of zeros: what the text encoder makes of captions, and of empty ones.",
+            f"text = {tokens}, torch.tensor([{condition.num_tokens}, {condition.num_tokens}])",
+            f"nothing = {tokens}, torch.tensor([1, 1])",
+        ]
+    return []
+
+
+def _denoiser_notes(content: Content, task: Denoise) -> list[str]:
+    t, h, w, c = content.latent_shape
+    condition = task.condition
+    outputs = ", then as many channels that its variance is made of" if task.network.learns_variance else ""
+    notes = [
+        f"- Latents, `[b {c} t h w]`: whitened, of zero mean and unit variance per channel; trained at (t, h, w) = "
+        f"{(t, h, w)}.",
+        f"- `t`: noise level, 0 for data and 1 for noise, `[b]` or one for each frame `[b t]`.{_levels(task)}",
+        f"- What the network returns: what the objective asks for{outputs}.",
+    ]
+    if isinstance(condition, ClassCondition):
+        notes.append(f"- `label`: 0 to {condition.num_classes - 1}, and {condition.num_classes} for none.")
+    if isinstance(condition, TextCondition):
+        notes.append(f"- `caption`: trained with {content.caption_bytes} bytes; an empty one says no text.")
+    if isinstance(condition, EmbeddedText):
+        notes.append(
+            "- `text`: tokens of a frozen text encoder, and how many of them are no padding. `task.text` in "
+            "config.json says which encoder it was trained with."
+        )
+    return [*notes, f"- Objective: `{task.objective}`"]
+
+
+def _levels(task: Denoise) -> str:
+    return "" if task.objective.per_frame else " It was trained with one for each clip."
+
+
+def _vae_notes(content: Content, with_vae: bool) -> list[str]:
+    if not with_vae:
+        kind = type(content.codec.vae).__name__
+        return [f"- The latents are those of a {kind}: export the run that holds it with `--format diffusers`."]
+    compression = " x ".join(map(str, content.codec.vae.config.compression))
+    return [
+        f"- Pixels, `[b 3 T H W]`: in [-1, 1]; the autoencoder compresses {compression} (frames, rows, columns), the "
+        f"first frame alone; trained at (T, H, W) = {content.clip}."
+    ]

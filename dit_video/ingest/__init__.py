@@ -1,0 +1,1 @@
+"""Strangers' video files examined, decoded and written into a set of records."""

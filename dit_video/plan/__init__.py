@@ -1,0 +1,1 @@
+"""What a train step would take on devices that are not there: memory, collectives, time, cost."""

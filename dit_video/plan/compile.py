@@ -1,0 +1,269 @@
+"""What an experiment would need and do on accelerators that are not there: its real train step, compiled for them.
+
+Memory, shapes and collectives are those of the compiled program. Time is a roofline: what the step takes at least,
+by arithmetic, by memory and by what devices send each other, each at the peak of its data sheet and all at once. A real
+step takes longer. Targets `cpu:N` are compiled for fake devices: shardings, bytes of state and collectives are those of
+the experiment, temporaries are the CPU compiler's, and there is no roofline.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dit_video.distributed.collectives import Traffic, read_traffic
+from dit_video.distributed.hardware import GIB
+from dit_video.distributed.sharding import along_batch, make_mesh, replicated
+from dit_video.distributed.targets import Target
+from dit_video.dit.network import Remat
+from dit_video.experiment import Experiment
+from dit_video.nn.module import define
+from dit_video.plan.roofline import Bound, Work, roofline
+from dit_video.run import workload
+from dit_video.run.checks import check_clips, check_mesh
+from dit_video.run.open import program_of
+from dit_video.tasks.denoise import Denoise
+from dit_video.training.flops import count_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part of what stays in a device's memory between steps.
+
+    Attributes:
+        bytes: on one device.
+        whole: those of them that every device holds too, because nothing splits them.
+    """
+
+    name: str
+    bytes: int
+    whole: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        padding: what the parts take beyond their numbers, because tiles are filled up.
+        temporaries: activations, gradients and whatever else lives during a step only.
+        peak: the most at any time, as the compiler has it.
+        hbm: what a program may use of the device's memory; None where nothing is known of the device.
+        host: of its host's memory, for what is kept there until it is needed.
+    """
+
+    parts: tuple[Part, ...]
+    padding: int
+    temporaries: int
+    peak: int
+    hbm: int | None
+    host: int = 0
+
+    @property
+    def fits(self) -> bool:
+        return self.hbm is not None and self.peak <= self.hbm
+
+    @property
+    def excess(self) -> int:
+        """By how much it does not fit; 0 where it does, or where no limit is known."""
+        return max(0, self.peak - self.hbm) if self.hbm is not None else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `plan` found.
+
+    Attributes:
+        traffic: None where the program could not be compiled, because it does not fit.
+        flops: of one step, all devices together, without what is computed a second time to save memory.
+        recomputed_flops: what is computed a second time, as far as `remat` says so; a kernel may do more.
+        bounds: arithmetic first; empty where nothing is known of the devices.
+    """
+
+    target: str
+    device_kind: str
+    mesh: dict[str, int]
+    memory: Memory
+    traffic: Traffic | None
+    flops: int
+    recomputed_flops: int
+    clips: int
+    tokens: int | None
+    num_steps: int
+    bounds: tuple[Bound, ...]
+    compile_seconds: float
+
+    @property
+    def num_devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def binding(self) -> Bound | None:
+        """The bound that is reached first: its time is the best case of a step."""
+        return max(self.bounds, key=lambda bound: bound.seconds, default=None)
+
+    @property
+    def seconds_in_turn(self) -> float:
+        """Of a step that overlaps nothing: one kind of work after the other, each still at its peak."""
+        return sum(bound.seconds for bound in self.bounds)
+
+    @property
+    def mfu(self) -> float | None:
+        """The part of a step in the best case that is arithmetic of the model: no run has a higher MFU."""
+        if self.binding is None:
+            return None
+        useful = self.flops / (self.flops + self.recomputed_flops)
+        return useful * self.bounds[0].seconds / self.binding.seconds
+
+    def device_hours(self) -> float | None:
+        """Of the whole run in the best case, evaluations and pauses not counted."""
+        return None if self.binding is None else self.binding.seconds * self.num_steps * self.num_devices / 3600
+
+
+def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) -> Plan:
+    """Compiles the train step of `experiment` for `target` and says what it takes; nothing is trained or read.
+
+    Args:
+        dump: folder for XLA's own account of the program: its text before and after, buffers, memory over time.
+
+    Raises:
+        ValueError: the experiment cannot run on such devices, or what compiles for them is not installed.
+    """
+    check_clips(experiment)
+    mesh = make_mesh(experiment.mesh, target.devices())
+    check_mesh(experiment, mesh, f"on {target.name}")
+    program = program_of(experiment, mesh)
+    frozen = workload.abstract_frozen(experiment.task, mesh)
+    batch = _sharded(workload.abstract_batch(experiment), along_batch(mesh))
+    state, kind = program.shapes, mesh.devices.flat[0]
+    seed = jax.ShapeDtypeStruct((), "int32", sharding=replicated(mesh))
+    parts = (
+        _part("parameters", state.params),
+        _part("their average (EMA)", state.ema),
+        _part("optimizer", (state.step, state.opt_state)),
+        _part("frozen parts", frozen),
+        _part("batch", (batch, seed)),
+    )
+    work, recomputed = workload.measure_work(experiment), recomputed_flops(experiment)
+    started = time.monotonic()
+    options = target.compiler_options | ({"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True} if dump else {})
+    compiled = _compile(program.lower(frozen, batch), parts, options)
+    seconds = time.monotonic() - started
+    if isinstance(compiled, Memory):
+        memory, traffic, bounds = compiled, None, ()
+    else:
+        stats, text = compiled.memory_analysis(), compiled.as_text()
+        assert stats is not None, "the compilers of CPU, GPU and TPU say this"
+        assert text is not None, "and this"
+        memory = _measured(stats, parts, kind.platform, target.memory)
+        traffic = read_traffic(text, mesh.shape, [domain(device) for device in mesh.devices.flat])
+        done = Work(
+            flops=work.flops / mesh.size,
+            recomputed_flops=recomputed / mesh.size,
+            memory_bytes=stats.argument_size_in_bytes + stats.output_size_in_bytes,
+            inner_bytes=traffic.inner_bytes,
+            outer_bytes=traffic.outer_bytes,
+        )
+        bounds = () if target.chip is None else roofline(target.chip, done)
+    return Plan(
+        target=target.name,
+        device_kind=kind.device_kind,
+        mesh=dict(mesh.shape),
+        memory=memory,
+        traffic=traffic,
+        flops=work.flops,
+        recomputed_flops=recomputed,
+        clips=work.clips,
+        tokens=work.tokens,
+        num_steps=experiment.schedule.num_steps,
+        bounds=bounds,
+        compile_seconds=seconds,
+    )
+
+
+def domain(device: jax.Device) -> int:
+    """Which slice (TPU) or node (GPU) a device is in: inside, links join devices; between them, a network does."""
+    return device.process_index if device.platform == "gpu" else getattr(device, "slice_index", None) or 0
+
+
+def recomputed_flops(experiment: Experiment) -> int:
+    """FLOPs of one step that the experiment's `remat` adds, all devices together.
+
+    The optimizer's own arithmetic is in no count: it grows with parameters, not with tokens.
+    """
+    task = experiment.task
+    if not isinstance(task, Denoise) or task.network.remat is Remat.NOTHING_RECOMPUTED:
+        return 0
+    return gradient_flops(experiment, task.network.remat) - gradient_flops(experiment, Remat.NOTHING_RECOMPUTED)
+
+
+def gradient_flops(experiment: Experiment, remat: Remat) -> int:
+    """FLOPs of one gradient of a diffusion run under a policy, all devices together; none is touched."""
+    # What waits on the host is not computed in another way.
+    policy = Remat.FULL if remat is Remat.OFFLOAD else remat
+    assert isinstance(experiment.task, Denoise), "only a DiT has the choice"
+    task = dataclasses.replace(experiment.task, network=dataclasses.replace(experiment.task.network, remat=policy))
+    definition, frozen = define(task.init), workload.abstract_frozen(task)
+
+    def gradient(params, frozen, batch, key, step):
+        return jax.grad(lambda params: task.loss(definition.bind(params), frozen, batch, key, step)[0])(params)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = jax.ShapeDtypeStruct((), "int32")
+    return count_flops(gradient, definition.shapes, frozen, workload.abstract_batch(experiment), key, step)
+
+
+# How libtpu says that a program does not fit: early, by its temporaries alone, or late, with all that it holds.
+_TOO_LARGE = (
+    r"HLO temporaries \((?P<used>[\d.]+)G\) exceeds available HBM \((?P<limit>[\d.]+)G\)",
+    r"Used (?P<used>[\d.]+)G of (?P<limit>[\d.]+)G hbm",
+)
+
+
+def _compile(
+    lowered: jax.stages.Lowered, parts: tuple[Part, ...], options: Mapping[str, bool | str]
+) -> jax.stages.Compiled | Memory:
+    """The compiled step, or what a compiler says that gave up because it does not fit."""
+    try:
+        return lowered.compile(compiler_options=dict(options))
+    except jax.errors.JaxRuntimeError as error:
+        return refused(error, parts)
+
+
+def refused(error: jax.errors.JaxRuntimeError, parts: tuple[Part, ...]) -> Memory:
+    """Memory as a compiler says it that gave up because the program does not fit; any other `error` is raised."""
+    early, late = (re.search(pattern, str(error)) for pattern in _TOO_LARGE)
+    held = sum(part.bytes for part in parts)
+    if found := early or late:
+        used, limit = (round(float(found[name]) * GIB) for name in ("used", "limit"))
+        return Memory(parts, 0, used if early else used - held, used + held if early else used, limit)
+    raise error
+
+
+def _sharded(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _part(name: str, tree: Any) -> Part:
+    total = whole = 0
+    for leaf in jax.tree.leaves(tree):
+        size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        total += size
+        whole += size if leaf.sharding.is_fully_replicated and leaf.sharding.num_devices > 1 else 0
+    return Part(name, total, whole)
+
+
+def _measured(stats: Any, parts: tuple[Part, ...], platform: str, hbm: int | None) -> Memory:
+    """Memory as the compiler counts it; donated state is overwritten in place and counts once."""
+    held = stats.argument_size_in_bytes
+    allocated = held + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+    # What a TPU's compiler calls the peak is what lives at one time, packed without gaps. Elsewhere all temporaries are
+    # one block, taken whole for a step; the CPU compiler's peak leaves them out.
+    peak = stats.peak_memory_in_bytes if platform == "tpu" else allocated
+    padding = held - sum(part.bytes for part in parts)
+    return Memory(parts, padding, peak - held, peak, hbm, stats.host_temp_size_in_bytes)

@@ -1,0 +1,1 @@
+"""Networks as others publish them: families, their names of weights, their schedulers."""

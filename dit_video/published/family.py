@@ -1,0 +1,241 @@
+"""Networks as others publish them: what a family of them says about itself, so that import and export know no other.
+
+A family is a class of diffusers, our network of the same mathematics, and one table of names between them.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from dit_video.diffusion.objective import Gaussian
+from dit_video.dit.condition import Condition, EmbeddedText
+from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.network import NetworkConfig
+from dit_video.encoders.image import PretrainedImage
+from dit_video.encoders.text import PretrainedText
+from dit_video.nn.module import Definition, define
+from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.task import Task
+from dit_video.weights.config_json import count_of
+from dit_video.weights.names import Dialect, Source, Table
+
+# Along frames, rows and columns.
+_MOST_PATCHES = (4, 12, 12)
+
+# (t, h, w) of latents for a denoiser, (T, H, W) of pixels for a VAE.
+Shape = tuple[int, int, int]
+Denoiser = TypeVar("Denoiser", bound="DenoiserFamily")
+
+
+class Pair(NamedTuple):
+    """The same thing computed by both libraries from the same input, in one layout."""
+
+    name: str
+    ours: np.ndarray
+    theirs: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family(abc.ABC):
+    """A network as others publish it: everything about it but its weights."""
+
+    diffusers_class: ClassVar[str]
+
+    @classmethod
+    @abc.abstractmethod
+    def of_diffusers(cls, config: Mapping[str, Any]) -> "Family | None":
+        """The network of a config.json of diffusers; None where it is of another class.
+
+        Raises:
+            ValueError: of this class, but of a kind that nobody published; names the field.
+        """
+
+    def informed_by(self, source: Source) -> "Family":
+        """The same with what only the tensors tell, where a config.json leaves something open."""
+        del source
+        return self
+
+    @classmethod
+    def of_official(cls, source: Source, task: Task | None) -> "Family | None":
+        """The network of official weights, by their names and shapes; None where they are of something else.
+
+        What shapes do not tell is as in `task`, where there is one.
+        """
+        del source, task
+        return None
+
+    @classmethod
+    @abc.abstractmethod
+    def of_task(cls, task: Task) -> "Family | None":
+        """The network of a task; None where it is of another kind.
+
+        Raises:
+            ValueError: of this kind, but none that was published; names the first field that says so.
+        """
+
+    @abc.abstractmethod
+    def define(self, dtype: DTypeLike = jnp.float32) -> Definition:
+        """The network that is saved in a run."""
+
+    @abc.abstractmethod
+    def table(self) -> Table:
+        """What its parameters are called elsewhere."""
+
+    @abc.abstractmethod
+    def differences(self, task: Task) -> list[str]:
+        """What a task would have to change to have this network, as command-line words with the reasons."""
+
+    @abc.abstractmethod
+    def diffusers_config(self, shape: Shape) -> dict[str, Any]:
+        """config.json of diffusers' class.
+
+        Raises:
+            ValueError: the class computes another function, or not of this shape; names the field and the remedy.
+        """
+
+    @abc.abstractmethod
+    def compared(self, shape: Shape) -> Shape:
+        """The part of an input of `shape` that is enough to tell places and frames apart: a CPU has to compute it."""
+
+    @abc.abstractmethod
+    def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: Shape) -> Iterator[Pair]:
+        """Calls this network and diffusers' with the same random input; layers first, outputs last.
+
+        Args:
+            theirs: the diffusers module, in evaluation mode and without gradients.
+        """
+
+    @abc.abstractmethod
+    def usage(self, shape: Shape) -> str:
+        """For a model card: how diffusers' class is called, and with what. Markdown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoiserFamily(Family):
+    """A denoiser.
+
+    Attributes:
+        channels: of the latents that it predicts.
+    """
+
+    config: NetworkConfig
+    channels: int
+    condition: Condition | None
+
+    @abc.abstractmethod
+    def objective(self) -> Gaussian:
+        """What it was published to predict."""
+
+    def usual_latents(self, config: Mapping[str, Any]) -> Shape:
+        """(t, h, w) of the latents that a config.json says it is for; it takes others."""
+        size = count_of(config, "sample_size", 64)
+        return 1, size, size
+
+    def compared(self, shape: Shape) -> Shape:
+        return few_cells(shape, self.config.patch_size)
+
+    def text_encoders(self, pipeline: str) -> PretrainedText | None:
+        """Those in the folder of a pipeline of diffusers; None where the network reads no text."""
+        del pipeline
+        return None
+
+    def image_encoder(self, pipeline: str) -> PretrainedImage | None:
+        """That in the folder of a pipeline of diffusers; None where the network attends to no tokens of an image."""
+        del pipeline
+        return None
+
+    def condition_on(self, text: PretrainedText) -> Condition | None:
+        """The condition for what these encoders make of captions."""
+        return None if self.condition is None else _condition_on(self.condition, text)
+
+    @classmethod
+    def of_most(cls: type[Denoiser], source: Source, task: Task | None) -> Denoiser | None:
+        """The network of a task, if most of its official tensors are there: `names.check` says which are not."""
+        try:
+            network = None if task is None else cls.of_task(task)
+        except ValueError:
+            return None
+        if not isinstance(network, cls):
+            return None
+        expected = network.table().expected(Dialect.OFFICIAL)
+        same = sum(name in source and source[name].shape == shape for name, shape in expected.items())
+        return network if same > len(expected) / 2 else None
+
+    def define(self, dtype: DTypeLike = jnp.float32) -> Definition:
+        return define(lambda key: self.config.build(self.channels, self.condition, dtype=dtype, rngs=nnx.Rngs(key)))
+
+    def differences(self, task: Task) -> list[str]:
+        if not isinstance(task, Denoise):
+            return [f"config.task=Denoise(...) (it is {type(task).__name__})"]
+        lines = []
+        if type(task.network) is not type(self.config):
+            lines.append(f"config.task.network={self.config}")
+        else:
+            wanted = dataclasses.replace(self.config, remat=task.network.remat)
+            lines += different_fields("config.task.network", wanted, task.network)
+        if task.codec.vae.latent_channels != self.channels:
+            lines.append(
+                f"config.task.codec with latents of {self.channels} channels (it has {task.codec.vae.latent_channels})"
+            )
+        if self.condition is None or type(task.condition) is not type(self.condition):
+            if task.condition != self.condition:
+                lines.append(f"config.task.condition={self.condition} (it is {task.condition})")
+        else:
+            wanted = dataclasses.replace(self.condition, drop_rate=task.condition.drop_rate)
+            lines += different_fields("config.task.condition", wanted, task.condition)
+        return lines
+
+
+def _condition_on(condition: Condition, text: PretrainedText) -> Condition:
+    if isinstance(condition, FirstFrame):
+        return dataclasses.replace(condition, text=_condition_on(condition.text, text))
+    if not isinstance(condition, EmbeddedText):
+        return condition
+    # Without CLIP the vector for a caption is the mean of its tokens.
+    pooled_size = condition.pooled_size if text.clip_l or text.clip_g else condition.hidden_size
+    return dataclasses.replace(condition, num_tokens=text.num_tokens, pooled_size=pooled_size)
+
+
+def few_cells(shape: Shape, patch_size: Shape) -> Shape:
+    """`shape`, or of it so few patches that attention between all of them is nothing."""
+    t, h, w = (min(n, most * p) for n, most, p in zip(shape, _MOST_PATCHES, patch_size))
+    return t, h, w
+
+
+def different_fields(where: str, wanted: Any, found: Any) -> list[str]:
+    """Command-line words that make `found` the `wanted` dataclass of the same type."""
+    lines = []
+    for field in dataclasses.fields(wanted):
+        there, here = getattr(wanted, field.name), getattr(found, field.name)
+        if type(there) is type(here) and dataclasses.is_dataclass(there):
+            lines += different_fields(f"{where}.{field.name}", there, here)
+        elif there != here:
+            there, here = (value.value if isinstance(value, enum.Enum) else value for value in (there, here))
+            lines.append(f"--{where}.{field.name}={there} (it is {here})")
+    return lines
+
+
+@contextlib.contextmanager
+def listening(module: Any, names: Sequence[str], *, which: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """What comes out of parts of a torch module while it is called; of several outputs the one numbered `which`."""
+    heard: dict[str, np.ndarray] = {}
+
+    def hear(name: str):
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            heard[name] = (output[which] if isinstance(output, tuple) else output).detach().float().numpy()
+
+        return keep
+
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.callback(module.get_submodule(name).register_forward_hook(hear(name)).remove)
+        yield heard

@@ -1,0 +1,133 @@
+"""Runs in a bucket, gs://bucket/run: its objects have the names that files have in a run folder.
+
+Google Cloud Storage writes an object only while it is of the generation that the writer names, so that of several
+writers one wins; the lock of a run rests on that. Orbax writes no S3.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorstore
+
+# Two letters at least: C: is a disk. A path has lost one of the two slashes.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
+_GCS = "gs"
+# gcsfs takes these for patterns, and would find the objects of other runs.
+_PATTERN = re.compile(r"[*?\[\]#]")
+
+# Of requests for the record and the lock; those for arrays are Orbax's, which waits for minutes.
+_RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "16s"}
+
+
+def address(name: str | Path) -> str | None:
+    """gs://bucket/run where this names a run in a bucket; None where it names a folder.
+
+    Raises:
+        ValueError: it is the address of another kind of store, lacks bucket or name, or has a name that is read in
+            another way by some.
+    """
+    found = _ADDRESS.match(str(name))
+    if found is None:
+        return None
+    scheme, rest = found[1].lower(), found[2].strip("/")
+    if scheme != _GCS:
+        raise ValueError(
+            f"{name}: a run is kept in a folder, or in a bucket of Google Cloud Storage (gs://bucket/run). Mount "
+            "another kind of bucket as a folder (mount-s3, rclone mount), or train in a local folder and copy that"
+        )
+    parts = rest.split("/")
+    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts) or _PATTERN.search(rest):
+        raise ValueError(f"{name}: names no run in a bucket; give gs://bucket/run, without {_PATTERN.pattern} and ..")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise ValueError(f"{name}: runs in a bucket need gcsfs; pip install 'dit-video[gcs]'")
+    return f"gs://{rest}"
+
+
+class Read(NamedTuple):
+    """An object; its content is None where there is none, or where it still is of the generation that was named."""
+
+    content: bytes | None
+    generation: bytes
+
+
+class Bucket:
+    """The objects of one run, by the names that files have in a run folder."""
+
+    def __init__(self, where: str):
+        """`where` is gs://bucket/run."""
+        bucket, _, folder = where.removeprefix("gs://").partition("/")
+        context = tensorstore.Context({"gcs_request_retries": _RETRIES})
+        spec = {"driver": "gcs", "bucket": bucket, "path": f"{folder}/"}
+        self.where = where
+        self._store = tensorstore.KvStore.open(spec, context=context).result()
+
+    def read(self, name: str, *, unless: bytes | None = None) -> Read:
+        """What an object holds, if it is not of the generation `unless` any more."""
+        found = self._store.read(name, if_not_equal=unless).result()
+        return Read(found.value if found.state == "value" else None, found.stamp.generation)
+
+    def write(self, name: str, content: bytes | None, *, only: bytes | None = None) -> bytes | None:
+        """Its new generation; with `only`, None where it was not of that any more. Without content it is deleted."""
+        return self._store.write(name, content, if_equal=only).result().generation or None
+
+    def top(self) -> list[str]:
+        """Names without a folder in them."""
+        # Steps have thousands of objects, which lie between these: '0' follows '/'.
+        parts = (("", "checkpoints/"), ("checkpoints0", "checkpoints_damaged/"), ("checkpoints_damaged0", ""))
+        names: list[bytes] = []
+        for first, last in parts:
+            names += self._store.list(tensorstore.KvStore.KeyRange(first, last)).result()
+        # Some programs make an object for a folder, whose name is empty here.
+        return sorted(name for name in map(bytes.decode, names) if name and "/" not in name)
+
+
+class BucketLock:
+    """RUN/lock.json of a run in a bucket; dit_video/run/lock.py says what it is for."""
+
+    def __init__(self, where: str, name: str):
+        self._bucket, self._name = Bucket(where), name
+        self.where, self.run = f"{where}/{name}", where
+
+    def create(self, text: str) -> bool:
+        """False where there is one already."""
+        absent = self._bucket.read(self._name)
+        if absent.content is not None:
+            return False
+        return self._bucket.write(self._name, text.encode(), only=absent.generation) is not None
+
+    def read(self) -> str | None:
+        content = self._bucket.read(self._name).content
+        return None if content is None else content.decode(errors="replace")
+
+    def touch(self) -> None:
+        found = self._bucket.read(self._name)
+        if found.content is not None:
+            # Where somebody was faster, the lock was touched, removed or taken over.
+            self._bucket.write(self._name, found.content, only=found.generation)
+
+    def remove(self, text: str) -> bool:
+        """Removes the lock if it is still this one; of several that try, one succeeds."""
+        found = self._bucket.read(self._name)
+        if found.content != text.encode():
+            return False
+        return self._bucket.write(self._name, None, only=found.generation) is not None
+
+    def sign(self) -> bytes | None:
+        """Changes when the holder touches it; None where there is no lock."""
+        found = self._bucket.read(self._name)
+        return None if found.content is None else found.generation
+
+    def age(self) -> float:
+        """Seconds since it was touched, as far as is known: clocks of other machines are not."""
+        return 0.0
+
+
+def files_of_buckets() -> Any:
+    """fsspec's view of buckets, which Orbax has too: names are gs://bucket/..."""
+    import fsspec
+
+    # What TensorStore writes is not known to a cache of listings.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return fsspec.filesystem("gs")

@@ -1,0 +1,28 @@
+"""Fields of published config.json files, read with the checks that strangers' files need."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def count_of(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A positive number of a config.json.
+
+    Raises:
+        ValueError: it is none, or it is not there and has no default; names it.
+    """
+    value = config.get(name, default)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"config.json: {name}={value!r}: must be a positive number")
+    return value
+
+
+def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    """Fields of which every published network has the same value.
+
+    Raises:
+        ValueError: names the first that has another.
+    """
+    for name, value in fixed.items():
+        found = config.get(name, value)
+        if (tuple(found) if isinstance(found, list) else found) != value:
+            raise ValueError(f"config.json: {name}={found!r}: every published network of this class has {value!r}")
