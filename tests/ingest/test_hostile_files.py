@@ -27,7 +27,7 @@ from dit_video.video.decode import MAX_FRAME_PIXELS, VideoError, decode, decode_
 from dit_video.video.encode import encode_mp4
 from dit_video.weights.files import read_tensors
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from dit_video.config.components import to_json
 from tools.hostile_files import FAMILIES, moving_bars, small_sets
 
@@ -343,7 +343,7 @@ EXPERIMENTS = {
 @pytest.mark.parametrize("case", EXPERIMENTS)
 def test_an_experiment_from_json_names_file_and_field(tmp_path, case):
     change, message = EXPERIMENTS[case]
-    loaded = experiments.load(str(Path(__file__).parents[1] / "experiments/quickstart.py"))
+    loaded = experiments.load(str(Path(__file__).parents[2] / "experiments/quickstart.py"))
     content = json.loads(json.dumps(to_json(loaded)))
     change(content)
     path = tmp_path / "experiment.json"
