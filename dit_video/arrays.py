@@ -57,7 +57,7 @@ class Text(NamedTuple):
     pooled: Float[Array | np.ndarray, "B P"]
 
 
-class Framed(NamedTuple):
+class ImageCond(NamedTuple):
     """What a network that continues an image is given.
 
     Attributes:

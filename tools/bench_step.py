@@ -164,23 +164,23 @@ def our_step(family: ClassDiT, params: dict[str, np.ndarray], inputs: Inputs, dt
     """A step, and the FLOPs of forward and backward."""
     definition, rule = family.define(dtype), optax.adamw(RATE, *BETAS, weight_decay=0.0)
     t = jnp.asarray([[family.config.time_of(int(n))] for n in inputs.timestep], jnp.float32)
-    given = (jnp.asarray(inputs.x_t), t, jnp.asarray(inputs.label, jnp.int32), jnp.asarray(inputs.eps))
+    arguments = (jnp.asarray(inputs.x_t), t, jnp.asarray(inputs.label, jnp.int32), jnp.asarray(inputs.eps))
 
     def loss(params: Params, x_t, t, label, eps):
         return jnp.mean(jnp.square(definition.bind(params)(x_t, t, label) - eps))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params: Params, opt_state, *given):
-        value, gradient = jax.value_and_grad(loss)(params, *given)
+    def update(params: Params, opt_state, *arguments):
+        value, gradient = jax.value_and_grad(loss)(params, *arguments)
         updates, opt_state = rule.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    flops = count_flops(jax.value_and_grad(loss), definition.shapes, *given)
+    flops = count_flops(jax.value_and_grad(loss), definition.shapes, *arguments)
     state: list[Any] = [{name: jnp.asarray(value) for name, value in params.items()}]
     state.append(rule.init(state[0]))
 
     def step() -> float:
-        *state[:], value = update(*state, *given)
+        *state[:], value = update(*state, *arguments)
         return float(jax.block_until_ready((state, value))[1])
 
     return step, flops

@@ -55,7 +55,7 @@ _QUOTA = 4 << 20
 _SAID = "not written|at risk any more|cannot be written|waited in memory"
 
 
-def measure_kills(num_kills: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure_kills(num_kills: int, show: Callable[[str], None]) -> dict[str, Any]:
     """Kills runs with other moments each, until there were `num_kills`."""
     verdicts: list[Verdict] = []
     began = time.monotonic()
@@ -66,7 +66,7 @@ def measure_kills(num_kills: int, say: Callable[[str], None]) -> dict[str, Any]:
             kills = min(KILLS_PER_RUN, num_kills - done)
             verdicts.append(verify_resume(command, run, num_kills=kills, num_steps=60, seed=len(verdicts)))
             last = verdicts[-1]
-            say(f"run {len(verdicts)}: {len(last.kills)} kills, {last.difference or 'equal bit for bit'}")
+            show(f"run {len(verdicts)}: {len(last.kills)} kills, {last.difference or 'equal bit for bit'}")
             if not last.kills:
                 raise ValueError("a run was done before it could be killed")
     return {

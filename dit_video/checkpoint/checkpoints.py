@@ -91,9 +91,9 @@ class Checkpoints:
         keep: Keep | None = None,
         scores: Callable[[], Mapping[int, float]] = dict,
         experiment: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] | None = None,
+        warn: Callable[[str], None] | None = None,
         record: Callable[[Mapping[str, Any]], None] | None = None,
-        beside: Callable[[], None] | None = None,
+        on_begin: Callable[[], None] | None = None,
     ):
         """Opens the folder of a run, and makes it where there is none.
 
@@ -106,11 +106,11 @@ class Checkpoints:
             beside: called when a save begins, by the first process: what else whoever goes on from there should find.
         """
         self._keep, self._scores, self._experiment = keep or Keep(), scores, experiment
-        self._beside = beside or (lambda: None)
-        self._say = say or functools.partial(print, file=sys.stderr)
+        self._on_begin = on_begin or (lambda: None)
+        self._warn = warn or functools.partial(print, file=sys.stderr)
         self._folder = steps_of(workdir)
         with as_os_errors():
-            self._writer = Writer(self._folder, self._say, record or (lambda line: None))
+            self._writer = Writer(self._folder, self._warn, record or (lambda line: None))
         self._orbax = self._writer.orbax
         self._digest = jax.jit(digest_leaves)
 
@@ -154,7 +154,7 @@ class Checkpoints:
         digest_seconds = time.perf_counter() - began
         metadata = sealed(step, next_batch, self._experiment, items, digests)
         if processes.is_first():
-            self._beside()
+            self._on_begin()
         self._writer.start(step, items, metadata, self._unwanted(step), digest_seconds=digest_seconds)
 
     def _unwanted(self, step: int) -> set[int]:
@@ -188,7 +188,7 @@ class Checkpoints:
             if self._writer.settle():
                 return
             if pause is not None:
-                self._say(f"it is the last checkpoint of this run: trying again in {pause:.0f} s")
+                self._warn(f"it is the last checkpoint of this run: trying again in {pause:.0f} s")
                 time.sleep(pause)
         latest = self.latest
         raise NotSaved(
@@ -221,7 +221,7 @@ class Checkpoints:
     def index(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`metadata`, and what Orbax knows of each item: a tree of shapes and dtypes, None where it cannot be read."""
         step = self.existing(step)
-        return _everywhere(lambda: read_patiently(lambda: self._index(step), self._say))
+        return _everywhere(lambda: read_patiently(lambda: self._index(step), self._warn))
 
     def _index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         self._folder.check()
@@ -290,7 +290,7 @@ class Checkpoints:
             f"no checkpoint is good:\n{lines}", "bring one back from a copy, or start again in another --workdir"
         )
 
-    def resume(self, shapes: Any, say: Callable[[str], None]) -> Saved | None:
+    def resume(self, shapes: Any, warn: Callable[[str], None]) -> Saved | None:
         """The last good step to go on from; None where there is no step at all.
 
         What is half-written or damaged is set aside, and said so. Where every step is damaged nothing is moved: the
@@ -308,12 +308,12 @@ class Checkpoints:
             )
         for name in unfinished:
             why = "the save was never finished"
-            say(f"half-written checkpoint {name} set aside: {self.set_aside(name, why)}")
+            warn(f"half-written checkpoint {name} set aside: {self.set_aside(name, why)}")
         if self.latest is None:
             return None
         saved, damaged = self.last_good(lambda step: self.restore(shapes, step))
         for step, message in damaged.items():
-            say(f"damaged checkpoint set aside: {message}; it is now {self.set_aside(str(step), message)}")
+            warn(f"damaged checkpoint set aside: {message}; it is now {self.set_aside(str(step), message)}")
         return saved
 
     def set_aside(self, name: str, why: str) -> str:
@@ -333,7 +333,7 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: they cannot be read.
         """
-        return _everywhere(lambda: read_patiently(lambda: self._read(step, items), self._say))
+        return _everywhere(lambda: read_patiently(lambda: self._read(step, items), self._warn))
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         self._folder.check()

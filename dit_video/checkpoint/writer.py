@@ -23,7 +23,7 @@ from dit_video.checkpoint.orbax import first_line, ignore_late_tasks, quiet
 from dit_video.distributed import processes
 from dit_video.storage.failures import advice, chain, fault, raised_by_stores
 
-RECORD = "saves.jsonl"
+SAVES_FILE = "saves.jsonl"
 
 RETRY_PAUSES = (30.0, 60.0, 120.0, 240.0, 480.0, 960.0)
 """Seconds after a failed save until the next one is due; the last holds for all that follow."""
@@ -61,9 +61,9 @@ class _Pending:
 class Writer:
     """One save at a time into the folder of all steps. Every process of a run calls the same methods."""
 
-    def __init__(self, folder: Steps, say: Callable[[str], None], record: Callable[[Mapping[str, Any]], None]):
+    def __init__(self, folder: Steps, warn: Callable[[str], None], record: Callable[[Mapping[str, Any]], None]):
         """`say` is told what could not be written, what that means, and what to do; `record` gets a line for each."""
-        self._folder, self._say, self._record = folder, say, record
+        self._folder, self._warn, self._record = folder, warn, record
         self._policy = _Unwanted()
         # Orbax's policies do not have the type that its Checkpointer asks for.
         policy: Any = self._policy
@@ -127,10 +127,10 @@ class Writer:
             self._clear_away(pending, failure)
             return False
         if failure := next((found["deleting"] for found in failures if "deleting" in found), None):
-            self._say(f"{self._folder.path}: old checkpoints could not be deleted: {failure}")
+            self._warn(f"{self._folder.path}: old checkpoints could not be deleted: {failure}")
             self._reload()
         if self._num_failed:
-            self._say(f"{self._folder.path / str(pending.step)}: is written; nothing before it is at risk any more")
+            self._warn(f"{self._folder.path / str(pending.step)}: is written; nothing before it is at risk any more")
         self._num_failed, self._last = 0, pending.step
         written = {} if pending.future.exception() else {"written_seconds": pending.future.result()}
         self._write_line({"step": pending.step, **pending.costs, **written})
@@ -187,7 +187,7 @@ class Writer:
         self._num_failed += 1
         self._due = time.monotonic() + pause
         risk = "there is no checkpoint yet" if self._last is None else f"the last checkpoint is of step {self._last}"
-        self._say(
+        self._warn(
             f"{self._folder.path / str(pending.step)}: not written: {failure}. Training goes on; {risk}, so "
             f"{pending.step - (self._last or 0)} steps and those to come are at risk. A checkpoint takes "
             f"{pending.costs['bytes'] / 1e6:.1f} MB; it is tried again "

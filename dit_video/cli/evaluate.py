@@ -113,7 +113,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         _show(card, fvd, f"{kept} step {opened.step}", console)
         console.print(f"card: {kept}/evaluation/{path.name}; pictures beside it", highlight=False)
     # Last: a bucket that takes nothing must not cost what was measured.
-    mirror.give_back(opened.workdir)
+    mirror.push(opened.workdir)
     return 0
 
 

@@ -19,7 +19,7 @@ from dit_video.data.record import NO_LABEL
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
 from dit_video.distributed.sharding import replicated
-from dit_video.dit.condition import ClassCondition, EmbeddedText, Given, TextCondition
+from dit_video.dit.condition import ClassCondition, Cond, EmbeddedText, TextCondition
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.run import text as pretrained_text
 from dit_video.run.open import OpenRun, sampled_clip
@@ -41,7 +41,7 @@ how this run is sampled. Clip i depends on seed and i
 alone, so the same seed with another label, text or guidance is the same noise seen differently."""
 
 
-class Told(NamedTuple):
+class Prompts(NamedTuple):
     """What clips are made from.
 
     Attributes:
@@ -50,7 +50,7 @@ class Told(NamedTuple):
     """
 
     rows: list[Batch]
-    nothing: Given | None = None
+    null: Cond | None = None
 
 
 _NAMES_SHOWN = 20
@@ -106,13 +106,13 @@ def main(arguments: argparse.Namespace) -> int:
     opened = open_weights(arguments, console)
     if not isinstance(opened.experiment.task, Denoise):
         raise ValueError(f"{arguments.workdir} trained a codec, which makes no clips; see dit-video evaluate")
-    opened = sampled_as_told(arguments, opened)
+    opened = sampled_by_prompts(arguments, opened)
     trained, fps = sampled_clip(opened.experiment)
-    rows, nothing = told(arguments, opened, console)
-    if nothing is not None:
+    rows, null = prompts(arguments, opened, console)
+    if null is not None:
         assert opened.frozen is not None, "a denoiser has a codec"
-        placed = jax.device_put(nothing, replicated(opened.mesh))
-        opened = dataclasses.replace(opened, frozen=opened.frozen._replace(nothing=placed))
+        placed = jax.device_put(null, replicated(opened.mesh))
+        opened = dataclasses.replace(opened, frozen=opened.frozen._replace(null=placed))
     shape = _shape(arguments, trained)
     sampled = opened.experiment.task
     assert isinstance(sampled, Denoise), "overrides keep the class of a task"
@@ -140,7 +140,7 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def sampled_as_told(arguments: argparse.Namespace, opened: OpenRun) -> OpenRun:
+def sampled_by_prompts(arguments: argparse.Namespace, opened: OpenRun) -> OpenRun:
     """The run with --sampler, --num_steps and --guidance for its own; another sampler keeps its steps and spacing.
 
     Raises:
@@ -160,7 +160,7 @@ def sampled_as_told(arguments: argparse.Namespace, opened: OpenRun) -> OpenRun:
     return dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=task))
 
 
-def told(arguments: argparse.Namespace, opened: OpenRun, console: Console) -> Told:
+def prompts(arguments: argparse.Namespace, opened: OpenRun, console: Console) -> Prompts:
     """What the run is told with --label, --text and --negative_prompt.
 
     Raises:
@@ -178,8 +178,8 @@ def told(arguments: argparse.Namespace, opened: OpenRun, console: Console) -> To
             raise ValueError(f"--negative_prompt={negative!r}: guidance is off; switch it on with --guidance=SCALE")
         if isinstance(condition, EmbeddedText):
             return _embedded(texts or [""], negative or "", opened)
-        nothing = None if negative is None else jnp.asarray(_caption(negative, opened, console, "--negative_prompt"))
-        return Told([Batch(caption=_caption(text, opened, console, "--text")) for text in texts or [""]], nothing)
+        null = None if negative is None else jnp.asarray(_caption(negative, opened, console, "--negative_prompt"))
+        return Prompts([Batch(caption=_caption(text, opened, console, "--text")) for text in texts or [""]], null)
     for flag, text in {"--text": texts and texts[0], "--negative_prompt": negative}.items():
         if text is not None:
             remedy = "leave it out" if condition is None else "name a class with --label"
@@ -190,14 +190,14 @@ def told(arguments: argparse.Namespace, opened: OpenRun, console: Console) -> To
         labels = _labels(name, condition, opened)
     else:
         raise ValueError(f"--label={name}: this run is not conditioned on a class; leave it out")
-    return Told([Batch(label=np.array([label], np.int32)) for label in labels])
+    return Prompts([Batch(label=np.array([label], np.int32)) for label in labels])
 
 
-def _embedded(texts: list[str], negative: str, opened: OpenRun) -> Told:
+def _embedded(texts: list[str], negative: str, opened: OpenRun) -> Prompts:
     """The encoders, where they have to be opened, are so once, for all texts."""
     found = pretrained_text.embeddings_of(opened.experiment, [*texts, negative], opened.mesh)
     rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], found) for i in range(len(texts) + 1)]
-    return Told([Batch(text=text) for text in rows[:-1]], rows[-1])
+    return Prompts([Batch(text=text) for text in rows[:-1]], rows[-1])
 
 
 def _caption(text: str, opened: OpenRun, console: Console, flag: str) -> np.ndarray:

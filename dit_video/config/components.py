@@ -66,13 +66,13 @@ def own_classes(component: Any) -> dict[str, type]:
                 visit(getattr(node, field.name))
 
     visit(component)
-    beside = {
+    siblings = {
         kind
         for name in {kind.__module__ for kind in found}
         for kind in vars(sys.modules[name]).values()
         if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == name
     }
-    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*beside, *found)}
+    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*siblings, *found)}
 
 
 def of_type(value: Any, hint: Any, where: str) -> Any:

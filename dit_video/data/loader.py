@@ -263,14 +263,14 @@ def _chosen(records: Usable, transform: ClipTransform, num_clips: int, seed: int
     if num_clips > num_starts.sum():
         raise ValueError(f"num_clips={num_clips}: the records give only {num_starts.sum()} different clips")
     order = np.random.default_rng(seed).permutation(len(records))
-    given, turn = 0, 0
-    while given < num_clips:
+    taken, turn = 0, 0
+    while taken < num_clips:
         for position in map(int, order):
-            if turn >= num_starts[position] or given == num_clips:
+            if turn >= num_starts[position] or taken == num_clips:
                 continue
             starts = np.random.default_rng((seed, position)).permutation(num_starts[position])
             yield position, int(starts[turn]), turn
-            given += 1
+            taken += 1
         turn += 1
 
 

@@ -224,10 +224,10 @@ def _explicit(said: Mapping[str, Any]) -> Seat | None:
     if said[where] == AUTO:
         return Seat()
     missing = [name for name, value in said.items() if value is None or value == ""]
-    given = ", ".join(f"{name}={value}" for name, value in said.items() if name not in missing)
+    present = ", ".join(f"{name}={value}" for name, value in said.items() if name not in missing)
     if missing:
         raise JoinError(
-            f"{given}: {' and '.join(missing)} must be given too, so that each of several processes knows the others"
+            f"{present}: {' and '.join(missing)} must be given too, so that each of several processes knows the others"
         )
     num_processes, process_id = (_count(said, name) for name in (count, index))
     if num_processes < 1:

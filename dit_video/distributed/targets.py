@@ -73,8 +73,8 @@ class Target:
             size = (2 * self.size[0], *self.size[1:])
         else:
             # The shortest side grows, and the sides stay in order, as such slices are sold.
-            shortest, *others = sorted(self.size)
-            size = tuple(sorted((2 * shortest, *others)))
+            shortest, *rest = sorted(self.size)
+            size = tuple(sorted((2 * shortest, *rest)))
             if len(size) == 2 and size[-1] > _LONGEST_SIDE:
                 size, slices = self.size, 2 * slices
         text = f"{self.family}:{'x'.join(map(str, size))}" + (f"*{slices}" if slices > 1 else "")

@@ -11,31 +11,31 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Key, UInt8
 
-from dit_video.arrays import Captions, Framed, Labels, Text
+from dit_video.arrays import Captions, ImageCond, Labels, Text
 from dit_video.dit.text_encoder import TextEncoder
 from dit_video.nn.embed import LabelEmbedding
 
 # What a network is given of each clip, in the form in which its condition makes it: a pytree of arrays [B ...].
-Given = Labels | Captions | Text | Framed
+Cond = Labels | Captions | Text | ImageCond
 
 
-def required(given: Given | None) -> Any:
+def required(cond: Cond | None) -> Any:
     """`given`, for a network that cannot do without.
 
     Raises:
         ValueError: there is none.
     """
-    if given is None:
+    if cond is None:
         raise ValueError("this network is conditioned: pass `given`, which `read` of its condition makes of a batch")
-    return given
+    return cond
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Condition(abc.ABC):
     """What a network is told of a clip.
 
-    While training, it is dropped (replaced by "nothing") with probability `drop_rate`, so that the same network also
-    learns the unconditional distribution that classifier-free guidance needs (2207.12598, algorithm 1).
+    While training, it is dropped (replaced by the null condition) with probability `drop_rate`, so that the same
+    network also learns the unconditional distribution that classifier-free guidance needs (2207.12598, algorithm 1).
     """
 
     drop_rate: float = 0.1
@@ -51,7 +51,7 @@ class Condition(abc.ABC):
         label: Int[Array | np.ndarray, "B"] | None,
         caption: UInt8[Array | np.ndarray, "B L"] | None,
         text: Text | None,
-    ) -> Given:
+    ) -> Cond:
         """What the fields of a batch tell of each clip.
 
         That is what a network is given; with a `FirstFrame` it is the caption alone, to which `framed` adds the rest.
@@ -61,26 +61,26 @@ class Condition(abc.ABC):
         """
 
     @abc.abstractmethod
-    def null(self, given: Any) -> Any:
-        """ "Nothing" for every clip.
+    def empty(self, cond: Any) -> Any:
+        """No condition, for every clip.
 
         Raises:
-            ValueError: "nothing" is loaded with the parts that are frozen, not made.
+            ValueError: it is loaded with the parts that are frozen, not made.
         """
 
-    def nothing(self, given: Any, loaded: Given | None) -> Any:
-        """ "Nothing", for every clip or for one: what was loaded, else what `null` makes."""
-        return self.null(given) if loaded is None else loaded
+    def null(self, cond: Any, loaded: Cond | None = None) -> Any:
+        """The null condition, for every clip or for one: what was loaded, else what `empty` makes."""
+        return self.empty(cond) if loaded is None else loaded
 
-    def blank_nothing(self) -> Given | None:
-        """Of a condition whose "nothing" is loaded: zeros of its shape for one clip. None where `null` makes it."""
+    def blank_null(self) -> Cond | None:
+        """Of a condition whose null is loaded: zeros of its shape for one clip. None where `empty` makes it."""
         return None
 
-    def drop(self, rng: Key[Array, ""], given: Given, nothing: Given) -> Given:
-        """Replaces what is given of each clip by "nothing" with probability `drop_rate`."""
-        num_clips = jax.tree.leaves(given)[0].shape[0]
+    def drop(self, rng: Key[Array, ""], cond: Cond, null: Cond) -> Cond:
+        """Replaces what is given of each clip by the null condition with probability `drop_rate`."""
+        num_clips = jax.tree.leaves(cond)[0].shape[0]
         dropped = jax.random.bernoulli(rng, self.drop_rate, (num_clips,))
-        return jax.tree.map(lambda a, b: jnp.where(dropped.reshape(-1, *(1,) * (a.ndim - 1)), b, a), given, nothing)
+        return jax.tree.map(lambda a, b: jnp.where(dropped.reshape(-1, *(1,) * (a.ndim - 1)), b, a), cond, null)
 
     # How a network takes it in, by one or both of two ways:
 
@@ -119,8 +119,8 @@ class ClassCondition(Condition):
             raise ValueError("Batch.label=None: a network conditioned on a class needs labels; -1 means no label")
         return jnp.where(jnp.asarray(label) < 0, self.num_classes, label)
 
-    def null(self, given: Labels) -> Labels:
-        return jnp.full_like(given, self.num_classes)
+    def empty(self, cond: Labels) -> Labels:
+        return jnp.full_like(cond, self.num_classes)
 
     def label_embedding(self, hidden_size: int, *, rngs: nnx.Rngs) -> LabelEmbedding:
         return LabelEmbedding(self.num_classes, hidden_size, rngs=rngs)
@@ -167,9 +167,9 @@ class TextCondition(Condition):
             )
         return jnp.asarray(caption)
 
-    def null(self, given: Captions) -> Captions:
+    def empty(self, cond: Captions) -> Captions:
         # The token that begins a caption, and padding.
-        return given.at[:, 1:].set(0)
+        return cond.at[:, 1:].set(0)
 
     def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> TextEncoder:
         return TextEncoder(self.hidden_size, self.depth, self.num_heads, dtype=dtype, rngs=rngs)
@@ -181,15 +181,15 @@ class TextAsItIs(nnx.Module):
     def __init__(self, hidden_size: int, pooled_size: int, *, dtype: DTypeLike):
         self.hidden_size, self.pooled_size, self.dtype = hidden_size, pooled_size, dtype
 
-    def __call__(self, given: Text) -> Text:
-        return Text(given.tokens.astype(self.dtype), given.num_tokens, given.pooled.astype(self.dtype))
+    def __call__(self, cond: Text) -> Text:
+        return Text(cond.tokens.astype(self.dtype), cond.num_tokens, cond.pooled.astype(self.dtype))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddedText(Condition):
     """Condition on captions that a frozen text encoder has read before training: `Batch.text`.
 
-    "Nothing" is what that encoder makes of an empty caption.
+    The null condition is what that encoder makes of an empty caption.
 
     Attributes:
         hidden_size: E, the width of a token.
@@ -230,12 +230,12 @@ class EmbeddedText(Condition):
             )
         return jax.tree.map(jnp.asarray, text)
 
-    def null(self, given: Text) -> Text:
+    def empty(self, cond: Text) -> Text:
         raise ValueError(
             "EmbeddedText: what stands for no text is the encoder's embedding of an empty caption and has to be loaded"
         )
 
-    def blank_nothing(self) -> Text:
+    def blank_null(self) -> Text:
         tokens = jnp.zeros((1, self.num_tokens, self.hidden_size))
         return Text(tokens, jnp.ones((1,), jnp.int32), jnp.zeros((1, self.pooled_size)))
 

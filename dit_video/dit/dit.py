@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.distributed.sharding import constrain
-from dit_video.dit.condition import Condition, Given, required
+from dit_video.dit.condition import Cond, Condition, required
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
@@ -208,28 +208,28 @@ class DiT(Network):
         out_dim = 2 * patch_dim if config.learned_variance else patch_dim
         self.final_layer = linear(config.hidden_size, out_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
-    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
-        x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
+    def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
+        x, _, conditioning = self._through_blocks(x_t, t, cond, keep=False)
         shift, scale = self.final_modulation(conditioning)
         x = self.final_layer(modulate(self.config.norm(x), shift, scale))
         cells = from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32)
         return split_variance(cells) if self.config.learned_variance else Output(cells)
 
-    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
-        _, blocks, conditioning = self._through_blocks(x_t, t, given, keep=True)
+    def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
+        _, blocks, conditioning = self._through_blocks(x_t, t, cond, keep=True)
         assert blocks is not None, "they are kept"
         return {"conditioning": conditioning, "blocks": blocks}
 
     def _through_blocks(
-        self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
+        self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
         """The stream after the last block, where it is kept after every one, and the conditioning vector."""
         conditioning = self.t_embedder(per_patch_frame(t, self.patch_size))
         if self.y_embedder is not None:
-            conditioning = conditioning + self.y_embedder(required(given))[:, None].astype(conditioning.dtype)
+            conditioning = conditioning + self.y_embedder(required(cond))[:, None].astype(conditioning.dtype)
         conditioning = constrain(conditioning, "batch", None, None)
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
-        text = None if self.text_encoder is None else self.text_encoder(required(given))
+        text = None if self.text_encoder is None else self.text_encoder(required(cond))
         x, angles = self._placed(self.x_embedder(to_tokens(x_t, self.patch_size)), latent_shape(x_t))
 
         def apply_block(x, block):

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from dit_video.arrays import Framed, Latents, Text
-from dit_video.dit.condition import Condition, EmbeddedText, Given, TextCondition
+from dit_video.arrays import ImageCond, Latents, Text
+from dit_video.dit.condition import Cond, Condition, EmbeddedText, TextCondition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,11 @@ class FirstFrame(Condition):
         label: Int[Array | np.ndarray, "B"] | None,
         caption: UInt8[Array | np.ndarray, "B L"] | None,
         text: Text | None,
-    ) -> Given:
+    ) -> Cond:
         """What `text` reads: the caption. `framed` makes of it, and of latents, what a network is given."""
         return self.text.read(label=label, caption=caption, text=text)
 
-    def framed(self, given: Any, latents: Latents, image: Float[Array, "B I E"] | None = None) -> Framed:
+    def framed(self, cond: Any, latents: Latents, image: Float[Array, "B I E"] | None = None) -> ImageCond:
         """What a network is given of a clip whose latents are `latents` wherever they are known or seem so.
 
         Args:
@@ -90,21 +90,21 @@ class FirstFrame(Condition):
         first = jnp.broadcast_to((jnp.arange(t) == 0)[None, :, None, None, None], (B, t, h, w, 1))
         mask = jnp.repeat(first, self.mask_channels, axis=-1).astype(latents.dtype)
         shown = latents if self.grey_frames else latents * first
-        return Framed(given, jnp.concatenate([mask, shown], axis=-1), image)
+        return ImageCond(cond, jnp.concatenate([mask, shown], axis=-1), image)
 
-    def null(self, given: Framed) -> Framed:
+    def empty(self, cond: ImageCond) -> ImageCond:
         """The same frame without a caption."""
-        return given._replace(text=self.text.null(given.text))
+        return cond._replace(text=self.text.empty(cond.text))
 
-    def nothing(self, given: Framed, loaded: Given | None) -> Framed:
-        return given._replace(text=self.text.nothing(given.text, loaded))
+    def null(self, cond: ImageCond, loaded: Cond | None = None) -> ImageCond:
+        return cond._replace(text=self.text.null(cond.text, loaded))
 
-    def blank_nothing(self) -> Given | None:
-        return self.text.blank_nothing()
+    def blank_null(self) -> Cond | None:
+        return self.text.blank_null()
 
-    def drop(self, rng: Key[Array, ""], given: Any, nothing: Any) -> Framed:
+    def drop(self, rng: Key[Array, ""], cond: Any, null: Any) -> ImageCond:
         """Replaces the captions alone."""
-        return given._replace(text=self.text.drop(rng, given.text, nothing.text))
+        return cond._replace(text=self.text.drop(rng, cond.text, null.text))
 
     def label_embedding(self, hidden_size: int, *, rngs: nnx.Rngs) -> None:
         raise ValueError(_WAN_ALONE)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.distributed.sharding import constrain
-from dit_video.dit.condition import Condition, Given, TextCondition, required
+from dit_video.dit.condition import Cond, Condition, TextCondition, required
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, QKNorm
 from dit_video.nn.embed import TimeEmbedding, VectorEmbedding
@@ -172,7 +172,7 @@ class Block(nnx.Module):
         shift, scale, gate, shift_m, scale_m, gate_m, *second = self.video_modulation(conditioning.video)
         of_text = self.text_modulation(conditioning.text)
         # As published, scale comes before shift where these two are all.
-        shift_t, scale_t, *others = of_text[::-1] if self.text_mlp is None else of_text
+        shift_t, scale_t, *rest = of_text[::-1] if self.text_mlp is None else of_text
         normed = layer_normalize(video)
         read, read_text = self.attention(
             modulate(normed, shift, scale), modulate(layer_normalize(text), shift_t, scale_t), angles, num_text
@@ -184,7 +184,7 @@ class Block(nnx.Module):
         video = video + gated(gate_m, self.video_mlp(modulate(layer_normalize(video), shift_m, scale_m)))
         if self.text_mlp is not None:
             assert read_text is not None, "text that has an MLP is written"
-            gate_t, shift_tm, scale_tm, gate_tm = others
+            gate_t, shift_tm, scale_tm, gate_tm = rest
             text = text + gated(gate_t, read_text)
             text = text + gated(gate_tm, self.text_mlp(modulate(layer_normalize(text), shift_tm, scale_tm)))
         return Streams(video, text)
@@ -240,16 +240,16 @@ class MMDiT(Network):
         zeros = nnx.initializers.zeros
         self.final_layer = linear(D, patch_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
-    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
+    def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
         """No variance is learnt."""
-        conditioning, x, _ = self._through_blocks(x_t, t, given, keep=False)
+        conditioning, x, _ = self._through_blocks(x_t, t, cond, keep=False)
         scale, shift = self.final_modulation(conditioning.video)  # as published, in this order
         tokens = self.final_layer(modulate(layer_normalize(x.video), shift, scale))
         cells = from_tokens(tokens, self.config.patch_size, latent_shape(x_t))
         return Output(cells.astype(jnp.float32), None)
 
-    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
-        conditioning, _, kept = self._through_blocks(x_t, t, given, keep=True)
+    def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
+        conditioning, _, kept = self._through_blocks(x_t, t, cond, keep=True)
         return {
             "conditioning": conditioning.video,
             "blocks.video": jnp.concatenate([part.video for part in kept]),
@@ -257,10 +257,10 @@ class MMDiT(Network):
         }
 
     def _through_blocks(
-        self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
+        self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Conditioning, Streams, list[Streams]]:
         """What modulates, the streams after the last block, and, where they are kept, those of every stack."""
-        text: Text = self.text_encoder(required(given))
+        text: Text = self.text_encoder(required(cond))
         conditioning = self._conditioning(t, text)
         num_text = None if self.config.attend_padding else jnp.asarray(text.num_tokens)
         video, angles = self._placed(self.x_embedder(to_tokens(x_t, self.config.patch_size)), latent_shape(x_t))

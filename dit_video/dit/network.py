@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Time
-from dit_video.dit.condition import Condition, Given
+from dit_video.dit.condition import Cond, Condition
 from dit_video.nn.patches import PatchSize
 
 
@@ -75,12 +75,12 @@ def split_variance(cells: Float[Array, "B t h w k"]) -> Output:
 class Network(nnx.Module):
     """Denoiser of video latents: (x_t, t, what is given) -> prediction of x_t's shape."""
 
-    def __call__(self, x_t: Latents, t: Time, given: Given | None) -> Latents:
+    def __call__(self, x_t: Latents, t: Time, cond: Cond | None) -> Latents:
         """The prediction of `output`."""
-        return self.output(x_t, t, given).prediction
+        return self.output(x_t, t, cond).prediction
 
     @abc.abstractmethod
-    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
+    def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
         """Predicts what the objective asks for, from noisy latents.
 
         Args:
@@ -90,7 +90,7 @@ class Network(nnx.Module):
         """
 
     @abc.abstractmethod
-    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
+    def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
         """What `output` comes by: the vector that modulates, and the stream of tokens after every block, stacked."""
 
 

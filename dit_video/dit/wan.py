@@ -18,9 +18,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dit_video.arrays import Framed, Latents, Output, Time
+from dit_video.arrays import ImageCond, Latents, Output, Time
 from dit_video.distributed.sharding import constrain
-from dit_video.dit.condition import Condition, EmbeddedText, Given, required
+from dit_video.dit.condition import Cond, Condition, EmbeddedText, required
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm, kernel_init, to_heads
@@ -102,16 +102,16 @@ class ImageTextAttention(CrossAttention):
     def __call__(
         self,
         x: Float[Array, "B N D"],
-        others: Float[Array, "B L D"],
-        num_others: Int[Array, "B"] | None,
+        context: Float[Array, "B L D"],
+        num_context: Int[Array, "B"] | None,
         image: Float[Array, "B I D"],
     ) -> Float[Array, "B N D"]:
         """As in `CrossAttention`, and to all tokens of the image."""
         assert self.query_norm is not None, "it is made with norms"
         assert self.key_norm is not None, "it is made with norms"
         q = self.query_norm(self.query(x))
-        k, v = jnp.moveaxis(self.key_value(others), 2, 0)
-        to_text = cross_attention(q, self.key_norm(k), v, num_others)
+        k, v = jnp.moveaxis(self.key_value(context), 2, 0)
+        to_text = cross_attention(q, self.key_norm(k), v, num_context)
         k, v = jnp.moveaxis(self.image_key_value(image), 2, 0)
         return self.out(to_text + cross_attention(q, self.image_key_norm(k), v, None))
 
@@ -135,7 +135,7 @@ class Block(nnx.Module):
         self.mlp = PlainMLP(D, config.mlp_size, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B N D"], shared: Modulation, angles: Float[Array, "N r"], others: Sequence[Array | None]
+        self, x: Float[Array, "B N D"], shared: Modulation, angles: Float[Array, "N r"], context: Sequence[Array | None]
     ) -> Float[Array, "B N D"]:
         """One step of depth.
 
@@ -146,7 +146,7 @@ class Block(nnx.Module):
         """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(shared)
         x = _added(x, gate_a, self.attention(_modulated(x, shift_a, scale_a), angles))
-        x = x + self.cross_attention(self.cross_norm(x), *others)
+        x = x + self.cross_attention(self.cross_norm(x), *context)
         return _added(x, gate_m, self.mlp(_modulated(x, shift_m, scale_m)))
 
 
@@ -204,40 +204,40 @@ class Wan(Network):
         zeros = nnx.initializers.zeros
         self.final_layer = linear(D, cells * channels, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
-    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
-        x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
+    def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
+        x, _, conditioning = self._through_blocks(x_t, t, cond, keep=False)
         shift, scale = self.final_modulation([conditioning, conditioning])
         x = self.final_layer(_modulated(x, shift, scale))
         return Output(from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32), None)
 
-    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
-        _, blocks, conditioning = self._through_blocks(x_t, t, given, keep=True)
+    def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
+        _, blocks, conditioning = self._through_blocks(x_t, t, cond, keep=True)
         assert blocks is not None, "they are kept"
         return {"conditioning": conditioning, "blocks": blocks}
 
     def _through_blocks(
-        self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
+        self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
         """The stream after the last block, where it is kept after every one, and the embedded noise level."""
-        given = required(given)
-        cells = jnp.concatenate([x_t, given.cells], axis=-1) if isinstance(given, Framed) else x_t
+        cond = required(cond)
+        cells = jnp.concatenate([x_t, cond.cells], axis=-1) if isinstance(cond, ImageCond) else x_t
         conditioning = constrain(self.t_embedder(per_patch_frame(t, self.patch_size)), "batch", None, None)
         shared = self.shared_modulation(conditioning)
-        others = self._others(given)
+        context = self._context(cond)
         frames, rows, columns = (n // p for n, p in zip(latent_shape(x_t), self.patch_size))
         # Positions count patches.
         angles = patch_angles((frames, rows, columns), (1, 1, 1), self.config.hidden_size // self.config.num_heads)
 
         def apply_block(x, block):
-            return block(constrain(x, "batch", "tokens", None), shared, angles, others)
+            return block(constrain(x, "batch", "tokens", None), shared, angles, context)
 
         x = self.x_embedder(to_tokens(cells, self.patch_size))
         x, blocks = scan_blocks(apply_block, x, self.blocks, remat=self.config.remat, keep=keep)
         return x, blocks, conditioning
 
-    def _others(self, given: Any) -> tuple[Array | None, ...]:
+    def _context(self, cond: Any) -> tuple[Array | None, ...]:
         """What blocks attend to: tokens of the text, how many of them (None: all), and tokens of the image if any."""
-        caption: Any = given.text if isinstance(given, Framed) else given
+        caption: Any = cond.text if isinstance(cond, ImageCond) else cond
         text = self.text_encoder(caption)
         tokens, num_tokens = jnp.asarray(text.tokens), jnp.asarray(text.num_tokens)
         if self.config.text_length is not None:
@@ -245,7 +245,7 @@ class Wan(Network):
         tokens = constrain(self.text_embedder(tokens), "batch", None, None)
         if self.image_embedder is None:
             return tokens, num_tokens
-        image = self.image_embedder(given.image.astype(self.dtype))
+        image = self.image_embedder(cond.image.astype(self.dtype))
         return tokens, num_tokens, constrain(image, "batch", None, None)
 
 

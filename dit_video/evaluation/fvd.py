@@ -36,7 +36,7 @@ Features = Float[np.ndarray, "N D"]
 
 
 @runtime_checkable
-class Judged(Protocol):
+class SampleSource(Protocol):
     """Where samples come from: a run makes them, or another program has written them."""
 
     @property
@@ -109,7 +109,7 @@ class FVD:
                 f"FVD.num_frames={self.num_frames}: clips have {data.shape[0]} frames; judge no more than that"
             )
 
-    def judge(self, judged: Judged, data: EvaluationData, mesh: Mesh) -> Report:
+    def judge(self, judged: SampleSource, data: EvaluationData, mesh: Mesh) -> Report:
         """Measures samples against the held-out clips of `data`, on `mesh`.
 
         Raises:
@@ -142,7 +142,7 @@ class FVD:
         self,
         card: dict[str, Any],
         pool: Pool,
-        judged: Judged,
+        judged: SampleSource,
         data: EvaluationData,
         held_out: Features,
         training: Features,
@@ -161,7 +161,7 @@ class FVD:
         self,
         card: dict[str, Any],
         pool: Pool,
-        judged: Judged,
+        judged: SampleSource,
         data: EvaluationData,
         samples: Features,
         held_out: Features,
@@ -195,7 +195,7 @@ class FVD:
 
         return cached({**self._protocol(data, split), "still": still, "decoder": version("av")}, extract)
 
-    def _reconstructed(self, pool: Pool, judged: Judged, data: EvaluationData) -> Features | None:
+    def _reconstructed(self, pool: Pool, judged: SampleSource, data: EvaluationData) -> Features | None:
         if judged.reconstruct is None:
             return None
         batches = self._batches(data, Split.TRAIN, pool, "clips through the codec")
@@ -205,7 +205,7 @@ class FVD:
         batches = data.batches(split, self.num_clips, pool.batch_size)
         return counted(batches, title, total=self.num_clips, size=lambda item: item[1])
 
-    def _samples(self, pool: Pool, judged: Judged) -> tuple[Features, Features]:
+    def _samples(self, pool: Pool, judged: SampleSource) -> tuple[Features, Features]:
         """Features of the samples, and of the same with their frames shuffled."""
         found, shuffled, first = [], [], 0
         batches = judged.batches(self.num_clips, pool.batch_size)

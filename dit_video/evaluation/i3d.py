@@ -220,9 +220,9 @@ def minimal_filter(num_taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     of_taps = np.zeros((num_products, num_taps))
     to_outputs = np.zeros((OUTPUTS, num_products))
     for i, point in enumerate(points):
-        others = np.delete(points, i)
-        of_inputs[i, :-1] = np.poly(others)[::-1]
-        of_taps[i] = point ** np.arange(num_taps) / np.prod(point - others)
+        rest = np.delete(points, i)
+        of_inputs[i, :-1] = np.poly(rest)[::-1]
+        of_taps[i] = point ** np.arange(num_taps) / np.prod(point - rest)
         to_outputs[:, i] = point ** np.arange(OUTPUTS)
     of_inputs[-1] = np.poly(points)[::-1]
     of_taps[-1, -1] = 1

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dit_video.arrays import Framed, Text
+from dit_video.arrays import ImageCond, Text
 from dit_video.data.captions import encode_captions
 from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, TextCondition
 from dit_video.dit.first_frame import FirstFrame
@@ -25,7 +25,7 @@ class Input:
     meaning: str
 
 
-def random_given(
+def random_cond(
     condition: Condition | None, num_clips: int, latents: tuple[int, ...], caption_bytes: int | None
 ) -> Any:
     """Something for every clip, each another; None where there is no condition.
@@ -45,19 +45,19 @@ def random_given(
         num_tokens = rng.integers(1, condition.num_tokens, num_clips, np.int32, endpoint=True)
         return Text(tokens, num_tokens, rng.standard_normal((num_clips, condition.pooled_size), np.float32))
     if isinstance(condition, FirstFrame):
-        text: Any = random_given(condition.text, num_clips, latents, caption_bytes)
+        text: Any = random_cond(condition.text, num_clips, latents, caption_bytes)
         cells = rng.standard_normal((num_clips, *latents[:3], condition.num_channels(latents[3])), np.float32)
         size = condition.image_size
         image = None if size is None else rng.standard_normal((num_clips, _NUM_IMAGE_TOKENS, size), np.float32)
-        return Framed(text, cells, image)
+        return ImageCond(text, cells, image)
     return None
 
 
 def inputs_of(condition: Condition | None, latents: tuple[int, ...], caption_bytes: int | None) -> list[Input]:
     """The arrays of what is given, in the order in which programs take them."""
-    given = random_given(condition, 1, latents, caption_bytes)
+    cond = random_cond(condition, 1, latents, caption_bytes)
     meanings = _meanings(condition, caption_bytes)
-    leaves = jax.tree.leaves(given)
+    leaves = jax.tree.leaves(cond)
     return [Input(name, x.shape, x.dtype, meanings[name]) for name, x in zip(meanings, leaves, strict=True)]
 
 

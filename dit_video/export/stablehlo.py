@@ -16,7 +16,7 @@ from jax import export
 from jaxtyping import Array
 from safetensors.numpy import load_file
 
-from dit_video.export.inputs import random_given
+from dit_video.export.inputs import random_cond
 from dit_video.export.weights import CODEC, MODEL, Content, Denoiser, ExportMismatch, define_codec
 from dit_video.nn.module import Params, define, params_of
 
@@ -88,16 +88,16 @@ def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_byte
     """
     task = denoiser.task
     definition = define(task.init)
-    given_as = jax.tree.structure(random_given(task.condition, 1, shape, caption_bytes))
+    cond_tree = jax.tree.structure(random_cond(task.condition, 1, shape, caption_bytes))
 
-    def denoise(params: Params, x_t: Array, t: Array, *given: Array) -> Array:
-        return definition.bind(params)(x_t, t, jax.tree.unflatten(given_as, given))
+    def denoise(params: Params, x_t: Array, t: Array, *cond: Array) -> Array:
+        return definition.bind(params)(x_t, t, jax.tree.unflatten(cond_tree, cond))
 
     def example(batch_size: int) -> Inputs:
         rng = np.random.default_rng(0)
         x_t = rng.standard_normal((batch_size, *shape), np.float32)
         t = rng.random((batch_size, shape[0] if task.objective.per_frame else 1), np.float32)
-        return x_t, t, *jax.tree.leaves(random_given(task.condition, batch_size, shape, caption_bytes))
+        return x_t, t, *jax.tree.leaves(random_cond(task.condition, batch_size, shape, caption_bytes))
 
     return Program(
         file=DENOISER,

@@ -58,8 +58,8 @@ class TPUVM:
         on_all = self._gcloud("ssh", "--node=all", "--worker=all", f"--command={self._remote(command)}")
         follow = self._gcloud("ssh", "--node=0", "--worker=0", f"--command=tail -f {self.name}.log")
         stop = self._gcloud("ssh", "--node=all", "--worker=all", f"--command=kill -TERM $(cat {self.name}.pid)")
-        give_back = self._gcloud("delete", "--force")
-        told = f"it runs; follow: {follow}\nstop and save: {stop}\ngive the TPUs back: {give_back}"
+        release = self._gcloud("delete", "--force")
+        advice = f"it runs; follow: {follow}\nstop and save: {stop}\ngive the TPUs back: {release}"
         return f"""#!/bin/bash
 set -e
 {describe} > /dev/null 2>&1 ||
@@ -68,13 +68,13 @@ until state=$({describe}); [ "$state" = ACTIVE ]; do
   echo "{self.name}: ${{state:-its state is not known}}"
   case "$state" in
     FAILED | SUSPENDING | SUSPENDED | DELETING)
-      echo {shlex.quote(f"give it back and launch again: {give_back}")} >&2
+      echo {shlex.quote(f"give it back and launch again: {release}")} >&2
       exit 1 ;;
   esac
   sleep {_POLL_SECONDS}
 done
 {on_all}
-echo {shlex.quote(told)}
+echo {shlex.quote(advice)}
 """
 
     def _gcloud(self, verb: str, *rest: str) -> str:

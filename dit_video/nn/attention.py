@@ -115,15 +115,15 @@ class CrossAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B N D"],
-        others: Float[Array | np.ndarray, "B L E"],
-        num_others: Int[Array | np.ndarray, "B"] | None,
+        context: Float[Array | np.ndarray, "B L E"],
+        num_context: Int[Array | np.ndarray, "B"] | None,
     ) -> Float[Array, "B N D"]:
         """Attends from every token to the first `num_others` of the others, at least one; None: to all of them."""
-        k, v = jnp.moveaxis(self.key_value(jnp.asarray(others)), 2, 0)
+        k, v = jnp.moveaxis(self.key_value(jnp.asarray(context)), 2, 0)
         q = self.query(x)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        return self.out(cross_attention(q, k, v, None if num_others is None else jnp.asarray(num_others)))
+        return self.out(cross_attention(q, k, v, None if num_context is None else jnp.asarray(num_context)))
 
 
 def heads_norm(kind: QKNorm, num_heads: int, head_dim: int, *, rngs: nnx.Rngs) -> HeadsNorm | None:

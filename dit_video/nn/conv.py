@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 Stride = tuple[int, int, int]  # frames, rows, columns
 
 
-class Before(enum.Enum):
+class Padding(enum.Enum):
     """What a causal convolution sees in front of a clip."""
 
     # The first frame again: a still video then gives the same output at every frame, and an image (T = 1) gives what
@@ -50,7 +50,7 @@ class CausalConv3d(nnx.Module):
         kernel: tuple[int, int, int] = (3, 3, 3),
         *,
         stride: Stride = (1, 1, 1),
-        before: Before = Before.FIRST,
+        padding: Padding = Padding.FIRST,
         zero_init: bool = False,
         out_axis: str = "channels_out",
         dtype: DTypeLike = jnp.float32,
@@ -61,7 +61,7 @@ class CausalConv3d(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (*kernel, in_channels, out_channels), jnp.float32))
         bias_init = nnx.with_metadata(nnx.initializers.zeros, axes=(out_axis,))
         self.bias = nnx.Param(bias_init(rngs.params(), (out_channels,), jnp.float32))
-        self.stride, self.before = stride, before
+        self.stride, self.padding = stride, padding
         self.dtype = dtype
 
     def __call__(
@@ -79,7 +79,7 @@ class CausalConv3d(nnx.Module):
         num_frames, step = x.shape[1], self.stride[0]
         past = kernel.shape[0] - step
         if cache is None:
-            first = x[:, :1] if self.before is Before.FIRST else jnp.zeros_like(x, shape=(len(x), 1, *x.shape[2:]))
+            first = x[:, :1] if self.padding is Padding.FIRST else jnp.zeros_like(x, shape=(len(x), 1, *x.shape[2:]))
             cache = jnp.repeat(first, past, axis=1)
         x = jnp.concatenate([cache, x], axis=1) if past else x
         taps = [x[:, tap : tap + num_frames : step] for tap in range(kernel.shape[0])]
@@ -178,12 +178,12 @@ class Upsample(nnx.Module):
 
 
 def stream(
-    layers: Sequence[nnx.Module], x: Float[Array, "B T H W C"], cache: tuple | None = None, *given: Array
+    layers: Sequence[nnx.Module], x: Float[Array, "B T H W C"], cache: tuple | None = None, *cond: Array
 ) -> tuple[Float[Array, "B T_out H_out W_out D"], tuple]:
     """Calls streaming layers one after the other, each with what is `given`; the cache is the tuple of theirs."""
     caches = []
     for index, layer in enumerate(layers):
-        x, layer_cache = layer(x, None if cache is None else cache[index], *given)
+        x, layer_cache = layer(x, None if cache is None else cache[index], *cond)
         caches.append(layer_cache)
     return x, tuple(caches)
 

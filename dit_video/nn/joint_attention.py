@@ -146,8 +146,8 @@ def _across(axis: str, kernel: Kernel) -> Callable[..., tuple[Array, Array]]:
         gather = functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True)
         return _attend(q, gather(k), gather(v), *text, kernel=kernel)
 
-    def attend(q: Array, *others: Array) -> tuple[Array, Array]:
+    def attend(q: Array, *rest: Array) -> tuple[Array, Array]:
         divides = q.shape[2] % jax.lax.axis_size(axis) == 0
-        return (by_heads if divides else by_queries)(q, *others)
+        return (by_heads if divides else by_queries)(q, *rest)
 
     return attend

@@ -65,9 +65,9 @@ def cross_attention(
     stands for all.
     """
     kernel = choose_kernel(platform(), q.dtype, q.shape[-1])
-    others = ("batch", None, "heads", "head_dim")
+    whole = ("batch", None, "heads", "head_dim")
     attend = functools.partial(attend_local, kernel=kernel)
-    labels = [_TOKENS_AND_HEADS, others, others]
+    labels = [_TOKENS_AND_HEADS, whole, whole]
     if num_keys is None:
         return map_parts(attend, labels)(q, k, v)
     return map_parts(attend, [*labels, ("batch",)])(q, k, v, num_keys)

@@ -55,7 +55,7 @@ class Candidate:
             there = experiment.mesh.resolve(math.prod(self.mesh))
         except ValueError:
             there = dataclasses.astuple(experiment.mesh)
-        words = [f"--config.mesh.{axis}={n}" for axis, n, given in zip(MESH_AXES, self.mesh, there) if n != given]
+        words = [f"--config.mesh.{axis}={n}" for axis, n, current in zip(MESH_AXES, self.mesh, there) if n != current]
         if self.num_microbatches != experiment.num_microbatches:
             words.append(f"--config.num_microbatches={self.num_microbatches}")
         if self.remat is not None and self.remat is not remat_of(experiment):
@@ -102,7 +102,7 @@ class Estimator:
         other.target, other._chip = target, target.chip
         return other
 
-    def given(self) -> Candidate:
+    def current(self) -> Candidate:
         """The experiment as it is."""
         data, fsdp, context, tensor = self.experiment.mesh.resolve(self.target.num_devices)
         return Candidate(remat_of(self.experiment), self.experiment.num_microbatches, (data, fsdp, context, tensor))

@@ -60,7 +60,7 @@ def search(experiment: Experiment, target: Target, *, limit: int) -> Iterator[Tr
         )
     estimator = Estimator(experiment, target)
     trials: dict[Candidate, Trial] = {}
-    candidate: Candidate | None = estimator.given()
+    candidate: Candidate | None = estimator.current()
     compiled = 0
     while candidate is not None and compiled < limit and len(trials) < _TRIES * limit:
         words = candidate.overrides(experiment) if trials else ()
@@ -129,7 +129,7 @@ def remedies(experiment: Experiment, target: Target, found: Plan, *, limit: int)
         words = (f"{GPU_MEMORY_VARIABLE}={_GPU_MEMORY_AT_MOST}",)
         yield Remedy(words, "JAX may take more of a GPU's memory; set it where the run starts", found.memory.peak, True)
     estimator = Estimator(experiment, target)
-    estimator.learn(estimator.given(), found)
+    estimator.learn(estimator.current(), found)
     for change, reason, on in [*_changes(estimator, found.memory), *_larger(estimator)]:
         words = change.overrides(experiment)
         where = () if on is estimator else (f"--target={on.target.name}",)
@@ -144,22 +144,22 @@ def remedies(experiment: Experiment, target: Target, found: Plan, *, limit: int)
 
 def _changes(estimator: Estimator, memory: Memory) -> list[tuple[Candidate, str, Estimator]]:
     """Single changes of the experiment, and why each helps."""
-    given, slices, limit_bytes = estimator.given(), estimator.target.num_slices, memory.hbm or 0
-    data, fsdp, context, tensor = given.mesh
+    current, slices, limit_bytes = estimator.current(), estimator.target.num_slices, memory.hbm or 0
+    data, fsdp, context, tensor = current.mesh
     changes = []
-    if given.remat in (Remat.NOTHING_RECOMPUTED, Remat.DOTS):
+    if current.remat in (Remat.NOTHING_RECOMPUTED, Remat.DOTS):
         reason = "keeps block inputs only; one more forward pass, a third more arithmetic at most"
-        changes.append((dataclasses.replace(given, remat=Remat.FULL), reason, estimator))
-    if given.remat is Remat.FULL:
+        changes.append((dataclasses.replace(current, remat=Remat.FULL), reason, estimator))
+    if current.remat is Remat.FULL:
         reason = "block inputs wait in the memory of the host; the way there is not in the roofline"
-        changes.append((dataclasses.replace(given, remat=Remat.OFFLOAD), reason, estimator))
+        changes.append((dataclasses.replace(current, remat=Remat.OFFLOAD), reason, estimator))
     rows = estimator.experiment.data.batch_size // (data * fsdp)
-    finer = [dataclasses.replace(given, num_microbatches=n) for n in doublings(given.num_microbatches, rows)]
+    finer = [dataclasses.replace(current, num_microbatches=n) for n in doublings(current.num_microbatches, rows)]
     if finer:
         enough = [change for change in finer if estimator.estimate(change).memory <= limit_bytes]
         reason = "less of the batch at a time, the same update; parameters are gathered for each part"
         changes.append(((enough or finer[-1:])[0], reason, estimator))
-    split = dataclasses.replace(given, mesh=(slices, data * fsdp // slices, context, tensor))
+    split = dataclasses.replace(current, mesh=(slices, data * fsdp // slices, context, tensor))
     if data > slices and estimator.divides(split):
         reason = f"splits parameters, EMA and optimizer into {data // slices} times as many parts; more gathering"
         # Where most is what stays between steps, this is what helps most.
@@ -170,13 +170,13 @@ def _changes(estimator: Estimator, memory: Memory) -> list[tuple[Candidate, str,
 
 def _larger(estimator: Estimator) -> Iterator[tuple[Candidate, str, Estimator]]:
     """The smallest larger target on which the experiment should fit with another mesh and nothing else changed."""
-    given, size = estimator.given(), estimator.target.num_devices
+    current, size = estimator.current(), estimator.target.num_devices
     while (target := estimator.target.doubled()) is not None and target.num_devices <= _LARGEST_TARGET * size:
         estimator = estimator.on(target)
         same = [
             estimator.estimate(other)
             for other in estimator.candidates()
-            if (other.remat, other.num_microbatches) == (given.remat, given.num_microbatches)
+            if (other.remat, other.num_microbatches) == (current.remat, current.num_microbatches)
         ]
         fitting = [one for one in same if one.memory <= (target.memory or 0)]
         if fitting:

@@ -219,8 +219,8 @@ class ClassDiT(DenoiserFamily):
             network = definition.bind(params)
             return network.layers(*args), network.output(*args)
 
-        given = (jnp.asarray(x_t.transpose(0, 2, 3, 1)[:, None]), t, jnp.asarray(label, jnp.int32))
-        layers, output = call(dict(params), *given)
+        arguments = (jnp.asarray(x_t.transpose(0, 2, 3, 1)[:, None]), t, jnp.asarray(label, jnp.int32))
+        layers, output = call(dict(params), *arguments)
         for layer in range(depth):
             yield Pair(f"block {layer}", np.asarray(layers["blocks"][layer]), heard[f"transformer_blocks.{layer}"])
         found = np.concatenate([part for part in output if part is not None], axis=-1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dit_video.arrays import Framed, Text
+from dit_video.arrays import ImageCond, Text
 from dit_video.config.json_file import read_object
 from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.dit.condition import Condition, EmbeddedText
@@ -222,7 +222,7 @@ class WanFamily(DenoiserFamily):
         """At several timesteps, of captions of several lengths; then with a timestep for each frame."""
         import torch
 
-        x_t, given, inputs = self._inputs(np.random.default_rng(0), shape)
+        x_t, cond, inputs = self._inputs(np.random.default_rng(0), shape)
         frames, rows, columns = (n // p for n, p in zip(shape, self.config.patch_size))
         per_frame = np.linspace(0, NUM_TIMESTEPS, len(_TIMESTEPS) * frames, dtype=np.float32)
         timesteps = {"": np.array(_TIMESTEPS, np.float32)[:, None], " by frame": per_frame.reshape(-1, frames)}
@@ -240,13 +240,13 @@ class WanFamily(DenoiserFamily):
             with listening(theirs, names) as heard:
                 wanted = theirs(inputs[0], torch.from_numpy(of_tokens), *inputs[1:], return_dict=False)[0].numpy()
             t = np.repeat(timestep, self.config.patch_size[0], axis=1) if which else timestep
-            blocks, output = call(dict(params), x_t, jnp.asarray(t / NUM_TIMESTEPS), given)
+            blocks, output = call(dict(params), x_t, jnp.asarray(t / NUM_TIMESTEPS), cond)
             for name, block in zip(names, blocks):
                 by_frame = np.asarray(block).reshape(len(block), -1, frames, block.shape[-1]).swapaxes(1, 2)
                 yield Pair(f"{name}{which}", by_frame.reshape(block.shape), heard[name])
             yield Pair(f"output{which}", np.moveaxis(np.asarray(output), -1, 1), wanted)
 
-    def _inputs(self, rng: np.random.Generator, shape: LatentShape) -> tuple[Array, Text | Framed, list[Any]]:
+    def _inputs(self, rng: np.random.Generator, shape: LatentShape) -> tuple[Array, Text | ImageCond, list[Any]]:
         """Random x_t and what is given beside it; and both as diffusers takes them, with the timestep left out."""
         import torch
 
@@ -263,9 +263,9 @@ class WanFamily(DenoiserFamily):
         if self.frame is None:
             return x_t, text, inputs
         if self.image_size is None:
-            return x_t, Framed(text, beside), inputs
+            return x_t, ImageCond(text, beside), inputs
         image = rng.standard_normal((num, _NUM_IMAGE_TOKENS, self.image_size), np.float32)
-        return x_t, Framed(text, beside, jnp.asarray(image)), [*inputs, torch.from_numpy(image)]
+        return x_t, ImageCond(text, beside, jnp.asarray(image)), [*inputs, torch.from_numpy(image)]
 
     def usage(self, shape: LatentShape) -> str:
         c, (t, h, w) = self.channels, shape

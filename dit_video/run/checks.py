@@ -9,7 +9,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import batch_ways, platform_of
 from dit_video.experiment import Experiment
-from dit_video.run.folder import RECORD
+from dit_video.run.folder import EXPERIMENT_FILE
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 
@@ -34,9 +34,9 @@ def check_source(experiment: Experiment) -> None:
 
 def check_shared(workdir: Path) -> None:
     """What the first process has written must be there for all."""
-    if not (workdir / RECORD).is_file():
+    if not (workdir / EXPERIMENT_FILE).is_file():
         raise ExperimentError(
-            f"--workdir={workdir}: {RECORD} of process 0 is not there; all processes must see one folder"
+            f"--workdir={workdir}: {EXPERIMENT_FILE} of process 0 is not there; all processes must see one folder"
         )
 
 

@@ -20,8 +20,8 @@ from dit_video.distributed.sharding import fetch, place_whole, shard_frozen
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define, params_of
 from dit_video.progress import counted
-from dit_video.run.folder import RECORD, read_experiment
-from dit_video.storage.mirror import at_hand
+from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
+from dit_video.storage.mirror import local_copy
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.vae.codec import LatentCodec, latent_statistics
 from dit_video.vae.trained import TrainedCodec
@@ -68,8 +68,8 @@ def write_statistics(workdir: Path, digest: str, mean: Sequence[float], std: Seq
 def _trained(
     codec: TrainedCodec, mesh: Mesh, console: Console, like: Experiment
 ) -> tuple[LatentCodec, str, Mapping[str, Any]]:
-    folder = at_hand(Path(codec.run), RECORD)
-    if not (folder / RECORD).is_file():
+    folder = local_copy(Path(codec.run), EXPERIMENT_FILE)
+    if not (folder / EXPERIMENT_FILE).is_file():
         raise ExperimentError(
             f"config.task.codec.run={codec.run!r}: there is no run in this folder; train its VAE first, "
             f"with --workdir {codec.run}, or name another with --config.task.codec.run=FOLDER"

@@ -17,16 +17,18 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
 from dit_video.experiment import Experiment
 
-RECORD = "experiment.json"
+EXPERIMENT_FILE = "experiment.json"
 # In it, beside the experiment: what its data are, and what they were before.
 DATA, DATA_CHANGES = "data", "data_changes"
 
 
 def read_experiment(workdir: Path, like: Experiment | None = None) -> Experiment:
     """The experiment a run folder was started with; `like` has the classes of the user's own that it is made of."""
-    path = workdir / RECORD
+    path = workdir / EXPERIMENT_FILE
     if not path.is_file():
-        raise ExperimentError(f"{workdir}: not a run folder (no {RECORD}); `dit-video train --workdir` makes one")
+        raise ExperimentError(
+            f"{workdir}: not a run folder (no {EXPERIMENT_FILE}); `dit-video train --workdir` makes one"
+        )
     return experiments.read(path, like)
 
 
@@ -39,7 +41,7 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allo
     again = experiments.from_json(to_json(experiment), experiment)
     for name, (before, after) in diff(experiment, again).items():
         raise ExperimentError(f"config.{name}={before!r}: a record of it reads as {after!r}; change the field's type")
-    path, kept = workdir / RECORD, {}
+    path, kept = workdir / EXPERIMENT_FILE, {}
     if path.is_file():
         before = read_experiment(workdir, experiment)
         said = read_object(path)
@@ -74,7 +76,7 @@ def check_data(data: dict[str, Any], workdir: Path, allow_change: bool) -> None:
     Raises:
         ExperimentError: says what is different. Other classes are always refused: a label would mean another one.
     """
-    old = read_object(workdir / RECORD).get(DATA)
+    old = read_object(workdir / EXPERIMENT_FILE).get(DATA)
     if old is None or old == data:
         return
     before, now = old["source"], data["source"]
@@ -99,7 +101,7 @@ def check_data(data: dict[str, Any], workdir: Path, allow_change: bool) -> None:
 
 def record_data(data: dict[str, Any], workdir: Path, next_batch: int) -> None:
     """Writes down the data that this run goes on with from `next_batch` on, and whether they are others than before."""
-    path = workdir / RECORD
+    path = workdir / EXPERIMENT_FILE
     said = read_object(path)
     old = said.get(DATA)
     if old == data:
@@ -111,7 +113,7 @@ def record_data(data: dict[str, Any], workdir: Path, next_batch: int) -> None:
 
 def data_changes(workdir: Path) -> list[dict[str, Any]]:
     """The changes of data that this run was allowed to go on with: the first batch of the new ones, old, and new."""
-    return read_object(workdir / RECORD).get(DATA_CHANGES, [])
+    return read_object(workdir / EXPERIMENT_FILE).get(DATA_CHANGES, [])
 
 
 def describe_change(change: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from dit_video.encoders.open_image import opened
 from dit_video.experiment import Experiment
 from dit_video.nn.module import params_of
 from dit_video.run.codec import _trained
-from dit_video.run.folder import RECORD
+from dit_video.run.folder import EXPERIMENT_FILE
 from dit_video.run.text import with_text
 from dit_video.storage import bucket
 from dit_video.tasks.denoise import Denoise, Frozen
@@ -28,9 +28,9 @@ def with_frozen(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[E
         return experiment, None
     codec, digest, _ = _trained(task.codec, mesh, console, experiment)
     trained = dataclasses.replace(task.codec, digest=digest)
-    experiment, nothing = with_text(dataclasses.replace(experiment, task=dataclasses.replace(task, codec=trained)))
+    experiment, null = with_text(dataclasses.replace(experiment, task=dataclasses.replace(task, codec=trained)))
     experiment, image = with_image(experiment, mesh)
-    return experiment, Frozen(codec, jax.device_put(nothing, replicated(mesh)), image)
+    return experiment, Frozen(codec, jax.device_put(null, replicated(mesh)), image)
 
 
 def with_codec_inside(experiment: Experiment, workdir: Path) -> Experiment:
@@ -39,7 +39,7 @@ def with_codec_inside(experiment: Experiment, workdir: Path) -> Experiment:
     if not isinstance(task, Denoise) or bucket.address(task.codec.run) is not None:
         return experiment
     inside = workdir / Path(task.codec.run).name
-    if (Path(task.codec.run) / RECORD).is_file() or not (inside / RECORD).is_file():
+    if (Path(task.codec.run) / EXPERIMENT_FILE).is_file() or not (inside / EXPERIMENT_FILE).is_file():
         return experiment
     codec = dataclasses.replace(task.codec, run=str(inside))
     return dataclasses.replace(experiment, task=dataclasses.replace(task, codec=codec))

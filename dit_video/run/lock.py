@@ -67,7 +67,7 @@ class Lock(Protocol):
 
 
 @contextlib.contextmanager
-def hold(run: Path, say: Callable[[str], None]) -> Iterator[None]:
+def acquire(run: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """The run is this process's own; given back on every way out but a kill.
 
     Args:
@@ -100,11 +100,11 @@ def hold(run: Path, say: Callable[[str], None]) -> Iterator[None]:
             continue
         if theirs == mine:
             break
-        _refuse_unless_stale(lock, theirs, say)
+        _refuse_unless_stale(lock, theirs, warn)
         if lock.remove(theirs):
-            say(f"{lock.where}: taken over from a process that is gone (pid {json.loads(theirs)['pid']})")
+            warn(f"{lock.where}: taken over from a process that is gone (pid {json.loads(theirs)['pid']})")
     done = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(lock, mine, done, say), name="run_lock", daemon=True)
+    keeper = threading.Thread(target=_keep, args=(lock, mine, done, warn), name="run_lock", daemon=True)
     keeper.start()
     try:
         yield
@@ -116,19 +116,19 @@ def hold(run: Path, say: Callable[[str], None]) -> Iterator[None]:
             lock.remove(mine)
 
 
-def _keep(lock: Lock, mine: str, done: threading.Event, say: Callable[[str], None]) -> None:
+def _keep(lock: Lock, mine: str, done: threading.Event, warn: Callable[[str], None]) -> None:
     """Touches the lock until `done`."""
     while not done.wait(REFRESH_SECONDS):
         # Removed by hand, or a store that does not answer now.
         with contextlib.suppress(*raised_by_stores()):
             if (theirs := lock.read()) not in (mine, None):
                 # Two that write here would spoil what both have learnt, and the other one has begun.
-                say(f"{lock.where}: another run has taken this folder over: {theirs}; this one ends at once")
+                warn(f"{lock.where}: another run has taken this folder over: {theirs}; this one ends at once")
                 processes.leave(1)
             lock.touch()
 
 
-def _refuse_unless_stale(lock: Lock, text: str, say: Callable[[str], None]) -> None:
+def _refuse_unless_stale(lock: Lock, text: str, warn: Callable[[str], None]) -> None:
     try:
         found = json.loads(text)
         host, pid, started, since = found["host"], int(found["pid"]), found["process_started"], found["since"]
@@ -142,7 +142,7 @@ def _refuse_unless_stale(lock: Lock, text: str, say: Callable[[str], None]) -> N
     here = host == socket.gethostname() and found.get("boot") in (None, _boot())
     if here and not _is_alive(pid, started):
         return
-    if not here and refreshed and not _is_touched(lock, f"process {pid} on {host}", say):
+    if not here and refreshed and not _is_touched(lock, f"process {pid} on {host}", warn):
         return
     raise RunInUse(
         f"{lock.run}: process {pid} on {host} trains here since {since}; stop it or use another --workdir"
@@ -150,11 +150,11 @@ def _refuse_unless_stale(lock: Lock, text: str, say: Callable[[str], None]) -> N
     )
 
 
-def _is_touched(lock: Lock, holder: str, say: Callable[[str], None]) -> bool:
+def _is_touched(lock: Lock, holder: str, warn: Callable[[str], None]) -> bool:
     """Waits until the lock of another host is touched, or until nobody has done so for GONE_SECONDS."""
     first = lock.sign()
     if (left := GONE_SECONDS - lock.age()) > 0:
-        say(f"{lock.where}: {holder} has this folder; waiting for a sign of life, {left:.0f} s at most")
+        warn(f"{lock.where}: {holder} has this folder; waiting for a sign of life, {left:.0f} s at most")
     until = time.monotonic() + left
     while (now := lock.sign()) is not None:  # else it was given back, or another has taken it over
         if now != first:

@@ -19,9 +19,9 @@ from dit_video.distributed.sharding import make_mesh, platform_of
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Definition, Params, define
 from dit_video.run.compiled import keep_compiled_programs
-from dit_video.run.folder import RECORD, environment, read_experiment
+from dit_video.run.folder import EXPERIMENT_FILE, environment, read_experiment
 from dit_video.run.frozen import with_codec_inside, with_frozen
-from dit_video.storage.mirror import at_hand
+from dit_video.storage.mirror import local_copy
 from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.subject import Subject
@@ -49,7 +49,7 @@ class OpenRun:
     def subject(self) -> Subject:
         about = description(self.experiment, self.workdir)
         subject = Subject(self.experiment.task, self.definition, self.frozen, self.mesh, about)
-        return subject.hold(self.params, step=self.step, ema=self.ema)
+        return subject.with_weights(self.params, step=self.step, ema=self.ema)
 
 
 def open_run(
@@ -69,7 +69,7 @@ def open_run(
     """
     console = console or Console()
     keep_compiled_programs()
-    workdir = at_hand(workdir, RECORD)
+    workdir = local_copy(workdir, EXPERIMENT_FILE)
     experiment = with_codec_inside(read_experiment(workdir, like), workdir)
     if overrides:
         experiment = override(experiment, overrides)

@@ -78,7 +78,7 @@ def with_text(experiment: Experiment) -> tuple[Experiment, Text | None]:
     cache, task = experiment.data.text, experiment.task
     if cache is None:
         return experiment, None
-    blank = task.condition.blank_nothing() if isinstance(task, Denoise) and task.condition is not None else None
+    blank = task.condition.blank_null() if isinstance(task, Denoise) and task.condition is not None else None
     if not isinstance(task, Denoise) or not isinstance(blank, Text):
         raise ExperimentError("config.data.text: only a run on embedded text reads a text cache; leave it None")
     manifest = cache.manifest()

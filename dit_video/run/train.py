@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from dit_video.checkpoint.checkpoints import Checkpoints
-from dit_video.checkpoint.writer import RECORD as SAVES
+from dit_video.checkpoint.writer import SAVES_FILE
 from dit_video.config.components import to_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.distributed import processes
@@ -45,11 +45,11 @@ from dit_video.run.checks import (
 )
 from dit_video.run.codec import codec_of_run
 from dit_video.run.compiled import keep_compiled_programs
-from dit_video.run.folder import RECORD, check_data, record, record_data
+from dit_video.run.folder import EXPERIMENT_FILE, check_data, record, record_data
 from dit_video.run.frozen import with_frozen
 from dit_video.run.latents import check_cache
 from dit_video.run.open import _plain, description, evaluation_data, program_of
-from dit_video.storage.mirror import Copying, address_of, at_hand, record_of
+from dit_video.storage.mirror import Copying, address_of, local_copy, record_of
 from dit_video.storage.patient_files import PICTURES_LIMIT, PatientFiles
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Frozen
@@ -62,8 +62,7 @@ from dit_video.training.faults import TrainingFault
 from dit_video.training.goodput import Activity
 from dit_video.training.step import Program, TrainState
 from dit_video.training.stop import StopSignal, StopTogether
-from dit_video.training.tracker import RECORD as METRICS
-from dit_video.training.tracker import Onlooker, Tracker, recorded_evaluations, recorded_scores
+from dit_video.training.tracker import METRICS_FILE, NullTracker, Tracker, recorded_evaluations, recorded_scores
 from dit_video.training.values import Profile
 from dit_video.training.watchdog import Watchdog
 
@@ -97,9 +96,11 @@ def train(
     console = console or Console()
     kept = record_of(workdir)
     if init_from is not None:
-        init_from = at_hand(init_from, RECORD)
-        if not (init_from / RECORD).is_file():
-            raise ExperimentError(f"--init_from={init_from}: there is no run in this folder; name one with a {RECORD}")
+        init_from = local_copy(init_from, EXPERIMENT_FILE)
+        if not (init_from / EXPERIMENT_FILE).is_file():
+            raise ExperimentError(
+                f"--init_from={init_from}: there is no run in this folder; name one with a {EXPERIMENT_FILE}"
+            )
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     check_joined()
@@ -112,15 +113,15 @@ def train(
     data = experiment.data.identity()
 
     def begin() -> None:
-        kept.pull(RECORD)
+        kept.pull(EXPERIMENT_FILE)
         record(experiment, kept.folder, overrides, allow_change)
         check_data(data, kept.folder, allow_data_change)
         kept.push()
 
-    with processes.entered_by_first(lock.hold(workdir, _plain(console))):
+    with processes.entered_by_first(lock.acquire(workdir, _plain(console))):
         processes.from_first(begin)
         if not processes.is_first():
-            kept.pull(RECORD)
+            kept.pull(EXPERIMENT_FILE)
         check_shared(kept.folder)
         with Copying(kept, _plain(console)) as copying:
             return _train(experiment, data, kept.folder, frozen, mesh, init_from, profile, console, copying)
@@ -186,15 +187,15 @@ def _checkpoints(
     experiment: Experiment, workdir: Path, files: PatientFiles, copying: Copying, console: Console
 ) -> Checkpoints:
     """Those of a run that trains."""
-    keep, metrics, saves = experiment.keep, files.file(workdir / METRICS), files.file(workdir / SAVES)
+    keep, metrics, saves = experiment.keep, files.file(workdir / METRICS_FILE), files.file(workdir / SAVES_FILE)
     return Checkpoints(
         workdir,
         keep=keep,
         scores=lambda: {} if keep.best is None else recorded_scores(metrics, keep.best.evaluator, keep.best.scalar),
         experiment=to_json(experiment),
-        say=_plain(console),
+        warn=_plain(console),
         record=lambda line: saves.append(f"{json.dumps(line)}\n".encode()),
-        beside=copying.start,
+        on_begin=copying.start,
     )
 
 
@@ -229,7 +230,7 @@ def _initial_state(
 @contextlib.contextmanager
 def _recorded(
     experiment: Experiment, workdir: Path, files: PatientFiles, start: int, console: Console
-) -> Iterator[Tracker | Onlooker]:
+) -> Iterator[Tracker | NullTracker]:
     """The first process writes and shows what happens; the others know what it has written before."""
 
     def known() -> dict[str, Any]:
@@ -239,11 +240,11 @@ def _recorded(
     found = processes.from_first(known)
     if not processes.is_first():
         evaluations = [(step, name) for step, name in found["evaluations"]]
-        yield Onlooker(evaluations, [Event.from_json(event) for event in found["events"]])
+        yield NullTracker(evaluations, [Event.from_json(event) for event in found["events"]])
         return
     tracker = Tracker(workdir, files, start=start, num_steps=experiment.schedule.num_steps, console=console)
     try:
         yield tracker
     finally:
         tracker.close()
-        plot_record(files.file(workdir / METRICS), files.file(workdir / CURVES, limit=PICTURES_LIMIT))
+        plot_record(files.file(workdir / METRICS_FILE), files.file(workdir / CURVES, limit=PICTURES_LIMIT))

@@ -38,7 +38,7 @@ def step_flops(experiment: Experiment) -> int:
     def loss(params, frozen, batch, key, step):
         return task.loss(definition.bind(params), frozen, batch, key, step)[0]
 
-    given = (
+    arguments = (
         frozen,
         abstract_batch(experiment),
         jax.eval_shape(lambda: jax.random.key(0)),
@@ -46,8 +46,8 @@ def step_flops(experiment: Experiment) -> int:
     )
     # Backward is two forwards of what depends on parameters: through a frozen codec none goes. What is recomputed to
     # save memory is not useful work and is not counted.
-    backward = 2 * count_dependent_flops(loss, definition.shapes, *given)
-    return count_flops(loss, definition.shapes, *given) + backward
+    backward = 2 * count_dependent_flops(loss, definition.shapes, *arguments)
+    return count_flops(loss, definition.shapes, *arguments) + backward
 
 
 def abstract_batch(experiment: Experiment) -> Batch:
@@ -58,7 +58,7 @@ def abstract_batch(experiment: Experiment) -> Batch:
     def batch() -> Batch:
         caption = None if data.caption_bytes is None else jnp.zeros((B, data.caption_bytes), jnp.uint8)
         condition = task.condition if isinstance(task, Denoise) else None
-        blank = None if condition is None else condition.blank_nothing()
+        blank = None if condition is None else condition.blank_null()
         text = jax.tree.map(lambda x: jnp.repeat(x, B, axis=0), blank) if isinstance(blank, Text) else None
         told = {"label": jnp.zeros((B,), jnp.int32), "caption": caption, "text": text}
         if data.cache is not None and isinstance(task, Denoise):

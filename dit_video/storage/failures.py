@@ -139,7 +139,7 @@ def passes(error: BaseException) -> bool:
     return bool(_PASSING_STATUS.match(str(error)))
 
 
-def read_patiently(read: Callable[[], Result], say: Callable[[str], None]) -> Result:
+def read_patiently(read: Callable[[], Result], warn: Callable[[str], None]) -> Result:
     """What `read` returns; a failure that may pass is waited for, longer each time, and said."""
     for pause in READ_PAUSES:
         try:
@@ -147,7 +147,7 @@ def read_patiently(read: Callable[[], Result], say: Callable[[str], None]) -> Re
         except (OSError, ValueError) as error:
             if not passes(error):
                 raise
-            say(f"cannot read: {error}; trying again in {pause:.0f} s")
+            warn(f"cannot read: {error}; trying again in {pause:.0f} s")
         time.sleep(pause)
     return read()
 

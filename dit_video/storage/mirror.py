@@ -141,9 +141,9 @@ class InBucket:
 class Copying:
     """Copies a record in the background, and on the way out, some minutes where it must, until all is copied."""
 
-    def __init__(self, record: Record, say: Callable[[str], None]):
+    def __init__(self, record: Record, warn: Callable[[str], None]):
         """`say` is told of a copy that failed and what to do."""
-        self._record, self._say = record, say
+        self._record, self._warn = record, warn
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="record")
         self._last: Future[bool] | None = None
 
@@ -165,7 +165,7 @@ class Copying:
             if cause is None:
                 raise
             text = str(cause).partition("\n")[0]
-            self._say(f"{self._record.folder}: not copied to its bucket: {text}; {advice(error)}. {then}")
+            self._warn(f"{self._record.folder}: not copied to its bucket: {text}; {advice(error)}. {then}")
             return False
         return True
 
@@ -207,7 +207,7 @@ def working_folder(where: str) -> Path:
     return user_cache() / "runs" / hashlib.sha256(where.encode()).hexdigest()[:16] / where.rpartition("/")[2]
 
 
-def at_hand(run: Path, needed: str) -> Path:
+def local_copy(run: Path, needed: str) -> Path:
     """The folder of a run that is to be read: `run` itself, or a copy that goes when this process ends.
 
     Raises:
@@ -223,7 +223,7 @@ def at_hand(run: Path, needed: str) -> Path:
     return folder
 
 
-def give_back(folder: Path) -> None:
+def push(folder: Path) -> None:
     """What was written into a run that is at hand goes where that is kept.
 
     Raises:

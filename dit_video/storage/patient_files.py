@@ -73,9 +73,9 @@ class PatientFile:
 class PatientFiles:
     """Of one run. As a context it waits on the way out, some seconds where it must, until all is written."""
 
-    def __init__(self, say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, warn: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic):
         """`say` is told of the first failure, what to do about it, and when it is over."""
-        self._say, self._clock = say, clock
+        self._warn, self._clock = warn, clock
         self._waiting: dict[Path, _Waiting] = {}
         self._dropped: Counter[Path] = Counter()
         # Files that were written, and how long those were in which a failure may have left more.
@@ -138,7 +138,7 @@ class PatientFiles:
         if error is None:
             processes.from_first(self.finish)
         elif not self.retry() or self._dropped:
-            self._say(self._lost())
+            self._warn(self._lost())
 
     def _attempt(self, paths: list[Path]) -> None:
         failure = None
@@ -158,11 +158,11 @@ class PatientFiles:
             self._failed(*failure)
         elif self._num_failed and not self._waiting:
             self._num_failed = 0
-            self._say("all that waited in memory is written now")
+            self._warn("all that waited in memory is written now")
 
     def _failed(self, path: Path, error: OSError) -> None:
         if not self._num_failed:
-            self._say(
+            self._warn(
                 f"{path}: cannot be written: {type(error).__name__}: {error}; {advice(error)}. Training goes on; "
                 f"what the run records waits in memory, up to {LIMIT >> 20} MiB, and is tried again until it is written"
             )
@@ -209,7 +209,7 @@ class PatientFiles:
 
     def _drop(self, path: Path) -> None:
         if not self._dropped:
-            self._say(f"{path}: more waits in memory than may; what does not fit is dropped and counted")
+            self._warn(f"{path}: more waits in memory than may; what does not fit is dropped and counted")
         self._dropped[path] += 1
 
     def _lost(self) -> str:

@@ -14,7 +14,7 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.diffusion.prediction import DenoiseFn
 from dit_video.diffusion.sampler import Euler, Sampler, noise
-from dit_video.dit.condition import Condition, Given
+from dit_video.dit.condition import Cond, Condition
 from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.network import Network, NetworkConfig
 from dit_video.encoders.clip_image import CLIPVisionModel
@@ -45,7 +45,7 @@ class Frozen(NamedTuple):
     """
 
     codec: LatentCodec
-    nothing: Given | None = None
+    null: Cond | None = None
     image: CLIPVisionModel | None = None
 
 
@@ -129,8 +129,8 @@ class Denoise:
 
     def blank(self, rng: Key[Array, ""]) -> Frozen:
         """The frozen parts with random weights: for shapes, FLOPs and tests, where no trained ones are at hand."""
-        nothing = None if self.condition is None else self.condition.blank_nothing()
-        return Frozen(self.codec.blank(rng), nothing, None if self.image is None else self.image.blank(rng))
+        null = None if self.condition is None else self.condition.blank_null()
+        return Frozen(self.codec.blank(rng), null, None if self.image is None else self.image.blank(rng))
 
     def loss(
         self, model: Network, frozen: Frozen, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
@@ -138,11 +138,11 @@ class Denoise:
         del step  # the objective is the same at every step
         corruption, posterior, dropping = jax.random.split(rng, 3)
         x_0 = _latents(frozen.codec, batch, posterior)
-        given = self._given(frozen, batch, x_0.shape[1])
-        if self.condition is not None and given is not None:
-            given = self.condition.drop(dropping, given, self._nothing(self.condition, frozen, given))
+        cond = self._cond(frozen, batch, x_0.shape[1])
+        if self.condition is not None and cond is not None:
+            cond = self.condition.drop(dropping, cond, self._null(self.condition, frozen, cond))
         corrupted = self.objective.corrupt(corruption, x_0)
-        output = model.output(*held(corrupted.x_t, corrupted.t, self._held_of(x_0)), given)
+        output = model.output(*held(corrupted.x_t, corrupted.t, self._held_of(x_0)), cond)
         if self.hold_first_frame:
             output, corrupted = after_first(output), after_first(by_frame(corrupted))
         return self.objective.loss(output, corrupted)
@@ -150,13 +150,13 @@ class Denoise:
     def validate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
         """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean."""
         x_0 = _latents(frozen.codec, batch, None)
-        given = self._given(frozen, batch, x_0.shape[1])
+        cond = self._cond(frozen, batch, x_0.shape[1])
         eps = noise(rngs, x_0.shape[1:])
 
         def error(logsnr: Float[Array, ""]) -> Float[Array, "B"]:
             t = jnp.full((x_0.shape[0], 1), self.objective.path.time_of_logsnr(logsnr))
             x_t = self.objective.corrupt_with(x_0, eps, t).x_t
-            denoised = self.objective.denoised(model(*held(x_t, t, self._held_of(x_0)), given), x_t, t)
+            denoised = self.objective.denoised(model(*held(x_t, t, self._held_of(x_0)), cond), x_t, t)
             error = jnp.square(denoised - x_0)
             return jnp.mean(after_first(error) if self.hold_first_frame else error, axis=(1, 2, 3, 4))
 
@@ -167,17 +167,17 @@ class Denoise:
     def generate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
         """Samples a clip for each row of `batch`, of its label or its caption where the network is conditioned."""
         latents = self.codec.vae.latent_shape(shape)
-        given = self._given(frozen, batch, latents[0])
+        cond = self._cond(frozen, batch, latents[0])
         x_1 = noise(rngs, (*latents, self.codec.vae.latent_channels))
         first = first_frame(frozen.codec, batch) if self.hold_first_frame else None
 
         def conditional(x_t: Latents, t: Time) -> Output:
-            return model.output(*held(x_t, t, first), given)
+            return model.output(*held(x_t, t, first), cond)
 
         denoise: DenoiseFn = conditional
-        if self.condition is not None and given is not None:
-            nothing = self._nothing(self.condition, frozen, given)
-            both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), given, nothing)
+        if self.condition is not None and cond is not None:
+            null = self._null(self.condition, frozen, cond)
+            both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), cond, null)
 
             def pair(x_t: Latents, t: Time) -> tuple[Output, Output]:
                 # One forward pass over the conditional and the unconditional half.
@@ -196,25 +196,25 @@ class Denoise:
         codec = frozen.codec
         return codec.decode(codec.whiten(codec.moments(batch.require_video()), None))
 
-    def _given(self, frozen: Frozen, batch: Batch, num_frames: int) -> Given | None:
+    def _cond(self, frozen: Frozen, batch: Batch, num_frames: int) -> Cond | None:
         """What the network is told of each clip of so many latent frames."""
         if self.condition is None:
             return None
-        given = self.condition.read(label=batch.label, caption=batch.caption, text=batch.text)
+        cond = self.condition.read(label=batch.label, caption=batch.caption, text=batch.text)
         if isinstance(self.condition, FirstFrame):
             image = None if frozen.image is None else image_tokens(frozen.image, batch)
             if self.condition.grey_frames:
-                return self.condition.framed(given, grey_after_first(frozen.codec, batch, num_frames), image)
-            return self.condition.framed(given, followed_by_zeros(first_frame(frozen.codec, batch), num_frames), image)
-        return given
+                return self.condition.framed(cond, grey_after_first(frozen.codec, batch, num_frames), image)
+            return self.condition.framed(cond, followed_by_zeros(first_frame(frozen.codec, batch), num_frames), image)
+        return cond
 
     def _held_of(self, x_0: Latents) -> Float[Array, "B 1 h w c"] | None:
         """What is known of x_0 before anything is denoised."""
         return x_0[:, :1] if self.hold_first_frame else None
 
-    def _nothing(self, condition: Condition, frozen: Frozen, given: Given) -> Any:
+    def _null(self, condition: Condition, frozen: Frozen, cond: Cond) -> Any:
         """What guidance has instead of what is given, for each clip or for one."""
-        return condition.nothing(given, frozen.nothing)
+        return condition.null(cond, frozen.null)
 
 
 def _latents(codec: LatentCodec, batch: Batch, rng: Key[Array, ""] | None) -> Latents:

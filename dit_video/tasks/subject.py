@@ -47,7 +47,7 @@ class Subject:
         self._generate = jax.jit(generate, static_argnames="shape")
         self._reconstruct = jax.jit(reconstruct)
 
-    def hold(self, params: Params, *, step: int, ema: bool) -> "Subject":
+    def with_weights(self, params: Params, *, step: int, ema: bool) -> "Subject":
         """The same subject with these weights from now on."""
         self.params, self.step, self.ema = params, step, ema
         return self

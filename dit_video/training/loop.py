@@ -54,7 +54,7 @@ def train(
         tracker.now(Activity.EVALUATE)
         owed = _due(evaluators, step, last=step == schedule.num_steps)
         owed = [name for name in owed if not tracker.has_evaluation(step, name)]
-        _evaluate(owed, evaluators, subject.hold(state.ema, step=step, ema=True), data, seed, tracker)
+        _evaluate(owed, evaluators, subject.with_weights(state.ema, step=step, ema=True), data, seed, tracker)
     elif faults.rolls_back:
         tracker.now(Activity.CHECKPOINT)
         saver.save(step, state, batches.next_batch)
@@ -104,7 +104,7 @@ def train(
             saver.save(step, state, batches.next_batch)
         if due and not stopping:
             now(Activity.EVALUATE)
-            _evaluate(due, evaluators, subject.hold(state.ema, step=step, ema=True), data, seed, tracker)
+            _evaluate(due, evaluators, subject.with_weights(state.ema, step=step, ema=True), data, seed, tracker)
         now(Activity.STEP)
         if look:
             window = _Window(step, batches.wait_seconds, compiling=False)

@@ -41,6 +41,6 @@ class Saver(Protocol):
         """Until everything that was started is saved."""
         ...
 
-    def resume(self, shapes: TrainState, say: Callable[[str], None]) -> Saved[TrainState] | None:
+    def resume(self, shapes: TrainState, warn: Callable[[str], None]) -> Saved[TrainState] | None:
         """The last good state; None where there is none."""
         ...

@@ -21,7 +21,7 @@ from dit_video.training.goodput import Activity, Ledger
 from dit_video.training.watchdog import Pulse
 from dit_video.video.encode import encode_mp4
 
-RECORD = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class Recorder(Protocol):
     def note(self, message: str) -> None: ...
 
 
-class Onlooker:
+class NullTracker:
     """Records nothing: where several processes train together one of them writes, and the others have this."""
 
     def __init__(self, evaluations: Iterable[tuple[int, str]], known: Iterable[Event]):
@@ -132,7 +132,7 @@ class Tracker:
         Whoever made `files` waits until they are written.
         """
         self._workdir, self._files, self._console = workdir, files, console
-        self._record = files.file(workdir / RECORD)
+        self._record = files.file(workdir / METRICS_FILE)
         began = time.perf_counter() if began is None else began
         self.goodput = Ledger(files.file(workdir / goodput.FILE), start=start, began=began)
         self.goodput.write(start)
@@ -143,8 +143,8 @@ class Tracker:
         recorded = {line["step"] for line in self._lines() if "loss" in line}
         if missing := set(range(min(recorded, default=start + 1), start + 1)) - recorded:
             self.note(
-                f"{workdir / RECORD}: {len(missing)} steps from {min(missing)} to {max(missing)} have no line; the "
-                "run was killed while they could not be written"
+                f"{workdir / METRICS_FILE}: {len(missing)} steps from {min(missing)} to {max(missing)} have no line; "
+                "the run was killed while they could not be written"
             )
         self._progress: Progress | None = None
         self._printed = -math.inf
@@ -277,7 +277,7 @@ def recorded_scores(record: PatientFile, evaluator: str, scalar: str) -> dict[in
 
 def read_record(workdir: Path, *, last: int | None = None) -> Iterable[dict[str, Any]]:
     """Lines of the record in a run's folder, up to step `last`."""
-    path = workdir / RECORD
+    path = workdir / METRICS_FILE
     lines = parsed(path.read_bytes()) if path.exists() else ()
     return (line for line in lines if last is None or line["step"] <= last)
 

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Pixels
-from dit_video.nn.conv import Before, CausalConv3d, Stride, stream
+from dit_video.nn.conv import CausalConv3d, Padding, Stride, stream
 from dit_video.vae.vae import VAE
 
 # Makes the norm of so many channels, called as norm(x, *given).
@@ -33,23 +33,23 @@ class ResidualConvs(nnx.Module):
         *,
         norm: NormOf,
         kernel: Stride,
-        before: Before = Before.FIRST,
+        padding: Padding = Padding.FIRST,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.norm1 = norm(in_channels)
-        self.conv1 = CausalConv3d(in_channels, out_channels, kernel, before=before, dtype=dtype, rngs=rngs)
+        self.conv1 = CausalConv3d(in_channels, out_channels, kernel, padding=padding, dtype=dtype, rngs=rngs)
         self.norm2 = norm(out_channels)
-        self.conv2 = CausalConv3d(out_channels, out_channels, kernel, before=before, dtype=dtype, rngs=rngs)
+        self.conv2 = CausalConv3d(out_channels, out_channels, kernel, padding=padding, dtype=dtype, rngs=rngs)
         widen = in_channels != out_channels
         self.shortcut = CausalConv3d(in_channels, out_channels, (1, 1, 1), dtype=dtype, rngs=rngs) if widen else None
 
     def __call__(
-        self, x: Float[Array, "B T H W C"], cache: tuple | None = None, *given: Array
+        self, x: Float[Array, "B T H W C"], cache: tuple | None = None, *cond: Array
     ) -> tuple[Float[Array, "B T H W D"], tuple]:
         before1, before2 = (None, None) if cache is None else cache
-        h, cache1 = self.conv1(nnx.silu(self.norm1(x, *given)), before1)
-        h, cache2 = self.conv2(nnx.silu(self.norm2(h, *given)), before2)
+        h, cache1 = self.conv1(nnx.silu(self.norm1(x, *cond)), before1)
+        h, cache2 = self.conv2(nnx.silu(self.norm2(h, *cond)), before2)
         if self.shortcut is not None:
             x, _ = self.shortcut(x)
         return x.astype(h.dtype) + h, (cache1, cache2)
@@ -82,13 +82,13 @@ class Middle(nnx.Module):
         self.attention = attention
 
     def __call__(
-        self, x: Float[Array, "B T H W C"], cache: tuple | None = None, *given: Array
+        self, x: Float[Array, "B T H W C"], cache: tuple | None = None, *cond: Array
     ) -> tuple[Float[Array, "B T H W C"], tuple]:
         first, rest = (None, None) if cache is None else cache
-        x, first = self.blocks[0](x, first, *given)
+        x, first = self.blocks[0](x, first, *cond)
         if self.attention is not None:
             x, _ = self.attention(x)
-        x, rest = stream(self.blocks[1:], x, rest, *given)
+        x, rest = stream(self.blocks[1:], x, rest, *cond)
         return x, (first, rest)
 
 
@@ -100,10 +100,10 @@ class Level(nnx.Module):
         self.resample = resample
 
     def __call__(
-        self, x: Float[Array, "B T H W C"], cache: tuple | None = None, *given: Array
+        self, x: Float[Array, "B T H W C"], cache: tuple | None = None, *cond: Array
     ) -> tuple[Float[Array, "B t h w D"], tuple]:
         inside, between = (None, None) if cache is None else cache
-        x, inside = stream(self.blocks, x, inside, *given)
+        x, inside = stream(self.blocks, x, inside, *cond)
         if self.resample is not None:
             x, between = self.resample(x, between)
         return x, (inside, between)
@@ -119,19 +119,19 @@ class Head(nnx.Module):
         *,
         norm: NormOf,
         kernel: Stride,
-        before: Before = Before.FIRST,
+        padding: Padding = Padding.FIRST,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.norm = norm(in_channels)
         self.conv = CausalConv3d(
-            in_channels, out_channels, kernel, before=before, out_axis="data_channels", dtype=dtype, rngs=rngs
+            in_channels, out_channels, kernel, padding=padding, out_axis="data_channels", dtype=dtype, rngs=rngs
         )
 
     def __call__(
-        self, x: Float[Array, "B T H W C"], cache: Array | None = None, *given: Array
+        self, x: Float[Array, "B T H W C"], cache: Array | None = None, *cond: Array
     ) -> tuple[Float[Array, "B T H W D"], Array]:
-        return self.conv(nnx.silu(self.norm(x, *given)), cache)
+        return self.conv(nnx.silu(self.norm(x, *cond)), cache)
 
 
 class Coder(nnx.Module):
@@ -144,18 +144,18 @@ class Coder(nnx.Module):
         """In the order in which they are called."""
 
     def __call__(
-        self, x: Float[Array, "B T H W C"], cache: tuple | None = None, *given: Array
+        self, x: Float[Array, "B T H W C"], cache: tuple | None = None, *cond: Array
     ) -> tuple[Float[Array, "B T_out H_out W_out D"], tuple]:
-        _, outputs, caches = zip(*self._steps(x, cache, given))
+        _, outputs, caches = zip(*self._steps(x, cache, cond))
         return outputs[-1], caches
 
-    def layers(self, x: Float[Array, "B T H W C"], *given: Array) -> dict[str, Float[Array, "B _t _h _w _d"]]:
+    def layers(self, x: Float[Array, "B T H W C"], *cond: Array) -> dict[str, Float[Array, "B _t _h _w _d"]]:
         """What comes out of each part for whole clips."""
-        return {name: x for name, x, _ in self._steps(x, None, given)}
+        return {name: x for name, x, _ in self._steps(x, None, cond)}
 
-    def _steps(self, x: Array, cache: tuple | None, given: tuple[Array, ...]) -> Iterator[tuple[str, Array, Any]]:
+    def _steps(self, x: Array, cache: tuple | None, cond: tuple[Array, ...]) -> Iterator[tuple[str, Array, Any]]:
         for index, (name, part) in enumerate(self.parts().items()):
-            x, part_cache = part(x, None if cache is None else cache[index], *(given if index else ()))
+            x, part_cache = part(x, None if cache is None else cache[index], *(cond if index else ()))
             yield name, x, part_cache
 
 
@@ -196,10 +196,10 @@ class LeveledVAE(VAE):
 
 
 def layers_of(
-    vae: LeveledVAE, x: Float[Array, "B T H W C"], z: Float[Array, "B t h w c"], *given: Array
+    vae: LeveledVAE, x: Float[Array, "B T H W C"], z: Float[Array, "B t h w c"], *cond: Array
 ) -> dict[str, Array]:
     """Those of the encoder for `x` and of the decoder for `z`, with their names in the VAE."""
-    coders = {"encoder": vae.encoder.layers(x), "decoder": vae.decoder.layers(z, *given)}
+    coders = {"encoder": vae.encoder.layers(x), "decoder": vae.decoder.layers(z, *cond)}
     named = {f"{name}.{part}": layer for name, layers in coders.items() for part, layer in layers.items()}
     return {name: layer for name, layer in named.items() if not name.endswith(".head")}
 

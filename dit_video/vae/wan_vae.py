@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Moments, Pixels
-from dit_video.nn.conv import Before, CausalConv3d, Stride, fold, unfold
+from dit_video.nn.conv import CausalConv3d, Padding, Stride, fold, unfold
 from dit_video.nn.norm import RMSNorm
 from dit_video.vae.levels import (
     Decoder,
@@ -99,12 +99,12 @@ class WanVAE(LeveledVAE):
         self.pixel_fold = (1, config.patch_size, config.patch_size)
         c, cell = config.latent_channels, 3 * config.patch_size**2
         norm = functools.partial(RMSNorm, epsilon=_EPSILON, rngs=rngs)
-        conv = functools.partial(CausalConv3d, kernel=_KERNEL, before=Before.ZEROS, dtype=dtype, rngs=rngs)
-        head = functools.partial(Head, norm=norm, kernel=_KERNEL, before=Before.ZEROS, dtype=dtype, rngs=rngs)
+        conv = functools.partial(CausalConv3d, kernel=_KERNEL, padding=Padding.ZEROS, dtype=dtype, rngs=rngs)
+        head = functools.partial(Head, norm=norm, kernel=_KERNEL, padding=Padding.ZEROS, dtype=dtype, rngs=rngs)
 
         def blocks(in_channels: int, out_channels: int, number: int) -> list[ResidualConvs]:
             inputs = [in_channels] + [out_channels] * (number - 1)
-            same = {"norm": norm, "kernel": _KERNEL, "before": Before.ZEROS, "dtype": dtype, "rngs": rngs}
+            same = {"norm": norm, "kernel": _KERNEL, "padding": Padding.ZEROS, "dtype": dtype, "rngs": rngs}
             return [ResidualConvs(size, out_channels, **same) for size in inputs]
 
         def middle(width: int) -> Middle:
@@ -175,7 +175,7 @@ class WanUpsample(nnx.Module):
     """Twice as many rows and columns; each frame after the first becomes two, which never see the first."""
 
     def __init__(self, in_channels: int, out_channels: int, *, frames: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        conv = functools.partial(CausalConv3d, kernel=(3, 1, 1), before=Before.ZEROS, dtype=dtype, rngs=rngs)
+        conv = functools.partial(CausalConv3d, kernel=(3, 1, 1), padding=Padding.ZEROS, dtype=dtype, rngs=rngs)
         self.time = conv(in_channels, 2 * in_channels) if frames else None
         self.space = UpsampleRows(in_channels, out_channels, dtype=dtype, rngs=rngs)
 

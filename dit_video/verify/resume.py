@@ -58,7 +58,7 @@ def verify_resume(
     num_kills: int,
     num_steps: int,
     seed: int = 0,
-    say: Callable[[str], None] = lambda _: None,
+    show: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
     """Trains in `folder` undisturbed and with `num_kills` kills, and compares.
 
@@ -74,7 +74,7 @@ def verify_resume(
     began = time.monotonic()
     _Session(command, undisturbed).finish()
     first = time.monotonic() - began
-    say(f"undisturbed: {num_steps} steps in {first:.0f} s")
+    show(f"undisturbed: {num_steps} steps in {first:.0f} s")
     moments, kills = random.Random(seed), []
     began = time.monotonic()
     for number in range(num_kills):
@@ -87,7 +87,7 @@ def verify_resume(
         if not session.run_until(lambda s, t=target, w=wants_save: s.is_saving() if w else last_step(disturbed) >= t):
             break  # it was done sooner
         kill = session.kill()
-        say(f"kill {number + 1} of {num_kills}: after step {kill.step}{', inside a save' if kill.inside_save else ''}")
+        show(f"kill {number + 1} of {num_kills}: after step {kill.step}{', inside a save' if kill.inside_save else ''}")
         kills.append(kill)
     _Session(command, disturbed).finish()
     second = time.monotonic() - began

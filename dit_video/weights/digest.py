@@ -47,9 +47,9 @@ def digest_part(part: Float32[np.ndarray, "..."], start: Sequence[int]) -> int:
     words = np.asarray(part.view(np.uint32))
     total = 3 * int(words.sum(dtype=np.uint32))
     for axis, first in enumerate(start):
-        others = tuple(other for other in range(words.ndim) if other != axis)
+        rest = tuple(other for other in range(words.ndim) if other != axis)
         position = np.arange(first, first + words.shape[axis], dtype=np.uint32) * _odd(axis)
-        total += 2 * int((words.sum(axis=others, dtype=np.uint32) * position).sum(dtype=np.uint32))
+        total += 2 * int((words.sum(axis=rest, dtype=np.uint32) * position).sum(dtype=np.uint32))
     return total % 2**32
 
 

@@ -34,7 +34,7 @@ SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=
 @pytest.fixture
 def checkpoints(store, said, monkeypatch):
     monkeypatch.setattr(writer, "RETRY_PAUSES", (0.0,))
-    opened = Checkpoints(store.folder, keep=Keep(latest=1), experiment={}, say=said.append)
+    opened = Checkpoints(store.folder, keep=Keep(latest=1), experiment={}, warn=said.append)
     yield opened
     opened.close()
 
@@ -91,7 +91,7 @@ def test_what_to_do_is_said(store, checkpoints, said, failing, advice):
 def test_a_file_larger_than_allowed_is_a_failure_of_the_store(tmp_path, said):
     """What `Limited` rests on, whoever runs this."""
     limited = Limited(tmp_path / "limited")
-    with Checkpoints(limited.folder, say=said.append) as checkpoints:
+    with Checkpoints(limited.folder, warn=said.append) as checkpoints:
         with limited.full():
             assert saved(checkpoints, 1) == []
         assert saved(checkpoints, 2) == [2]
@@ -166,7 +166,7 @@ def test_a_mistake_in_a_program_is_no_failure_of_the_store(checkpoints, said):
 
 def test_every_save_is_on_record_with_what_it_cost(store, said):
     lines: list[Mapping[str, Any]] = []
-    with Checkpoints(store.folder, experiment={}, say=said.append, record=lines.append) as checkpoints:
+    with Checkpoints(store.folder, experiment={}, warn=said.append, record=lines.append) as checkpoints:
         saved(checkpoints, 1)
         with store.full():
             saved(checkpoints, 2)

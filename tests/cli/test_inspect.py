@@ -17,7 +17,7 @@ from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER
 from dit_video.cli.main import main
 from dit_video.config.components import to_json
 from dit_video.nn.module import define
-from dit_video.run.folder import RECORD, record
+from dit_video.run.folder import EXPERIMENT_FILE, record
 from dit_video.run.open import open_run
 from dit_video.storage.patient_files import PatientFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind
@@ -133,9 +133,9 @@ def test_what_went_wrong_and_other_data_are_shown(capsys, folder):
     log = EventLog([], PatientFiles(print).file(folder / FILE))
     for event in events:
         log.add(event)
-    record = json.loads((folder / RECORD).read_text())
+    record = json.loads((folder / EXPERIMENT_FILE).read_text())
     old, new = ({"source": identity(number), "cache": None} for number in (40, 42))
-    (folder / RECORD).write_text(
+    (folder / EXPERIMENT_FILE).write_text(
         json.dumps(record | {"data": new, "data_changes": [{"batch": 9, "old": old, "new": new}]})
     )
     found = inspect(capsys, folder)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from toys import small_mesh
 
-from dit_video.cli.sample import SAMPLERS, sampled_as_told, told
+from dit_video.cli.sample import SAMPLERS, prompts, sampled_by_prompts
 from dit_video.data.captions import encode_captions
 from dit_video.data.dataset import Data
 from dit_video.data.record import NO_LABEL
@@ -48,7 +48,7 @@ def opened(denoise, tmp_path):
 
 def tell(opened: OpenRun, *, out: io.StringIO | None = None, **words):
     silent = {"label": None, "text": None, "negative_prompt": None}
-    return told(argparse.Namespace(**silent | words), opened, Console(file=out or io.StringIO()))
+    return prompts(argparse.Namespace(**silent | words), opened, Console(file=out or io.StringIO()))
 
 
 def rows(opened: OpenRun, **words):
@@ -80,15 +80,15 @@ def test_a_text_that_is_cut_is_said_to_be(opened):
 
 
 def test_a_negative_prompt_takes_the_place_of_nothing(opened):
-    guided = sampled_as_told(argparse.Namespace(sampler=None, num_steps=None, guidance=2.0), opened(TEXT))
-    assert tell(guided).nothing is None
-    np.testing.assert_array_equal(tell(guided, negative_prompt="down").nothing, encode_captions(["down"], 12))
+    guided = sampled_by_prompts(argparse.Namespace(sampler=None, num_steps=None, guidance=2.0), opened(TEXT))
+    assert tell(guided).null is None
+    np.testing.assert_array_equal(tell(guided, negative_prompt="down").null, encode_captions(["down"], 12))
     with pytest.raises(ValueError, match="--negative_prompt='down': guidance is off; switch it on with --guidance"):
         tell(opened(TEXT), negative_prompt="down")
 
 
 @pytest.mark.parametrize(
-    ("condition", "given", "message"),
+    ("condition", "words", "message"),
     [
         (TEXT, {"label": "3"}, "--label=3: this run is conditioned on text; say what is to be seen with --text"),
         (CLASS, {"text": ["up"]}, "--text='up': this run is not conditioned on text; name a class with --label"),
@@ -97,14 +97,14 @@ def test_a_negative_prompt_takes_the_place_of_nothing(opened):
         (CLASS, {"negative_prompt": "up"}, "--negative_prompt='up': this run is not conditioned on text; name a class"),
     ],
 )
-def test_what_a_run_does_not_know_is_refused(opened, condition, given, message):
+def test_what_a_run_does_not_know_is_refused(opened, condition, words, message):
     with pytest.raises(ValueError, match=message):
-        rows(opened(condition), **given)
+        rows(opened(condition), **words)
 
 
 def sampled(opened: OpenRun, *, sampler: str | None = None, num_steps: int | None = None, guidance=None):
     options = argparse.Namespace(sampler=sampler, num_steps=num_steps, guidance=guidance)
-    return sampled_as_told(options, opened).experiment.task
+    return sampled_by_prompts(options, opened).experiment.task
 
 
 def test_what_is_not_told_of_sampling_stays_as_in_the_run(opened):

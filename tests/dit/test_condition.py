@@ -5,7 +5,7 @@ import pytest
 
 from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
-from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, Given, TextCondition
+from dit_video.dit.condition import ClassCondition, Cond, Condition, EmbeddedText, TextCondition
 
 TEXT = {"hidden_size": 32, "depth": 1, "num_heads": 2}
 LABELS = jnp.arange(20_000) % 3
@@ -14,17 +14,17 @@ CAPTIONS = jnp.asarray(encode_captions(["up", "down", "七"], 8))[LABELS]
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1, 0.7])
 @pytest.mark.parametrize(
-    ("kind", "arguments", "given"),
+    ("kind", "arguments", "cond"),
     [(ClassCondition, {"num_classes": 3}, LABELS), (TextCondition, TEXT, CAPTIONS)],
     ids=["class", "text"],
 )
 def test_clips_lose_their_condition_at_the_given_rate_and_otherwise_keep_it(
-    kind: type[Condition], arguments: dict, given: Given, drop_rate: float
+    kind: type[Condition], arguments: dict, cond: Cond, drop_rate: float
 ):
     condition = kind(drop_rate=drop_rate, **arguments)
     kept, null, found = (
-        np.asarray(x).reshape(len(given), -1)
-        for x in (given, condition.null(given), condition.drop(jax.random.key(0), given, condition.null(given)))
+        np.asarray(x).reshape(len(cond), -1)
+        for x in (cond, condition.null(cond), condition.drop(jax.random.key(0), cond, condition.null(cond)))
     )
     dropped = (found == null).all(axis=1)
     # Five standard errors.
@@ -72,13 +72,13 @@ def test_impossible_conditions_are_refused(kind, arguments, message):
 def test_embedded_text_is_replaced_whole_by_the_embedding_of_nothing():
     condition = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4, drop_rate=0.5)
     rng = np.random.default_rng(0)
-    given = condition.read(text=Text(rng.normal(size=(64, 4, 3)), rng.integers(1, 5, 64), rng.normal(size=(64, 2))))
-    nothing = Text(rng.normal(size=(1, 4, 3)), np.array([1]), rng.normal(size=(1, 2)))
-    found = condition.drop(jax.random.key(0), given, nothing)
-    dropped = [(a == b).reshape(64, -1).all(axis=1) for a, b in zip(found, nothing)]
+    cond = condition.read(text=Text(rng.normal(size=(64, 4, 3)), rng.integers(1, 5, 64), rng.normal(size=(64, 2))))
+    null = Text(rng.normal(size=(1, 4, 3)), np.array([1]), rng.normal(size=(1, 2)))
+    found = condition.drop(jax.random.key(0), cond, null)
+    dropped = [(a == b).reshape(64, -1).all(axis=1) for a, b in zip(found, null)]
     np.testing.assert_array_equal(dropped[0], dropped[2])
     assert 0 < dropped[0].sum() < 64
-    for kept, left in zip(given, found):
+    for kept, left in zip(cond, found):
         np.testing.assert_array_equal(left[~dropped[0]], kept[~dropped[0]])
 
 

@@ -23,13 +23,13 @@ def framed(condition: FirstFrame):
 
 def test_a_network_sees_which_frames_are_known_and_latents_of_them():
     condition = FirstFrame(text=WORDS)
-    given = framed(condition)
-    assert given.cells.shape[-1] == condition.num_channels(4) == 8
-    mask, latents = jnp.split(given.cells, [4], axis=-1)
+    cond = framed(condition)
+    assert cond.cells.shape[-1] == condition.num_channels(4) == 8
+    mask, latents = jnp.split(cond.cells, [4], axis=-1)
     np.testing.assert_array_equal(mask[:, 0], 1.0)
     np.testing.assert_array_equal(mask[:, 1:], 0.0)
     np.testing.assert_array_equal(latents, LATENTS)
-    np.testing.assert_array_equal(given.text, CAPTIONS)
+    np.testing.assert_array_equal(cond.text, CAPTIONS)
 
 
 def test_without_grey_frames_no_later_frame_is_told():
@@ -41,30 +41,30 @@ def test_without_grey_frames_no_later_frame_is_told():
 
 def test_captions_are_dropped_as_often_as_they_say_and_frames_never():
     condition = FirstFrame(text=WORDS)
-    given = framed(condition)
-    dropped = condition.drop(jax.random.key(1), given, condition.nothing(given, None))
-    np.testing.assert_array_equal(dropped.cells, given.cells)
-    same = (dropped.text == given.text).all(axis=1)
+    cond = framed(condition)
+    dropped = condition.drop(jax.random.key(1), cond, condition.null(cond))
+    np.testing.assert_array_equal(dropped.cells, cond.cells)
+    same = (dropped.text == cond.text).all(axis=1)
     assert 30 < int(same.sum()) < 70
     np.testing.assert_array_equal(dropped.text[~same], WORDS.null(CAPTIONS)[~same])
 
 
 def test_guidance_leaves_the_caption_out_and_the_frame_in():
     condition = FirstFrame(text=WORDS)
-    given = framed(condition)
-    null = condition.null(given)
-    np.testing.assert_array_equal(null.cells, given.cells)
+    cond = framed(condition)
+    null = condition.null(cond)
+    np.testing.assert_array_equal(null.cells, cond.cells)
     np.testing.assert_array_equal(null.text, WORDS.null(CAPTIONS))
 
 
 def test_what_stands_for_no_text_may_be_loaded():
     condition = FirstFrame(text=EMBEDDED)
-    blank = condition.blank_nothing()
+    blank = condition.blank_null()
     assert jax.tree.map(jnp.shape, blank) == Text((1, 3, 6), (1,), (1, 2))
-    given = condition.framed(jax.tree.map(lambda x: jnp.repeat(x, 100, axis=0) + 1, blank), LATENTS)
-    nothing = condition.nothing(given, blank)
-    np.testing.assert_array_equal(nothing.text.tokens, blank.tokens)
-    np.testing.assert_array_equal(nothing.cells, given.cells)
+    cond = condition.framed(jax.tree.map(lambda x: jnp.repeat(x, 100, axis=0) + 1, blank), LATENTS)
+    null = condition.null(cond, blank)
+    np.testing.assert_array_equal(null.text.tokens, blank.tokens)
+    np.testing.assert_array_equal(null.cells, cond.cells)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from toys import untrained
 
-from dit_video.arrays import Framed, Text
+from dit_video.arrays import ImageCond, Text
 from dit_video.data.captions import encode_captions
 from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
@@ -41,8 +41,8 @@ DEFINITION = define(build(WORDS))
 
 
 @jax.jit
-def apply(params: Params, x_t, t, given=CAPTIONS):
-    return DEFINITION.bind(params)(x_t, t, given)
+def apply(params: Params, x_t, t, cond=CAPTIONS):
+    return DEFINITION.bind(params)(x_t, t, cond)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def x_t() -> jax.Array:
     return jax.random.normal(jax.random.key(1), (2, 3, 4, 6, 4))
 
 
-def framed(x_t: jax.Array) -> Framed:
+def framed(x_t: jax.Array) -> ImageCond:
     """Of the first frame of x_t, in a network that sees tokens of an image as well."""
     tokens = jax.random.normal(jax.random.key(2), (2, 5, 6))
     text = Text(tokens, jnp.array([5, 2], jnp.int32), jnp.zeros((2, 1)))
@@ -120,13 +120,13 @@ def test_positions_count_patches(params):
 
 def test_what_stands_beside_x_t_and_the_image_reach_the_output(x_t):
     definition = define(build(FRAME))
-    some, given, t = random_params(definition), framed(x_t), jnp.full((2, 1), 0.5)
-    network = jax.jit(lambda given: definition.bind(some)(x_t, t, given))
-    before = network(given)
-    assert given.cells.shape == (2, 3, 4, 6, 8)
+    some, cond, t = random_params(definition), framed(x_t), jnp.full((2, 1), 0.5)
+    network = jax.jit(lambda cond: definition.bind(some)(x_t, t, cond))
+    before = network(cond)
+    assert cond.cells.shape == (2, 3, 4, 6, 8)
     for name in ("cells", "image"):
-        other = getattr(given, name).at[1].multiply(jnp.linspace(0, 1, getattr(given, name).shape[-1]))
-        moved = network(given._replace(**{name: other})) - before
+        other = getattr(cond, name).at[1].multiply(jnp.linspace(0, 1, getattr(cond, name).shape[-1]))
+        moved = network(cond._replace(**{name: other})) - before
         np.testing.assert_array_equal(moved[0], 0.0)
         assert (jnp.abs(moved[1]).max(axis=-1) > 1e-6).all(), name
 

@@ -28,7 +28,7 @@ def main(address: str, num_processes: int, index: int) -> None:
     mesh = make_mesh(MeshShape(data=-1, fsdp=min(2, jax.device_count())))
     # As a run gives them: weights and codec whole in every process, placed where computations need them.
     codec = jax.jit(task.blank)(jax.random.key(0))
-    subject = Subject(task, define(task.init), codec, mesh, {}).hold(
+    subject = Subject(task, define(task.init), codec, mesh, {}).with_weights(
         jax.jit(lambda: params_of(task.init(jax.random.key(1))))(), step=0, ema=True
     )
     judge = FVD(every=1, num_clips=18, num_frames=5, batch_size=5, extractor=Brightness())

@@ -36,7 +36,7 @@ def subject_on(num_devices: int = 1, **axes: int) -> Subject:
     """Its samples are grey by label; its reconstructions are perfect."""
     definition = define(FitLines().init)
     subject = Subject(FitLines(), definition, None, small_mesh(num_devices, **axes), {"run": "toys", "sampler": "none"})
-    return subject.hold(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
+    return subject.with_weights(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ class Rebuilt(FitLines):
 def test_a_codec_is_never_ranked_with_what_makes_new_clips(report, stills):
     definition = define(FitLines().init)
     subject = Subject(Rebuilt(), definition, None, small_mesh(), {})
-    subject.hold(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
+    subject.with_weights(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
     card = judge()(subject, judged_by(stills), 5).cards["fvd"]
     assert differing_scale(card, report.cards["fvd"]) == ["pairs"]
     assert card["value"] == pytest.approx(0, abs=1e-9)

@@ -23,7 +23,7 @@ class Flipped(FitLines):
 def subject_of(task: Task) -> Subject:
     definition = define(task.init)
     subject = Subject(task, definition, None, small_mesh(), {})
-    return subject.hold(params_of(task.init(jax.random.key(0))), step=3, ema=True)
+    return subject.with_weights(params_of(task.init(jax.random.key(0))), step=3, ema=True)
 
 
 @pytest.fixture

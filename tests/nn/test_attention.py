@@ -85,15 +85,15 @@ def cross() -> CrossAttention:
 def test_cross_attention_equals_softmax_head_by_head_over_each_rows_own_number_of_others(cross, tokens):
     awake = nnx.clone(cross)
     awake.out.kernel[...] = jax.random.normal(jax.random.key(3), cross.out.kernel[...].shape)
-    others, num_others = jax.random.normal(jax.random.key(2), (2, 5, 12)), (2, 5)
-    found = jax.jit(lambda a, *args: a(*args))(awake, tokens, others, jnp.array(num_others))
-    for row, length in enumerate(num_others):
-        q, (k, v) = rms_normalize(awake.query(tokens[row])), jnp.moveaxis(awake.key_value(others[row, :length]), 1, 0)
+    context, num_context = jax.random.normal(jax.random.key(2), (2, 5, 12)), (2, 5)
+    found = jax.jit(lambda a, *args: a(*args))(awake, tokens, context, jnp.array(num_context))
+    for row, length in enumerate(num_context):
+        q, (k, v) = rms_normalize(awake.query(tokens[row])), jnp.moveaxis(awake.key_value(context[row, :length]), 1, 0)
         logits = jnp.einsum("nkd,lkd->knl", q, rms_normalize(k)) / np.sqrt(16)
         expected = awake.out(jnp.einsum("knl,lkd->nkd", jax.nn.softmax(logits), v))
         np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fresh_cross_attention_gives_zero(cross, tokens):
-    others = jax.random.normal(jax.random.key(2), (2, 5, 12))
-    np.testing.assert_array_equal(cross(tokens, others, jnp.array([1, 5])), 0.0)
+    context = jax.random.normal(jax.random.key(2), (2, 5, 12))
+    np.testing.assert_array_equal(cross(tokens, context, jnp.array([1, 5])), 0.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_video.nn.conv import Before, CausalConv3d, Downsample, Upsample, fold, stream, unfold
+from dit_video.nn.conv import CausalConv3d, Downsample, Padding, Upsample, fold, stream, unfold
 
 # A chunk of another length makes other matrix shapes, for which XLA may add the same products in another
 # order: equal up to float32 rounding, not bit for bit.
@@ -33,7 +33,7 @@ def test_equals_a_3d_convolution_over_the_repeated_first_frame():
 
 def test_strides_and_zeros_equal_a_3d_convolution_over_padded_frames():
     """Every second row and column sees one beyond the end; every second frame sees itself and two before."""
-    conv = CausalConv3d(3, 5, (3, 3, 3), stride=(2, 2, 2), before=Before.ZEROS, rngs=nnx.Rngs(0))
+    conv = CausalConv3d(3, 5, (3, 3, 3), stride=(2, 2, 2), padding=Padding.ZEROS, rngs=nnx.Rngs(0))
     x = clip(2, 4, 6, 8, 3)
     dims = ("NDHWC", "DHWIO", "NDHWC")
     expected = jax.lax.conv_general_dilated(

@@ -40,8 +40,8 @@ def test_it_is_softmax_over_both_streams(num_text):
 
 def test_text_that_asks_nothing_is_read_all_the_same():
     video, text = random_heads(0, 8), random_heads(1, 5)
-    found, nothing = jax.jit(attend_jointly)(video, text._replace(q=text.q[:, :0]), NUM_TEXT)
-    assert nothing.shape == (2, 0, 4, 8)
+    found, empty = jax.jit(attend_jointly)(video, text._replace(q=text.q[:, :0]), NUM_TEXT)
+    assert empty.shape == (2, 0, 4, 8)
     np.testing.assert_allclose(found, by_hand(video, text, NUM_TEXT)[0], **ROUNDING)
 
 

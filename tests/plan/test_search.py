@@ -70,11 +70,11 @@ def test_a_search_begins_with_what_is_given_and_stays_where_nothing_is_faster(ex
 
 def test_a_search_finds_what_fits(experiment, too_large):
     devices, _ = too_large
-    first, *others = search(experiment, devices, limit=3)
+    first, *rest = search(experiment, devices, limit=3)
     assert first.plan is not None
     assert not first.plan.memory.fits
     assert fastest([first]) is None
-    best = fastest(others)
+    best = fastest(rest)
     assert best is not None
     assert best.plan is not None
     assert best.plan.memory.peak <= devices.memory
@@ -105,22 +105,22 @@ def test_an_autoencoder_is_split_along_data_and_fsdp_only(experiment, vae_config
 def test_what_was_compiled_corrects_the_estimate(experiment, too_large):
     devices, found = too_large
     estimator = Estimator(experiment, devices)
-    estimator.learn(estimator.given(), found)
-    assert estimator.estimate(estimator.given()).memory == pytest.approx(found.memory.peak)
+    estimator.learn(estimator.current(), found)
+    assert estimator.estimate(estimator.current()).memory == pytest.approx(found.memory.peak)
 
 
 def test_overrides_say_what_differs(experiment):
-    given = dataclasses.replace(experiment, mesh=MeshShape(data=-1))
-    assert Candidate(Remat.NOTHING_RECOMPUTED, 1, (8, 1, 1, 1)).overrides(given) == ()
+    current = dataclasses.replace(experiment, mesh=MeshShape(data=-1))
+    assert Candidate(Remat.NOTHING_RECOMPUTED, 1, (8, 1, 1, 1)).overrides(current) == ()
     way = Candidate(Remat.FULL, 2, (4, 2, 1, 1))
-    words = way.overrides(given)
+    words = way.overrides(current)
     assert words == (
         "--config.mesh.data=4",
         "--config.mesh.fsdp=2",
         "--config.num_microbatches=2",
         "--config.task.network.remat=full",
     )
-    changed = override(given, words)
+    changed = override(current, words)
     assert changed.mesh == MeshShape(data=4, fsdp=2)
     assert way.overrides(changed) == ()
 

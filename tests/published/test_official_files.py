@@ -102,8 +102,8 @@ def test_a_file_of_wan_computes_what_diffusers_makes_of_it(config, tmp_path):
 def test_a_file_of_sd3_computes_what_diffusers_makes_of_it(config, tmp_path):
     network = sd3(config)
     tensors = official(network)
-    beside = {"first_stage_model.decoder.conv_in.bias": np.zeros(3, np.float32)}
-    save_file({f"{PREFIX}{name}": x for name, x in tensors.items()} | beside, tmp_path / "sd3.safetensors")
+    foreign = {"first_stage_model.decoder.conv_in.bias": np.zeros(3, np.float32)}
+    save_file({f"{PREFIX}{name}": x for name, x in tensors.items()} | foreign, tmp_path / "sd3.safetensors")
     theirs = converted(network, tensors, SD3Transformer2DModel, convert_sd3_transformer_checkpoint_to_diffusers)
     assert worst(network, tmp_path / "sd3.safetensors", theirs, (1, 6, 10)) < 1e-4
 
@@ -111,8 +111,8 @@ def test_a_file_of_sd3_computes_what_diffusers_makes_of_it(config, tmp_path):
 def test_a_network_is_found_among_what_it_is_used_with(tmp_path):
     network = wan(WAN["text to video"])
     within = {f"{PREFIX}{name}": x for name, x in official(network).items()}
-    beside = {"first_stage_model.conv1.weight": np.zeros(3, np.float32), "text_encoders.a": np.zeros(3, np.float32)}
-    save_file(within | beside, tmp_path / "all.safetensors")
+    foreign = {"first_stage_model.conv1.weight": np.zeros(3, np.float32), "text_encoders.a": np.zeros(3, np.float32)}
+    save_file(within | foreign, tmp_path / "all.safetensors")
     with open_published(tmp_path / "all.safetensors") as published:
         assert recognise(published, None) == network
         assert published.source.keys() == official(network).keys()

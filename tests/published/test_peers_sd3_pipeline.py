@@ -99,7 +99,7 @@ def test_latents_are_those_of_the_pipeline(imported, theirs):
     task = opened.experiment.task
     task = dataclasses.replace(task, sampler=dataclasses.replace(task.sampler, num_steps=NUM_STEPS))
     encode = TextEncoders(dataclasses.replace(task.text, precision=Precision.FLOAT32), small_mesh())
-    text, frozen = encode(CAPTIONS), opened.frozen._replace(nothing=encode([""]))
+    text, frozen = encode(CAPTIONS), opened.frozen._replace(null=encode([""]))
     keys = clip_keys(0, range(len(CAPTIONS)))
     with jax.default_matmul_precision("highest"):
         video = task.generate(opened.definition.bind(opened.params), frozen, Batch(text=text), keys, (1, 16, 16))

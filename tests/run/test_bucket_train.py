@@ -10,7 +10,7 @@ from training_processes import ALONG_FSDP, EXPERIMENT, assert_same_training, fin
 
 from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.cli.main import main
-from dit_video.storage.mirror import at_hand
+from dit_video.storage.mirror import local_copy
 
 WHERE = "gs://bucket/runs/tokens"
 
@@ -51,7 +51,7 @@ def test_a_machine_that_is_killed_in_a_save_is_followed_by_another_that_goes_on_
     assert "half-written checkpoint 8 set aside: gs://bucket/runs/tokens/checkpoints_damaged/8" in said
     assert "going on from step 4, batch 4" in said
     assert f"done: step 12; look at {WHERE}/curves.png" in said
-    run = at_hand(Path(WHERE), "experiment.json")
+    run = local_copy(Path(WHERE), "experiment.json")
     for key in ("loss", "rows", "error"):
         assert steps(run, key) == steps(folder / "reference", key)
     with Checkpoints(run) as ours, Checkpoints(folder / "reference") as theirs:
@@ -70,7 +70,7 @@ def test_two_machines_train_in_a_bucket_as_one_does_in_a_folder(bucket, folder, 
     """They have one home here, as processes of one host do; each has one of its own in the test above."""
     two = start(folder, WHERE, *ALONG_FSDP, num_processes=2)
     assert "done: step 12" in finish(two, 0, 0)[0]
-    run = at_hand(Path(WHERE), "experiment.json")
+    run = local_copy(Path(WHERE), "experiment.json")
     assert_same_training(run, folder / "reference")
     assert list(steps(run)) == list(range(1, 13))
     assert main(["inspect", WHERE, "--verify", "--json", f"--config={folder / 'tokens.py'}"]) == 0

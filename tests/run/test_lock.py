@@ -17,7 +17,7 @@ import pytest
 
 from dit_video.cli.main import main
 from dit_video.run import lock as run_lock
-from dit_video.run.lock import LOCK, RunInUse, hold
+from dit_video.run.lock import LOCK, RunInUse, acquire
 
 HOLDER = """
 import sys
@@ -59,7 +59,7 @@ def go(process: subprocess.Popen) -> str:
 
 def write_lock(folder: Path, **changes) -> None:
     """A lock as this process would have it, with some fields changed."""
-    with hold(folder, print):
+    with acquire(folder, print):
         text = (folder / LOCK).read_text()
     (folder / LOCK).write_text(json.dumps(json.loads(text) | changes))
 
@@ -69,11 +69,11 @@ def test_the_second_is_refused_with_host_pid_and_since_when(tmp_path, holder):
     assert go(first) == "in"
     before = (tmp_path / LOCK).read_text()
     expected = rf"process {first.pid} on {re.escape(socket.gethostname())} trains here since 20\d\d-\d\d-\d\dT"
-    with pytest.raises(RunInUse, match=expected), hold(tmp_path, print):
+    with pytest.raises(RunInUse, match=expected), acquire(tmp_path, print):
         pytest.fail("two hold it")
     assert (tmp_path / LOCK).read_text() == before
     first.communicate("\n")
-    with hold(tmp_path, print):
+    with acquire(tmp_path, print):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
@@ -83,7 +83,7 @@ def test_a_killed_process_leaves_a_lock_that_is_taken_over_with_a_note(tmp_path,
     first.send_signal(signal.SIGKILL)
     first.wait()
     notes = []
-    with hold(tmp_path, notes.append):
+    with acquire(tmp_path, notes.append):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
     assert [str(first.pid) in note for note in notes] == [True]
     assert list(tmp_path.iterdir()) == []
@@ -91,7 +91,7 @@ def test_a_killed_process_leaves_a_lock_that_is_taken_over_with_a_note(tmp_path,
 
 @pytest.mark.parametrize("way", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_every_way_out_gives_it_back(tmp_path, way):
-    with pytest.raises(way), hold(tmp_path, print):
+    with pytest.raises(way), acquire(tmp_path, print):
         raise way
     assert list(tmp_path.iterdir()) == []
 
@@ -100,7 +100,7 @@ def test_a_pid_that_was_given_out_again_is_not_the_process_that_took_the_lock(tm
     other = holder()
     write_lock(tmp_path, pid=other.pid, process_started="1")
     notes = []
-    with hold(tmp_path, notes.append):
+    with acquire(tmp_path, notes.append):
         assert len(notes) == 1
 
 
@@ -114,7 +114,7 @@ def as_old_as(folder: Path, seconds: float) -> None:
 def test_a_lock_of_another_host_that_nobody_touches_any_more_is_taken_over(tmp_path):
     as_old_as(tmp_path, run_lock.GONE_SECONDS + 1)
     notes = []
-    with hold(tmp_path, notes.append):
+    with acquire(tmp_path, notes.append):
         assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
     assert ["taken over" in note for note in notes] == [True]
     assert list(tmp_path.iterdir()) == []
@@ -127,7 +127,7 @@ def test_a_lock_of_another_host_is_waited_for_until_it_is_touched(tmp_path, monk
     threading.Timer(0.2, lambda: (touched.set(), os.utime(tmp_path / LOCK))).start()
     notes = []
     with pytest.raises(RunInUse, match=rf"on elsewhere trains here.*remove {re.escape(str(tmp_path / LOCK))}"):
-        hold(tmp_path, notes.append).__enter__()
+        acquire(tmp_path, notes.append).__enter__()
     assert touched.is_set()
     assert ["waiting for a sign of life, 10 s at most" in note for note in notes] == [True]
 
@@ -136,13 +136,13 @@ def test_a_host_that_has_just_gone_is_waited_out(tmp_path, monkeypatch):
     """A scheduler starts the job elsewhere at once."""
     monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.01)
     as_old_as(tmp_path, run_lock.GONE_SECONDS - 0.3)
-    with hold(tmp_path, print):
+    with acquire(tmp_path, print):
         assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
 
 
 def test_the_holder_touches_its_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "REFRESH_SECONDS", 0.01)
-    with hold(tmp_path, print):
+    with acquire(tmp_path, print):
         os.utime(tmp_path / LOCK, (0, 0))
         until = time.monotonic() + 10
         while (tmp_path / LOCK).stat().st_mtime == 0:
@@ -156,9 +156,9 @@ def test_a_lock_of_a_version_that_did_not_touch_it_stays_until_a_person_removes_
     del lock["refresh_seconds"]
     (tmp_path / LOCK).write_text(json.dumps(lock))
     with pytest.raises(RunInUse, match="on elsewhere trains here"):
-        hold(tmp_path, print).__enter__()
+        acquire(tmp_path, print).__enter__()
     (tmp_path / LOCK).unlink()
-    with hold(tmp_path, print):
+    with acquire(tmp_path, print):
         pass
 
 
@@ -175,11 +175,11 @@ def test_a_lock_that_cannot_be_read_refuses_and_says_what_to_do(tmp_path):
     for text in ("{", "{}", "[]", '{"host": 1, "pid": "x", "process_started": 0, "since": 0}'):
         (tmp_path / LOCK).write_text(text)
         with pytest.raises(RunInUse, match="if no training runs in this folder, remove it"):
-            hold(tmp_path, print).__enter__()
+            acquire(tmp_path, print).__enter__()
 
 
 def test_a_lock_that_another_run_has_got_meanwhile_is_left_to_it(tmp_path):
-    with hold(tmp_path, print):
+    with acquire(tmp_path, print):
         (tmp_path / LOCK).write_text("another run's")
     assert (tmp_path / LOCK).read_text() == "another run's"
 

@@ -98,8 +98,8 @@ def test_an_official_file_becomes_a_run_with_the_codec_of_another(imported, tmp_
     network, rng = WanFamily.of_diffusers(said | {"ffn_dim": 32}), np.random.default_rng(0)
     shapes = network.table().expected(Dialect.OFFICIAL)
     tensors = {f"model.diffusion_model.{n}": 0.1 * rng.standard_normal(s, np.float32) for n, s in shapes.items()}
-    beside = {"first_stage_model.conv1.bias": np.zeros(3, np.float32)}
-    save_file(tensors | beside, tmp_path / "wan.safetensors")
+    foreign = {"first_stage_model.conv1.bias": np.zeros(3, np.float32)}
+    save_file(tensors | foreign, tmp_path / "wan.safetensors")
     words = ["import", str(tmp_path / "wan.safetensors"), f"--codec={imported / 'vae'}", f"--out={tmp_path / 'run'}"]
     assert main(words) == 0
     said = capsys.readouterr().out

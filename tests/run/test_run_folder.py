@@ -11,7 +11,7 @@ from dit_video.config.json_file import write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
 from dit_video.data.sources import SourceInfo
-from dit_video.run.folder import RECORD, check_data, data_changes, record_data
+from dit_video.run.folder import EXPERIMENT_FILE, check_data, data_changes, record_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,16 @@ def of(source: Set) -> dict:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A run that was started with the set as it is by default."""
-    write_json(tmp_path / RECORD, {"fingerprint": "0123"})
+    write_json(tmp_path / EXPERIMENT_FILE, {"fingerprint": "0123"})
     record_data(of(Set()), tmp_path, 0)
     return tmp_path
 
 
 def test_the_same_data_are_nothing_to_speak_of(folder):
-    before = (folder / RECORD).read_bytes()
+    before = (folder / EXPERIMENT_FILE).read_bytes()
     check_data(of(Set()), folder, False)
     record_data(of(Set()), folder, 30)
-    assert (folder / RECORD).read_bytes() == before
+    assert (folder / EXPERIMENT_FILE).read_bytes() == before
     assert data_changes(folder) == []
 
 
@@ -76,7 +76,7 @@ def test_a_change_that_is_allowed_is_written_down(folder):
     assert [change["batch"] for change in changes] == [30, 50]
     numbers = [[change[side]["source"]["num_records"]["train"] for side in ("old", "new")] for change in changes]
     assert numbers == [[4000, 4200], [4200, 4400]]
-    assert json.loads((folder / RECORD).read_text())["fingerprint"] == "0123"
+    assert json.loads((folder / EXPERIMENT_FILE).read_text())["fingerprint"] == "0123"
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -86,7 +86,7 @@ def test_other_classes_are_always_refused(folder, allowed):
 
 
 def test_a_run_of_before_data_were_recorded_takes_any_and_records_them(tmp_path):
-    write_json(tmp_path / RECORD, {"fingerprint": "0123"})
+    write_json(tmp_path / EXPERIMENT_FILE, {"fingerprint": "0123"})
     check_data(of(Set()), tmp_path, False)
     record_data(of(Set()), tmp_path, 10)
     assert data_changes(tmp_path) == []

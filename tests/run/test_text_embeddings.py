@@ -112,7 +112,7 @@ def test_the_cache_holds_what_the_encoders_make(here):
 def test_nothing_is_the_embedding_of_an_empty_caption_and_is_loaded_with_the_run(here):
     opened = open_run(Path("dit"), console=Console(file=io.StringIO()))
     empty = opened.experiment.data.text.open()([""])
-    jax.tree.map(np.testing.assert_array_equal, opened.frozen.nothing, empty)
+    jax.tree.map(np.testing.assert_array_equal, opened.frozen.null, empty)
     assert opened.experiment.data.text.digest == opened.experiment.data.text.manifest().digest
 
 

@@ -16,10 +16,10 @@ from dit_video.checkpoint.folder import steps_of
 from dit_video.checkpoint.retention import Keep
 from dit_video.cli.main import main
 from dit_video.run import lock as run_lock
-from dit_video.run.lock import LOCK, RunInUse, hold
+from dit_video.run.lock import LOCK, RunInUse, acquire
 from dit_video.storage import mirror
 from dit_video.storage.bucket import BucketLock, address
-from dit_video.storage.mirror import Copying, InBucket, NotCopied, at_hand, give_back, record_of
+from dit_video.storage.mirror import Copying, InBucket, NotCopied, local_copy, push, record_of
 from dit_video.training.step import TrainState
 
 RUN = Path("gs://bucket/some/run")
@@ -43,7 +43,7 @@ def machine(bucket, tmp_path) -> InBucket:
 @pytest.fixture
 def checkpoints(machine, said, monkeypatch):
     monkeypatch.setattr(writer, "RETRY_PAUSES", (0.0,))
-    opened = Checkpoints(machine.folder, keep=Keep(latest=1), experiment={}, say=said.append)
+    opened = Checkpoints(machine.folder, keep=Keep(latest=1), experiment={}, warn=said.append)
     yield opened
     opened.close()
 
@@ -109,7 +109,7 @@ def test_a_half_written_step_is_set_aside_and_never_taken_for_a_step(bucket, mac
     for name in bucket.names(f"{PREFIX}checkpoints/1/"):
         if not name.endswith("checkpoints/1/commit_success.txt"):
             bucket.put("bucket", name.replace("checkpoints/1/", "checkpoints/2/"), bucket.objects["bucket", name][0])
-    with Checkpoints(machine.folder, experiment={}, say=said.append) as again:
+    with Checkpoints(machine.folder, experiment={}, warn=said.append) as again:
         assert again.steps == [1]
         assert again.unfinished == ["2"]
         assert again.resume(SHAPES, said.append).step == 1
@@ -120,13 +120,13 @@ def test_a_half_written_step_is_set_aside_and_never_taken_for_a_step(bucket, mac
 
 
 def test_a_damaged_step_is_named_and_the_one_before_is_taken(bucket, machine, said):
-    with Checkpoints(machine.folder, experiment={}, say=said.append) as checkpoints:
+    with Checkpoints(machine.folder, experiment={}, warn=said.append) as checkpoints:
         saved(checkpoints, 1), saved(checkpoints, 2)
     key = next(name for name in bucket.names(f"{PREFIX}checkpoints/2/params/") if "/d/" in name)
     content = bytearray(bucket.objects["bucket", key].content)
     content[len(content) // 2] ^= 1
     bucket.put("bucket", key, bytes(content))
-    with Checkpoints(machine.folder, experiment={}, say=said.append) as checkpoints:
+    with Checkpoints(machine.folder, experiment={}, warn=said.append) as checkpoints:
         with pytest.raises(DamagedCheckpoint, match="gs://bucket/some/run/checkpoints/2"):
             checkpoints.restore(SHAPES)
         assert checkpoints.resume(SHAPES, said.append).step == 1
@@ -134,7 +134,7 @@ def test_a_damaged_step_is_named_and_the_one_before_is_taken(bucket, machine, sa
 
 
 def test_one_at_a_time(bucket, said):
-    with hold(RUN, said.append), pytest.raises(RunInUse, match="gs://bucket/some/run: process"), hold(RUN, print):
+    with acquire(RUN, said.append), pytest.raises(RunInUse, match="gs://bucket/some/run: process"), acquire(RUN, print):
         pass
     assert bucket.names() == []
     assert said == []
@@ -147,10 +147,10 @@ def test_a_lock_is_taken_over_only_when_its_host_gives_no_sign(bucket, said, mon
     bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode())
     touch = threading.Timer(0.5, lambda: bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode()))
     touch.start()
-    with pytest.raises(RunInUse, match="process 1 on elsewhere trains here since then"), hold(RUN, said.append):
+    with pytest.raises(RunInUse, match="process 1 on elsewhere trains here since then"), acquire(RUN, said.append):
         pass
     touch.join()
-    with hold(RUN, said.append):
+    with acquire(RUN, said.append):
         assert json.loads(bucket.objects["bucket", PREFIX + LOCK].content)["host"] != "elsewhere"
     assert any("taken over from a process that is gone" in line for line in said)
 
@@ -194,7 +194,7 @@ def test_a_lock_whose_answer_was_lost_is_had(bucket, said):
         return 503
 
     bucket.lose = lose
-    with hold(RUN, said.append):
+    with acquire(RUN, said.append):
         assert PREFIX + LOCK in bucket.names()
     assert (bucket.names(), said) == ([], [])
 
@@ -206,7 +206,7 @@ def test_a_host_of_the_same_name_is_another_host(bucket, said, monkeypatch):
     ours = {"host": socket.gethostname(), "boot": "of another"}
     theirs = {**ours, "pid": 2**30, "process_started": None, "since": "then", "refresh_seconds": 20}
     bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode())
-    with hold(RUN, said.append):
+    with acquire(RUN, said.append):
         pass
     assert "waiting for a sign of life" in said[0]
 
@@ -269,24 +269,24 @@ def test_copies_hold_neither_locks_nor_markers_of_folders_nor_each_other(bucket,
 
 def test_what_is_written_into_a_run_that_is_read_goes_back(bucket):
     bucket.put("bucket", f"{PREFIX}experiment.json", b"{}")
-    folder = at_hand(RUN, "experiment.json")
+    folder = local_copy(RUN, "experiment.json")
     assert (folder.name, (folder / "experiment.json").read_text()) == ("run", "{}")
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "card.json").write_text("1")
-    give_back(folder)
+    push(folder)
     assert bucket.names() == [f"{PREFIX}evaluation/card.json", f"{PREFIX}experiment.json"]
     (folder / "evaluation" / "card.json").write_text("2")
     with bucket.failing(forbid("card")), pytest.raises(NotCopied, match=f"It is in {folder} instead"):
-        give_back(folder)
+        push(folder)
     with pytest.raises(FileNotFoundError, match=r"gs://bucket/none: no run"):
-        at_hand(Path("gs://bucket/none"), "experiment.json")
+        local_copy(Path("gs://bucket/none"), "experiment.json")
 
 
 def test_what_names_no_run_costs_one_question(bucket):
     bucket.put("bucket", "some/large.tar", bytes(1000))
     bucket.requests.clear()
     with pytest.raises(FileNotFoundError, match="no run"):
-        at_hand(Path("gs://bucket/some"), "experiment.json")
+        local_copy(Path("gs://bucket/some"), "experiment.json")
     assert len(bucket.requests) == 1
 
 

@@ -7,7 +7,7 @@ from line_training import line_program, train_lines, without_rates
 
 from dit_video.storage import patient_files
 from dit_video.storage.patient_files import NotWritten, PatientFiles
-from dit_video.training.tracker import RECORD, read_record
+from dit_video.training.tracker import METRICS_FILE, read_record
 
 LINES = [f"{number:0>999}\n".encode() for number in range(100)]
 # In bytes; some of the lines fit.
@@ -121,8 +121,8 @@ def test_at_the_end_it_is_said_what_is_not_written(tmp_path, said, monkeypatch):
     monkeypatch.setattr(patient_files, "LAST_PAUSES", (0.0, 0.0))
     (tmp_path / "run").write_text("in the way")
 
-    def write(say: Callable[[str], None], error: BaseException | None) -> None:
-        with PatientFiles(say) as files:
+    def write(warn: Callable[[str], None], error: BaseException | None) -> None:
+        with PatientFiles(warn) as files:
             files.file(tmp_path / "run" / "lines").append(b"1234")
             files.file(tmp_path / "run" / "lines").append(b"5")
             if error is not None:
@@ -152,4 +152,4 @@ def test_a_run_whose_whole_folder_is_on_a_full_disk_goes_on_and_its_record_is_ex
     disturbed = train_lines(program, run, num_steps=num_steps, log_every=5, save_every=50, before=before)
     assert without_rates(disturbed.record) == without_rates(straight.record)
     assert disturbed.saved[-1] == num_steps
-    assert (run / RECORD).read_bytes().endswith(b"\n")
+    assert (run / METRICS_FILE).read_bytes().endswith(b"\n")

@@ -109,7 +109,7 @@ def painter() -> Subject:
     task = Painter()
     params = params_of(task.init(jax.random.key(0)))
     subject = Subject(task, define(task.init), None, make_mesh(MeshShape()), {})
-    return subject.hold(params, step=0, ema=True)
+    return subject.with_weights(params, step=0, ema=True)
 
 
 def generated(painter, num_clips, *, told):

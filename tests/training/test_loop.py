@@ -20,7 +20,7 @@ from dit_video.training.faults import NotFinite
 from dit_video.training.goodput import Activity, read_goodput
 from dit_video.training.step import Program
 from dit_video.training.stop import StopSignal
-from dit_video.training.tracker import RECORD, read_record
+from dit_video.training.tracker import METRICS_FILE, read_record
 from dit_video.training.values import Profile, Schedule, Work
 
 
@@ -125,7 +125,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_record(train, straight, tmp_p
     evaluators = {"norm": Norm(every=2)}
     with pytest.raises(Killed):
         train(evaluators=evaluators, before=kill, save_every=save_every)
-    with open(tmp_path / "run" / RECORD, "a") as record:
+    with open(tmp_path / "run" / METRICS_FILE, "a") as record:
         record.write('{"step": 5, "lo')
     second = train(evaluators=evaluators)
     assert without_rates(second.record) == without_rates(straight.record)

@@ -87,8 +87,8 @@ def test_adamw_is_optax_adamw_after_clipping():
 
 def test_only_kernels_decay():
     """Without a gradient, what is left of an update is the decay: - rate x decay x parameter."""
-    nothing = jax.tree.map(jnp.zeros_like, draw(0))
-    update = updates(AdamW(learning_rate=0.01, weight_decay=0.1).build(100, AXES), [nothing])[0]
+    zeros = jax.tree.map(jnp.zeros_like, draw(0))
+    update = updates(AdamW(learning_rate=0.01, weight_decay=0.1).build(100, AXES), [zeros])[0]
     for name, param in draw(0).items():
         expected = -0.001 * param if name in KERNELS else np.zeros_like(param)
         np.testing.assert_allclose(update[name], expected, rtol=1e-5, err_msg=name)

@@ -44,10 +44,10 @@ def test_weights_have_one_name_that_their_names_shapes_and_numbers_decide():
     weights = {"a": jnp.ones((2, 3)), "b": jnp.zeros(2)}
     name = weights_digest(weights)
     assert name == weights_digest(dict(reversed(weights.items())))
-    others = [
+    rest = [
         {"a": jnp.ones((2, 3)), "c": jnp.zeros(2)},
         {"a": jnp.ones((2, 3)), "b": jnp.zeros((2, 1))},
         {"a": jnp.ones((2, 3)).at[1, 1].set(1 + 2**-23), "b": jnp.zeros(2)},
         {"a": jnp.ones((2, 3)), "b": jnp.zeros(2, jnp.int32)},
     ]
-    assert len({name, *map(weights_digest, others)}) == 5
+    assert len({name, *map(weights_digest, rest)}) == 5

@@ -66,7 +66,7 @@ def _denoiser_program(content: Content, task: Denoise, with_vae: bool) -> list[s
     t, h, w, c = content.latent_shape
     noise = f"torch.randn({_NUM_CLIPS}, {c}, {t}, {h}, {w})"
     start = ["import model", "import torch", *(["import vae"] if with_vae else []), "", 'network = model.load(".")']
-    start += _given(content, task)
+    start += _cond(content, task)
     if not is_rectified_flow(task.objective):
         return [*start, f"x_t, t = {noise}, torch.rand({_NUM_CLIPS})", f"prediction = {_call('x_t', task)}"]
     shift = 1.0 if task.objective.shift is None else task.objective.shift.factor(t * h * w)
@@ -90,20 +90,20 @@ def _velocity(task: Denoise) -> list[str]:
     return [
         f"    conditional = {_call('x', task)}",
         *([] if (low, high) == (0.0, 1.0) else outside),
-        f"    unconditional = {_call('x', task, nothing=True)}",
+        f"    unconditional = {_call('x', task, null=True)}",
         f"    return unconditional + {guidance.scale} * (conditional - unconditional)",
     ]
 
 
-def _call(x: str, task: Denoise, *, nothing: bool = False) -> str:
+def _call(x: str, task: Denoise, *, null: bool = False) -> str:
     kinds = {"label": ClassCondition, "caption": TextCondition, "text": EmbeddedText}
     keyword = next((name for name, kind in kinds.items() if isinstance(task.condition, kind)), None)
     if keyword is None:
         return f"network({x}, t)"
-    return f"network({x}, t, {keyword}={'nothing' if nothing else keyword})"
+    return f"network({x}, t, {keyword}={'nothing' if null else keyword})"
 
 
-def _given(content: Content, task: Denoise) -> list[str]:
+def _cond(content: Content, task: Denoise) -> list[str]:
     """Lines that make what the network is told of each clip, and "nothing"."""
     condition = task.condition
     if isinstance(condition, ClassCondition):

@@ -170,16 +170,16 @@ class TorchDiT(TorchModule):
 
         rng, depth, (frames, *_) = np.random.default_rng(0), self.config.depth, shape
         x_t = rng.standard_normal((_NUM_CLIPS, *shape, self.channels), np.float32)
-        given, their_given = self._given(rng)
+        cond, their_cond = self._cond(rng)
         num_patch_frames = frames // self.config.patch_size[0]
         definition = self.define()
 
         @jax.jit
         def compute(
-            params: Mapping[str, Array], x_t: Array, t: Array, given: Any
+            params: Mapping[str, Array], x_t: Array, t: Array, cond: Any
         ) -> tuple[Float[Array, "layers B N D"], Output]:
             network = definition.bind(params)
-            return network.layers(x_t, t, given)["blocks"], network.output(x_t, t, given)
+            return network.layers(x_t, t, cond)["blocks"], network.output(x_t, t, cond)
 
         for num_levels in sorted({1, num_patch_frames}):
             t = rng.uniform(0.0, 1.0, (_NUM_CLIPS, num_levels)).astype(np.float32)
@@ -188,8 +188,8 @@ class TorchDiT(TorchModule):
                 t = np.repeat(t, self.config.patch_size[0], axis=1)
             with listening(theirs, [f"blocks.{layer}" for layer in range(depth)]) as heard:
                 x = torch.from_numpy(np.ascontiguousarray(x_t.transpose(0, 4, 1, 2, 3)))
-                wanted = theirs(x, torch.from_numpy(t), **their_given).numpy()
-            blocks, output = compute(dict(params), jnp.asarray(x_t), jnp.asarray(t), given)
+                wanted = theirs(x, torch.from_numpy(t), **their_cond).numpy()
+            blocks, output = compute(dict(params), jnp.asarray(x_t), jnp.asarray(t), cond)
             where = f"with {num_levels} noise level{'s' if num_levels > 1 else ''}"
             for layer in range(depth):
                 # Theirs are ordered frame by frame.
@@ -199,7 +199,7 @@ class TorchDiT(TorchModule):
             found = np.concatenate([part for part in output if part is not None], axis=-1)
             yield Pair(f"output, {where}", found.transpose(0, 4, 1, 2, 3), wanted)
 
-    def _given(self, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
+    def _cond(self, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
         """Something of each kind that the condition has, "nothing" and padding among it: for ours, and for theirs."""
         import torch
 

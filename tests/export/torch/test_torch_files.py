@@ -196,19 +196,19 @@ def test_the_program_of_the_model_card_samples_what_the_run_does(network, condit
     t, h, w, c = content.latent_shape
     x_1 = jnp.asarray(torch.randn(2, c, t, h, w).numpy().transpose(0, 2, 3, 4, 1))
     task = content.denoiser.task
-    given = None
+    cond = None
     if isinstance(condition, ClassCondition):
-        given = jnp.asarray([0, 2])
+        cond = jnp.asarray([0, 2])
     elif condition is not None:
-        given = jnp.asarray(encode_captions(["what is seen", "and heard"], content.caption_bytes))
+        cond = jnp.asarray(encode_captions(["what is seen", "and heard"], content.caption_bytes))
 
-    def call(given):
-        return lambda x_t, t: content.denoiser.network.output(x_t, t, given)
+    def call(cond):
+        return lambda x_t, t: content.denoiser.network.output(x_t, t, cond)
 
     def pair(x_t, t):
-        return call(given)(x_t, t), call(condition.null(given))(x_t, t)
+        return call(cond)(x_t, t), call(condition.null(cond))(x_t, t)
 
-    denoise = call(given) if condition is None else task.guidance.classifier_free(call(given), pair)
+    denoise = call(cond) if condition is None else task.guidance.classifier_free(call(cond), pair)
     sample = jax.jit(lambda x_1: task.sampler(denoise, task.objective, x_1, jax.random.split(jax.random.key(0), 2)))
     wanted = np.asarray(sample(x_1)).transpose(0, 4, 1, 2, 3)
     assert np.abs(found["latents"].numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
@@ -299,16 +299,16 @@ def test_weights_may_be_bfloat16(exported, module):
 
 
 @pytest.mark.parametrize(
-    ("shape", "given", "message"),
+    ("shape", "cond", "message"),
     [
         ((1, 4, 2, 4, 4), {}, r"called with \[\]: beside x_t and t this network takes \['label'\]"),
         ((1, 4, 2, 4, 4), {"caption": torch.zeros(1, 8)}, r"called with \['caption'\]"),
         ((1, 4, 2, 5, 4), {"label": torch.tensor([0])}, r"latents of \(t, h, w\) = \(2, 5, 4\): patches are of"),
     ],
 )
-def test_what_the_network_does_not_take_is_an_error(shape, given, message, exported, module):
+def test_what_the_network_does_not_take_is_an_error(shape, cond, message, exported, module):
     with pytest.raises(ValueError, match=message):
-        module.load(exported[1])(torch.zeros(shape), torch.zeros(1), **given)
+        module.load(exported[1])(torch.zeros(shape), torch.zeros(1), **cond)
 
 
 @pytest.mark.parametrize("length", [1, 2, 6, 40])

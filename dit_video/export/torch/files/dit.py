@@ -146,8 +146,8 @@ class DiT(nn.Module):
             float32 [b c t h w]; with a learned variance c channels more.
         """
         config, dtype = self.config, self.x_embedder.weight.dtype
-        given = {"label": label, "caption": caption, "text": text}
-        found = [name for name, value in given.items() if value is not None]
+        cond = {"label": label, "caption": caption, "text": text}
+        found = [name for name, value in cond.items() if value is not None]
         if found != self.takes:
             raise ValueError(f"called with {found}: beside x_t and t this network takes {self.takes}")
         if any(n % p for n, p in zip(x_t.shape[2:], config.patch_size)):
