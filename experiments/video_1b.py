@@ -27,6 +27,7 @@ whole way from captions to pictures on a laptop:
 """
 
 from dit_video.data.dataset import Data
+from dit_video.data.signals import CaptionBytes
 from dit_video.data.sources import LatentCache, MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.guidance import Guidance
@@ -80,7 +81,7 @@ def dit() -> Experiment:
             clips=ClipTransform(num_frames=81, size=(480, 832)),
             batch_size=256,
             cache=LatentCache(directory="data/captioned_videos_latents"),
-            caption_bytes=1024,
+            signals={"caption": CaptionBytes(num_bytes=1024)},
         ),
         mesh=MeshShape(data=-1, fsdp=16, context=4),
         steps=100_000,
@@ -170,6 +171,6 @@ def digits(*, batch_size: int, cache: LatentCache | None = None) -> Data:
         clips=ClipTransform(num_frames=9, size=(16, 16)),
         batch_size=batch_size,
         cache=cache,
-        caption_bytes=40,
+        signals={"caption": CaptionBytes(num_bytes=40)},
         num_threads=2,
     )

@@ -71,14 +71,14 @@ def codec(denoise) -> LatentCodec:
 def clips() -> Batch:
     """Eight clips of five frames of 16x16, and their labels."""
     video = np.random.default_rng(0).integers(0, 256, (8, 5, 16, 16, 3), np.uint8)
-    return Batch(video=video, label=np.arange(8, dtype=np.int32) % 3)
+    return Batch(video=video, signals={"label": np.arange(8, dtype=np.int32) % 3})
 
 
 @pytest.fixture(scope="session")
 def cached() -> Batch:
     """Moments of eight clips, as a latent cache holds them, and their labels."""
     moments = np.random.default_rng(0).normal(size=(8, 2, 2, 2, 8)).astype(np.float32)
-    return Batch(moments=moments, label=np.arange(8, dtype=np.int32) % 3)
+    return Batch(moments=moments, signals={"label": np.arange(8, dtype=np.int32) % 3})
 
 
 @pytest.fixture

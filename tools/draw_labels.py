@@ -18,10 +18,12 @@ from rich.console import Console
 from dit_video.cli.weights import add_weights, open_weights
 from dit_video.data.batch import Batch
 from dit_video.data.record import NO_LABEL, Split
+from dit_video.data.signals import LABEL
 from dit_video.run.open import evaluation_data
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.task import GENERATE
 from dit_video.video.encode import grid, write_gif
 
 
@@ -51,7 +53,7 @@ def main() -> None:
         subject = dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=guided)).subject()
         size = subject.batch_size(len(shown))
         keys = clip_keys(arguments.seed, np.zeros(size, int))
-        return subject.generate(Batch(label=np.resize(shown, size)), keys, data.shape)[: len(shown)]
+        return subject(GENERATE, Batch(signals={LABEL: np.resize(shown, size)}), keys, data.shape)[: len(shown)]
 
     rows = [
         real_clips(data, labels, num_held_out),
@@ -76,7 +78,7 @@ def real_clips(data: EvaluationData, labels: np.ndarray, num_clips: int) -> np.n
     """The first held-out clip of each class."""
     found = {}
     for batch, valid in data.batches(Split.HELD_OUT, num_clips, 32):
-        for label, video in zip(np.asarray(batch.require_label())[:valid], np.asarray(batch.require_video())):
+        for label, video in zip(np.asarray(batch.require_signal(LABEL))[:valid], np.asarray(batch.require_video())):
             found.setdefault(int(label), video)
         if found.keys() >= set(labels.tolist()):
             break

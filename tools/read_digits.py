@@ -42,6 +42,7 @@ from dit_video.config.components import to_json
 from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data
 from dit_video.data.record import NO_LABEL, Split
+from dit_video.data.signals import LABEL
 from dit_video.data.sources import MovingDigits
 from dit_video.dit.condition import ClassCondition
 from dit_video.nn.module import Definition, Params, define, params_of
@@ -49,7 +50,7 @@ from dit_video.run.open import OpenRun, description
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.keys import clip_keys, purpose_key
 from dit_video.tasks.subject import Subject
-from dit_video.tasks.task import ClipShape
+from dit_video.tasks.task import GENERATE, RECONSTRUCT, ClipShape
 from dit_video.weights.digest import weights_digest
 
 NUM_DIGITS = 10
@@ -272,13 +273,13 @@ def real_clips(data: Data, split: Split, console: Console) -> Iterator[LabelledV
     batches = data.judged(split, num_clips, BATCH_SIZE, seed=0)
     total = -(-num_clips // BATCH_SIZE)
     for batch, valid in _counted(batches, f"{split} clips", total, console):
-        yield np.asarray(batch.video), np.asarray(batch.label), valid
+        yield np.asarray(batch.video), np.asarray(batch.require_signal(LABEL)), valid
 
 
 def reconstructions(subject: Subject, data: Data, console: Console) -> Iterator[LabelledVideo]:
     """The held-out clips encoded and decoded by the codec of a run."""
     for video, label, valid in real_clips(data, Split.HELD_OUT, console):
-        yield subject.reconstruct(Batch(video=video, label=label)), label, valid
+        yield subject(RECONSTRUCT, Batch(video=video)), label, valid
 
 
 def generations(
@@ -291,7 +292,12 @@ def generations(
         wanted = np.resize(labels[first : first + valid], BATCH_SIZE)
         shown = wanted if told else np.full_like(wanted, NO_LABEL)
         yield (
-            subject.generate(Batch(label=shown), clip_keys(seed, range(first, first + BATCH_SIZE)), shape),
+            subject(
+                GENERATE,
+                Batch(signals={LABEL: shown}),
+                clip_keys(seed, range(first, first + BATCH_SIZE)),
+                shape,
+            ),
             wanted,
             valid,
         )

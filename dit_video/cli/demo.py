@@ -15,7 +15,6 @@ from dit_video.data.sources import MovingDigits
 from dit_video.experiment import Experiment, load
 from dit_video.run.latents import encode
 from dit_video.run.train import train
-from dit_video.tasks.denoise import Denoise
 
 EXAMPLES = """  dit-video demo
   dit-video demo --workdir=somewhere_else
@@ -91,8 +90,8 @@ def _within(experiment: Experiment, folder: Path) -> Experiment:
     data = dataclasses.replace(data, source=dataclasses.replace(data.source, directory=str(folder / DIGITS)))
     if data.cache is not None:
         data = dataclasses.replace(data, cache=dataclasses.replace(data.cache, directory=str(folder / LATENTS)))
-    if isinstance(task, Denoise):
-        task = dataclasses.replace(task, codec=dataclasses.replace(task.codec, run=str(folder / VAE)))
+    if (codec := task.trained_codec()) is not None:
+        task = task.with_codec(dataclasses.replace(codec, run=str(folder / VAE)))
     return dataclasses.replace(experiment, data=data, task=task)
 
 

@@ -52,11 +52,14 @@ def main(arguments: argparse.Namespace) -> int:
     parts = read if arguments.only is None else [Part(arguments.only)]
     if not parts:
         raise ExperimentError(
-            "config.data.cache and config.data.text are None: this experiment trains on video and has no cache to write"
+            "config.data.cache is None and config.data.signals has no text cache: this experiment trains on video "
+            "and has none to write"
         )
     if arguments.caption and Part.TEXT not in parts:
-        raise ExperimentError(f"--caption={arguments.caption[0]!r}: this writes no embeddings; see config.data.text")
-    for name, cache in (("cache", experiment.data.cache), ("text", experiment.data.text)):
+        raise ExperimentError(
+            f"--caption={arguments.caption[0]!r}: this writes no embeddings; see config.data.signals.text"
+        )
+    for name, cache in (("cache", experiment.data.cache), ("signals.text", text.text_cache(experiment.data))):
         if cache is not None and "://" in cache.directory:
             raise ExperimentError(f"config.data.{name}.directory={cache.directory}: is written here; give a folder")
     if Part.TEXT in parts:
@@ -67,4 +70,4 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _reads(experiment: Experiment, part: Part) -> bool:
-    return (experiment.data.cache if part is Part.LATENTS else experiment.data.text) is not None
+    return (experiment.data.cache if part is Part.LATENTS else text.text_cache(experiment.data)) is not None

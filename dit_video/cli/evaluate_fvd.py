@@ -18,7 +18,6 @@ from dit_video.ingest.video_folder import OpenedVideos, open_videos
 from dit_video.progress import bar
 from dit_video.run.folder import environment
 from dit_video.tasks.evaluator import EvaluationData
-from dit_video.video.encode import write_playable
 
 EXAMPLES = """  dit-video evaluate fvd --real real_videos/ --fake made_by_any_program/
   dit-video evaluate fvd --real data/grid --fake samples.npy --num_frames=16 --stride=2 --size=64,64 --out=card.json
@@ -92,8 +91,8 @@ def main(arguments: argparse.Namespace) -> int:
     report = fvd.judge(judged, real, make_mesh(MeshShape()))
     card = report.cards["fvd"]
     write_card(path, card)
-    for name, video in report.media.items():
-        write_playable(path.with_name(f"{path.stem}_{name}"), video, real.fps)
+    for name, medium in report.media.items():
+        medium.write_each(path.with_name(f"{path.stem}_{name}"))
     if arguments.json:
         print(json.dumps(card, indent=1))
         return 0

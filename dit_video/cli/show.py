@@ -8,7 +8,7 @@ from rich.table import Table
 
 from dit_video import experiment as experiments
 from dit_video.cli.arguments import add_config, command, experiment_of
-from dit_video.config.components import flatten, to_json
+from dit_video.config.components import flatten, record
 from dit_video.nn.module import define
 from dit_video.run import workload
 
@@ -29,7 +29,7 @@ def add_parser(subparsers) -> None:
 def main(arguments: argparse.Namespace) -> int:
     experiment = experiment_of(arguments)
     if arguments.json:
-        print(json.dumps(to_json(experiment), indent=1))
+        print(json.dumps(record(experiment), indent=1))
         return 0
     console = Console()
     for path, value in flatten(experiment).items():

@@ -14,6 +14,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from dit_video.config.names import FORMAT, MODULES
+from dit_video.config.old_records import upgrade
 from dit_video.config.user_file import PROGRAM_ERRORS, ExperimentError
 
 # Twice that of any experiment; Python ends at some hundred.
@@ -24,8 +26,9 @@ _MISFIT = object()
 def to_json(value: Any) -> Any:
     """Plain JSON data: a dataclass becomes an object whose "class" names it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        name = f"{type(value).__module__}.{type(value).__qualname__}"
-        return {"class": name} | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {"class": _name_of(type(value))} | {
+            f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+        }
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple | list):
@@ -37,8 +40,13 @@ def to_json(value: Any) -> Any:
     raise ExperimentError(f"{value!r}: an experiment holds numbers, strings, tuples, enums and dataclasses only")
 
 
+def record(component: Any) -> dict[str, Any]:
+    """What `to_json` makes, with the version of its format."""
+    return {"format": FORMAT, **to_json(component)}
+
+
 def from_json(data: Any, where: str, own: Mapping[str, type] | None = None) -> Any:
-    """The component that `to_json` wrote.
+    """The component that `to_json` or `record` wrote, or a version from before.
 
     Args:
         where: its path, for messages.
@@ -48,6 +56,17 @@ def from_json(data: Any, where: str, own: Mapping[str, type] | None = None) -> A
         ExperimentError: another value, a class or field that is not here, a value of another type than its field's or
             one that its component refuses; names the path.
     """
+    if isinstance(data, dict):
+        version = data.get("format", 1)
+        if version not in (1, FORMAT):
+            raise ExperimentError(
+                f"{where}: is of format {reprlib.repr(version)}, this version of dit_video reads {FORMAT} and before; "
+                "it was written by a newer one"
+            )
+        try:
+            data = {k: v for k, v in (upgrade(data) if version == 1 else data).items() if k != "format"}
+        except RecursionError as error:
+            raise ExperimentError(f"{where}: nested deeper than {_MAX_DEPTH} components") from error
     return _from_json(data, None, where, 0, own or {})
 
 
@@ -158,25 +177,30 @@ def _is_ours(module: str) -> bool:
     return module.split(".")[0] == __name__.split(".")[0]
 
 
+def _name_of(kind: type) -> str:
+    """What a record calls a class: of this package its name alone, of another its address."""
+    address = f"{kind.__module__}.{kind.__qualname__}"
+    if not _is_ours(kind.__module__):
+        return address
+    if MODULES.get(kind.__name__) != kind.__module__:
+        raise ExperimentError(f"{address}: is no component of an experiment; config/names.py lists them")
+    return kind.__name__
+
+
 def _class(name: Any, where: str, own: Mapping[str, type]) -> type:
     if not isinstance(name, str):
         raise ExperimentError(f"{where}: class {reprlib.repr(name)} is no name")
     if name in own:
         return own[name]
-    module, _, attribute = name.rpartition(".")
-    if not _is_ours(module):
-        raise ExperimentError(
-            f"{where}: class {name!r} is not of this package, and a record must not load code; give the experiment "
-            f"file that is made of it, or of another class of {module!r}: --config=FILE.py[:arg]"
-        )
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    # A name that is not one, such as that of a module of no package, is a ValueError.
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ExperimentError(f"{where}: this version of dit_video has no {name}") from error
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ExperimentError(f"{where}: {name} is not a component of an experiment")
-    return kind
+    if name in MODULES:
+        return getattr(importlib.import_module(MODULES[name]), name)
+    module, _, _ = name.rpartition(".")
+    if not module or _is_ours(module):
+        raise ExperimentError(f"{where}: this version of dit_video has no {name}")
+    raise ExperimentError(
+        f"{where}: class {name!r} is not of this package, and a record must not load code; give the experiment "
+        f"file that is made of it, or of another class of {module!r}: --config=FILE.py[:arg]"
+    )
 
 
 def flatten(component: Any) -> dict[str, Any]:

@@ -1,30 +1,29 @@
-"""What travels through the data pipeline: a stored Record, the Clip cut from it,
-the Batch that goes to the device.
+"""Batches: clips of one shape stacked, with the signals that accompany them, as they go to the device.
 
 Pixels stay uint8 until the device: a quarter of the bytes of float32, and one place (vae/codec.py) that says
 what a pixel value means.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, UInt8
 
-from dit_video.arrays import Text
-from dit_video.data.captions import encode_captions
-from dit_video.data.record import NO_LABEL, Clip
-from dit_video.data.text_cache import Embeddings
+from dit_video.data.record import Clip
+from dit_video.data.signals import Reader
 
 
 class Batch(NamedTuple):
-    """What a training step receives; a pytree. Absent fields are None."""
+    """What a training step receives; a pytree. `video` and `moments` are None where they are absent.
+
+    Attributes:
+        signals: what accompanies each clip (data/signals.py), arrays [B ...] by name.
+    """
 
     video: UInt8[Array | np.ndarray, "B T H W 3"] | None = None
     moments: Float[Array | np.ndarray, "B t h w m"] | None = None
-    label: Int32[Array | np.ndarray, "B"] | None = None
-    caption: UInt8[Array | np.ndarray, "B L"] | None = None
-    text: Text | None = None
+    signals: Mapping[str, Any] = {}
 
     def require_video(self) -> UInt8[Array | np.ndarray, "B T H W 3"]:
         """`video`, for those who cannot do without.
@@ -36,27 +35,34 @@ class Batch(NamedTuple):
             raise ValueError("Batch.video=None: this needs clips; read them from a source of video, not a latent cache")
         return self.video
 
-    def require_label(self) -> Int32[Array | np.ndarray, "B"]:
-        """`label`, for those who cannot do without.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.label is None:
-            raise ValueError(f"Batch.label=None: this needs labels; {NO_LABEL} means no label")
-        return self.label
+    def require_signal(self, name: str) -> Any:
+        """One of `signals`, for those who cannot do without."""
+        return require_signal(self.signals, name)
 
 
-def collate(clips: Sequence[Clip], caption_bytes: int | None = None, texts: Embeddings | None = None) -> Batch:
+def require_signal(signals: Mapping[str, Any], name: str) -> Any:
+    """The signal of this name.
+
+    Raises:
+        ValueError: there is none; says which there are, and where they come from.
+    """
+    if name not in signals:
+        raise ValueError(
+            f"Batch.signals has no {name!r}, which is needed here; it has {', '.join(signals) or 'none'}: add one to "
+            "config.data.signals"
+        )
+    return signals[name]
+
+
+def collate(clips: Sequence[Clip], readers: Mapping[str, Reader]) -> Batch:
     """Stacks clips of one shape into a batch.
 
     Args:
-        caption_bytes: how long captions are; None for a batch without.
-        texts: what has the embeddings of captions; None for a batch without.
+        readers: make the signals of the batch (`signals.open_all`).
 
     Raises:
-        ValueError: no clips, clips that differ in shape or in kind (video against moments), or a caption without
-            embedding.
+        ValueError: no clips, clips that differ in shape or in kind (video against moments), or a clip of which a signal
+            cannot be read.
     """
     if not clips:
         raise ValueError("collate: no clips")
@@ -74,7 +80,5 @@ def collate(clips: Sequence[Clip], caption_bytes: int | None = None, texts: Embe
                 )
         return np.stack(arrays)
 
-    label = np.array([clip.label for clip in clips], dtype=np.int32)
-    caption = None if caption_bytes is None else encode_captions([clip.caption for clip in clips], caption_bytes)
-    text = None if texts is None else texts([clip.caption for clip in clips])
-    return Batch(video=stack("video"), moments=stack("moments"), label=label, caption=caption, text=text)
+    signals = {name: read(clips) for name, read in readers.items()}
+    return Batch(video=stack("video"), moments=stack("moments"), signals=signals)

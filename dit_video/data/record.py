@@ -24,13 +24,13 @@ class Split(enum.StrEnum):
 class Record:
     """One stored example, as a source returns it.
 
-    Exactly one of `video` (encoded bytes of any container, or decoded frames) and `moments` (the cached
-    output of the VAE's encoder) is set.
+    At most one of `video` (encoded bytes of any container, or decoded frames) and `moments` (the cached output of the
+    VAE's encoder) is set; a record of text alone has neither.
 
     Attributes:
         key: name of the record, unique within its set.
         label: index into the source's class names, or NO_LABEL.
-        num_frames: of `video`; None for moments.
+        num_frames: of `video`; None where there is none.
         fps: frames per second of the video, or of the clip that was encoded into `moments`.
         start: for `moments`, the frame of the source video where the encoded clip begins.
     """
@@ -45,8 +45,8 @@ class Record:
     start: int = 0
 
     def __post_init__(self):
-        if (self.video is None) == (self.moments is None):
-            raise ValueError(f"Record {self.key!r}: give exactly one of video and moments")
+        if self.video is not None and self.moments is not None:
+            raise ValueError(f"Record {self.key!r}: give one of video and moments, or neither")
         if (self.video is None) != (self.num_frames is None):
             raise ValueError(f"Record {self.key!r}: num_frames belongs to a video")
 

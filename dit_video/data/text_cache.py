@@ -15,7 +15,7 @@ import json
 import os
 import reprlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_video.arrays import Text
 from dit_video.config.json_file import read_object
+from dit_video.data.signals import Reader, Signal
 
 MANIFEST = "manifest.json"
 _FORMAT = "dit_video.text_cache"
@@ -77,8 +78,8 @@ class TextManifest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextCache:
-    """A folder written by `dit-video encode`: embeddings of captions.
+class TextCache(Signal):
+    """A folder written by `dit-video encode`: embeddings of captions, as a signal.
 
     Attributes:
         dtype: in what `encode` stores them, and batches hold them.
@@ -99,18 +100,31 @@ class TextCache:
         found = read_text_manifest(self.directory)
         if found.dtype is not self.dtype:
             raise ValueError(
-                f"config.data.text.dtype={self.dtype.value}: {self.directory} holds {found.dtype.value}; say so, or "
-                "encode again: dit-video encode --config=EXPERIMENT --only=text --overwrite"
+                f"config.data.signals.text.dtype={self.dtype.value}: {self.directory} holds {found.dtype.value}; "
+                "say so, or encode again: dit-video encode --config=EXPERIMENT --only=text --overwrite"
             )
         if self.digest is not None and self.digest != found.digest:
             raise ValueError(
-                f"config.data.text.digest={self.digest[:12]}...: {self.directory} is now {found.digest[:12]}...; other "
-                "encoders made it, so that captions would mean something else: restore it, or start a new workdir"
+                f"config.data.signals.text.digest={self.digest[:12]}...: {self.directory} is now "
+                f"{found.digest[:12]}...; other encoders made it, so that captions would mean something else: restore "
+                "it, or start a new workdir"
             )
         return found
 
-    def open(self) -> "Embeddings":
+    def embeddings(self) -> "Embeddings":
+        """The folder, opened; errors as of `manifest`."""
         return Embeddings(self.directory, self.manifest())
+
+    def open(self) -> Reader:
+        embeddings = self.embeddings()
+        return lambda clips: embeddings([clip.caption for clip in clips])
+
+    def example(self, batch_size: int) -> None:
+        """The condition says what sizes it reads, so that shapes are known where the folder is not."""
+
+    def parse(self, word: str, class_names: Callable[[], Sequence[str]], warn: Callable[[str], None]) -> Text:
+        del class_names, warn
+        return self.embeddings()([word])
 
 
 class Embeddings:

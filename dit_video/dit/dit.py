@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
+from dit_video.dit.known import AsChannels, refuse_channels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
@@ -107,7 +108,16 @@ class DiTConfig(NetworkConfig):
     def learns_variance(self) -> bool:
         return self.learned_variance
 
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "DiT":
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> "DiT":
+        refuse_channels(type(self).__name__, known)
         return DiT(self, channels, condition, dtype=dtype, rngs=rngs)
 
 

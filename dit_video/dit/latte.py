@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
+from dit_video.dit.known import AsChannels, refuse_channels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.axial_attention import spatial_attention, split_attention, temporal_attention
@@ -94,7 +95,16 @@ class LatteConfig(NetworkConfig):
     def learns_variance(self) -> bool:
         return self.learned_variance
 
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "Latte":
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> "Latte":
+        refuse_channels(type(self).__name__, known)
         return Latte(self, channels, condition, dtype=dtype, rngs=rngs)
 
 

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.distributed.sharding import constrain
-from dit_video.dit.condition import Cond, Condition, TextCondition, required
+from dit_video.dit.condition import Cond, Condition, required
+from dit_video.dit.known import AsChannels, refuse_channels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, QKNorm
 from dit_video.nn.embed import TimeEmbedding, VectorEmbedding
@@ -107,7 +108,16 @@ class MMDiTConfig(NetworkConfig):
     def mlp_size(self) -> int:
         return int(self.hidden_size * self.mlp_ratio)
 
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "MMDiT":
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> "MMDiT":
+        refuse_channels(type(self).__name__, known)
         return MMDiT(self, channels, condition, dtype=dtype, rngs=rngs)
 
 
@@ -212,7 +222,7 @@ class MMDiT(Network):
                 f"config.task.condition={condition}: an MMDiT has a stream of text; give it a TextCondition or an "
                 "EmbeddedText"
             )
-        if config.attend_padding and isinstance(condition, TextCondition):
+        if config.attend_padding and condition is not None and condition.num_text_tokens is None:
             raise ValueError(
                 "config.task.network.attend_padding=True: captions of bytes are padded to the length of their batch, "
                 "and would mean something else at another; leave it False"

@@ -14,7 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Time
+from dit_video.config.bounds import at_least
 from dit_video.dit.condition import Cond, Condition
+from dit_video.dit.known import AsChannels
 from dit_video.nn.patches import PatchSize
 
 
@@ -113,9 +115,7 @@ class NetworkConfig(abc.ABC):
     remat: Remat = Remat.NOTHING_RECOMPUTED
 
     def __post_init__(self):
-        for name in ("hidden_size", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{type(self).__name__}.{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "hidden_size", "depth", "num_heads")
         if min(self.patch_size) < 1:
             raise ValueError(f"{type(self).__name__}.patch_size={self.patch_size}: each must be at least 1")
 
@@ -130,8 +130,19 @@ class NetworkConfig(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Network:
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> Network:
         """The network for latents of `channels`, with fresh parameters.
+
+        Args:
+            known: channels of known frames that it is to take beside those of x_t.
 
         Raises:
             ValueError: it cannot be conditioned so.

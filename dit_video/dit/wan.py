@@ -19,9 +19,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import ImageCond, Latents, Output, Time
+from dit_video.config.bounds import at_least
 from dit_video.distributed.sharding import constrain
-from dit_video.dit.condition import Cond, Condition, EmbeddedText, required
-from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.condition import Cond, Condition, required
+from dit_video.dit.known import AsChannels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm, kernel_init, to_heads
 from dit_video.nn.embed import TimeEmbedding
@@ -36,7 +37,7 @@ from dit_video.nn.softmax_attention import cross_attention
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanConfig(NetworkConfig):
-    """What a Wan is. Whether it continues an image is said by its condition (`FirstFrame`).
+    """What a Wan is. Whether it continues an image is said by the task (`FirstFrame`).
 
     Attributes:
         mlp_width: width of the MLP of a block.
@@ -49,24 +50,29 @@ class WanConfig(NetworkConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mlp_width < 1:
-            raise ValueError(f"WanConfig.mlp_width={self.mlp_width}: must be at least 1")
+        at_least(self, 1, "mlp_width", "text_length")
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"WanConfig.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an even head size"
             )
-        if self.text_length is not None and self.text_length < 1:
-            raise ValueError(f"WanConfig.text_length={self.text_length}: must be at least 1, or None")
 
     @property
     def mlp_size(self) -> int:
         return self.mlp_width
 
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "Wan":
-        return Wan(self, channels, condition, dtype=dtype, rngs=rngs)
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> "Wan":
+        return Wan(self, channels, condition, known=known, dtype=dtype, rngs=rngs)
 
 
-# Wan 2.1 (2503.20314), and 2.2, whose 14B networks are of the same size. With a `FirstFrame` they are the networks of
+# Wan 2.1 (2503.20314), and 2.2, whose 14B networks are of the same size. With `AsChannels` they are the networks of
 # image to video.
 WAN_1_3B = WanConfig(hidden_size=1536, depth=30, num_heads=12, mlp_width=8960, text_length=512)
 WAN_14B = WanConfig(hidden_size=5120, depth=40, num_heads=40, mlp_width=13824, text_length=512)
@@ -164,7 +170,7 @@ def _added(
 
 
 class Wan(Network):
-    """The network of a `WanConfig`, for a condition on text, or on text and a first frame."""
+    """The network of a `WanConfig`, for a condition on text, with or without known frames as channels."""
 
     def __init__(
         self,
@@ -172,29 +178,29 @@ class Wan(Network):
         channels: int,
         condition: Condition | None,
         *,
+        known: AsChannels | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.config, self.patch_size, self.dtype = config, config.patch_size, dtype
-        frame = condition if isinstance(condition, FirstFrame) else None
-        words = condition if frame is None else frame.text
-        text_encoder = None if words is None else words.text_encoder(dtype=dtype, rngs=rngs)
-        if text_encoder is None:
+        text_encoder = None if condition is None else condition.text_encoder(dtype=dtype, rngs=rngs)
+        if condition is None or text_encoder is None:
             raise ValueError(
-                f"config.task.condition={condition}: every block of a Wan attends to text; give it a TextCondition, an "
-                "EmbeddedText, or a FirstFrame with one of them"
+                f"config.task.condition={condition}: every block of a Wan attends to text; give it a TextCondition "
+                "or an EmbeddedText"
             )
-        if isinstance(words, EmbeddedText) and words.num_tokens > (config.text_length or words.num_tokens):
-            raise ValueError(_too_long(words.num_tokens, config.text_length))
+        num_tokens = condition.num_text_tokens
+        if num_tokens is not None and num_tokens > (config.text_length or num_tokens):
+            raise ValueError(_too_long(num_tokens, config.text_length))
         self.text_encoder = text_encoder
         D, cells = config.hidden_size, math.prod(config.patch_size)
-        channels_in = channels if frame is None else channels + frame.num_channels(channels)
+        channels_in = channels if known is None else channels + known.num_channels(channels)
         self.x_embedder = linear(cells * channels_in, D, (None, "embed"), rngs=rngs, dtype=dtype)
         # In float32 whatever the blocks are computed in, as published.
         self.t_embedder = TimeEmbedding(D, dtype=jnp.float32, rngs=rngs)
         self.shared_modulation = AdaLN(6, D, dtype=jnp.float32, rngs=rngs)
         self.text_embedder = PlainMLP(text_encoder.hidden_size, D, D, dtype=dtype, rngs=rngs)
-        image_size = None if frame is None else frame.image_size
+        image_size = None if known is None else known.image_size
         self.image_embedder = None if image_size is None else ImageEmbedder(image_size, D, dtype=dtype, rngs=rngs)
         # One stacked Block: every parameter gains a leading axis of `depth` layers.
         self.blocks = jax.vmap(lambda key: Block(config, image_size is not None, dtype=dtype, rngs=nnx.Rngs(key)))(

@@ -14,20 +14,26 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
+from dit_video.config.bounds import at_least
 from dit_video.data.batch import Batch
+from dit_video.data.dataset import Data
 from dit_video.data.record import Split
 from dit_video.evaluation.card import finished, make_card
 from dit_video.evaluation.distance import measure
 from dit_video.evaluation.features import Extractor, Pool, cached
 from dit_video.evaluation.i3d import I3DLogits
-from dit_video.evaluation.monitor import rows
+from dit_video.evaluation.monitor import pairs
 from dit_video.evaluation.neighbours import diversity, nearest, novelty
 from dit_video.progress import counted
-from dit_video.tasks.evaluator import EvaluationData, Report
+from dit_video.tasks import media
+from dit_video.tasks.evaluator import EvaluationData, Evaluator, Report
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import GENERATE, RECONSTRUCT, Task
 from dit_video.weights.digest import weights_digest
 
+# The name of the card in a report.
+CARD = "fvd"
 NUM_SHOWN = 8
 """Samples drawn above their nearest training clips."""
 
@@ -69,7 +75,7 @@ class SampleSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FVD:
+class FVD(Evaluator):
     """Judges samples by FVD.
 
     Attributes:
@@ -82,7 +88,6 @@ class FVD:
             other clips than those they are measured against, and have the bias that samples have.
     """
 
-    every: int
     num_clips: int = 2048
     num_frames: int = 16
     batch_size: int = 16
@@ -94,19 +99,26 @@ class FVD:
             raise ValueError(
                 f"FVD.num_frames={self.num_frames}: {self.extractor.metric} needs at least {self.extractor.min_frames}"
             )
-        if self.num_clips < 2:
-            raise ValueError(f"FVD.num_clips={self.num_clips}: must be at least 2; 2048 is the usual number")
-        if self.batch_size < 1:
-            raise ValueError(f"FVD.batch_size={self.batch_size}: must be at least 1")
+        at_least(self, 2, "num_clips", why="2048 is the usual number")
+        at_least(self, 1, "batch_size")
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         return self.judge(Generated(subject, data, seed), data, subject.mesh)
 
-    def check(self, data: EvaluationData) -> None:
-        """Raises ValueError where clips of `data` have fewer frames than are judged."""
-        if data.shape[0] < self.num_frames:
+    def check(self, task: Task, data: Data) -> None:
+        made = task.functions().get(maker(task.functions()))
+        if made is None or made.medium is None or not issubclass(made.medium, media.Video):
             raise ValueError(
-                f"FVD.num_frames={self.num_frames}: clips have {data.shape[0]} frames; judge no more than that"
+                f"FVD judges videos, but a {type(task).__name__} makes none ({GENERATE!r} or {RECONSTRUCT!r}); take it "
+                "out of config.evaluators"
+            )
+        self.check_frames(data.clips.num_frames)
+
+    def check_frames(self, num_frames: int) -> None:
+        """Raises ValueError where clips have fewer frames than are judged."""
+        if num_frames < self.num_frames:
+            raise ValueError(
+                f"FVD.num_frames={self.num_frames}: clips have {num_frames} frames; judge no more than that"
             )
 
     def judge(self, judged: SampleSource, data: EvaluationData, mesh: Mesh) -> Report:
@@ -115,7 +127,7 @@ class FVD:
         Raises:
             ValueError: clips of fewer frames than are judged, or not as many clips as are judged.
         """
-        self.check(data)
+        self.check_frames(data.shape[0])
         pool = Pool(self.extractor, mesh, num_frames=self.num_frames, batch_size=self.batch_size)
         held_out = self._real(pool, data, Split.HELD_OUT)
         samples, shuffled = self._samples(pool, judged)
@@ -127,7 +139,7 @@ class FVD:
             references=dict(data.references),
             notes=judged.notes(data),
         )
-        media = {}
+        shown = {}
         if self.yardsticks:
             card["companions"]["samples, frames shuffled"] = measure(shuffled, held_out).as_json()
             card["measures"]["diversity"] = diversity(samples, held_out)
@@ -135,8 +147,8 @@ class FVD:
             training = self._real(pool, data, Split.TRAIN)
             self._add_yardsticks(card, pool, judged, data, held_out, training)
             card["companions"]["samples against training clips"] = measure(samples, training).as_json()
-            media["nearest"] = self._add_nearest(card, pool, judged, data, samples, held_out, training)
-        return Report(scalars=_scalars(card), media=media, cards={"fvd": finished(card)})
+            shown["nearest"] = self._add_nearest(card, pool, judged, data, samples, held_out, training)
+        return Report(scalars=_scalars(card), media=shown, cards={CARD: finished(card)})
 
     def _add_yardsticks(
         self,
@@ -166,7 +178,7 @@ class FVD:
         samples: Features,
         held_out: Features,
         training: Features,
-    ) -> UInt8[np.ndarray, "T H W 3"]:
+    ) -> media.Video:
         """Puts the nearest training clip of each sample on the card, and draws the nearest of all above each other.
 
         No video was kept, so what is drawn is made again.
@@ -181,7 +193,7 @@ class FVD:
         shown = np.argsort(distance)[:NUM_SHOWN]
         made = judged.numbered(shown, self.num_clips, pool.batch_size)
         learnt = numbered(data, Split.TRAIN, index[shown], self.num_clips, pool.batch_size)
-        return rows(made, np.asarray(learnt.require_video()))
+        return pairs(made, np.asarray(learnt.require_video()), data.fps)
 
     def _real(self, pool: Pool, data: EvaluationData, split: Split, *, still: bool = False) -> Features:
         """Features of real clips, or of their first frames held still: extracted once for as long as they are kept."""
@@ -229,11 +241,17 @@ class FVD:
         }
 
 
+def maker(functions: Mapping[str, Any]) -> str:
+    """The function whose videos are judged: "generate", or "reconstruct" of a codec, which generates none."""
+    return GENERATE if GENERATE in functions else RECONSTRUCT
+
+
 class Generated:
     """Samples of a run: clip i is made for the condition of held-out clip i from noise f(seed, i)."""
 
     def __init__(self, subject: Subject, data: EvaluationData, seed: int):
         self._subject, self._data, self._seed = subject, data, seed
+        self._maker = maker(subject.functions)
 
     @property
     def paired(self) -> bool:
@@ -243,18 +261,20 @@ class Generated:
         size = self._subject.batch_size(batch_size)
         for number, (batch, valid) in enumerate(self._data.batches(Split.HELD_OUT, num_clips, size)):
             keys = clip_keys(self._seed, range(number * size, (number + 1) * size))
-            yield self._subject.generate(batch, keys, self._data.shape)[:valid]
+            yield self._subject(self._maker, batch, keys, self._data.shape)[:valid]
 
     def numbered(self, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Video:
         # As many rows as before, so that nothing is compiled again.
         size = self._subject.batch_size(max(batch_size, len(clips)))
         wanted = np.resize(clips, size)
         batch = numbered(self._data, Split.HELD_OUT, wanted, num_clips, batch_size)
-        return self._subject.generate(batch, clip_keys(self._seed, wanted), self._data.shape)[: len(clips)]
+        return self._subject(self._maker, batch, clip_keys(self._seed, wanted), self._data.shape)[: len(clips)]
 
     @property
-    def reconstruct(self) -> Callable[[Batch], Video]:
-        return self._subject.reconstruct
+    def reconstruct(self) -> Callable[[Batch], Video] | None:
+        if RECONSTRUCT not in self._subject.functions:
+            return None
+        return lambda batch: self._subject(RECONSTRUCT, batch)
 
     def describe(self, num_clips: int) -> dict[str, Any]:
         del num_clips  # how many were made is the protocol's business

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dit_video.dit.condition import Condition
-from dit_video.export.inputs import Input, inputs_of
+from dit_video.export.inputs import Input
 
 README = "README.md"
 
@@ -40,16 +39,12 @@ def fresh_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def write_readme(folder: Path, config: Mapping[str, Any], condition: Condition | None) -> None:
-    """Writes README.md for the files in `folder` and its config.json: what each is and how it is loaded.
-
-    Args:
-        condition: of its network.
-    """
+def write_readme(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes README.md for the files in `folder` and its config.json: what each is and how it is loaded."""
     origin, versions, network = config["origin"], config["versions"], config["network"]
     present = {path.name for path in folder.iterdir()}
     programs = {name for name in present if name.endswith(".stablehlo")}
-    inputs = [] if not network else inputs_of(condition, tuple(config["latent_shape"]), network["caption_bytes"])
+    inputs = [] if not network else [Input(**one) for one in network["inputs"]]
     words = "".join(f", {one.name}" for one in inputs)
     parts = [
         f"# {origin['run']}",
@@ -87,10 +82,10 @@ def _package_code(denoiser: bool, inputs: Sequence[Input]) -> str:
         if len(names) < 2:
             words = names[0] if names else "None"
         else:
-            lines.insert(0, "from dit_video.arrays import Framed, Text")
+            lines.insert(0, "from dit_video.arrays import ImageCond, Text")
             text = f"Text({', '.join(names[:3])})" if "pooled" in names else names[0]
             rest = names[3:] if "pooled" in names else names[1:]
-            words = f"Framed({', '.join([text, *rest])})" if rest else text
+            words = f"ImageCond({', '.join([text, *rest])})" if rest else text
         lines.append(f"prediction = export.network(x_t, t, {words})")
     return _fenced([*lines, "video = export.codec.decode(latents)"])
 

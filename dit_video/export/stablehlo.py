@@ -6,8 +6,9 @@ steps of training do. Baked in they would double the folder, be constants that X
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def write_programs(content: Content, folder: Path) -> list[Compared]:
     """
     programs = [_decoder(content)]
     if content.denoiser is not None:
-        programs.insert(0, _denoiser(content.denoiser, content.latent_shape, content.caption_bytes))
+        programs.insert(0, _denoiser(content.denoiser, content.latent_shape, content.signals))
     compared = []
     for program in programs:
         (folder / program.file).write_bytes(_serialize(program))
@@ -82,13 +83,13 @@ def write_programs(content: Content, folder: Path) -> list[Compared]:
     return compared
 
 
-def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_bytes: int | None) -> Program:
-    """(weights, x_t [b t h w c], t [b 1], the arrays of what is given) -> prediction; t is [b t] where each frame has
+def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], signals: Mapping[str, Any]) -> Program:
+    """(weights, x_t [b t h w c], t [b 1], the arrays of its condition) -> prediction; t is [b t] where each frame has
     its own.
     """
     task = denoiser.task
     definition = define(task.init)
-    cond_tree = jax.tree.structure(random_cond(task.condition, 1, shape, caption_bytes))
+    cond_tree = jax.tree.structure(random_cond(task, 1, shape, signals))
 
     def denoise(params: Params, x_t: Array, t: Array, *cond: Array) -> Array:
         return definition.bind(params)(x_t, t, jax.tree.unflatten(cond_tree, cond))
@@ -97,7 +98,7 @@ def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_byte
         rng = np.random.default_rng(0)
         x_t = rng.standard_normal((batch_size, *shape), np.float32)
         t = rng.random((batch_size, shape[0] if task.objective.per_frame else 1), np.float32)
-        return x_t, t, *jax.tree.leaves(random_cond(task.condition, batch_size, shape, caption_bytes))
+        return x_t, t, *jax.tree.leaves(random_cond(task, batch_size, shape, signals))
 
     return Program(
         file=DENOISER,

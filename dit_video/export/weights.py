@@ -20,11 +20,14 @@ from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
 import dit_video
-from dit_video.config import components
+from dit_video.config import components, old_records
 from dit_video.config.json_file import read_object
 from dit_video.config.user_file import ExperimentError
+from dit_video.data.signals import CAPTION
 from dit_video.dit.condition import Condition
+from dit_video.dit.known import AsChannels
 from dit_video.dit.network import Network, NetworkConfig, Remat
+from dit_video.export.inputs import inputs_of
 from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import ClipShape
@@ -35,7 +38,9 @@ from dit_video.weights.digest import digest_leaves, weights_digest
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 CODEC = "codec.safetensors"
-VERSION = 2
+# 2: classes by their addresses, no channels of known frames.
+VERSION = 3
+_READ = (2, VERSION)
 
 Kind = TypeVar("Kind")
 
@@ -79,14 +84,19 @@ class Content:
         denoiser: None where the run trained a codec.
         codec: the codec that the denoiser was trained on, or the one that the run trained.
         clip: (T, H, W) of the clips that the run was trained on.
-        caption_bytes: length of the captions that it was trained on, where it was.
+        signals: of one clip, in the shapes of training.
     """
 
     denoiser: Denoiser | None
     codec: LatentCodec
     clip: ClipShape
     origin: Origin
-    caption_bytes: int | None = None
+    signals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def caption_bytes(self) -> int | None:
+        """Length of the captions that it was trained on, where it was."""
+        return self.signals[CAPTION].shape[1] if CAPTION in self.signals else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -130,6 +140,30 @@ def write_weights(content: Content, folder: Path) -> tuple[dict[str, Any], int]:
     return config, num_tensors
 
 
+def write_params(params: Params, origin: Origin, folder: Path) -> int:
+    """Writes the parameters of any task and a config.json with the task, and compares what was read back.
+
+    Returns:
+        how many tensors were compared, bit by bit.
+
+    Raises:
+        ExportMismatch: what was read back differs; the message names the first tensor that does.
+    """
+    said = {"step": origin.step, "weights": "ema" if origin.ema else "raw", "fingerprint": origin.fingerprint}
+    config = {
+        "format_version": VERSION,
+        "origin": {"run": origin.run, **said},
+        "task": origin.task,
+        "digest": weights_digest(params),
+        "versions": {"dit_video": dit_video.__version__, "jax": jax.__version__},
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    _write(folder / MODEL, params, {name: str(value) for name, value in said.items()})
+    with safetensors.safe_open(folder / MODEL, framework="numpy") as file:
+        written = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return compare(folder / MODEL, written, params)
+
+
 def load(folder: Path) -> Exported:
     """Rebuilds network and codec from an export, without the run it came from.
 
@@ -143,7 +177,7 @@ def load(folder: Path) -> Exported:
             f"{folder}: not an export (no {CONFIG}); `dit-video export --workdir RUN --out` makes one"
         )
     config = read_object(path)
-    if config.get("format_version") != VERSION:
+    if config.get("format_version") not in _READ:
         raise ExportMismatch(
             f"{path}: format_version={config.get('format_version')}, this version of dit_video reads {VERSION}; "
             f"it was written by dit_video {config.get('versions', {}).get('dit_video')}"
@@ -185,7 +219,8 @@ def _config(content: Content) -> dict[str, Any]:
             "config": components.to_json(sizes),
             "channels": task.codec.vae.latent_channels,
             "condition": components.to_json(task.condition),
-            "caption_bytes": content.caption_bytes,
+            "known": None if task.known is None else components.to_json(task.known.channels),
+            "inputs": [dataclasses.asdict(i) for i in inputs_of(task, content.latent_shape, content.signals)],
             "per_frame": task.objective.per_frame,
             "dtype": task.precision.value,
             "digest": weights_digest(params_of(content.denoiser.network)),
@@ -216,18 +251,22 @@ def _config(content: Content) -> dict[str, Any]:
 
 def _define_network(config: Mapping[str, Any], path: Path) -> Definition:
     sizes = _part(config["config"], f"{path}: network.config", NetworkConfig)
-    condition = condition_of(config, path)
+    condition, known = _seen(config, path)
 
     def build(key: Key[Array, ""]) -> Network:
-        return sizes.build(config["channels"], condition, dtype=jnp.dtype(config["dtype"]), rngs=nnx.Rngs(key))
+        dtype, rngs = jnp.dtype(config["dtype"]), nnx.Rngs(key)
+        return sizes.build(config["channels"], condition, known=known, dtype=dtype, rngs=rngs)
 
     return define(build)
 
 
-def condition_of(config: Mapping[str, Any], path: Path) -> Condition | None:
-    """That of the network of a config.json at `path`."""
-    said = config["condition"]
-    return None if said is None else _part(said, f"{path}: network.condition", Condition)
+def _seen(config: Mapping[str, Any], path: Path) -> tuple[Condition | None, AsChannels | None]:
+    """What the network of a config.json at `path` is conditioned on, and the channels of known frames that it takes."""
+    said, known = config["condition"], config.get("known")
+    if said is not None and "known" not in config:
+        said, known = old_records.condition_and_channels(said)
+    condition = None if said is None else _part(said, f"{path}: network.condition", Condition)
+    return condition, None if known is None else _part(known, f"{path}: network.known", AsChannels)
 
 
 def _part(data: Any, where: str, kind: type[Kind]) -> Kind:

@@ -25,9 +25,8 @@ from dit_video.experiment import Experiment
 from dit_video.nn.module import define
 from dit_video.plan.roofline import Bound, Work, roofline
 from dit_video.run import workload
-from dit_video.run.checks import check_clips, check_mesh
+from dit_video.run.checks import check_fields, check_mesh
 from dit_video.run.open import program_of
-from dit_video.tasks.denoise import Denoise
 from dit_video.training.flops import count_flops
 
 
@@ -134,8 +133,8 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
     Raises:
         ValueError: the experiment cannot run on such devices, or what compiles for them is not installed.
     """
-    check_clips(experiment)
     mesh = make_mesh(experiment.mesh, target.devices())
+    check_fields(experiment, mesh)
     check_mesh(experiment, mesh, f"on {target.name}")
     program = program_of(experiment, mesh)
     frozen = workload.abstract_frozen(experiment.task, mesh)
@@ -196,18 +195,24 @@ def recomputed_flops(experiment: Experiment) -> int:
 
     The optimizer's own arithmetic is in no count: it grows with parameters, not with tokens.
     """
-    task = experiment.task
-    if not isinstance(task, Denoise) or task.network.remat is Remat.NOTHING_RECOMPUTED:
+    backbone = experiment.task.backbone
+    if backbone is None or backbone.remat is Remat.NOTHING_RECOMPUTED:
         return 0
-    return gradient_flops(experiment, task.network.remat) - gradient_flops(experiment, Remat.NOTHING_RECOMPUTED)
+    return gradient_flops(experiment, backbone.remat) - gradient_flops(experiment, Remat.NOTHING_RECOMPUTED)
 
 
 def gradient_flops(experiment: Experiment, remat: Remat) -> int:
-    """FLOPs of one gradient of a diffusion run under a policy, all devices together; none is touched."""
+    """FLOPs of one gradient under a policy for the task's backbone, all devices together; none is touched.
+
+    Raises:
+        ValueError: the task has no backbone.
+    """
     # What waits on the host is not computed in another way.
     policy = Remat.FULL if remat is Remat.OFFLOAD else remat
-    assert isinstance(experiment.task, Denoise), "only a DiT has the choice"
-    task = dataclasses.replace(experiment.task, network=dataclasses.replace(experiment.task.network, remat=policy))
+    backbone = experiment.task.backbone
+    if backbone is None:
+        raise ValueError(f"{type(experiment.task).__name__}.backbone is None: there is no rematerialisation to choose")
+    task = experiment.task.with_backbone(dataclasses.replace(backbone, remat=policy))
     definition, frozen = define(task.init), workload.abstract_frozen(task)
 
     def gradient(params, frozen, batch, key, step):

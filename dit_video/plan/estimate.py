@@ -19,7 +19,6 @@ from dit_video.nn.module import define
 from dit_video.plan.compile import Plan, gradient_flops
 from dit_video.plan.roofline import Work, roofline
 from dit_video.run import workload
-from dit_video.tasks.denoise import Denoise
 
 Sizes = tuple[int, int, int, int]
 
@@ -252,7 +251,7 @@ def remat_of(experiment: Experiment) -> Remat | None:
 
 
 def _network(experiment: Experiment) -> NetworkConfig | None:
-    return experiment.task.network if isinstance(experiment.task, Denoise) else None
+    return experiment.task.backbone
 
 
 def _recomputed(experiment: Experiment) -> dict[Remat | None, int]:

@@ -18,8 +18,8 @@ from jaxtyping import Array
 
 from dit_video.diffusion.objective import Gaussian
 from dit_video.dit.condition import Condition, EmbeddedText
-from dit_video.dit.first_frame import FirstFrame
-from dit_video.dit.network import NetworkConfig
+from dit_video.dit.known import AsChannels
+from dit_video.dit.network import Network, NetworkConfig
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
 from dit_video.nn.module import Definition, define
@@ -125,11 +125,13 @@ class DenoiserFamily(Family):
 
     Attributes:
         channels: of the latents that it predicts.
+        known: channels of known frames that it takes beside those of x_t.
     """
 
     config: NetworkConfig
     channels: int
     condition: Condition | None
+    known: AsChannels | None = None
 
     @abc.abstractmethod
     def objective(self) -> Gaussian:
@@ -171,7 +173,10 @@ class DenoiserFamily(Family):
         return network if same > len(expected) / 2 else None
 
     def define(self, dtype: DTypeLike = jnp.float32) -> Definition:
-        return define(lambda key: self.config.build(self.channels, self.condition, dtype=dtype, rngs=nnx.Rngs(key)))
+        return define(lambda key: self._build(key, dtype))
+
+    def _build(self, key: Array, dtype: DTypeLike) -> Network:
+        return self.config.build(self.channels, self.condition, known=self.known, dtype=dtype, rngs=nnx.Rngs(key))
 
     def differences(self, task: Task) -> list[str]:
         if not isinstance(task, Denoise):
@@ -192,12 +197,16 @@ class DenoiserFamily(Family):
         else:
             wanted = dataclasses.replace(self.condition, drop_rate=task.condition.drop_rate)
             lines += different_fields("config.task.condition", wanted, task.condition)
+        shown = None if task.known is None else task.known.channels
+        if self.known is None or shown is None:
+            if shown != self.known:
+                lines.append(f"config.task.known.shown={self.known} (it is {shown})")
+        else:
+            lines += different_fields("config.task.known.shown", self.known, shown)
         return lines
 
 
 def _condition_on(condition: Condition, text: PretrainedText) -> Condition:
-    if isinstance(condition, FirstFrame):
-        return dataclasses.replace(condition, text=_condition_on(condition.text, text))
     if not isinstance(condition, EmbeddedText):
         return condition
     # Without CLIP the vector for a caption is the mean of its tokens.

@@ -14,8 +14,8 @@ from jaxtyping import Array
 from dit_video.arrays import ImageCond, Text
 from dit_video.config.json_file import read_object
 from dit_video.diffusion.objective import Gaussian, rectified_flow
-from dit_video.dit.condition import Condition, EmbeddedText
-from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.condition import EmbeddedText
+from dit_video.dit.known import AsChannels
 from dit_video.dit.wan import WanConfig
 from dit_video.encoders import clip_image_names
 from dit_video.encoders.image import PretrainedImage
@@ -58,24 +58,16 @@ class WanFamily(DenoiserFamily):
     diffusers_class: ClassVar[str] = "WanTransformer3DModel"
 
     config: WanConfig
-    condition: EmbeddedText | FirstFrame
-
-    @property
-    def frame(self) -> FirstFrame | None:
-        return self.condition if isinstance(self.condition, FirstFrame) else None
-
-    @property
-    def text(self) -> EmbeddedText:
-        return _text_of(self.condition)
+    condition: EmbeddedText
 
     @property
     def image_size(self) -> int | None:
         """Width of the tokens of an image; None where there are none."""
-        return None if self.frame is None else self.frame.image_size
+        return None if self.known is None else self.known.image_size
 
     @property
     def channels_in(self) -> int:
-        return self.channels if self.frame is None else self.channels + self.frame.num_channels(self.channels)
+        return self.channels if self.known is None else self.channels + self.known.num_channels(self.channels)
 
     def objective(self) -> Gaussian:
         return rectified_flow()
@@ -99,22 +91,21 @@ class WanFamily(DenoiserFamily):
 
     def differences(self, task: Task) -> list[str]:
         if isinstance(task, Denoise):
-            condition = _as_used(self.condition, task.condition)
-            return super(WanFamily, dataclasses.replace(self, condition=condition)).differences(task)
+            return super(WanFamily, _as_used(self, task)).differences(task)
         return super().differences(task)
 
     @classmethod
     def of_task(cls, task: Task) -> "WanFamily | None":
         if not isinstance(task, Denoise) or not isinstance(task.network, WanConfig):
             return None
-        condition = task.condition
-        text = condition.text if isinstance(condition, FirstFrame) else condition
-        if not isinstance(condition, FirstFrame | EmbeddedText) or not isinstance(text, EmbeddedText):
+        if not isinstance(task.condition, EmbeddedText):
             raise ValueError(
-                f"config.task.condition={condition}: the published network reads what a frozen encoder made of text; "
-                "give it an EmbeddedText, or a FirstFrame with one"
+                f"config.task.condition={task.condition}: the published network reads what a frozen encoder made of "
+                "text; give it an EmbeddedText"
             )
-        return cls(config=task.network, channels=task.codec.vae.latent_channels, condition=condition)
+        known = None if task.known is None else task.known.channels
+        channels = task.codec.vae.latent_channels
+        return cls(config=task.network, channels=channels, condition=task.condition, known=known)
 
     @classmethod
     def of_diffusers(cls, config: Mapping[str, Any]) -> "WanFamily | None":
@@ -151,8 +142,8 @@ class WanFamily(DenoiserFamily):
                 f"config.json: in_channels={channels_in}: must be out_channels={channels}, or for image to video twice "
                 "as many and those of a mask"
             )
-        frame = FirstFrame(text=text, mask_channels=channels_in - 2 * channels, image_size=image_size)
-        return cls(config=sizes, channels=channels, condition=frame)
+        known = AsChannels(mask_channels=channels_in - 2 * channels, image_size=image_size)
+        return cls(config=sizes, channels=channels, condition=text, known=known)
 
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "WanFamily | None":
@@ -165,7 +156,7 @@ class WanFamily(DenoiserFamily):
         if found is None:
             return self
         config = dataclasses.replace(self.config, patch_size=found.config.patch_size)
-        return dataclasses.replace(self, config=config, condition=found.condition)
+        return dataclasses.replace(self, config=config, condition=found.condition, known=found.known)
 
     @classmethod
     def _by_shapes(cls, source: Source, head_dim: int) -> "WanFamily | None":
@@ -215,7 +206,7 @@ class WanFamily(DenoiserFamily):
             "out_channels": self.channels,
             "patch_size": list(config.patch_size),
             "rope_max_seq_len": 1024,
-            "text_dim": self.text.hidden_size,
+            "text_dim": self.condition.hidden_size,
         }
 
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
@@ -250,17 +241,17 @@ class WanFamily(DenoiserFamily):
         """Random x_t and what is given beside it; and both as diffusers takes them, with the timestep left out."""
         import torch
 
-        num, length, E = len(_TIMESTEPS), self.text.num_tokens, self.text.hidden_size
+        num, length, E = len(_TIMESTEPS), self.condition.num_tokens, self.condition.hidden_size
         cells = rng.standard_normal((num, *shape, self.channels_in), np.float32)
         tokens = rng.standard_normal((num, length, E), np.float32)
         num_tokens = np.linspace(1, length, num).astype(np.int32)
         padded = np.zeros((num, _TEXT_LENGTH, E), np.float32)
         padded[:, :length] = tokens * (np.arange(length) < num_tokens[:, None])[..., None]
         inputs = [torch.from_numpy(np.ascontiguousarray(np.moveaxis(cells, -1, 1))), torch.from_numpy(padded)]
-        pooled = np.zeros((num, self.text.pooled_size), np.float32)
+        pooled = np.zeros((num, self.condition.pooled_size), np.float32)
         text = Text(*(jnp.asarray(x) for x in (tokens, num_tokens, pooled)))
         x_t, beside = jnp.split(jnp.asarray(cells), [self.channels], axis=-1)
-        if self.frame is None:
+        if self.known is None:
             return x_t, text, inputs
         if self.image_size is None:
             return x_t, ImageCond(text, beside), inputs
@@ -274,10 +265,10 @@ class WanFamily(DenoiserFamily):
             argument = ", encoder_hidden_states_image=image"
             image = f"\n- `image`, float32 `[b n {self.image_size}]`: tokens of an image encoder."
         frame = ""
-        if self.frame is not None:
+        if self.known is not None:
             frame = (
-                f"; then {self.frame.mask_channels} channels of a mask, 1 where frames are known, and {c} of latents "
-                "of the first frame followed by " + ("grey ones" if self.frame.grey_frames else "zeros")
+                f"; then {self.known.mask_channels} channels of a mask, 1 where frames are known, and {c} of latents "
+                "of the first frame followed by " + ("grey ones" if self.known.grey_frames else "zeros")
             )
         return f"""```python
 from diffusers import {self.diffusers_class}
@@ -290,32 +281,25 @@ output = transformer(latents, timestep, text{argument}).sample
   variance per channel before noise{frame}.
 - `timestep`, float32 `[b]`: {NUM_TIMESTEPS} t for noise level t, 0 for data and 1 for noise; `[b n]` has one for each
   patch.
-- `text`, float32 `[b {_TEXT_LENGTH} {self.text.hidden_size}]`: tokens of the text encoder that the run was trained
+- `text`, float32 `[b {_TEXT_LENGTH} {self.condition.hidden_size}]`: tokens of the text encoder that the run was trained
   with, then zeros.{image}
 - `output`, `[b {c} {t} {h} {w}]`: what the objective asks for."""
 
     def table(self) -> Table:
         sizes = {"channels": self.channels, "channels_in": self.channels_in}
-        return table_of(self.config, **sizes, text_size=self.text.hidden_size, image_size=self.image_size)
+        return table_of(self.config, **sizes, text_size=self.condition.hidden_size, image_size=self.image_size)
 
 
-def _text_of(condition: EmbeddedText | FirstFrame) -> EmbeddedText:
-    text = condition.text if isinstance(condition, FirstFrame) else condition
-    assert isinstance(text, EmbeddedText), "`of_task` refuses others"
-    return text
-
-
-def _as_used(published: EmbeddedText | FirstFrame, used: Condition | None) -> EmbeddedText | FirstFrame:
-    """A condition with the fields of another on which no weights depend."""
-    if isinstance(published, FirstFrame):
-        if not isinstance(used, FirstFrame):
-            return published
-        text = _as_used(_text_of(published), used.text)
-        return dataclasses.replace(published, text=text, grey_frames=used.grey_frames)
-    if not isinstance(used, EmbeddedText):
-        return published
-    kept = {name: getattr(used, name) for name in ("drop_rate", "pooled_size", "num_tokens")}
-    return dataclasses.replace(published, **kept)
+def _as_used(published: WanFamily, task: Denoise) -> WanFamily:
+    """The published network with the fields of a task on which no weights depend."""
+    shown = None if task.known is None else task.known.channels
+    known, condition = published.known, published.condition
+    if known is not None and shown is not None:
+        known = dataclasses.replace(known, grey_frames=shown.grey_frames)
+    if isinstance(task.condition, EmbeddedText):
+        same = {name: getattr(task.condition, name) for name in ("drop_rate", "pooled_size", "num_tokens")}
+        condition = dataclasses.replace(condition, **same)
+    return dataclasses.replace(published, known=known, condition=condition)
 
 
 def _as_diffusers_says(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from dit_video.distributed import processes
 from dit_video.distributed.sharding import batch_ways, platform_of
 from dit_video.experiment import Experiment
 from dit_video.run.folder import EXPERIMENT_FILE
-from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
 
 
 def check_joined() -> None:
@@ -50,19 +48,17 @@ def check_compiler_options(experiment: Experiment, mesh: Mesh) -> None:
             raise ExperimentError(f"config.compiler_options[{platform!r}]: {str(error).splitlines()[0]}") from error
 
 
-def check_clips(experiment: Experiment) -> None:
-    """Clips must fill whole latent cells, and latents whole patches, before anything is read."""
-    task, clips = experiment.task, experiment.data.clips
-    shape = (clips.num_frames, *clips.size)
+def check_fields(experiment: Experiment, mesh: Mesh | None = None) -> None:
+    """Rules between task, data, evaluators and mesh must hold, before anything is read."""
     try:
-        if isinstance(task, Autoencode):
-            task.vae.latent_shape(shape)
-        if isinstance(task, Denoise):
-            cells, patch = task.codec.vae.latent_shape(shape), task.network.patch_size
-            if any(n % p for n, p in zip(cells, patch)):
-                raise ValueError(f"latents of {cells} do not divide into config.task.network.patch_size={patch}")
+        experiment.task.check(experiment.data, mesh)
     except ValueError as error:
-        raise ExperimentError(f"config.data.clips (num_frames, size) = {shape}: {error}") from error
+        raise ExperimentError(str(error)) from error
+    for name, evaluator in experiment.evaluators.items():
+        try:
+            evaluator.check(experiment.task, experiment.data)
+        except ValueError as error:
+            raise ExperimentError(f"config.evaluators.{name}: {error}") from error
 
 
 def check_mesh(experiment: Experiment, mesh: Mesh, where: str = "devices") -> None:
@@ -73,10 +69,4 @@ def check_mesh(experiment: Experiment, mesh: Mesh, where: str = "devices") -> No
         raise ExperimentError(
             f"config.data.batch_size={rows}: must be a multiple of data x fsdp = {ways} {where}{microbatches}; change "
             "it, or give devices to other axes with config.mesh"
-        )
-    idle = [axis for axis in ("context", "tensor") if mesh.shape[axis] > 1]
-    if isinstance(experiment.task, Autoencode) and idle:
-        raise ExperimentError(
-            f"config.mesh.{idle[0]}={mesh.shape[idle[0]]}: an autoencoder is split along data and fsdp only; devices "
-            f"along {' and '.join(idle)} would all do the same"
         )

@@ -22,7 +22,6 @@ from dit_video.nn.module import define, params_of
 from dit_video.progress import counted
 from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
 from dit_video.storage.mirror import local_copy
-from dit_video.tasks.autoencode import Autoencode
 from dit_video.vae.codec import LatentCodec, latent_statistics
 from dit_video.vae.trained import TrainedCodec
 from dit_video.weights.digest import weights_digest
@@ -41,7 +40,7 @@ def codec_of_run(
     """
     experiment = read_experiment(workdir, like)
     task = experiment.task
-    if not isinstance(task, Autoencode):
+    if task.learnt_vae is None:
         raise ExperimentError(f"{workdir}: trained {type(task).__name__}, not a codec; name the run of a VAE")
     definition = define(task.init)
     checkpoints = Checkpoints(workdir)
@@ -65,7 +64,7 @@ def write_statistics(workdir: Path, digest: str, mean: Sequence[float], std: Seq
     write_json(workdir / STATISTICS, {"codec": digest, "mean": list(mean), "std": list(std)})
 
 
-def _trained(
+def trained_codec(
     codec: TrainedCodec, mesh: Mesh, console: Console, like: Experiment
 ) -> tuple[LatentCodec, str, Mapping[str, Any]]:
     folder = local_copy(Path(codec.run), EXPERIMENT_FILE)

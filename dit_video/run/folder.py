@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from dit_video import experiment as experiments
-from dit_video.config.components import diff, to_json
+from dit_video.config import components
+from dit_video.config.components import diff
 from dit_video.config.json_file import read_object, short, write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
@@ -38,7 +39,7 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allo
     Raises:
         ExperimentError: names the fields that changed, or the field that JSON does not give back.
     """
-    again = experiments.from_json(to_json(experiment), experiment)
+    again = experiments.from_json(components.record(experiment), experiment)
     for name, (before, after) in diff(experiment, again).items():
         raise ExperimentError(f"config.{name}={before!r}: a record of it reads as {after!r}; change the field's type")
     path, kept = workdir / EXPERIMENT_FILE, {}
@@ -61,7 +62,7 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allo
             "overrides": list(overrides),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "environment": environment(),
-            "experiment": to_json(experiment),
+            "experiment": components.record(experiment),
             **kept,
         },
     )

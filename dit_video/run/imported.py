@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from dit_video.checkpoint.slices import Layout, Slice, save_slices
-from dit_video.config.components import to_json
+from dit_video.config import components
 from dit_video.config.json_file import read_object, write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.dataset import Data
 from dit_video.data.sources import NoData
 from dit_video.data.transforms import ClipTransform
+from dit_video.dit.known import LevelZero
 from dit_video.experiment import Experiment
 from dit_video.published.family import DenoiserFamily, Family
 from dit_video.published.recognise import recognise
@@ -29,6 +30,8 @@ from dit_video.run.codec import write_statistics
 from dit_video.run.folder import read_experiment, record
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.known_frames import FirstFrame
+from dit_video.tasks.task import Encoders
 from dit_video.training.optimizer import AdamW
 from dit_video.training.values import Schedule
 from dit_video.vae.trained import TrainedCodec
@@ -112,7 +115,7 @@ def import_run(
         record(experiment, folder, overrides, allow_change=False)
         write_json(folder / PROVENANCE, _provenance(published, source, dtype))
         layout, slices = _saved_as(network, published)
-        saved = save_slices(folder, _ITEMS, layout, slices, experiment=to_json(experiment))
+        saved = save_slices(folder, _ITEMS, layout, slices, experiment=components.record(experiment))
         if isinstance(network, VAEFamily):
             mean, std = network.statistics
             arrays = {n.removeprefix(_VAE): (layout.shapes[n], "float32", digest) for n, digest in saved.items()}
@@ -125,11 +128,9 @@ def import_run(
 
 
 def _needed(experiment: Experiment) -> tuple[str, ...]:
-    task = experiment.task
-    if not isinstance(task, Denoise):
-        return ()
-    text = () if task.text is None else tuple(encoder.model for encoder in task.text.encoders.values())
-    return text if task.image is None else (*text, task.image.model)
+    text, image = experiment.task.encoders()
+    needed = () if text is None else tuple(encoder.model for encoder in text.encoders.values())
+    return needed if image is None else (*needed, image.model)
 
 
 def _recognised(published: Published, task: Any, path: Path) -> Family:
@@ -192,12 +193,12 @@ def _denoise(
             "(`dit-video import` makes one of the VAE's folder), an experiment with --config, or the folder of the "
             f"whole pipeline, which has a {PIPELINE}"
         )
-    vae = read_experiment(codec).task
-    if not isinstance(vae, Autoencode):
+    vae = read_experiment(codec).task.learnt_vae
+    if vae is None:
         raise ExperimentError(f"--codec {codec}: is no run of a VAE")
-    if vae.vae.latent_channels != network.channels:
+    if vae.latent_channels != network.channels:
         raise ExperimentError(
-            f"{source}: is for latents of {network.channels} channels, the VAE of --codec has {vae.vae.latent_channels}"
+            f"{source}: is for latents of {network.channels} channels, the VAE of --codec has {vae.latent_channels}"
         )
     pipeline = _pipeline(source)
     found = Path() if pipeline is None else pipeline.resolve()
@@ -205,13 +206,14 @@ def _denoise(
     sampled = sampled_as(_read(found / "scheduler" / "scheduler_config.json"), network.objective())
     text = None if pipeline is None else network.text_encoders(str(found))
     condition = network.condition if text is None else network.condition_on(text)
+    continues = said.get("_class_name") == _IMAGE_TO_VIDEO and said.get("expand_timesteps") is True
     task = Denoise(
         network=network.config,
-        codec=TrainedCodec(vae=vae.vae, run=str(named.resolve())),
+        codec=TrainedCodec(vae=vae, run=str(named.resolve())),
         condition=condition,
         text=text,
         image=None if pipeline is None else network.image_encoder(str(found)),
-        hold_first_frame=said.get("_class_name") == _IMAGE_TO_VIDEO and said.get("expand_timesteps") is True,
+        known=FirstFrame(shown=network.known or LevelZero()) if continues or network.known is not None else None,
         objective=sampled.objective,
         sampler=sampled.sampler,
     )
@@ -220,10 +222,9 @@ def _denoise(
 
 def _with_torch_files(experiment: Experiment, digests: Digests) -> Experiment:
     """An experiment that knows the digests of the torch files of its encoders, which it reads when it is used."""
-    task = experiment.task
-    if not isinstance(task, Denoise):
+    text, image = encoders = experiment.task.encoders()
+    if encoders == Encoders():
         return experiment
-    text, image = task.text, task.image
     if text is not None:
         known: dict[str, Any] = {
             name: dataclasses.replace(encoder, torch_files=digests_in(Path(encoder.model), digests))
@@ -232,7 +233,7 @@ def _with_torch_files(experiment: Experiment, digests: Digests) -> Experiment:
         text = dataclasses.replace(text, **known)
     if image is not None:
         image = dataclasses.replace(image, torch_files=digests_in(Path(image.model), digests))
-    return dataclasses.replace(experiment, task=dataclasses.replace(task, text=text, image=image))
+    return dataclasses.replace(experiment, task=experiment.task.with_encoders(Encoders(text, image)))
 
 
 def _class_names(source: Path) -> tuple[str, ...]:

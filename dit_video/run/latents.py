@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dit_video.config.components import to_json
 from dit_video.config.json_file import other_values
+from dit_video.config.old_records import upgrade
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.batch import collate
 from dit_video.data.latent_cache import write_latent_cache
@@ -23,19 +24,19 @@ from dit_video.data.video_set import MANIFEST
 from dit_video.distributed.sharding import make_mesh, place
 from dit_video.experiment import Experiment
 from dit_video.progress import counted
-from dit_video.run.codec import _trained
+from dit_video.run.codec import trained_codec
 from dit_video.run.compiled import keep_compiled_programs
-from dit_video.tasks.denoise import Denoise, Frozen
+from dit_video.vae.codec import LatentCodec
 
 
 def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, console: Console) -> None:
     """Writes the latent cache that `experiment.data.cache` names: moments of both splits of its source."""
-    data, task = experiment.data, experiment.task
-    if data.cache is None or not isinstance(task, Denoise):
+    data, named = experiment.data, experiment.task.trained_codec()
+    if data.cache is None or named is None:
         raise ExperimentError("config.data.cache is None: this experiment trains on video and has no cache to write")
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
-    codec, digest, statistics = _trained(task.codec, mesh, console, experiment)
+    codec, digest, statistics = trained_codec(named, mesh, console, experiment)
     folder, info = Path(data.cache.directory), data.source.info()
     totals = {
         split: _num_clips(usable(data.source.open(split), data.clips), data.clips, clips_per_video) for split in Split
@@ -44,7 +45,10 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
     if folder.exists() and overwrite:
         data.cache.info()  # an error unless it is a latent cache: nothing else is ever deleted
         shutil.rmtree(folder)
-    if (folder / MANIFEST).exists() and (data.cache.provenance(), data.cache.info().num_records) == (made_with, totals):
+    if (folder / MANIFEST).exists() and (upgrade(data.cache.provenance()), data.cache.info().num_records) == (
+        made_with,
+        totals,
+    ):
         console.print(f"latent cache: {folder} is there already", highlight=False)
         return
     moments_of = jax.jit(lambda codec, video: codec.moments(video))
@@ -56,7 +60,7 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
             # One shape is compiled: a short last batch is filled up with its last clip.
             filled = rows + [rows[-1]] * (data.batch_size - len(rows))
             with jax.set_mesh(mesh):
-                found = np.asarray(moments_of(codec, place(collate(filled).video, mesh)))
+                found = np.asarray(moments_of(codec, place(collate(filled, {}).video, mesh)))
             for clip, moments in zip(rows, found):
                 yield dataclasses.replace(clip, video=None, moments=moments)
 
@@ -76,18 +80,17 @@ def _num_clips(records: Usable, transform: ClipTransform, clips_per_video: int) 
     return int(np.minimum(transform.num_starts(records.num_frames), clips_per_video).sum())
 
 
-def check_cache(experiment: Experiment, frozen: Frozen | None) -> None:
-    cache, task = experiment.data.cache, experiment.task
+def check_cache(experiment: Experiment, frozen: Any) -> None:
+    """Raises ExperimentError where the latent cache was not made by the codec of `frozen`, or for other clips."""
+    cache, named = experiment.data.cache, experiment.task.trained_codec()
     if cache is None:
         return
-    if frozen is None or not isinstance(task, Denoise):
+    if named is None or named.digest is None:
         raise ExperimentError("config.data.cache: only a run on latents reads a latent cache; leave it None")
-    codec = frozen.codec
+    codec: LatentCodec = frozen.codec
     statistics = {"mean": np.asarray(codec.mean[...]).tolist(), "std": np.asarray(codec.std[...]).tolist()}
-    assert task.codec.digest is not None, "with_frozen writes the digest of the codec it loads"
-    wanted = provenance(experiment, task.codec.digest, statistics)
-    found = cache.provenance()
-    if lines := other_values(found, wanted, "this run"):
+    expected = provenance(experiment, named.digest, statistics)
+    if lines := other_values(upgrade(cache.provenance()), expected, "this run"):
         raise ExperimentError(
             f"latent cache {cache.directory} was not made for this run; these fields differ:\n"
             + "\n".join(lines)

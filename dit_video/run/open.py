@@ -11,7 +11,6 @@ from rich.console import Console
 
 from dit_video import experiment as experiments
 from dit_video.checkpoint.checkpoints import Checkpoints
-from dit_video.config.components import to_json
 from dit_video.config.overrides import override
 from dit_video.data.record import Split
 from dit_video.data.sources import NoData
@@ -22,7 +21,6 @@ from dit_video.run.compiled import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, environment, read_experiment
 from dit_video.run.frozen import with_codec_inside, with_frozen
 from dit_video.storage.mirror import local_copy
-from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import ClipShape
@@ -41,7 +39,7 @@ class OpenRun:
     experiment: Experiment
     definition: Definition
     params: Params
-    frozen: Frozen | None
+    frozen: Any
     mesh: Mesh
     step: int
     ema: bool
@@ -117,8 +115,7 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
         dict.fromkeys(splits, data.clips),
         seed=experiment.seed,
         references={"set": info.digest, "splits": {split.value: d for split, d in info.split_digest.items()}},
-        caption_bytes=data.caption_bytes,
-        texts=data.texts(),
+        signals=data.signals,
     )
 
 
@@ -133,15 +130,8 @@ def sampled_clip(experiment: Experiment) -> tuple[ClipShape, float]:
 
 def description(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """What a card says of a run beside its weights."""
-    task = experiment.task
-    found: dict[str, Any] = {"run": workdir.name, "fingerprint": experiments.fingerprint(experiment)}
-    if isinstance(task, Denoise):
-        found |= {
-            "codec": task.codec.digest,
-            "sampler": to_json(task.sampler),
-            "guidance": to_json(task.guidance),
-        }
-    return found | {"environment": environment()}
+    about: dict[str, Any] = {"run": workdir.name, "fingerprint": experiments.fingerprint(experiment)}
+    return {**about, **experiment.task.describe(), "environment": environment()}
 
 
 def _plain(console: Console) -> Callable[[str], None]:

@@ -29,15 +29,15 @@ from rich.console import Console
 
 from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.checkpoint.writer import SAVES_FILE
-from dit_video.config.components import to_json
+from dit_video.config import components
 from dit_video.config.user_file import ExperimentError
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import make_mesh, rows_here
 from dit_video.experiment import Experiment
 from dit_video.run import lock, workload
 from dit_video.run.checks import (
-    check_clips,
     check_compiler_options,
+    check_fields,
     check_joined,
     check_mesh,
     check_shared,
@@ -51,8 +51,6 @@ from dit_video.run.latents import check_cache
 from dit_video.run.open import _plain, description, evaluation_data, program_of
 from dit_video.storage.mirror import Copying, address_of, local_copy, record_of
 from dit_video.storage.patient_files import PICTURES_LIMIT, PatientFiles
-from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Frozen
 from dit_video.tasks.subject import Subject
 from dit_video.training import loop
 from dit_video.training.curves import FILE as CURVES
@@ -104,7 +102,7 @@ def train(
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     check_joined()
-    check_clips(experiment)
+    check_fields(experiment, mesh)
     check_mesh(experiment, mesh)
     check_compiler_options(experiment, mesh)
     experiment, frozen = with_frozen(experiment, mesh, console)
@@ -131,7 +129,7 @@ def _train(
     experiment: Experiment,
     data: dict[str, Any],
     workdir: Path,
-    frozen: Frozen | None,
+    frozen: Any,
     mesh: Mesh,
     init_from: Path | None,
     profile: bool,
@@ -178,7 +176,7 @@ def _train(
             raise
         checkpoints.finish(step, state, batches.next_batch)
     finished = step == experiment.schedule.num_steps
-    if finished and isinstance(experiment.task, Autoencode):
+    if finished and experiment.task.learnt_vae is not None:
         codec_of_run(workdir, mesh, console, experiment)
     return Outcome(step, finished)
 
@@ -192,7 +190,7 @@ def _checkpoints(
         workdir,
         keep=keep,
         scores=lambda: {} if keep.best is None else recorded_scores(metrics, keep.best.evaluator, keep.best.scalar),
-        experiment=to_json(experiment),
+        experiment=components.record(experiment),
         warn=_plain(console),
         record=lambda line: saves.append(f"{json.dumps(line)}\n".encode()),
         on_begin=copying.start,

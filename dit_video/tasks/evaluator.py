@@ -1,20 +1,20 @@
-"""The protocol of an evaluator, the clips it judges by, and what it reports."""
+"""Evaluators: what judges a subject while it trains or afterwards, the clips it judges by, and what it reports."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
-from jaxtyping import UInt8
+from typing import Any, ClassVar
 
 from dit_video.data.batch import Batch
+from dit_video.data.dataset import Data
 from dit_video.data.loader import held_out_batches, held_out_digest
 from dit_video.data.record import Examples, Split
-from dit_video.data.text_cache import Embeddings
+from dit_video.data.signals import DEFAULT_SIGNALS, Signal
 from dit_video.data.transforms import ClipTransform
+from dit_video.tasks.media import Media
 from dit_video.tasks.subject import Subject
-from dit_video.tasks.task import ClipShape
+from dit_video.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Report:
 
     Attributes:
         scalars: values by name, for the record and the curves.
-        media: videos `uint8 [T H W 3]` by name, to look at.
+        media: what is to be looked at or read, by name.
         cards: numbers that carry their protocol, by name.
     """
 
     scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    media: Mapping[str, UInt8[np.ndarray, "T H W 3"]] = dataclasses.field(default_factory=dict)
+    media: Mapping[str, Media] = dataclasses.field(default_factory=dict)
     cards: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -49,7 +49,7 @@ class EvaluationData:
     batches: Callable[[Split, int, int], Iterator[tuple[Batch, int]]]
     digest: Callable[[Split, int], str]
     splits: tuple[Split, ...]
-    shape: ClipShape
+    shape: tuple[int, int, int]
     fps: float
     protocol: Mapping[str, Any]
     references: Mapping[str, Any]
@@ -62,10 +62,9 @@ class EvaluationData:
         *,
         seed: int,
         references: Mapping[str, Any],
-        caption_bytes: int | None = None,
-        texts: Embeddings | None = None,
+        signals: Mapping[str, Signal] = DEFAULT_SIGNALS,
     ) -> "EvaluationData":
-        """Clips cut from records; `seed` decides which windows, `caption_bytes` and `texts` are as in `collate`."""
+        """Clips cut from records; `seed` decides which windows, `signals` accompany them."""
 
         def batches(split: Split, num_clips: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
             return held_out_batches(
@@ -74,8 +73,7 @@ class EvaluationData:
                 num_clips=num_clips,
                 batch_size=batch_size,
                 seed=seed,
-                caption_bytes=caption_bytes,
-                texts=texts,
+                signals=signals,
             )
 
         @functools.cache
@@ -94,11 +92,30 @@ class EvaluationData:
         )
 
 
-@runtime_checkable
-class Evaluator(Protocol):
-    """Judges a subject every `every` steps. Values of this protocol are fields of an experiment."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator(abc.ABC):
+    """Judges a subject every `every` steps. Values of this type are fields of an experiment.
 
-    @property
-    def every(self) -> int: ...
+    Attributes:
+        needs: functions of the task that it calls.
+    """
 
+    every: int
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report: ...
+
+    def check(self, task: Task, data: Data) -> None:
+        """Rules between the evaluator, the task and the data, checked before anything is read or compiled.
+
+        Raises:
+            ValueError: the task cannot do what is judged, or the data lack it; says what to change.
+        """
+        del data
+        functions = task.functions()
+        if missing := [name for name in self.needs if name not in functions]:
+            raise ValueError(
+                f"{type(self).__name__} calls {' and '.join(map(repr, missing))}, but a {type(task).__name__} has "
+                f"{', '.join(functions) or 'no functions'}; take the evaluator out of config.evaluators"
+            )

@@ -1,18 +1,51 @@
-"""The first frame of a clip where it is known: what a network sees of it, and what is left to be judged."""
+"""Known frames of a clip, such as the first of image to video: which they are, and what a network sees of them."""
 
-from typing import TypeVar
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dit_video.arrays import Latents, Time
+from dit_video.arrays import Latents
 from dit_video.data.batch import Batch
-from dit_video.diffusion.objective import Corrupted
+from dit_video.diffusion.process import Known
+from dit_video.dit.known import AsChannels, LevelZero
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.vae.codec import LatentCodec, to_pixels
 
-Frames = TypeVar("Frames")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstFrame:
+    """The first latent frame of every clip is known, in training and in sampling: image to video.
+
+    Attributes:
+        shown: how the network sees it: in x_t at noise level 0, where it bears no loss, or as channels beside x_t.
+    """
+
+    shown: LevelZero | AsChannels = LevelZero()
+
+    @property
+    def channels(self) -> AsChannels | None:
+        """The channels that the network takes beside those of x_t."""
+        return self.shown if isinstance(self.shown, AsChannels) else None
+
+    @property
+    def at_level_zero(self) -> bool:
+        return isinstance(self.shown, LevelZero)
+
+    def known(self, first: Float[Array, "B 1 h w c"], num_frames: int) -> Known | None:
+        """What a process leaves as it is of clips of `num_frames` latent frames; None where all is noisy.
+
+        Raises:
+            ValueError: there is no other frame.
+        """
+        if not self.at_level_zero:
+            return None
+        if num_frames == 1:
+            raise ValueError(
+                "config.task.known=FirstFrame: clips of one latent frame have none after it; train on longer clips"
+            )
+        return Known(followed_by_zeros(first, num_frames), (jnp.arange(num_frames) == 0)[None])
 
 
 def first_frame(codec: LatentCodec, batch: Batch) -> Float[Array, "B 1 h w c"]:
@@ -52,27 +85,3 @@ def image_tokens(encoder: CLIPVisionModel, batch: Batch) -> Float[Array, "B I E"
             "have; train on video, config.data.cache=None"
         )
     return jax.lax.stop_gradient(encoder(batch.video[:, 0]))
-
-
-def held(x_t: Latents, t: Time, first: Float[Array, "B 1 h w c"] | None) -> tuple[Latents, Time]:
-    """x_t and t as a network sees them for which the first frame is at noise level 0; as they are without one.
-
-    Raises:
-        ValueError: there is no other frame.
-    """
-    if first is None:
-        return x_t, t
-    if x_t.shape[1] == 1:
-        raise ValueError("Denoise.hold_first_frame=True: clips of one latent frame have none after it; train on longer")
-    return x_t.at[:, :1].set(first), jnp.broadcast_to(t, x_t.shape[:2]).at[:, 0].set(0.0)
-
-
-def after_first(arrays: Frames) -> Frames:
-    """All frames but the first, of a tree of arrays [B t ...]."""
-    return jax.tree.map(lambda x: x[:, 1:], arrays)
-
-
-def by_frame(corrupted: Corrupted) -> Corrupted:
-    """The same with a noise level for each frame."""
-    t, weight = (jnp.broadcast_to(level, corrupted.x_t.shape[:2]) for level in (corrupted.t, corrupted.weight))
-    return corrupted._replace(t=t, weight=weight)

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Key, UInt8
+from jaxtyping import Array, Key
 
 from dit_video.data.batch import Batch
 from dit_video.distributed.sharding import even_batch, fetch, place_whole
 from dit_video.nn.module import Definition, Params
+from dit_video.tasks.media import Media
 from dit_video.tasks.task import ClipShape, Task
 
 
@@ -20,6 +20,7 @@ class Subject:
     Attributes:
         description: what a card says of the subject beside its weights: run, codec, sampler, guidance, versions.
         paired: see `Task.paired`.
+        functions: what it can do, by name (`Task.functions`).
         params, step, ema: the weights in hand, where they come from, and whether they are the moving average.
     """
 
@@ -32,45 +33,46 @@ class Subject:
         description: Mapping[str, Any],
     ):
         self.mesh, self.description, self.paired = mesh, description, task.paired
-        self._frozen = frozen
+        self.functions, self._frozen = task.functions(), frozen
 
-        def validate(params, frozen, batch, rngs):
-            return task.validate(definition.bind(params), frozen, batch, rngs)
+        def compiled(call):
+            def bound(params, frozen, batch, keys, shape):
+                return call(definition.bind(params), frozen, batch, keys, shape)
 
-        def generate(params, frozen, batch, rngs, shape):
-            return task.generate(definition.bind(params), frozen, batch, rngs, shape)
+            return jax.jit(bound, static_argnames="shape")
 
-        def reconstruct(params, frozen, batch):
-            return task.reconstruct(definition.bind(params), frozen, batch)
-
-        self._validate = jax.jit(validate)
-        self._generate = jax.jit(generate, static_argnames="shape")
-        self._reconstruct = jax.jit(reconstruct)
+        self._compiled = {name: compiled(function.call) for name, function in self.functions.items()}
 
     def with_weights(self, params: Params, *, step: int, ema: bool) -> "Subject":
         """The same subject with these weights from now on."""
         self.params, self.step, self.ema = params, step, ema
         return self
 
-    def batch_size(self, wanted: int) -> int:
-        """The least batch of at least `wanted` rows that the mesh splits evenly."""
-        return even_batch(wanted, self.mesh)
+    def batch_size(self, at_least: int) -> int:
+        """The least batch of at least so many rows that the mesh splits evenly."""
+        return even_batch(at_least, self.mesh)
 
-    # In the methods below every process gives the whole batch and gets the whole result.
+    def __call__(
+        self, name: str, batch: Batch, keys: Key[Array, "B"] | None = None, shape: ClipShape | None = None
+    ) -> Any:
+        """What the function `name` of the task makes of a host batch, on the host: arrays [B ...].
 
-    def validate(self, batch: Batch, rngs: Key[Array, "B"]) -> dict[str, np.ndarray]:
-        """Errors per clip of a host batch."""
+        Every process passes the whole batch and gets the whole result.
+
+        Raises:
+            ValueError: the task has no such function.
+        """
+        self.require(name)
         with jax.set_mesh(self.mesh):
-            errors = self._validate(self.params, self._frozen, place_whole(batch, self.mesh), rngs)
-        return {name: fetch(value) for name, value in errors.items()}
+            result = self._compiled[name](self.params, self._frozen, place_whole(batch, self.mesh), keys, shape)
+        return jax.tree.map(fetch, result)
 
-    def generate(self, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> UInt8[np.ndarray, "B T H W C"]:
-        """Clips for the conditions of a host batch, on the host."""
-        with jax.set_mesh(self.mesh):
-            video = self._generate(self.params, self._frozen, place_whole(batch, self.mesh), rngs, shape)
-        return fetch(video)
+    def require(self, name: str) -> None:
+        """Raises ValueError where the task has no function `name`; says which it has."""
+        if name not in self.functions:
+            raise ValueError(f"this task has no function {name!r}; it has {', '.join(self.functions) or 'none'}")
 
-    def reconstruct(self, batch: Batch) -> UInt8[np.ndarray, "B T H W C"]:
-        """The clips of a host batch through the codec, on the host."""
-        with jax.set_mesh(self.mesh):
-            return fetch(self._reconstruct(self.params, self._frozen, place_whole(batch, self.mesh)))
+    def show(self, name: str, rows: Any, columns: int, fps: float) -> Media | None:
+        """Rows of what `name` made as one thing to look at; None where it makes numbers."""
+        medium = self.functions[name].medium
+        return None if medium is None else medium.of_rows(rows, columns, fps)

@@ -1,53 +1,244 @@
-"""The protocols that training and evaluation know a task by, and weights bound to their task.
+"""Task: what is learnt. Everything that the house asks of one, with defaults for what most need not say.
 
-A task is the only place where a network, an objective and a batch meet. The loop never learns what is inside.
+A task is the only place where a network, an objective and a batch meet; the loop never learns what is inside. One of
+your own is a frozen dataclass of this type in the experiment's file: `init` and `loss` are all that training needs.
 """
 
-from typing import Any, Protocol, runtime_checkable
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from dit_video.arrays import Video
 from dit_video.data.batch import Batch
+from dit_video.data.dataset import Data
+from dit_video.data.signals import examples_of
+from dit_video.diffusion.sampler import Sampler
+from dit_video.dit.network import NetworkConfig
+from dit_video.encoders.image import PretrainedImage
+from dit_video.encoders.text import PretrainedText
+from dit_video.tasks.media import Media
+from dit_video.tasks.opener import Opener
+from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.vae import VAEConfig
 
 Metrics = dict[str, Array]
 # (frames, height, width) of a clip in pixels.
 ClipShape = tuple[int, int, int]
 
+# Names of functions that evaluators and commands of this package call.
+VALIDATE, GENERATE, RECONSTRUCT = "validate", "generate", "reconstruct"
 
-@runtime_checkable
-class Task(Protocol):
-    """What is learnt. Values of this protocol are fields of an experiment.
 
-    `frozen` is whatever trained parts the task uses but does not train (a codec); it travels as an argument, so
-    that its weights are never baked into a compiled program. `model` is the module that `init` makes; its type, and
-    that of `frozen`, are the task's own business.
+class Function(NamedTuple):
+    """Something that a trained task can do, compiled once for each shape of a batch.
+
+    Attributes:
+        call: (model, frozen, batch, keys, shape) -> a pytree of arrays [B ...]. Row i uses keys[i] alone, so that it is
+            the same in any batch; `shape` is that of the clips to be made, known when it is compiled.
+        medium: what it makes, which writes itself to files; None where it makes numbers.
     """
 
-    @property
-    def paired(self) -> bool:
-        """Whether `generate` is shown pixels of each clip of the batch, so that those and its own are pairs."""
-        ...
+    call: Callable[[Any, Any, Batch, Key[Array, "B"], ClipShape], Any]
+    medium: type[Media] | None = None
 
+
+class Encoders(NamedTuple):
+    """Published encoders of a task, None where it has none.
+
+    Attributes:
+        text: those that embed captions.
+        image: that of first frames.
+    """
+
+    text: PretrainedText | None = None
+    image: PretrainedImage | None = None
+
+
+class Task(abc.ABC):
+    """What is learnt. Values of this type are fields of an experiment.
+
+    `frozen` is whatever trained parts the task uses but does not train (a codec); it travels as an argument, so that
+    its weights are never baked into a compiled program. `model` is the module that `init` makes; its type, and that of
+    `frozen`, are the task's own business.
+    """
+
+    # What training asks.
+
+    @abc.abstractmethod
     def init(self, rng: Key[Array, ""]) -> nnx.Module:
         """The network with fresh parameters."""
-        ...
 
+    @abc.abstractmethod
     def loss(
         self, model: Any, frozen: Any, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Loss of one batch and scalars to record."""
-        ...
 
-    def validate(self, model: Any, frozen: Any, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
-        """Errors on held-out clips, one value per clip `[B]`; clip i uses rngs[i] alone, the same at every call."""
-        ...
+    def check(self, data: Data, mesh: Mesh | None) -> None:
+        """Rules between fields of the task, the data and the mesh, checked before anything is read or compiled.
 
-    def generate(self, model: Any, frozen: Any, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
-        """Clips of `shape` made for what the task conditions on in `batch`; clip i uses rngs[i] alone."""
-        ...
+        Raises:
+            ValueError: names the field, the value and the remedy.
+        """
+        del data, mesh
 
-    def reconstruct(self, model: Any, frozen: Any, batch: Batch) -> Video:
-        """The clips of `batch` through the codec alone: the best that `generate` can look."""
-        ...
+    def open(self, opener: Opener) -> tuple["Task", Any]:
+        """The frozen parts with their trained weights, and the task with the digests of these."""
+        del opener
+        return self, None
+
+    def blank(self, rng: Key[Array, ""]) -> Any:
+        """The frozen parts with random weights: for shapes, FLOPs and proofs, where no trained ones are needed."""
+        del rng
+        return None
+
+    # What it can do once it is trained.
+
+    def functions(self) -> Mapping[str, Function]:
+        """By name, what evaluators and commands may call: "validate", "generate", "reconstruct", whatever it can do.
+
+        "validate" returns errors by name, one value per clip. "generate" makes one clip, text or other medium for each
+        row of a batch, and "reconstruct" clips through the codec alone: the best that "generate" can look.
+        """
+        return {}
+
+    def judges(self) -> Mapping[str, Any]:
+        """Evaluators of the task's own for `dit-video evaluate run`, by name; those of this package are chosen by the
+        names of `functions` (evaluation/defaults.py).
+        """
+        return {}
+
+    def describe(self) -> Mapping[str, Any]:
+        """What a card says of the task beside its weights, as JSON values: codec, sampler, guidance."""
+        return {}
+
+    @property
+    def paired(self) -> bool:
+        """Whether "generate" is shown pixels of each clip of the batch, so that those and its own are pairs."""
+        return False
+
+    # What plans, proofs and exports ask, where there are no data and no devices.
+
+    def example(self, data: Data, batch_size: int) -> Batch:
+        """A batch of the shapes of training, with nothing in it."""
+        T, (H, W) = data.clips.num_frames, data.clips.size
+        video = np.zeros((batch_size, T, H, W, 3), np.uint8)
+        return Batch(video=video, signals=examples_of(data.signals, batch_size))
+
+    def random(self, rng: np.random.Generator, batch: Batch) -> Batch:
+        """A batch of the shapes of `batch` with random values that the task can be trained on; on the host."""
+        return fill(rng, batch)
+
+    def num_tokens(self, data: Data) -> int | None:
+        """Tokens of one clip, for rates; None where there are none."""
+        del data
+        return None
+
+    def in_float32(self) -> "Task":
+        """The same task computed in float32, whose rounding leaves an error of sharding no room to hide."""
+        return self
+
+    @property
+    def backbone(self) -> NetworkConfig | None:
+        """The transformer in which most of a step is spent, for plans: depth, heads, rematerialisation."""
+        return None
+
+    def with_backbone(self, backbone: NetworkConfig) -> "Task":
+        """The same task with another `backbone`, for plans that change its rematerialisation."""
+        raise TypeError(f"{type(self).__name__}.backbone is None: there is none to replace by {backbone}")
+
+    # What `dit-video sample` asks.
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The signals that "generate" is prompted by."""
+        return ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance leads away from a null condition."""
+        return False
+
+    def check_prompt(self, signals: Mapping[str, Any]) -> None:
+        """Raises ValueError where a prompt has a value that the task was not trained on."""
+        del signals
+
+    def with_negative(self, frozen: Any, signals: Mapping[str, Any]) -> Any:
+        """The frozen parts with another null condition: what guidance leads away from."""
+        raise ValueError(f"a {type(self).__name__} has no guidance that could lead away from a negative prompt")
+
+    def with_sampling(
+        self, sampler: type[Sampler] | None, num_steps: int | None, guidance_scale: float | None
+    ) -> "Task":
+        """The same task sampled otherwise; what is None stays.
+
+        Raises:
+            ValueError: it has no such choice; names the option.
+        """
+        options = {"--sampler": sampler, "--num_steps": num_steps, "--guidance": guidance_scale}
+        for name, value in options.items():
+            if value is not None:
+                raise ValueError(f"{name}: a {type(self).__name__} has no such choice; leave it out")
+        return self
+
+    def continuing_images(self) -> "Task | None":
+        """The task that makes clips which continue a picture; None where it cannot."""
+        return None
+
+    # What prepares data and weights asks.
+
+    def trained_codec(self) -> TrainedCodec | None:
+        """The codec whose latents are learnt; None where pixels or tokens are."""
+        return None
+
+    def with_codec(self, codec: TrainedCodec) -> "Task":
+        """The same task on the latents of another codec."""
+        raise TypeError(f"{type(self).__name__}: learns no latents; there is no codec to replace by {codec}")
+
+    def encoders(self) -> Encoders:
+        """The published encoders of captions and first frames that are used and not trained."""
+        return Encoders()
+
+    def with_encoders(self, encoders: Encoders) -> "Task":
+        """The same task with its encoders in other places."""
+        raise TypeError(f"{type(self).__name__}: uses no published encoders; there are none to replace by {encoders}")
+
+    def latent_denoiser(self) -> Any:
+        """The task as a `Denoise`, whose network other formats and libraries know; None where it is none."""
+        return None
+
+    @property
+    def learnt_vae(self) -> VAEConfig | None:
+        """The VAE that is learnt, where the run is to be the codec of others: `model.vae` is its module."""
+        return None
+
+
+def latent_cells(vae: VAEConfig, data: Data) -> tuple[int, int, int]:
+    """(t, h, w) of the latents of a training clip.
+
+    Raises:
+        ValueError: clips do not fill whole latent cells.
+    """
+    clip = (data.clips.num_frames, *data.clips.size)
+    try:
+        return vae.latent_shape(clip)
+    except ValueError as error:
+        raise ValueError(f"config.data.clips (num_frames, size) = {clip}: {error}") from error
+
+
+def fill(rng: np.random.Generator, tree: Any) -> Any:
+    """A pytree of shapes with random values: normal numbers, bytes of any value, other integers zero."""
+
+    def value(leaf: Any) -> np.ndarray:
+        if leaf.dtype == np.uint8:
+            return rng.integers(0, 256, leaf.shape, np.uint8)
+        if np.issubdtype(leaf.dtype, np.integer):
+            return np.zeros(leaf.shape, leaf.dtype)
+        return rng.normal(size=leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map(value, tree)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from dit_video.distributed.sharding import place
 from dit_video.tasks.evaluator import EvaluationData, Evaluator
@@ -149,8 +148,8 @@ def _evaluate(
 ) -> None:
     for name in names:
         report, step = evaluators[name](subject, data, seed), subject.step
-        for label, video in report.media.items():
-            tracker.media(step, label, np.asarray(video), data.fps)
+        for label, medium in report.media.items():
+            tracker.media(step, label, medium)
         for label, card in report.cards.items():
             tracker.card(step, label, card)
         # Last: the line in the record says that all of it is there.

@@ -8,18 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dit_video.distributed import processes
 from dit_video.storage.patient_files import PICTURES_LIMIT, PatientFile, PatientFiles
+from dit_video.tasks.media import Media, Video
 from dit_video.training import events, goodput
 from dit_video.training.events import Event, EventLog
 from dit_video.training.goodput import Activity, Ledger
 from dit_video.training.watchdog import Pulse
-from dit_video.video.encode import encode_mp4
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -54,7 +52,7 @@ class Recorder(Protocol):
 
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None: ...
 
-    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None: ...
+    def media(self, step: int, name: str, medium: Media) -> None: ...
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None: ...
 
@@ -96,7 +94,7 @@ class NullTracker:
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
         pass
 
-    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
+    def media(self, step: int, name: str, medium: Media) -> None:
         pass
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
@@ -218,11 +216,15 @@ class Tracker:
         if shown:
             self._console.print(f"step {step}  [bold]{name}[/]  {shown}", highlight=False)
 
-    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
-        """Saves a video under samples/ and shows it in TensorBoard."""
-        path = self._workdir / "samples" / f"step_{step:07d}_{name}.mp4"
-        self._files.file(path, limit=PICTURES_LIMIT).replace(encode_mp4(video, fps))
-        self._board.video(step, name, video, fps)
+    def media(self, step: int, name: str, medium: Media) -> None:
+        """Saves a video, picture or text under samples/, and shows videos in TensorBoard."""
+        suffix = medium.suffixes[0]
+        path = self._workdir / "samples" / f"step_{step:07d}_{name}{suffix}"
+        self._files.file(path, limit=PICTURES_LIMIT).replace(medium.encode(suffix))
+        if isinstance(medium, Video):
+            self._board.video(step, name, medium.frames, medium.fps)
+        for line in medium.lines():
+            self.note(f"step {step}  {name}  {line}")
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
         """Saves a number with its protocol under cards/."""

@@ -8,6 +8,7 @@ neither data nor a trained codec is needed. It is computed in float32, whose rou
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,17 +16,12 @@ from jax.sharding import Mesh
 
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.batch import Batch
-from dit_video.data.captions import encode_captions
 from dit_video.distributed.collectives import Traffic, read_traffic
 from dit_video.distributed.sharding import MeshShape, Uneven, make_mesh, place_whole, shard_frozen
-from dit_video.dit.condition import ClassCondition
 from dit_video.experiment import Experiment
-from dit_video.nn.module import Precision
 from dit_video.run import workload
-from dit_video.run.checks import check_mesh
+from dit_video.run.checks import check_fields, check_mesh
 from dit_video.run.open import program_of
-from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.training.step import Program, TrainState
 
 NUM_DEVICES = 8
@@ -97,11 +93,12 @@ def compare_shardings(
     one = make_mesh(MeshShape(data=1), jax.devices()[:1])
     program = program_of(experiment, one)
     state = _random_state(program)
-    frozen = jax.device_get(_random_frozen(experiment))
+    frozen = jax.device_get(jax.jit(experiment.task.blank)(jax.random.key(0)))
     reference, _ = _train(program, state, frozen, batch, one, num_steps)
     for shape in meshes:
         mesh = make_mesh(shape, jax.devices()[: math.prod(dataclasses.astuple(shape))])
         try:
+            check_fields(experiment, mesh)
             check_mesh(experiment, mesh)
             program = program_of(experiment, mesh)
             found, traffic = _train(program, state, frozen, batch, mesh, num_steps)
@@ -122,32 +119,16 @@ def compare_shardings(
 def random_batch(experiment: Experiment) -> Batch:
     """Noise in the shapes of a training batch, of as few rows as every mesh can split."""
     ways = NUM_DEVICES * experiment.num_microbatches
-    rng, condition = np.random.default_rng(0), getattr(experiment.task, "condition", None)
-    num_classes = condition.num_classes if isinstance(condition, ClassCondition) else 1
-
-    def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        shape = (ways, *leaf.shape[1:])
-        if leaf.dtype == np.uint8:
-            return rng.integers(0, 256, shape, np.uint8)
-        if np.issubdtype(leaf.dtype, np.integer):
-            return rng.integers(0, num_classes, shape, leaf.dtype)
-        return rng.normal(size=shape).astype(leaf.dtype)
-
-    batch = jax.tree.map(fill, workload.abstract_batch(experiment))
-    if batch.caption is None:
-        return batch
-    # Captions of every length: what is behind them must not matter on any mesh.
-    texts = ["a" * rng.integers(batch.caption.shape[1]) for _ in range(ways)]
-    return batch._replace(caption=encode_captions(texts, batch.caption.shape[1]))
+    batch = jax.tree.map(
+        lambda leaf: np.zeros((ways, *leaf.shape[1:]), leaf.dtype), workload.abstract_batch(experiment)
+    )
+    return experiment.task.random(np.random.default_rng(0), batch)
 
 
 def _in_float32(experiment: Experiment) -> Experiment:
-    task = experiment.task
-    if isinstance(task, Denoise | Autoencode):
-        task = dataclasses.replace(task, precision=Precision.FLOAT32)
     return dataclasses.replace(
         experiment,
-        task=task,
+        task=experiment.task.in_float32(),
         data=dataclasses.replace(experiment.data, batch_size=NUM_DEVICES * experiment.num_microbatches),
     )
 
@@ -159,17 +140,12 @@ def _random_state(program: Program) -> TrainState:
     return fresh._replace(params=params, ema=params)
 
 
-def _random_frozen(experiment: Experiment) -> Frozen | None:
-    task = experiment.task
-    return jax.jit(task.blank)(jax.random.key(0)) if isinstance(task, Denoise) else None
-
-
-def _placed(frozen: Frozen | None, mesh: Mesh) -> Frozen | None:
+def _placed(frozen: Any, mesh: Mesh) -> Any:
     return None if frozen is None else jax.device_put(frozen, shard_frozen(frozen, mesh))
 
 
 def _train(
-    program: Program, state: TrainState, frozen: Frozen | None, batch: Batch, mesh: Mesh, num_steps: int
+    program: Program, state: TrainState, frozen: Any, batch: Batch, mesh: Mesh, num_steps: int
 ) -> tuple[_Trained, Traffic]:
     state = jax.device_put(state, jax.tree.map(lambda shape: shape.sharding, program.shapes))
     placed, frozen = place_whole(batch, mesh), _placed(frozen, mesh)

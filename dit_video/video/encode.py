@@ -4,7 +4,6 @@ import io
 import os
 from collections.abc import Iterable
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
@@ -102,13 +101,6 @@ def write_gif(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps:
     palette = Image.fromarray(np.concatenate(sampled)).quantize(256, method=Image.Quantize.MEDIANCUT)
     frames = [Image.fromarray(frame).quantize(palette=palette) for frame in video]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
-
-
-def write_playable(stem: Path, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
-    """The same video as STEM.mp4 and STEM.gif, for players and for pages."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(stem.with_name(f"{stem.name}.mp4"), video, fps)
-    write_gif(stem.with_name(f"{stem.name}.gif"), video, fps)
 
 
 def grid(

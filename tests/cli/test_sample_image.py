@@ -4,15 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from dit_video.cli.first_frame import continuing, read_frame
+from dit_video.dit.first_frame import FirstFrame
 from PIL import Image
 
-from dit_video.cli.first_frame import continuing, read_frame
 from dit_video.data.batch import Batch
 from dit_video.dit.condition import TextCondition
-from dit_video.dit.first_frame import FirstFrame
 
 WORDS = TextCondition(hidden_size=16, depth=1, num_heads=2)
-ROWS = [Batch(caption=np.full((1, 4), n, np.uint8)) for n in range(2)]
+ROWS = [Batch(signals={"caption": np.full((1, 4), n, np.uint8)}) for n in range(2)]
 
 
 @pytest.fixture

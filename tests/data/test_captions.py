@@ -68,11 +68,13 @@ def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path)
         batches = source.train(0, 0)
         batch = next(batches)
         batches.close()
-        assert batch.caption is not None
-        assert {read(row) for row in batch.caption} == wanted
+        assert batch.signals["caption"] is not None
+        assert {read(row) for row in batch.signals["caption"]} == wanted
     (batch, _), *_ = data.judged(Split.HELD_OUT, 4, 4, seed=0)
-    assert batch.caption is not None
-    assert {read(row) for row in batch.caption} == {record.caption for record in data.source.open(Split.HELD_OUT)}
+    assert batch.signals["caption"] is not None
+    assert {read(row) for row in batch.signals["caption"]} == {
+        record.caption for record in data.source.open(Split.HELD_OUT)
+    }
 
 
 def test_captions_without_room_are_refused(data):

@@ -73,7 +73,7 @@ def test_order_does_not_depend_on_threads_and_resumes_anywhere():
 
 
 def test_an_epoch_visits_every_record_once_and_epochs_differ():
-    labels = np.concatenate([batch.label for batch in batches(InMemory([9] * 16), 6)]).reshape(3, 16)
+    labels = np.concatenate([batch.signals["label"] for batch in batches(InMemory([9] * 16), 6)]).reshape(3, 16)
     assert all(sorted(epoch) == list(range(16)) for epoch in labels)
     assert not np.array_equal(labels[0], labels[1])
 
@@ -148,11 +148,11 @@ def test_a_damaged_record_is_replaced_by_the_same_one_everywhere():
         return found, replaced
 
     whole, replaced = made(5)
-    missing = {(b, r): i for b, batch in enumerate(sound) for r, i in enumerate(batch.label) if i in (2, 5)}
+    missing = {(b, r): i for b, batch in enumerate(sound) for r, i in enumerate(batch.signals["label"]) if i in (2, 5)}
     assert len(missing) >= 5
     assert {(r.batch, r.row): r.why for r in replaced} == {k: f"record {i} is damaged" for k, i in missing.items()}
     for number, (batch, other) in enumerate(zip(whole, sound)):
-        assert not set(batch.label) & {2, 5}
+        assert not set(batch.signals["label"]) & {2, 5}
         kept = [row for row in range(8) if (number, row) not in missing]
         np.testing.assert_array_equal(batch.video[kept], other.video[kept])
     for rows in ([0, 1, 2, 3], [4, 5, 6, 7]):

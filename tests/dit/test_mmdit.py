@@ -233,7 +233,7 @@ class Step(NamedTuple):
 def step_of(task: Denoise, codec, moments: np.ndarray, mesh: Mesh) -> Step:
     """Of random weights."""
     definition = define(task.init)
-    batch = Batch(moments=moments, caption=encode_captions(["up", "down", "", "left"] * 2, 8))
+    batch = Batch(moments=moments, signals={"caption": encode_captions(["up", "down", "", "left"] * 2, 8)})
 
     def loss(params: Params, batch: Batch) -> jax.Array:
         return task.loss(definition.bind(params), Frozen(codec), batch, jax.random.key(0), jnp.int32(0))[0]

@@ -139,7 +139,7 @@ def test_a_caption_is_learnt(denoise, codec):
     rule, definition = optax.adam(1e-2), define(task.init)
 
     def loss(params: Params, caption, number) -> jax.Array:
-        batch = Batch(moments=moments, caption=caption)
+        batch = Batch(moments=moments, signals={"caption": caption})
         return task.loss(definition.bind(params), Frozen(codec), batch, jax.random.key(number), number)[0]
 
     @jax.jit

@@ -24,7 +24,10 @@ def main(address: str, num_processes: int, index: int) -> None:
         jax.distributed.initialize(address, num_processes, index)
     task = dataclasses.replace(SMALL_DENOISE, sampler=Euler(num_steps=2))
     numbers = np.random.default_rng(0)
-    clips = Batch(video=numbers.integers(0, 256, (18, 5, 16, 16, 3), np.uint8), label=np.arange(18, dtype=np.int32) % 3)
+    clips = Batch(
+        video=numbers.integers(0, 256, (18, 5, 16, 16, 3), np.uint8),
+        signals={"label": np.arange(18, dtype=np.int32) % 3},
+    )
     mesh = make_mesh(MeshShape(data=-1, fsdp=min(2, jax.device_count())))
     # As a run gives them: weights and codec whole in every process, placed where computations need them.
     codec = jax.jit(task.blank)(jax.random.key(0))

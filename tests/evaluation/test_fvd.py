@@ -43,7 +43,7 @@ def subject_on(num_devices: int = 1, **axes: int) -> Subject:
 def stills() -> Batch:
     """Clips of ten frames in which nothing moves."""
     images = np.random.default_rng(0).integers(0, 256, (NUM_CLIPS, 1, 8, 8, 3), np.uint8)
-    return Batch(video=np.repeat(images, 10, axis=1), label=np.arange(NUM_CLIPS, dtype=np.int32) * 10)
+    return Batch(video=np.repeat(images, 10, axis=1), signals={"label": np.arange(NUM_CLIPS, dtype=np.int32) * 10})
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def lines() -> Batch:
 def videos() -> Batch:
     """Ten clips that move, labelled by their number."""
     video = np.random.default_rng(0).integers(0, 256, (10, 3, 16, 16, 3), np.uint8)
-    return Batch(video=video, label=np.arange(10, dtype=np.int32))
+    return Batch(video=video, signals={"label": np.arange(10, dtype=np.int32)})
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 16])

@@ -26,7 +26,8 @@ from dit_video.arrays import Text
 from dit_video.data.batch import Batch
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import rectified_flow
-from dit_video.diffusion.sampler import Euler, noise
+from dit_video.diffusion.process import noise
+from dit_video.diffusion.sampler import Euler
 from dit_video.diffusion.spacing import Linspace
 from dit_video.dit.condition import EmbeddedText
 from dit_video.encoders import clip_image_names
@@ -92,7 +93,7 @@ def told() -> Batch:
     rng = np.random.default_rng(1)
     tokens = rng.standard_normal((1, 5, 6), np.float32)
     text = Text(tokens, np.array([4], np.int32), np.zeros((1, 6), np.float32))
-    return Batch(video=rng.integers(0, 256, (1, 1, *SHAPE[1:], 3), np.uint8), text=text)
+    return Batch(video=rng.integers(0, 256, (1, 1, *SHAPE[1:], 3), np.uint8), signals={"text": text})
 
 
 def filled(text: Text) -> torch.Tensor:

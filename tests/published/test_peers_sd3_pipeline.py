@@ -19,7 +19,7 @@ from toys import small_mesh
 
 from dit_video.cli.main import main
 from dit_video.data.batch import Batch
-from dit_video.diffusion.sampler import noise
+from dit_video.diffusion.process import noise
 from dit_video.encoders.open_text import TextEncoders
 from dit_video.encoders.text import PretrainedText, ZeroTokens
 from dit_video.nn.module import Precision
@@ -102,7 +102,9 @@ def test_latents_are_those_of_the_pipeline(imported, theirs):
     text, frozen = encode(CAPTIONS), opened.frozen._replace(null=encode([""]))
     keys = clip_keys(0, range(len(CAPTIONS)))
     with jax.default_matmul_precision("highest"):
-        video = task.generate(opened.definition.bind(opened.params), frozen, Batch(text=text), keys, (1, 16, 16))
+        video = task.generate(
+            opened.definition.bind(opened.params), frozen, Batch(signals={"text": text}), keys, (1, 16, 16)
+        )
     x_1 = np.array(noise(keys, (1, 8, 8, 16)))[:, 0].transpose(0, 3, 1, 2)
     options = {"num_inference_steps": NUM_STEPS, "guidance_scale": 1.0, "height": 16, "width": 16}
     theirs.set_progress_bar_config(disable=True)

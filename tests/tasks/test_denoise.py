@@ -11,7 +11,8 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import ddpm, rectified_flow
 from dit_video.diffusion.path import Cosine, Linear
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
-from dit_video.diffusion.sampler import Euler, noise
+from dit_video.diffusion.process import noise
+from dit_video.diffusion.sampler import Euler
 from dit_video.diffusion.variance import LearnedVariance
 from dit_video.dit.dit import DiT
 from dit_video.nn.module import Params, Precision, define, params_of
@@ -68,7 +69,7 @@ def test_cached_moments_are_the_videos_they_were_made_of(denoise, params, codec,
     moments = np.asarray(jax.jit(lambda c, video: c.moments(video))(codec, clips.video))
     key = jax.random.key(3)
     from_video, from_cache = (
-        loss(denoise, params, codec, batch, key) for batch in (clips, Batch(moments=moments, label=clips.label))
+        loss(denoise, params, codec, batch, key) for batch in (clips, Batch(moments=moments, signals=clips.signals))
     )
     assert from_cache == pytest.approx(float(from_video), rel=1e-5)
     assert loss(denoise, params, codec, clips, jax.random.key(4)) != from_video
@@ -197,7 +198,7 @@ def test_guidance_and_labels_change_what_is_made(sampling, params, codec, clips)
     guided = generate(sampling, params, codec, batch, keys)
     unguided = generate(plain, params, codec, batch, keys)
     assert largest_difference(guided, unguided) > 2
-    other = batch._replace(label=(batch.label + 1) % 3)
+    other = batch._replace(label=(batch.signals["label"] + 1) % 3)
     assert largest_difference(generate(sampling, params, codec, other, keys), guided) > 2
     # Without a label there is nothing to follow.
     none = batch._replace(label=np.full(2, -1, np.int32))

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dit_video.dit.first_frame import FirstFrame
 
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
 from dit_video.diffusion.guidance import Guidance
-from dit_video.diffusion.sampler import Euler, noise
+from dit_video.diffusion.process import noise
+from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import TextCondition
-from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.wan import WanConfig
 from dit_video.nn.module import define
 from dit_video.tasks.denoise import Denoise, Frozen
@@ -27,7 +28,7 @@ SHAPE = (5, 16, 16)
 
 @pytest.fixture(scope="module")
 def batch(clips) -> Batch:
-    return Batch(video=clips.video, caption=encode_captions([f"clip {n}" for n in range(8)], 12))
+    return Batch(video=clips.video, signals={"caption": encode_captions([f"clip {n}" for n in range(8)], 12)})
 
 
 def task_of(denoise: Denoise, **fields) -> Denoise:
@@ -138,7 +139,7 @@ def test_the_loss_of_a_held_frame_by_hand(never_dropped, codec, batch):
         x_0 = codec.whiten(codec.moments(batch.video), of_posterior)
         x_t, t, target, weight = task.objective.corrupt(of_noise, x_0)
         seen, levels = jnp.concatenate([x_0[:, :1], x_t[:, 1:]], axis=1), jnp.concatenate([0 * t, t], axis=1)
-        error = jnp.square(model(seen, levels, batch.caption) - target)
+        error = jnp.square(model(seen, levels, batch.signals["caption"]) - target)
         return jnp.mean(weight[:, :, None, None, None] * error[:, 1:]), jnp.mean(error[:, :1])
 
     found, _ = loss(task, codec, batch)
@@ -157,7 +158,7 @@ def test_the_error_beside_a_held_frame_by_hand(never_dropped, codec, batch):
         eps, t = noise(rngs, x_0.shape[1:]), jnp.full((8, 1), task.objective.path.time_of_logsnr(logsnr))
         x_t = task.objective.path.x_t(x_0, eps, t)
         seen, levels = jnp.concatenate([x_0[:, :1], x_t[:, 1:]], axis=1), jnp.concatenate([0 * t, t], axis=1)
-        denoised = task.objective.denoised(model(seen, levels, batch.caption), x_t, t)
+        denoised = task.objective.denoised(model(seen, levels, batch.signals["caption"]), x_t, t)
         return jnp.mean(jnp.square(denoised - x_0)[:, 1:], axis=(1, 2, 3, 4))
 
     found = jax.jit(lambda batch: task.validate(model, Frozen(codec), batch, rngs))(batch)
@@ -205,7 +206,7 @@ def test_a_frame_cannot_be_held_where_it_could_not_be_told_from_others(holding, 
         dataclasses.replace(holding, network=dataclasses.replace(NETWORK, patch_size=(2, 1, 1)))
     with pytest.raises(ValueError, match="the condition is a FirstFrame, which tells it already"):
         dataclasses.replace(told, hold_first_frame=True)
-    image = Batch(video=np.zeros((1, 1, 16, 16, 3), np.uint8), caption=encode_captions(["one"], 12))
+    image = Batch(video=np.zeros((1, 1, 16, 16, 3), np.uint8), signals={"caption": encode_captions(["one"], 12)})
     with pytest.raises(ValueError, match="clips of one latent frame have none after it"):
         loss(holding, codec, image)
 

@@ -11,7 +11,8 @@ from dit_video.arrays import Text
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
 from dit_video.diffusion.guidance import Guidance
-from dit_video.diffusion.sampler import Euler, noise
+from dit_video.diffusion.process import noise
+from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import EmbeddedText, TextCondition
 from dit_video.nn.module import define
 from dit_video.tasks.denoise import Denoise, Frozen
@@ -31,12 +32,12 @@ def case(request, denoise) -> tuple[Denoise, Batch, object, object]:
     """A task, a batch of captions, the same as the network is given it, and a negative prompt."""
     if request.param == "bytes":
         condition = TextCondition(hidden_size=16, depth=1, num_heads=2)
-        batch = Batch(caption=encode_captions(["a fox", "an owl", ""], 9))
-        cond, negative = jnp.asarray(batch.caption), jnp.asarray(encode_captions(["dull"], 9))
+        batch = Batch(signals={"caption": encode_captions(["a fox", "an owl", ""], 9)})
+        cond, negative = jnp.asarray(batch.signals["caption"]), jnp.asarray(encode_captions(["dull"], 9))
     else:
         condition = EmbeddedText(hidden_size=6, pooled_size=5, num_tokens=4)
-        batch = Batch(text=embedded(0, NUM_CLIPS))
-        cond, negative = jax.tree.map(jnp.asarray, (batch.text, embedded(1, 1)))
+        batch = Batch(signals={"text": embedded(0, NUM_CLIPS)})
+        cond, negative = jax.tree.map(jnp.asarray, (batch.signals["text"], embedded(1, 1)))
     task = dataclasses.replace(denoise, condition=condition, guidance=Guidance(scale=SCALE), sampler=Euler(num_steps=2))
     return task, batch, cond, negative
 

@@ -98,7 +98,7 @@ class Painter(Task):
         return nnx.Linear(1, 1, rngs=nnx.Rngs(rng))
 
     def generate(self, model, frozen, batch, rngs, shape):
-        label = jnp.where(batch.label == NO_LABEL, 255, batch.label).astype(jnp.uint8)
+        label = jnp.where(batch.signals["label"] == NO_LABEL, 255, batch.signals["label"]).astype(jnp.uint8)
         noise = jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint8))(rngs)
         video = jnp.stack([label, noise, noise], -1)[:, None, None, None]
         return jnp.broadcast_to(video, (len(label), *shape, 3))

@@ -3,9 +3,9 @@
 from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import Linear
 from dit_video.diffusion.prediction import Velocity
-from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
 from dit_video.export.diffusers_folder import provenance
 from dit_video.export.weights import Content
+from dit_video.published.torch_condition import NUM_CLIPS, torch_condition
 from dit_video.tasks.denoise import Denoise
 
 _DENOISER_FILES = {"model.py": "the denoiser", "model.safetensors": "its weights"}
@@ -14,8 +14,6 @@ _VAE_FILES = {
     "vae.safetensors": "its weights, and the mean and standard deviation of its latents per channel",
 }
 _CONFIG_FILE = {"config.json": "what they are built from, the run that they come from, its task and objective"}
-# Clips that the program makes.
-_NUM_CLIPS = 2
 
 
 def model_card(content: Content, *, with_vae: bool) -> str:
@@ -55,7 +53,7 @@ def _vae_program(content: Content) -> list[str]:
         "import vae",
         "",
         'codec = vae.load(".")',
-        f"video = torch.randint(0, 256, ({_NUM_CLIPS}, 3, {T}, {H}, {W}), dtype=torch.uint8)",
+        f"video = torch.randint(0, 256, ({NUM_CLIPS}, 3, {T}, {H}, {W}), dtype=torch.uint8)",
         "with torch.no_grad():",
         "    latents = codec.whiten(codec.encode(video / 127.5 - 1))",
         "    pixels = codec.decode(latents)",
@@ -64,11 +62,12 @@ def _vae_program(content: Content) -> list[str]:
 
 def _denoiser_program(content: Content, task: Denoise, with_vae: bool) -> list[str]:
     t, h, w, c = content.latent_shape
-    noise = f"torch.randn({_NUM_CLIPS}, {c}, {t}, {h}, {w})"
+    noise = f"torch.randn({NUM_CLIPS}, {c}, {t}, {h}, {w})"
     start = ["import model", "import torch", *(["import vae"] if with_vae else []), "", 'network = model.load(".")']
-    start += _cond(content, task)
+    there = torch_condition(task.condition)
+    start += [] if there is None else there.program(content.caption_bytes)
     if not is_rectified_flow(task.objective):
-        return [*start, f"x_t, t = {noise}, torch.rand({_NUM_CLIPS})", f"prediction = {_call('x_t', task)}"]
+        return [*start, f"x_t, t = {noise}, torch.rand({NUM_CLIPS})", f"prediction = {_call('x_t', task)}"]
     shift = 1.0 if task.objective.shift is None else task.objective.shift.factor(t * h * w)
     steps = [f"times = torch.linspace(1, 0, {task.sampler.num_steps + 1})"]
     if shift != 1:
@@ -96,37 +95,15 @@ def _velocity(task: Denoise) -> list[str]:
 
 
 def _call(x: str, task: Denoise, *, null: bool = False) -> str:
-    kinds = {"label": ClassCondition, "caption": TextCondition, "text": EmbeddedText}
-    keyword = next((name for name, kind in kinds.items() if isinstance(task.condition, kind)), None)
-    if keyword is None:
+    there = torch_condition(task.condition)
+    if there is None:
         return f"network({x}, t)"
-    return f"network({x}, t, {keyword}={'nothing' if null else keyword})"
-
-
-def _cond(content: Content, task: Denoise) -> list[str]:
-    """Lines that make what the network is told of each clip, and "nothing"."""
-    condition = task.condition
-    if isinstance(condition, ClassCondition):
-        last = condition.num_classes - 1
-        return [f"label = torch.tensor([0, {last}])", f"nothing = torch.full_like(label, {condition.num_classes})"]
-    if isinstance(condition, TextCondition):
-        return [
-            f'caption = model.encode_captions(["what is seen", "and heard"], {content.caption_bytes})',
-            f'nothing = model.encode_captions(["", ""], {content.caption_bytes})',
-        ]
-    if isinstance(condition, EmbeddedText):
-        tokens = f"torch.zeros({_NUM_CLIPS}, {condition.num_tokens}, {condition.hidden_size})"
-        return [
-            "# In place of zeros: what the text encoder makes of captions, and of empty ones.",
-            f"text = {tokens}, torch.tensor([{condition.num_tokens}, {condition.num_tokens}])",
-            f"nothing = {tokens}, torch.tensor([1, 1])",
-        ]
-    return []
+    return f"network({x}, t, {there.keyword}={'null' if null else there.keyword})"
 
 
 def _denoiser_notes(content: Content, task: Denoise) -> list[str]:
     t, h, w, c = content.latent_shape
-    condition = task.condition
+    there = torch_condition(task.condition)
     outputs = ", then as many channels that its variance is made of" if task.network.learns_variance else ""
     notes = [
         f"- Latents, `[b {c} t h w]`: whitened, of zero mean and unit variance per channel; trained at (t, h, w) = "
@@ -134,15 +111,8 @@ def _denoiser_notes(content: Content, task: Denoise) -> list[str]:
         f"- `t`: noise level, 0 for data and 1 for noise, `[b]` or one for each frame `[b t]`.{_levels(task)}",
         f"- What the network returns: what the objective asks for{outputs}.",
     ]
-    if isinstance(condition, ClassCondition):
-        notes.append(f"- `label`: 0 to {condition.num_classes - 1}, and {condition.num_classes} for none.")
-    if isinstance(condition, TextCondition):
-        notes.append(f"- `caption`: trained with {content.caption_bytes} bytes; an empty one says no text.")
-    if isinstance(condition, EmbeddedText):
-        notes.append(
-            "- `text`: tokens of a frozen text encoder, and how many of them are no padding. `task.text` in "
-            "config.json says which encoder it was trained with."
-        )
+    if there is not None:
+        notes.append(there.note(content.caption_bytes))
     return [*notes, f"- Objective: `{task.objective}`"]
 
 

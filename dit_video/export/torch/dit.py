@@ -1,6 +1,6 @@
 """The DiT of this package, of any `DiTConfig`, as the torch module of export/torch/files/dit.py.
 
-diffusers has a class for it as published alone (families/dit.py).
+diffusers has a class for it as published alone (published/dit.py).
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dit_video.arrays import Output, Text
+from dit_video.arrays import Output
 from dit_video.data.captions import BEGIN
-from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, TextCondition
+from dit_video.dit.condition import Condition
 from dit_video.dit.dit import DiTConfig
 from dit_video.export.torch.module import TorchModule
 from dit_video.nn.attention import QKNorm
@@ -26,13 +26,9 @@ from dit_video.nn.mlp import MLPKind
 from dit_video.nn.module import Definition, define
 from dit_video.published.family import Pair, listening
 from dit_video.published.family import Shape as LatentShape
+from dit_video.published.torch_condition import NUM_CLIPS, TorchCondition, torch_condition
 from dit_video.tasks.denoise import Denoise
-from dit_video.tasks.task import Task
 from dit_video.weights.names import LAYER, Dialect, Row, Shape, Table, linear, vector
-
-_CONDITIONS = (ClassCondition, TextCondition, EmbeddedText)
-# Of inputs that both are called with: clips, and bytes of a caption.
-_NUM_CLIPS, _CAPTION_BYTES = 2, 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,33 +49,27 @@ class TorchDiT(TorchModule):
     condition: Condition | None
 
     @classmethod
-    def of_task(cls, task: Task) -> "TorchDiT":
+    def of_task(cls, task: Denoise) -> "TorchDiT":
         """The network of a task.
 
         Raises:
             ValueError: it is of another kind; names the field.
         """
-        if not isinstance(task, Denoise) or not isinstance(task.network, DiTConfig):
-            kind = type(task.network if isinstance(task, Denoise) else task).__name__
-            raise ValueError(f"config.task.network={kind}: there is a torch module of a DiTConfig alone")
-        if task.condition is not None and not isinstance(task.condition, _CONDITIONS):
-            kinds = ", ".join(kind.__name__ for kind in _CONDITIONS)
-            raise ValueError(f"config.task.condition={task.condition}: the torch module takes {kinds} or None")
+        if not isinstance(task.network, DiTConfig):
+            raise ValueError(
+                f"config.task.network={type(task.network).__name__}: there is a torch module of a DiTConfig alone"
+            )
+        torch_condition(task.condition)
         return cls(config=task.network, channels=task.codec.vae.latent_channels, condition=task.condition)
 
     def define(self, dtype: DTypeLike = jnp.float32) -> Definition:
         return define(lambda key: self.config.build(self.channels, self.condition, dtype=dtype, rngs=nnx.Rngs(key)))
 
     def torch_config(self) -> dict[str, Any]:
-        config, condition = self.config, self.condition
-        encoder = None
-        if isinstance(condition, TextCondition):
-            encoder = {
-                "hidden_size": condition.hidden_size,
-                "depth": condition.depth,
-                "num_heads": condition.num_heads,
-                "mlp_size": self._text_mlp_size(),
-            }
+        config, there = self.config, self._there
+        encoder = None if there is None else there.encoder
+        if encoder is not None:
+            encoder = {**encoder, "mlp_size": self._text_mlp_size()}
         return {
             "channels": self.channels,
             "hidden_size": config.hidden_size,
@@ -97,19 +87,23 @@ class TorchDiT(TorchModule):
             "timestep_offset": config.timestep_offset,
             "time_frequency_shift": config.time_frequency_shift,
             "learned_variance": config.learned_variance,
-            "num_classes": condition.num_classes if isinstance(condition, ClassCondition) else None,
+            "num_classes": None if there is None else there.num_classes,
             "text_size": self._text_size(),
             "text_encoder": encoder,
         }
 
+    @property
+    def _there(self) -> TorchCondition | None:
+        return torch_condition(self.condition)
+
     def _text_size(self) -> int | None:
-        return self.condition.hidden_size if isinstance(self.condition, TextCondition | EmbeddedText) else None
+        return None if self._there is None else self._there.text_size
 
     def _text_mlp_size(self) -> int:
         return self.define().shapes["text_encoder.blocks.mlp.up.kernel"].shape[-1]
 
     def table(self) -> Table:
-        config, condition, D = self.config, self.condition, self.config.hidden_size
+        config, there, D = self.config, self._there, self.config.hidden_size
         cells = math.prod(config.patch_size)
         rows = [
             # A convolution there: cells of a patch are ordered (frame, row, column, channel) here.
@@ -129,10 +123,10 @@ class TorchDiT(TorchModule):
         ]
         if config.shared_modulation:
             rows += _linear("shared_modulation.projection", (D,), (6, D))
-        if isinstance(condition, ClassCondition):
-            rows.append(_as_it_is("y_embedder.table", (condition.num_classes + 1, D), "y_embedder.weight"))
-        if isinstance(condition, TextCondition):
-            rows += self._text_encoder(condition)
+        if there is not None and there.num_classes is not None:
+            rows.append(_as_it_is("y_embedder.table", (there.num_classes + 1, D), "y_embedder.weight"))
+        if there is not None and there.encoder is not None:
+            rows += self._text_encoder(there.encoder)
         return Table(rows=tuple(rows))
 
     def _blocks(self) -> list[Row]:
@@ -155,8 +149,9 @@ class TorchDiT(TorchModule):
             rows += _heads_norms(cross, QKNorm.PER_HEAD, K, d, layers)
         return rows
 
-    def _text_encoder(self, condition: TextCondition) -> list[Row]:
-        E, K, layers, where = condition.hidden_size, condition.num_heads, condition.depth, "text_encoder.blocks"
+    def _text_encoder(self, sizes: Mapping[str, int]) -> list[Row]:
+        E, K, layers = (sizes[name] for name in ("hidden_size", "num_heads", "depth"))
+        where = "text_encoder.blocks"
         return [
             _as_it_is("text_encoder.table", (BEGIN + 1, E), "text_encoder.table.weight"),
             *_attention(f"{where}.attention", E, K, QKNorm.PER_HEAD, layers),
@@ -169,8 +164,8 @@ class TorchDiT(TorchModule):
         import torch
 
         rng, depth, (frames, *_) = np.random.default_rng(0), self.config.depth, shape
-        x_t = rng.standard_normal((_NUM_CLIPS, *shape, self.channels), np.float32)
-        cond, their_cond = self._cond(rng)
+        x_t = rng.standard_normal((NUM_CLIPS, *shape, self.channels), np.float32)
+        cond, their_cond = (None, {}) if self._there is None else self._there.random(rng)
         num_patch_frames = frames // self.config.patch_size[0]
         definition = self.define()
 
@@ -182,7 +177,7 @@ class TorchDiT(TorchModule):
             return network.layers(x_t, t, cond)["blocks"], network.output(x_t, t, cond)
 
         for num_levels in sorted({1, num_patch_frames}):
-            t = rng.uniform(0.0, 1.0, (_NUM_CLIPS, num_levels)).astype(np.float32)
+            t = rng.uniform(0.0, 1.0, (NUM_CLIPS, num_levels)).astype(np.float32)
             t[0, 0] = 1.0
             if num_levels > 1:
                 t = np.repeat(t, self.config.patch_size[0], axis=1)
@@ -198,30 +193,6 @@ class TorchDiT(TorchModule):
                 yield Pair(f"block {layer}, {where}", ours, heard[f"blocks.{layer}"])
             found = np.concatenate([part for part in output if part is not None], axis=-1)
             yield Pair(f"output, {where}", found.transpose(0, 4, 1, 2, 3), wanted)
-
-    def _cond(self, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
-        """Something of each kind that the condition has, "nothing" and padding among it: for ours, and for theirs."""
-        import torch
-
-        condition = self.condition
-        if isinstance(condition, ClassCondition):
-            label = rng.integers(0, condition.num_classes, _NUM_CLIPS)
-            label[-1] = condition.num_classes
-            return jnp.asarray(label, jnp.int32), {"label": torch.from_numpy(label)}
-        if isinstance(condition, TextCondition):
-            caption = rng.integers(1, BEGIN, (_NUM_CLIPS, _CAPTION_BYTES), np.uint8)
-            caption[:, 0] = BEGIN
-            caption[0, -_CAPTION_BYTES // 3 :] = 0
-            caption[-1, 1:] = 0
-            return jnp.asarray(caption), {"caption": torch.from_numpy(caption)}
-        if isinstance(condition, EmbeddedText):
-            L = condition.num_tokens
-            tokens = rng.standard_normal((_NUM_CLIPS, L, condition.hidden_size), np.float32)
-            num_tokens = np.linspace(L, 1, _NUM_CLIPS).astype(np.int32)
-            pooled = jnp.zeros((_NUM_CLIPS, condition.pooled_size))
-            ours = Text(jnp.asarray(tokens), jnp.asarray(num_tokens), pooled)
-            return ours, {"text": (torch.from_numpy(tokens), torch.from_numpy(num_tokens))}
-        return None, {}
 
 
 def _torch(name: str) -> dict[Dialect, tuple[str, ...]]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from dit_video.dit.first_frame import FirstFrame
 from flax import nnx
 from toys import SMALL_VAE, TWO_LEVEL_VAE
 
@@ -23,7 +24,6 @@ from dit_video.diffusion.path import ConstantShift
 from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
 from dit_video.dit.dit import DiTConfig, published
-from dit_video.dit.first_frame import FirstFrame
 from dit_video.dit.latte import LatteConfig
 from dit_video.export.diffusers_folder import TOLERANCE
 from dit_video.export.torch.folder import compare_with, parts_of, write_files, write_torch

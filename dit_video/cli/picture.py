@@ -9,28 +9,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dit_video.data.batch import Batch
 from dit_video.data.record import Record
 from dit_video.data.transforms import ClipTransform
-from dit_video.dit.first_frame import FirstFrame
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.task import Task
 
 
-def continuing(path: Path | None, task: Denoise, rows: list[Batch], size: tuple[int, int]) -> list[Batch]:
-    """The rows of the grid with the picture as the first frame of each, where the run is told one.
+def continuing(path: Path | None, task: Task, rows: list[Batch], size: tuple[int, int]) -> tuple[Task, list[Batch]]:
+    """The task that continues the picture, and the rows of the grid with it as the first frame of each.
+
+    As they are where there is no picture.
 
     Raises:
-        ValueError: it is told one and there is none, or the other way round, or the file is no picture.
+        ValueError: the run needs one and there is none, or the other way round, or the file is no picture.
     """
-    told = task.hold_first_frame or isinstance(task.condition, FirstFrame)
     if path is None:
-        if told:
+        if task.paired:
             raise ValueError("--image=None: this run makes clips that continue a first frame; name a picture of it")
-        return rows
-    if not told:
+        return task, rows
+    continues = task.continuing_images()
+    if continues is None:
         raise ValueError(
-            f"--image={path}: this run is not told a first frame; leave it out, or, if the network was trained with a "
-            "noise level for each frame, add --config.task.hold_first_frame=True"
+            f"--image={path}: this run continues no first frame, nor was its network trained with a noise level for "
+            "each frame; leave it out"
         )
     frame = read_frame(path, size)
-    return [row._replace(video=frame) for row in rows]
+    return continues, [row._replace(video=frame) for row in rows]
 
 
 def read_frame(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "1 1 H W 3"]:
