@@ -6,7 +6,7 @@ The message names the class, the field, the value and what it must be.
 from typing import Any
 
 
-def at_least(component: Any, least: float, *fields: str, why: str = "") -> None:
+def at_least(component: Any, least: int | float, *fields: str, why: str = "") -> None:
     """Raises ValueError where one of `fields` is below `least`; fields that are None are left alone.
 
     Args:
@@ -18,7 +18,7 @@ def at_least(component: Any, least: float, *fields: str, why: str = "") -> None:
             _refuse(component, field, value, f"must be at least {least}", why)
 
 
-def above(component: Any, bound: float, *fields: str, why: str = "") -> None:
+def above(component: Any, bound: int | float, *fields: str, why: str = "") -> None:
     """Raises ValueError where one of `fields` is not greater than `bound`; fields that are None are left alone."""
     for field in fields:
         value = getattr(component, field)
@@ -26,7 +26,7 @@ def above(component: Any, bound: float, *fields: str, why: str = "") -> None:
             _refuse(component, field, value, "must be positive" if bound == 0 else f"must be greater than {bound}", why)
 
 
-def between(component: Any, low: float, high: float, *fields: str, why: str = "") -> None:
+def between(component: Any, low: int | float, high: int | float, *fields: str, why: str = "") -> None:
     """Raises ValueError where one of `fields` is outside of [low, high]; fields that are None are left alone."""
     for field in fields:
         value = getattr(component, field)

@@ -54,11 +54,11 @@ def require_signal(signals: Mapping[str, Any], name: str) -> Any:
     return signals[name]
 
 
-def collate(clips: Sequence[Clip], readers: Mapping[str, Reader]) -> Batch:
+def collate(clips: Sequence[Clip], readers: Mapping[str, Reader] | None = None) -> Batch:
     """Stacks clips of one shape into a batch.
 
     Args:
-        readers: make the signals of the batch (`signals.open_all`).
+        readers: make the signals of the batch (`signals.open_all`); None for a batch without.
 
     Raises:
         ValueError: no clips, clips that differ in shape or in kind (video against moments), or a clip of which a signal
@@ -80,5 +80,5 @@ def collate(clips: Sequence[Clip], readers: Mapping[str, Reader]) -> Batch:
                 )
         return np.stack(arrays)
 
-    signals = {name: read(clips) for name, read in readers.items()}
+    signals = {name: read(clips) for name, read in (readers or {}).items()}
     return Batch(video=stack("video"), moments=stack("moments"), signals=signals)

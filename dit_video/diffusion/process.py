@@ -5,7 +5,7 @@ of them by the same functions (tasks/diffuse.py).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ Data = Any
 # (x_t, t) -> output: a network whose condition is bound already.
 Predict = Callable[[Data, Time], Any]
 Metrics = dict[str, Float[Array, ""]]
-Frames = TypeVar("Frames")
 
 
 class Known(NamedTuple):
@@ -52,6 +51,7 @@ class Corrupted(NamedTuple):
     weight: Time
 
 
+@runtime_checkable
 class Process(Protocol):
     """What is learnt by denoising: times t in [0, 1], where t = 0 is data and t = 1 the prior."""
 

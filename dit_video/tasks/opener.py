@@ -1,6 +1,6 @@
 """Opener: how a task gets at its frozen parts without knowing of folders, runs or caches."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dit_video.arrays import Text
 from dit_video.encoders.clip_image import CLIPVisionModel
@@ -9,6 +9,7 @@ from dit_video.vae.codec import LatentCodec
 from dit_video.vae.trained import TrainedCodec
 
 
+@runtime_checkable
 class Opener(Protocol):
     """Loads frozen parts onto the mesh; each is returned with the digest of its weights written into its value.
 

@@ -8,6 +8,7 @@ from dit_video.data.captions import BEGIN, encode_captions, room_for
 from dit_video.data.dataset import Data
 from dit_video.data.latent_cache import write_latent_cache
 from dit_video.data.record import Clip, Record, Split
+from dit_video.data.signals import CaptionBytes, open_all
 from dit_video.data.sources import LatentCache, MovingDigits
 from dit_video.data.transforms import ClipTransform
 
@@ -42,14 +43,20 @@ def test_no_character_looks_like_the_beginning_or_like_padding():
 
 def test_batches_have_captions_where_they_are_asked_for():
     clips = [Clip(key=text, start=0, video=np.zeros((1, 2, 2, 3), np.uint8), caption=text, fps=1.0) for text in TEXTS]
-    assert collate(clips).caption is None
-    np.testing.assert_array_equal(collate(clips, 24).caption, encode_captions(TEXTS, 24))
+    assert collate(clips).signals == {}
+    signals = collate(clips, open_all({"caption": CaptionBytes(num_bytes=24)})).signals
+    np.testing.assert_array_equal(signals["caption"], encode_captions(TEXTS, 24))
 
 
 @pytest.fixture
 def data(tmp_path) -> Data:
     digits = MovingDigits(directory=str(tmp_path / "digits"), num_train=6, num_held_out=4, size=16, digit_size=10)
-    return Data(source=digits, clips=ClipTransform(num_frames=5, size=(16, 16)), batch_size=6, caption_bytes=48)
+    return Data(
+        source=digits,
+        clips=ClipTransform(num_frames=5, size=(16, 16)),
+        batch_size=6,
+        signals={"caption": CaptionBytes(num_bytes=48)},
+    )
 
 
 def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path):
@@ -68,15 +75,13 @@ def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path)
         batches = source.train(0, 0)
         batch = next(batches)
         batches.close()
-        assert batch.signals["caption"] is not None
         assert {read(row) for row in batch.signals["caption"]} == wanted
     (batch, _), *_ = data.judged(Split.HELD_OUT, 4, 4, seed=0)
-    assert batch.signals["caption"] is not None
     assert {read(row) for row in batch.signals["caption"]} == {
         record.caption for record in data.source.open(Split.HELD_OUT)
     }
 
 
-def test_captions_without_room_are_refused(data):
-    with pytest.raises(ValueError, match="caption_bytes=1: must be at least 2"):
-        Data(source=data.source, clips=data.clips, batch_size=1, caption_bytes=1)
+def test_captions_without_room_are_refused():
+    with pytest.raises(ValueError, match="CaptionBytes.num_bytes=1: must be at least 2"):
+        CaptionBytes(num_bytes=1)

@@ -30,6 +30,7 @@ from dit_video.diffusion.process import noise
 from dit_video.diffusion.sampler import Euler
 from dit_video.diffusion.spacing import Linspace
 from dit_video.dit.condition import EmbeddedText
+from dit_video.dit.known import LevelZero
 from dit_video.encoders import clip_image_names
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
@@ -37,6 +38,7 @@ from dit_video.encoders.open_image import opened
 from dit_video.published.wan import WanFamily
 from dit_video.published.wan_vae import WanVAEFamily
 from dit_video.tasks.denoise import Denoise, Frozen
+from dit_video.tasks.known_frames import FirstFrame
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.trained import TrainedCodec
 from dit_video.weights import names
@@ -88,7 +90,7 @@ def autoencoder() -> tuple[Any, LatentCodec]:
 
 
 @pytest.fixture(scope="module")
-def told() -> Batch:
+def prompt() -> Batch:
     """A picture and a caption, of fewer tokens than are attended to."""
     rng = np.random.default_rng(1)
     tokens = rng.standard_normal((1, 5, 6), np.float32)
@@ -101,7 +103,7 @@ def filled(text: Text) -> torch.Tensor:
     return torch.from_numpy(np.pad(text.tokens[:, :num], ((0, 0), (0, 512 - num), (0, 0))))
 
 
-NOTHING = Text(np.full((1, 5, 6), 0.3, np.float32), np.array([1], np.int32), np.zeros((1, 6), np.float32))
+NULL = Text(np.full((1, 5, 6), 0.3, np.float32), np.array([1], np.int32), np.zeros((1, 6), np.float32))
 
 
 def attended(parts: dict[str, Any], folder: Path) -> tuple[PretrainedImage, CLIPVisionModel]:
@@ -121,26 +123,25 @@ def attended(parts: dict[str, Any], folder: Path) -> tuple[PretrainedImage, CLIP
 
 
 def both(
-    config: dict[str, Any], autoencoder, told: Batch, folder: Path, *, held: bool
+    config: dict[str, Any], autoencoder, prompt: Batch, folder: Path, *, known: bool
 ) -> tuple[np.ndarray, Callable[[Batch], np.ndarray]]:
-    """Whitened latents of the pipeline, channels last, and what makes ours of what it is told."""
+    """Whitened latents of the pipeline, channels last, and what makes ours of what it is prompt."""
     vae, codec = autoencoder
     transformer = WanTransformer3DModel(**config).eval()
     family, params = of_theirs(transformer, WanFamily)
-    condition = family.condition
     parts: dict[str, Any] = {"tokenizer": None, "text_encoder": None, "vae": vae, "transformer": transformer}
     image, encoder = attended(parts, folder) if config is ATTENDED else (None, None)
     short = EmbeddedText(hidden_size=6, pooled_size=6, num_tokens=5)
-    condition = short if isinstance(condition, EmbeddedText) else dataclasses.replace(condition, text=short)
+    shown = family.known or (LevelZero() if known else None)
     task = Denoise(
         network=family.config,
         codec=TrainedCodec(vae=codec.vae.config, run="none"),
-        condition=condition,
+        condition=short,
         image=image,
         objective=dataclasses.replace(rectified_flow(), shift=None),
         sampler=Euler(num_steps=STEPS, spacing=Linspace()),
         guidance=Guidance(scale=SCALE),
-        hold_first_frame=held,
+        known=None if shown is None else FirstFrame(shown=shown),
     )
     keys = jax.random.split(jax.random.key(2), 1)
     x_1 = np.array(noise(keys, (*codec.vae.config.latent_shape(SHAPE), 4)))
@@ -150,37 +151,37 @@ def both(
         "num_inference_steps": STEPS,
         "guidance_scale": SCALE,
         "latents": torch.from_numpy(np.moveaxis(x_1, -1, 1).copy()),
-        "prompt_embeds": filled(told.text),
-        "negative_prompt_embeds": filled(NOTHING),
+        "prompt_embeds": filled(prompt.signals["text"]),
+        "negative_prompt_embeds": filled(NULL),
     }
     if config is TEXT:
         pipeline = WanPipeline(**parts)
     else:
-        pipeline = WanImageToVideoPipeline(**parts, expand_timesteps=held)
-        sampled["image"] = Image.fromarray(told.video[0, 0])
+        pipeline = WanImageToVideoPipeline(**parts, expand_timesteps=known)
+        sampled["image"] = Image.fromarray(prompt.video[0, 0])
     pipeline.set_progress_bar_config(disable=True)
     wanted = np.moveaxis(pipeline(**sampled).frames.numpy(), 1, -1)
 
     definition = family.define()
-    frozen = Frozen(codec, jax.tree.map(jnp.asarray, NOTHING), encoder)
+    frozen = Frozen(codec, jax.tree.map(jnp.asarray, NULL), encoder)
 
     def generate(params, frozen, batch):
         return task.generate(definition.bind(params), frozen, batch, keys, SHAPE)
 
     call = jax.jit(generate)
-    return wanted, lambda told: np.asarray(call(params, frozen, told)).view(np.float32)
+    return wanted, lambda prompt: np.asarray(call(params, frozen, prompt)).view(np.float32)
 
 
 @pytest.mark.parametrize(
-    ("config", "held"),
+    ("config", "known"),
     [(TEXT, False), (BESIDE, False), (HELD, True), (ATTENDED, False)],
     ids=["T2V", "I2V", "TI2V", "I2V with tokens"],
 )
-def test_as_in_the_pipeline_of_wan(config, held, autoencoder, told, tmp_path):
-    wanted, ours = both(config, autoencoder, told, tmp_path, held=held)
-    found = ours(told)
+def test_as_in_the_pipeline_of_wan(config, known, autoencoder, prompt, tmp_path):
+    wanted, ours = both(config, autoencoder, prompt, tmp_path, known=known)
+    found = ours(prompt)
     assert found.shape == wanted.shape == (1, 3, 4, 6, 4)
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
     if config is not TEXT:
-        other = ours(told._replace(video=255 - told.video))
+        other = ours(prompt._replace(video=255 - prompt.video))
         assert np.abs(other - wanted).max() > 1e-2 * np.abs(wanted).max()

@@ -11,13 +11,14 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from dit_video.dit.condition import EmbeddedText, TextCondition
-from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.known import AsChannels
 from dit_video.dit.wan import WAN2_2_TI2V_5B, WAN_1_3B, WAN_14B, WanConfig
 from dit_video.encoders.clip_image import CLIP_VIT_H
 from dit_video.encoders.image import PretrainedImage
 from dit_video.export.diffusers_folder import relative_error
 from dit_video.published.wan import WanFamily
 from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.known_frames import FirstFrame
 from dit_video.weights import names
 from dit_video.weights.names import Dialect, NamesMismatch, Stored
 
@@ -160,8 +161,8 @@ def test_weights_from_here_compute_the_same_in_diffusers(config):
 def test_named_sizes_are_the_published_networks(config, channels, frame, published):
     """Their config.json differ in these fields from the defaults of diffusers' class."""
     text = EmbeddedText(hidden_size=4096, pooled_size=1, num_tokens=512)
-    condition = text if frame is None else FirstFrame(text=text, **frame)
-    network = WanFamily(config=config, channels=channels, condition=condition)
+    known = None if frame is None else AsChannels(**frame)
+    network = WanFamily(config=config, channels=channels, condition=text, known=known)
     with torch.device("meta"):
         theirs = WanTransformer3DModel(**published)
     assert family(dict(theirs.config)) == network
@@ -249,33 +250,34 @@ TEXT = EmbeddedText(hidden_size=6, pooled_size=2, num_tokens=20, drop_rate=0.2)
 NETWORK = WanConfig(hidden_size=24, depth=2, num_heads=2, mlp_width=20, text_length=512)
 
 
-def task_of(denoise: Denoise, condition, **network: Any) -> Denoise:
+def task_of(denoise: Denoise, condition, shown: AsChannels | None = None, **network: Any) -> Denoise:
     image = None
-    if isinstance(condition, FirstFrame) and condition.image_size is not None:
-        encoder = dataclasses.replace(CLIP_VIT_H, hidden_size=condition.image_size, num_heads=1)
+    if shown is not None and shown.image_size is not None:
+        encoder = dataclasses.replace(CLIP_VIT_H, hidden_size=shown.image_size, num_heads=1)
         image = PretrainedImage(encoder=encoder, model="none")
     network = dataclasses.replace(NETWORK, **network)
-    return dataclasses.replace(denoise, network=network, condition=condition, image=image)
+    known = None if shown is None else FirstFrame(shown=shown)
+    return dataclasses.replace(denoise, network=network, condition=condition, image=image, known=known)
 
 
 def test_a_task_with_this_network_differs_in_nothing(denoise):
     config = CONFIG | {"in_channels": 12, "out_channels": 4}
-    frame = FirstFrame(text=TEXT, image_size=9, grey_frames=False)
-    assert family(config).differences(task_of(denoise, frame)) == []
+    frame = AsChannels(image_size=9, grey_frames=False)
+    assert family(config).differences(task_of(denoise, TEXT, frame)) == []
     assert family(config).differences(task_of(denoise, TEXT)) != []
-    assert family(config).differences(task_of(denoise, dataclasses.replace(frame, image_size=8))) == [
-        "--config.task.condition.image_size=9 (it is 8)"
+    assert family(config).differences(task_of(denoise, TEXT, dataclasses.replace(frame, image_size=8))) == [
+        "--config.task.known.shown.image_size=9 (it is 8)"
     ]
-    assert family(config).differences(task_of(denoise, frame, mlp_width=21)) == [
+    assert family(config).differences(task_of(denoise, TEXT, frame, mlp_width=21)) == [
         "--config.task.network.mlp_width=20 (it is 21)"
     ]
 
 
 def test_a_task_with_another_text_encoder_was_never_published(denoise):
     words = TextCondition(hidden_size=8, depth=1, num_heads=1)
-    for condition in (words, FirstFrame(text=words)):
+    for shown in (None, AsChannels()):
         with pytest.raises(ValueError, match="give it an EmbeddedText"):
-            WanFamily.of_task(task_of(denoise, condition))
+            WanFamily.of_task(task_of(denoise, words, shown))
     assert WanFamily.of_task(denoise) is None
     assert WanFamily.of_task(task_of(denoise, TEXT)).config == NETWORK
 

@@ -22,7 +22,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.data.batch import Batch
 from dit_video.distributed.sharding import place_whole, shard_frozen
 from dit_video.dit.condition import TextCondition
-from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.known import AsChannels
 from dit_video.dit.wan import WanConfig
 from dit_video.encoders.clip_block import Activation
 from dit_video.encoders.clip_image import CLIPVisionConfig
@@ -33,6 +33,7 @@ from dit_video.run import workload
 from dit_video.run.folder import read_experiment
 from dit_video.run.frozen import with_image
 from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.known_frames import FirstFrame
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import make_program
 
@@ -86,7 +87,7 @@ def test_a_pipeline_comes_with_its_image_encoder_and_continues_pictures(pipeline
 def test_a_network_alone_needs_the_encoder_of_its_pipeline(pipeline, imported, tmp_path, capsys):
     alone = shutil.copytree(pipeline / "transformer", tmp_path / "alone" / "transformer")
     assert main(["import", str(alone), f"--codec={imported / 'vae'}", f"--out={tmp_path / 'run'}"]) == 1
-    assert "Denoise.image=None: condition.image_size=8" in capsys.readouterr().err
+    assert "Denoise.image=None: known.shown.image_size=8" in capsys.readouterr().err
 
 
 def test_an_encoder_that_is_not_the_recorded_one_is_refused(pipeline, imported, tmp_path):
@@ -124,7 +125,8 @@ def attending(denoise) -> Denoise:
     return dataclasses.replace(
         denoise,
         network=WanConfig(hidden_size=16, depth=1, num_heads=2, mlp_width=16, patch_size=(1, 1, 1)),
-        condition=FirstFrame(text=WORDS, image_size=8, grey_frames=False),
+        condition=WORDS,
+        known=FirstFrame(shown=AsChannels(image_size=8, grey_frames=False)),
         image=PretrainedImage(encoder=ENCODER, model="none"),
     )
 
@@ -180,9 +182,12 @@ def test_a_step_trains_every_parameter_where_the_encoder_is_split_over_devices(a
 
 def test_an_encoder_and_what_attends_to_it_come_together(attending):
     for change, message in (
-        ({"image": None}, "Denoise.image=None: condition.image_size=8"),
-        ({"condition": FirstFrame(text=WORDS)}, "Denoise.image=.*: the network attends to no tokens of an image"),
-        ({"condition": FirstFrame(text=WORDS, image_size=9)}, "hidden_size=8: .* condition.image_size=9; make them"),
+        ({"image": None}, "Denoise.image=None: known.shown.image_size=8"),
+        ({"known": FirstFrame(shown=AsChannels())}, "Denoise.image=.*: the network attends to no tokens of an image"),
+        (
+            {"known": FirstFrame(shown=AsChannels(image_size=9))},
+            "hidden_size=8: .* known.shown.image_size=9; make them",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(attending, **change)

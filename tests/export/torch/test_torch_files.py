@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from dit_video.dit.first_frame import FirstFrame
 from flax import nnx
 from toys import SMALL_VAE, TWO_LEVEL_VAE
 
@@ -77,7 +76,10 @@ VAES = {
     ),
 }
 
-FRAMED = FirstFrame(text=TextCondition(hidden_size=12, depth=1, num_heads=2))
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OtherClass(ClassCondition):
+    """A condition of the user's own."""
 
 
 def content_of(network: DiTConfig, condition, clip=(5, 32, 32), vae=SMALL_VAE, scale: float = 0.2, **fields) -> Content:
@@ -93,7 +95,13 @@ def content_of(network: DiTConfig, condition, clip=(5, 32, 32), vae=SMALL_VAE, s
     channels = np.arange(vae.latent_channels)
     codec = LatentCodec(trained(lambda key: vae.build(rngs=nnx.Rngs(key))), mean=channels / 4, std=0.5 + channels)
     origin = Origin(run="dit", step=7, ema=True, fingerprint="0123456789abcdef", task={"seed": 1})
-    return Content(Denoiser(task, trained(task.init)), codec, clip, origin, caption_bytes=16)
+    return Content(
+        Denoiser(task, trained(task.init)),
+        codec,
+        clip,
+        origin,
+        {"label": np.zeros(1, np.int32), "caption": encode_captions([""], 16)},
+    )
 
 
 def write(content: Content, folder) -> None:
@@ -338,7 +346,11 @@ def test_a_denoiser_leaves_without_an_autoencoder_that_is_not_ours(tmp_path):
     ("network", "condition", "message"),
     [
         (LatteConfig(hidden_size=24, depth=2, num_heads=2), None, "network=LatteConfig: there is a torch module of a"),
-        (SMALL, FRAMED, "condition=FirstFrame.*: the torch module takes ClassCondition, TextCondition, EmbeddedText"),
+        (
+            SMALL,
+            OtherClass(num_classes=3),
+            "condition=OtherClass.*: the torch module takes ClassCondition, TextCondition, EmbeddedText",
+        ),
     ],
 )
 def test_another_network_is_an_error_that_says_what_can_be_done(network, condition, message):
