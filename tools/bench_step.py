@@ -268,12 +268,12 @@ def measure(case: Case, peer: Peer, rounds: int, *, half: bool) -> Measured:
     )
 
 
-def rows(found: list[Measured], peak: float | None) -> Iterator[str]:
+def rows(measured: list[Measured], peak: float | None) -> Iterator[str]:
     heads = ["network", "latents", "batch", "beside", "ours", "theirs", "theirs / ours", "range", "losses differ by"]
     shares = [] if peak is None else ["our MFU", "their MFU"]
     yield f"| {' | '.join(heads + shares)} |"
     yield "|---" * len(heads + shares) + "|"
-    for one in found:
+    for one in measured:
         ours, theirs = statistics.median(one.ours), statistics.median(one.theirs)
         cells = [
             one.case.name,
@@ -291,7 +291,7 @@ def rows(found: list[Measured], peak: float | None) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def page(found: list[Measured], command: str, rounds: int, machine: str, peak: float | None) -> str:
+def page(measured: list[Measured], command: str, rounds: int, machine: str, peak: float | None) -> str:
     dtype = "float32" if peak is None else "bfloat16"
     return f"""# A step of training beside PyTorch
 
@@ -304,7 +304,7 @@ in every block, which are more parameters to update. `tools/bench_step.py` says 
 
 {machine}
 
-{chr(10).join(rows(found, peak))}
+{chr(10).join(rows(measured, peak))}
 """
 
 
@@ -341,15 +341,15 @@ def main() -> None:
     peers = [Peer(name="diffusers")]
     if args.official is not None:
         peers.append(Peer(name="official code", official=args.official))
-    found = []
+    measured = []
     for case in ON_GPU if half else ON_CPU:
         for peer in peers:
-            found.append(measure(case, peer, args.rounds, half=half))
-            print(list(rows(found[-1:], None))[-1])
+            measured.append(measure(case, peer, args.rounds, half=half))
+            print(list(rows(measured[-1:], None))[-1])
     official = "" if args.official is None else f" --official {args.official.name}"
     command = f"python -m tools.bench_step{official} --rounds {args.rounds} --threads {args.threads}"
     peak = peak_flops(jax.devices()[0].device_kind) if half else None
-    PAGE.write_text(page(found, command, args.rounds, _machine(args.threads, half), peak), encoding="utf-8")
+    PAGE.write_text(page(measured, command, args.rounds, _machine(args.threads, half), peak), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -74,13 +74,13 @@ def main() -> None:
 
 def real_clips(data: EvaluationData, labels: np.ndarray, num_clips: int) -> np.ndarray:
     """The first held-out clip of each class."""
-    found = {}
+    clips = {}
     for batch, valid in data.batches(Split.HELD_OUT, num_clips, 32):
         for label, video in zip(np.asarray(batch.require_label())[:valid], np.asarray(batch.require_video())):
-            found.setdefault(int(label), video)
-        if found.keys() >= set(labels.tolist()):
+            clips.setdefault(int(label), video)
+        if clips.keys() >= set(labels.tolist()):
             break
-    return np.stack([found[label] for label in labels.tolist()])
+    return np.stack([clips[label] for label in labels.tolist()])
 
 
 def between(row: np.ndarray) -> float:

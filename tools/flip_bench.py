@@ -39,7 +39,7 @@ KINDS = (
 
 def measure(num_flips: int, seed: int = 0) -> dict[str, Any]:
     """Counts by kind of file: of `num_flips` flipped bits in each kind, and of five cuts of each file."""
-    found = {kind: {"flips": Counter(), "cuts": Counter()} for kind, _ in KINDS}
+    endings = {kind: {"flips": Counter(), "cuts": Counter()} for kind, _ in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         state = _state()
         with Checkpoints(Path(folder), experiment={"seed": 3}) as checkpoints:
@@ -55,18 +55,19 @@ def measure(num_flips: int, seed: int = 0) -> dict[str, Any]:
                 gc.freeze()  # garbage is collected after every damaged read
                 for _ in range(num_flips):
                     file = rng.choice(files)
-                    found[kind]["flips"][_ending(checkpoints, state, file, lambda data, r=rng: _flipped(data, r))] += 1
+                    ending = _ending(checkpoints, state, file, lambda data, r=rng: _flipped(data, r))
+                    endings[kind]["flips"][ending] += 1
                 for file in files:
                     for cut in _cuts(file, rng):
-                        found[kind]["cuts"][_ending(checkpoints, state, file, lambda data, c=cut: data[:c])] += 1
-                    found[kind]["cuts"][_ending(checkpoints, state, file, None)] += 1
+                        endings[kind]["cuts"][_ending(checkpoints, state, file, lambda data, c=cut: data[:c])] += 1
+                    endings[kind]["cuts"][_ending(checkpoints, state, file, None)] += 1
             gc.unfreeze()
-    return {kind: {way: dict(counts) for way, counts in ways.items()} for kind, ways in found.items()}
+    return {kind: {way: dict(counts) for way, counts in ways.items()} for kind, ways in endings.items()}
 
 
-def rows(found: dict[str, Any]) -> list[list[object]]:
+def rows(measured: dict[str, Any]) -> list[list[object]]:
     lines = []
-    for kind, ways in found.items():
+    for kind, ways in measured.items():
         cells: list[object] = [kind]
         for way in ("flips", "cuts"):
             counts = ways[way]
@@ -75,8 +76,8 @@ def rows(found: dict[str, Any]) -> list[list[object]]:
     return lines
 
 
-def num_silent(found: dict[str, Any]) -> int:
-    return sum(counts.get(SILENT, 0) for ways in found.values() for counts in ways.values())
+def num_silent(measured: dict[str, Any]) -> int:
+    return sum(counts.get(SILENT, 0) for ways in measured.values() for counts in ways.values())
 
 
 def _state() -> TrainState:

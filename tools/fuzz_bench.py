@@ -180,9 +180,9 @@ def peak_bytes() -> int:
 
 def keep(name: str, result: dict[str, Any]) -> None:
     """Records the result of one family beside those of the others."""
-    found = recorded("fuzz") | {name: result}
-    found = {known: found[known] for known in BENCHES if known in found}
-    record("fuzz", found, HEADS, [row(*item) for item in found.items()])
+    results = recorded("fuzz") | {name: result}
+    results = {known: results[known] for known in BENCHES if known in results}
+    record("fuzz", results, HEADS, [row(*item) for item in results.items()])
 
 
 def row(name: str, result: dict[str, Any]) -> list[object]:

@@ -88,8 +88,8 @@ def main() -> None:
         return cached(key, lambda: np.concatenate([pool.features(v) for v in changed(batches, change, name, most)]))
 
     real = features(Split.HELD_OUT, "as they are", CHANGES["as they are"])
-    found = {name: features(Split.TRAIN, name, change) for name, change in CHANGES.items()}
-    table = {name: {n: measure(rows[:n], real[:n]) for n in arguments.num_clips} for name, rows in found.items()}
+    features_of = {name: features(Split.TRAIN, name, change) for name, change in CHANGES.items()}
+    table = {name: {n: measure(rows[:n], real[:n]) for n in arguments.num_clips} for name, rows in features_of.items()}
     print(markdown(table, arguments.num_clips))
     arguments.out.parent.mkdir(exist_ok=True)
     plot(table, arguments.num_clips, arguments.out)

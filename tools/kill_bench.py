@@ -81,9 +81,9 @@ def measure_kills(num_kills: int, show: Callable[[str], None]) -> dict[str, Any]
     }
 
 
-def kill_rows(found: Mapping[str, Any]) -> list[list[object]]:
+def kill_rows(measured: Mapping[str, Any]) -> list[list[object]]:
     names = ("runs", "kills", "inside_a_save", "exact", "lines", "arrays")
-    return [[*(found[name] for name in names), f"{found['total_s']} s"]]
+    return [[*(measured[name] for name in names), f"{measured['total_s']} s"]]
 
 
 def measure_quota() -> dict[str, Any]:
@@ -120,10 +120,10 @@ def measure_quota() -> dict[str, Any]:
     }
 
 
-def compared(found: Mapping[str, Any]) -> str:
+def compared(measured: Mapping[str, Any]) -> str:
     """How the run on the disk that filled up and the undisturbed one compare."""
-    equal = f"equal to the undisturbed run: {found['lines']} lines of metrics, {found['arrays']} arrays"
-    return found["difference"] or equal
+    equal = f"equal to the undisturbed run: {measured['lines']} lines of metrics, {measured['arrays']} arrays"
+    return measured["difference"] or equal
 
 
 def training(folder: Path, *, num_steps: int, save_every: int) -> list[str]:
@@ -144,8 +144,8 @@ def _mounted(folder: Path) -> Iterator[None]:
 
 
 def _free(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_bsize
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_bsize
 
 
 def _until(process: subprocess.Popen, reached: Callable[[], bool]) -> None:

@@ -288,11 +288,11 @@ def generations(
     for first in range(0, len(labels), BATCH_SIZE):
         valid = min(BATCH_SIZE, len(labels) - first)
         # One shape is compiled: a short last batch is filled up, and its surplus clips are never read.
-        wanted = np.resize(labels[first : first + valid], BATCH_SIZE)
-        shown = wanted if told else np.full_like(wanted, NO_LABEL)
+        expected = np.resize(labels[first : first + valid], BATCH_SIZE)
+        shown = expected if told else np.full_like(expected, NO_LABEL)
         yield (
             subject.generate(Batch(label=shown), clip_keys(seed, range(first, first + BATCH_SIZE)), shape),
-            wanted,
+            expected,
             valid,
         )
 

@@ -15,10 +15,10 @@ def recorded(part: str) -> dict[str, Any]:
     return json.loads(RESULTS.read_text()).get(part, {}) if RESULTS.exists() else {}
 
 
-def record(part: str, found: Mapping[str, Any], heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def record(part: str, measured: Mapping[str, Any], heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Keeps what was found, and writes it between the marks that the page has for this part."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(results | {part: found}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(results | {part: measured}, indent=1) + "\n")
     begin, end = f"<!-- {part} -->\n", f"<!-- end of {part} -->\n"
     page = PAGE.read_text()
     if begin not in page or end not in page:

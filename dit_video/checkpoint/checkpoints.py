@@ -55,12 +55,12 @@ class DamagedCheckpoint(ValueError):
     """What was read is not what was written.
 
     Attributes:
-        found: which step and what is wrong with it, without the remedy.
+        damage: which step and what is wrong with it, without the remedy.
     """
 
-    def __init__(self, found: str, remedy: str = "`dit-video inspect RUN --verify` says which steps are good"):
-        super().__init__(f"{found}; {remedy}")
-        self.found = found
+    def __init__(self, damage: str, remedy: str = "`dit-video inspect RUN --verify` says which steps are good"):
+        super().__init__(f"{damage}; {remedy}")
+        self.damage = damage
 
 
 class NotSaved(ValueError):
@@ -227,15 +227,15 @@ class Checkpoints:
         self._folder.check()
         with as_os_errors(), quiet(), each_for_itself():
             try:
-                found = self._orbax.checkpointables_metadata(step)
+                index = self._orbax.checkpointables_metadata(step)
             except DAMAGE as error:
                 raise self.damaged(step, f"its metadata cannot be read: {first_line(error)}") from None
-            unreadable = None in found.metadata.values()
+            unreadable = None in index.metadata.values()
             if unreadable:
                 gc.collect()  # tasks that were left behind complain when they are collected
         if unreadable:
             ignore_late_tasks()
-        metadata: Any = found.custom_metadata
+        metadata: Any = index.custom_metadata
         if not isinstance(metadata, dict) or metadata.keys() not in (_SEALED, _UNSEALED):
             with as_os_errors(), contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 # Orbax says nothing of a file that may not be opened, which is no damage.
@@ -246,7 +246,7 @@ class Checkpoints:
                 raise self.damaged(step, "its metadata has changed since it was written")
             if metadata["step"] != step:
                 raise self.damaged(step, f"it is step {metadata['step']} under another name")
-        return metadata, cast(dict[str, Any], found.metadata)
+        return metadata, cast(dict[str, Any], index.metadata)
 
     def restore(self, shapes: Any, step: int | None = None) -> Saved:
         """The whole state of a step (the latest by default), straight into the shardings of `shapes`.
@@ -284,7 +284,7 @@ class Checkpoints:
             try:
                 return load(step), damaged
             except DamagedCheckpoint as error:
-                damaged[step] = error.found
+                damaged[step] = error.damage
         lines = "\n".join(f"  {message}" for message in damaged.values())
         raise DamagedCheckpoint(
             f"no checkpoint is good:\n{lines}", "bring one back from a copy, or start again in another --workdir"
@@ -388,11 +388,11 @@ def _items(state: Any) -> dict[str, Any]:
 
 def _everywhere(look: Callable[[], Loaded]) -> Loaded:
     """What `look` finds; what one process, which may be alone in reading that part, finds damaged is so for all."""
-    found, message = None, ""
+    loaded, message = None, ""
     try:
-        found = look()
+        loaded = look()
     except DamagedCheckpoint as error:
-        message = error.found
+        message = error.damage
     if messages := list(filter(None, processes.gather(message))):
         raise DamagedCheckpoint(messages[0])
-    return cast(Loaded, found)
+    return cast(Loaded, loaded)

@@ -59,17 +59,17 @@ def contents(checkpoints: Checkpoints, step: int) -> Contents:
     for item, saved in sorted(metadata["digests"].items(), key=lambda pair: pair[0] != "params"):
         if trees.get(item) is None:
             raise checkpoints.damaged(step, f"the index of {item} cannot be read")
-        found = _by_name(trees[item])
+        arrays = _by_name(trees[item])
         shapes = {_name(text): shape for text, shape in metadata.get("shapes", {}).get(item, {}).items()}
         digests = {_name(text): value for text, value in saved.items()}
-        wrong = [n for n in sorted(digests.keys() | found.keys()) if n not in digests or n not in found]
-        wrong += [n for n, shape in shapes.items() if n in found and dtype_and_shape(found[n]) != shape]
+        wrong = [n for n in sorted(digests.keys() | arrays.keys()) if n not in digests or n not in arrays]
+        wrong += [n for n, shape in shapes.items() if n in arrays and dtype_and_shape(arrays[n]) != shape]
         if wrong:
             names = some(["/".join(name) for name in wrong])
             raise checkpoints.damaged(step, f"the index of {item} is not that of the arrays saved: {names}")
-        weights = {"/".join(n): (tuple(x.shape), str(x.dtype), digests[n]) for n, x in found.items()}
+        weights = {"/".join(n): (tuple(x.shape), str(x.dtype), digests[n]) for n, x in arrays.items()}
         digest = name_weights(weights) if item in ("params", "ema") else None
-        items[item] = Item(len(found), sum(map(_num_bytes, found.values())), digest)
+        items[item] = Item(len(arrays), sum(map(_num_bytes, arrays.values())), digest)
     return Contents(metadata["next_batch"], metadata["experiment"], items)
 
 
@@ -88,12 +88,12 @@ def verify(checkpoints: Checkpoints, step: int, advance: Callable[[int], object]
     # Of one array at a time: few shapes are compiled, however many arrays there are.
     digest = jax.jit(digest_leaves)
     for item, saved in metadata["digests"].items():
-        wanted = {_name(text): value for text, value in saved.items()}
+        expected = {_name(text): value for text, value in saved.items()}
         leaves, structure = jax.tree_util.tree_flatten(trees[item])
         for portion in _portions(leaves):
             loaded = checkpoints.read(step, {item: structure.unflatten(portion)})[item]
             read = {name: x for name, x in _by_name(loaded).items() if isinstance(x, jax.Array)}
-            bad = ["/".join(name) for name, x in read.items() if int(digest(x)) != wanted[name]]
+            bad = ["/".join(name) for name, x in read.items() if int(digest(x)) != expected[name]]
             if bad:
                 raise checkpoints.damaged(step, f"{item} is damaged in {some(sorted(bad))}")
             advance(len(read))
@@ -123,4 +123,4 @@ def _by_name(tree: Any) -> dict[Name, Any]:
 
 def _name(text: str) -> Name:
     """Keys of a path that JAX wrote: fields of a NamedTuple come back from disk as keys of a dict."""
-    return tuple("".join(found) for found in re.findall(r"\['(.*?)'\]|\[(\d+)\]|\.(\w+)", text))
+    return tuple("".join(parts) for parts in re.findall(r"\['(.*?)'\]|\[(\d+)\]|\.(\w+)", text))

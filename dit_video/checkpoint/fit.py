@@ -18,13 +18,13 @@ def check_fit(items: Mapping[str, Any], metadata: Mapping[str, Any], where: os.P
         OtherNetwork: naming what differs, and the remedy.
     """
     for item, tree in items.items():
-        wanted = named(tree, dtype_and_shape)
+        expected = named(tree, dtype_and_shape)
         # Before there were seals there were no shapes: names alone can be compared.
         saved = metadata.get("shapes", {}).get(item, dict.fromkeys(metadata["digests"].get(item, ())))
         differ = [
-            f"{name} {saved.get(name, 'only here')} there, {wanted.get(name, 'nothing')} here"
-            for name in sorted(saved.keys() | wanted.keys())
-            if name not in saved or name not in wanted or (saved[name] is not None and saved[name] != wanted[name])
+            f"{name} {saved.get(name, 'only here')} there, {expected.get(name, 'nothing')} here"
+            for name in sorted(saved.keys() | expected.keys())
+            if name not in saved or name not in expected or (saved[name] is not None and saved[name] != expected[name])
         ]
         if differ:
             raise OtherNetwork(

@@ -122,12 +122,12 @@ class LocalSteps:
         return str(target)
 
     def aside(self) -> list[Aside]:
-        found = []
+        asides = []
         for folder in sorted(path for path in self._aside.glob("*") if path.is_dir()):
             note = folder.with_name(f"{folder.name}.json")
             said = read_object(note) if note.is_file() else {}
-            found.append(Aside(str(folder), _num_bytes(folder), said.get("why"), said.get("found")))
-        return found
+            asides.append(Aside(str(folder), _num_bytes(folder), said.get("why"), said.get("found")))
+        return asides
 
     def size(self, step: int) -> int:
         return _num_bytes(self.path / str(step))
@@ -155,10 +155,10 @@ class BucketSteps:
     @as_os_errors()
     def unfinished(self) -> list[str]:
         try:
-            found = self._files.ls(self._folder, detail=False)
+            paths = self._files.ls(self._folder, detail=False)
         except FileNotFoundError:
             return []
-        names = [name.rstrip("/").rpartition("/")[2] for name in found]
+        names = [name.rstrip("/").rpartition("/")[2] for name in paths]
         return sorted(name for name in names if name.isdigit() and not self.has(int(name)))
 
     @as_os_errors()
@@ -187,12 +187,12 @@ class BucketSteps:
     @as_os_errors()
     def aside(self) -> list[Aside]:
         try:
-            found = self._files.find(self._aside, detail=True)
+            files = self._files.find(self._aside, detail=True)
         except FileNotFoundError:
             return []
         sizes: Counter[str] = Counter()
         notes = {}
-        for path, about in found.items():
+        for path, about in files.items():
             name, inside, _ = path.partition(f"/{DAMAGED_FOLDER}/")[2].partition("/")
             if inside:
                 sizes[name] += about["size"]

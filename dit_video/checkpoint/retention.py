@@ -52,12 +52,12 @@ class Keep:
     def unwanted(self, steps: Iterable[int], scores: Mapping[int, float]) -> set[int]:
         """Those of `steps` that need not stay; `scores` are those that `best` asks for, by step."""
         ordered = sorted(steps)
-        wanted = set(ordered[-self.latest :])
+        keep = set(ordered[-self.latest :])
         if self.every is not None:
-            wanted |= {step for step in ordered if step % self.every == 0}
+            keep |= {step for step in ordered if step % self.every == 0}
         if self.best is not None:
             sign = -1 if self.best.higher else 1
             judged = [step for step in ordered if math.isfinite(scores.get(step, math.nan))]
             # Of equal scores the later step is the better trained.
-            wanted |= set(sorted(judged, key=lambda step: (sign * scores[step], -step))[: self.best.num])
-        return set(ordered) - wanted
+            keep |= set(sorted(judged, key=lambda step: (sign * scores[step], -step))[: self.best.num])
+        return set(ordered) - keep

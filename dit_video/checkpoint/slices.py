@@ -52,12 +52,12 @@ class Layout:
 
 def digest_slices(slices: Iterable[Slice]) -> dict[str, int]:
     """What `digest_leaves` says of the parameters that slices are of."""
-    found: dict[str, int] = {}
+    digests: dict[str, int] = {}
     for name, layer, value in slices:
         for start, piece in _pieces(value, layer, _smaller(_in_whole(value, layer).shape)):
-            found[name] = (found.get(name, 0) + digest_part(piece, start)) % 2**32
+            digests[name] = (digests.get(name, 0) + digest_part(piece, start)) % 2**32
         del value  # or it would be held beside the next one
-    return found
+    return digests
 
 
 def save_slices(

@@ -122,11 +122,11 @@ class Writer:
         pending, self._pending = self._pending, None
         failures = [json.loads(text) for text in processes.gather(json.dumps(self._failure(pending)))]
         # Who could not write says more than who has waited for that.
-        causes = [found[what] for what in ("writing", "waiting") for found in failures if what in found]
+        causes = [one[what] for what in ("writing", "waiting") for one in failures if what in one]
         if failure := next(iter(causes), None):
             self._clear_away(pending, failure)
             return False
-        if failure := next((found["deleting"] for found in failures if "deleting" in found), None):
+        if failure := next((one["deleting"] for one in failures if "deleting" in one), None):
             self._warn(f"{self._folder.path}: old checkpoints could not be deleted: {failure}")
             self._reload()
         if self._num_failed:

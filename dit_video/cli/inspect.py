@@ -92,7 +92,7 @@ def _steps(folder: Steps, checkpoints: Checkpoints, like: Experiment | None, *, 
                     verify(checkpoints, step, functools.partial(progress.advance, task))
                 line |= {"state": GOOD if verified else LOOKS_GOOD}
             except DamagedCheckpoint as error:
-                line |= {"state": DAMAGED, "damage": error.found}
+                line |= {"state": DAMAGED, "damage": error.damage}
             except FileNotFoundError as error:
                 line |= {"state": DAMAGED, "damage": str(error)}
             if folder.has(step):  # a training that goes on at this moment deletes old steps

@@ -53,7 +53,7 @@ def from_json(data: Any, where: str, own: Mapping[str, type] | None = None) -> A
 
 def own_classes(component: Any) -> dict[str, type]:
     """By name, the classes of the user's own that a component is made of, and the others of their modules."""
-    found: set[type] = set()
+    classes: set[type] = set()
 
     def visit(node: Any) -> None:
         if isinstance(node, Mapping | tuple):
@@ -61,18 +61,18 @@ def own_classes(component: Any) -> dict[str, type]:
                 visit(item)
         elif dataclasses.is_dataclass(node):
             if not _is_ours(type(node).__module__):
-                found.add(type(node))
+                classes.add(type(node))
             for field in dataclasses.fields(node):
                 visit(getattr(node, field.name))
 
     visit(component)
     siblings = {
         kind
-        for name in {kind.__module__ for kind in found}
+        for name in {kind.__module__ for kind in classes}
         for kind in vars(sys.modules[name]).values()
         if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == name
     }
-    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*siblings, *found)}
+    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*siblings, *classes)}
 
 
 def of_type(value: Any, hint: Any, where: str) -> Any:
@@ -105,8 +105,8 @@ def _typed(value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if types.NoneType in arguments and value in (None, "None"):
             return None
-        found = (_typed(value, argument) for argument in arguments)
-        return next((item for item in found if item is not _MISFIT), _MISFIT)
+        typed = (_typed(value, argument) for argument in arguments)
+        return next((item for item in typed if item is not _MISFIT), _MISFIT)
     if origin is tuple and isinstance(value, tuple):
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         items = tuple(_typed(item, kind) for item, kind in zip(value, kinds))

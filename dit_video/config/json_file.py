@@ -40,10 +40,10 @@ def write_json(path: Path, data: Any) -> None:
     temporary.replace(path)
 
 
-def other_values(found: Mapping[str, Any], wanted: Mapping[str, Any], whose: str) -> list[str]:
+def other_values(actual: Mapping[str, Any], expected: Mapping[str, Any], whose: str) -> list[str]:
     """A line for each value that a cache was made with and that `whose` is another."""
-    differ = [name for name, value in wanted.items() if found.get(name) != value]
-    return [f"  {name}: cache {short(found.get(name))}, {whose} {short(wanted[name])}" for name in differ]
+    differ = [name for name, value in expected.items() if actual.get(name) != value]
+    return [f"  {name}: cache {short(actual.get(name))}, {whose} {short(expected[name])}" for name in differ]
 
 
 def short(value: Any) -> str:

@@ -84,11 +84,11 @@ def prepared_digits(
             # Another process of this run may have finished first; anything else fails below.
             pass
     manifest = read_manifest(path, remedy="give MovingDigits another directory")
-    wanted = {"made_by": "moving_digits"} | asdict(settings)
-    for name, value in wanted.items():
-        if (found := manifest.settings.get(name)) != value:
+    expected = {"made_by": "moving_digits"} | asdict(settings)
+    for name, value in expected.items():
+        if (actual := manifest.settings.get(name)) != value:
             raise ValueError(
-                f"MovingDigits.{name}={value}: {path} was made with {name}={found}; "
+                f"MovingDigits.{name}={value}: {path} was made with {name}={actual}; "
                 f"give MovingDigits another directory, or delete that one (rm -r {path})"
             )
     return manifest

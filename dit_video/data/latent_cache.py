@@ -129,8 +129,8 @@ def _pack(clip: Clip, moments: Float[np.ndarray, "t h w m"]) -> bytes:
 def _unpack(data: bytes) -> Record:
     (length,) = struct.unpack_from("<I", data)
     header = json.loads(data[4 : 4 + length])
-    found = {name: type(value) for name, value in header.items()} if isinstance(header, dict) else {}
-    if found != _HEADER_KINDS:
+    kinds = {name: type(value) for name, value in header.items()} if isinstance(header, dict) else {}
+    if kinds != _HEADER_KINDS:
         raise ValueError(f"its header is {reprlib.repr(header)}")
     values = np.frombuffer(data, dtype="<f4", offset=4 + length)
     shape = header.pop("shape")
@@ -163,10 +163,10 @@ def _content(directory: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
     if not path.exists():
         raise FileNotFoundError(f"{directory} is no latent cache (no {MANIFEST} in it); {remedy}")
     content = read_object(path)
-    found = (content.get("format"), content.get("version"))
-    if found != (_FORMAT, _VERSION):
+    version = (content.get("format"), content.get("version"))
+    if version != (_FORMAT, _VERSION):
         raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but a latent cache has {_FORMAT!r} "
+            f"{path}: format {version[0]!r} version {version[1]!r}, but a latent cache has {_FORMAT!r} "
             f"version {_VERSION}; {remedy}"
         )
     if problem := _problem(content):

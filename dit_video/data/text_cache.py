@@ -96,18 +96,18 @@ class TextCache:
             FileNotFoundError: no such cache; says how to make one.
             ValueError: another program, version or type wrote it, or its embeddings are not those of `digest`.
         """
-        found = read_text_manifest(self.directory)
-        if found.dtype is not self.dtype:
+        manifest = read_text_manifest(self.directory)
+        if manifest.dtype is not self.dtype:
             raise ValueError(
-                f"config.data.text.dtype={self.dtype.value}: {self.directory} holds {found.dtype.value}; say so, or "
+                f"config.data.text.dtype={self.dtype.value}: {self.directory} holds {manifest.dtype.value}; say so, or "
                 "encode again: dit-video encode --config=EXPERIMENT --only=text --overwrite"
             )
-        if self.digest is not None and self.digest != found.digest:
+        if self.digest is not None and self.digest != manifest.digest:
             raise ValueError(
-                f"config.data.text.digest={self.digest[:12]}...: {self.directory} is now {found.digest[:12]}...; other "
-                "encoders made it, so that captions would mean something else: restore it, or start a new workdir"
+                f"config.data.text.digest={self.digest[:12]}...: {self.directory} is now {manifest.digest[:12]}...; "
+                "other encoders made it, so that captions would mean something else: restore it, or start a new workdir"
             )
-        return found
+        return manifest
 
     def open(self) -> "Embeddings":
         return Embeddings(self.directory, self.manifest())
@@ -152,13 +152,13 @@ class Embeddings:
         Raises:
             ValueError: there is none of one of them; names it, and the command that adds it.
         """
-        found = {caption: self._read(caption) for caption in dict.fromkeys(captions)}
+        embeddings = {caption: self._read(caption) for caption in dict.fromkeys(captions)}
         manifest, B = self.manifest, len(captions)
         tokens = np.zeros((B, manifest.num_tokens, manifest.hidden_size), manifest.dtype.dtype)
         for row, caption in zip(tokens, captions):
-            row[: len(found[caption][0])] = found[caption][0]
-        num_tokens = np.array([len(found[caption][0]) for caption in captions], np.int32)
-        return Text(tokens, num_tokens, np.stack([found[caption][1] for caption in captions]))
+            row[: len(embeddings[caption][0])] = embeddings[caption][0]
+        num_tokens = np.array([len(embeddings[caption][0]) for caption in captions], np.int32)
+        return Text(tokens, num_tokens, np.stack([embeddings[caption][1] for caption in captions]))
 
     def _position(self, caption: str) -> int | None:
         """Of the record of a caption."""
@@ -301,10 +301,10 @@ def read_text_manifest(directory: str | os.PathLike) -> TextManifest:
     if not path.exists():
         raise FileNotFoundError(f"{directory} is no text cache (no {MANIFEST} in it); {remedy}")
     content = read_object(path)
-    found = (content.get("format"), content.get("version"))
-    if found != (_FORMAT, _VERSION):
+    version = (content.get("format"), content.get("version"))
+    if version != (_FORMAT, _VERSION):
         raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but a text cache has {_FORMAT!r} version {_VERSION}"
+            f"{path}: format {version[0]!r} version {version[1]!r}, but a text cache has {_FORMAT!r} version {_VERSION}"
         )
     if problem := _problem(content):
         raise ValueError(f"{path}: {problem}; {remedy}")

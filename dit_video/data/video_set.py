@@ -228,10 +228,10 @@ def read_manifest(directory: str | os.PathLike, *, remedy: str) -> Manifest:
         what = "holds no manifest.json, so it is not a video set" if path.parent.exists() else "does not exist"
         raise FileNotFoundError(f"{directory} {what}; {remedy}")
     content = read_object(path)
-    found = (content.get("format"), content.get("version"))
-    if found != (_FORMAT, _VERSION):
+    version = (content.get("format"), content.get("version"))
+    if version != (_FORMAT, _VERSION):
         raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but this program reads {_FORMAT!r} version "
+            f"{path}: format {version[0]!r} version {version[1]!r}, but this program reads {_FORMAT!r} version "
             f"{_VERSION}; {remedy}"
         )
     try:

@@ -78,8 +78,8 @@ def read_traffic(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> 
         total = sums.setdefault((kind, _axes(groups, mesh)), [0, 0, 0])
         for index, amount in enumerate((1, inner, outer)):
             total[index] += times * amount
-    found = [Collective(kind, axes, *total) for (kind, axes), total in sorted(sums.items())]
-    return Traffic(tuple(found), len(unknown))
+    collectives = [Collective(kind, axes, *total) for (kind, axes), total in sorted(sums.items())]
+    return Traffic(tuple(collectives), len(unknown))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,10 +155,10 @@ def _runs(bodies: _Bodies, name: str, times: int, unknown: set[str]) -> Iterator
             continue
         rounds = _trips(bodies, instruction) if instruction.opcode == "while" else 1
         for called in _called(instruction.rest):
-            for found in _runs(bodies, called, times * (rounds or 1), unknown):
+            for run in _runs(bodies, called, times * (rounds or 1), unknown):
                 if rounds is None:
                     unknown.add(label)
-                yield found
+                yield run
 
 
 def _called(rest: str) -> Iterable[str]:

@@ -127,13 +127,13 @@ def shard_params(
     axes: Mapping[str, LogicalAxes], shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> dict[str, NamedSharding]:
     """The sharding of every named parameter; errors are those of `partition_spec` and name it."""
-    found = {}
+    shardings = {}
     for name, shape in shapes.items():
         try:
-            found[name] = NamedSharding(mesh, partition_spec(axes[name], shape.shape, mesh))
+            shardings[name] = NamedSharding(mesh, partition_spec(axes[name], shape.shape, mesh))
         except ValueError as error:
             raise type(error)(f"parameter {name}: {error}") from error
-    return found
+    return shardings
 
 
 def shard_frozen(module: NetworkTree, mesh: Mesh) -> NetworkTree:
@@ -227,10 +227,10 @@ def _ways_here(mesh: Mesh) -> int:
     return len(rows_here(mesh, batch_ways(mesh)))
 
 
-def even_batch(wanted: int, mesh: Mesh) -> int:
-    """The least batch of at least `wanted` rows that the mesh splits evenly."""
+def even_batch(at_least: int, mesh: Mesh) -> int:
+    """The least batch of `at_least` rows or more that the mesh splits evenly."""
     ways = batch_ways(mesh)
-    return -(-wanted // ways) * ways
+    return -(-at_least // ways) * ways
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -93,10 +93,10 @@ class Target:
         self._need(("libtpu",), "libtpu", "plan-tpu", "700 MB")
         topology = f"{self.family}:{'x'.join(map(str, self.size))}"
         try:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=self.num_slices)
+            described = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=self.num_slices)
         except jax.errors.JaxRuntimeError as error:
             raise ValueError(f"{self.name}: libtpu knows no topology {topology}: {str(error)[:300]}") from error
-        return found.devices
+        return described.devices
 
     def _gpus(self) -> Sequence[jax.Device]:
         self._need(("jax_cuda13_plugin", "nvidia.cudnn"), "the CUDA plug-in of JAX with cuDNN", "plan-gpu", "2 GB")

@@ -79,21 +79,21 @@ def check_processor(folder: Path, encoder: CLIPVisionConfig) -> None:
             raise ValueError(f"{path}: {name}={said[name]!r}: pictures are prepared here with {value}")
     sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     for name, value in sizes.items():
-        found = said.get(name, CLIPVisionConfig.image_size)
-        if found not in (value, side):
-            raise ValueError(f"{path}: {name}={found!r}: the encoder is shown {side} x {side} pixels: {value}")
+        size = said.get(name, CLIPVisionConfig.image_size)
+        if size not in (value, side):
+            raise ValueError(f"{path}: {name}={size!r}: the encoder is shown {side} x {side} pixels: {value}")
     kind = said.get("image_processor_type", said.get("feature_extractor_type", _PROCESSORS[0]))
     if kind not in _PROCESSORS:
         raise ValueError(f"{path}: image_processor_type={kind!r}: pictures are prepared here as by {_PROCESSORS[0]}")
 
 
-def _same(found: Any, wanted: Any) -> bool:
+def _same(actual: Any, expected: Any) -> bool:
     """Whether numbers, or lists of them, are the same but for rounding."""
-    if isinstance(wanted, Sequence):
-        return isinstance(found, list) and len(found) == len(wanted) and all(map(_same, found, wanted))
-    if isinstance(wanted, bool) or isinstance(found, bool):
-        return found is wanted
-    return isinstance(found, int | float) and math.isclose(found, wanted, rel_tol=_ROUNDING)
+    if isinstance(expected, Sequence):
+        return isinstance(actual, list) and len(actual) == len(expected) and all(map(_same, actual, expected))
+    if isinstance(expected, bool) or isinstance(actual, bool):
+        return actual is expected
+    return isinstance(actual, int | float) and math.isclose(actual, expected, rel_tol=_ROUNDING)
 
 
 def tensors(source: Source) -> Source:

@@ -73,8 +73,8 @@ class TextEncoders:
         filled = cleaned + [cleaned[-1]] * (size - len(cleaned))
         tokens = {name: tokenizer(filled) for name, tokenizer in self._tokenizers.items()}
         with jax.set_mesh(self.mesh):
-            found = self._embed(self._networks, place_whole(tokens, self.mesh))
-        return jax.tree.map(lambda x: fetch(x)[: len(captions)], found)
+            embedding = self._embed(self._networks, place_whole(tokens, self.mesh))
+        return jax.tree.map(lambda x: fetch(x)[: len(captions)], embedding)
 
 
 def settings(text: PretrainedText) -> dict[str, Any]:

@@ -51,11 +51,11 @@ def tensors(source: Source) -> Source:
     """
     if _TABLE_AGAIN not in source:
         return source
-    found = {name: stored for name, stored in source.items() if name != _TABLE_AGAIN}
+    weights = {name: stored for name, stored in source.items() if name != _TABLE_AGAIN}
     again = source[_TABLE_AGAIN]
-    if _TABLE in found and not np.array_equal(found[_TABLE].read(), again.read()):
+    if _TABLE in weights and not np.array_equal(weights[_TABLE].read(), again.read()):
         raise NamesMismatch(f"{_TABLE_AGAIN} differs from {_TABLE}: this network has one table")
-    return {_TABLE: again} | found
+    return {_TABLE: again} | weights
 
 
 def table(config: T5Config) -> Table:

@@ -144,9 +144,9 @@ def embed(
         if isinstance(clip, FrozenCLIP):
             network = networks[name]
             assert isinstance(network, CLIPTextModel), "encoders are opened as what they are"
-            found = network(jnp.asarray(tokens[name].ids))
-            states.append(found.last if clip.state is HiddenState.LAST else found.penultimate)
-            vectors.append(found.pooled)
+            output = network(jnp.asarray(tokens[name].ids))
+            states.append(output.last if clip.state is HiddenState.LAST else output.penultimate)
+            vectors.append(output.pooled)
     if states:
         rows.append(jnp.concatenate(states, axis=-1))
     num_tokens = jnp.full(len(next(iter(tokens.values())).ids), rows[0].shape[1] if rows else 0, jnp.int32)
@@ -157,11 +157,11 @@ def embed(
         network = networks["t5"]
         assert isinstance(network, T5Encoder), "encoders are opened as what they are"
         ids, in_caption = (jnp.asarray(x) for x in tokens["t5"])
-        found = network(ids, in_caption if text.t5.masked else None).astype(jnp.float32)
+        states_t5 = network(ids, in_caption if text.t5.masked else None).astype(jnp.float32)
         length = in_caption if text.t5.masked else jnp.full_like(in_caption, ids.shape[1])
-        found = jnp.where((jnp.arange(ids.shape[1]) < length[:, None])[..., None], found, 0)
-        vectors = vectors or [found.sum(1) / length[:, None]]
-        rows.append(found)
+        states_t5 = jnp.where((jnp.arange(ids.shape[1]) < length[:, None])[..., None], states_t5, 0)
+        vectors = vectors or [states_t5.sum(1) / length[:, None]]
+        rows.append(states_t5)
         num_tokens = num_tokens + length
     width = max(part.shape[-1] for part in rows)
     filled = [jnp.pad(part.astype(jnp.float32), ((0, 0), (0, 0), (0, width - part.shape[-1]))) for part in rows]

@@ -145,9 +145,9 @@ def _clip(ids: dict[str, Any], vocabulary: Path, merges: Path) -> "tokenizers.To
 def _padding(folder: Path) -> str:
     """The token that pads, which the file of the tokenizer itself need not name."""
     for name in _ABOUT:
-        found = read_object(folder / name).get("pad_token") if (folder / name).is_file() else None
+        padding = read_object(folder / name).get("pad_token") if (folder / name).is_file() else None
         # Either the token or all about it.
-        token = found.get("content") if isinstance(found, dict) else found
+        token = padding.get("content") if isinstance(padding, dict) else padding
         if isinstance(token, str):
             return token
     raise FileNotFoundError(f"{folder}: neither of {' and '.join(_ABOUT)} names a pad_token; copy them beside it")

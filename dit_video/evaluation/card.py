@@ -165,19 +165,19 @@ def _table_of_equals(named: Sequence[Named]) -> Table:
     return shown
 
 
-def _limit(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _limit(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
         return ""
-    return _with_interval(found) if found["settled"] else f"below {_number(found['interval']['high'])}"
+    return _with_interval(measured) if measured["settled"] else f"below {_number(measured['interval']['high'])}"
 
 
-def _with_interval(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _with_interval(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
         return ""
-    interval = found.get("interval")
+    interval = measured.get("interval")
     if interval is None:
-        return _number(found["value"])
-    return f"{_number(found['value'])} [{_number(interval['low'])}, {_number(interval['high'])}]"
+        return _number(measured["value"])
+    return f"{_number(measured['value'])} [{_number(interval['low'])}, {_number(interval['high'])}]"
 
 
 def _number(value: float | None, digits: int = 2) -> str:

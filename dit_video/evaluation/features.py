@@ -94,15 +94,15 @@ class Pool:
 
     def features(self, video: UInt8[np.ndarray, "n T H W 3"]) -> Float[np.ndarray, "n D"]:
         """One row for each clip; every process gives all clips and gets all rows."""
-        found = []
+        parts = []
         for start in range(0, len(video), self.batch_size):
             batch = video[start : start + self.batch_size, : self._num_frames]
             # One shape is compiled: a short batch is filled up with its last clip, and the surplus dropped.
             rows = np.minimum(np.arange(self.batch_size), len(batch) - 1)
             with jax.set_mesh(self._mesh):
-                rows_found = fetch(self._extract(place_whole(batch[rows], self._mesh)))
-            found.append(rows_found[: len(batch)].astype(np.float32))
-        return np.concatenate(found)
+                pooled = fetch(self._extract(place_whole(batch[rows], self._mesh)))
+            parts.append(pooled[: len(batch)].astype(np.float32))
+        return np.concatenate(parts)
 
 
 def cached(key: Mapping[str, Any], extract: Callable[[], Float[np.ndarray, "N D"]]) -> Float[np.ndarray, "N D"]:

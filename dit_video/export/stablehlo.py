@@ -152,12 +152,12 @@ def _compare(program: Program, folder: Path) -> Compared:
     exported = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
     weights = load_file(folder / program.weights)
     inputs = program.example(max(BATCH_SIZES))
-    wanted = np.asarray(jax.jit(program.call)(jax.device_get(program.params), *inputs))
+    expected = np.asarray(jax.jit(program.call)(jax.device_get(program.params), *inputs))
     error = 0.0
     for batch_size in BATCH_SIZES:
         # The network sees each clip by itself, so its outputs for the largest batch serve for all sizes.
-        found = np.asarray(exported(weights, *(x[:batch_size] for x in inputs)))
-        distance = program.distance(found, wanted[:batch_size])
+        actual = np.asarray(exported(weights, *(x[:batch_size] for x in inputs)))
+        distance = program.distance(actual, expected[:batch_size])
         # Not `>`: a difference that is no number is too large as well.
         if not distance <= program.tolerance:
             raise ExportMismatch(

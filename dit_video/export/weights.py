@@ -150,16 +150,16 @@ def load(folder: Path) -> Exported:
         )
     sizes = _part(config["codec"]["config"], f"{path}: codec.config", VAEConfig)
     codec = _load_part(folder / CODEC, define_codec(sizes, jnp.dtype(config["codec"]["dtype"])))
-    found = weights_digest(params_of(codec.vae))
-    if found != config["codec"]["digest"]:
-        raise ExportMismatch(f"{folder / CODEC}: holds the VAE {found}, {CONFIG} says {config['codec']['digest']}")
+    digest = weights_digest(params_of(codec.vae))
+    if digest != config["codec"]["digest"]:
+        raise ExportMismatch(f"{folder / CODEC}: holds the VAE {digest}, {CONFIG} says {config['codec']['digest']}")
     network = None
     if config["network"] is not None:
         network = _load_part(folder / MODEL, _define_network(config["network"], path))
-        found = weights_digest(params_of(network))
-        if found != config["network"]["digest"]:
+        digest = weights_digest(params_of(network))
+        if digest != config["network"]["digest"]:
             raise ExportMismatch(
-                f"{folder / MODEL}: holds the weights {found}, {CONFIG} says {config['network']['digest']}"
+                f"{folder / MODEL}: holds the weights {digest}, {CONFIG} says {config['network']['digest']}"
             )
     return Exported(config, network, codec)
 
@@ -237,12 +237,12 @@ def _part(data: Any, where: str, kind: type[Kind]) -> Kind:
         ExportMismatch: it is none of this version, or of another kind; names it.
     """
     try:
-        found = components.from_json(data, where)
+        value = components.from_json(data, where)
     except ExperimentError as error:
         raise ExportMismatch(str(error)) from error
-    if not isinstance(found, kind):
-        raise ExportMismatch(f"{where}: is {type(found).__name__}, no {kind.__name__}")
-    return found
+    if not isinstance(value, kind):
+        raise ExportMismatch(f"{where}: is {type(value).__name__}, no {kind.__name__}")
+    return value
 
 
 def _write(path: Path, params: Params, origin: Mapping[str, str]) -> None:
@@ -275,11 +275,12 @@ def _load_part(path: Path, definition: Definition) -> Any:
             f"{path}: its tensors are not those of {CONFIG}: missing {', '.join(sorted(missing)) or 'none'}; "
             f"surplus {', '.join(sorted(surplus)) or 'none'}"
         )
-    for name, wanted in definition.shapes.items():
-        found = tensors[name]
-        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+    for name, expected in definition.shapes.items():
+        actual = tensors[name]
+        if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
             raise ExportMismatch(
-                f"{path}: {name} is {found.dtype}{list(found.shape)}, {CONFIG} says {wanted.dtype}{list(wanted.shape)}"
+                f"{path}: {name} is {actual.dtype}{list(actual.shape)}, {CONFIG} says "
+                f"{expected.dtype}{list(expected.shape)}"
             )
     params = {name: jnp.asarray(value) for name, value in tensors.items()}
     written = json.loads(metadata.get("digests", "{}"))
@@ -289,13 +290,13 @@ def _load_part(path: Path, definition: Definition) -> Any:
     return definition.bind(params)
 
 
-def compare(path: Path, found: Mapping[str, Array | np.ndarray], wanted: Mapping[str, Array | np.ndarray]) -> int:
+def compare(path: Path, actual: Mapping[str, Array | np.ndarray], expected: Mapping[str, Array | np.ndarray]) -> int:
     """The number of tensors, or an error that names the first one whose name, shape, type or bits differ."""
-    for name in sorted(found.keys() ^ wanted.keys()):
-        raise ExportMismatch(f"{path}: {name} is {'surplus' if name in found else 'missing'}")
-    for name in wanted:
-        a, b = (np.asarray(p[name], order="C") for p in (found, wanted))
+    for name in sorted(actual.keys() ^ expected.keys()):
+        raise ExportMismatch(f"{path}: {name} is {'surplus' if name in actual else 'missing'}")
+    for name in expected:
+        a, b = (np.asarray(p[name], order="C") for p in (actual, expected))
         same = (a.shape, a.dtype) == (b.shape, b.dtype)
         if not same or not np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)):
             raise ExportMismatch(f"{path}: {name} differs from the checkpoint")
-    return len(wanted)
+    return len(expected)

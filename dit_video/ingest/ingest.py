@@ -81,17 +81,17 @@ def ingest(
     with new_directory(out) as directory:
         spool = directory / "spool"
         spool.mkdir()
-        found = survey(origins)
-        described, rows_without_file = _describe(found, rows, use_label=label is not None)
+        items = survey(origins)
+        described, rows_without_file = _describe(items, rows, use_label=label is not None)
         if labels is not None:
             reason = f"no row in {Path(labels).name}"
-            found = [f if f.reason or f.key in described else replace(f, reason=reason) for f in found]
+            items = [f if f.reason or f.key in described else replace(f, reason=reason) for f in items]
         entries, paths = [], {}
-        for item, entry, path in _prepared(found, spool, max_size, num_workers or os.cpu_count() or 1):
+        for item, entry, path in _prepared(items, spool, max_size, num_workers or os.cpu_count() or 1):
             what = described.get(item.key, Description())
             entries.append(replace(entry, label=what.label, caption=what.caption))
             paths[item.key] = path
-            progress("reading", len(entries), len(found))
+            progress("reading", len(entries), len(items))
         named = {key: what.split for key, what in described.items() if what.split}
         manifest = _manifest(origins, entries, named, held_out_fraction, settings, rows_without_file)
         manifest = write_video_set(
@@ -131,29 +131,29 @@ def _manifest(
 
 
 def _describe(
-    found: list[Found], rows: dict[str, Description] | None, *, use_label: bool
+    items: list[Found], rows: dict[str, Description] | None, *, use_label: bool
 ) -> tuple[dict[str, Description], list[str]]:
     """What is known of each file by its key, and the rows of the table that name no file."""
     of_folder: dict[str, Description] = {}
-    for source in dict.fromkeys(item.source for item in found):
+    for source in dict.fromkeys(item.source for item in items):
         # Only files with a chance to be videos say what the folders mean.
-        keys = {item.name: item.key for item in found if item.source == source and not item.reason}
+        keys = {item.name: item.key for item in items if item.source == source and not item.reason}
         of_folder |= {keys[name]: what for name, what in labelling.from_folders(list(keys)).items()}
     if rows is None:
         return of_folder, []
-    of_row, rows_without_file = labelling.match([item.key for item in found if not item.reason], rows)
+    of_row, rows_without_file = labelling.match([item.key for item in items if not item.reason], rows)
     if not use_label:
         of_row = {key: replace(what, label=of_folder[key].label) for key, what in of_row.items()}
     return of_row, rows_without_file
 
 
 def _prepared(
-    found: list[Found], spool: Path, max_size: int | None, num_workers: int
+    items: list[Found], spool: Path, max_size: int | None, num_workers: int
 ) -> Iterator[tuple[Found, Entry, Path]]:
     """Each file's entry and the path of its mp4, in order; `num_workers` files are in work at once."""
     with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
         waiting: deque[tuple[Found, Future[tuple[Entry, Path]]]] = deque()
-        for number, (item, path) in enumerate(files(found, spool)):
+        for number, (item, path) in enumerate(files(items, spool)):
             target = spool / f"{number}.mp4"
             waiting.append((item, pool.submit(_prepare, item, path, target, max_size, decoding)))
             if len(waiting) > num_workers:
@@ -238,6 +238,6 @@ def nothing_usable(sources: Sequence[Path], entries: Sequence[Entry]) -> str:
         return f"{where}: empty; give a folder or tar of videos"
     reasons = Counter(entry.reason for entry in entries)
     kinds = Counter(PurePosixPath(entry.file).suffix or "no extension" for entry in entries)
-    found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
     why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
-    return f"{where}: no usable video among {len(entries)} files ({found}): {why}"
+    return f"{where}: no usable video among {len(entries)} files ({counted}): {why}"

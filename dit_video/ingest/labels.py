@@ -112,7 +112,7 @@ def match(names: Sequence[str], rows: Mapping[str, Description]) -> tuple[dict[s
     Raises:
         ValueError: a row that names several files by their stem.
     """
-    found: dict[str, Description] = {}
+    described: dict[str, Description] = {}
     used: dict[str, str] = {}
     for name in names:
         path = PurePosixPath(name)
@@ -124,9 +124,9 @@ def match(names: Sequence[str], rows: Mapping[str, Description]) -> tuple[dict[s
                         "put paths within the source into the key column"
                     )
                 used[key] = name
-                found[name] = rows[key]
+                described[name] = rows[key]
                 break
-    return found, [key for key in rows if key not in used]
+    return described, [key for key in rows if key not in used]
 
 
 def class_names(labels: set[str]) -> tuple[str, ...]:

@@ -38,16 +38,16 @@ def survey(sources: Sequence[Path]) -> list[Found]:
         FileNotFoundError: a source is missing.
         ValueError: a source is neither folder nor tar, or a broken tar; two files cannot be told apart.
     """
-    found = []
+    items = []
     for source in sources:
-        found += [_found(source, name, reason) for name, reason in _list(source)]
-    counts = Counter(item.key for item in found)
-    if len(counts) < len(found):
-        found = [replace(item, key=f"{item.source.name}/{item.name}") for item in found]
-        for key, count in Counter(item.key for item in found).items():
+        items += [_found(source, name, reason) for name, reason in _list(source)]
+    counts = Counter(item.key for item in items)
+    if len(counts) < len(items):
+        items = [replace(item, key=f"{item.source.name}/{item.name}") for item in items]
+        for key, count in Counter(item.key for item in items).items():
             if count > 1:
                 raise ValueError(f"{key}: {count} files of this name; give each source once, under a name of its own")
-    return found
+    return items
 
 
 def _found(source: Path, name: str, reason: str) -> Found:
@@ -127,21 +127,21 @@ def _until_broken(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarI
         raise ValueError(f"{path}: the archive breaks off after {count} members ({error}); fetch it again") from error
 
 
-def files(found: Sequence[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
+def files(items: Sequence[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
     """A path for each file, in order;
     members of a tar are copied into `spool` one by one, as they are asked for.
     """
-    for source in dict.fromkeys(item.source for item in found):
-        of_source = [item for item in found if item.source == source]
+    for source in dict.fromkeys(item.source for item in items):
+        of_source = [item for item in items if item.source == source]
         if source.is_dir():
             yield from ((item, source / item.name) for item in of_source)
         else:
             yield from _extracted(source, of_source, spool)
 
 
-def _extracted(source: Path, found: list[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
+def _extracted(source: Path, items: list[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
     # The listing and this pass see the same members in the same order.
-    expected = iter(found)
+    expected = iter(items)
     with tarfile.open(source) as archive:
         for member in _until_broken(source, archive):
             if member.isdir():

@@ -123,12 +123,12 @@ class _Videos(Examples):
 
 
 def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVideos:
-    found = survey([path])
+    items = survey([path])
     entries = []
     with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
-        for entry in pool.map(lambda item: _probed(item, decoding), found):
+        for entry in pool.map(lambda item: _probed(item, decoding), items):
             entries.append(entry)
-            progress("probing", len(entries), len(found))
+            progress("probing", len(entries), len(items))
     videos = [entry for entry in entries if not entry.reason]
     if not videos:
         raise ValueError(nothing_usable([path], entries))

@@ -90,9 +90,9 @@ class JointAttention(nnx.Module):
         of_video, of_text = self.video.heads(video), self.text.heads(text)
         if angles is not None:
             of_video = of_video._replace(q=rotate(of_video.q, angles), k=rotate(of_video.k, angles))
-        found, found_text = attend_jointly(of_video, of_text, num_text)
+        output, text_output = attend_jointly(of_video, of_text, num_text)
         assert self.video.out is not None, "video is written"
-        return self.video.out(found), None if self.text.out is None else self.text.out(found_text)
+        return self.video.out(output), None if self.text.out is None else self.text.out(text_output)
 
 
 def attend_jointly(video: QKV, text: QKV, num_text: Int[Array, "B"] | None) -> tuple[Heads, Array]:
@@ -138,9 +138,9 @@ def _across(axis: str, kernel: Kernel) -> Callable[..., tuple[Array, Array]]:
         first = jax.lax.axis_index(axis) * num_heads
         gather = functools.partial(jax.lax.all_to_all, axis_name=axis, split_axis=2, concat_axis=1, tiled=True)
         own = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=num_heads, axis=2)
-        found, found_text = _attend(*map(gather, video), *map(own, text), *num_text, kernel=kernel)
-        found = jax.lax.all_to_all(found, axis, split_axis=1, concat_axis=2, tiled=True)
-        return found, jax.lax.all_gather(found_text, axis, axis=2, tiled=True)
+        output, text_output = _attend(*map(gather, video), *map(own, text), *num_text, kernel=kernel)
+        output = jax.lax.all_to_all(output, axis, split_axis=1, concat_axis=2, tiled=True)
+        return output, jax.lax.all_gather(text_output, axis, axis=2, tiled=True)
 
     def by_queries(q: Array, k: Array, v: Array, *text: Array) -> tuple[Array, Array]:
         gather = functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True)

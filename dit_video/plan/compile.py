@@ -239,8 +239,8 @@ def refused(error: jax.errors.JaxRuntimeError, parts: tuple[Part, ...]) -> Memor
     """Memory as a compiler says it that gave up because the program does not fit; any other `error` is raised."""
     early, late = (re.search(pattern, str(error)) for pattern in _TOO_LARGE)
     held = sum(part.bytes for part in parts)
-    if found := early or late:
-        used, limit = (round(float(found[name]) * GIB) for name in ("used", "limit"))
+    if refusal := early or late:
+        used, limit = (round(float(refusal[name]) * GIB) for name in ("used", "limit"))
         return Memory(parts, 0, used if early else used - held, used + held if early else used, limit)
     raise error
 

@@ -109,24 +109,24 @@ class Estimator:
 
     def candidates(self) -> list[Candidate]:
         """Every way that divides rows, tokens and parameters evenly."""
-        found = []
+        candidates = []
         for mesh in self._meshes():
             if self._params(mesh) is None:
                 continue
             parts = [1, *doublings(1, self.experiment.data.batch_size // (mesh[0] * mesh[1]))]
-            found += [Candidate(remat, n, mesh) for remat, n in itertools.product(self._recomputed, parts)]
-        return found
+            candidates += [Candidate(remat, n, mesh) for remat, n in itertools.product(self._recomputed, parts)]
+        return candidates
 
     def divides(self, candidate: Candidate) -> bool:
         """Whether its mesh divides the parameters."""
         return self._params(candidate.mesh) is not None
 
-    def learn(self, candidate: Candidate, found: Plan) -> None:
+    def learn(self, candidate: Candidate, compiled: Plan) -> None:
         """Corrects the estimates by a plan of `candidate`, on this target or another."""
-        sizes = {part.name: part.bytes for part in found.memory.parts}
-        self._held = sizes["frozen parts"] + sizes["batch"] + found.memory.padding
+        sizes = {part.name: part.bytes for part in compiled.memory.parts}
+        self._held = sizes["frozen parts"] + sizes["batch"] + compiled.memory.padding
         self._copies = (sum(sizes.values()) - sizes["frozen parts"] - sizes["batch"]) / sizes["parameters"]
-        self._found[candidate.remat] = found.memory.temporaries / self._temporaries(candidate, sizes["parameters"])
+        self._found[candidate.remat] = compiled.memory.temporaries / self._temporaries(candidate, sizes["parameters"])
 
     def estimate(self, candidate: Candidate) -> Estimate:
         """Memory and time of a candidate.
@@ -279,8 +279,8 @@ def _gathered(whole: int | float, size: int, times: int, domain: int) -> tuple[f
 
 def doublings(number: int, whole: int) -> list[int]:
     """Twice, four times, ... `number`, as long as it divides `whole`."""
-    found = itertools.takewhile(lambda n: whole % n == 0, (number * 2**k for k in itertools.count(1)))
-    return list(found)
+    multiples = itertools.takewhile(lambda n: whole % n == 0, (number * 2**k for k in itertools.count(1)))
+    return list(multiples)
 
 
 def _divisors(number: int) -> list[int]:

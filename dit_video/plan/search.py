@@ -61,17 +61,17 @@ def search(experiment: Experiment, target: Target, *, limit: int) -> Iterator[Tr
     estimator = Estimator(experiment, target)
     trials: dict[Candidate, Trial] = {}
     candidate: Candidate | None = estimator.current()
-    compiled = 0
-    while candidate is not None and compiled < limit and len(trials) < _TRIES * limit:
+    num_compiled = 0
+    while candidate is not None and num_compiled < limit and len(trials) < _TRIES * limit:
         words = candidate.overrides(experiment) if trials else ()
         try:
-            found = plan(override(experiment, words), target)
+            compiled = plan(override(experiment, words), target)
         except ValueError as error:
             trials[candidate] = Trial(words, None, str(error))
         else:
-            compiled += 1
-            estimator.learn(candidate, found)
-            trials[candidate] = Trial(words, found)
+            num_compiled += 1
+            estimator.learn(candidate, compiled)
+            trials[candidate] = Trial(words, compiled)
         yield trials[candidate]
         left = [estimator.estimate(other) for other in estimator.candidates() if other not in trials]
         candidate = _next(left, target.memory, fastest(list(trials.values())))
@@ -115,27 +115,29 @@ class Remedy:
     fits: bool | None = None
 
 
-def remedies(experiment: Experiment, target: Target, found: Plan, *, limit: int) -> Iterator[Remedy]:
+def remedies(experiment: Experiment, target: Target, compiled: Plan, *, limit: int) -> Iterator[Remedy]:
     """Single changes to a plan that does not fit, those that cost least first; compiled until one fits.
 
     At most `limit` are compiled, and none that an estimate rules out.
     """
-    chip, limit_bytes = target.chip, found.memory.hbm
+    chip, limit_bytes = target.chip, compiled.memory.hbm
     assert chip is not None, "a limit is a chip's"
     assert limit_bytes is not None, "what has no limit exceeds none"
-    fitted, compiled = False, 0
-    if target.family in GPUS and found.memory.peak <= _GPU_MEMORY_AT_MOST * chip.hbm:
+    fitted, num_compiled = False, 0
+    if target.family in GPUS and compiled.memory.peak <= _GPU_MEMORY_AT_MOST * chip.hbm:
         fitted = True
         words = (f"{GPU_MEMORY_VARIABLE}={_GPU_MEMORY_AT_MOST}",)
-        yield Remedy(words, "JAX may take more of a GPU's memory; set it where the run starts", found.memory.peak, True)
+        yield Remedy(
+            words, "JAX may take more of a GPU's memory; set it where the run starts", compiled.memory.peak, True
+        )
     estimator = Estimator(experiment, target)
-    estimator.learn(estimator.current(), found)
-    for change, reason, on in [*_changes(estimator, found.memory), *_larger(estimator)]:
+    estimator.learn(estimator.current(), compiled)
+    for change, reason, on in [*_changes(estimator, compiled.memory), *_larger(estimator)]:
         words = change.overrides(experiment)
         where = () if on is estimator else (f"--target={on.target.name}",)
         remedy = Remedy((*where, *words), reason)
-        if not fitted and compiled < limit and on.estimate(change).memory < _WORTH_TRYING * limit_bytes:
-            compiled += 1
+        if not fitted and num_compiled < limit and on.estimate(change).memory < _WORTH_TRYING * limit_bytes:
+            num_compiled += 1
             tried = plan(override(experiment, words), on.target).memory
             remedy = dataclasses.replace(remedy, peak=tried.peak, fits=tried.fits)
             fitted = tried.fits

@@ -80,9 +80,9 @@ class ClassDiT(DenoiserFamily):
     def of_task(cls, task: Task) -> "ClassDiT | None":
         if not isinstance(task, Denoise) or not isinstance(task.network, DiTConfig):
             return None
-        wanted = published(task.network)
+        expected = published(task.network)
         for name in ("positions", "norm", "qk_norm", "mlp"):
-            there, here = getattr(wanted, name), getattr(task.network, name)
+            there, here = getattr(expected, name), getattr(task.network, name)
             if there != here:
                 raise ValueError(f"config.task.network.{name}={here.value}: as published it is {there.value}")
         pt, ph, pw = task.network.patch_size
@@ -134,10 +134,10 @@ class ClassDiT(DenoiserFamily):
         else as in `task`. Weights that are those of `task` but for some tensors count as its own, so that
         `names.check` says which tensors these are.
         """
-        found = cls.of_most(source, task) or cls._by_shapes(source, task)
-        if found is None:
+        family = cls.of_most(source, task) or cls._by_shapes(source, task)
+        if family is None:
             return None
-        config = found.config
+        config = family.config
         heads = {(size.hidden_size, size.depth): size.num_heads for size in (DIT_S, DIT_B, DIT_L, DIT_XL)}
         positions = source[_POSITIONS].shape if _POSITIONS in source else ()
         config = dataclasses.replace(
@@ -148,7 +148,7 @@ class ClassDiT(DenoiserFamily):
             timestep_offset=-1,
             time_frequency_shift=0,
         )
-        return dataclasses.replace(found, config=config)
+        return dataclasses.replace(family, config=config)
 
     @classmethod
     def _by_shapes(cls, source: Source, task: Task | None) -> "ClassDiT | None":
@@ -210,7 +210,7 @@ class ClassDiT(DenoiserFamily):
         label = np.array([*rng.integers(0, self.num_classes, len(_TIMESTEPS) - 1), self.num_classes])
         with listening(theirs, [f"transformer_blocks.{layer}" for layer in range(depth)]) as heard:
             inputs = (torch.from_numpy(x_t), torch.tensor(_TIMESTEPS), torch.from_numpy(label))
-            wanted = theirs(*inputs, return_dict=False)[0].numpy()
+            expected = theirs(*inputs, return_dict=False)[0].numpy()
         definition = self.define()
         t = jnp.asarray([[self.config.time_of(n)] for n in _TIMESTEPS], jnp.float32)
 
@@ -223,8 +223,8 @@ class ClassDiT(DenoiserFamily):
         layers, output = call(dict(params), *arguments)
         for layer in range(depth):
             yield Pair(f"block {layer}", np.asarray(layers["blocks"][layer]), heard[f"transformer_blocks.{layer}"])
-        found = np.concatenate([part for part in output if part is not None], axis=-1)
-        yield Pair("output", found[:, 0].transpose(0, 3, 1, 2), wanted)
+        actual = np.concatenate([part for part in output if part is not None], axis=-1)
+        yield Pair("output", actual[:, 0].transpose(0, 3, 1, 2), expected)
 
     def usage(self, shape: LatentShape) -> str:
         config, c, size = self.config, self.channels, shape[1]

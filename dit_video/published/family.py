@@ -180,8 +180,8 @@ class DenoiserFamily(Family):
         if type(task.network) is not type(self.config):
             lines.append(f"config.task.network={self.config}")
         else:
-            wanted = dataclasses.replace(self.config, remat=task.network.remat)
-            lines += different_fields("config.task.network", wanted, task.network)
+            expected = dataclasses.replace(self.config, remat=task.network.remat)
+            lines += different_fields("config.task.network", expected, task.network)
         if task.codec.vae.latent_channels != self.channels:
             lines.append(
                 f"config.task.codec with latents of {self.channels} channels (it has {task.codec.vae.latent_channels})"
@@ -190,8 +190,8 @@ class DenoiserFamily(Family):
             if task.condition != self.condition:
                 lines.append(f"config.task.condition={self.condition} (it is {task.condition})")
         else:
-            wanted = dataclasses.replace(self.condition, drop_rate=task.condition.drop_rate)
-            lines += different_fields("config.task.condition", wanted, task.condition)
+            expected = dataclasses.replace(self.condition, drop_rate=task.condition.drop_rate)
+            lines += different_fields("config.task.condition", expected, task.condition)
         return lines
 
 
@@ -211,11 +211,11 @@ def few_cells(shape: Shape, patch_size: Shape) -> Shape:
     return t, h, w
 
 
-def different_fields(where: str, wanted: Any, found: Any) -> list[str]:
+def different_fields(where: str, expected: Any, actual: Any) -> list[str]:
     """Command-line words that make `found` the `wanted` dataclass of the same type."""
     lines = []
-    for field in dataclasses.fields(wanted):
-        there, here = getattr(wanted, field.name), getattr(found, field.name)
+    for field in dataclasses.fields(expected):
+        there, here = getattr(expected, field.name), getattr(actual, field.name)
         if type(there) is type(here) and dataclasses.is_dataclass(there):
             lines += different_fields(f"{where}.{field.name}", there, here)
         elif there != here:

@@ -109,8 +109,8 @@ class InterleavedLatte(DenoiserFamily):
             if isinstance(task.condition, EmbeddedText) and isinstance(condition, EmbeddedText):
                 used = task.condition
                 condition = dataclasses.replace(condition, pooled_size=used.pooled_size, num_tokens=used.num_tokens)
-        found = dataclasses.replace(self, config=config, condition=condition)
-        return super(InterleavedLatte, found).differences(task)
+        family = dataclasses.replace(self, config=config, condition=condition)
+        return super(InterleavedLatte, family).differences(task)
 
     @classmethod
     def of_task(cls, task: Task) -> "InterleavedLatte | None":
@@ -257,7 +257,7 @@ class InterleavedLatte(DenoiserFamily):
         with listening(theirs, parts) as heard:
             inputs = (torch.from_numpy(x_t.transpose(0, 4, 1, 2, 3)), torch.tensor(_TIMESTEPS))
             captions = (torch.from_numpy(x) for x in (text.tokens, bias))
-            wanted = theirs(*inputs, *captions, return_dict=False)[0].numpy()
+            expected = theirs(*inputs, *captions, return_dict=False)[0].numpy()
         definition = self.define()
 
         @jax.jit
@@ -269,8 +269,8 @@ class InterleavedLatte(DenoiserFamily):
         blocks, output = call(dict(params), jnp.asarray(x_t), levels, jax.tree.map(jnp.asarray, text))
         for part, ours in zip(parts, np.asarray(blocks)):
             yield Pair(part, ours, heard[part].reshape(ours.shape))
-        found = np.concatenate([part for part in output if part is not None], axis=-1)
-        yield Pair("output", found.transpose(0, 4, 1, 2, 3), wanted)
+        actual = np.concatenate([part for part in output if part is not None], axis=-1)
+        yield Pair("output", actual.transpose(0, 4, 1, 2, 3), expected)
 
     def usage(self, shape: LatentShape) -> str:
         assert isinstance(self.condition, EmbeddedText), "diffusers has a class for text alone"

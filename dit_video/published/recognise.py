@@ -29,13 +29,13 @@ def recognise(published: Published, task: Task | None) -> Family | None:
     """
     families: tuple[type[Family], ...] = (*DENOISERS, *VAES)
     for family in families:
-        found = (
+        recognised = (
             family.of_official(published.source, task)
             if published.config is None
             else family.of_diffusers(published.config)
         )
-        if found is not None:
-            return found.informed_by(published.source)
+        if recognised is not None:
+            return recognised.informed_by(published.source)
     return None
 
 
@@ -46,9 +46,9 @@ def denoiser_family(task: Task) -> DenoiserFamily:
         ValueError: no family has such a network; says why.
     """
     for family in DENOISERS:
-        found = family.of_task(task)
-        if isinstance(found, DenoiserFamily):
-            return found
+        recognised = family.of_task(task)
+        if isinstance(recognised, DenoiserFamily):
+            return recognised
     raise ValueError("config.task.network: no class of diffusers is known for it")
 
 
@@ -59,7 +59,7 @@ def vae_family(codec: LatentCodec) -> VAEFamily:
         ValueError: no family has such a VAE.
     """
     for family in VAES:
-        found = family.of_codec(codec)
-        if found is not None:
-            return found
+        recognised = family.of_codec(codec)
+        if recognised is not None:
+            return recognised
     raise ValueError(f"config.task.vae={type(codec.vae.config).__name__}: no class of diffusers is known for it")

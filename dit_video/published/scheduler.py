@@ -84,11 +84,11 @@ def sampled_as(said: Mapping[str, Any], objective: Gaussian) -> Sampled:
     if said.get("num_train_timesteps", 1000) != 1000:
         raise _refused(said, "num_train_timesteps", "1000")
     name = str(said.get("_class_name"))
-    found = _on_table(name, said, objective) if on_table else _on_flow(name, said, objective)
-    wanted = _FOLLOWED | ({"solver_type": _SOLVER_TYPES[name]} if name in _SOLVER_TYPES else {})
+    read = _on_table(name, said, objective) if on_table else _on_flow(name, said, objective)
+    followed = _FOLLOWED | ({"solver_type": _SOLVER_TYPES[name]} if name in _SOLVER_TYPES else {})
     unsaid = {"clip_sample": True} if name in ("DDIMScheduler", "DDPMScheduler") else {}
-    other = {n: v for n, v in (unsaid | dict(said)).items() if n in wanted and v != wanted[n]}
-    return Sampled(*found, tuple(f"{n}={v!r}" for n, v in other.items()))
+    other = {n: v for n, v in (unsaid | dict(said)).items() if n in followed and v != followed[n]}
+    return Sampled(*read, tuple(f"{n}={v!r}" for n, v in other.items()))
 
 
 def _on_table(name: str, said: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:

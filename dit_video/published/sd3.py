@@ -64,9 +64,9 @@ class SD3(DenoiserFamily):
         hidden_size = heads * count_of(config, "attention_head_dim", 64)
         grid, size = count_of(config, "sample_size", _SIZE) // patch, count_of(config, "pos_embed_max_size", 96)
         same = {"out_channels": (channels, 16), "caption_projection_dim": (hidden_size, 1152)}
-        for name, (wanted, default) in same.items():
-            if (found := config.get(name, default)) not in (wanted, None):
-                raise ValueError(f"config.json: {name}={found}: in every published network it is {wanted}")
+        for name, (expected, default) in same.items():
+            if (actual := config.get(name, default)) not in (expected, None):
+                raise ValueError(f"config.json: {name}={actual}: in every published network it is {expected}")
         qk_norm = config.get("qk_norm")
         if qk_norm not in _QK_NORM:
             raise ValueError(f"config.json: qk_norm={qk_norm!r}: published networks have None or 'rms_norm'")
@@ -148,10 +148,10 @@ class SD3(DenoiserFamily):
         if not isinstance(task, Denoise) or not isinstance(task.network, MMDiTConfig):
             return None
         network, where = task.network, "config.task.network"
-        wanted = {"mlp_ratio": _MLP_RATIO, "text_output": False, "attend_padding": True}
-        for name, value in wanted.items():
-            if (found := getattr(network, name)) != value:
-                raise ValueError(f"{where}.{name}={found}: as published it is {value}")
+        expected = {"mlp_ratio": _MLP_RATIO, "text_output": False, "attend_padding": True}
+        for name, value in expected.items():
+            if (actual := getattr(network, name)) != value:
+                raise ValueError(f"{where}.{name}={actual}: as published it is {value}")
         if network.qk_norm not in _QK_NORM.values():
             raise ValueError(f"{where}.qk_norm={network.qk_norm.value}: as published it is none or per_head")
         pt, ph, pw = network.patch_size
@@ -267,7 +267,9 @@ class SD3(DenoiserFamily):
         names = [f"transformer_blocks.{layer}" for layer in range(self.config.depth)]
         # The last block says nothing of text.
         with listening(theirs, names, which=1) as of_video, listening(theirs, names[:-1]) as of_text:
-            wanted = theirs(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs), return_dict=False)[0].numpy()
+            expected = theirs(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs), return_dict=False)[
+                0
+            ].numpy()
         definition = self.define()
 
         @jax.jit
@@ -276,12 +278,12 @@ class SD3(DenoiserFamily):
             return network.layers(*args), network(*args)
 
         t = jnp.asarray(_TIMESTEPS, jnp.float32)[:, None] / NUM_TIMESTEPS
-        layers, found = call(dict(params), jnp.asarray(x_t), t, jax.tree.map(jnp.asarray, text))
+        layers, actual = call(dict(params), jnp.asarray(x_t), t, jax.tree.map(jnp.asarray, text))
         for layer, name in enumerate(names):
             yield Pair(f"block {layer}, video", np.asarray(layers["blocks.video"][layer]), of_video[name])
             if name in of_text:
                 yield Pair(f"block {layer}, text", np.asarray(layers["blocks.text"][layer]), of_text[name])
-        yield Pair("output", np.asarray(found)[:, 0].transpose(0, 3, 1, 2), wanted)
+        yield Pair("output", np.asarray(actual)[:, 0].transpose(0, 3, 1, 2), expected)
 
     def usage(self, shape: LatentShape) -> str:
         _, h, w = shape

@@ -161,11 +161,11 @@ class WanFamily(DenoiserFamily):
 
     def informed_by(self, source: Source) -> "WanFamily":
         """With the sizes of patches, text and image tokens that official tensors have, which no config.json says."""
-        found = self._by_shapes(source, self.config.hidden_size // self.config.num_heads)
-        if found is None:
+        family = self._by_shapes(source, self.config.hidden_size // self.config.num_heads)
+        if family is None:
             return self
-        config = dataclasses.replace(self.config, patch_size=found.config.patch_size)
-        return dataclasses.replace(self, config=config, condition=found.condition)
+        config = dataclasses.replace(self.config, patch_size=family.config.patch_size)
+        return dataclasses.replace(self, config=config, condition=family.condition)
 
     @classmethod
     def _by_shapes(cls, source: Source, head_dim: int) -> "WanFamily | None":
@@ -238,13 +238,13 @@ class WanFamily(DenoiserFamily):
             # Theirs has a timestep for each token, whose frames come first.
             of_tokens = np.repeat(timestep, rows * columns, axis=1) if which else timestep[:, 0]
             with listening(theirs, names) as heard:
-                wanted = theirs(inputs[0], torch.from_numpy(of_tokens), *inputs[1:], return_dict=False)[0].numpy()
+                expected = theirs(inputs[0], torch.from_numpy(of_tokens), *inputs[1:], return_dict=False)[0].numpy()
             t = np.repeat(timestep, self.config.patch_size[0], axis=1) if which else timestep
             blocks, output = call(dict(params), x_t, jnp.asarray(t / NUM_TIMESTEPS), cond)
             for name, block in zip(names, blocks):
                 by_frame = np.asarray(block).reshape(len(block), -1, frames, block.shape[-1]).swapaxes(1, 2)
                 yield Pair(f"{name}{which}", by_frame.reshape(block.shape), heard[name])
-            yield Pair(f"output{which}", np.moveaxis(np.asarray(output), -1, 1), wanted)
+            yield Pair(f"output{which}", np.moveaxis(np.asarray(output), -1, 1), expected)
 
     def _inputs(self, rng: np.random.Generator, shape: LatentShape) -> tuple[Array, Text | ImageCond, list[Any]]:
         """Random x_t and what is given beside it; and both as diffusers takes them, with the timestep left out."""
@@ -326,8 +326,8 @@ def _as_diffusers_says(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     fixed = {"model_type": _OFFICIAL_TYPES, "text_len": (_TEXT_LENGTH,)}
     for name, known in fixed.items():
-        if (found := config.get(name, known[0])) not in known:
-            raise ValueError(f"config.json: {name}={found!r}: {' and '.join(str(k) for k in known)} are read")
+        if (value := config.get(name, known[0])) not in known:
+            raise ValueError(f"config.json: {name}={value!r}: {' and '.join(str(k) for k in known)} are read")
     heads, width = count_of(config, "num_heads", 16), count_of(config, "dim", 2048)
     if width % heads:
         raise ValueError(f"config.json: dim={width}: must be a multiple of num_heads={heads}")

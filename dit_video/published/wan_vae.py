@@ -108,12 +108,12 @@ class WanVAEFamily(VAEFamily):
         }
 
     def place(self, layer: str) -> Place:
-        found = _LEVEL.match(layer)
-        if found is None:
+        match = _LEVEL.match(layer)
+        if match is None:
             name = translate(layer, _WORDS)
         else:
-            coder, level, block = found[1], int(found[2]), found[3]
-            rest = layer[found.end() :]
+            coder, level, block = match[1], int(match[2]), match[3]
+            rest = layer[match.end() :]
             name = translate(self._in_level(coder, level, block, resampled=".resample" in rest) + rest, _WORDS)
         flat = "resample.1" in name or ".attentions." in name
         return Place((name,), rank=4 if flat else 5, scale="gamma", scale_rank=3 if ".attentions." in name else 4)

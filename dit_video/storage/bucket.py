@@ -28,10 +28,10 @@ def address(name: str | Path) -> str | None:
         ValueError: it is the address of another kind of store, lacks bucket or name, or has a name that is read in
             another way by some.
     """
-    found = _ADDRESS.match(str(name))
-    if found is None:
+    match = _ADDRESS.match(str(name))
+    if match is None:
         return None
-    scheme, rest = found[1].lower(), found[2].strip("/")
+    scheme, rest = match[1].lower(), match[2].strip("/")
     if scheme != _GCS:
         raise ValueError(
             f"{name}: a run is kept in a folder, or in a bucket of Google Cloud Storage (gs://bucket/run). Mount "
@@ -65,8 +65,8 @@ class Bucket:
 
     def read(self, name: str, *, unless: bytes | None = None) -> Read:
         """What an object holds, if it is not of the generation `unless` any more."""
-        found = self._store.read(name, if_not_equal=unless).result()
-        return Read(found.value if found.state == "value" else None, found.stamp.generation)
+        read = self._store.read(name, if_not_equal=unless).result()
+        return Read(read.value if read.state == "value" else None, read.stamp.generation)
 
     def write(self, name: str, content: bytes | None, *, only: bytes | None = None) -> bytes | None:
         """Its new generation; with `only`, None where it was not of that any more. Without content it is deleted."""
@@ -102,22 +102,22 @@ class BucketLock:
         return None if content is None else content.decode(errors="replace")
 
     def touch(self) -> None:
-        found = self._bucket.read(self._name)
-        if found.content is not None:
+        read = self._bucket.read(self._name)
+        if read.content is not None:
             # Where somebody was faster, the lock was touched, removed or taken over.
-            self._bucket.write(self._name, found.content, only=found.generation)
+            self._bucket.write(self._name, read.content, only=read.generation)
 
     def remove(self, text: str) -> bool:
         """Removes the lock if it is still this one; of several that try, one succeeds."""
-        found = self._bucket.read(self._name)
-        if found.content != text.encode():
+        read = self._bucket.read(self._name)
+        if read.content != text.encode():
             return False
-        return self._bucket.write(self._name, None, only=found.generation) is not None
+        return self._bucket.write(self._name, None, only=read.generation) is not None
 
     def sign(self) -> bytes | None:
         """Changes when the holder touches it; None where there is no lock."""
-        found = self._bucket.read(self._name)
-        return None if found.content is None else found.generation
+        read = self._bucket.read(self._name)
+        return None if read.content is None else read.generation
 
     def age(self) -> float:
         """Seconds since it was touched, as far as is known: clocks of other machines are not."""

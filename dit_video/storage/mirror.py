@@ -94,24 +94,24 @@ class InBucket:
 
     def pull(self, needed: str) -> None:
         """Gets the files of the run folder itself, not those of folders in it: nobody goes on from pictures."""
-        found, known = self._bucket.read(needed), self._known.get(needed)
-        if known is None or known.generation != found.generation.hex():
+        read, known = self._bucket.read(needed), self._known.get(needed)
+        if known is None or known.generation != read.generation.hex():
             # Another machine has begun or gone on since: what is here may be of a run that is no more.
             shutil.rmtree(self.folder, ignore_errors=True)
             self._known = {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = [] if found.content is None else self._bucket.top()
+        names = [] if read.content is None else self._bucket.top()
         for name in names:
             if name in _NO_RECORD:
                 continue
             file, known = self.folder / name, self._known.get(name)
             unless = bytes.fromhex(known.generation) if known is not None and file.is_file() else None
-            found = self._bucket.read(name, unless=unless)
-            if found.content is not None:
+            read = self._bucket.read(name, unless=unless)
+            if read.content is not None:
                 temporary = file.with_name(f"{name}.tmp")
-                temporary.write_bytes(found.content)
+                temporary.write_bytes(read.content)
                 temporary.replace(file)
-                self._known[name] = _Known(found.generation.hex(), *_size_and_time(file))
+                self._known[name] = _Known(read.generation.hex(), *_size_and_time(file))
         self._write_mark()
 
     def push(self) -> None:

@@ -147,11 +147,11 @@ class Judge:
         Args:
             replaced: the records of its batch that were, in words.
         """
-        found = self._replaced(step, batch, replaced) + self._not_finite(step, batch, values)
-        if not found or found[-1].kind is Kind.UNDECODABLE:
-            found += self._spike(step, batch, values)
+        faults = self._replaced(step, batch, replaced) + self._not_finite(step, batch, values)
+        if not faults or faults[-1].kind is Kind.UNDECODABLE:
+            faults += self._spike(step, batch, values)
         self._remember(values)
-        return found
+        return faults
 
     def _remember(self, values: Mapping[str, float]) -> None:
         self._in_a_row = self._in_a_row + 1 if _not_finite(values) else 0

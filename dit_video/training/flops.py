@@ -54,14 +54,14 @@ def _count_dependent(jaxpr: Any, dependent: set[Any]) -> int:
     total = 0
     for equation in jaxpr.eqns:
         # Literals, which depend on nothing, have no hash.
-        found = [isinstance(x, Var) and x in dependent for x in equation.invars]
-        if not any(found):
+        depends = [isinstance(x, Var) and x in dependent for x in equation.invars]
+        if not any(depends):
             continue
         dependent |= set(equation.outvars)
         inner = _inner_jaxprs(equation.params)
         if equation.primitive.name == "jit":
             (called,) = inner
-            total += _count_dependent(called, {x for x, counts in zip(called.invars, found) if counts})
+            total += _count_dependent(called, {x for x, counts in zip(called.invars, depends) if counts})
         else:
             total += _count_one(equation)
     return total

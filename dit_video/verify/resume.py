@@ -98,7 +98,7 @@ def verify_resume(
 def compare_runs(one: Path, other: Path) -> tuple[str | None, int, int]:
     """The first difference of two runs in words, None where there is none; numbers of lines and arrays compared."""
     lines = [[line for line in read_record(run) if "rates" not in line] for run in (one, other)]
-    found = next(
+    difference = next(
         (
             f"metrics: {_short(a)} undisturbed, {_short(b)} killed"
             for a, b in itertools.zip_longest(*lines)
@@ -108,7 +108,7 @@ def compare_runs(one: Path, other: Path) -> tuple[str | None, int, int]:
     )
     ends = [_end(run) for run in (one, other)]
     names = sorted(ends[0].keys() | ends[1].keys())
-    found = found or next(
+    difference = difference or next(
         (
             f"last checkpoint: {name} is {ends[0].get(name)} undisturbed, {ends[1].get(name)} killed"
             for name in names
@@ -116,7 +116,7 @@ def compare_runs(one: Path, other: Path) -> tuple[str | None, int, int]:
         ),
         None,
     )
-    return found, len(lines[0]), len(names) - 2
+    return difference, len(lines[0]), len(names) - 2
 
 
 def _end(run: Path) -> Mapping[str, Any]:

@@ -104,15 +104,15 @@ def compare_shardings(
         try:
             check_mesh(experiment, mesh)
             program = program_of(experiment, mesh)
-            found, traffic = _train(program, state, frozen, batch, mesh, num_steps)
+            split, traffic = _train(program, state, frozen, batch, mesh, num_steps)
         except (Uneven, ExperimentError) as error:
             yield Comparison(mesh=shape, refused=str(error))
             continue
         yield Comparison(
             mesh=shape,
-            loss=abs(found.loss / reference.loss - 1),
-            gradient=_largest_difference(reference.gradient, found.gradient),
-            training=float(np.abs(found.losses / reference.losses - 1).max()),
+            loss=abs(split.loss / reference.loss - 1),
+            gradient=_largest_difference(reference.gradient, split.gradient),
+            training=float(np.abs(split.losses / reference.losses - 1).max()),
             state=sum(_bytes(leaf.sharding.shard_shape(leaf.shape), leaf) for leaf in jax.tree.leaves(program.shapes)),
             whole=sum(_bytes(leaf.shape, leaf) for leaf in jax.tree.leaves(program.shapes)),
             traffic=traffic,
@@ -185,10 +185,10 @@ def _train(
     return trained, read_traffic(text, mesh.shape, [0] * mesh.size)
 
 
-def _largest_difference(reference: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tuple[str, float]:
+def _largest_difference(reference: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> tuple[str, float]:
     """The parameter whose gradient differs most, relative to its norm; of norms that are rounding alone, to all."""
     floor = 1e-6 * math.sqrt(sum(float(np.square(g).sum()) for g in reference.values()))
-    errors = {n: float(np.linalg.norm(found[n] - g) / max(np.linalg.norm(g), floor)) for n, g in reference.items()}
+    errors = {n: float(np.linalg.norm(actual[n] - g) / max(np.linalg.norm(g), floor)) for n, g in reference.items()}
     # A gradient that is no number is the worst of all, and max would step over it.
     return max(errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 

@@ -274,10 +274,10 @@ def decode_window(
         last = start + (num_frames - 1) * stride
         # Without a distinct time on every packet, frames can only be counted from the beginning.
         if len(set(times)) == len(packets) and last < len(times):
-            wanted = set(times[start : last + 1 : stride])
+            chosen_times = set(times[start : last + 1 : stride])
             before = [i for i, packet in enumerate(packets) if packet.is_keyframe and (packet.pts or 0) <= times[start]]
             decoded = _flushed(stream, packets[before[-1] :] if before else packets)
-            chosen = (frame for frame in decoded if frame.pts in wanted)
+            chosen = (frame for frame in decoded if frame.pts in chosen_times)
         else:
             indices = set(range(start, last + 1, stride))
             chosen = (frame for i, frame in enumerate(_flushed(stream, packets)) if i in indices)

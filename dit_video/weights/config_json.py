@@ -23,6 +23,6 @@ def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
         ValueError: names the first that has another.
     """
     for name, value in fixed.items():
-        found = config.get(name, value)
-        if (tuple(found) if isinstance(found, list) else found) != value:
-            raise ValueError(f"config.json: {name}={found!r}: every published network of this class has {value!r}")
+        actual = config.get(name, value)
+        if (tuple(actual) if isinstance(actual, list) else actual) != value:
+            raise ValueError(f"config.json: {name}={actual!r}: every published network of this class has {value!r}")

@@ -67,9 +67,9 @@ def convert(published: Path, out: Path, *, sha256: str) -> None:
 
 def check_digest(file: BufferedReader, path: Path, sha256: str) -> None:
     """Raises ValueError where an open file has not the digest that it was published with, in hexadecimal."""
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256.lower():
-        raise ValueError(f"{path} has SHA-256 {found}, expected {sha256}; download the published file")
+    actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256.lower():
+        raise ValueError(f"{path} has SHA-256 {actual}, expected {sha256}; download the published file")
 
 
 def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:

@@ -188,10 +188,10 @@ class Table:
 
     def expected(self, dialect: Dialect) -> dict[str, Shape]:
         """Every tensor of a dialect with its shape."""
-        found: dict[str, Shape] = {}
+        shapes: dict[str, Shape] = {}
         for row in self.rows:
-            found |= {name: row.part_shape(dialect) for names in row.places(dialect) for name in names}
-        return found | {name: value.shape for name, value in self.constants.get(dialect, {}).items()}
+            shapes |= {name: row.part_shape(dialect) for names in row.places(dialect) for name in names}
+        return shapes | {name: value.shape for name, value in self.constants.get(dialect, {}).items()}
 
     def in_float32(self, dialect: Dialect) -> frozenset[str]:
         """Tensors of a dialect that are float32 whatever the others are."""

@@ -138,12 +138,12 @@ def read_digests(said: str, source: Path) -> dict[Path, str]:
         raise ValueError(f"--sha256={said}: is neither 64 hexadecimal digits nor a file; {_LISTED}")
     digests: dict[Path, str] = {}
     for number, line in enumerate(Path(said).read_text(encoding="utf-8").splitlines(), 1):
-        found = re.fullmatch("([0-9a-fA-F]{64}) [ *](.+)", line)
-        if found is None:
+        match = re.fullmatch("([0-9a-fA-F]{64}) [ *](.+)", line)
+        if match is None:
             raise ValueError(f"{said}:{number}: {line[:80]!r}: is no line of sha256sum, a digest and a name")
-        file = (source if source.is_dir() else source.parent) / found[2]
-        if digests.setdefault(file, found[1].lower()) != found[1].lower():
-            raise ValueError(f"{said}:{number}: {found[2]} has another digest in a line before")
+        file = (source if source.is_dir() else source.parent) / match[2]
+        if digests.setdefault(file, match[1].lower()) != match[1].lower():
+            raise ValueError(f"{said}:{number}: {match[2]} has another digest in a line before")
     return digests
 
 
@@ -201,10 +201,10 @@ def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dic
         )
     source: dict[str, Stored] = {}
     for path in paths:
-        found = _open_file(path, digests.get(path), mapped)
-        if twice := source.keys() & found.keys():
+        opened = _open_file(path, digests.get(path), mapped)
+        if twice := source.keys() & opened.keys():
             raise ValueError(f"{path}: holds {min(twice)}, which another file of {path.parent} holds too")
-        source |= found
+        source |= opened
     return source
 
 
@@ -222,12 +222,12 @@ def _open_file(path: Path, sha256: str | None, mapped: _Mapped) -> dict[str, Sto
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
-    found = {}
+    stored = {}
     for name, part in slices.items():
         # A type that is not read is refused by who knows the names.
         dtype = np.dtype(_DTYPES.get(part.get_dtype(), np.void))
-        found[name] = Stored(tuple(part.get_shape()), dtype, functools.partial(mapped.read, path, name))
-    return found
+        stored[name] = Stored(tuple(part.get_shape()), dtype, functools.partial(mapped.read, path, name))
+    return stored
 
 
 def _averaged(source: dict[str, Stored]) -> dict[str, Stored]:

@@ -109,9 +109,9 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path, program, state, least_slic
 def test_weights_alone_are_raw_or_averaged_and_on_every_device(checkpoints, program, state):
     checkpoints.save(1, state, next_batch=1)
     checkpoints.wait()
-    for ema, wanted in ((False, state.params), (True, state.ema)):
+    for ema, expected in ((False, state.params), (True, state.ema)):
         params = checkpoints.restore_params(program.definition.shapes, MESHES["fsdp=4 tensor=2"], ema=ema)
-        assert_same_bits(params, wanted)
+        assert_same_bits(params, expected)
         assert all(value.sharding.is_fully_replicated for value in params.values())
     assert not np.array_equal(state.params["line.kernel"], state.ema["line.kernel"])
 
@@ -244,8 +244,8 @@ FILES = ("_CHECKPOINT_METADATA", "commit_success.txt", *(f"{item}/{file}" for it
 
 def test_these_are_all_files_of_a_step(template):
     step = template / FOLDER / "2"
-    found = {path for pattern in FILES for path in step.glob(pattern)}
-    assert found == {path for path in step.rglob("*") if path.is_file()}
+    actual = {path for pattern in FILES for path in step.glob(pattern)}
+    assert actual == {path for path in step.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("pattern", FILES)

@@ -199,14 +199,14 @@ def test_a_checkpoint_stays_while_anything_wants_it():
     steps = range(100, 1001, 100)
     scores = {step: abs(step - 450.0) for step in steps} | {900: float("nan")}
     best = Best(evaluator="fvd", scalar="fvd", num=2)
-    for keep, wanted in (
+    for keep, expected in (
         (Keep(latest=2), {900, 1000}),
         (Keep(latest=1, every=300), {300, 600, 900, 1000}),
         (Keep(latest=1, best=best), {400, 500, 1000}),
         (Keep(latest=1, best=Best(evaluator="fvd", scalar="fvd", higher=True)), {1000}),
         (Keep(latest=1, every=500, best=best), {400, 500, 1000}),
     ):
-        assert set(steps) - keep.unwanted(steps, scores) == wanted
+        assert set(steps) - keep.unwanted(steps, scores) == expected
     assert Keep(latest=3).unwanted([1, 2], {}) == set()
 
 

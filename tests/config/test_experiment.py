@@ -90,8 +90,8 @@ def test_a_file_gives_an_experiment_and_its_argument_reaches_it(file):
 )
 def test_words_of_the_command_line_set_fields(file, words, path, value):
     changed = load(file, words)
-    found = flatten(changed)[path]
-    assert (found, type(found)) == (value, type(value))
+    actual = flatten(changed)[path]
+    assert (actual, type(actual)) == (value, type(value))
     assert diff(load(file), changed).keys() == {path}
 
 

@@ -172,9 +172,9 @@ def test_a_change_of_one_of_its_values_is_named_as_of_any_other(here):
 def test_it_is_opened_with_its_file_and_not_without(folder, here, capsys):
     sample = ("sample", "--workdir=dit", "--label=3", "--out=three.gif")
     assert main(sample) == 1
-    found = capsys.readouterr().err
-    assert "class 'experiments_mine.Halved' is not of this package, and a record must not load code" in found
-    assert "--config=FILE.py[:arg]" in found
+    printed = capsys.readouterr().err
+    assert "class 'experiments_mine.Halved' is not of this package, and a record must not load code" in printed
+    assert "--config=FILE.py[:arg]" in printed
     said(folder, *sample, "--config=mine.py")
     assert Path("three.gif").stat().st_size
     assert main(["inspect", "dit", "--config=mine.py"]) == 0

@@ -54,8 +54,15 @@ def data(tmp_path) -> Data:
 
 def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path):
     records = list(data.source.open(Split.TRAIN))
-    wanted = {record.caption for record in records}
-    assert {text.split(" moving ")[0] for text in wanted} == {"a zero", "a one", "a two", "a three", "a four", "a five"}
+    expected = {record.caption for record in records}
+    assert {text.split(" moving ")[0] for text in expected} == {
+        "a zero",
+        "a one",
+        "a two",
+        "a three",
+        "a four",
+        "a five",
+    }
 
     def encoded(record: Record) -> Clip:
         moments = np.zeros((2, 2, 2, 8), np.float32)
@@ -69,7 +76,7 @@ def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path)
         batch = next(batches)
         batches.close()
         assert batch.caption is not None
-        assert {read(row) for row in batch.caption} == wanted
+        assert {read(row) for row in batch.caption} == expected
     (batch, _), *_ = data.judged(Split.HELD_OUT, 4, 4, seed=0)
     assert batch.caption is not None
     assert {read(row) for row in batch.caption} == {record.caption for record in data.source.open(Split.HELD_OUT)}

@@ -40,29 +40,29 @@ def write(folder, captions=CAPTIONS, dtype=TextDtype.BFLOAT16, **changes) -> Tex
     return TextCache(directory=str(folder), dtype=dtype)
 
 
-def assert_equal(found: Text, wanted: Text) -> None:
-    for a, b in zip(found, wanted):
+def assert_equal(actual: Text, expected: Text) -> None:
+    for a, b in zip(actual, expected):
         np.testing.assert_array_equal(a, b, strict=True)
 
 
 @pytest.mark.parametrize("dtype", TextDtype)
 def test_what_was_written_is_read_in_any_order(dtype, tmp_path):
-    wanted, held = padded(texts(CAPTIONS), dtype), write(tmp_path, dtype=dtype).open()
-    assert_equal(held(CAPTIONS), wanted)
+    expected, held = padded(texts(CAPTIONS), dtype), write(tmp_path, dtype=dtype).open()
+    assert_equal(held(CAPTIONS), expected)
     order = [3, 0, 0, 4, 1]
-    assert_equal(held([CAPTIONS[i] for i in order]), Text(*(field[order] for field in wanted)))
+    assert_equal(held([CAPTIONS[i] for i in order]), Text(*(field[order] for field in expected)))
     assert len(held) == len(CAPTIONS)
     assert all(caption in held for caption in CAPTIONS)
     assert "A fox" not in held
 
 
 def test_many_threads_read_at_once(tmp_path):
-    wanted, held = padded(texts(CAPTIONS), TextDtype.BFLOAT16), write(tmp_path).open()
+    expected, held = padded(texts(CAPTIONS), TextDtype.BFLOAT16), write(tmp_path).open()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         rows = pool.map(lambda i: held([CAPTIONS[i % len(CAPTIONS)]]), range(200))
     for i, row in enumerate(rows):
         place = i % len(CAPTIONS)
-        assert_equal(row, Text(*(field[place : place + 1] for field in wanted)))
+        assert_equal(row, Text(*(field[place : place + 1] for field in expected)))
 
 
 def test_captions_are_added_in_shards_without_touching_those_that_are_there(tmp_path, monkeypatch):

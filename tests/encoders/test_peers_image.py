@@ -60,12 +60,12 @@ def test_clip_of_transformers_computes_the_same_here(kind, tmp_path):
         np.testing.assert_array_equal(value, weights.pop(name), strict=True)
     assert weights.keys() == table.unused[Dialect.TRANSFORMERS]
     pixels = np.random.default_rng(0).standard_normal((3, config.image_size, config.image_size, 3), np.float32)
-    found = jax.jit(lambda params, pixels: definition.bind(params).penultimate(pixels))(params, pixels)
+    actual = jax.jit(lambda params, pixels: definition.bind(params).penultimate(pixels))(params, pixels)
     with torch.no_grad():
-        wanted = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), output_hidden_states=True)
-    wanted = wanted.hidden_states[-2].numpy()
-    assert found.shape == wanted.shape == (3, config.num_tokens, config.hidden_size)
-    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+        expected = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), output_hidden_states=True)
+    expected = expected.hidden_states[-2].numpy()
+    assert actual.shape == expected.shape == (3, config.num_tokens, config.hidden_size)
+    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 JSON = {
@@ -136,9 +136,9 @@ def test_pictures_are_prepared_as_the_file_beside_an_encoder_says(where, size, t
         folder = tmp_path / "pipeline" / "image_encoder"
         (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     clip_image_names.check_processor(folder, small(side))
-    wanted = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / where)(images=picture[0])["pixel_values"]
-    found = np.asarray(prepared(picture, side))
-    steps = np.abs(found - np.asarray(wanted).transpose(0, 2, 3, 1)) * 255 * np.array(processor.image_std)
+    expected = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / where)(images=picture[0])["pixel_values"]
+    actual = np.asarray(prepared(picture, side))
+    steps = np.abs(actual - np.asarray(expected).transpose(0, 2, 3, 1)) * 255 * np.array(processor.image_std)
     assert steps.max() < 1.01
     assert (steps > 0.01).mean() < 1e-2
     with pytest.raises(ValueError, match=r"preprocessor_config.json: size=\{'shortest_edge': 12\}: .* 6 x 6 pixels"):
@@ -184,7 +184,7 @@ def test_the_encoder_of_the_published_pipeline_has_its_number_of_parameters():
     with torch.device("meta"):
         theirs = transformers.CLIPVisionModel(config)
     left_out = [*theirs.encoder.layers[-1].parameters(), *theirs.post_layernorm.parameters()]
-    wanted = sum(x.numel() for x in theirs.parameters()) - sum(x.numel() for x in left_out)
+    expected = sum(x.numel() for x in theirs.parameters()) - sum(x.numel() for x in left_out)
     assert clip_image_names.of_transformers(config.to_dict() | {"architectures": ["CLIPVisionModel"]}) == CLIP_VIT_H
-    assert defined(CLIP_VIT_H).num_params == wanted
+    assert defined(CLIP_VIT_H).num_params == expected
     assert CLIP_VIT_H.num_tokens == 257

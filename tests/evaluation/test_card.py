@@ -127,8 +127,8 @@ def test_small_samples_are_called_smoke_and_their_bias_is_named(settled, said):
 
 
 def test_so_few_clips_that_nothing_can_be_said_of_the_bias_are_smoke_too():
-    found = Distance(terms=FrechetTerms(20.0, 10.0), kernel=0.25, interval=None, limit=None)
-    assert "mostly bias" in small_sample_note("FVD", 8, found)
+    distance = Distance(terms=FrechetTerms(20.0, 10.0), kernel=0.25, interval=None, limit=None)
+    assert "mostly bias" in small_sample_note("FVD", 8, distance)
 
 
 def test_what_could_not_be_extrapolated_is_a_bound_in_the_table():

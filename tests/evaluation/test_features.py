@@ -31,9 +31,9 @@ def test_extractors_have_the_members_of_the_protocol():
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_clip_has_one_row_however_clips_are_batched_and_spread(clips, num_devices, axes, batch_size):
     """Rows that only fill up a batch are never counted."""
-    found = pooled(clips, num_devices, batch_size, **axes)
-    assert found.shape == (7, 10)
-    np.testing.assert_array_equal(found, pooled(clips, 1, 7))
+    features = pooled(clips, num_devices, batch_size, **axes)
+    assert features.shape == (7, 10)
+    np.testing.assert_array_equal(features, pooled(clips, 1, 7))
 
 
 def test_frames_beyond_those_judged_do_not_count(clips):

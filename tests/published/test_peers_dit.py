@@ -73,19 +73,19 @@ def outputs(
     label = timesteps % (network.num_classes + 1)
     with torch.no_grad():
         inputs = (torch.from_numpy(x) for x in (x_t, timesteps, label))
-        wanted = theirs(*inputs, return_dict=False)[0].numpy()
+        expected = theirs(*inputs, return_dict=False)[0].numpy()
     definition = network.define()
     t = jnp.asarray([[network.config.time_of(n)] for n in timesteps.tolist()], jnp.float32)
     output = jax.jit(lambda params, *args: definition.bind(params).output(*args))(
         dict(params), jnp.asarray(x_t.transpose(0, 2, 3, 1)[:, None]), t, jnp.asarray(label, jnp.int32)
     )
     parts = [part for part in output if part is not None]
-    return np.concatenate(parts, axis=-1)[:, 0].transpose(0, 3, 1, 2), wanted
+    return np.concatenate(parts, axis=-1)[:, 0].transpose(0, 3, 1, 2), expected
 
 
-def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """Of the worst clip: largest difference over largest value."""
-    return float((np.abs(found - wanted).max((1, 2, 3)) / np.abs(wanted).max((1, 2, 3))).max())
+    return float((np.abs(actual - expected).max((1, 2, 3)) / np.abs(expected).max((1, 2, 3))).max())
 
 
 def read_all(network: ClassDiT, path, **options) -> dict[str, np.ndarray]:
@@ -166,9 +166,9 @@ def test_half_precision_is_read_without_loss(dtype, tmp_path):
     theirs.save_pretrained(tmp_path)
     with open_published(tmp_path) as published:
         network = ClassDiT.of_diffusers(published.config)
-    found = read_all(network, tmp_path)
-    assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
-    np.testing.assert_array_equal(found["final_layer.bias"], theirs.proj_out_2.bias.detach().float().numpy())
+    params = read_all(network, tmp_path)
+    assert {x.dtype for x in params.values()} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(params["final_layer.bias"], theirs.proj_out_2.bias.detach().float().numpy())
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,10 @@ def of_theirs(network: Any, family: Any) -> tuple[Any, dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     weights = {n: 0.2 * rng.standard_normal(tuple(x.shape), np.float32) for n, x in network.state_dict().items()}
     network.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()})
-    found = family.of_diffusers({"_class_name": type(network).__name__, **network.config})
+    recognised = family.of_diffusers({"_class_name": type(network).__name__, **network.config})
     source = {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
-    names.check(found.table(), Dialect.DIFFUSERS, source)
-    return found, dict(names.read(found.table(), Dialect.DIFFUSERS, source))
+    names.check(recognised.table(), Dialect.DIFFUSERS, source)
+    return recognised, dict(names.read(recognised.table(), Dialect.DIFFUSERS, source))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def both(
         pipeline = WanImageToVideoPipeline(**parts, expand_timesteps=held)
         sampled["image"] = Image.fromarray(told.video[0, 0])
     pipeline.set_progress_bar_config(disable=True)
-    wanted = np.moveaxis(pipeline(**sampled).frames.numpy(), 1, -1)
+    expected = np.moveaxis(pipeline(**sampled).frames.numpy(), 1, -1)
 
     definition = family.define()
     frozen = Frozen(codec, jax.tree.map(jnp.asarray, NOTHING), encoder)
@@ -167,7 +167,7 @@ def both(
         return task.generate(definition.bind(params), frozen, batch, keys, SHAPE)
 
     call = jax.jit(generate)
-    return wanted, lambda told: np.asarray(call(params, frozen, told)).view(np.float32)
+    return expected, lambda told: np.asarray(call(params, frozen, told)).view(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ def both(
     ids=["T2V", "I2V", "TI2V", "I2V with tokens"],
 )
 def test_as_in_the_pipeline_of_wan(config, held, autoencoder, told, tmp_path):
-    wanted, ours = both(config, autoencoder, told, tmp_path, held=held)
-    found = ours(told)
-    assert found.shape == wanted.shape == (1, 3, 4, 6, 4)
-    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+    expected, ours = both(config, autoencoder, told, tmp_path, held=held)
+    actual = ours(told)
+    assert actual.shape == expected.shape == (1, 3, 4, 6, 4)
+    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
     if config is not TEXT:
         other = ours(told._replace(video=255 - told.video))
-        assert np.abs(other - wanted).max() > 1e-2 * np.abs(wanted).max()
+        assert np.abs(other - expected).max() > 1e-2 * np.abs(expected).max()

@@ -52,20 +52,20 @@ def saved(name: str, **options) -> dict:
 def test_a_scheduler_is_the_sampler_that_equals_it(name, options, objective, sampler):
     """The pairs are those that tests/diffusion/test_peers.py holds equal."""
     clip = {"clip_sample": False} if name in ("DDIMScheduler", "DDPMScheduler") else {}
-    found = sampled_as(saved(name, **options, **clip), objective)
-    assert found.sampler == sampler
-    assert found.not_followed == ()
+    sampled = sampled_as(saved(name, **options, **clip), objective)
+    assert sampled.sampler == sampler
+    assert sampled.not_followed == ()
     if objective is FLOW:
-        assert found.objective.shift == ConstantShift(shift=options.get("shift", options.get("flow_shift", 1.0)))
+        assert sampled.objective.shift == ConstantShift(shift=options.get("shift", options.get("flow_shift", 1.0)))
     else:
-        assert found.objective == DDPM
+        assert sampled.objective == DDPM
 
 
 def test_what_a_network_predicts_comes_from_the_scheduler_too():
     said = saved("DDIMScheduler", prediction_type="v_prediction", beta_end=0.01, clip_sample=False)
-    found = sampled_as(said, DDPM).objective
-    assert found.prediction == V()
-    assert found.path == DiscreteBetas(beta_last=0.01)
+    objective = sampled_as(said, DDPM).objective
+    assert objective.prediction == V()
+    assert objective.path == DiscreteBetas(beta_last=0.01)
 
 
 def test_without_a_scheduler_a_network_is_sampled_as_its_kind_is():

@@ -122,17 +122,17 @@ def generated(painter, num_clips, *, told):
 
 def test_generated_clips_are_balanced_and_none_is_counted_twice(painter):
     assert 40 % read_digits.BATCH_SIZE != 0  # the last batch is filled up with rows that do not count
-    painted, _, wanted = generated(painter, 40, told=True)
-    assert painted.tolist() == wanted.tolist()
-    assert np.bincount(wanted).tolist() == [4] * 10
+    painted, _, expected = generated(painter, 40, told=True)
+    assert painted.tolist() == expected.tolist()
+    assert np.bincount(expected).tolist() == [4] * 10
 
 
 def test_withholding_labels_changes_what_the_network_is_told_and_nothing_else(painter):
-    _, noise, wanted = generated(painter, 20, told=True)
+    _, noise, expected = generated(painter, 20, told=True)
     painted, same_noise, same_wanted = generated(painter, 20, told=False)
     assert set(painted.tolist()) == {255}
     assert noise.tolist() == same_noise.tolist()
-    assert wanted.tolist() == same_wanted.tolist()
+    assert expected.tolist() == same_wanted.tolist()
     assert len(set(noise.tolist())) > 10
 
 

@@ -154,7 +154,7 @@ def test_so_many_roll_backs_to_one_step_and_no_more(program, tmp_path):
 # --- spikes ---
 
 
-def found(losses, spike: Spike) -> list[int]:
+def spikes_in(losses, spike: Spike) -> list[int]:
     judge = Judge(Faults(spike=spike), batch_size=8, past=[], events=[])
     values = [{"loss": float(loss), "grad_norm": 1.0} for loss in losses]
     return [number for number, value in enumerate(values) if judge.find(number, number, value, [])]
@@ -163,13 +163,13 @@ def found(losses, spike: Spike) -> list[int]:
 def test_a_spike_is_found_and_there_is_none_in_noise():
     noise = 1 + 0.1 * np.random.default_rng(0).normal(size=2000)
     spike = Spike(window=50, num_deviations=8.0)
-    assert found(noise, spike) == []
+    assert spikes_in(noise, spike) == []
     planted = noise.copy()
     planted[[700, 701, 1200]] = 4.0
-    assert found(planted, spike) == [700, 701, 1200]
+    assert spikes_in(planted, spike) == [700, 701, 1200]
     # A slow descent is none either, nor is what stands still.
-    assert found(np.linspace(10, 1, 500), spike) == []
-    assert found([1.0] * 100 + [2.0], spike) == []
+    assert spikes_in(np.linspace(10, 1, 500), spike) == []
+    assert spikes_in([1.0] * 100 + [2.0], spike) == []
 
 
 @pytest.mark.parametrize("action", [Note(), RollBack()])

@@ -188,7 +188,7 @@ class TorchDiT(TorchModule):
                 t = np.repeat(t, self.config.patch_size[0], axis=1)
             with listening(theirs, [f"blocks.{layer}" for layer in range(depth)]) as heard:
                 x = torch.from_numpy(np.ascontiguousarray(x_t.transpose(0, 4, 1, 2, 3)))
-                wanted = theirs(x, torch.from_numpy(t), **their_cond).numpy()
+                expected = theirs(x, torch.from_numpy(t), **their_cond).numpy()
             blocks, output = compute(dict(params), jnp.asarray(x_t), jnp.asarray(t), cond)
             where = f"with {num_levels} noise level{'s' if num_levels > 1 else ''}"
             for layer in range(depth):
@@ -196,8 +196,8 @@ class TorchDiT(TorchModule):
                 B, N, D = blocks.shape[1:]
                 ours = np.asarray(blocks[layer]).reshape(B, -1, num_patch_frames, D).swapaxes(1, 2).reshape(B, N, D)
                 yield Pair(f"block {layer}, {where}", ours, heard[f"blocks.{layer}"])
-            found = np.concatenate([part for part in output if part is not None], axis=-1)
-            yield Pair(f"output, {where}", found.transpose(0, 4, 1, 2, 3), wanted)
+            actual = np.concatenate([part for part in output if part is not None], axis=-1)
+            yield Pair(f"output, {where}", actual.transpose(0, 4, 1, 2, 3), expected)
 
     def _cond(self, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
         """Something of each kind that the condition has, "nothing" and padding among it: for ours, and for theirs."""

@@ -65,10 +65,10 @@ class TorchVAE(TorchModule):
         def compute(params: Mapping[str, Array], pixels: Array, latents: Array) -> dict[str, Array]:
             codec = definition.bind(params)
             vae, z = codec.vae, codec.unwhiten(latents)
-            found = _layers(vae.encoder, "encoder", fold(pixels, self.config.strides[0], first=True))
-            found |= _layers(vae.decoder, "decoder", z)
+            layers = _layers(vae.encoder, "encoder", fold(pixels, self.config.strides[0], first=True))
+            layers |= _layers(vae.decoder, "decoder", z)
             moments = vae.encode(pixels)
-            return found | {"moments": moments, "latents": codec.whiten(moments), "pixels": vae.decode(z)}
+            return layers | {"moments": moments, "latents": codec.whiten(moments), "pixels": vae.decode(z)}
 
         ours = compute(dict(params), pixels, latents)
         outputs = ("moments", "latents", "pixels")
@@ -82,11 +82,11 @@ class TorchVAE(TorchModule):
 
 def _layers(layers: Any, name: str, x: Array) -> dict[str, Array]:
     """What comes out of each of the layers of a whole clip."""
-    found = {}
+    outputs = {}
     for index, layer in enumerate(layers):
         x, _ = layer(x)
-        found[f"{name}.{index}"] = x
-    return found
+        outputs[f"{name}.{index}"] = x
+    return outputs
 
 
 def _row(ours: str, shape: tuple[int, ...]) -> Row:

@@ -147,9 +147,9 @@ class DiT(nn.Module):
         """
         config, dtype = self.config, self.x_embedder.weight.dtype
         cond = {"label": label, "caption": caption, "text": text}
-        found = [name for name, value in cond.items() if value is not None]
-        if found != self.takes:
-            raise ValueError(f"called with {found}: beside x_t and t this network takes {self.takes}")
+        names = [name for name, value in cond.items() if value is not None]
+        if names != self.takes:
+            raise ValueError(f"called with {names}: beside x_t and t this network takes {self.takes}")
         if any(n % p for n, p in zip(x_t.shape[2:], config.patch_size)):
             raise ValueError(f"latents of (t, h, w) = {tuple(x_t.shape[2:])}: patches are of {config.patch_size}")
         levels = t[:, None] if t.ndim == 1 else t[:, :: config.patch_size[0]]
