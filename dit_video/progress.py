@@ -66,7 +66,7 @@ def counted(
     Where there is no terminal to draw a bar on, as in a batch job, a line every `LINE_EVERY` seconds says the same.
     """
     console = console or _stderr()
-    began = said = time.monotonic()
+    began = last_print = time.monotonic()
     done = 0
     with bar(unit, console) as progress:
         task = progress.add_task(title, total=total)
@@ -75,7 +75,7 @@ def counted(
             progress.advance(task, size(item))
             done += size(item)
             now = time.monotonic()
-            if not console.is_terminal and now - said > LINE_EVERY and done < total:
-                said, rate = now, done / (now - began)
+            if not console.is_terminal and now - last_print > LINE_EVERY and done < total:
+                last_print, rate = now, done / (now - began)
                 left = datetime.timedelta(seconds=round((total - done) / rate))
                 console.print(f"{title}: {done}/{total}, {rate:.1f} {unit}/s, ETA {left}", highlight=False)

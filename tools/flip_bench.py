@@ -123,5 +123,5 @@ def _ending(checkpoints: Checkpoints, state: TrainState, file: Path, harm: Calla
         a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
         for a, b in zip(jax.tree.leaves(saved.state), jax.tree.leaves(state))
     )
-    told = (saved.step, saved.next_batch, saved.experiment) == (STEP, 20, {"seed": 3})
-    return HARMLESS if same and told else SILENT
+    same_metadata = (saved.step, saved.next_batch, saved.experiment) == (STEP, 20, {"seed": 3})
+    return HARMLESS if same and same_metadata else SILENT

@@ -108,12 +108,12 @@ def measure_quota() -> dict[str, Any]:
                 during = checkpoints.steps
             filler.unlink()
             code = process.wait()
-            said = [line for line in log.read_text().splitlines() if re.search(_SAID, line)]
+            lines = [line for line in log.read_text().splitlines() if re.search(_SAID, line)]
             difference, num_lines, num_arrays = compare_runs(undisturbed, disturbed)
     return {
         "code": code,
         "kept": during,
-        "said": [line.replace(name, "") for line in said],
+        "said": [line.replace(name, "") for line in lines],
         "lines": num_lines,
         "arrays": num_arrays,
         "difference": difference,

@@ -203,8 +203,8 @@ def read_run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     labels = np.arange(arguments.num_clips, dtype=np.int32) % NUM_DIGITS
     shape = (data.clips.num_frames, *data.clips.size)
     total = -(-len(labels) // BATCH_SIZE)
-    for name, (subject, told) in generators.items():
-        clips = generations(subject, labels, shape, seed=arguments.seed, told=told)
+    for name, (subject, with_labels) in generators.items():
+        clips = generations(subject, labels, shape, seed=arguments.seed, with_labels=with_labels)
         scores[name] = reader.score(_counted(clips, name, total, console))
     return {
         "scores": {name: score.as_json() for name, score in scores.items()},
@@ -282,14 +282,14 @@ def reconstructions(subject: Subject, data: Data, console: Console) -> Iterator[
 
 
 def generations(
-    subject: Subject, labels: Int[np.ndarray, "N"], shape: ClipShape, *, seed: int, told: bool
+    subject: Subject, labels: Int[np.ndarray, "N"], shape: ClipShape, *, seed: int, with_labels: bool
 ) -> Iterator[LabelledVideo]:
     """A clip for each of `labels`; clip i comes from noise i, whether the network is told its label or not."""
     for first in range(0, len(labels), BATCH_SIZE):
         valid = min(BATCH_SIZE, len(labels) - first)
         # One shape is compiled: a short last batch is filled up, and its surplus clips are never read.
         expected = np.resize(labels[first : first + valid], BATCH_SIZE)
-        shown = expected if told else np.full_like(expected, NO_LABEL)
+        shown = expected if with_labels else np.full_like(expected, NO_LABEL)
         yield (
             subject.generate(Batch(label=shown), clip_keys(seed, range(first, first + BATCH_SIZE)), shape),
             expected,

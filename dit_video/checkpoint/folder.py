@@ -125,8 +125,8 @@ class LocalSteps:
         asides = []
         for folder in sorted(path for path in self._aside.glob("*") if path.is_dir()):
             note = folder.with_name(f"{folder.name}.json")
-            said = read_object(note) if note.is_file() else {}
-            asides.append(Aside(str(folder), _num_bytes(folder), said.get("why"), said.get("found")))
+            note_content = read_object(note) if note.is_file() else {}
+            asides.append(Aside(str(folder), _num_bytes(folder), note_content.get("why"), note_content.get("found")))
         return asides
 
     def size(self, step: int) -> int:
@@ -198,9 +198,9 @@ class BucketSteps:
                 sizes[name] += about["size"]
             else:
                 notes[name] = json.loads(self._files.cat_file(path))
-        said = {name: notes.get(f"{name}.json", {}) for name in sizes}
+        note_of = {name: notes.get(f"{name}.json", {}) for name in sizes}
         return [
-            Aside(f"{self._aside}/{name}", size, said[name].get("why"), said[name].get("found"))
+            Aside(f"{self._aside}/{name}", size, note_of[name].get("why"), note_of[name].get("found"))
             for name, size in sorted(sizes.items())
         ]
 

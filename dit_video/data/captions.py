@@ -22,8 +22,8 @@ def encode_captions(captions: Sequence[str], num_bytes: int) -> UInt8[np.ndarray
     for row, caption in zip(rows, captions):
         # What was read from a damaged table may hold halves of characters, or the byte that fills up.
         whole = caption.replace("\0", "").encode(errors="replace")
-        kept = whole[: room_for(num_bytes)].decode(errors="ignore").encode()
-        row[1 : 1 + len(kept)] = np.frombuffer(kept, np.uint8)
+        whole_characters = whole[: room_for(num_bytes)].decode(errors="ignore").encode()
+        row[1 : 1 + len(whole_characters)] = np.frombuffer(whole_characters, np.uint8)
     return rows
 
 

@@ -72,8 +72,8 @@ class TextManifest:
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides an embedding: captions that are added to the cache do not change it."""
-        said = {name: getattr(self, name) for name in ("provenance", *_SIZES)} | {"dtype": self.dtype.value}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        content = {name: getattr(self, name) for name in ("provenance", *_SIZES)} | {"dtype": self.dtype.value}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +224,9 @@ def add_texts(
         for captions, text in texts:
             sizes = dict(zip(_SIZES, (*text.tokens.shape[1:], text.pooled.shape[1])))
             manifest = manifest or TextManifest(**sizes, provenance=dict(provenance), dtype=dtype, shards={})
-            held = {name: getattr(manifest, name) for name in _SIZES}
-            if sizes != held:
-                raise ValueError(f"{directory}: its embeddings have {held}, these have {sizes}; use another folder")
+            existing = {name: getattr(manifest, name) for name in _SIZES}
+            if sizes != existing:
+                raise ValueError(f"{directory}: its embeddings have {existing}, these have {sizes}; use another folder")
             for caption, record in zip(captions, _packed(captions, text, dtype)):
                 shard.write(caption, record)
             if shard.size >= _SHARD_SIZE:

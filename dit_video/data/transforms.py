@@ -79,9 +79,9 @@ class ClipTransform:
         Raises:
             ValueError: the video does not decode that far; names the record.
         """
-        kept = {"key": record.key, "start": start, "label": record.label, "caption": record.caption}
+        fields = {"key": record.key, "start": start, "label": record.label, "caption": record.caption}
         if record.video is None:
-            return Clip(moments=record.moments, fps=record.fps, **kept)
+            return Clip(moments=record.moments, fps=record.fps, **fields)
         try:
             video = self._cut(record.video, start)
         except VideoError as error:
@@ -93,7 +93,7 @@ class ClipTransform:
         video = video[:, crop[0] : crop[0] + self.size[0], crop[1] : crop[1] + self.size[1]]
         if self.flip_rate and rng.random() < self.flip_rate:
             video = video[:, :, ::-1]
-        return Clip(video=np.ascontiguousarray(video), fps=record.fps / self.stride, **kept)
+        return Clip(video=np.ascontiguousarray(video), fps=record.fps / self.stride, **fields)
 
     def _cut(self, video: bytes | UInt8[np.ndarray, "T H W 3"], start: int) -> UInt8[np.ndarray, "t h w 3"]:
         if isinstance(video, bytes):

@@ -80,12 +80,12 @@ def choose_seat(
     flags = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     if any(value is not None for value in flags.values()):
         return _explicit(flags)
-    said = {name: environment.get(name) for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)}
-    if any(said.values()):
-        if not said[PROCESS_ID] and INDEX_OF_JOB in environment:
-            del said[PROCESS_ID]
-            said[INDEX_OF_JOB] = environment[INDEX_OF_JOB]
-        return _explicit(said)
+    variables = {name: environment.get(name) for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)}
+    if any(variables.values()):
+        if not variables[PROCESS_ID] and INDEX_OF_JOB in environment:
+            del variables[PROCESS_ID]
+            variables[INDEX_OF_JOB] = environment[INDEX_OF_JOB]
+        return _explicit(variables)
     return _by_cluster(environment)
 
 
@@ -218,32 +218,32 @@ def entered_by_first(context: contextlib.AbstractContextManager[None]) -> Iterat
         yield
 
 
-def _explicit(said: Mapping[str, Any]) -> Seat | None:
+def _explicit(variables: Mapping[str, Any]) -> Seat | None:
     """The seat that all three values together name."""
-    where, count, index = said
-    if said[where] == AUTO:
+    where, count, index = variables
+    if variables[where] == AUTO:
         return Seat()
-    missing = [name for name, value in said.items() if value is None or value == ""]
-    present = ", ".join(f"{name}={value}" for name, value in said.items() if name not in missing)
+    missing = [name for name, value in variables.items() if value is None or value == ""]
+    present = ", ".join(f"{name}={value}" for name, value in variables.items() if name not in missing)
     if missing:
         raise JoinError(
             f"{present}: {' and '.join(missing)} must be given too, so that each of several processes knows the others"
         )
-    num_processes, process_id = (_count(said, name) for name in (count, index))
+    num_processes, process_id = (_count(variables, name) for name in (count, index))
     if num_processes < 1:
         raise JoinError(f"{count}={num_processes}: must be at least 1")
     if process_id >= num_processes:
         raise JoinError(f"{index}={process_id}: must be less than {count}={num_processes}; processes count from 0")
-    host, _, port = str(said[where]).rpartition(":")
+    host, _, port = str(variables[where]).rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise JoinError(f"{where}={said[where]}: must be HOST:PORT of process 0, such as 10.0.0.2:8476, or {AUTO}")
+        raise JoinError(f"{where}={variables[where]}: must be HOST:PORT of process 0, such as 10.0.0.2:8476, or {AUTO}")
     if num_processes == 1:
         return None
-    return Seat(coordinator=str(said[where]), num_processes=num_processes, process_id=process_id)
+    return Seat(coordinator=str(variables[where]), num_processes=num_processes, process_id=process_id)
 
 
-def _count(said: Mapping[str, Any], name: str) -> int:
-    text = str(said[name])
+def _count(variables: Mapping[str, Any], name: str) -> int:
+    text = str(variables[name])
     if not text.isdigit():
         raise JoinError(f"{name}={text}: must be a whole number from 0 on")
     return int(text)

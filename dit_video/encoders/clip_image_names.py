@@ -70,19 +70,19 @@ def check_processor(folder: Path, encoder: CLIPVisionConfig) -> None:
     path = next((path for path in places if path.is_file()), None)
     if path is None:
         return
-    said, side = read_object(path), encoder.image_size
+    config, side = read_object(path), encoder.image_size
     # A field that is not there has the value that `prepared` goes by, but for sizes: those are CLIP's own.
     done: dict[str, Any] = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
     done |= {"do_pad": False, "resample": 3, "rescale_factor": 1 / 255, "image_mean": MEAN, "image_std": STD}
     for name, value in done.items():
-        if said.get(name) is not None and not _same(said[name], value):
-            raise ValueError(f"{path}: {name}={said[name]!r}: pictures are prepared here with {value}")
+        if config.get(name) is not None and not _same(config[name], value):
+            raise ValueError(f"{path}: {name}={config[name]!r}: pictures are prepared here with {value}")
     sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     for name, value in sizes.items():
-        size = said.get(name, CLIPVisionConfig.image_size)
+        size = config.get(name, CLIPVisionConfig.image_size)
         if size not in (value, side):
             raise ValueError(f"{path}: {name}={size!r}: the encoder is shown {side} x {side} pixels: {value}")
-    kind = said.get("image_processor_type", said.get("feature_extractor_type", _PROCESSORS[0]))
+    kind = config.get("image_processor_type", config.get("feature_extractor_type", _PROCESSORS[0]))
     if kind not in _PROCESSORS:
         raise ValueError(f"{path}: image_processor_type={kind!r}: pictures are prepared here as by {_PROCESSORS[0]}")
 

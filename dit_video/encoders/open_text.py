@@ -79,10 +79,10 @@ class TextEncoders:
 
 def settings(text: PretrainedText) -> dict[str, Any]:
     """What `text` says of how captions are embedded, without where the encoders lie; JSON."""
-    said = to_json(text)
+    described = to_json(text)
     for name in text.encoders:
-        said[name] = {field: value for field, value in said[name].items() if field not in _WHERE}
-    return said
+        described[name] = {field: value for field, value in described[name].items() if field not in _WHERE}
+    return described
 
 
 def _opened(name: str, encoder: FrozenCLIP | FrozenT5, text: PretrainedText, mesh: Mesh) -> nnx.Module:

@@ -114,9 +114,9 @@ def cached(key: Mapping[str, Any], extract: Callable[[], Float[np.ndarray, "N D"
     """
     text = json.dumps({"program": version("dit-video"), "features_version": VERSION, **key}, sort_keys=True)
     file = cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
-    kept = _agreed(_read(file, text))
-    if kept is not None:
-        return kept
+    stored = _agreed(_read(file, text))
+    if stored is not None:
+        return stored
     features = np.ascontiguousarray(extract())
     if jax.process_index() == 0:
         try:
@@ -143,14 +143,14 @@ def _read(file: Path, key: str) -> Float[np.ndarray, "N D"] | None:
     return features if metadata == {"key": key, "sha256": _sha256(features)} else None
 
 
-def _agreed(kept: Float[np.ndarray, "N D"] | None) -> Float[np.ndarray, "N D"] | None:
+def _agreed(stored: Float[np.ndarray, "N D"] | None) -> Float[np.ndarray, "N D"] | None:
     """What the first process has, on all: extraction is collective, so either all of them extract or none."""
     if jax.process_count() == 1:
-        return kept
-    shape = multihost_utils.broadcast_one_to_all(np.array((0, 0) if kept is None else kept.shape))
+        return stored
+    shape = multihost_utils.broadcast_one_to_all(np.array((0, 0) if stored is None else stored.shape))
     if not shape.any():
         return None
-    mine = kept if jax.process_index() == 0 and kept is not None else np.zeros(shape, np.float32)
+    mine = stored if jax.process_index() == 0 and stored is not None else np.zeros(shape, np.float32)
     return np.asarray(multihost_utils.broadcast_one_to_all(mine))
 
 

@@ -174,8 +174,7 @@ the run `{origin.run}`, whose experiment has the fingerprint {origin.fingerprint
 {imported}"""
 
 
-def _imported(said: Mapping[str, Any]) -> str:
-    files = "".join(f"\n- `{name}`, SHA-256 {digest}" for name, digest in said["sha256"].items())
-    return (
-        f"The run is the import of `{said['source']}`, {said['dtype']} tensors with {said['dialect']} names:\n{files}"
-    )
+def _imported(imported: Mapping[str, Any]) -> str:
+    files = "".join(f"\n- `{name}`, SHA-256 {digest}" for name, digest in imported["sha256"].items())
+    source, dtype, dialect = (imported[name] for name in ("source", "dtype", "dialect"))
+    return f"The run is the import of `{source}`, {dtype} tensors with {dialect} names:\n{files}"

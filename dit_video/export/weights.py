@@ -226,8 +226,8 @@ def _define_network(config: Mapping[str, Any], path: Path) -> Definition:
 
 def condition_of(config: Mapping[str, Any], path: Path) -> Condition | None:
     """That of the network of a config.json at `path`."""
-    said = config["condition"]
-    return None if said is None else _part(said, f"{path}: network.condition", Condition)
+    condition = config["condition"]
+    return None if condition is None else _part(condition, f"{path}: network.condition", Condition)
 
 
 def _part(data: Any, where: str, kind: type[Kind]) -> Kind:

@@ -187,9 +187,9 @@ def run_together(
         process.drain()
     if failed is None:
         return Outcome(max(process.exit_code for process in processes), None)
-    said = "".join(f"  {line}" for line in failed.last_lines) or "  (it wrote nothing)\n"
+    last_lines = "".join(f"  {line}" for line in failed.last_lines) or "  (it wrote nothing)\n"
     return Outcome(
-        failed.exit_code, f"process {failed.index} of {len(processes)} {failed.ending}; its last lines:\n{said}"
+        failed.exit_code, f"process {failed.index} of {len(processes)} {failed.ending}; its last lines:\n{last_lines}"
     )
 
 

@@ -195,8 +195,8 @@ def _ring_forward(q: Heads, k: Heads, v: Heads, axis: str):
     return out, (q, k, v, out, peak + jnp.log(weight))
 
 
-def _ring_backward(axis: str, kept, d_out: Heads):
-    q, k, v, out, logsumexp = kept
+def _ring_backward(axis: str, residuals, d_out: Heads):
+    q, k, v, out, logsumexp = residuals
     # The softmax's own term: the gradient with respect to the logits is p (dp - delta).
     delta = _sum("bqhd,bqhd->bhq", d_out, out)
 

@@ -238,10 +238,10 @@ def _compile(
 def refused(error: jax.errors.JaxRuntimeError, parts: tuple[Part, ...]) -> Memory:
     """Memory as a compiler says it that gave up because the program does not fit; any other `error` is raised."""
     early, late = (re.search(pattern, str(error)) for pattern in _TOO_LARGE)
-    held = sum(part.bytes for part in parts)
+    state_bytes = sum(part.bytes for part in parts)
     if refusal := early or late:
         used, limit = (round(float(refusal[name]) * GIB) for name in ("used", "limit"))
-        return Memory(parts, 0, used if early else used - held, used + held if early else used, limit)
+        return Memory(parts, 0, used if early else used - state_bytes, used + state_bytes if early else used, limit)
     raise error
 
 
@@ -260,10 +260,10 @@ def _part(name: str, tree: Any) -> Part:
 
 def _measured(stats: Any, parts: tuple[Part, ...], platform: str, hbm: int | None) -> Memory:
     """Memory as the compiler counts it; donated state is overwritten in place and counts once."""
-    held = stats.argument_size_in_bytes
-    allocated = held + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+    arguments = stats.argument_size_in_bytes
+    allocated = arguments + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
     # What a TPU's compiler calls the peak is what lives at one time, packed without gaps. Elsewhere all temporaries are
     # one block, taken whole for a step; the CPU compiler's peak leaves them out.
     peak = stats.peak_memory_in_bytes if platform == "tpu" else allocated
-    padding = held - sum(part.bytes for part in parts)
-    return Memory(parts, padding, peak - held, peak, hbm, stats.host_temp_size_in_bytes)
+    padding = arguments - sum(part.bytes for part in parts)
+    return Memory(parts, padding, peak - arguments, peak, hbm, stats.host_temp_size_in_bytes)

@@ -168,8 +168,8 @@ class Estimator:
         assert candidate.remat is not None, "a DiT has the choice"
         row = self._tokens * rows / context * network.hidden_size * _COMPUTE_BYTES
         (whole, split), (working, working_split) = _KEPT[candidate.remat], _KEPT[Remat.NOTHING_RECOMPUTED]
-        kept = network.depth * (whole + split / tensor) + working + working_split / tensor
-        return gradients + 2 * params * fsdp * context / network.depth + row * kept
+        saved = network.depth * (whole + split / tensor) + working + working_split / tensor
+        return gradients + 2 * params * fsdp * context / network.depth + row * saved
 
     def _traffic(self, candidate: Candidate, params: int) -> tuple[int | float, int | float]:
         """Bytes a device receives in a step from its own slice or node, and from others."""
@@ -259,14 +259,14 @@ def _recomputed(experiment: Experiment) -> dict[Remat | None, int]:
     """By policy, the FLOPs of a step that are computed twice."""
     if _network(experiment) is None:
         return {None: 0}
-    kept, dots, full = (
+    no_remat, dots, full = (
         gradient_flops(experiment, remat) for remat in (Remat.NOTHING_RECOMPUTED, Remat.DOTS, Remat.FULL)
     )
     return {
         Remat.NOTHING_RECOMPUTED: 0,
-        Remat.DOTS: dots - kept,
-        Remat.FULL: full - kept,
-        Remat.OFFLOAD: full - kept,
+        Remat.DOTS: dots - no_remat,
+        Remat.FULL: full - no_remat,
+        Remat.OFFLOAD: full - no_remat,
     }
 
 

@@ -122,7 +122,7 @@ class SD3(DenoiserFamily):
             raise ValueError(f"{patches} is {list(source[patches].shape)}: heads are {_HEAD_DIM} wide in all networks")
         blocks = [name.split(".", 2) for name in source if name.startswith("joint_blocks.") and name.count(".") > 1]
         dual = sum(rest == "x_block.attn2.qkv.weight" for _, _, rest in blocks)
-        said = {
+        config = {
             "_class_name": cls.diffusers_class,
             "attention_head_dim": _HEAD_DIM,
             "caption_projection_dim": D,
@@ -137,7 +137,7 @@ class SD3(DenoiserFamily):
             "pos_embed_max_size": math.isqrt(places),
             "qk_norm": "rms_norm" if any(rest == "x_block.attn.ln_q.weight" for _, _, rest in blocks) else None,
         }
-        return cls.of_diffusers(said)
+        return cls.of_diffusers(config)
 
     def usual_latents(self, config: Mapping[str, Any]) -> LatentShape:
         """Of 1024 x 1024 pixels, where a config.json does not say."""

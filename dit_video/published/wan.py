@@ -180,7 +180,7 @@ class WanFamily(DenoiserFamily):
             raise ValueError(f"{patches} is {list(source[patches].shape)}: heads are {head_dim} wide, in all networks")
         layers = {part[1] for part in (name.split(".") for name in source) if part[0] == "blocks" and len(part) > 1}
         image_dim = source[image].shape[0] if image in source else None
-        said = {
+        config = {
             "_class_name": cls.diffusers_class,
             "added_kv_proj_dim": None if image_dim is None else hidden_size,
             "attention_head_dim": head_dim,
@@ -193,7 +193,7 @@ class WanFamily(DenoiserFamily):
             "patch_size": patch,
             "text_dim": text_dim,
         }
-        return cls.of_diffusers(said)
+        return cls.of_diffusers(config)
 
     def diffusers_config(self, shape: LatentShape) -> dict[str, Any]:
         config = self.config
@@ -259,13 +259,13 @@ class WanFamily(DenoiserFamily):
         inputs = [torch.from_numpy(np.ascontiguousarray(np.moveaxis(cells, -1, 1))), torch.from_numpy(padded)]
         pooled = np.zeros((num, self.text.pooled_size), np.float32)
         text = Text(*(jnp.asarray(x) for x in (tokens, num_tokens, pooled)))
-        x_t, beside = jnp.split(jnp.asarray(cells), [self.channels], axis=-1)
+        x_t, extra_channels = jnp.split(jnp.asarray(cells), [self.channels], axis=-1)
         if self.frame is None:
             return x_t, text, inputs
         if self.image_size is None:
-            return x_t, ImageCond(text, beside), inputs
+            return x_t, ImageCond(text, extra_channels), inputs
         image = rng.standard_normal((num, _NUM_IMAGE_TOKENS, self.image_size), np.float32)
-        return x_t, ImageCond(text, beside, jnp.asarray(image)), [*inputs, torch.from_numpy(image)]
+        return x_t, ImageCond(text, extra_channels, jnp.asarray(image)), [*inputs, torch.from_numpy(image)]
 
     def usage(self, shape: LatentShape) -> str:
         c, (t, h, w) = self.channels, shape
@@ -314,8 +314,8 @@ def _as_used(published: EmbeddedText | FirstFrame, used: Condition | None) -> Em
         return dataclasses.replace(published, text=text, grey_frames=used.grey_frames)
     if not isinstance(used, EmbeddedText):
         return published
-    kept = {name: getattr(used, name) for name in ("drop_rate", "pooled_size", "num_tokens")}
-    return dataclasses.replace(published, **kept)
+    unchanged = {name: getattr(used, name) for name in ("drop_rate", "pooled_size", "num_tokens")}
+    return dataclasses.replace(published, **unchanged)
 
 
 def _as_diffusers_says(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,5 +331,5 @@ def _as_diffusers_says(config: Mapping[str, Any]) -> dict[str, Any]:
     heads, width = count_of(config, "num_heads", 16), count_of(config, "dim", 2048)
     if width % heads:
         raise ValueError(f"config.json: dim={width}: must be a multiple of num_heads={heads}")
-    said = {theirs: config[name] for name, theirs in _OFFICIAL_FIELDS.items() if name in config}
-    return {"_class_name": WanFamily.diffusers_class, "attention_head_dim": width // heads, **said}
+    renamed = {theirs: config[name] for name, theirs in _OFFICIAL_FIELDS.items() if name in config}
+    return {"_class_name": WanFamily.diffusers_class, "attention_head_dim": width // heads, **renamed}

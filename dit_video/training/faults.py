@@ -222,7 +222,7 @@ class Judge:
 
 def _not_finite(values: Mapping[str, float]) -> list[str]:
     names = {"loss": "loss", "grad_norm": "gradient norm"}
-    return [said for name, said in names.items() if not math.isfinite(values[name])]
+    return [label for name, label in names.items() if not math.isfinite(values[name])]
 
 
 def _at_least_one(policy: Skip | RollBack) -> None:

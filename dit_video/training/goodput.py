@@ -101,9 +101,9 @@ def _settled(lines: list[dict], start: int | None) -> dict[Activity, float]:
         spent = session[-1]["seconds"]
         for name, seconds in spent.items():
             total[Activity(name)] += seconds
-        kept = [line["seconds"] for line in session if went_on is None or line["step"] <= went_on]
+        counted = [line["seconds"] for line in session if went_on is None or line["step"] <= went_on]
         for activity in (Activity.STEP, Activity.DATA):
-            before = kept[-1].get(activity.value, 0.0) if kept else 0.0
+            before = counted[-1].get(activity.value, 0.0) if counted else 0.0
             again = spent.get(activity.value, 0.0) - before
             total[activity] -= again
             total[Activity.LOST] += again

@@ -104,8 +104,8 @@ def make_program(
         new = TrainState(state.step + 1, params, averaged, opt_state)
         if skip_not_finite:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-            new = kept._replace(step=new.step)
+            updated = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+            new = updated._replace(step=new.step)
             metrics |= {"skipped": 1.0 - finite.astype(jnp.float32)}
         return new, metrics
 

@@ -236,17 +236,17 @@ def _read(source: bytes | str | os.PathLike) -> tuple[UInt8[np.ndarray, "T H W 3
     return np.stack(frames), fps
 
 
-def _collected(frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> list[UInt8[np.ndarray, "H W 3"]]:
+def _collected(decoded: Iterable[UInt8[np.ndarray, "H W 3"]]) -> list[UInt8[np.ndarray, "H W 3"]]:
     """Frames of one size that fit into memory together."""
-    kept: list[np.ndarray] = []
-    for frame in frames:
-        if kept and frame.shape != kept[0].shape:
-            sizes = " x ".join(map(str, kept[0].shape[1::-1])), " x ".join(map(str, frame.shape[1::-1]))
-            raise VideoError(f"its size changes from {sizes[0]} to {sizes[1]} at frame {len(kept)}; re-encode it")
-        kept.append(frame)
-        if len(kept) * frame.nbytes > MAX_DECODED_BYTES:
-            raise VideoError(f"{len(kept)} frames take more than {MAX_DECODED_BYTES} bytes; cut it or scale it down")
-    return kept
+    frames: list[np.ndarray] = []
+    for frame in decoded:
+        if frames and frame.shape != frames[0].shape:
+            sizes = " x ".join(map(str, frames[0].shape[1::-1])), " x ".join(map(str, frame.shape[1::-1]))
+            raise VideoError(f"its size changes from {sizes[0]} to {sizes[1]} at frame {len(frames)}; re-encode it")
+        frames.append(frame)
+        if len(frames) * frame.nbytes > MAX_DECODED_BYTES:
+            raise VideoError(f"{len(frames)} frames take more than {MAX_DECODED_BYTES} bytes; cut it or scale it down")
+    return frames
 
 
 def count_frames(data: bytes) -> int:

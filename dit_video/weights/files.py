@@ -174,8 +174,8 @@ def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(entry)
         if dtype.kind not in "biufc":
             raise ValueError(f"entry {info.filename} holds {dtype}, not numbers; save numbers, without pickle")
-        if math.prod(shape) * dtype.itemsize != (held := info.file_size - entry.tell()):
-            raise ValueError(f"entry {info.filename} claims {dtype} {reprlib.repr(shape)}, it has {held} bytes")
+        if math.prod(shape) * dtype.itemsize != (num_bytes := info.file_size - entry.tell()):
+            raise ValueError(f"entry {info.filename} claims {dtype} {reprlib.repr(shape)}, it has {num_bytes} bytes")
         array = np.ndarray(shape, dtype, entry.read(), order="F" if fortran_order else "C")
     return array.astype(dtype.newbyteorder("="), copy=False)
 

@@ -114,36 +114,36 @@ def open_published(path: Path, *, digests: Digests = NO_DIGESTS) -> Iterator[Pub
         yield Published(dialect, config, _open_files(files, digests, mapped), (folder / CONFIG, *files))
 
 
-def read_digests(said: str, source: Path) -> dict[Path, str]:
+def read_digests(sha256: str, source: Path) -> dict[Path, str]:
     """The SHA-256 of files of weights at `source`, a file or folder, as a user says them.
 
     Args:
-        said: that of the one file that `source` has; or a file with a line for each as sha256sum writes it, with names
-            from where `source` is a folder, or beside `source`.
+        sha256: that of the one file that `source` has; or a file with a line for each as sha256sum writes it, with
+            names from where `source` is a folder, or beside `source`.
 
     Raises:
         ValueError: it is neither, or `source` has several files; names what is wrong.
     """
-    if re.fullmatch("[0-9a-fA-F]{64}", said):
+    if re.fullmatch("[0-9a-fA-F]{64}", sha256):
         files = [source]
         if source.is_dir():
             folder = _network_in(source)
             files = _weights_in(folder, _dialect_of(read_object(folder / CONFIG)))
         if len(files) > 1:
             raise ValueError(
-                f"--sha256={said}: is the digest of one file, {source} has its weights in {len(files)}; {_LISTED}"
+                f"--sha256={sha256}: is the digest of one file, {source} has its weights in {len(files)}; {_LISTED}"
             )
-        return {files[0]: said}
-    if not Path(said).is_file():
-        raise ValueError(f"--sha256={said}: is neither 64 hexadecimal digits nor a file; {_LISTED}")
+        return {files[0]: sha256}
+    if not Path(sha256).is_file():
+        raise ValueError(f"--sha256={sha256}: is neither 64 hexadecimal digits nor a file; {_LISTED}")
     digests: dict[Path, str] = {}
-    for number, line in enumerate(Path(said).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(sha256).read_text(encoding="utf-8").splitlines(), 1):
         match = re.fullmatch("([0-9a-fA-F]{64}) [ *](.+)", line)
         if match is None:
-            raise ValueError(f"{said}:{number}: {line[:80]!r}: is no line of sha256sum, a digest and a name")
+            raise ValueError(f"{sha256}:{number}: {line[:80]!r}: is no line of sha256sum, a digest and a name")
         file = (source if source.is_dir() else source.parent) / match[2]
         if digests.setdefault(file, match[1].lower()) != match[1].lower():
-            raise ValueError(f"{said}:{number}: {match[2]} has another digest in a line before")
+            raise ValueError(f"{sha256}:{number}: {match[2]} has another digest in a line before")
     return digests
 
 

@@ -271,23 +271,23 @@ def test_whatever_happens_to_a_file_is_found_or_changes_nothing(copied, workdir,
 def test_the_last_good_step_is_used_and_what_is_damaged_is_set_aside(copied, workdir):
     flip_bit(workdir / FOLDER / "2" / "ema", 0.5)
     files = {p.name: p.read_bytes() for p in (workdir / FOLDER / "2").rglob("*") if p.is_file()}
-    said = []
-    saved = copied.resume(SMALL_SHAPES, said.append)
+    messages = []
+    saved = copied.resume(SMALL_SHAPES, messages.append)
     assert (saved.step, saved.next_batch) == (1, 10)
     assert_same_bits(saved.state, SMALL._replace(step=np.int32(1)))
     assert copied.steps == [1]
     aside = workdir / DAMAGED_FOLDER / "2"
     assert {p.name: p.read_bytes() for p in aside.rglob("*") if p.is_file()} == files
-    assert len(said) == 1
-    assert f"{FOLDER}/2: " in said[0]
-    assert str(aside) in said[0]
+    assert len(messages) == 1
+    assert f"{FOLDER}/2: " in messages[0]
+    assert str(aside) in messages[0]
     assert f"{FOLDER}/2: " in json.loads((workdir / DAMAGED_FOLDER / "2.json").read_text())["why"]
     # The run comes to this step again, and it may be damaged again.
     copied.save(2, SMALL, next_batch=20)
     copied.wait()
     assert copied.steps == [1, 2]
     (workdir / FOLDER / "2" / "_CHECKPOINT_METADATA").unlink()
-    assert copied.resume(SMALL_SHAPES, said.append).step == 1
+    assert copied.resume(SMALL_SHAPES, messages.append).step == 1
     assert {p.name for p in (workdir / DAMAGED_FOLDER).iterdir()} == {"2", "2.json", "2_2", "2_2.json"}
 
 
@@ -334,9 +334,9 @@ def test_a_half_written_step_is_set_aside_and_never_loaded(copied, workdir):
     unfinished = "3.orbax-checkpoint-tmp"
     shutil.copytree(workdir / FOLDER / "2", workdir / FOLDER / unfinished)
     assert copied.unfinished == [unfinished]
-    said = []
-    assert copied.resume(SMALL_SHAPES, said.append).step == 2
-    assert unfinished in said[0]
+    messages = []
+    assert copied.resume(SMALL_SHAPES, messages.append).step == 2
+    assert unfinished in messages[0]
     assert copied.unfinished == []
     assert (workdir / DAMAGED_FOLDER / unfinished / "params").is_dir()
 

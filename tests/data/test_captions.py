@@ -26,10 +26,10 @@ def test_a_caption_is_read_back_as_far_as_whole_characters_fit(num_bytes):
     rows = encode_captions(TEXTS, num_bytes)
     assert (rows.shape, rows.dtype) == ((len(TEXTS), num_bytes), np.uint8)
     for text, row in zip(TEXTS, rows):
-        kept = read(row)
-        assert text.startswith(kept)
-        rest = text[len(kept) :]
-        assert not rest or len((kept + rest[0]).encode()) > room_for(num_bytes)
+        read_back = read(row)
+        assert text.startswith(read_back)
+        rest = text[len(read_back) :]
+        assert not rest or len((read_back + rest[0]).encode()) > room_for(num_bytes)
 
 
 def test_no_character_looks_like_the_beginning_or_like_padding():

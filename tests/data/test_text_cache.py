@@ -47,19 +47,19 @@ def assert_equal(actual: Text, expected: Text) -> None:
 
 @pytest.mark.parametrize("dtype", TextDtype)
 def test_what_was_written_is_read_in_any_order(dtype, tmp_path):
-    expected, held = padded(texts(CAPTIONS), dtype), write(tmp_path, dtype=dtype).open()
-    assert_equal(held(CAPTIONS), expected)
+    expected, opened = padded(texts(CAPTIONS), dtype), write(tmp_path, dtype=dtype).open()
+    assert_equal(opened(CAPTIONS), expected)
     order = [3, 0, 0, 4, 1]
-    assert_equal(held([CAPTIONS[i] for i in order]), Text(*(field[order] for field in expected)))
-    assert len(held) == len(CAPTIONS)
-    assert all(caption in held for caption in CAPTIONS)
-    assert "A fox" not in held
+    assert_equal(opened([CAPTIONS[i] for i in order]), Text(*(field[order] for field in expected)))
+    assert len(opened) == len(CAPTIONS)
+    assert all(caption in opened for caption in CAPTIONS)
+    assert "A fox" not in opened
 
 
 def test_many_threads_read_at_once(tmp_path):
-    expected, held = padded(texts(CAPTIONS), TextDtype.BFLOAT16), write(tmp_path).open()
+    expected, opened = padded(texts(CAPTIONS), TextDtype.BFLOAT16), write(tmp_path).open()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        rows = pool.map(lambda i: held([CAPTIONS[i % len(CAPTIONS)]]), range(200))
+        rows = pool.map(lambda i: opened([CAPTIONS[i % len(CAPTIONS)]]), range(200))
     for i, row in enumerate(rows):
         place = i % len(CAPTIONS)
         assert_equal(row, Text(*(field[place : place + 1] for field in expected)))
@@ -71,11 +71,11 @@ def test_captions_are_added_in_shards_without_touching_those_that_are_there(tmp_
     digest = cache.manifest().digest
     before = {path.name: path.read_bytes() for path in tmp_path.glob("text-*")}
     add_texts(tmp_path, [([c], texts([c], i)) for i, c in enumerate(CAPTIONS[2:])], provenance=MADE, dtype=cache.dtype)
-    held = cache.open()
-    assert len(held.manifest.shards) == 5
-    assert_equal(held(CAPTIONS[:2]), padded(texts(CAPTIONS[:2]), cache.dtype))
+    opened = cache.open()
+    assert len(opened.manifest.shards) == 5
+    assert_equal(opened(CAPTIONS[:2]), padded(texts(CAPTIONS[:2]), cache.dtype))
     for i, caption in enumerate(CAPTIONS[2:]):
-        assert_equal(held([caption]), padded(texts([caption], i), cache.dtype))
+        assert_equal(opened([caption]), padded(texts([caption], i), cache.dtype))
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert cache.manifest().digest == digest, "a run on the captions that were there goes on"
 
@@ -87,31 +87,31 @@ def test_what_was_embedded_before_an_interrupt_stays(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         add_texts(tmp_path, some(), provenance=MADE, dtype=TextDtype.BFLOAT16)
-    held = TextCache(directory=str(tmp_path)).open()
-    assert len(held) == 2
+    opened = TextCache(directory=str(tmp_path)).open()
+    assert len(opened) == 2
     # As where the machine went down: files that no manifest names.
     (tmp_path / "text-00001.array_record").write_bytes(b"half")
     add_texts(tmp_path, [(CAPTIONS[2:], texts(CAPTIONS[2:]))], provenance=MADE, dtype=TextDtype.BFLOAT16)
-    held = TextCache(directory=str(tmp_path)).open()
-    assert_equal(held(CAPTIONS[2:]), padded(texts(CAPTIONS[2:]), TextDtype.BFLOAT16))
+    opened = TextCache(directory=str(tmp_path)).open()
+    assert_equal(opened(CAPTIONS[2:]), padded(texts(CAPTIONS[2:]), TextDtype.BFLOAT16))
 
 
 def test_captions_with_equal_first_halves_of_their_digests_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(text_cache, "_digest", lambda caption: (7, len(caption)))
     captions = ["", "ab", "a"]
-    held = write(tmp_path, captions).open()
-    assert_equal(held(captions), padded(texts(captions), TextDtype.BFLOAT16))
-    assert "abc" not in held
+    opened = write(tmp_path, captions).open()
+    assert_equal(opened(captions), padded(texts(captions), TextDtype.BFLOAT16))
+    assert "abc" not in opened
 
 
 def test_a_batch_has_the_embeddings_of_its_captions(tmp_path):
-    held = write(tmp_path).open()
+    opened = write(tmp_path).open()
     moments = np.zeros((1, 2, 2, 4), np.float32)
     clips = [Clip(key=str(i), start=0, moments=moments, caption=CAPTIONS[i], fps=8.0) for i in (2, 1)]
-    assert_equal(collate(clips, texts=held).text, held([CAPTIONS[2], CAPTIONS[1]]))
+    assert_equal(collate(clips, texts=opened).text, opened([CAPTIONS[2], CAPTIONS[1]]))
     assert collate(clips).text is None
     with pytest.raises(ValueError, match=r"no embedding of the caption 'an owl'; add it with: dit-video encode"):
-        collate([dataclasses.replace(clips[0], caption="an owl")], texts=held)
+        collate([dataclasses.replace(clips[0], caption="an owl")], texts=opened)
 
 
 def test_numbers_that_the_type_does_not_hold_are_an_error_that_names_the_caption(tmp_path):

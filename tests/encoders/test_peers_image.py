@@ -165,15 +165,15 @@ def test_pictures_that_are_prepared_otherwise_are_an_error_that_names_the_field(
     processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 12}, crop_size=12)
     processor.save_pretrained(tmp_path)
     path = tmp_path / "preprocessor_config.json"
-    said = json.loads(path.read_text())
-    path.write_text(json.dumps(said | change))
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message):
         clip_image_names.check_processor(tmp_path, small(12))
 
 
 def test_older_files_say_sizes_as_numbers_and_leave_fields_out(tmp_path):
-    said = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 12, "crop_size": 12, "do_resize": True}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    config = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 12, "crop_size": 12, "do_resize": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     clip_image_names.check_processor(tmp_path, small(12))
 
 

@@ -114,13 +114,13 @@ def test_a_table_shows_value_interval_and_what_stands_beside_it():
 
 
 @pytest.mark.parametrize(
-    ("settled", "said"), [(True, "biased upwards by about 3,"), (False, "biased upwards by about at least 3,")]
+    ("settled", "phrase"), [(True, "biased upwards by about 3,"), (False, "biased upwards by about at least 3,")]
 )
-def test_small_samples_are_called_smoke_and_their_bias_is_named(settled, said):
+def test_small_samples_are_called_smoke_and_their_bias_is_named(settled, phrase):
     assert small_sample_note("FVD", 2048, distance(30.0)) is None
     note = small_sample_note("FVD", 32, distance(30.0, settled=settled))
     assert "smoke value: FVD at N=32" in note
-    assert said in note
+    assert phrase in note
     few = card(num_clips=32)
     assert few["notes"] == [small_sample_note("FVD", 32, distance(30.0))]
     assert "smoke value: FVD at N=32 is biased upwards by about 3" in printed([few])

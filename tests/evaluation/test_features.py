@@ -66,11 +66,11 @@ def test_features_are_extracted_once_for_each_key():
 def test_a_kept_file_that_was_changed_is_made_anew():
     extract = Counted()
     for damage in (lambda data: data[:-5], lambda data: data[:-5] + b"\x01" + data[-4:], lambda data: b""):
-        kept = cached({"content": "a"}, extract)
+        first = cached({"content": "a"}, extract)
         (file,) = cache_folder().iterdir()
         file.write_bytes(damage(file.read_bytes()))
         before = extract.times
-        np.testing.assert_array_equal(cached({"content": "a"}, extract), kept)
+        np.testing.assert_array_equal(cached({"content": "a"}, extract), first)
         assert extract.times == before + 1, "what was damaged must not be used"
 
 

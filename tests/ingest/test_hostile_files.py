@@ -382,5 +382,5 @@ def test_spoiled_files_are_read_or_refused_by_name(tmp_path, family):
             reader.read(path)
         except (ValueError, FileNotFoundError) as error:
             words.append(f"{case}: {error}")
-    assert [said for said in words if str(tmp_path) not in said] == []
+    assert [line for line in words if str(tmp_path) not in line] == []
     assert len(words) > 5

@@ -61,9 +61,9 @@ def test_bytes_of_state_are_those_of_the_compilers_arguments(experiment, plans, 
 def test_bytes_of_state_are_those_that_devices_hold_in_training(experiment, plans, name):
     mesh = make_mesh(MESHES[name])
     state = make_program(experiment.task, AdamW(), EMA(), num_steps=1000, num_microbatches=1, mesh=mesh).init(0)
-    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards)
+    state_bytes = sum(shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards)
     sizes = bytes_of(plans[name])
-    assert 8 * sum(sizes[part] for part in ("parameters", "their average (EMA)", "optimizer")) == held
+    assert 8 * sum(sizes[part] for part in ("parameters", "their average (EMA)", "optimizer")) == state_bytes
 
 
 def test_what_nothing_splits_shows(experiment, plans):

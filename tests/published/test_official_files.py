@@ -36,8 +36,8 @@ PREFIX = "model.diffusion_model."
 
 
 def wan(config: Mapping[str, Any]) -> WanFamily:
-    said = {"_class_name": "WanTransformer3DModel", "attention_head_dim": 128, "ffn_dim": 31} | dict(config)
-    return WanFamily.of_diffusers(said)
+    defaults = {"_class_name": "WanTransformer3DModel", "attention_head_dim": 128, "ffn_dim": 31} | dict(config)
+    return WanFamily.of_diffusers(defaults)
 
 
 SD3S = {

@@ -87,7 +87,7 @@ def autoencoder() -> tuple[Any, LatentCodec]:
 
 
 @pytest.fixture(scope="module")
-def told() -> Batch:
+def prompt() -> Batch:
     """A picture and a caption, of fewer tokens than are attended to."""
     rng = np.random.default_rng(1)
     tokens = rng.standard_normal((1, 5, 6), np.float32)
@@ -120,7 +120,7 @@ def attended(parts: dict[str, Any], folder: Path) -> tuple[PretrainedImage, CLIP
 
 
 def both(
-    config: dict[str, Any], autoencoder, told: Batch, folder: Path, *, held: bool
+    config: dict[str, Any], autoencoder, prompt: Batch, folder: Path, *, first_frame_known: bool
 ) -> tuple[np.ndarray, Callable[[Batch], np.ndarray]]:
     """Whitened latents of the pipeline, channels last, and what makes ours of what it is told."""
     vae, codec = autoencoder
@@ -139,7 +139,7 @@ def both(
         objective=dataclasses.replace(rectified_flow(), shift=None),
         sampler=Euler(num_steps=STEPS, spacing=Linspace()),
         guidance=Guidance(scale=SCALE),
-        hold_first_frame=held,
+        hold_first_frame=first_frame_known,
     )
     keys = jax.random.split(jax.random.key(2), 1)
     x_1 = np.array(noise(keys, (*codec.vae.config.latent_shape(SHAPE), 4)))
@@ -149,14 +149,14 @@ def both(
         "num_inference_steps": STEPS,
         "guidance_scale": SCALE,
         "latents": torch.from_numpy(np.moveaxis(x_1, -1, 1).copy()),
-        "prompt_embeds": filled(told.text),
+        "prompt_embeds": filled(prompt.text),
         "negative_prompt_embeds": filled(NOTHING),
     }
     if config is TEXT:
         pipeline = WanPipeline(**parts)
     else:
-        pipeline = WanImageToVideoPipeline(**parts, expand_timesteps=held)
-        sampled["image"] = Image.fromarray(told.video[0, 0])
+        pipeline = WanImageToVideoPipeline(**parts, expand_timesteps=first_frame_known)
+        sampled["image"] = Image.fromarray(prompt.video[0, 0])
     pipeline.set_progress_bar_config(disable=True)
     expected = np.moveaxis(pipeline(**sampled).frames.numpy(), 1, -1)
 
@@ -167,19 +167,19 @@ def both(
         return task.generate(definition.bind(params), frozen, batch, keys, SHAPE)
 
     call = jax.jit(generate)
-    return expected, lambda told: np.asarray(call(params, frozen, told)).view(np.float32)
+    return expected, lambda prompt: np.asarray(call(params, frozen, prompt)).view(np.float32)
 
 
 @pytest.mark.parametrize(
-    ("config", "held"),
+    ("config", "first_frame_known"),
     [(TEXT, False), (BESIDE, False), (HELD, True), (ATTENDED, False)],
     ids=["T2V", "I2V", "TI2V", "I2V with tokens"],
 )
-def test_as_in_the_pipeline_of_wan(config, held, autoencoder, told, tmp_path):
-    expected, ours = both(config, autoencoder, told, tmp_path, held=held)
-    actual = ours(told)
+def test_as_in_the_pipeline_of_wan(config, first_frame_known, autoencoder, prompt, tmp_path):
+    expected, ours = both(config, autoencoder, prompt, tmp_path, first_frame_known=first_frame_known)
+    actual = ours(prompt)
     assert actual.shape == expected.shape == (1, 3, 4, 6, 4)
     assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
     if config is not TEXT:
-        other = ours(told._replace(video=255 - told.video))
+        other = ours(prompt._replace(video=255 - prompt.video))
         assert np.abs(other - expected).max() > 1e-2 * np.abs(expected).max()

@@ -35,23 +35,23 @@ class Case:
     shapes: tuple[tuple[int, int, int], ...]
 
 
-def pictures(*widths: int, **others: Any) -> dict[str, Any]:
+def pictures(*widths: int, **fields: Any) -> dict[str, Any]:
     levels = len(widths)
     return {
         "block_out_channels": widths,
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
-        **others,
+        **fields,
     }
 
 
-def cogvideox(*widths: int, **others: Any) -> dict[str, Any]:
+def cogvideox(*widths: int, **fields: Any) -> dict[str, Any]:
     levels = len(widths)
     return {
         "block_out_channels": widths,
         "down_block_types": ("CogVideoXDownBlock3D",) * levels,
         "up_block_types": ("CogVideoXUpBlock3D",) * levels,
-        **others,
+        **fields,
     }
 
 

@@ -62,8 +62,8 @@ def test_a_scheduler_is_the_sampler_that_equals_it(name, options, objective, sam
 
 
 def test_what_a_network_predicts_comes_from_the_scheduler_too():
-    said = saved("DDIMScheduler", prediction_type="v_prediction", beta_end=0.01, clip_sample=False)
-    objective = sampled_as(said, DDPM).objective
+    config = saved("DDIMScheduler", prediction_type="v_prediction", beta_end=0.01, clip_sample=False)
+    objective = sampled_as(config, DDPM).objective
     assert objective.prediction == V()
     assert objective.path == DiscreteBetas(beta_last=0.01)
 
@@ -74,7 +74,7 @@ def test_without_a_scheduler_a_network_is_sampled_as_its_kind_is():
 
 
 @pytest.mark.parametrize(
-    ("said", "objective", "not_followed"),
+    ("config", "objective", "not_followed"),
     [
         ({"_class_name": "DDIMScheduler"}, DDPM, ("clip_sample=True",)),
         (saved("DDIMScheduler", clip_sample=False, steps_offset=1), DDPM, ("steps_offset=1",)),
@@ -82,12 +82,12 @@ def test_without_a_scheduler_a_network_is_sampled_as_its_kind_is():
         (saved("UniPCMultistepScheduler", **FLOW_SIGMAS, solver_type="bh1"), FLOW, ("solver_type='bh1'",)),
     ],
 )
-def test_what_is_not_followed_is_said(said, objective, not_followed):
-    assert sampled_as(said, objective).not_followed == not_followed
+def test_what_is_not_followed_is_said(config, objective, not_followed):
+    assert sampled_as(config, objective).not_followed == not_followed
 
 
 @pytest.mark.parametrize(
-    ("said", "objective", "message"),
+    ("config", "objective", "message"),
     [
         (
             saved("DDIMScheduler", beta_schedule="scaled_linear"),
@@ -101,6 +101,6 @@ def test_what_is_not_followed_is_said(said, objective, not_followed):
         (saved("UniPCMultistepScheduler", timestep_spacing="leading"), DDPM, "timestep_spacing='leading': must be"),
     ],
 )
-def test_another_path_is_refused_by_name(said, objective, message):
+def test_another_path_is_refused_by_name(config, objective, message):
     with pytest.raises(ValueError, match=message):
-        sampled_as(said, objective)
+        sampled_as(config, objective)

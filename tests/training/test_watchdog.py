@@ -33,7 +33,7 @@ def pulse(clock) -> Pulse:
 
 
 @pytest.fixture
-def told(pulse, tmp_path, capsys):
+def printed(pulse, tmp_path, capsys):
     """What the watchdog says when it looks now."""
     watchdog = Watchdog(pulse, tmp_path, waits_for={DATA: lambda: "batch 7: record 3"})
 
@@ -44,60 +44,60 @@ def told(pulse, tmp_path, capsys):
     return look
 
 
-def train(pulse: Pulse, clock: Clock, told, stretches: int) -> None:
+def train(pulse: Pulse, clock: Clock, printed, stretches: int) -> None:
     """Stretches of ten steps of two seconds, which are waited for at their end."""
     for _ in range(stretches):
         for _ in range(10):
             pulse.now(DATA)
             clock.time += 0.1
             pulse.now(STEP)
-            assert told() == ""
+            assert printed() == ""
         clock.time += 20
-        assert told() == ""
+        assert printed() == ""
         pulse.end_window()
 
 
-def test_a_run_as_usual_is_told_nothing_of(pulse, clock, told, tmp_path):
-    train(pulse, clock, told, 10)
+def test_a_run_as_usual_is_told_nothing_of(pulse, clock, printed, tmp_path):
+    train(pulse, clock, printed, 10)
     pulse.now(EVALUATE)
     clock.time += 900  # for the first time, with all its compilation
-    assert told() == ""
-    train(pulse, clock, told, 3)
+    assert printed() == ""
+    train(pulse, clock, printed, 3)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_step_that_hangs_is_told_of_once(pulse, clock, told, tmp_path):
-    train(pulse, clock, told, 5)
+def test_a_step_that_hangs_is_told_of_once(pulse, clock, printed, tmp_path):
+    train(pulse, clock, printed, 5)
     pulse.now(STEP)
     clock.time += 199
-    assert told() == ""
+    assert printed() == ""
     clock.time += 2
-    said = told()
-    assert "warning: at step since 201 s, which usually takes at most 20.0 s" in said
+    text = printed()
+    assert "warning: at step since 201 s, which usually takes at most 20.0 s" in text
     [file] = tmp_path.glob("stacks_*.txt")
-    assert str(file) in said
+    assert str(file) in text
     assert "test_a_step_that_hangs_is_told_of_once" in file.read_text()
     clock.time += 1000
-    assert told() == ""
+    assert printed() == ""
     # It went on, and hangs again: another incident.
     pulse.now(STEP)
     clock.time += 1000
-    assert "at step since 1000 s" in told()
+    assert "at step since 1000 s" in printed()
 
 
-def test_what_is_waited_for_is_named_from_the_first_minute_on(pulse, clock, told):
+def test_what_is_waited_for_is_named_from_the_first_minute_on(pulse, clock, printed):
     pulse.now(DATA)
     clock.time += 59
-    assert told() == ""
+    assert printed() == ""
     clock.time += 2
-    assert told().endswith("waiting for batch 7: record 3\n")
+    assert printed().endswith("waiting for batch 7: record 3\n")
 
 
-def test_a_folder_that_is_gone_is_no_harm(pulse, clock, told, tmp_path):
+def test_a_folder_that_is_gone_is_no_harm(pulse, clock, printed, tmp_path):
     tmp_path.rmdir()
     pulse.now(DATA)
     clock.time += 61
-    assert "it cannot be written" in told()
+    assert "it cannot be written" in printed()
 
 
 def test_a_thread_looks_while_one_watches(tmp_path, capfd):

@@ -173,7 +173,7 @@ def test_a_list_may_be_of_binary_files_and_in_either_case(tmp_path):
     assert digests == {tmp_path / "x.bin": "a" * 64, tmp_path / "a folder" / "y.bin": "b" * 64}
 
 
-@pytest.mark.parametrize("said", ["00", "nowhere"])
-def test_what_is_no_digest_and_no_file_is_an_error(said, tmp_path):
-    with pytest.raises(ValueError, match=f"--sha256={said}: is neither 64 hexadecimal digits nor a file"):
-        read_digests(said, tmp_path)
+@pytest.mark.parametrize("sha256", ["00", "nowhere"])
+def test_what_is_no_digest_and_no_file_is_an_error(sha256, tmp_path):
+    with pytest.raises(ValueError, match=f"--sha256={sha256}: is neither 64 hexadecimal digits nor a file"):
+        read_digests(sha256, tmp_path)
