@@ -31,12 +31,12 @@ from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import DiTConfig
 from dit_video.dit.network import Remat
-from dit_video.evaluation.monitor import HeldOutError, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Precision
 from dit_video.tasks.denoise import Denoise
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, AdamW
-from dit_video.training.values import Schedule
 from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 

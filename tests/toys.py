@@ -25,8 +25,8 @@ from dit_video.nn.module import Params
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.task import Task
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
-from dit_video.training.values import Schedule
 from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 

@@ -23,8 +23,8 @@ from dit_video.data.latent_cache import CachedExamples, read_cache_manifest, wri
 from dit_video.data.record import Clip, Split
 from dit_video.data.sources import VideoSet
 from dit_video.ingest.decoding_process import MAX_PROCESS_BYTES
-from dit_video.ingest.examine import probe, storable
 from dit_video.ingest.ingest import ingest
+from dit_video.ingest.probe import probe, storable
 from dit_video.video.decode import VideoError
 from dit_video.weights.files import read_tensors, write_safetensors
 

@@ -45,7 +45,7 @@ from dit_video.vae.vae import VAEConfig
 from dit_video.vae.video_vae import VideoVAEConfig
 from dit_video.vae.wan_vae import WanVAEConfig
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, Stored
+from dit_video.weights.names import Dialect, StoredTensor
 
 DOCUMENT = Path(__file__).parent.parent / "docs/models.md"
 BEGIN, END = "<!-- parity -->\n", "<!-- end of parity -->"
@@ -246,7 +246,7 @@ def family_of(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> F
 
 
 def stored(weights: Mapping[str, np.ndarray]) -> names.Source:
-    return {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
+    return {name: StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
 
 
 Params = Mapping[str, np.ndarray]

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dit_video.checkpoint.fit import OtherNetwork, check_fit, dtype_and_shape, named, some
+from dit_video.checkpoint.compatibility import OtherNetwork, check_fit, dtype_and_shape, named, some
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER, steps_of
 from dit_video.checkpoint.orbax import DAMAGE, NO_DAMAGE, each_for_itself, first_line, ignore_late_tasks, quiet
 from dit_video.checkpoint.retention import Keep

@@ -14,8 +14,8 @@ from dit_video.cli.together import Together, add_processes
 from dit_video.cli.weights import add_weights, open_weights
 from dit_video.distributed import processes
 from dit_video.evaluation.card import table, write_card
+from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.evaluation.fvd import FVD
-from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
 from dit_video.run.open import evaluation_data
 from dit_video.storage import bucket, mirror
 from dit_video.tasks.autoencode import Autoencode

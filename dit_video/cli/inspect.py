@@ -13,8 +13,8 @@ from rich.filesize import decimal
 
 from dit_video import experiment as experiments
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
-from dit_video.checkpoint.contents import Contents, contents, verify
 from dit_video.checkpoint.folder import Steps, steps_of
+from dit_video.checkpoint.integrity import Contents, contents, verify
 from dit_video.cli.arguments import add_like, command, like_of
 from dit_video.config.user_file import ExperimentError
 from dit_video.experiment import Experiment

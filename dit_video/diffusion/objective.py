@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 from dit_video.arrays import Latents, Output, Time
 from dit_video.diffusion.path import Cosine, Level, Linear, Path, Shift, TokenShift, shift_time
 from dit_video.diffusion.prediction import Epsilon, Prediction, Velocity
-from dit_video.diffusion.spacing import Spacing, Trailing
+from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 from dit_video.diffusion.variance import LearnedVariance
 
 # The loss is also reported for this many equal intervals of t.

@@ -17,7 +17,7 @@ from dit_video.arrays import Latents, Time
 from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.prediction import DenoiseFn
-from dit_video.diffusion.spacing import Spacing, Trailing
+from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 
 
 def noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *shape"]:

@@ -18,9 +18,9 @@ from dit_video.data.batch import Batch
 from dit_video.data.record import Split
 from dit_video.evaluation.card import finished, make_card
 from dit_video.evaluation.distance import measure
+from dit_video.evaluation.evaluators import rows
 from dit_video.evaluation.features import Extractor, Pool, cached
 from dit_video.evaluation.i3d import I3DLogits
-from dit_video.evaluation.monitor import rows
 from dit_video.evaluation.neighbours import diversity, nearest, novelty
 from dit_video.progress import counted
 from dit_video.tasks.evaluator import EvaluationData, Report

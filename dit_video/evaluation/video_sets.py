@@ -35,7 +35,7 @@ def num_videos(videos: OpenedVideos, transform: ClipTransform) -> int:
     return len(usable(videos.examples, transform))
 
 
-class Stored:
+class StoredSamples:
     """Samples that another program has written, as `evaluation.fvd.Judged`."""
 
     paired = False

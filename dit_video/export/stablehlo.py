@@ -45,7 +45,7 @@ class Compared:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class ExportedProgram:
     """A function of (weights by name, inputs) to be exported.
 
     Attributes:
@@ -82,7 +82,7 @@ def write_programs(content: Content, folder: Path) -> list[Compared]:
     return compared
 
 
-def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_bytes: int | None) -> Program:
+def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_bytes: int | None) -> ExportedProgram:
     """(weights, x_t [b t h w c], t [b 1], the arrays of what is given) -> prediction; t is [b t] where each frame has
     its own.
     """
@@ -99,7 +99,7 @@ def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_byte
         t = rng.random((batch_size, shape[0] if task.objective.per_frame else 1), np.float32)
         return x_t, t, *jax.tree.leaves(random_cond(task.condition, batch_size, shape, caption_bytes))
 
-    return Program(
+    return ExportedProgram(
         file=DENOISER,
         weights=MODEL,
         call=denoise,
@@ -111,7 +111,7 @@ def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_byte
     )
 
 
-def _decoder(content: Content) -> Program:
+def _decoder(content: Content) -> ExportedProgram:
     """(weights, whitened latents [b t h w c]) -> uint8 video [b T H W 3]."""
     vae, shape = content.codec.vae, content.latent_shape
     dtype = jnp.dtype(vae.dtype)
@@ -123,7 +123,7 @@ def _decoder(content: Content) -> Program:
     def example(batch_size: int) -> Inputs:
         return (np.random.default_rng(0).standard_normal((batch_size, *shape), np.float32),)
 
-    return Program(
+    return ExportedProgram(
         file=DECODER,
         weights=CODEC,
         call=decode,
@@ -140,14 +140,14 @@ def _tolerance(dtype: jnp.dtype) -> tuple[float, float]:
     return EXACT_TOLERANCE if exact else ROUNDED_TOLERANCE
 
 
-def _serialize(program: Program) -> bytearray:
+def _serialize(program: ExportedProgram) -> bytearray:
     (b,) = export.symbolic_shape("b")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.params)
     inputs = [jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype) for x in program.example(1)]
     return export.export(jax.jit(program.call), platforms=PLATFORMS)(shapes, *inputs).serialize()
 
 
-def _compare(program: Program, folder: Path) -> Compared:
+def _compare(program: ExportedProgram, folder: Path) -> Compared:
     path = folder / program.file
     exported = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
     weights = load_file(folder / program.weights)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dit_video.ingest.examine import Facts, probe, storable
+from dit_video.ingest.probe import Facts, probe, storable
 from dit_video.video.decode import NO_SPACE, VideoError
 
 # Frames of 8K, 17 in the decoder and 40 in the encoder, are 3 GB.

@@ -18,9 +18,9 @@ from dit_video.data.record import Split
 from dit_video.data.video_set import Entry, Manifest, file_digest, new_directory, write_video_set
 from dit_video.ingest import labels as labelling
 from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
-from dit_video.ingest.examine import CRF, PRESET, storable
 from dit_video.ingest.labels import Description
-from dit_video.ingest.survey import Found, files, survey
+from dit_video.ingest.listing import SourceFile, files, list_files
+from dit_video.ingest.probe import CRF, PRESET, storable
 from dit_video.video.decode import VideoError
 
 # Called as (stage, done, of all).
@@ -81,7 +81,7 @@ def ingest(
     with new_directory(out) as directory:
         spool = directory / "spool"
         spool.mkdir()
-        items = survey(origins)
+        items = list_files(origins)
         described, rows_without_file = _describe(items, rows, use_label=label is not None)
         if labels is not None:
             reason = f"no row in {Path(labels).name}"
@@ -131,7 +131,7 @@ def _manifest(
 
 
 def _describe(
-    items: list[Found], rows: dict[str, Description] | None, *, use_label: bool
+    items: list[SourceFile], rows: dict[str, Description] | None, *, use_label: bool
 ) -> tuple[dict[str, Description], list[str]]:
     """What is known of each file by its key, and the rows of the table that name no file."""
     of_folder: dict[str, Description] = {}
@@ -148,11 +148,11 @@ def _describe(
 
 
 def _prepared(
-    items: list[Found], spool: Path, max_size: int | None, num_workers: int
-) -> Iterator[tuple[Found, Entry, Path]]:
+    items: list[SourceFile], spool: Path, max_size: int | None, num_workers: int
+) -> Iterator[tuple[SourceFile, Entry, Path]]:
     """Each file's entry and the path of its mp4, in order; `num_workers` files are in work at once."""
     with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
-        waiting: deque[tuple[Found, Future[tuple[Entry, Path]]]] = deque()
+        waiting: deque[tuple[SourceFile, Future[tuple[Entry, Path]]]] = deque()
         for number, (item, path) in enumerate(files(items, spool)):
             target = spool / f"{number}.mp4"
             waiting.append((item, pool.submit(_prepare, item, path, target, max_size, decoding)))
@@ -164,7 +164,7 @@ def _prepared(
 
 
 def _prepare(
-    item: Found, path: Path, target: Path, max_size: int | None, decoding: DecodingProcesses
+    item: SourceFile, path: Path, target: Path, max_size: int | None, decoding: DecodingProcesses
 ) -> tuple[Entry, Path]:
     """Decodes a file whole; where it is not fit to be stored as it is, encodes it to `target`.
 

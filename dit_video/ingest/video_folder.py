@@ -23,9 +23,9 @@ from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import VideoSet
 from dit_video.data.video_set import MANIFEST, Entry
 from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
-from dit_video.ingest.examine import probe
 from dit_video.ingest.ingest import Progress, nothing_usable
-from dit_video.ingest.survey import Found, survey
+from dit_video.ingest.listing import SourceFile, list_files
+from dit_video.ingest.probe import probe
 from dit_video.video.decode import VideoError
 
 _ARRAYS = (".npy", ".npz")
@@ -123,7 +123,7 @@ class _Videos(Examples):
 
 
 def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVideos:
-    items = survey([path])
+    items = list_files([path])
     entries = []
     with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
         for entry in pool.map(lambda item: _probed(item, decoding), items):
@@ -137,7 +137,7 @@ def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVide
     return _opened(path, "folder", examples, videos, skipped=skipped)
 
 
-def _probed(item: Found, decoding: DecodingProcesses) -> Entry:
+def _probed(item: SourceFile, decoding: DecodingProcesses) -> Entry:
     """Frames, rate and size of a file, or why it will not be judged."""
     entry = Entry(file=item.key, source=item.source.name, reason=item.reason)
     if item.reason:

@@ -95,7 +95,7 @@ def written_out(command: Sequence[str], environments: Sequence[Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class ExitStatus:
     """How it ended.
 
     Attributes:
@@ -159,7 +159,7 @@ def run_together(
     *,
     grace_seconds: float,
     write: Callable[[str], None],
-) -> Outcome:
+) -> ExitStatus:
     """Runs one process for each environment until all have ended. SIGINT and SIGTERM go on to every one.
 
     A process that ends with anything but 0 or `STOPPED`, or by a signal, ends the others: SIGTERM, then SIGKILL. They
@@ -186,9 +186,9 @@ def run_together(
     for process in processes:
         process.drain()
     if failed is None:
-        return Outcome(max(process.exit_code for process in processes), None)
+        return ExitStatus(max(process.exit_code for process in processes), None)
     last_lines = "".join(f"  {line}" for line in failed.last_lines) or "  (it wrote nothing)\n"
-    return Outcome(
+    return ExitStatus(
         failed.exit_code, f"process {failed.index} of {len(processes)} {failed.ending}; its last lines:\n{last_lines}"
     )
 

@@ -23,7 +23,7 @@ from dit_video.distributed.targets import Target
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
-from dit_video.plan.roofline import Bound, Work, roofline
+from dit_video.plan.roofline import Bound, StepCosts, roofline
 from dit_video.run import workload
 from dit_video.run.checks import check_clips, check_mesh
 from dit_video.run.open import program_of
@@ -32,7 +32,7 @@ from dit_video.training.flops import count_flops
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MemoryPart:
     """One part of what stays in a device's memory between steps.
 
     Attributes:
@@ -57,7 +57,7 @@ class Memory:
         host: of its host's memory, for what is kept there until it is needed.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
     padding: int
     temporaries: int
     peak: int
@@ -162,7 +162,7 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
         assert text is not None, "and this"
         memory = _measured(stats, parts, kind.platform, target.memory)
         traffic = read_traffic(text, mesh.shape, [domain(device) for device in mesh.devices.flat])
-        done = Work(
+        done = StepCosts(
             flops=work.flops / mesh.size,
             recomputed_flops=recomputed / mesh.size,
             memory_bytes=stats.argument_size_in_bytes + stats.output_size_in_bytes,
@@ -226,7 +226,7 @@ _TOO_LARGE = (
 
 
 def _compile(
-    lowered: jax.stages.Lowered, parts: tuple[Part, ...], options: Mapping[str, bool | str]
+    lowered: jax.stages.Lowered, parts: tuple[MemoryPart, ...], options: Mapping[str, bool | str]
 ) -> jax.stages.Compiled | Memory:
     """The compiled step, or what a compiler says that gave up because it does not fit."""
     try:
@@ -235,7 +235,7 @@ def _compile(
         return refused(error, parts)
 
 
-def refused(error: jax.errors.JaxRuntimeError, parts: tuple[Part, ...]) -> Memory:
+def refused(error: jax.errors.JaxRuntimeError, parts: tuple[MemoryPart, ...]) -> Memory:
     """Memory as a compiler says it that gave up because the program does not fit; any other `error` is raised."""
     early, late = (re.search(pattern, str(error)) for pattern in _TOO_LARGE)
     state_bytes = sum(part.bytes for part in parts)
@@ -249,16 +249,16 @@ def _sharded(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def _part(name: str, tree: Any) -> Part:
+def _part(name: str, tree: Any) -> MemoryPart:
     total = whole = 0
     for leaf in jax.tree.leaves(tree):
         size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         total += size
         whole += size if leaf.sharding.is_fully_replicated and leaf.sharding.num_devices > 1 else 0
-    return Part(name, total, whole)
+    return MemoryPart(name, total, whole)
 
 
-def _measured(stats: Any, parts: tuple[Part, ...], platform: str, hbm: int | None) -> Memory:
+def _measured(stats: Any, parts: tuple[MemoryPart, ...], platform: str, hbm: int | None) -> Memory:
     """Memory as the compiler counts it; donated state is overwritten in place and counts once."""
     arguments = stats.argument_size_in_bytes
     allocated = arguments + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes

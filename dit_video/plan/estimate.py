@@ -17,7 +17,7 @@ from dit_video.dit.network import NetworkConfig, Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
 from dit_video.plan.compile import Plan, gradient_flops
-from dit_video.plan.roofline import Work, roofline
+from dit_video.plan.roofline import StepCosts, roofline
 from dit_video.run import workload
 from dit_video.tasks.denoise import Denoise
 
@@ -142,7 +142,7 @@ class Estimator:
         temporaries = factor * self._temporaries(candidate, params)
         state = params * self._copies + self._held
         inner, outer = self._traffic(candidate, params)
-        work = Work(
+        work = StepCosts(
             flops=self._work.flops / self.target.num_devices,
             recomputed_flops=self._recomputed[candidate.remat] / self.target.num_devices,
             memory_bytes=2 * state,

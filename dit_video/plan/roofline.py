@@ -15,7 +15,7 @@ class Bound:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
+class StepCosts:
     """What one device does in a step.
 
     Attributes:
@@ -33,7 +33,7 @@ class Work:
     outer_bytes: int | float
 
 
-def roofline(chip: Chip, work: Work) -> tuple[Bound, ...]:
+def roofline(chip: Chip, work: StepCosts) -> tuple[Bound, ...]:
     """The bounds of a step, arithmetic first; the largest binds."""
     again = "nothing computed twice"
     if work.recomputed_flops:

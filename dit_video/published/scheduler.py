@@ -9,7 +9,7 @@ from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import ConstantShift, DiscreteBetas
 from dit_video.diffusion.prediction import X0, Epsilon, Prediction, V
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler
-from dit_video.diffusion.spacing import Leading, Linspace, Spacing, Trailing
+from dit_video.diffusion.timestep_spacing import Leading, Linspace, Spacing, Trailing
 
 NUM_STEPS = 50
 

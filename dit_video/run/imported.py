@@ -29,8 +29,8 @@ from dit_video.run.codec import write_statistics
 from dit_video.run.folder import read_experiment, record
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
-from dit_video.training.values import Schedule
 from dit_video.vae.trained import TrainedCodec
 from dit_video.weights import names
 from dit_video.weights.digest import name_weights

@@ -43,7 +43,7 @@ class NotCopied(ValueError):
 
 
 @runtime_checkable
-class Record(Protocol):
+class RunRecord(Protocol):
     """The record of a run: `folder` is where it is read and written."""
 
     folder: Path
@@ -57,7 +57,7 @@ class Record(Protocol):
         ...
 
 
-class InFolder:
+class LocalRecord:
     """Where the record is written is where it is kept."""
 
     def __init__(self, folder: Path):
@@ -82,7 +82,7 @@ class _Known:
         return file.is_file() and (self.size, self.mtime_ns) == _size_and_time(file)
 
 
-class InBucket:
+class BucketRecord:
     """A copy, in `folder`, of what is kept at `where`, which is gs://bucket/run."""
 
     def __init__(self, where: str, folder: Path):
@@ -141,7 +141,7 @@ class InBucket:
 class Copying:
     """Copies a record in the background, and on the way out, some minutes where it must, until all is copied."""
 
-    def __init__(self, record: Record, warn: Callable[[str], None]):
+    def __init__(self, record: RunRecord, warn: Callable[[str], None]):
         """`say` is told of a copy that failed and what to do."""
         self._record, self._warn = record, warn
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="record")
@@ -192,13 +192,13 @@ class Copying:
             )
 
 
-def record_of(run: Path) -> Record:
+def record_of(run: Path) -> RunRecord:
     """The record of a run that is trained here: of a run folder, or of gs://bucket/run."""
     where = address(run)
     if where is None:
-        return InFolder(run)
+        return LocalRecord(run)
     # Processes may share a home, and one of them writes the record.
-    return InBucket(where, working_folder(where) if processes.is_first() else _temporary_folder(where))
+    return BucketRecord(where, working_folder(where) if processes.is_first() else _temporary_folder(where))
 
 
 def working_folder(where: str) -> Path:
@@ -217,7 +217,7 @@ def local_copy(run: Path, needed: str) -> Path:
     if where is None:
         return run
     folder = _temporary_folder(where)
-    InBucket(where, folder).pull(needed)
+    BucketRecord(where, folder).pull(needed)
     if not (folder / needed).is_file():
         raise FileNotFoundError(f"{where}: no run (it lacks {needed}); `dit-video train --workdir` makes one")
     return folder
@@ -232,7 +232,7 @@ def push(folder: Path) -> None:
     if (where := address_of(folder)) is None:
         return
     try:
-        InBucket(where, folder).push()
+        BucketRecord(where, folder).push()
     except raised_by_stores() as error:
         if fault(error) is None:
             raise

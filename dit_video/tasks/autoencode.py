@@ -11,8 +11,8 @@ from dit_video.arrays import Video
 from dit_video.data.batch import Batch
 from dit_video.nn.module import Precision
 from dit_video.tasks.task import ClipShape, Metrics
-from dit_video.vae.adversary import AutoencodeLoss, Critic, autoencode_loss
 from dit_video.vae.codec import to_pixels, to_video
+from dit_video.vae.losses import AutoencodeLoss, Critic, autoencode_loss
 from dit_video.vae.vae import VAE, Autoencoded, VAEConfig, posterior, sample_posterior
 
 

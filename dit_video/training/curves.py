@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dit_video.storage.patient_files import PatientFile
+from dit_video.storage.retrying_files import RetryingFile
 from dit_video.training.tracker import parsed
 
 FILE = "curves.png"
 
 
-def plot_record(record: PatientFile, picture: PatientFile) -> None:
+def plot_record(record: RetryingFile, picture: RetryingFile) -> None:
     """Draws every quantity in the record of a run over steps, as PNG.
 
     Step metrics are drawn raw in grey with a running median above, since single steps are noisy.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dit_video.storage.patient_files import PatientFile
+from dit_video.storage.retrying_files import RetryingFile
 
 FILE = "events.jsonl"
 
@@ -80,7 +80,7 @@ class Event:
 class EventLog:
     """The events of a run until now. Processes that train together all hold the same; one of them writes."""
 
-    def __init__(self, events: Iterable[Event], file: PatientFile | None = None):
+    def __init__(self, events: Iterable[Event], file: RetryingFile | None = None):
         """`file` is written where given."""
         self._events, self._file = list(events), file
         self._write()

@@ -126,7 +126,7 @@ class Faults:
         return action.limit if isinstance(action, RollBack) else 0
 
 
-class Judge:
+class FaultDetector:
     """Finds faults in the metrics of consecutive steps."""
 
     def __init__(

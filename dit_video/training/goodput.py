@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from dit_video.storage.patient_files import PatientFile
+from dit_video.storage.retrying_files import RetryingFile
 
 FILE = "goodput.jsonl"
 
@@ -35,7 +35,7 @@ class Activity(enum.StrEnum):
 class Ledger:
     """Books the time of session number `session` and knows that of the sessions before it."""
 
-    def __init__(self, file: PatientFile, *, start: int, began: float, clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, file: RetryingFile, *, start: int, began: float, clock: Callable[[], float] = time.perf_counter):
         """`start` is the step that this session goes on from, `began` the clock's time when it began."""
         earlier = list(_lines(file.read()))
         self._earlier = _settled(earlier, start)

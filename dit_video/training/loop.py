@@ -10,14 +10,15 @@ import numpy as np
 from dit_video.distributed.sharding import place
 from dit_video.tasks.evaluator import EvaluationData, Evaluator
 from dit_video.tasks.subject import Subject
+from dit_video.training.fault_handler import FaultHandler
 from dit_video.training.faults import Faults
 from dit_video.training.goodput import Activity
+from dit_video.training.intervals import Profile, Schedule
+from dit_video.training.preemption import StopCondition
 from dit_video.training.protocols import Batches, Saver
 from dit_video.training.step import Program, TrainState
-from dit_video.training.stop import Stop
+from dit_video.training.throughput import Work
 from dit_video.training.tracker import Recorder
-from dit_video.training.values import Profile, Schedule, Work
-from dit_video.training.watch import _Watch
 
 
 def train(
@@ -35,7 +36,7 @@ def train(
     data: EvaluationData,
     tracker: Recorder,
     saver: Saver,
-    stop: Stop,
+    stop: StopCondition,
     mesh: jax.sharding.Mesh,
     profile: Profile | None = None,
 ) -> tuple[TrainState, int]:
@@ -60,7 +61,7 @@ def train(
         saver.save(step, state, batches.next_batch)
     if (after := tracker.events.next_batch(step)) is not None:
         batches.seek(after)  # this step was gone back to, and batches were left out
-    watch = _Watch(faults, batches, tracker, work.clips)
+    fault_handler = FaultHandler(faults, batches, tracker, work.clips)
     window = _Window(step, batches.wait_seconds)
     traced = None if profile is None else range(step + profile.first, step + profile.first + profile.num_steps)
     stopping = stop.reached(step)
@@ -73,7 +74,7 @@ def train(
         now(Activity.COMPILE if window.compiling else Activity.STEP)
         state, metrics = program.step(state, frozen, place(batch, mesh), seed)
         step += 1
-        watch.add(step, metrics)
+        fault_handler.add(step, metrics)
         if window.compiling:
             jax.block_until_ready(metrics)
             tracker.note(f"first step (compilation included): {window.seconds():.1f} s")
@@ -90,9 +91,9 @@ def train(
         look = last or due or save or step % schedule.log_every == 0
         if look:
             # Everything up to this step is written down, and found good, before anything is saved, fails or is killed.
-            loss, undone = watch.look()
+            loss, undone = fault_handler.fetch()
             if undone is not None:
-                state = watch.roll_back(undone, program, state, saver)
+                state = fault_handler.roll_back(undone, program, state, saver)
                 step = int(state.step)
                 window = _Window(step, batches.wait_seconds, compiling=False)
                 continue

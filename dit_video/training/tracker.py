@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dit_video.distributed import processes
-from dit_video.storage.patient_files import PICTURES_LIMIT, PatientFile, PatientFiles
+from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFile, RetryingFiles
 from dit_video.training import events, goodput
 from dit_video.training.events import Event, EventLog
 from dit_video.training.goodput import Activity, Ledger
-from dit_video.training.watchdog import Pulse
+from dit_video.training.watchdog import Heartbeat
 from dit_video.video.encode import encode_mp4
 
 METRICS_FILE = "metrics.jsonl"
@@ -73,10 +73,10 @@ class NullTracker:
         """
         self._evaluations = set(evaluations)
         self.events = EventLog(known)
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
 
     def now(self, activity: Activity) -> None:
-        self.pulse.now(activity)
+        self.heartbeat.now(activity)
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         pass
@@ -88,7 +88,7 @@ class NullTracker:
         self.events.rewind(step)
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
-        self.pulse.end_window()
+        self.heartbeat.end_window()
 
     def has_evaluation(self, step: int, name: str) -> bool:
         return (step, name) in self._evaluations
@@ -109,7 +109,7 @@ class NullTracker:
 class Tracker:
     """Writes what happens in a run to its folder and shows it. A folder that cannot be written ends no run.
 
-    `goodput` books where its time goes, `events` says what went wrong, `pulse` how long things usually take.
+    `goodput` books where its time goes, `events` says what went wrong, `heartbeat` how long things usually take.
 
     `metrics.jsonl` has one line per step with that step's own values (never a mean over a window, so that a
     resumed run writes the same lines), and one per evaluation and per rate measurement, told apart by the keys
@@ -120,7 +120,7 @@ class Tracker:
     def __init__(
         self,
         workdir: Path,
-        files: PatientFiles,
+        files: RetryingFiles,
         *,
         start: int,
         num_steps: int,
@@ -137,7 +137,7 @@ class Tracker:
         self.goodput = Ledger(files.file(workdir / goodput.FILE), start=start, began=began)
         self.goodput.write(start)
         self.events = EventLog(events.read_events(workdir, last=start), files.file(workdir / events.FILE))
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         self._num_steps = num_steps
         self._open(start)
         recorded = {line["step"] for line in self._lines() if "loss" in line}
@@ -166,7 +166,7 @@ class Tracker:
     def now(self, activity: Activity) -> None:
         """From now on the time of the run goes into `activity`."""
         self.goodput.now(activity)
-        self.pulse.now(activity)
+        self.heartbeat.now(activity)
         if activity is Activity.CHECKPOINT:
             self._files.retry()  # who goes on from there should find the record of the way there
 
@@ -185,15 +185,17 @@ class Tracker:
         if steps := list(lines):
             self._write(*({"step": step, **values} for step, values in steps))
             self._step, values = steps[-1]
-            self._board.scalars(self._step, "train", values)
+            self._tensorboard.scalars(self._step, "train", values)
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """Records speed at `step` and shows it."""
         self._write({"step": step, "rates": dict(rates)})
-        self._board.scalars(step, "rates", rates)
+        self._tensorboard.scalars(step, "rates", rates)
         self.goodput.write(step)
-        self.pulse.end_window()
-        self._board.scalars(step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()})
+        self.heartbeat.end_window()
+        self._tensorboard.scalars(
+            step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()}
+        )
         status = f"loss {loss:.4f}  {rates['clips_per_second']:.1f} clips/s"
         if "tokens_per_second" in rates:
             status += f"  {rates['tokens_per_second']:.0f} tokens/s"
@@ -213,7 +215,7 @@ class Tracker:
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
         """Records what an evaluator measured."""
         self._write({"step": step, "evaluation": name, **scalars})
-        self._board.scalars(step, name, scalars)
+        self._tensorboard.scalars(step, name, scalars)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in list(scalars.items())[:6])
         if shown:
             self._console.print(f"step {step}  [bold]{name}[/]  {shown}", highlight=False)
@@ -222,7 +224,7 @@ class Tracker:
         """Saves a video under samples/ and shows it in TensorBoard."""
         path = self._workdir / "samples" / f"step_{step:07d}_{name}.mp4"
         self._files.file(path, limit=PICTURES_LIMIT).replace(encode_mp4(video, fps))
-        self._board.video(step, name, video, fps)
+        self._tensorboard.video(step, name, video, fps)
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
         """Saves a number with its protocol under cards/."""
@@ -248,9 +250,11 @@ class Tracker:
         self._evaluations = set(_evaluations(kept))
         self._record.replace(b"".join(map(_encoded, kept)))
         # Here, for its library brings PyTorch along where that is installed, which takes a second.
-        from dit_video.training.board import Board
+        from dit_video.training.tensorboard import TensorBoardFile
 
-        self._board = Board(self._files, self._workdir / "tensorboard", session=self.goodput.session, start=step)
+        self._tensorboard = TensorBoardFile(
+            self._files, self._workdir / "tensorboard", session=self.goodput.session, start=step
+        )
 
     def _past(self, count: int) -> list[dict[str, float]]:
         last = collections.deque((line for line in self._lines() if "loss" in line), maxlen=count)
@@ -269,7 +273,7 @@ class Tracker:
         return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
 
 
-def recorded_scores(record: PatientFile, evaluator: str, scalar: str) -> dict[int, float]:
+def recorded_scores(record: RetryingFile, evaluator: str, scalar: str) -> dict[int, float]:
     """By step, one of the numbers that an evaluator measured."""
     lines = (line for line in parsed(record.read()) if line.get("evaluation") == evaluator)
     return {line["step"]: line[scalar] for line in lines if scalar in line}

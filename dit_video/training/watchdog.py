@@ -26,7 +26,7 @@ _FEW_STRETCHES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Patience:
+class HangTimeouts:
     """When an activity takes far too long.
 
     Attributes:
@@ -55,7 +55,7 @@ class Span:
     number: int
 
 
-class Pulse:
+class Heartbeat:
     """What a run is doing, since when, and how long that usually takes. One thread writes, others may read."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
@@ -88,15 +88,15 @@ class Watchdog:
 
     def __init__(
         self,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
         folder: Path,
         *,
         waits_for: Mapping[Activity, Callable[[], str]],
-        patience: Patience = Patience(),
+        timeouts: HangTimeouts = HangTimeouts(),
     ):
         """`waits_for` says what the run waits for while it is at an activity."""
-        self._pulse, self._folder, self._waits_for, self._patience = pulse, folder, waits_for, patience
-        self._told = -1
+        self._heartbeat, self._folder, self._waits_for, self._timeouts = heartbeat, folder, waits_for, timeouts
+        self._reported = -1
         self._name, self._suffix = processes.name(), f"_process_{jax.process_index()}" if processes.joined() else ""
 
     @contextlib.contextmanager
@@ -105,7 +105,7 @@ class Watchdog:
         done = threading.Event()
 
         def look() -> None:
-            while not done.wait(self._patience.least / 10):
+            while not done.wait(self._timeouts.least / 10):
                 self.look()
 
         thread = threading.Thread(target=look, name="watchdog", daemon=True)
@@ -118,24 +118,24 @@ class Watchdog:
 
     def look(self) -> None:
         """Tells if the run is at something for too long, and has not told so."""
-        span = self._pulse.span
-        usual = self._pulse.usual(span.activity)
-        lasted = self._pulse.clock() - span.since
-        if span.number == self._told or lasted <= self._patience.limit(span.activity, usual):
+        span = self._heartbeat.span
+        usual = self._heartbeat.usual(span.activity)
+        lasted = self._heartbeat.clock() - span.since
+        if span.number == self._reported or lasted <= self._timeouts.limit(span.activity, usual):
             return
-        self._told = span.number
+        self._reported = span.number
         known = "" if usual is None else f", which usually takes at most {usual:.1f} s"
         waits_for = self._waits_for.get(span.activity)
         file = self._folder / f"stacks_{time.strftime('%Y%m%d_%H%M%S')}{self._suffix}.txt"
-        self._say(f"warning: at {span.activity} since {lasted:.0f} s{known}; what all threads do goes to {file}")
+        self._warn(f"warning: at {span.activity} since {lasted:.0f} s{known}; what all threads do goes to {file}")
         if waits_for is not None:
-            self._say(f"waiting for {waits_for()}")
+            self._warn(f"waiting for {waits_for()}")
         try:
             file.write_text(_stacks(), encoding="utf-8")
         except OSError as error:
-            self._say(f"it cannot be written: {error}")
+            self._warn(f"it cannot be written: {error}")
 
-    def _say(self, message: str) -> None:
+    def _warn(self, message: str) -> None:
         print(f"{self._name}{message}", file=sys.stderr, flush=True)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Moments, Pixels
 from dit_video.nn.conv import CausalConv3d, Stride
 from dit_video.nn.group_norm import GroupNorm
-from dit_video.vae.levels import (
+from dit_video.vae.encoder_decoder import (
     Decoder,
     DownsampleRows,
     Encoder,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Moments, Pixels
 from dit_video.nn.conv import CausalConv3d, Padding, Stride, fold, unfold
 from dit_video.nn.norm import RMSNorm
-from dit_video.vae.levels import (
+from dit_video.vae.encoder_decoder import (
     Decoder,
     DownsampleRows,
     Encoder,

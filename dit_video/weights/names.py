@@ -37,7 +37,7 @@ class NamesMismatch(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in somebody's file, to be read when it is needed."""
 
     shape: Shape
@@ -45,7 +45,7 @@ class Stored:
     read: Callable[[], np.ndarray]
 
 
-Source = Mapping[str, Stored]
+Source = Mapping[str, StoredTensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import safetensors
 
 from dit_video.config.json_file import read_object
 from dit_video.weights.files import check_digest, read_tensors
-from dit_video.weights.names import Dialect, Source, Stored
+from dit_video.weights.names import Dialect, Source, StoredTensor
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -187,7 +187,7 @@ def _weights_in(folder: Path, dialect: Dialect) -> list[Path]:
     raise FileNotFoundError(f"{folder}: holds no {known}, and no index of several (.index.json)")
 
 
-def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dict[str, Stored]:
+def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dict[str, StoredTensor]:
     """The tensors of all files together.
 
     Raises:
@@ -199,7 +199,7 @@ def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dic
             "a torch file holds a program and is read only if it is the published one: give its published sha256 "
             f"when it is imported, with --sha256; {_LISTED}. There is none of\n{lines}"
         )
-    source: dict[str, Stored] = {}
+    source: dict[str, StoredTensor] = {}
     for path in paths:
         opened = _open_file(path, digests.get(path), mapped)
         if twice := source.keys() & opened.keys():
@@ -208,12 +208,12 @@ def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dic
     return source
 
 
-def _open_file(path: Path, sha256: str | None, mapped: _Mapped) -> dict[str, Stored]:
+def _open_file(path: Path, sha256: str | None, mapped: _Mapped) -> dict[str, StoredTensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there")
     if path.suffix != ".safetensors":
         tensors = read_tensors(path, sha256=sha256)
-        return {name: Stored(x.shape, x.dtype, functools.partial(np.asarray, x)) for name, x in tensors.items()}
+        return {name: StoredTensor(x.shape, x.dtype, functools.partial(np.asarray, x)) for name, x in tensors.items()}
     if sha256 is not None:
         with path.open("rb") as content:
             check_digest(content, path, sha256)
@@ -226,10 +226,10 @@ def _open_file(path: Path, sha256: str | None, mapped: _Mapped) -> dict[str, Sto
     for name, part in slices.items():
         # A type that is not read is refused by who knows the names.
         dtype = np.dtype(_DTYPES.get(part.get_dtype(), np.void))
-        stored[name] = Stored(tuple(part.get_shape()), dtype, functools.partial(mapped.read, path, name))
+        stored[name] = StoredTensor(tuple(part.get_shape()), dtype, functools.partial(mapped.read, path, name))
     return stored
 
 
-def _averaged(source: dict[str, Stored]) -> dict[str, Stored]:
+def _averaged(source: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """What official code takes from a checkpoint of its training, which holds an optimizer and weights twice."""
     return {re.sub(r"^ema\.", "", n): s for n, s in source.items() if n.startswith("ema.")} or source

@@ -17,7 +17,7 @@ from toys import FitLines, line_batch, small_mesh
 
 from dit_video.checkpoint import writer
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
-from dit_video.checkpoint.fit import OtherNetwork
+from dit_video.checkpoint.compatibility import OtherNetwork
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER
 from dit_video.checkpoint.retention import Keep
 from dit_video.distributed.sharding import place

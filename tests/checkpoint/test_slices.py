@@ -11,7 +11,7 @@ import pytest
 from toys import small_mesh
 
 from dit_video.checkpoint.checkpoints import Checkpoints, NotSaved
-from dit_video.checkpoint.contents import contents, verify
+from dit_video.checkpoint.integrity import contents, verify
 from dit_video.checkpoint.slices import Layout, Slice, digest_slices, save_slices
 from dit_video.weights.digest import digest_leaves
 

@@ -13,11 +13,11 @@ from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.objective import MinSNR
 from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.network import Remat
-from dit_video.evaluation.monitor import HeldOutError, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.experiment import Experiment, fingerprint, from_json, load
 from dit_video.nn.module import Precision
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW, Decay, Group
-from dit_video.training.values import Schedule
 
 FILE = """
 import dataclasses

@@ -21,7 +21,7 @@ from dit_video.diffusion.objective import Gaussian, Uniform
 from dit_video.diffusion.path import ConstantShift, DiscreteBetas, ExponentialShift, Linear
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler, noise
-from dit_video.diffusion.spacing import Leading, Linspace, Trailing
+from dit_video.diffusion.timestep_spacing import Leading, Linspace, Trailing
 from dit_video.diffusion.variance import LearnedVariance
 
 # NumPy's, for what diffusers does with tensors.

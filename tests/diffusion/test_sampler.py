@@ -20,7 +20,7 @@ from dit_video.diffusion.objective import ddpm, rectified_flow
 from dit_video.diffusion.path import Cosine, Linear, LinearBeta, Path, over_latents
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, noise
-from dit_video.diffusion.spacing import Spacing
+from dit_video.diffusion.timestep_spacing import Spacing
 
 MEAN, STD = 0.8, 0.5
 PATHS = [Linear(), Cosine(), LinearBeta()]

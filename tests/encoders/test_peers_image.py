@@ -14,7 +14,7 @@ from dit_video.encoders import clip_image_names
 from dit_video.encoders.clip_image import CLIP_VIT_H, CLIPVisionConfig, CLIPVisionModel, prepared
 from dit_video.nn.module import define
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, NamesMismatch, Stored
+from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 from dit_video.weights.source import open_published
 
 # Odd numbers of heads and of patches, patches of an odd number of pixels, and the fewest blocks.
@@ -112,7 +112,9 @@ def test_a_tensor_that_is_not_the_networks_is_an_error_that_names_it(spoil, mess
     spoiled = spoil({n.removeprefix(first): x for n, x in weights.items() if n.startswith(first)})
     rest = {n: x for n, x in weights.items() if not n.startswith(first)}
     for tensors, wrong in ((weights, None), ({**{f"{first}{n}": x for n, x in spoiled.items()}, **rest}, message)):
-        source = clip_image_names.tensors({n: Stored(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()})
+        source = clip_image_names.tensors(
+            {n: StoredTensor(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
+        )
         if wrong is None:
             names.check(clip_image_names.table(config), Dialect.TRANSFORMERS, source)
             continue

@@ -172,7 +172,7 @@ def test_distances_fall_into_the_published_ranges(num_buckets, max_distance):
 
 
 def stored(**tensors: np.ndarray) -> names.Source:
-    return {name: names.Stored(x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()}
+    return {name: names.StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()}
 
 
 def test_the_table_of_t5_may_be_there_twice_if_it_is_the_same():

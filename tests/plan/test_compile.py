@@ -15,7 +15,7 @@ from dit_video.distributed.targets import parse_target
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
-from dit_video.plan.compile import Part, Plan, gradient_flops, plan, recomputed_flops, refused
+from dit_video.plan.compile import MemoryPart, Plan, gradient_flops, plan, recomputed_flops, refused
 from dit_video.run import workload
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import make_program
@@ -151,7 +151,9 @@ def test_rows_that_the_mesh_does_not_divide_are_named(experiment):
 )
 def test_what_a_compiler_says_that_gave_up_is_understood(message, temporaries, peak, limit):
     """In the words of libtpu, which names either the temporaries or all that a program holds."""
-    memory = refused(jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}"), (Part("parameters", 2**30, 0),))
+    memory = refused(
+        jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}"), (MemoryPart("parameters", 2**30, 0),)
+    )
     actual = (memory.temporaries, memory.peak, memory.hbm)
     assert [n / 2**30 for n in actual] == pytest.approx([temporaries, peak, limit])
     assert memory.excess == memory.peak - memory.hbm > 0

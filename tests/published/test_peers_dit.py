@@ -147,7 +147,9 @@ def test_as_published_it_computes_what_diffusers_does_with_the_published_frequen
 
 
 def stored(tensors: Mapping[str, torch.Tensor]) -> names.Source:
-    return {name: names.Stored(tuple(x.shape), x.numpy().dtype, lambda x=x: x.numpy()) for name, x in tensors.items()}
+    return {
+        name: names.StoredTensor(tuple(x.shape), x.numpy().dtype, lambda x=x: x.numpy()) for name, x in tensors.items()
+    }
 
 
 def test_copies_that_differ_are_not_one():

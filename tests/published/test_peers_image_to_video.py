@@ -27,7 +27,7 @@ from dit_video.data.batch import Batch
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import rectified_flow
 from dit_video.diffusion.sampler import Euler, noise
-from dit_video.diffusion.spacing import Linspace
+from dit_video.diffusion.timestep_spacing import Linspace
 from dit_video.dit.condition import EmbeddedText
 from dit_video.encoders import clip_image_names
 from dit_video.encoders.clip_image import CLIPVisionModel
@@ -39,7 +39,7 @@ from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.trained import TrainedCodec
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, Stored
+from dit_video.weights.names import Dialect, StoredTensor
 
 SHAPE = (9, 32, 48)
 STEPS, SCALE = 3, 2.5
@@ -73,7 +73,7 @@ def of_theirs(network: Any, family: Any) -> tuple[Any, dict[str, np.ndarray]]:
     weights = {n: 0.2 * rng.standard_normal(tuple(x.shape), np.float32) for n, x in network.state_dict().items()}
     network.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()})
     recognised = family.of_diffusers({"_class_name": type(network).__name__, **network.config})
-    source = {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
+    source = {name: StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
     names.check(recognised.table(), Dialect.DIFFUSERS, source)
     return recognised, dict(names.read(recognised.table(), Dialect.DIFFUSERS, source))
 

@@ -18,7 +18,7 @@ from dit_video.published.latte import InterleavedLatte
 from dit_video.published.recognise import recognise
 from dit_video.tasks.denoise import Denoise
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, NamesMismatch, Stored
+from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 from dit_video.weights.source import open_published
 
 FIXED = {
@@ -73,7 +73,7 @@ def full(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored(weights: Mapping[str, np.ndarray]) -> names.Source:
-    return {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
+    return {name: StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
 
 
 def arrays(network: Any) -> dict[str, np.ndarray]:

@@ -94,11 +94,11 @@ def their_network(config: Mapping[str, Any]) -> Any:
     return network
 
 
-def stored(tensors: Mapping[str, torch.Tensor]) -> dict[str, names.Stored]:
+def stored(tensors: Mapping[str, torch.Tensor]) -> dict[str, names.StoredTensor]:
     sources = {}
     for name, value in tensors.items():
         array = value.detach().float().numpy() if value.dtype is torch.bfloat16 else value.detach().numpy()
-        sources[name] = names.Stored(tuple(value.shape), array.dtype, lambda array=array: array)
+        sources[name] = names.StoredTensor(tuple(value.shape), array.dtype, lambda array=array: array)
     return sources
 
 

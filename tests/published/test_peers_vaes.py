@@ -22,7 +22,7 @@ from dit_video.vae.cogvideox_vae import COGVIDEOX_VAE
 from dit_video.vae.vae import VAE
 from dit_video.vae.wan_vae import WAN_2_2_VAE, WAN_VAE
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, NamesMismatch, Stored
+from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 from dit_video.weights.source import open_published
 
 
@@ -116,7 +116,7 @@ def family_of(network: Any, case: Case) -> VAEFamily:
 
 
 def stored(tensors: Mapping[str, torch.Tensor]) -> names.Source:
-    return {name: Stored(tuple(x.shape), x.numpy().dtype, lambda x=x: x.numpy()) for name, x in tensors.items()}
+    return {name: StoredTensor(tuple(x.shape), x.numpy().dtype, lambda x=x: x.numpy()) for name, x in tensors.items()}
 
 
 def read_all(family: VAEFamily, source: names.Source) -> dict[str, np.ndarray]:

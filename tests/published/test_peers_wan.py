@@ -19,7 +19,7 @@ from dit_video.export.diffusers_folder import relative_error
 from dit_video.published.wan import WanFamily
 from dit_video.tasks.denoise import Denoise
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, NamesMismatch, Stored
+from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 
 # Odd numbers of heads, planes, frames, rows, columns and channels; each kind that was published.
 CONFIGS = {
@@ -83,7 +83,7 @@ def family(config: Mapping[str, Any]) -> WanFamily:
 
 
 def stored(weights: Mapping[str, np.ndarray]) -> names.Source:
-    return {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
+    return {name: StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
 
 
 def arrays(network: Any) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from dit_video.diffusion.objective import Gaussian, UniformLevels, rectified_flo
 from dit_video.diffusion.path import ConstantShift, DiscreteBetas
 from dit_video.diffusion.prediction import Epsilon, V
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler
-from dit_video.diffusion.spacing import Leading, Linspace, Trailing
+from dit_video.diffusion.timestep_spacing import Leading, Linspace, Trailing
 from dit_video.published.scheduler import NUM_STEPS, sampled_as
 
 DDPM = Gaussian(path=DiscreteBetas(), prediction=Epsilon(), times=UniformLevels())

@@ -19,7 +19,7 @@ from dit_video.run import lock as run_lock
 from dit_video.run.lock import LOCK, RunInUse, acquire
 from dit_video.storage import mirror
 from dit_video.storage.bucket import BucketLock, address
-from dit_video.storage.mirror import Copying, InBucket, NotCopied, local_copy, push, record_of
+from dit_video.storage.mirror import BucketRecord, Copying, NotCopied, local_copy, push, record_of
 from dit_video.training.step import TrainState
 
 RUN = Path("gs://bucket/some/run")
@@ -35,9 +35,9 @@ SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=
 
 
 @pytest.fixture
-def machine(bucket, tmp_path) -> InBucket:
+def machine(bucket, tmp_path) -> BucketRecord:
     """The copy of the run on a machine."""
-    return InBucket("gs://bucket/some/run", tmp_path / "run")
+    return BucketRecord("gs://bucket/some/run", tmp_path / "run")
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_a_host_of_the_same_name_is_another_host(bucket, messages, monkeypatch):
 
 
 def test_the_record_goes_from_machine_to_machine(bucket, tmp_path):
-    here, there = (InBucket("gs://bucket/some/run", tmp_path / name / "run") for name in ("here", "there"))
+    here, there = (BucketRecord("gs://bucket/some/run", tmp_path / name / "run") for name in ("here", "there"))
     here.pull("experiment.json")
     (here.folder / "experiment.json").write_text("1")
     (here.folder / "metrics.jsonl").write_text("a\n")
@@ -234,9 +234,9 @@ def test_the_record_goes_from_machine_to_machine(bucket, tmp_path):
     # What is newer here stays, unless the bucket has got something since.
     with (there.folder / "metrics.jsonl").open("a") as file:
         file.write("c\n")
-    InBucket("gs://bucket/some/run", there.folder).pull("experiment.json")
+    BucketRecord("gs://bucket/some/run", there.folder).pull("experiment.json")
     assert (there.folder / "metrics.jsonl").read_text() == "a\nb\nc\n"
-    InBucket("gs://bucket/some/run", here.folder).pull("experiment.json")
+    BucketRecord("gs://bucket/some/run", here.folder).pull("experiment.json")
     assert (here.folder / "metrics.jsonl").read_text() == "a\nb\n"
 
 
@@ -246,7 +246,7 @@ def test_a_copy_of_a_run_that_is_no_more_is_not_mixed_into_another_of_its_name(b
         (machine.folder / name).write_text("of the first")
     machine.push()
     bucket.objects.clear()
-    elsewhere = InBucket("gs://bucket/some/run", tmp_path / "elsewhere")
+    elsewhere = BucketRecord("gs://bucket/some/run", tmp_path / "elsewhere")
     elsewhere.pull("experiment.json")
     (elsewhere.folder / "experiment.json").write_text("of the second")
     elsewhere.push()

@@ -11,9 +11,9 @@ from line_training import Killed, Run, line_program, train_lines, without_rates
 from toys import line_batch
 
 from dit_video.data.batch import Batch
-from dit_video.storage.patient_files import PatientFiles
+from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind, read_events, summary
-from dit_video.training.faults import Faults, Judge, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
+from dit_video.training.faults import FaultDetector, Faults, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
 from dit_video.training.goodput import Activity, read_goodput
 
 NUM_STEPS = 10
@@ -155,7 +155,7 @@ def test_so_many_roll_backs_to_one_step_and_no_more(program, tmp_path):
 
 
 def spikes_in(losses, spike: Spike) -> list[int]:
-    judge = Judge(Faults(spike=spike), batch_size=8, past=[], events=[])
+    judge = FaultDetector(Faults(spike=spike), batch_size=8, past=[], events=[])
     values = [{"loss": float(loss), "grad_norm": 1.0} for loss in losses]
     return [number for number, value in enumerate(values) if judge.find(number, number, value, [])]
 
@@ -207,7 +207,7 @@ def test_replaced_records_are_counted_over_kills_and_over_the_share_the_run_stop
 def test_events_are_forgotten_with_the_steps_they_belong_to(tmp_path):
     plain = [Event(step=s, batch=s, kind=Kind.SPIKE, done=Done.NOTED, what=("high",)) for s in (2, 5, 8)]
     back = Event(step=7, batch=7, kind=Kind.SPIKE, done=Done.ROLLED_BACK, what=("high",), to=4, next_batch=8)
-    log = EventLog([], PatientFiles(print).file(tmp_path / FILE))
+    log = EventLog([], RetryingFiles(print).file(tmp_path / FILE))
     for event in (*plain[:2], back, plain[2]):
         log.add(event)
     assert log.next_batch(4) == 8

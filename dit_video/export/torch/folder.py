@@ -32,7 +32,7 @@ _FILES = Path(__file__).parent / "files"
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ExportedModule:
     """One of the networks of a run.
 
     Attributes:
@@ -59,7 +59,7 @@ def write_torch(content: Content, folder: Path) -> Parity:
     return Parity(num_tensors, max(error for error, _ in compared), sum(number for _, number in compared))
 
 
-def write_files(content: Content, parts: Sequence[Part], folder: Path) -> int:
+def write_files(content: Content, parts: Sequence[ExportedModule], folder: Path) -> int:
     """Writes all files of `folder`; returns how many tensors were read back and compared, bit by bit."""
     origin, networks = content.origin, [part.network for part in parts]
     config = {network.field: network.torch_config() for network in networks} | {
@@ -78,7 +78,7 @@ def write_files(content: Content, parts: Sequence[Part], folder: Path) -> int:
     )
 
 
-def parts_of(content: Content) -> list[Part]:
+def parts_of(content: Content) -> list[ExportedModule]:
     """What of a run there is a torch module of: its denoiser, and its codec's VAE.
 
     Raises:
@@ -91,16 +91,18 @@ def parts_of(content: Content) -> list[Part]:
             network = TorchDiT.of_task(content.denoiser.task)
         except ValueError as error:
             raise ValueError(f"{error}; --format diffusers or safetensors exports others") from error
-        parts.append(Part(network, _arrays(content.denoiser.network), few_cells((t, h, w), network.config.patch_size)))
+        parts.append(
+            ExportedModule(network, _arrays(content.denoiser.network), few_cells((t, h, w), network.config.patch_size))
+        )
     elif vae is None:
         kind = type(content.codec.vae).__name__
         raise ValueError(f"config.task.vae={kind}: there is a torch module of a VideoVAE alone; use --format diffusers")
     if vae is not None:
-        parts.append(Part(vae, _arrays(content.codec), few_frames(content.clip, content.codec.vae.config)))
+        parts.append(ExportedModule(vae, _arrays(content.codec), few_frames(content.clip, content.codec.vae.config)))
     return parts
 
 
-def compare_with(part: Part, folder: Path) -> tuple[float, int]:
+def compare_with(part: ExportedModule, folder: Path) -> tuple[float, int]:
     """Loads a network from a folder and compares it with the run's, layer by layer.
 
     Returns:

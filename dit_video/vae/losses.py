@@ -19,7 +19,7 @@ from dit_video.nn.norm import RMSNorm
 from dit_video.vae.vae import Autoencoded, posterior
 
 
-class Reconstruction(enum.StrEnum):
+class ReconstructionLoss(enum.StrEnum):
     """Distance between a reconstruction and its pixels, d = reconstruction - pixels."""
 
     L1 = "l1"  # mean |d|: the median of what a latent could mean; edges stay sharp
@@ -42,7 +42,7 @@ class AutoencodeLoss:
     adversarial_start: first step at which critic and generator term are computed at all.
     """
 
-    reconstruction: Reconstruction = Reconstruction.GAUSSIAN
+    reconstruction: ReconstructionLoss = ReconstructionLoss.GAUSSIAN
     kl: float = 1e-6
     perceptual: float = 0.0
     adversarial: float = 0.0
@@ -121,14 +121,14 @@ def autoencode_loss(
     return total, metrics
 
 
-def reconstruction_distance(kind: Reconstruction, difference: Pixels) -> Float[Array, ""]:
+def reconstruction_distance(kind: ReconstructionLoss, difference: Pixels) -> Float[Array, ""]:
     """The mean over the batch of the chosen distance."""
     match kind:
-        case Reconstruction.L1:
+        case ReconstructionLoss.L1:
             return jnp.mean(jnp.abs(difference))
-        case Reconstruction.CHARBONNIER:
+        case ReconstructionLoss.CHARBONNIER:
             return jnp.mean(jnp.sqrt(jnp.square(difference) + 1e-4))
-        case Reconstruction.GAUSSIAN:
+        case ReconstructionLoss.GAUSSIAN:
             # The floor, 0.1 grey levels, keeps a black clip reproduced exactly from a loss of minus infinity.
             variance = jnp.mean(jnp.square(difference), axis=(1, 2, 3, 4)) + 6e-7
             return jnp.mean(0.5 * jnp.log(variance))

@@ -16,7 +16,7 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SourceFile:
     """A file seen in a source, before it is opened.
 
     Attributes:
@@ -31,7 +31,7 @@ class Found:
     reason: str = ""
 
 
-def survey(sources: Sequence[Path]) -> list[Found]:
+def list_files(sources: Sequence[Path]) -> list[SourceFile]:
     """Lists folders (recursively, sorted) and tars (in their order) without opening the files in them.
 
     Raises:
@@ -40,7 +40,7 @@ def survey(sources: Sequence[Path]) -> list[Found]:
     """
     items = []
     for source in sources:
-        items += [_found(source, name, reason) for name, reason in _list(source)]
+        items += [_source_file(source, name, reason) for name, reason in _list(source)]
     counts = Counter(item.key for item in items)
     if len(counts) < len(items):
         items = [replace(item, key=f"{item.source.name}/{item.name}") for item in items]
@@ -50,10 +50,10 @@ def survey(sources: Sequence[Path]) -> list[Found]:
     return items
 
 
-def _found(source: Path, name: str, reason: str) -> Found:
+def _source_file(source: Path, name: str, reason: str) -> SourceFile:
     # Python keeps bytes of names that are not UTF-8 as characters that no file of text, TFDS or terminal takes.
     key = name.encode("utf-8", "backslashreplace").decode()
-    return Found(source=source, name=name, key=key, reason=reason if key == name else "its name is not UTF-8")
+    return SourceFile(source=source, name=name, key=key, reason=reason if key == name else "its name is not UTF-8")
 
 
 def _list(source: Path) -> Iterator[tuple[str, str]]:
@@ -127,7 +127,7 @@ def _until_broken(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarI
         raise ValueError(f"{path}: the archive breaks off after {count} members ({error}); fetch it again") from error
 
 
-def files(items: Sequence[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
+def files(items: Sequence[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Path]]:
     """A path for each file, in order;
     members of a tar are copied into `spool` one by one, as they are asked for.
     """
@@ -139,7 +139,7 @@ def files(items: Sequence[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
             yield from _extracted(source, of_source, spool)
 
 
-def _extracted(source: Path, items: list[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
+def _extracted(source: Path, items: list[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Path]]:
     # The listing and this pass see the same members in the same order.
     expected = iter(items)
     with tarfile.open(source) as archive:

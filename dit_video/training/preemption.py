@@ -13,7 +13,7 @@ from dit_video.distributed import processes
 
 
 @runtime_checkable
-class Stop(Protocol):
+class StopCondition(Protocol):
     """Says when to stop early."""
 
     def reached(self, step: int) -> bool:

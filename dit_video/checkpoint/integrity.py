@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from dit_video.checkpoint.checkpoints import Checkpoints
-from dit_video.checkpoint.fit import dtype_and_shape, some
+from dit_video.checkpoint.compatibility import dtype_and_shape, some
 from dit_video.weights.digest import digest_leaves, name_weights
 
 # Name of an array within its item: the keys on the way to it.

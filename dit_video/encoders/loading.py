@@ -12,7 +12,7 @@ from dit_video.nn.module import Definition
 from dit_video.weights import names
 
 
-def placed(
+def load_params(
     table: names.Table,
     source: names.Source,
     definition: Definition,

@@ -6,7 +6,7 @@ import pytest
 from toys import FitLines, judged_by, line_batch, small_mesh
 
 from dit_video.data.batch import Batch
-from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.nn.module import define, params_of
 from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import Task

@@ -50,10 +50,10 @@ class _Waiting:
 
 
 @dataclasses.dataclass(frozen=True)
-class PatientFile:
+class RetryingFile:
     """One of `files`; `limit` is that of all that waits in memory, beyond which what comes to this file is dropped."""
 
-    files: "PatientFiles"
+    files: "RetryingFiles"
     path: Path
     limit: int = LIMIT
 
@@ -70,7 +70,7 @@ class PatientFile:
         return self.files.read(self.path)
 
 
-class PatientFiles:
+class RetryingFiles:
     """Of one run. As a context it waits on the way out, some seconds where it must, until all is written."""
 
     def __init__(self, warn: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic):
@@ -83,10 +83,10 @@ class PatientFiles:
         self._torn: dict[Path, int] = {}
         self._num_failed, self._due = 0, 0.0
 
-    def file(self, path: Path, *, limit: int = LIMIT) -> PatientFile:
-        return PatientFile(self, path, limit)
+    def file(self, path: Path, *, limit: int = LIMIT) -> RetryingFile:
+        return RetryingFile(self, path, limit)
 
-    def take(self, file: PatientFile, data: bytes, *, whole: bool) -> None:
+    def take(self, file: RetryingFile, data: bytes, *, whole: bool) -> None:
         path, waiting = file.path, self._waiting.get(file.path)
         # What makes a file shorter must not be dropped: what it takes back would stay.
         shortens = whole and path in self._written
@@ -131,7 +131,7 @@ class PatientFiles:
         if lost := self._lost():
             raise NotWritten(f"{lost}. Checkpoints are not among these; mend the store before the next run")
 
-    def __enter__(self) -> "PatientFiles":
+    def __enter__(self) -> "RetryingFiles":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:

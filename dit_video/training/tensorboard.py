@@ -19,13 +19,13 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-mo
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
-from dit_video.storage.patient_files import PICTURES_LIMIT, PatientFiles
+from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
 
 
-class Board:
+class TensorBoardFile:
     """One file of events; every session of a run has its own."""
 
-    def __init__(self, files: PatientFiles, folder: Path, *, session: int, start: int):
+    def __init__(self, files: RetryingFiles, folder: Path, *, session: int, start: int):
         """What other files in `folder` say of the steps after `start` is no longer shown."""
         # TensorBoard knows its files by this name; two sessions may begin in one second.
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{session}"

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from line_training import line_program, train_lines, without_rates
 
-from dit_video.storage import patient_files
-from dit_video.storage.patient_files import NotWritten, PatientFiles
+from dit_video.storage import retrying_files
+from dit_video.storage.retrying_files import NotWritten, RetryingFiles
 from dit_video.training.tracker import METRICS_FILE, read_record
 
 LINES = [f"{number:0>999}\n".encode() for number in range(100)]
@@ -21,7 +21,7 @@ def clock() -> list[float]:
 
 @pytest.fixture
 def files(messages, clock):
-    return PatientFiles(messages.append, clock=lambda: clock[0])
+    return RetryingFiles(messages.append, clock=lambda: clock[0])
 
 
 def test_what_a_full_store_does_not_take_is_written_later_in_order_and_once(store, files, messages):
@@ -63,14 +63,14 @@ def test_it_is_tried_again_later_each_time(tmp_path, files, clock, messages):
     file = files.file(tmp_path / "run" / "lines")
     file.append(b"1")
     (tmp_path / "run").unlink()
-    for wait in patient_files.RETRY_PAUSES[:2]:
+    for wait in retrying_files.RETRY_PAUSES[:2]:
         file.append(b"2")
         assert not file.path.exists(), "nothing is tried before it is time"
         (tmp_path / "run").write_text("in the way")
         clock[0] += wait
         file.append(b"3")
         (tmp_path / "run").unlink()
-    clock[0] += patient_files.RETRY_PAUSES[2]
+    clock[0] += retrying_files.RETRY_PAUSES[2]
     file.append(b"4")
     assert file.path.read_bytes() == b"123234"
     assert len(messages) == 2
@@ -118,11 +118,11 @@ def test_memory_is_bounded_and_what_is_dropped_is_counted(tmp_path, files, messa
 
 
 def test_at_the_end_it_is_said_what_is_not_written(tmp_path, messages, monkeypatch):
-    monkeypatch.setattr(patient_files, "LAST_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(retrying_files, "LAST_PAUSES", (0.0, 0.0))
     (tmp_path / "run").write_text("in the way")
 
     def write(warn: Callable[[str], None], error: BaseException | None) -> None:
-        with PatientFiles(warn) as files:
+        with RetryingFiles(warn) as files:
             files.file(tmp_path / "run" / "lines").append(b"1234")
             files.file(tmp_path / "run" / "lines").append(b"5")
             if error is not None:
