@@ -1,4 +1,4 @@
-"""What is in a checkpoint, and whether it is whole: known without the experiment it was trained with."""
+"""Inspection and verification of a checkpoint: its contents and the digests of its arrays, without its experiment."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ _PORTION = 2**28
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Parameters, their average, or the state of the optimizer.
+    """An item of a checkpoint: parameters, their EMA, or the optimizer state.
 
     Attributes:
         digest: of weights, as cards and exports name them.
@@ -36,7 +36,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What is in a checkpoint, known without reading its arrays."""
+    """Contents of a checkpoint, known from metadata alone."""
 
     next_batch: int
     experiment: dict[str, Any] | None
@@ -48,7 +48,7 @@ class Contents:
 
 
 def contents(checkpoints: Checkpoints, step: int) -> Contents:
-    """What is in a step, without reading arrays.
+    """Contents of a checkpoint, from its metadata and index, without reading arrays.
 
     Raises:
         FileNotFoundError: there is no such step.
@@ -74,7 +74,7 @@ def contents(checkpoints: Checkpoints, step: int) -> Contents:
 
 
 def verify(checkpoints: Checkpoints, step: int, advance: Callable[[int], object]) -> None:
-    """Reads every array of a step, a portion at a time onto one device, and compares digests.
+    """Verifies a checkpoint: reads every array, a portion at a time onto one device, and compares digests.
 
     Args:
         advance: called with the number of arrays that were read since the last call.
@@ -100,7 +100,7 @@ def verify(checkpoints: Checkpoints, step: int, advance: Callable[[int], object]
 
 
 def _portions(leaves: Sequence[Any]) -> Iterator[list[Any]]:
-    """The arrays to read, in several goes; `...` stands where another go reads."""
+    """The arrays to read, in portions; `...` stands where another portion reads."""
     device = SingleDeviceSharding(jax.devices()[0])
     targets = [jax.ShapeDtypeStruct(x.shape, jnp.dtype(x.dtype), sharding=device) for x in leaves]
     first = 0

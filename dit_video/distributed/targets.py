@@ -1,6 +1,6 @@
-"""Names of devices to run on or to compile for: `v6e:16x16`, `v6e:16x16*4`, `h100:16x8`, `cpu:256`.
+"""Compilation targets by name (TPU topologies, GPU nodes, fake CPUs): `v6e:16x16`, `v6e:16x16*4`, `h100:16x8`, `cpu:256`.
 
-A target needs not be there: compilers of TPUs and GPUs work from a description of the device.
+A target need not exist here: compilers of TPUs and GPUs work from a description of the device.
 """
 
 import dataclasses
@@ -43,24 +43,24 @@ class Target:
 
     @property
     def num_devices(self) -> int:
-        """As JAX counts them: of a tpu7x chip, two."""
+        """Number of devices as JAX counts them: two per tpu7x chip."""
         return math.prod(self.size) * self.num_slices * (2 if self.family == "tpu7x" else 1)
 
     @property
     def domain_size(self) -> int:
-        """Devices that links join: those of a slice or node."""
+        """Devices of a slice (TPU) or node (GPU), which fast links join."""
         return self.num_devices // (self.size[0] if self.family in GPUS else self.num_slices)
 
     @property
     def memory(self) -> int | None:
-        """Bytes of a device that a program may use."""
+        """Bytes of device memory that a program may use."""
         if self.chip is None or self.family not in GPUS:
             return None if self.chip is None else self.chip.hbm
         return int(self.chip.hbm * _gpu_memory_fraction())
 
     @property
     def compiler_options(self) -> dict[str, bool | str]:
-        """What the compiler must not do because the device is not there: measure kernels on it."""
+        """XLA options for a device that does not exist here: no autotuning, which would measure kernels on it."""
         # Without measurements no tiling is known for some matrix products that Triton would compute.
         return {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False} if self.family in GPUS else {}
 
@@ -140,12 +140,12 @@ def parse_target(text: str) -> Target:
 
 
 def _gpu_memory_fraction() -> float:
-    """The part of a GPU's memory that JAX takes for arrays; the variable is JAX's own, and so is the default."""
+    """Fraction of GPU memory that JAX preallocates (XLA_PYTHON_CLIENT_MEM_FRACTION, with JAX's default)."""
     return float(os.environ.get(GPU_MEMORY_VARIABLE) or 0.75)
 
 
 def describe_gpu(chip: Chip) -> str:
-    """A GPU as XLA's compiler wants it described: a GpuTargetConfigProto as text.
+    """Description of a GPU for XLA's compiler: a GpuTargetConfigProto as text.
 
     Limits of threads, blocks and registers are those of every NVIDIA GPU since compute capability 8.0 (CUDA programming
     guide, technical specifications per compute capability).

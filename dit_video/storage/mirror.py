@@ -1,4 +1,4 @@
-"""The record of a run in a bucket, by way of a copy in a folder of this machine.
+"""Mirror of a run in a bucket: its record is written to a local folder and copied to the bucket in the background.
 
 A record is appended to and its files are renamed, which a bucket cannot do. So it is written in a folder, and what has
 changed there is copied, whole files at a time: with each save, and at the end. Checkpoints never come here: they go
@@ -39,26 +39,26 @@ _NO_RECORD = ("lock.json", _MARK)
 
 
 class NotCopied(ValueError):
-    """The end of a record is in a folder of this machine and not in the bucket."""
+    """The last changes of a record are in a local folder and could not be copied to the bucket."""
 
 
 @runtime_checkable
 class RunRecord(Protocol):
-    """The record of a run: `folder` is where it is read and written."""
+    """The record of a run (metrics, events, experiment): `folder` is where it is read and written."""
 
     folder: Path
 
     def pull(self, needed: str) -> None:
-        """Gets what another machine has written; a run that lacks the file `needed` has not begun."""
+        """Downloads what another machine has written; a run without the file `needed` has not begun."""
         ...
 
     def push(self) -> None:
-        """Gives what has changed here."""
+        """Uploads what has changed here."""
         ...
 
 
 class LocalRecord:
-    """Where the record is written is where it is kept."""
+    """A record in a run folder: nothing to copy."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -72,7 +72,7 @@ class LocalRecord:
 
 @dataclasses.dataclass(frozen=True)
 class _Known:
-    """A file of a copy that is as the object of this generation."""
+    """A local file that equals the object of this generation."""
 
     generation: str
     size: int
@@ -83,7 +83,7 @@ class _Known:
 
 
 class BucketRecord:
-    """A copy, in `folder`, of what is kept at `where`, which is gs://bucket/run."""
+    """A record in a bucket: `folder` is a local copy of `where`, which is gs://bucket/run."""
 
     def __init__(self, where: str, folder: Path):
         self.folder, self._bucket = folder, Bucket(where)
@@ -93,7 +93,7 @@ class BucketRecord:
         _copies[folder] = where
 
     def pull(self, needed: str) -> None:
-        """Gets the files of the run folder itself, not those of folders in it: nobody goes on from pictures."""
+        """Downloads the files at the top of the run, not those in folders: a run does not need pictures to resume."""
         read, known = self._bucket.read(needed), self._known.get(needed)
         if known is None or known.generation != read.generation.hex():
             # Another machine has begun or gone on since: what is here may be of a run that is no more.
@@ -139,16 +139,16 @@ class BucketRecord:
 
 
 class Copying:
-    """Copies a record in the background, and on the way out, some minutes where it must, until all is copied."""
+    """Copies a record to its bucket in the background; on exit it waits some minutes until all is copied."""
 
     def __init__(self, record: RunRecord, warn: Callable[[str], None]):
-        """`say` is told of a copy that failed and what to do."""
+        """`warn` is called with a copy that failed and what to do."""
         self._record, self._warn = record, warn
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="record")
         self._last: Future[bool] | None = None
 
     def start(self) -> None:
-        """What is in the folder now is copied soon.
+        """Starts copying what is in the folder now.
 
         Raises:
             Exception: the copy before failed, and not by a failure of the bucket.
@@ -193,7 +193,7 @@ class Copying:
 
 
 def record_of(run: Path) -> RunRecord:
-    """The record of a run that is trained here: of a run folder, or of gs://bucket/run."""
+    """The record of a run folder, or of gs://bucket/run."""
     where = address(run)
     if where is None:
         return LocalRecord(run)
@@ -202,13 +202,13 @@ def record_of(run: Path) -> RunRecord:
 
 
 def working_folder(where: str) -> Path:
-    """Where this machine keeps its copy of the record of a run that it trains."""
+    """Local folder with this machine's copy of the record of a run in a bucket."""
     # Not by its name: the folder of gs://a/b must not be in that of gs://a.
     return user_cache() / "runs" / hashlib.sha256(where.encode()).hexdigest()[:16] / where.rpartition("/")[2]
 
 
 def local_copy(run: Path, needed: str) -> Path:
-    """The folder of a run that is to be read: `run` itself, or a copy that goes when this process ends.
+    """A folder to read a run from: `run` itself, or a temporary local copy of one in a bucket.
 
     Raises:
         FileNotFoundError: there is no `needed` in the bucket.
@@ -224,7 +224,7 @@ def local_copy(run: Path, needed: str) -> Path:
 
 
 def push(folder: Path) -> None:
-    """What was written into a run that is at hand goes where that is kept.
+    """Uploads what was written into the local copy of a run; nothing to do where it is the run itself.
 
     Raises:
         NotCopied: the bucket does not take it; says where it is instead.
@@ -242,7 +242,7 @@ def push(folder: Path) -> None:
 
 
 def address_of(folder: Path) -> str | None:
-    """Of which run in a bucket this folder is a copy; None where it is a run itself."""
+    """Address of the run in a bucket that this folder is a local copy of; None where it is a run itself."""
     return _copies.get(folder)
 
 

@@ -1,4 +1,4 @@
-"""curves.png: what a run's record says, at a glance."""
+"""Training curves: plots of every metric of a run over steps, in curves.png."""
 
 import io
 from collections import defaultdict
@@ -14,7 +14,7 @@ FILE = "curves.png"
 
 
 def plot_record(record: RetryingFile, picture: RetryingFile) -> None:
-    """Draws every quantity in the record of a run over steps, as PNG.
+    """Plots every metric of metrics.jsonl over steps, as a PNG.
 
     Step metrics are drawn raw in grey with a running median above, since single steps are noisy.
     """

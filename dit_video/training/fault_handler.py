@@ -1,4 +1,4 @@
-"""Watches the losses of a run while it trains: faults, roll-backs and events."""
+"""Handling of training faults in the loop: metrics are fetched, recorded and checked; a run rolls back or stops."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from dit_video.training.tracker import Recorder
 
 
 class FaultHandler:
-    """Holds the metrics of steps until they are fetched, records them, and deals with what went wrong in them."""
+    """Keeps device metrics until they are fetched, records them, and applies the fault policies to them."""
 
     def __init__(self, faults: Faults, batches: Batches, tracker: Recorder, batch_size: int):
         self._faults, self._batches, self._tracker, self._batch_size = faults, batches, tracker, batch_size
@@ -26,7 +26,7 @@ class FaultHandler:
         self._begin()
 
     def _begin(self) -> None:
-        """From where the record ends."""
+        """Starts detection from the end of the record."""
         past, events = self._tracker.past(self._faults.num_past), self._tracker.events
         self._detector = FaultDetector(self._faults, batch_size=self._batch_size, past=past, events=events)
 
@@ -34,7 +34,7 @@ class FaultHandler:
         self._pending.append((step, self._batches.next_batch - 1, metrics))
 
     def fetch(self) -> tuple[float, Event | None]:
-        """Fetches and records what is pending; the loss of the last step, and the event for which to roll back.
+        """Fetches and records pending metrics; returns the last step's loss and the event to roll back for, if any.
 
         Raises:
             TrainingFault: training cannot go on.
@@ -57,10 +57,10 @@ class FaultHandler:
         return lines[-1][2]["loss"] if lines else math.nan, fatal
 
     def roll_back(self, event: Event, program: Program, state: TrainState, saver: Saver) -> TrainState:
-        """The last good state before `event`, from which to go on with the batches after it; `state` is gone.
+        """Restores the last good checkpoint before `event`, to continue with the batches after it; `state` is deleted.
 
         Raises:
-            TrainingFault: it has been gone back to as often as is allowed.
+            TrainingFault: the run has been rolled back to that step as often as is allowed.
         """
         tracker = self._tracker
         tracker.now(Activity.CHECKPOINT)
@@ -82,7 +82,7 @@ class FaultHandler:
         return saved.state
 
     def _replaced(self) -> dict[int, list[str]]:
-        """By batch, the records of all processes that were replaced; processes may have made the same rows."""
+        """Replaced records of all processes, by batch; several processes may have made the same rows."""
         if not self._faults.undecodable_share:
             return {}
         rows = {(r.batch, r.row): r.why for text in processes.gather(self._own_replaced()) for r in _parsed(text)}

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Trace these steps, counted from the first step after compilation, into `folder`."""
+    """Profiler trace of these steps, counted from the first step after compilation, written to `folder`."""
 
     folder: str
     first: int = 3
@@ -14,7 +14,7 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When to do what.
+    """Length of a run in steps, and the intervals of logging and checkpointing.
 
     Attributes:
         num_steps: the run ends after this many steps.

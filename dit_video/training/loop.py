@@ -1,4 +1,4 @@
-"""The loop: batch, step, record, evaluate, save. One loop for every task."""
+"""The training loop: batch, step, record, evaluate, save. One loop for every task."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -114,7 +114,7 @@ def train(
 
 
 def _written(profile: Profile) -> str:
-    """Where the trace is, or why it is not there: a full disk ends no run."""
+    """Ends the profiler trace; returns its folder, or why it could not be written: a full disk ends no run."""
     try:
         jax.profiler.stop_trace()
     except jax.errors.JaxRuntimeError as error:
@@ -123,7 +123,7 @@ def _written(profile: Profile) -> str:
 
 
 class _Window:
-    """A stretch of steps whose speed is measured; evaluation and compilation stay outside of it."""
+    """Steps over which throughput is measured; evaluation and compilation stay outside of it."""
 
     def __init__(self, step: int, waited: float, *, compiling: bool = True):
         self.step, self.compiling = step, compiling

@@ -1,4 +1,4 @@
-"""The record of a run: a JSONL file that is the source of truth, TensorBoard, pictures, and the console."""
+"""Experiment tracking: metrics.jsonl (the source of truth), TensorBoard, curves, sample videos and the console."""
 
 import collections
 import json
@@ -26,7 +26,7 @@ METRICS_FILE = "metrics.jsonl"
 
 @runtime_checkable
 class Recorder(Protocol):
-    """What the loop tells of a run as it goes, and may ask of what went before.
+    """Interface of a tracker, as the training loop uses it: what to record, and what was recorded before.
 
     Attributes:
         events: what went wrong until now.
@@ -35,17 +35,17 @@ class Recorder(Protocol):
     events: EventLog
 
     def now(self, activity: Activity) -> None:
-        """From now on the time of the run goes into `activity`."""
+        """Books wall time under `activity` from now on (goodput)."""
         ...
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None: ...
 
     def past(self, count: int) -> list[dict[str, float]]:
-        """The metrics of the last `count` steps, fewer where there are not so many; all processes ask together."""
+        """Metrics of the last `count` steps, or fewer; a collective call of all processes."""
         ...
 
     def rewind(self, step: int) -> None:
-        """Forgets all that was recorded of the steps after `step`: the run goes on from there."""
+        """Drops the records of the steps after `step`: the run continues from there."""
         ...
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None: ...
@@ -62,7 +62,7 @@ class Recorder(Protocol):
 
 
 class NullTracker:
-    """Records nothing: where several processes train together one of them writes, and the others have this."""
+    """Tracker that records nothing, for all processes of a run but the first, which writes."""
 
     def __init__(self, evaluations: Iterable[tuple[int, str]], known: Iterable[Event]):
         """All processes must agree on what is still to do and on what went wrong.
@@ -107,7 +107,7 @@ class NullTracker:
 
 
 class Tracker:
-    """Writes what happens in a run to its folder and shows it. A folder that cannot be written ends no run.
+    """Tracker that writes to the run folder and the console. A folder that cannot be written ends no run.
 
     `goodput` books where its time goes, `events` says what went wrong, `heartbeat` how long things usually take.
 
@@ -164,18 +164,18 @@ class Tracker:
         self._clock = (time.perf_counter(), start)
 
     def now(self, activity: Activity) -> None:
-        """From now on the time of the run goes into `activity`."""
+        """Books wall time under `activity` from now on (goodput)."""
         self.goodput.now(activity)
         self.heartbeat.now(activity)
         if activity is Activity.CHECKPOINT:
             self._files.retry()  # who goes on from there should find the record of the way there
 
     def past(self, count: int) -> list[dict[str, float]]:
-        """The metrics of the last `count` steps, fewer where there are not so many; all processes ask together."""
+        """Metrics of the last `count` steps, or fewer; a collective call of all processes."""
         return processes.from_first(lambda: self._past(count)) if count else []
 
     def rewind(self, step: int) -> None:
-        """Forgets all that was recorded of the steps after `step`: the run goes on from there."""
+        """Drops the records of the steps after `step`: the run continues from there."""
         self.goodput.rewind(self._step, step)
         self.events.rewind(step)
         self._open(step)
@@ -188,7 +188,7 @@ class Tracker:
             self._tensorboard.scalars(self._step, "train", values)
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
-        """Records speed at `step` and shows it."""
+        """Records throughput at `step` and prints it."""
         self._write({"step": step, "rates": dict(rates)})
         self._tensorboard.scalars(step, "rates", rates)
         self.goodput.write(step)
@@ -209,11 +209,11 @@ class Tracker:
             self._console.print(f"step {step}/{self._num_steps}  {status}  ETA {self._eta(step)}", highlight=False)
 
     def has_evaluation(self, step: int, name: str) -> bool:
-        """Whether the record that this run goes on with holds what this evaluator measured at this step."""
+        """Whether the record has the result of this evaluator at this step."""
         return (step, name) in self._evaluations
 
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
-        """Records what an evaluator measured."""
+        """Records the scalars of an evaluation."""
         self._write({"step": step, "evaluation": name, **scalars})
         self._tensorboard.scalars(step, name, scalars)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in list(scalars.items())[:6])
@@ -227,12 +227,12 @@ class Tracker:
         self._tensorboard.video(step, name, video, fps)
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
-        """Saves a number with its protocol under cards/."""
+        """Saves an evaluation card under cards/."""
         path = self._workdir / "cards" / f"step_{step:07d}_{name}.json"
         self._files.file(path).replace((json.dumps(card, indent=1) + "\n").encode())
 
     def note(self, message: str) -> None:
-        """Says something to the person at the console."""
+        """Prints a message to the console."""
         self._console.print(message, markup=False, highlight=False)
 
     def close(self) -> None:
@@ -244,7 +244,7 @@ class Tracker:
             self.note(f"faults of the run so far, {faults}; see {self._workdir / events.FILE}")
 
     def _open(self, step: int) -> None:
-        """Goes on with the record of the steps up to `step`."""
+        """Opens the record for appending after `step`."""
         self._step = step
         kept = [line for line in self._lines() if line["step"] <= step]
         self._evaluations = set(_evaluations(kept))
@@ -274,7 +274,7 @@ class Tracker:
 
 
 def recorded_scores(record: RetryingFile, evaluator: str, scalar: str) -> dict[int, float]:
-    """By step, one of the numbers that an evaluator measured."""
+    """One scalar of an evaluator by step."""
     lines = (line for line in parsed(record.read()) if line.get("evaluation") == evaluator)
     return {line["step"]: line[scalar] for line in lines if scalar in line}
 

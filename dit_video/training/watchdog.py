@@ -1,8 +1,8 @@
-"""Says when a run seems to hang, and shows what all its threads are doing: in RUN/stacks_*.txt. It ends nothing.
+"""Hang detection: a watchdog thread warns when a run is stuck and dumps all stacks to RUN/stacks_*.txt.
 
-What is usual, the run itself says: of each stretch between two measurements of speed the longest time that an activity
-took at once, and the median of these stretches. So a step that waits for all those sent off before it, as every fetch
-of metrics does, is usual, and the one compilation of an evaluation is not.
+It ends nothing. What is usual is measured in the run itself: the longest duration of an activity between two
+measurements of throughput, and the median of these. So a step that waits for all those dispatched before it, as every
+fetch of metrics does, is usual, and the one compilation of an evaluation is not.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _FEW_STRETCHES = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HangTimeouts:
-    """When an activity takes far too long.
+    """Time limits after which an activity counts as hanging.
 
     Attributes:
         factor: so many times what is usual.
@@ -48,7 +48,7 @@ class HangTimeouts:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """What a run does without a break: the `number`-th of all, since `since` on the clock."""
+    """An uninterrupted activity of a run: the `number`-th of all, since `since` on the clock."""
 
     activity: Activity
     since: float
@@ -56,7 +56,7 @@ class Span:
 
 
 class Heartbeat:
-    """What a run is doing, since when, and how long that usually takes. One thread writes, others may read."""
+    """Current activity of a run, since when, and its usual duration. One thread writes, others may read."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
@@ -70,7 +70,7 @@ class Heartbeat:
         self.span = Span(activity, moment, before.number + 1)
 
     def end_window(self) -> None:
-        """A stretch of the run has been measured."""
+        """Ends a window: the longest duration of each activity in it is remembered."""
         self.now(self.span.activity)
         for activity, longest in self._longest.items():
             # A new tuple: whoever reads the old one at this moment may go on.
@@ -78,13 +78,13 @@ class Heartbeat:
         self._longest = {}
 
     def usual(self, activity: Activity) -> float | None:
-        """Seconds; None where it is not known yet."""
+        """Median over windows of the longest duration, in seconds; None where it is not known yet."""
         stretches = self._stretches.get(activity, ())
         return statistics.median(stretches) if len(stretches) >= _FEW_STRETCHES else None
 
 
 class Watchdog:
-    """Looks at a pulse and tells once of each span that takes too long."""
+    """Watches a heartbeat and warns once of each activity that takes too long."""
 
     def __init__(
         self,
@@ -94,14 +94,14 @@ class Watchdog:
         waits_for: Mapping[Activity, Callable[[], str]],
         timeouts: HangTimeouts = HangTimeouts(),
     ):
-        """`waits_for` says what the run waits for while it is at an activity."""
+        """`waits_for` names what the run waits for during an activity, such as the record that is being read."""
         self._heartbeat, self._folder, self._waits_for, self._timeouts = heartbeat, folder, waits_for, timeouts
         self._reported = -1
         self._name, self._suffix = processes.name(), f"_process_{jax.process_index()}" if processes.joined() else ""
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Looks now and then, from a thread of its own."""
+        """Runs the watchdog in a thread of its own."""
         done = threading.Event()
 
         def look() -> None:
@@ -117,7 +117,7 @@ class Watchdog:
             thread.join()
 
     def look(self) -> None:
-        """Tells if the run is at something for too long, and has not told so."""
+        """Warns if the current activity takes too long and was not reported yet."""
         span = self._heartbeat.span
         usual = self._heartbeat.usual(span.activity)
         lasted = self._heartbeat.clock() - span.since
@@ -140,7 +140,7 @@ class Watchdog:
 
 
 def _stacks() -> str:
-    """Of all threads, the main one first. (faulthandler names none and leaves out all after a hundred.)"""
+    """Stack traces of all threads, the main one first. (faulthandler names none and stops after a hundred.)"""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident
     frames = sorted(sys._current_frames().items(), key=lambda item: item[0] != main)

@@ -206,8 +206,8 @@ def test_a_checkpoint_stays_while_anything_wants_it():
         (Keep(latest=1, best=Best(evaluator="fvd", scalar="fvd", higher=True)), {1000}),
         (Keep(latest=1, every=500, best=best), {400, 500, 1000}),
     ):
-        assert set(steps) - keep.unwanted(steps, scores) == expected
-    assert Keep(latest=3).unwanted([1, 2], {}) == set()
+        assert set(steps) - keep.to_delete(steps, scores) == expected
+    assert Keep(latest=3).to_delete([1, 2], {}) == set()
 
 
 @pytest.mark.parametrize(("field", "value"), [("latest", 0), ("every", 0)])
