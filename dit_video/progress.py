@@ -1,4 +1,4 @@
-"""One bar for whatever takes more than a few seconds: how many are done, how fast, and when all will be."""
+"""Progress bars: how many items are done, their rate, and the time left."""
 
 import datetime
 import time
@@ -25,7 +25,7 @@ LINE_EVERY = 10.0
 
 
 class _Rate(ProgressColumn):
-    """Units per second."""
+    """Column of a progress bar: units per second."""
 
     def __init__(self, unit: str):
         super().__init__()
@@ -61,7 +61,7 @@ def counted(
     size: Callable[[Item], int] = lambda item: 1,
     console: Console | None = None,
 ) -> Iterator[Item]:
-    """Yields `items` under a bar; each counts `size(item)` of `total` once the next one is asked for.
+    """Yields `items` under a progress bar; each counts `size(item)` of `total` once the next one is requested.
 
     Where there is no terminal to draw a bar on, as in a batch job, a line every `LINE_EVERY` seconds says the same.
     """

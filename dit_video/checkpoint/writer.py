@@ -102,7 +102,9 @@ class Writer:
             future: Future[float] = Future()
             future.set_exception(error)
         else:
-            assert response is not None, "a forced save is always begun"
+            assert response is not None, (
+                "Orbax returns None only for a step that it skips, and a forced save is never skipped"
+            )
             future = self._waiter.submit(lambda: (response.result(), time.perf_counter() - began)[1])
         costs = {
             "bytes": sum(x.nbytes for x in jax.tree.leaves(items)),

@@ -1,4 +1,4 @@
-"""Components: trees of frozen dataclasses of plain values, written as JSON and made of it again.
+"""Serialisation of configuration: trees of frozen dataclasses to JSON and back.
 
 An experiment is such a tree, and an export takes the part of it along that its weights belong to. Reading one loads no
 code but this package's.
@@ -22,7 +22,7 @@ _MISFIT = object()
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON data: a dataclass becomes an object whose "class" names it."""
+    """Serialises a value to JSON data: a dataclass becomes an object whose "class" names it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"class": name} | {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
@@ -38,7 +38,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(data: Any, where: str, own: Mapping[str, type] | None = None) -> Any:
-    """The component that `to_json` wrote.
+    """Deserialises the component that `to_json` wrote.
 
     Args:
         where: its path, for messages.
@@ -52,7 +52,7 @@ def from_json(data: Any, where: str, own: Mapping[str, type] | None = None) -> A
 
 
 def own_classes(component: Any) -> dict[str, type]:
-    """By name, the classes of the user's own that a component is made of, and the others of their modules."""
+    """Dataclasses of users' own modules that a component contains, by name, with the others of those modules."""
     classes: set[type] = set()
 
     def visit(node: Any) -> None:
@@ -76,7 +76,7 @@ def own_classes(component: Any) -> dict[str, type]:
 
 
 def of_type(value: Any, hint: Any, where: str) -> Any:
-    """A leaf as its field's type has it; ExperimentError where it is of another."""
+    """Checks and converts a leaf to its field's type; ExperimentError where it does not fit."""
     try:
         typed = _typed(value, hint)
     except OverflowError as error:
@@ -88,7 +88,7 @@ def of_type(value: Any, hint: Any, where: str) -> Any:
 
 
 def enum_of(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
-    """The member that has a value; ExperimentError where none has."""
+    """The enum member with this value; ExperimentError where there is none."""
     try:
         return kind(value)
     except ValueError:
@@ -96,7 +96,7 @@ def enum_of(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """A leaf as its field's type has it (integers become floats, values members, "None" becomes None), or _MISFIT."""
+    """A leaf converted to its field's type (int to float, value to enum member, "None" to None), or _MISFIT."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -119,7 +119,7 @@ def _typed(value: Any, hint: Any) -> Any:
 
 
 def _from_json(data: Any, hint: Any, where: str, depth: int, own: Mapping[str, type]) -> Any:
-    """The value that JSON data stands for, of the type `hint`, None where any will do; `own` are classes by name."""
+    """Deserialises JSON data to the type `hint`, None for any; `own` are users' classes by name."""
     if depth > _MAX_DEPTH:
         raise ExperimentError(f"{where}: nested deeper than {_MAX_DEPTH} components")
     kinds = typing.get_args(hint)
@@ -180,7 +180,7 @@ def _class(name: Any, where: str, own: Mapping[str, type]) -> type:
 
 
 def flatten(component: Any) -> dict[str, Any]:
-    """Leaves by dotted path, as JSON values; the class of each part is a leaf too."""
+    """Flattens a component: leaves by dotted path, as JSON values; the class of each part is a leaf too."""
     leaves: dict[str, Any] = {}
 
     def visit(path: str, node: Any) -> None:
@@ -195,7 +195,7 @@ def flatten(component: Any) -> dict[str, Any]:
 
 
 def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
-    """Leaves that differ, with the value on either side (None where a side has no such leaf)."""
+    """Leaves that differ between two components, with the value on either side (None where a side has no such leaf)."""
     left, right = flatten(a), flatten(b)
     paths = sorted(left.keys() | right.keys())
     return {p: (left.get(p), right.get(p)) for p in paths if left.get(p) != right.get(p)}

@@ -1,4 +1,4 @@
-"""Cached moments on disk: what `encode` writes so that the DiT trains without running the VAE.
+"""Latent cache on disk: posterior moments of the VAE, written by `encode`, so that the DiT trains without the VAE.
 
     DIR/manifest.json                     provenance, class names, counts, digests
     DIR/{train,held_out}-NNNNN.array_record
@@ -39,7 +39,7 @@ _MANIFEST_KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CacheManifest:
-    """What a latent cache says of itself.
+    """Manifest of a latent cache.
 
     Attributes:
         provenance: what must match for the cache to be used: VAE digest, statistics, preprocessing, digest of
@@ -175,7 +175,7 @@ def _content(directory: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
 
 
 def _problem(content: dict[str, Any]) -> str:
-    """Why a manifest is none that `write_latent_cache` wrote; empty where it may be."""
+    """Why a manifest is not valid; empty where it is."""
     for name, kind in _MANIFEST_KINDS.items():
         if not isinstance(content.get(name), kind):
             return f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}"

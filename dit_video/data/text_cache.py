@@ -1,4 +1,4 @@
-"""Embeddings of captions on disk: what `encode` writes, so that training runs no text encoder.
+"""Text-embedding cache on disk, written by `encode`, so that training runs no text encoder.
 
     DIR/manifest.json                  provenance, sizes, type, shards
     DIR/text-NNNNN.array_record        a record for each caption
@@ -37,7 +37,7 @@ _MANIFEST_KINDS = {"provenance": dict, "dtype": str, "shards": dict} | dict.from
 
 
 class TextDtype(enum.Enum):
-    """In what embeddings are stored."""
+    """Storage type of text embeddings."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -50,7 +50,7 @@ class TextDtype(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TextManifest:
-    """What a text cache says of itself.
+    """Manifest of a text-embedding cache.
 
     Attributes:
         provenance: which encoders made the embeddings, and how.
@@ -71,14 +71,14 @@ class TextManifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides an embedding: captions that are added to the cache do not change it."""
+        """SHA-256 of everything that determines an embedding; adding captions does not change it."""
         content = {name: getattr(self, name) for name in ("provenance", *_SIZES)} | {"dtype": self.dtype.value}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextCache:
-    """A folder written by `dit-video encode`: embeddings of captions.
+    """A text-embedding cache, as a value of an experiment: a folder written by `dit-video encode`.
 
     Attributes:
         dtype: in what `encode` stores them, and batches hold them.
@@ -90,7 +90,7 @@ class TextCache:
     digest: str | None = None
 
     def manifest(self) -> TextManifest:
-        """What the folder says of itself.
+        """Reads the manifest of the folder.
 
         Raises:
             FileNotFoundError: no such cache; says how to make one.
@@ -114,7 +114,7 @@ class TextCache:
 
 
 class Embeddings:
-    """An opened text cache; many threads may read it."""
+    """An opened text-embedding cache; thread-safe."""
 
     def __init__(self, directory: str | os.PathLike, manifest: TextManifest):
         self.manifest, self._directory = manifest, Path(directory)
@@ -147,7 +147,7 @@ class Embeddings:
         return self._position(caption) is not None
 
     def __call__(self, captions: Sequence[str]) -> Text:
-        """The embeddings of captions, padded with zeros.
+        """Looks up the embeddings of captions, padded with zeros.
 
         Raises:
             ValueError: there is none of one of them; names it, and the command that adds it.
@@ -161,7 +161,7 @@ class Embeddings:
         return Text(tokens, num_tokens, np.stack([embeddings[caption][1] for caption in captions]))
 
     def _position(self, caption: str) -> int | None:
-        """Of the record of a caption."""
+        """Position of the record of a caption."""
         first, second = _digest(caption)
         begin, end = (int(np.searchsorted(self._digests[:, 0], first, side=side)) for side in ("left", "right"))
         for place in range(begin, end):
@@ -170,7 +170,7 @@ class Embeddings:
         return None
 
     def _read(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens without padding, and the vector for the whole."""
+        """Token embeddings without padding, and the pooled vector."""
         position = self._position(caption)
         if position is None:
             raise ValueError(
@@ -313,7 +313,7 @@ def read_text_manifest(directory: str | os.PathLike) -> TextManifest:
 
 
 def _problem(content: dict[str, Any]) -> str:
-    """Why a manifest is none that `add_texts` wrote; empty where it may be."""
+    """Why a manifest is not valid; empty where it is."""
     for name, kind in _MANIFEST_KINDS.items():
         if type(content.get(name)) is not kind:
             return f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}"

@@ -36,7 +36,7 @@ _PARTIAL = ".partial-"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What became of one source file: a row of the manifest.
+    """Row of the manifest: one source file, stored or skipped.
 
     Attributes:
         file: its name within its source; also the key of its record.
@@ -69,7 +69,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The account of a video set.
+    """Manifest of a video set.
 
     Attributes:
         settings: how the set was made; equal settings and sources give an equal set.
@@ -84,7 +84,7 @@ class Manifest:
     rows_without_file: tuple[str, ...] = ()
 
     def stored(self, split: Split) -> list[Entry]:
-        """The entries of a split, in the order of their records."""
+        """Stored entries of a split, in the order of their records."""
         return sorted((entry for entry in self.entries if entry.split == split), key=lambda entry: entry.index)
 
     def skipped(self) -> list[Entry]:
@@ -97,7 +97,7 @@ class Manifest:
 
 
 class VideoSetBuilder(tfds.core.GeneratorBasedBuilder):
-    """Writes records given to it; knows nothing of where they came from."""
+    """TFDS builder that writes records given to it."""
 
     name = "video_set"
     VERSION = tfds.core.Version("1.0.0")

@@ -1,10 +1,10 @@
 """Multi-process (multi-host) setup: how processes join with `jax.distributed`, agree, and end together.
 
-Every process runs the same command, on as many hosts as one likes. Their number and indices come from flags, from DIT_VIDEO_*
-variables (which `dit-video launch` sets), or from a cluster that JAX knows: srun, mpirun, pods of TPUs on GKE. Without
-any of these a process is alone and listens nowhere.
+Every process runs the same command, on as many hosts as one likes. Their number and indices come from flags, from
+DIT_VIDEO_* variables (which `dit-video launch` sets), or from a cluster that JAX knows: srun, mpirun, pods of TPUs on
+GKE. Without any of these a process is alone and listens nowhere.
 
-The first process, number 0, is the one that writes files and prints. A process that fails ends at once: the others find its
+The first process, number 0, writes files and prints. A process that fails ends at once: the others find its
 connections closed, or miss its heartbeats, and end too.
 """
 

@@ -46,7 +46,7 @@ NetworkTree = TypeVar("NetworkTree")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """Shape of the device mesh (data, fsdp, context, tensor); one axis may be -1 and takes the devices that are left."""
+    """Shape of the device mesh (data, fsdp, context, tensor); one axis may be -1 and takes the remaining devices."""
 
     data: int = -1
     fsdp: int = 1
@@ -190,7 +190,7 @@ def place(batch: Tree, mesh: Mesh) -> Tree:
         where = rows_here(mesh, num_rows)
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None, "JAX says which part it asks for"
+            assert index is not None, "JAX passes the index of each shard of a sharded array"
             rows = range(*index[0].indices(num_rows))
             first = int(np.searchsorted(where, rows.start))
             return x[first : first + len(rows)]

@@ -1,4 +1,4 @@
-"""Compilation targets by name (TPU topologies, GPU nodes, fake CPUs): `v6e:16x16`, `v6e:16x16*4`, `h100:16x8`, `cpu:256`.
+"""Compilation targets by name (TPU topology, GPU nodes, fake CPUs): `v6e:16x16`, `v6e:16x16*4`, `h100:16x8`, `cpu:256`.
 
 A target need not exist here: compilers of TPUs and GPUs work from a description of the device.
 """
@@ -100,7 +100,7 @@ class Target:
 
     def _gpus(self) -> Sequence[jax.Device]:
         self._need(("jax_cuda13_plugin", "nvidia.cudnn"), "the CUDA plug-in of JAX with cuDNN", "plan-gpu", "2 GB")
-        assert self.chip is not None, "CHIPS has all of GPUS"
+        assert self.chip is not None, "`parse_target` gives every GPU target its chip"
         nodes, devices = self.size
         topology = f"1x{nodes}x{devices}"
         return topologies.get_topology_desc(
@@ -151,7 +151,7 @@ def describe_gpu(chip: Chip) -> str:
     guide, technical specifications per compute capability).
     """
     cores = chip.cores
-    assert cores is not None, f"{chip.kind} is no GPU"
+    assert cores is not None, f"{chip.kind}: only GPUs have cores, and only GPUs are described"
     # Kernels may use instructions of exactly this generation from 9.0 on (sm_90a, sm_100a).
     extension = "ACCELERATED_FEATURES" if cores.compute_capability >= 9 else "NONE"
     return f"""

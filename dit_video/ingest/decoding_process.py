@@ -1,4 +1,4 @@
-"""Strangers' files are decoded in processes of their own.
+"""Sandboxed decoding of untrusted video files in worker processes with limits on memory and time.
 
 What a hostile file can do to a decoder, crash it, keep it busy, take all memory (2.7 KB of mp4 whose tables claim
 80 million samples take 4.8 GB as soon as they are opened), happens to a process that has limits and no other work,
@@ -33,7 +33,7 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from dit_video.data import decod
 
 
 class DecodingProcesses:
-    """Processes that examine one file each at a time; safe to call from as many threads as there are processes."""
+    """Pool of decoding processes; safe to call from as many threads as there are processes."""
 
     def __init__(self, processes: "queue.SimpleQueue[_Process]"):
         self._idle = processes
@@ -56,7 +56,7 @@ class DecodingProcesses:
 def decoding_processes(
     count: int, *, max_bytes: int = MAX_PROCESS_BYTES, max_seconds: int = MAX_SECONDS
 ) -> Iterator[DecodingProcesses]:
-    """Processes ended with the block.
+    """Starts a pool of decoding processes that ends with the block.
 
     Args:
         max_bytes: of memory, of each.
@@ -74,7 +74,7 @@ def decoding_processes(
 
 
 class _Process:
-    """One process, started at its first file and again after one that took it."""
+    """A decoding process, restarted after a file that killed it."""
 
     def __init__(self, limits: tuple[int, int]):
         self._limits = limits
@@ -128,7 +128,7 @@ def _ending(code: int, max_seconds: int) -> str:
 
 
 def serve(max_bytes: int, max_seconds: int) -> None:
-    """What runs in the process: answers every line of standard input on standard output."""
+    """Main loop of a decoding process: answers every line of standard input on standard output."""
     resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
     # A library may print; what it prints is no answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A folder or tar of videos in any container and codec -> a video set (video_set.py).
+"""Ingestion of a folder or tar of videos, in any container and codec, into a video set (video_set.py).
 
 Three passes, each holding one file at a time per worker: list what is there; decode every file whole, which
 proves that it can be decoded and counts its frames, and bring it to H.264 mp4; write the records. A file that
@@ -113,7 +113,7 @@ def _manifest(
     settings: dict[str, Any],
     rows_without_file: list[str],
 ) -> Manifest:
-    """The account of what will be written: copies marked, splits assigned.
+    """Manifest of the video set to be written: duplicates marked, splits assigned.
 
     Raises:
         ValueError: nothing will be.
@@ -133,7 +133,7 @@ def _manifest(
 def _describe(
     items: list[SourceFile], rows: dict[str, Description] | None, *, use_label: bool
 ) -> tuple[dict[str, Description], list[str]]:
-    """What is known of each file by its key, and the rows of the table that name no file."""
+    """Label, caption and split of each file by its key, and the rows of the table that name no file."""
     of_folder: dict[str, Description] = {}
     for source in dict.fromkeys(item.source for item in items):
         # Only files with a chance to be videos say what the folders mean.
@@ -195,7 +195,7 @@ def _prepare(
 
 
 def _mark_duplicates(entries: list[Entry]) -> list[Entry]:
-    """Keeps the first of files with equal bytes.
+    """Deduplication: keeps the first of files with equal bytes.
 
     A copy on the other side of the split would be a held-out clip that was trained on.
     """
@@ -211,7 +211,7 @@ def _mark_duplicates(entries: list[Entry]) -> list[Entry]:
 
 
 def _assign_splits(entries: list[Entry], named: dict[str, Split], held_out_fraction: float) -> list[Entry]:
-    """The split a table or folder names; else by the file's digest, read as a number in [0, 1)."""
+    """Assigns splits: as a table or folder names, else by the file's digest as a number in [0, 1)."""
 
     def position(entry: Entry) -> float:
         return int(entry.sha256[:13], 16) / 16**13
@@ -232,7 +232,7 @@ def _assign_splits(entries: list[Entry], named: dict[str, Split], held_out_fract
 
 
 def nothing_usable(sources: Sequence[Path], entries: Sequence[Entry]) -> str:
-    """What was found instead of videos, in words for the person who gave `sources`."""
+    """Error message for sources without usable videos: which files there are and why they were skipped."""
     where = ", ".join(map(str, sources))
     if not entries:
         return f"{where}: empty; give a folder or tar of videos"

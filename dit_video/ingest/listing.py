@@ -1,4 +1,4 @@
-"""What files a folder or a tar holds, and a path on disk for each.
+"""Listing of the files in folders and tar archives, and a path on disk for each.
 
 A tar is never unpacked by its own names: each member is copied to a file of our naming, one at a time,
 so that an archive cannot write anywhere.
@@ -17,7 +17,7 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A file seen in a source, before it is opened.
+    """A file in a folder or tar, before it is opened.
 
     Attributes:
         name: its path within the source, with '/'.
@@ -128,7 +128,7 @@ def _until_broken(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarI
 
 
 def files(items: Sequence[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Path]]:
-    """A path for each file, in order;
+    """Yields a path for each file, in order;
     members of a tar are copied into `spool` one by one, as they are asked for.
     """
     for source in dict.fromkeys(item.source for item in items):

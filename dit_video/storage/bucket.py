@@ -46,7 +46,7 @@ def address(name: str | Path) -> str | None:
 
 
 class Read(NamedTuple):
-    """An object with its generation; content None where it does not exist, or is unchanged since the generation named."""
+    """An object with its generation; content None where it does not exist, or is unchanged since the one named."""
 
     content: bytes | None
     generation: bytes
@@ -69,7 +69,7 @@ class Bucket:
         return Read(read.value if read.state == "value" else None, read.stamp.generation)
 
     def write(self, name: str, content: bytes | None, *, only: bytes | None = None) -> bytes | None:
-        """Writes an object, or deletes it without content; returns the new generation, None where it was no longer `only`."""
+        """Writes an object, or deletes it without content; the new generation, None where it was no longer `only`."""
         return self._store.write(name, content, if_equal=only).result().generation or None
 
     def top(self) -> list[str]:

@@ -101,7 +101,7 @@ def as_os_errors() -> Iterator[None]:
 
 
 def fault(error: BaseException) -> BaseException | None:
-    """The storage failure among the causes of an error; None where there is none, such as for a mistake in a program."""
+    """The storage failure among the causes of an error; None where there is none, as for a mistake in a program."""
     for cause in chain(error):
         if isinstance(cause, raised_by_stores()) and (not isinstance(cause, ValueError) or _of_tensorstore(cause)):
             return cause

@@ -121,7 +121,7 @@ class BucketRecord:
                 if known is None or not known.is_of(file):
                     before = _size_and_time(file)  # what is written meanwhile is left for the next time
                     generation = self._bucket.write(name, file.read_bytes())
-                    assert generation is not None, "written whatever was there"
+                    assert generation is not None, "a write without condition returns the new generation"
                     self._known[name] = _Known(generation.hex(), *before)
         finally:
             self._write_mark()

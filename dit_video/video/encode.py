@@ -1,4 +1,4 @@
-"""Encoding clips: mp4, GIF and grids of clips."""
+"""Video encoding: H.264 mp4, GIF, and grids of clips."""
 
 import io
 import os
@@ -105,7 +105,7 @@ def write_gif(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps:
 
 
 def write_playable(stem: Path, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
-    """The same video as STEM.mp4 and STEM.gif, for players and for pages."""
+    """Writes a video as STEM.mp4 and STEM.gif, for players and for web pages."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(stem.with_name(f"{stem.name}.mp4"), video, fps)
     write_gif(stem.with_name(f"{stem.name}.gif"), video, fps)
