@@ -1,4 +1,4 @@
-"""From noise to latents: samplers as values, each one function of (denoiser, objective, noise, keys).
+"""Samplers from noise to latents (Euler, Heun, DDIM, ancestral DDPM): functions of (denoiser, objective, noise, keys).
 
 All walk the objective's time grid in one `lax.scan`, so that the network is compiled once (twice for Heun)
 whatever the number of steps. The random numbers of clip i come from keys[i] alone: a clip is the same in a
@@ -21,13 +21,13 @@ from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 
 
 def noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *shape"]:
-    """Standard normal numbers of `shape` per clip, clip i from keys[i]; makes x_1 too."""
+    """Standard normal noise of `shape` per clip, clip i from keys[i]; makes x_1 too."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(abc.ABC):
-    """`num_steps` steps from noise to data at the times of `spacing`; `denoise` is given t as [B 1]."""
+    """Sampler of `num_steps` steps from noise to data at the times of `spacing`; `denoise` gets t as [B 1]."""
 
     num_steps: int
     spacing: Spacing = Trailing()
@@ -47,7 +47,7 @@ class Sampler(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SingleStep(Sampler):
-    """Samplers that remember nothing of the steps before."""
+    """Base of single-step samplers, without memory of the steps before."""
 
     def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
         grid = self.time_grid(objective, x_1)
@@ -70,7 +70,7 @@ class SingleStep(Sampler):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Euler(SingleStep):
-    """First-order steps along the probability-flow ODE (2011.13456, eq. 13).
+    """Euler sampler: first-order steps along the probability-flow ODE (2011.13456, eq. 13).
 
     With a velocity network each step is x_s = x_t - (t - s) prediction. Of first order where alpha and sigma
     are smooth (Linear, Cosine); LinearBeta's sqrt(t) at the data end costs it accuracy in the last steps,
@@ -85,7 +85,7 @@ class Euler(SingleStep):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun(SingleStep):
-    """Second-order steps along the same ODE (EDM, 2206.00364, algorithm 1): 2 num_steps - 1 network calls.
+    """Heun sampler: second-order steps along the same ODE (EDM, 2206.00364, algorithm 1); 2 num_steps - 1 calls.
 
     The last step is Euler's, because the slope is not defined by every prediction at t = 0.
     """
@@ -104,7 +104,7 @@ class Heun(SingleStep):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDIM(SingleStep):
-    """x_s = alpha_s x_0 + sigma_s eps with the predicted x_0 and eps (2010.02502, eq. 12, eta = 0).
+    """DDIM sampler: x_s = alpha_s x_0 + sigma_s eps with the predicted x_0 and eps (2010.02502, eq. 12, eta = 0).
 
     Exact for constant x_0 and eps on any path; on the Linear path it is Euler's step.
     """
@@ -118,7 +118,7 @@ class DDIM(SingleStep):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestral(SingleStep):
-    """DDPM's: x_s from the posterior q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 6 and 7).
+    """Ancestral (DDPM) sampler: x_s from the posterior q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 6, 7).
 
     For any path (VDM, 2107.00630, appendix A), written as 2010.02502, eq. 12 with eta = 1: of the noise in
     x_s the share rho = (alpha_t sigma_s) / (alpha_s sigma_t) is kept from x_t, the rest is drawn afresh. Where the
@@ -136,7 +136,7 @@ class Ancestral(SingleStep):
         if objective.variance is None:
             std = over_latents(path.sigma(s) * jnp.sqrt(1 - jnp.minimum(rho, 1) ** 2))
         else:
-            assert variance is not None, "a task whose objective learns a variance has a network that does"
+            assert variance is not None, "an objective with a learnt variance needs a network with learned_variance"
             # The last step ends at its mean.
             std = jnp.exp(0.5 * objective.variance.log_variance(path, variance, t, s)) * over_latents(s > 0)
         return mean + std * noise(keys, x_t.shape[1:])
@@ -147,7 +147,7 @@ def _slope(denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time) -> La
 
 
 def _estimates(objective: Gaussian, prediction: Latents, x_t: Latents, t: Time) -> tuple[Latents, Latents]:
-    """(x_0, eps) that a prediction implies."""
+    """Estimates of (x_0, eps) that a prediction implies."""
     return (
         objective.prediction.x_0(objective.path, prediction, x_t, t),
         objective.prediction.eps(objective.path, prediction, x_t, t),

@@ -1,4 +1,4 @@
-"""Vision transformers of CLIP as transformers stores them: `CLIPVisionModel`."""
+"""Weights and config of Hugging Face transformers' `CLIPVisionModel`: parameter names, config.json, preprocessor."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_a
 
 
 def of_transformers(config: Mapping[str, Any]) -> CLIPVisionConfig | None:
-    """The network of a config.json of transformers; None where it is of another family.
+    """Config of a CLIP vision transformer from a config.json of transformers; None where it is of another family.
 
     Raises:
         ValueError: it is no vision transformer of CLIP that stands alone; names the field.
@@ -54,9 +54,9 @@ def of_transformers(config: Mapping[str, Any]) -> CLIPVisionConfig | None:
 
 
 def check_processor(folder: Path, encoder: CLIPVisionConfig) -> None:
-    """Holds what is said of how pictures are prepared for a published encoder against `image.clip.prepared`.
+    """Checks that preprocessor_config.json of a published encoder agrees with `clip_image.prepared`.
 
-    Nothing is held where nothing is said.
+    Without such a file nothing is checked.
 
     Args:
         folder: of the encoder, which may be one of a pipeline's.
@@ -88,7 +88,7 @@ def check_processor(folder: Path, encoder: CLIPVisionConfig) -> None:
 
 
 def _same(actual: Any, expected: Any) -> bool:
-    """Whether numbers, or lists of them, are the same but for rounding."""
+    """Whether numbers, or lists of them, are equal up to rounding."""
     if isinstance(expected, Sequence):
         return isinstance(actual, list) and len(actual) == len(expected) and all(map(_same, actual, expected))
     if isinstance(expected, bool) or isinstance(actual, bool):
@@ -97,13 +97,13 @@ def _same(actual: Any, expected: Any) -> bool:
 
 
 def tensors(source: Source) -> Source:
-    """The tensors of a file, all by the names that most files have."""
+    """Tensors of a file by the names that most files have."""
     whole = {name if name.startswith(_PREFIX) else f"{_PREFIX}{name}": stored for name, stored in source.items()}
     return {name: stored for name, stored in whole.items() if name != _COUNTED}
 
 
 def table(config: CLIPVisionConfig) -> Table:
-    """What the parameters of a vision transformer are called in transformers."""
+    """Name table of a CLIP vision transformer in transformers."""
     D, M, heads = config.hidden_size, config.mlp_size, (config.num_heads, config.hidden_size // config.num_heads)
     depth, side, layer = config.depth - 1, config.patch_size, f"{_PREFIX}encoder.layers.{LAYER}"
 

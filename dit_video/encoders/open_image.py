@@ -1,4 +1,4 @@
-"""A published image encoder at work: opened by folder, and held to the digest of its weights."""
+"""Opening a pretrained image encoder from its folder, with a check of the digest of its weights."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from dit_video.weights.source import open_published
 
 
 def opened(image: PretrainedImage, mesh: Mesh) -> CLIPVisionModel:
-    """The network in a folder, its weights of `image.precision` on the mesh; errors as of `with_image`."""
+    """Opens the network in a folder, its weights in `image.precision` on the mesh; errors as of `with_image`."""
     folder, dtype = Path(image.model), image.precision.dtype
     if not folder.is_dir():
         raise ExperimentError(

@@ -1,4 +1,4 @@
-"""Published text encoders: opened by folder, and what they make of captions."""
+"""Opening pretrained text encoders from their folders, and embedding captions with them."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ _WHERE = (*_FOLDERS, "torch_files")
 
 
 class TextEncoders:
-    """Published text encoders with their weights on a mesh.
+    """Pretrained text encoders with their weights on a mesh.
 
     Attributes:
         provenance: what decides the embedding of a caption, wherever the encoders lie; JSON.
@@ -62,7 +62,7 @@ class TextEncoders:
         self.provenance = {"encoders": settings(text), "made": made}
 
     def __call__(self, captions: Sequence[str]) -> Text:
-        """Embeddings of any number of captions, float32, on the host."""
+        """Embeds any number of captions; float32, on the host."""
         size = even_batch(_AT_ONCE, self.mesh)
         parts = [self._few(rows, size) for rows in _groups(captions, size)]
         return Text(*(np.concatenate(fields) for fields in zip(*parts)))
@@ -78,7 +78,7 @@ class TextEncoders:
 
 
 def settings(text: PretrainedText) -> dict[str, Any]:
-    """What `text` says of how captions are embedded, without where the encoders lie; JSON."""
+    """Settings that determine an embedding, without the paths of the encoders; JSON."""
     described = to_json(text)
     for name in text.encoders:
         described[name] = {field: value for field, value in described[name].items() if field not in _WHERE}
@@ -86,7 +86,7 @@ def settings(text: PretrainedText) -> dict[str, Any]:
 
 
 def _opened(name: str, encoder: FrozenCLIP | FrozenT5, text: PretrainedText, mesh: Mesh) -> nnx.Module:
-    """The network in a folder, its weights of `text.precision` on the mesh."""
+    """Opens the network in a folder, its weights in `text.precision` on the mesh."""
     family: ModuleType = clip_text_names if isinstance(encoder, FrozenCLIP) else t5_names
     dtype = text.precision.dtype
     for field in _FOLDERS:

@@ -1,4 +1,4 @@
-"""What one wants to see while a run is going: held-out errors, samples and reconstructions."""
+"""Evaluators that run during training: held-out loss, sample grids, reconstruction PSNR and SSIM."""
 
 import dataclasses
 from collections import defaultdict
@@ -15,7 +15,7 @@ from dit_video.video.encode import grid
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOutError:
-    """The task's own errors on held-out clips, with the same clips and the same noise every time."""
+    """Validation loss: the task's errors on held-out clips, with the same clips and the same noise every time."""
 
     every: int
     num_clips: int = 64
@@ -32,9 +32,9 @@ class HeldOutError:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
-    """A grid to look at: held-out clips above, and below each a sample of the same label or caption.
+    """Sample grid: held-out clips above, and below each a sample of the same label or caption.
 
-    Noise stays the same.
+    The noise is the same every time.
     """
 
     every: int
@@ -49,7 +49,7 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """PSNR in dB and SSIM of held-out clips through the codec, and some of them below their originals.
+    """Reconstruction quality of the codec: PSNR in dB and SSIM of held-out clips, with a grid of some.
 
     A clip without any error counts as if one value of it were off by one. `psnr_mean_frame` is the PSNR of each clip's
     own mean frame: what a codec that ignores motion could reach.
@@ -81,5 +81,5 @@ class Reconstruction:
 
 
 def rows(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """One grid of two rows of clips, [T H W 3]."""
+    """Video grid of two rows of clips, [T H W 3]."""
     return grid(np.concatenate([above, below]), columns=len(above))

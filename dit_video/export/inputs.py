@@ -1,4 +1,4 @@
-"""What an exported network is called with beside x_t and t: its arrays by name, random ones, and words for a README."""
+"""Condition inputs of an exported network: arrays by name, random examples, and their README text."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ _NUM_IMAGE_TOKENS = 257
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """An array of what is given, as a program takes it; the first axis of its shape is the batch."""
+    """An input array of a program; the first axis of its shape is the batch."""
 
     name: str
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Input:
 def random_cond(
     condition: Condition | None, num_clips: int, latents: tuple[int, ...], caption_bytes: int | None
 ) -> Any:
-    """Something for every clip, each another; None where there is no condition.
+    """Random condition, different for every clip; None where there is no condition.
 
     Args:
         latents: (t, h, w, c) of a clip.
@@ -38,7 +38,7 @@ def random_cond(
     if isinstance(condition, ClassCondition):
         return rng.integers(0, condition.num_classes, num_clips, np.int32, endpoint=True)
     if isinstance(condition, TextCondition):
-        assert caption_bytes is not None, "a run on captions says how long they are"
+        assert caption_bytes is not None, "a condition on captions comes with `caption_bytes`"
         return encode_captions(["video " * i for i in range(num_clips)], caption_bytes)
     if isinstance(condition, EmbeddedText):
         tokens = rng.standard_normal((num_clips, condition.num_tokens, condition.hidden_size), np.float32)
@@ -54,7 +54,7 @@ def random_cond(
 
 
 def inputs_of(condition: Condition | None, latents: tuple[int, ...], caption_bytes: int | None) -> list[Input]:
-    """The arrays of what is given, in the order in which programs take them."""
+    """Condition arrays in the order in which programs take them."""
     cond = random_cond(condition, 1, latents, caption_bytes)
     meanings = _meanings(condition, caption_bytes)
     leaves = jax.tree.leaves(cond)
@@ -62,7 +62,7 @@ def inputs_of(condition: Condition | None, latents: tuple[int, ...], caption_byt
 
 
 def _meanings(condition: Condition | None, caption_bytes: int | None) -> dict[str, str]:
-    """By name, in the order of the leaves."""
+    """Meaning of each array by name, in the order of the leaves."""
     if isinstance(condition, ClassCondition):
         return {"label": f"0 to {condition.num_classes - 1}, and {condition.num_classes} for none"}
     if isinstance(condition, TextCondition):

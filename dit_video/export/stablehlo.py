@@ -36,7 +36,7 @@ Inputs = tuple[np.ndarray, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """How far a program on disk is from the network it was made from, over all of `BATCH_SIZES`."""
+    """Largest difference between an exported program and its network, over all of `BATCH_SIZES`."""
 
     file: str
     error: float
@@ -51,7 +51,7 @@ class ExportedProgram:
     Attributes:
         weights: file whose tensors are its first argument.
         example: (batch size) -> random inputs of that size.
-        distance: of two outputs, in the words of `measure`.
+        distance: of two outputs, as `measure` names it.
     """
 
     file: str
@@ -83,8 +83,9 @@ def write_programs(content: Content, folder: Path) -> list[Compared]:
 
 
 def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_bytes: int | None) -> ExportedProgram:
-    """(weights, x_t [b t h w c], t [b 1], the arrays of what is given) -> prediction; t is [b t] where each frame has
-    its own.
+    """Denoiser program: (weights, x_t [b t h w c], t [b 1], condition arrays) -> prediction.
+
+    t is [b t] where each frame has its own noise level.
     """
     task = denoiser.task
     definition = define(task.init)
@@ -112,7 +113,7 @@ def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_byte
 
 
 def _decoder(content: Content) -> ExportedProgram:
-    """(weights, whitened latents [b t h w c]) -> uint8 video [b T H W 3]."""
+    """Decoder program: (weights, whitened latents [b t h w c]) -> uint8 video [b T H W 3]."""
     vae, shape = content.codec.vae, content.latent_shape
     dtype = jnp.dtype(vae.dtype)
     definition = define_codec(vae.config, dtype)

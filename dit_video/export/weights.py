@@ -1,4 +1,4 @@
-"""Weights to take away: safetensors with a config.json that rebuilds what they belong to, compared after writing.
+"""Export of weights: safetensors with a config.json that rebuilds the network, compared after writing.
 
 Tensors keep their dotted names (nn/module.py), so no table of names is needed. A codec's export is codec.safetensors
 (VAE, and mean and deviation of its latents); a denoiser's is that and model.safetensors, complete in itself.
@@ -41,12 +41,12 @@ Kind = TypeVar("Kind")
 
 
 class ExportMismatch(ValueError):
-    """An export does not hold what its config.json says, or what it was made from."""
+    """An export differs from its config.json, or from the run it was made from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where exported weights come from.
+    """Origin of exported weights.
 
     Attributes:
         task: the run's task as JSON data: objective, sampler and guidance go with the weights.
@@ -73,7 +73,7 @@ class Denoiser:
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What is exported.
+    """Content of an export.
 
     Attributes:
         denoiser: None where the run trained a codec.
@@ -90,14 +90,14 @@ class Content:
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of a clip's latents."""
+        """Latent shape (t, h, w, c) of a clip."""
         vae = self.codec.vae.config
         return (*vae.latent_shape(self.clip), vae.latent_channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """An export loaded from its folder alone; `network` is None where a codec was exported."""
+    """A loaded export; `network` is None where a codec was exported."""
 
     config: dict[str, Any]
     network: Network | None
@@ -124,7 +124,7 @@ def write_weights(content: Content, folder: Path) -> tuple[dict[str, Any], int]:
     loaded = load(folder)
     num_tensors = compare(folder / CODEC, params_of(loaded.codec), params_of(content.codec))
     if content.denoiser is not None:
-        assert loaded.network is not None, "config.json names the network"
+        assert loaded.network is not None, "the content has a denoiser, so its config.json has a network"
         own = params_of(content.denoiser.network)
         num_tensors += compare(folder / MODEL, params_of(loaded.network), own)
     return config, num_tensors
@@ -165,7 +165,7 @@ def load(folder: Path) -> Exported:
 
 
 def define_codec(sizes: VAEConfig, dtype: jnp.dtype) -> Definition:
-    """The definition of a codec with its statistics, the owner of the names in codec.safetensors."""
+    """Definition of a codec with its statistics, whose parameter names are those of codec.safetensors."""
 
     def build(key: Key[Array, ""]) -> LatentCodec:
         return LatentCodec(sizes.build(dtype=dtype, rngs=nnx.Rngs(key)))
@@ -174,7 +174,7 @@ def define_codec(sizes: VAEConfig, dtype: jnp.dtype) -> Definition:
 
 
 def _config(content: Content) -> dict[str, Any]:
-    """config.json: what `load` rebuilds from (network, codec), and what a reader wants to know."""
+    """Makes config.json: network and codec for `load`, and information for readers."""
     codec, origin = content.codec, content.origin
     network = None
     if content.denoiser is not None:
@@ -225,13 +225,13 @@ def _define_network(config: Mapping[str, Any], path: Path) -> Definition:
 
 
 def condition_of(config: Mapping[str, Any], path: Path) -> Condition | None:
-    """That of the network of a config.json at `path`."""
+    """The condition of the network in a config.json at `path`."""
     condition = config["condition"]
     return None if condition is None else _part(condition, f"{path}: network.condition", Condition)
 
 
 def _part(data: Any, where: str, kind: type[Kind]) -> Kind:
-    """The component of a config.json.
+    """Deserialises a component of a config.json.
 
     Raises:
         ExportMismatch: it is none of this version, or of another kind; names it.
@@ -260,7 +260,7 @@ def _write(path: Path, params: Params, origin: Mapping[str, str]) -> None:
 
 
 def _load_part(path: Path, definition: Definition) -> Any:
-    """The network of `definition` with the tensors of a file, each checked before it is used."""
+    """Loads a network from a file; every tensor is checked before it is used."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; export again, with --format safetensors")
     try:
@@ -291,7 +291,7 @@ def _load_part(path: Path, definition: Definition) -> Any:
 
 
 def compare(path: Path, actual: Mapping[str, Array | np.ndarray], expected: Mapping[str, Array | np.ndarray]) -> int:
-    """The number of tensors, or an error that names the first one whose name, shape, type or bits differ."""
+    """Compares tensors bit by bit and counts them; the error names the first with another name, shape, type or bits."""
     for name in sorted(actual.keys() ^ expected.keys()):
         raise ExportMismatch(f"{path}: {name} is {'surplus' if name in actual else 'missing'}")
     for name in expected:

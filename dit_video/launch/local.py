@@ -1,4 +1,4 @@
-"""N processes of one program on this machine: started together, ended together."""
+"""Local multi-process launch: N processes of one program on this machine, started and ended together."""
 
 import collections
 import contextlib
@@ -25,7 +25,7 @@ _DRAIN_SECONDS = 2.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
-    """Processes on this machine, which find each other by the variables that `dit_video.processes` reads.
+    """Processes on this machine, which join by the variables that `dit_video.distributed.processes` reads.
 
     GPUs of the machine are shared out evenly, in order.
 
@@ -47,7 +47,7 @@ class Local:
             raise ValueError(f"grace_seconds={self.grace_seconds}: must not be negative")
 
     def environments(self) -> list[dict[str, str]]:
-        """What each process finds in its environment beside that of this one.
+        """Environment variables of each process, in addition to those of this one.
 
         Raises:
             ValueError: the machine's GPUs cannot be shared out evenly.
@@ -71,7 +71,7 @@ class Local:
 
 
 def shared_out(gpus: Sequence[str], num_processes: int) -> list[Sequence[str]]:
-    """An equal part of the GPUs for every process, neighbours together; nothing where there are none.
+    """Divides the GPUs evenly among processes, neighbours together; empty parts where there are none.
 
     Raises:
         ValueError: they do not divide.
@@ -86,7 +86,7 @@ def shared_out(gpus: Sequence[str], num_processes: int) -> list[Sequence[str]]:
 
 
 def written_out(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> str:
-    """The commands as lines for a shell, one for each process."""
+    """The commands as shell lines, one for each process."""
     lines = []
     for environment in environments:
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
@@ -96,11 +96,11 @@ def written_out(command: Sequence[str], environments: Sequence[Mapping[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class ExitStatus:
-    """How it ended.
+    """Exit code and message of a local launch.
 
     Attributes:
         exit_code: 0, or `STOPPED`, or that of the process that failed first; 128 + N where signal N ended it.
-        message: which process failed, how, and what it said last; None where none failed.
+        message: which process failed, how, and its last lines; None where none failed.
     """
 
     exit_code: int
@@ -108,7 +108,7 @@ class ExitStatus:
 
 
 class _Process:
-    """One process; what it writes goes on to `write`, line by line, with its index before it."""
+    """A local process; its output is passed to `write` line by line, prefixed with its index."""
 
     def __init__(
         self, index: int, command: Sequence[str], environment: Mapping[str, str], write: Callable[[str], None]
@@ -138,12 +138,12 @@ class _Process:
                 write(f"[{self.index}] {line}")
 
     def drain(self) -> None:
-        """Waits until what it wrote has gone on; not for ever, because a child of it may hold the pipe open."""
+        """Waits until its output was passed on; with a limit, because a child of it may keep the pipe open."""
         self._reader.join(_DRAIN_SECONDS)
 
     @property
     def exit_code(self) -> int:
-        """As a shell has it. Of a process that has ended."""
+        """Exit code as a shell reports it, of a process that has ended."""
         code = self.popen.returncode
         return 128 - code if code < 0 else code
 
@@ -199,7 +199,7 @@ def _until_all_ended(
     grace_seconds: float,
     write: Callable[[str], None],
 ) -> _Process | None:
-    """Passes signals on until every process has ended; the one that failed first, if one did."""
+    """Forwards signals until every process has ended; returns the one that failed first, if one did."""
     failed, deadline = None, None
     living = list(processes)
     while living:
@@ -243,7 +243,7 @@ def _signals_to(news: "queue.SimpleQueue[_Process | int]") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _none_left(processes: Sequence[_Process]) -> Iterator[None]:
-    """However this ends, no process outlives it."""
+    """Context in which no process outlives the block."""
     try:
         yield
     finally:
@@ -259,7 +259,7 @@ def _free_port() -> int:
 
 
 def _gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them. JAX is not asked, because it would take their memory."""
+    """GPUs of this machine, as CUDA_VISIBLE_DEVICES names them. JAX is not asked: it would take their memory."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name not in ("", "-1")]

@@ -1,4 +1,4 @@
-"""The least time that a training step takes: each kind of work at the peak of a data sheet, all at once."""
+"""Roofline model: the least time of a train step, with compute, memory and communication at peak and overlapped."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from dit_video.distributed.hardware import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A time that no step goes below, and what that supposes."""
+    """Lower bound on the time of a step, and its assumptions."""
 
     name: str
     seconds: float
@@ -16,7 +16,7 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepCosts:
-    """What one device does in a step.
+    """FLOPs and bytes of one device in a train step.
 
     Attributes:
         flops: model FLOPs, by which MFU is defined.
@@ -34,7 +34,7 @@ class StepCosts:
 
 
 def roofline(chip: Chip, work: StepCosts) -> tuple[Bound, ...]:
-    """The bounds of a step, arithmetic first; the largest binds."""
+    """Lower bounds on the time of a step, compute first; the largest binds."""
     again = "nothing computed twice"
     if work.recomputed_flops:
         again = f"{work.recomputed_flops / work.flops:.0%} more for what is computed twice"

@@ -49,7 +49,7 @@ _TIMESTEPS = (0, 1, 250, 500, 999)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassDiT(DenoiserFamily):
-    """A published DiT."""
+    """Published class-conditional DiT."""
 
     diffusers_class: ClassVar[str] = "DiTTransformer2DModel"
 
@@ -128,7 +128,7 @@ class ClassDiT(DenoiserFamily):
 
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "ClassDiT | None":
-        """The network of official weights, by their names and shapes; None where they are of something else.
+        """Recognises official weights by names and shapes; None where they are of something else.
 
         How many heads there are shapes do not tell: that is as in the published network of this width and depth, and
         else as in `task`. Weights that are those of `task` but for some tensors count as its own, so that
@@ -152,7 +152,7 @@ class ClassDiT(DenoiserFamily):
 
     @classmethod
     def _by_shapes(cls, source: Source, task: Task | None) -> "ClassDiT | None":
-        """What shapes tell; what they do not is as in `task`."""
+        """Config from the shapes of tensors; what these do not determine is as in `task`."""
         dims = {_PATCHES: 4, _LABELS: 2, _LAST: 2}
         if any(name not in source or len(source[name].shape) != dim for name, dim in dims.items()):
             return None
@@ -201,7 +201,7 @@ class ClassDiT(DenoiserFamily):
         }
 
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
-        """At several timesteps and labels, one of which is "no label"."""
+        """Compares at several timesteps and labels, one of which is "no label"."""
         import torch
 
         rng, depth = np.random.default_rng(0), self.config.depth

@@ -1,4 +1,4 @@
-"""Which family a published network, or the network of a run, is of: the list of families."""
+"""Recognition of published models: the list of families, by config.json or by tensor names and shapes."""
 
 from dit_video.published.autoencoder_kl import AutoencoderKLFamily
 from dit_video.published.cogvideox_vae import CogVideoXVAEFamily
@@ -19,7 +19,7 @@ VAES: tuple[type[VAEFamily], ...] = (AutoencoderKLFamily, WanVAEFamily, CogVideo
 
 
 def recognise(published: Published, task: Task | None) -> Family | None:
-    """The network that weights are of; None where no family has such.
+    """Recognises the family of published weights; None where no family fits.
 
     Args:
         task: what the weights are for, where that is known: it says what official weights do not tell by themselves.
@@ -40,7 +40,7 @@ def recognise(published: Published, task: Task | None) -> Family | None:
 
 
 def denoiser_family(task: Task) -> DenoiserFamily:
-    """The family of a denoising task's network.
+    """Finds the family of a denoising task's network.
 
     Raises:
         ValueError: no family has such a network; says why.
@@ -53,7 +53,7 @@ def denoiser_family(task: Task) -> DenoiserFamily:
 
 
 def vae_family(codec: LatentCodec) -> VAEFamily:
-    """The family of a codec's VAE.
+    """Finds the family of a codec's VAE.
 
     Raises:
         ValueError: no family has such a VAE.

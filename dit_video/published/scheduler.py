@@ -1,4 +1,4 @@
-"""How a pipeline of diffusers samples, read from its scheduler_config.json: an objective and a sampler of ours."""
+"""diffusers schedulers: scheduler_config.json read as an objective and a sampler of ours."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ _SOLVER_TYPES = {"DPMSolverMultistepScheduler": "midpoint", "UniPCMultistepSched
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """How a network is sampled.
+    """Objective and sampler read from a scheduler.
 
     Attributes:
         not_followed: fields of the scheduler that ask for something that samplers here do not do, with their values.
@@ -68,7 +68,7 @@ class Sampled:
 
 
 def sampled_as(config: Mapping[str, Any], objective: Gaussian) -> Sampled:
-    """The objective of a network and a sampler as a scheduler_config.json says; empty where there is none.
+    """Objective and sampler of a scheduler_config.json; `config` is empty where there is none.
 
     Args:
         objective: that of the network's family, which keeps what the config does not say.

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2 as published: diffusers' `WanTransformer3DModel`, of text to video and of image to video."""
+"""Wan 2.1 and 2.2: diffusers' `WanTransformer3DModel`, text-to-video and image-to-video."""
 
 import dataclasses
 import math
@@ -53,7 +53,7 @@ _NUM_IMAGE_TOKENS = 257  # any number would do; these are CLIP's
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanFamily(DenoiserFamily):
-    """A published Wan."""
+    """Published Wan denoiser."""
 
     diffusers_class: ClassVar[str] = "WanTransformer3DModel"
 
@@ -70,7 +70,7 @@ class WanFamily(DenoiserFamily):
 
     @property
     def image_size(self) -> int | None:
-        """Width of the tokens of an image; None where there are none."""
+        """Width of image tokens; None where there are none."""
         return None if self.frame is None else self.frame.image_size
 
     @property
@@ -156,11 +156,11 @@ class WanFamily(DenoiserFamily):
 
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "WanFamily | None":
-        """As of `task`, where most tensors are those of its network; else by shapes, heads of the published width."""
+        """As in the base: as in `task`, where most tensors are its network's; else by shapes, with published heads."""
         return cls.of_most(source, task) or cls._by_shapes(source, _HEAD_DIM)
 
     def informed_by(self, source: Source) -> "WanFamily":
-        """With the sizes of patches, text and image tokens that official tensors have, which no config.json says."""
+        """As in the base: sizes of patches, text and image tokens, which are in no config.json."""
         family = self._by_shapes(source, self.config.hidden_size // self.config.num_heads)
         if family is None:
             return self
@@ -169,7 +169,7 @@ class WanFamily(DenoiserFamily):
 
     @classmethod
     def _by_shapes(cls, source: Source, head_dim: int) -> "WanFamily | None":
-        """The network of official tensors; None where they are of another."""
+        """Recognises official tensors by names and shapes; None where they are of another network."""
         patches, last, text = "patch_embedding.weight", "head.head.weight", "text_embedding.0.weight"
         up, image = "blocks.0.ffn.0.weight", "img_emb.proj.0.weight"
         dims = {patches: 5, last: 2, text: 2, up: 2}
@@ -219,7 +219,7 @@ class WanFamily(DenoiserFamily):
         }
 
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
-        """At several timesteps, of captions of several lengths; then with a timestep for each frame."""
+        """Compares at several timesteps, with captions of several lengths; then with a timestep for each frame."""
         import torch
 
         x_t, cond, inputs = self._inputs(np.random.default_rng(0), shape)
@@ -247,7 +247,7 @@ class WanFamily(DenoiserFamily):
             yield Pair(f"output{which}", np.moveaxis(np.asarray(output), -1, 1), expected)
 
     def _inputs(self, rng: np.random.Generator, shape: LatentShape) -> tuple[Array, Text | ImageCond, list[Any]]:
-        """Random x_t and what is given beside it; and both as diffusers takes them, with the timestep left out."""
+        """Random x_t and condition; and the same as diffusers takes them, without the timestep."""
         import torch
 
         num, length, E = len(_TIMESTEPS), self.text.num_tokens, self.text.hidden_size
@@ -301,12 +301,12 @@ output = transformer(latents, timestep, text{argument}).sample
 
 def _text_of(condition: EmbeddedText | FirstFrame) -> EmbeddedText:
     text = condition.text if isinstance(condition, FirstFrame) else condition
-    assert isinstance(text, EmbeddedText), "`of_task` refuses others"
+    assert isinstance(text, EmbeddedText), "`of_task` refuses conditions without embedded text"
     return text
 
 
 def _as_used(published: EmbeddedText | FirstFrame, used: Condition | None) -> EmbeddedText | FirstFrame:
-    """A condition with the fields of another on which no weights depend."""
+    """A condition with those fields of another that no weights depend on."""
     if isinstance(published, FirstFrame):
         if not isinstance(used, FirstFrame):
             return published
@@ -319,7 +319,7 @@ def _as_used(published: EmbeddedText | FirstFrame, used: Condition | None) -> Em
 
 
 def _as_diffusers_says(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json of the official code.
+    """Converts config.json of the official code to that of diffusers.
 
     Raises:
         ValueError: it is of a kind that is not read here; names the field.

@@ -47,7 +47,7 @@ _LEVEL = re.compile(r"(encoder|decoder)\.levels\.(\d+)(?:\.level)?(?:\.blocks\.(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanVAEFamily(VAEFamily):
-    """A causal VAE of video."""
+    """Published Wan VAE: causal in time."""
 
     diffusers_class: ClassVar[str] = "AutoencoderKLWan"
     config_type: ClassVar[type[WanVAEConfig]] = WanVAEConfig
@@ -119,7 +119,7 @@ class WanVAEFamily(VAEFamily):
         return Place((name,), rank=4 if flat else 5, scale="gamma", scale_rank=3 if ".attentions." in name else 4)
 
     def _in_level(self, coder: str, level: int, block: str | None, *, resampled: bool) -> str:
-        """A block of a level, the way to the next, or what is called last in it."""
+        """Location of a residual block of a level, of its resampling layer, or of its last layer."""
         number = self.config.num_blocks
         last = level == len(self.config.multipliers) - 1
         if coder == "encoder" and not self.config.residual:

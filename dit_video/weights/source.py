@@ -1,4 +1,4 @@
-"""Weights that others have published, opened so that tensors are read one at a time: diffusers folders and files."""
+"""Lazy opening of published weights: diffusers and transformers folders (sharded or not) and single files."""
 
 import contextlib
 import dataclasses
@@ -49,12 +49,12 @@ _DTYPES = _FLOATS | _INTEGERS
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Somebody's weights.
+    """Opened published weights.
 
     Attributes:
         config: the config.json beside them; None for a file of weights alone, which is in the official dialect.
         files: that were opened.
-        num_beside: tensors of a file that are of no network of diffusion but of what it is used with.
+        num_beside: tensors of a file that belong to its VAE or text encoders.
     """
 
     dialect: Dialect
@@ -65,7 +65,7 @@ class Published:
 
 
 class _Mapped:
-    """The safetensors file that is mapped into memory: one at a time, for pages once read stay until it is closed."""
+    """Memory-mapped safetensors files, one at a time: pages once read stay in memory until the file is closed."""
 
     def __init__(self):
         self._path: Path | None = None
@@ -115,7 +115,7 @@ def open_published(path: Path, *, digests: Digests = NO_DIGESTS) -> Iterator[Pub
 
 
 def read_digests(sha256: str, source: Path) -> dict[Path, str]:
-    """The SHA-256 of files of weights at `source`, a file or folder, as a user says them.
+    """Parses the SHA-256 digests of weight files at `source`, a file or folder, as given on the command line.
 
     Args:
         sha256: that of the one file that `source` has; or a file with a line for each as sha256sum writes it, with
@@ -148,13 +148,13 @@ def read_digests(sha256: str, source: Path) -> dict[Path, str]:
 
 
 def digests_in(folder: Path, digests: Digests) -> tuple[tuple[str, str], ...]:
-    """Names and digests of the files of a folder, however it is called."""
+    """Names and digests of the files in a folder, independent of the folder's path."""
     folder = folder.resolve()
     return tuple((path.name, sha256) for path, sha256 in digests.items() if path.parent.resolve() == folder)
 
 
 def _network_in(path: Path) -> Path:
-    """The folder of a network: `path`, or where that is a pipeline the folder within it."""
+    """The folder of a network: `path`, or its sub-folder where `path` is a pipeline."""
     folder = path / _PIPELINE_PART if (path / PIPELINE).is_file() else path
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder / CONFIG}: not there; name the folder of a network of diffusers, or a file")
@@ -170,7 +170,7 @@ def _dialect_of(config: Mapping[str, Any]) -> Dialect:
 
 
 def _weights_in(folder: Path, dialect: Dialect) -> list[Path]:
-    """The files of weights of a folder: shards that an index lists, or one."""
+    """Weight files of a folder: the shards that an index lists, or one file."""
     for name in _NAMES[dialect]:
         index = folder / f"{name}.index.json"
         if index.is_file():
@@ -188,7 +188,7 @@ def _weights_in(folder: Path, dialect: Dialect) -> list[Path]:
 
 
 def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dict[str, StoredTensor]:
-    """The tensors of all files together.
+    """Opens all files; their tensors together.
 
     Raises:
         ValueError: torch files have no digest, all of which are listed before any is read; or a file is damaged.
@@ -231,5 +231,5 @@ def _open_file(path: Path, sha256: str | None, mapped: _Mapped) -> dict[str, Sto
 
 
 def _averaged(source: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """What official code takes from a checkpoint of its training, which holds an optimizer and weights twice."""
+    """The EMA weights of an official training checkpoint, which holds raw weights and an optimizer too."""
     return {re.sub(r"^ema\.", "", n): s for n, s in source.items() if n.startswith("ema.")} or source

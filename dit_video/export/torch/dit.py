@@ -1,6 +1,6 @@
-"""The DiT of this package, of any `DiTConfig`, as the torch module of export/torch/files/dit.py.
+"""Export of this package's DiT, of any `DiTConfig`, to the PyTorch module of export/torch/files/dit.py.
 
-diffusers has a class for it as published alone (families/dit.py).
+diffusers has a class for the published DiT only (published/dit.py).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ _NUM_CLIPS, _CAPTION_BYTES = 2, 12
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchDiT(TorchModule):
-    """A DiT of this package.
+    """DiT of this package as a PyTorch module.
 
     Attributes:
         channels: of the latents that it predicts.
@@ -54,7 +54,7 @@ class TorchDiT(TorchModule):
 
     @classmethod
     def of_task(cls, task: Task) -> "TorchDiT":
-        """The network of a task.
+        """The DiT of a task.
 
         Raises:
             ValueError: it is of another kind; names the field.
@@ -165,7 +165,7 @@ class TorchDiT(TorchModule):
         ]
 
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
-        """With one noise level for each clip, and then one for each frame of patches."""
+        """Compares with one noise level for each clip, then with one for each frame of patches."""
         import torch
 
         rng, depth, (frames, *_) = np.random.default_rng(0), self.config.depth, shape
@@ -200,7 +200,7 @@ class TorchDiT(TorchModule):
             yield Pair(f"output, {where}", actual.transpose(0, 4, 1, 2, 3), expected)
 
     def _cond(self, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
-        """Something of each kind that the condition has, "nothing" and padding among it: for ours, and for theirs."""
+        """Random conditions of every kind, null and padding included: for our network, and for the torch module."""
         import torch
 
         condition = self.condition
@@ -229,7 +229,7 @@ def _torch(name: str) -> dict[Dialect, tuple[str, ...]]:
 
 
 def _linear(ours: str, inputs: Shape, outputs: Shape, num_layers: int | None = None) -> tuple[Row, ...]:
-    """`num_layers`: of layers that are stacked here."""
+    """Rows of a linear layer; `num_layers` where layers are stacked here."""
     theirs = ours.removesuffix(".projection")
     if num_layers is None:
         return linear(ours, inputs, outputs, _torch(theirs))
@@ -238,7 +238,7 @@ def _linear(ours: str, inputs: Shape, outputs: Shape, num_layers: int | None = N
 
 
 def _as_it_is(ours: str, shape: Shape, theirs: str, num_layers: int | None = None) -> Row:
-    """A table or a scale, whose axes are the same there."""
+    """Row of a table or scale with the same axes there."""
     return Row(
         ours=ours,
         our_shape=shape,

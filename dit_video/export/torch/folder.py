@@ -1,4 +1,4 @@
-"""A folder that runs outside JAX: torch modules in files of their own, compared with the run's networks layer by layer.
+"""Export to PyTorch: a folder of self-contained torch modules, compared with the run's networks layer by layer.
 
 The files are copied as they lie in export/torch/files. Tensors are read back by the table that wrote them and compared
 bit by bit; where torch is installed, the folder is then loaded as its users will.
@@ -33,7 +33,7 @@ _FILES = Path(__file__).parent / "files"
 
 @dataclasses.dataclass(frozen=True)
 class ExportedModule:
-    """One of the networks of a run.
+    """A network of a run that is exported to PyTorch.
 
     Attributes:
         shape: of the input that it is compared at.
@@ -79,7 +79,7 @@ def write_files(content: Content, parts: Sequence[ExportedModule], folder: Path)
 
 
 def parts_of(content: Content) -> list[ExportedModule]:
-    """What of a run there is a torch module of: its denoiser, and its codec's VAE.
+    """Networks of a run with a torch module: its denoiser, and its codec's VAE.
 
     Raises:
         ValueError: there is none of its denoiser, or of the VAE where that is all there is; says what can be done.
@@ -117,7 +117,7 @@ def compare_with(part: ExportedModule, folder: Path) -> tuple[float, int]:
 
 
 def _imported(path: Path) -> Any:
-    """The module of a file, which this package wrote; import would leave compiled files beside it."""
+    """Loads a Python module from an exported file; a plain import would leave compiled files beside it."""
     module = types.ModuleType(path.stem)
     exec(compile(path.read_text(encoding="utf-8"), path, "exec"), module.__dict__)
     return module

@@ -1,4 +1,4 @@
-"""The VAE of this package as the torch module of export/torch/files/vae.py, with the statistics of its latents."""
+"""Export of this package's VAE to the PyTorch module of export/torch/files/vae.py, with its latent statistics."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ _OURS = "vae."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchVAE(TorchModule):
-    """A codec whose VAE is a `VideoVAE`."""
+    """`VideoVAE` codec as a PyTorch module."""
 
     source: ClassVar[str] = "vae.py"
     module: ClassVar[str] = "vae.py"
@@ -36,7 +36,7 @@ class TorchVAE(TorchModule):
 
     @classmethod
     def of_codec(cls, codec: LatentCodec) -> "TorchVAE | None":
-        """None where the VAE is of another kind."""
+        """The module of a codec; None where its VAE is of another kind."""
         return cls(config=codec.vae.config) if isinstance(codec.vae.config, VideoVAEConfig) else None
 
     def define(self, dtype: DTypeLike = jnp.float32) -> Definition:
@@ -81,7 +81,7 @@ class TorchVAE(TorchModule):
 
 
 def _layers(layers: Any, name: str, x: Array) -> dict[str, Array]:
-    """What comes out of each of the layers of a whole clip."""
+    """Outputs of each layer for a whole clip."""
     outputs = {}
     for index, layer in enumerate(layers):
         x, _ = layer(x)
