@@ -17,8 +17,8 @@ it and `fsdp` share out the parameters, `data` takes what is left, slices includ
 --config.mesh.fsdp and --config.mesh.context. Times are logit-normal and shifted by the number of positions, as far as
 TokenShift's limit of 5; Wan shifts 480p by 3: --config.task.objective.shift.limit=3.
 
-It has not been trained: no such devices were at hand. `experiments/video_14b.py:tiny` is the same at the smallest size,
-on the latents of `experiments/video_1b.py:tiny`.
+It has not been trained: no such devices were available. `experiments/video_14b.py:tiny` is the same at the smallest
+size, on the latents of `experiments/video_1b.py:tiny`.
 """
 
 from dit_video.data.dataset import Data

@@ -18,8 +18,8 @@ it and `fsdp` share out the parameters, `data` takes what is left, slices includ
 --config.mesh.fsdp and --config.mesh.context. Times are logit-normal and shifted by the number of positions, as far as
 TokenShift's limit of 5; Wan shifts 480p by 3: --config.task.objective.shift.limit=3.
 
-It has not been trained: no such devices were at hand. The same functions at the smallest size, on moving digits, go the
-whole way from captions to pictures on a laptop:
+It has not been trained: no such devices were available. The same functions at the smallest size, on moving digits, go
+the whole way from captions to pictures on a laptop:
 
     dit-video train --config=experiments/video_1b.py:tiny_vae --workdir=runs/video_tiny_vae
     dit-video encode --config=experiments/video_1b.py:tiny

@@ -1,4 +1,4 @@
-"""What a step of training costs here, beside the same step of the same DiT in PyTorch, on this machine.
+"""Benchmark of a DiT train step against the same step in PyTorch (diffusers, facebookresearch/DiT), on this machine.
 
     python -m tools.bench_step                          # beside diffusers
     python -m tools.bench_step --official models.py     # and beside facebookresearch/DiT, whose file you bring
@@ -51,7 +51,7 @@ Step = Callable[[], float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is trained on.
+    """Benchmark case: network, latents and batch.
 
     Attributes:
         latents: (t, h, w); with patches of two rows and columns, t h w / 4 tokens.
@@ -64,7 +64,7 @@ class Case:
 
     @property
     def side(self) -> int:
-        """Of a square image of as many latents."""
+        """Side of a square image with as many latents."""
         return math.isqrt(math.prod(self.latents))
 
 
@@ -85,7 +85,7 @@ ON_GPU = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peer:
-    """Whose network ours is compared with.
+    """Implementation that ours is compared with.
 
     Attributes:
         official: file with its code; None for diffusers.
@@ -146,7 +146,7 @@ def _official(path: Path) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a step is of: [B t h w c], the noise that is asked for, timesteps and labels."""
+    """Inputs of a step: latents [B t h w c], target noise, timesteps and labels."""
 
     x_t: np.ndarray
     eps: np.ndarray
@@ -216,7 +216,7 @@ def their_step(peer: Peer, case: Case, params: dict[str, np.ndarray], inputs: In
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds of steps that took turns."""
+    """Measured seconds of alternating steps."""
 
     case: Case
     peer: str
@@ -227,7 +227,7 @@ class Measured:
 
     @property
     def ratios(self) -> list[float]:
-        """Their time over ours, of each turn."""
+        """Their time over ours, for each round."""
         return [b / a for a, b in zip(self.ours, self.theirs)]
 
 
@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="of either side, on a CPU")
     args = parser.parse_args()
-    # JAX takes most of a GPU's memory when it starts, unless told not to.
+    # JAX takes most of a GPU's memory when it starts, unless configured not to.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import torch
 

@@ -1,4 +1,4 @@
-"""What a label changes: one noise for all columns, one label a column, and guidance from row to row.
+"""Picture of class conditioning: one noise for all columns, one label a column, and guidance from row to row.
 
     python tools/draw_labels.py --workdir runs/demo/dit --scale 3 --out docs/labels.png
     python tools/draw_labels.py --workdir runs/grid_dit --labels zero two eight --seed 1

@@ -1,6 +1,6 @@
-"""What becomes of runs and files when things go wrong; the tables of docs/reliability.md are written by it.
+"""Fault injection benchmark: kills, flipped bits, full disks, fuzzing; writes the tables of docs/reliability.md.
 
-    python -m tools.fault_bench fuzz                      files of strangers: all families, 1000 cases each
+    python -m tools.fault_bench fuzz                      untrusted files: all families, 1000 cases each
     python -m tools.fault_bench fuzz safetensors --num_cases 100
     python -m tools.fault_bench fuzz video --case 17      one case again, in this process, with its traceback
     python -m tools.fault_bench kills                     100 kills -9 over tiny runs: does each resume exactly?

@@ -1,4 +1,4 @@
-"""Bits flipped in every kind of file of a checkpoint, and every file cut short or gone: is it found?
+"""Corruption benchmark of checkpoints: bits flipped in every kind of file, and files cut short or deleted.
 
 What is restored is compared bit for bit with what was saved. *Detected*: refused as damaged. *Harmless*: restored as
 it was, for not every byte of a file bears on what is read. *Silent*: restored as something else, a fault of ours.
@@ -106,7 +106,7 @@ def _cuts(file: Path, rng: random.Random) -> Iterator[int]:
 
 
 def _ending(checkpoints: Checkpoints, state: TrainState, file: Path, harm: Callable[[bytes], bytes] | None) -> str:
-    """How restoring ends while `file` is harmed, or gone where `harm` is None; the file is then as it was."""
+    """Outcome of restoring while `file` is damaged, or deleted where `harm` is None; the file is put back after."""
     whole = file.read_bytes()
     if harm is None:
         file.unlink()

@@ -1,4 +1,4 @@
-"""Runs that are killed, and one on a disk that fills up: each must end as the undisturbed run does, bit for bit."""
+"""Kill and disk-full benchmark: each run must end as the undisturbed run does, bit for bit."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""How far this package and diffusers, transformers and torch are apart: the table of docs/models.md.
+"""Parity table: largest differences between this package and diffusers, transformers and torch, for docs/models.md.
 
     python tools/parity.py
 
@@ -339,7 +339,7 @@ def compare_torch(network: DiTConfig | None, clip: Shape, vae: VAEConfig) -> tup
     origin = Origin(run="parity", step=0, ema=False, fingerprint="", task={})
     with tempfile.TemporaryDirectory() as folder:
         parity = write_torch(Content(denoiser, codec, clip, origin), Path(folder))
-    assert parity.error is not None, "torch is there"
+    assert parity.error is not None, "`compare_torch` runs where torch is installed, and then an error is computed"
     return "model.DiT" if network is not None else "vae.VideoVAE", parity.error, parity.num_compared
 
 

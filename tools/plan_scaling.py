@@ -1,4 +1,4 @@
-"""What DiTs of 1.3, 5 and 14 billion parameters take on large machines: the tables and the plot of docs/scaling.md.
+"""Scaling tables and plot of docs/scaling.md: predicted cost of DiTs of 1.3, 5 and 14 billion parameters.
 
     python tools/plan_scaling.py table       # models x lengths x machines, each searched by `dit-video plan --fit`
     python tools/plan_scaling.py presets     # the experiments of experiments/ on one machine each

@@ -1,4 +1,4 @@
-"""What a checkpoint costs a run: how long training stands still, and how much of that are digests.
+"""Benchmark of checkpointing: how long a save blocks training, and the share of digests in it.
 
 The network of experiments/quickstart.py on the devices of this machine. The bound is on the blocking time of a save as
 a share of the time of the steps between two saves.

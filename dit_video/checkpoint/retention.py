@@ -57,7 +57,7 @@ class Keep:
             keep |= {step for step in ordered if step % self.every == 0}
         if self.best is not None:
             sign = -1 if self.best.higher else 1
-            judged = [step for step in ordered if math.isfinite(scores.get(step, math.nan))]
+            scored = [step for step in ordered if math.isfinite(scores.get(step, math.nan))]
             # Of equal scores the later step is the better trained.
-            keep |= set(sorted(judged, key=lambda step: (sign * scores[step], -step))[: self.best.num])
+            keep |= set(sorted(scored, key=lambda step: (sign * scores[step], -step))[: self.best.num])
         return set(ordered) - keep

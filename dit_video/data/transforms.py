@@ -53,7 +53,7 @@ class ClipTransform:
 
     @property
     def span(self) -> int:
-        """Source frames from the first to the last of a clip."""
+        """Number of source frames from the first to the last of a clip."""
         return (self.num_frames - 1) * self.stride + 1
 
     def num_starts(self, num_frames: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

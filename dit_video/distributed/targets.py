@@ -140,7 +140,7 @@ def parse_target(text: str) -> Target:
 
 
 def _gpu_memory_fraction() -> float:
-    """Fraction of GPU memory that JAX preallocates (XLA_PYTHON_CLIENT_MEM_FRACTION, with JAX's default)."""
+    """Fraction of GPU memory that JAX preallocates (XLA_CLIENT_MEM_FRACTION, with the default of JAX)."""
     return float(os.environ.get(GPU_MEMORY_VARIABLE) or 0.75)
 
 

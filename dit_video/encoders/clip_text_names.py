@@ -13,7 +13,7 @@ _MODEL, _PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
 _PREFIX = "text_model."
 # The numbers 0, 1, 2 ..., which older files hold.
 _COUNTED = f"{_PREFIX}embeddings.position_ids"
-# What configs have that were written before the end of a caption was told: there it is the last token of all.
+# The value of configs that were written before the end token had a field: there it is the last token of all.
 _UNTOLD_END = 2
 
 

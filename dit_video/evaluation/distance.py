@@ -41,17 +41,17 @@ class Distance:
         }
 
 
-def measure(judged: Features, reference: Features) -> Distance:
+def measure(samples: Features, reference: Features) -> Distance:
     """Computes all distances for features `[N D]` of two sets.
 
     Raises:
         ValueError: as `frechet.frechet_terms`.
     """
-    enough = min(len(judged), len(reference)) >= NUM_GROUPS
-    interval, limit = both(judged, reference) if enough else (None, None)
+    enough = min(len(samples), len(reference)) >= NUM_GROUPS
+    interval, limit = both(samples, reference) if enough else (None, None)
     return Distance(
-        terms=frechet_terms(judged, reference),
-        kernel=kernel_distance(judged, reference, block_size=KERNEL_BLOCK),
+        terms=frechet_terms(samples, reference),
+        kernel=kernel_distance(samples, reference, block_size=KERNEL_BLOCK),
         interval=interval,
         limit=limit,
     )

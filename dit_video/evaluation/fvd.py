@@ -74,7 +74,7 @@ class FVD:
 
     Attributes:
         num_clips: clips of each set. The bias of FVD falls as 1 / num_clips; 2048 is the usual number.
-        num_frames: the first so many frames of each clip are judged; 16 is the usual number, I3D needs 9.
+        num_frames: of each clip the first so many frames are evaluated; 16 is the usual number, I3D needs 9.
         extractor: the network whose features are compared; FVD means I3D's logits.
         yardsticks: also measure, against the same held-out clips, training clips as they are, with their first frame
             held still, and through the codec, and the samples with their frames shuffled; the samples against training
@@ -109,23 +109,23 @@ class FVD:
                 f"FVD.num_frames={self.num_frames}: clips have {data.shape[0]} frames; judge no more than that"
             )
 
-    def judge(self, judged: SampleSource, data: EvaluationData, mesh: Mesh) -> Report:
+    def judge(self, source: SampleSource, data: EvaluationData, mesh: Mesh) -> Report:
         """Computes the FVD card of samples against the held-out clips of `data`, on `mesh`.
 
         Raises:
-            ValueError: clips of fewer frames than are judged, or not as many clips as are judged.
+            ValueError: clips of fewer frames than are evaluated, or not as many clips.
         """
         self.check(data)
         pool = Pool(self.extractor, mesh, num_frames=self.num_frames, batch_size=self.batch_size)
         held_out = self._real(pool, data, Split.HELD_OUT)
-        samples, shuffled = self._samples(pool, judged)
+        samples, shuffled = self._samples(pool, source)
         card = make_card(
             metric=self.extractor.metric,
             distance=measure(samples, held_out),
-            protocol={**self._protocol(data, Split.HELD_OUT), "pairs": judged.paired},
-            subject=judged.describe(self.num_clips),
+            protocol={**self._protocol(data, Split.HELD_OUT), "pairs": source.paired},
+            subject=source.describe(self.num_clips),
             references=dict(data.references),
-            notes=judged.notes(data),
+            notes=source.notes(data),
         )
         media = {}
         if self.yardsticks:
@@ -133,16 +133,16 @@ class FVD:
             card["measures"]["diversity"] = diversity(samples, held_out)
         if self.yardsticks and Split.TRAIN in data.splits:
             training = self._real(pool, data, Split.TRAIN)
-            self._add_yardsticks(card, pool, judged, data, held_out, training)
+            self._add_yardsticks(card, pool, source, data, held_out, training)
             card["companions"]["samples against training clips"] = measure(samples, training).as_json()
-            media["nearest"] = self._add_nearest(card, pool, judged, data, samples, held_out, training)
+            media["nearest"] = self._add_nearest(card, pool, source, data, samples, held_out, training)
         return Report(scalars=_scalars(card), media=media, cards={"fvd": finished(card)})
 
     def _add_yardsticks(
         self,
         card: dict[str, Any],
         pool: Pool,
-        judged: SampleSource,
+        source: SampleSource,
         data: EvaluationData,
         held_out: Features,
         training: Features,
@@ -152,7 +152,7 @@ class FVD:
             "training clips": training,
             "training clips, first frame held still": self._real(pool, data, Split.TRAIN, still=True),
         }
-        through_codec = self._reconstructed(pool, judged, data)
+        through_codec = self._reconstructed(pool, source, data)
         if through_codec is not None:
             sets["training clips through the codec"] = through_codec
         card["yardsticks"] |= {name: measure(features, held_out).as_json() for name, features in sets.items()}
@@ -161,7 +161,7 @@ class FVD:
         self,
         card: dict[str, Any],
         pool: Pool,
-        judged: SampleSource,
+        source: SampleSource,
         data: EvaluationData,
         samples: Features,
         held_out: Features,
@@ -179,7 +179,7 @@ class FVD:
         else:
             card["measures"]["novelty"] = measured
         shown = np.argsort(distance)[:NUM_SHOWN]
-        made = judged.numbered(shown, self.num_clips, pool.batch_size)
+        made = source.numbered(shown, self.num_clips, pool.batch_size)
         learnt = numbered(data, Split.TRAIN, index[shown], self.num_clips, pool.batch_size)
         return rows(made, np.asarray(learnt.require_video()))
 
@@ -195,20 +195,20 @@ class FVD:
 
         return cached({**self._protocol(data, split), "still": still, "decoder": version("av")}, extract)
 
-    def _reconstructed(self, pool: Pool, judged: SampleSource, data: EvaluationData) -> Features | None:
-        if judged.reconstruct is None:
+    def _reconstructed(self, pool: Pool, source: SampleSource, data: EvaluationData) -> Features | None:
+        if source.reconstruct is None:
             return None
         batches = self._batches(data, Split.TRAIN, pool, "clips through the codec")
-        return np.concatenate([pool.features(judged.reconstruct(batch)[:valid]) for batch, valid in batches])
+        return np.concatenate([pool.features(source.reconstruct(batch)[:valid]) for batch, valid in batches])
 
     def _batches(self, data: EvaluationData, split: Split, pool: Pool, title: str) -> Iterator[tuple[Batch, int]]:
         batches = data.batches(split, self.num_clips, pool.batch_size)
         return counted(batches, title, total=self.num_clips, size=lambda item: item[1])
 
-    def _samples(self, pool: Pool, judged: SampleSource) -> tuple[Features, Features]:
+    def _samples(self, pool: Pool, source: SampleSource) -> tuple[Features, Features]:
         """Features of the samples, and of the samples with shuffled frames."""
         features, shuffled, first = [], [], 0
-        batches = judged.batches(self.num_clips, pool.batch_size)
+        batches = source.batches(self.num_clips, pool.batch_size)
         for samples in counted(batches, "samples", total=self.num_clips, size=len):
             features.append(pool.features(samples))
             if self.yardsticks:

@@ -82,8 +82,8 @@ class _Process:
 
     def run(self, name: str, arguments: tuple[Path | int | None, ...]) -> Facts:
         process = self._started = self._started or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert process.stdin is not None, "Popen was called with stdin=PIPE"
+        assert process.stdout is not None, "Popen was called with stdout=PIPE"
         plain = [os.fspath(a) if isinstance(a, Path) else a for a in arguments]
         try:
             process.stdin.write(json.dumps([name, plain]) + "\n")

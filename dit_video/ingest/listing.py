@@ -36,7 +36,7 @@ def list_files(sources: Sequence[Path]) -> list[SourceFile]:
 
     Raises:
         FileNotFoundError: a source is missing.
-        ValueError: a source is neither folder nor tar, or a broken tar; two files cannot be told apart.
+        ValueError: a source is neither folder nor tar, or a broken tar; two files have the same name.
     """
     items = []
     for source in sources:

@@ -172,7 +172,7 @@ def _load(path: Path) -> np.ndarray:
                 return archive[names[0]]
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: no readable array of numbers ({error}); save it with np.save") from error
-    raise ValueError(f"{path}: holds {len(names)} arrays ({', '.join(names)}); save the wanted one alone")
+    raise ValueError(f"{path}: holds {len(names)} arrays ({', '.join(names)}); save one of them alone")
 
 
 def _problem(videos: np.ndarray) -> str:

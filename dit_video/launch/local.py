@@ -131,7 +131,7 @@ class _Process:
         self._reader.start()
 
     def _read(self, write: Callable[[str], None]) -> None:
-        assert self.popen.stdout is not None
+        assert self.popen.stdout is not None, "Popen was called with stdout=PIPE"
         with self.popen.stdout as lines:
             for line in lines:
                 self.last_lines.append(line)

@@ -11,7 +11,7 @@ from dit_video.distributed.sharding import constrain
 from dit_video.nn.linear import linear
 
 NUM_TIMESTEPS = 1000
-"""What a network is told of the noise level t in [0, 1] is the timestep NUM_TIMESTEPS * t, as others count levels."""
+"""The timestep that a network sees for the noise level t in [0, 1] is NUM_TIMESTEPS * t, as other libraries count."""
 
 
 def sinusoid(

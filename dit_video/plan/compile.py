@@ -33,7 +33,7 @@ from dit_video.training.flops import count_flops
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPart:
-    """Persistent memory by part: parameters, EMA, optimizer state, frozen parts, batch.
+    """Part of a device's memory between steps: parameters, EMA, optimizer state, frozen parts or batch.
 
     Attributes:
         bytes: on one device.

@@ -203,7 +203,7 @@ class VAEFamily(Family):
 
 @functools.cache
 def _define(config: VAEConfig, dtype: DTypeLike) -> Definition:
-    # Tables are made of it: it is wanted many times, and made by tracing the whole network.
+    # Cached: tables use it many times, and it is made by tracing the whole network.
     return define(lambda key: config.build(dtype=dtype, rngs=nnx.Rngs(key)))
 
 

@@ -109,7 +109,7 @@ def fault(error: BaseException) -> BaseException | None:
 
 
 def _of_tensorstore(error: ValueError) -> bool:
-    """Whether TensorStore raised a ValueError for a failed request, which has no status in front."""
+    """Whether a ValueError is TensorStore's for a failed request; one that the server calls wrong has no status."""
     return bool(_STATUS.match(str(error))) or "[http_response_" in str(error)
 
 

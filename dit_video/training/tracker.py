@@ -112,7 +112,7 @@ class Tracker:
     `goodput` books where its time goes, `events` says what went wrong, `heartbeat` how long things usually take.
 
     `metrics.jsonl` has one line per step with that step's own values (never a mean over a window, so that a
-    resumed run writes the same lines), and one per evaluation and per rate measurement, told apart by the keys
+    resumed run writes the same lines), and one per evaluation and per rate measurement, distinguished by the keys
     "loss", "evaluation" and "rates". Starting at step s, or going back to it, forgets lines after s: they will be
     written again.
     """

@@ -284,7 +284,7 @@ def decode_window(
         frames = _collected(map(_ToRGB(cover), itertools.islice(chosen, num_frames)))
         if len(frames) == num_frames:
             return np.stack(frames)
-    raise VideoError(f"ends before frame {last}: {len(frames)} of {num_frames} wanted frames decode")
+    raise VideoError(f"ends before frame {last}: {len(frames)} of {num_frames} frames of the clip decode")
 
 
 def _flushed(stream: VideoStream, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:

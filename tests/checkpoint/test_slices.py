@@ -1,4 +1,4 @@
-"""A checkpoint that was written slice by slice is the one that would have been written at once."""
+"""Streaming checkpoint writer: a checkpoint written slice by slice equals one written at once."""
 
 import math
 import resource

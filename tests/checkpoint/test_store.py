@@ -1,4 +1,4 @@
-"""Stores that fill up, are locked, or vanish: training goes on, no earlier checkpoint is lost, and it is said."""
+"""Storage failures while saving (full, read-only, gone): training goes on with a warning, no checkpoint is lost."""
 
 import errno
 import json

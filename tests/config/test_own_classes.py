@@ -1,4 +1,4 @@
-"""A run that is made of classes of the user's own: it goes on, and is opened, by whoever has run their file himself."""
+"""Runs with the user's own classes: resumed, and opened only with the experiment file that defines them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Laws of captions on their way: nothing but a cut is lost, and every batch of them has one shape."""
+"""Laws of encoded captions: nothing but a cut is lost, and every batch of them has one shape."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Embeddings of captions on disk: what was written is what is read, whole, from many threads, or an error that says."""
+"""Text-embedding cache: what was written is read back, from many threads, or an error names the damage."""
 
 import concurrent.futures
 import dataclasses

@@ -1,4 +1,4 @@
-"""What CLIP is shown of pictures: as transformers prepares them, whatever their size."""
+"""CLIP image preprocessing equals that of transformers, for pictures of any size; tokens of a small encoder."""
 
 import dataclasses
 

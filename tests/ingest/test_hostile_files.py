@@ -1,4 +1,4 @@
-"""Laws of files from strangers: read, or refused by name; never followed, never more memory or time than stated."""
+"""Laws of untrusted files: read, or refused by name; never followed, never more memory or time than stated."""
 
 import json
 import os

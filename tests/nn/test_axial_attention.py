@@ -1,4 +1,4 @@
-"""Attention along one axis: what sees what, and that devices share it out without another result."""
+"""Axial attention: which tokens see which, and the same result on any mesh."""
 
 import functools
 import re

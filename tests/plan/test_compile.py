@@ -1,4 +1,4 @@
-"""What a plan says of memory is what the compiler says, and what does not fit is said with what would."""
+"""Plans: memory as the compiler counts it, collectives, FLOPs, roofline; errors of programs that do not fit."""
 
 import dataclasses
 import math

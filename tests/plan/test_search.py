@@ -1,4 +1,4 @@
-"""Ways that fit are found, and of them the fastest; what was not compiled is not said to fit."""
+"""Search for configurations that fit a target, the fastest of them, and remedies for plans that do not fit."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Stores that fail under what a run records: everything is there in the end, in order and once, or it is said."""
+"""Retrying files on failing storage: all data is written in the end, in order and once, or the loss is reported."""
 
 from collections.abc import Callable
 

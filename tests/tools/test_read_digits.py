@@ -1,4 +1,4 @@
-"""The reader of digits: what it promises of its numbers, its controls and its cache."""
+"""The digit classifier of tools/read_digits.py: its scores, control sets and cache."""
 
 import dataclasses
 import importlib.util

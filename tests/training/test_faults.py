@@ -1,4 +1,4 @@
-"""Laws of training that goes wrong: what was found, what was done, and that a kill changes neither."""
+"""Laws of training faults: detection, reaction, and that neither changes when the run is killed."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The watchdog tells once of what takes far longer than it usually does, shows all threads, and else is silent."""
+"""The watchdog warns once of an activity that takes far longer than usual, dumps all stacks, and else is silent."""
 
 import threading
 import time
@@ -57,7 +57,7 @@ def train(heartbeat: Heartbeat, clock: Clock, printed, stretches: int) -> None:
         heartbeat.end_window()
 
 
-def test_a_run_as_usual_is_told_nothing_of(heartbeat, clock, printed, tmp_path):
+def test_a_usual_run_is_not_reported(heartbeat, clock, printed, tmp_path):
     train(heartbeat, clock, printed, 10)
     heartbeat.now(EVALUATE)
     clock.time += 900  # for the first time, with all its compilation
@@ -66,7 +66,7 @@ def test_a_run_as_usual_is_told_nothing_of(heartbeat, clock, printed, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_step_that_hangs_is_told_of_once(heartbeat, clock, printed, tmp_path):
+def test_a_step_that_hangs_is_reported_once(heartbeat, clock, printed, tmp_path):
     train(heartbeat, clock, printed, 5)
     heartbeat.now(STEP)
     clock.time += 199
@@ -76,7 +76,7 @@ def test_a_step_that_hangs_is_told_of_once(heartbeat, clock, printed, tmp_path):
     assert "warning: at step since 201 s, which usually takes at most 20.0 s" in text
     [file] = tmp_path.glob("stacks_*.txt")
     assert str(file) in text
-    assert "test_a_step_that_hangs_is_told_of_once" in file.read_text()
+    assert "test_a_step_that_hangs_is_reported_once" in file.read_text()
     clock.time += 1000
     assert printed() == ""
     # It went on, and hangs again: another incident.

@@ -1,4 +1,4 @@
-"""A run that is really killed leaves what an undisturbed one leaves; and where it does not, that is found."""
+"""verify-resume: a killed and resumed run equals an undisturbed one, and a difference is detected."""
 
 import json
 import os

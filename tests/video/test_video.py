@@ -49,7 +49,7 @@ def test_a_window_of_a_container_without_times_equals_a_slice_too(tmp_path):
 
 def test_a_window_beyond_the_end_is_an_error():
     data = encode_mp4(waves(3, num_frames=10), 10.0)
-    with pytest.raises(VideoError, match="ends before frame 12: 2 of 5 wanted frames"):
+    with pytest.raises(VideoError, match="ends before frame 12: 2 of 5 frames of the clip"):
         videos.decode_window(data, start=8, num_frames=5)
 
 
