@@ -80,7 +80,7 @@ def test_an_old_step_that_cannot_be_deleted_does_not_make_the_new_one_a_failure(
     ("failing", "advice"),
     [("full", "free space there|raise the limit of the size of files"), ("locked", "make the folder writable again")],
 )
-def test_what_to_do_is_said(store, checkpoints, messages, failing, advice):
+def test_the_warning_names_the_remedy(store, checkpoints, messages, failing, advice):
     with getattr(store, failing)():
         saved(checkpoints, 3)
     (message,) = messages

@@ -96,7 +96,7 @@ def test_what_was_embedded_before_an_interrupt_stays(tmp_path):
     assert_equal(opened(CAPTIONS[2:]), padded(texts(CAPTIONS[2:]), TextDtype.BFLOAT16))
 
 
-def test_captions_with_equal_first_halves_of_their_digests_are_told_apart(tmp_path, monkeypatch):
+def test_captions_with_equal_first_halves_of_their_digests_are_distinguished(tmp_path, monkeypatch):
     monkeypatch.setattr(text_cache, "_digest", lambda caption: (7, len(caption)))
     captions = ["", "ab", "a"]
     opened = write(tmp_path, captions).open()

@@ -26,7 +26,7 @@ def by_environment(**environment: str) -> Seat | None:
     return choose_seat(None, None, None, environment)
 
 
-def test_a_process_that_nobody_told_anything_is_alone():
+def test_a_process_without_settings_is_alone():
     assert by_environment() is None
     assert by_environment(SLURM_JOB_ID="7", TPU_WORKER_HOSTNAMES="localhost") is None
     assert by_environment(**SLURM | {"SLURM_NTASKS": "1"}) is None

@@ -41,7 +41,7 @@ def test_clips_are_prepared_one_by_one():
     np.testing.assert_array_equal(pixels[1:], prepared(pictures[1:], 12))
 
 
-def test_a_picture_is_told_by_one_token_for_each_patch_and_one_more():
+def test_a_picture_has_one_token_for_each_patch_and_a_class_token():
     pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
     encode = jax.jit(lambda key, pictures: PretrainedImage(encoder=SMALL, model="none").blank(key)(pictures))
     states = encode(jax.random.key(0), pictures)

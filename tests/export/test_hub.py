@@ -119,7 +119,7 @@ def test_nothing_goes_to_a_public_repository_that_should_be_private(folder, serv
     assert not server.files
 
 
-def test_who_is_not_let_in_is_told_what_to_do_and_keeps_the_folder(folder, server):
+def test_a_refused_login_names_the_remedy_and_keeps_the_folder(folder, server):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     printed = push(folder, server.address, token="wrong")
     assert f"could not: {folder} is complete, but could not be pushed to {REPO}" in printed
@@ -141,7 +141,7 @@ def test_a_name_of_no_repository_is_an_error(repo):
         hub.check(repo)
 
 
-def test_who_is_not_logged_in_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_missing_login_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(ValueError, match="nobody is logged in to the Hub; log in with `hf auth login`"):

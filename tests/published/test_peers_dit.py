@@ -189,7 +189,7 @@ def test_a_config_that_is_no_published_dit_is_an_error_that_names_the_field(chan
         ClassDiT.of_diffusers(config)
 
 
-def test_no_more_is_held_than_one_parameter_and_one_tensor(tmp_path):
+def test_memory_is_one_parameter_and_one_tensor(tmp_path):
     """Of shards, the largest decides: twice its size is never reached."""
     theirs = their_dit(CONFIGS["learned variance"] | {"num_layers": 12, "num_attention_heads": 16})
     theirs.save_pretrained(tmp_path, max_shard_size="2MB")

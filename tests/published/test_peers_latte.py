@@ -278,7 +278,7 @@ def test_what_diffusers_cannot_compute_is_an_error_that_names_the_field():
     assert InterleavedLatte.of_task(SMALL_DENOISE) is None
 
 
-def test_a_task_is_told_what_it_would_have_to_change():
+def test_differences_name_what_a_task_would_have_to_change():
     network = InterleavedLatte(config=OF_TEXT, channels=4, condition=TEXT)
     other = dataclasses.replace(TEXT, num_tokens=9, pooled_size=3, drop_rate=0.5)
     counting = dataclasses.replace(OF_TEXT, position_grid=None)

@@ -82,7 +82,7 @@ def test_without_a_scheduler_a_network_is_sampled_as_its_kind_is():
         (saved("UniPCMultistepScheduler", **FLOW_SIGMAS, solver_type="bh1"), FLOW, ("solver_type='bh1'",)),
     ],
 )
-def test_what_is_not_followed_is_said(config, objective, not_followed):
+def test_fields_that_are_not_followed_are_listed(config, objective, not_followed):
     assert sampled_as(config, objective).not_followed == not_followed
 
 

@@ -127,7 +127,7 @@ def test_generated_clips_are_balanced_and_none_is_counted_twice(painter):
     assert np.bincount(expected).tolist() == [4] * 10
 
 
-def test_withholding_labels_changes_what_the_network_is_told_and_nothing_else(painter):
+def test_withholding_labels_changes_the_condition_alone(painter):
     _, noise, expected = generated(painter, 20, with_labels=True)
     painted, same_noise, same_expected = generated(painter, 20, with_labels=False)
     assert set(painted.tolist()) == {255}
