@@ -102,7 +102,7 @@ def test_a_folder_that_is_gone_is_no_harm(heartbeat, clock, printed, tmp_path):
 
 def test_a_thread_looks_while_one_watches(tmp_path, capfd):
     """The stacks show the thread that hangs, wherever it is."""
-    heartbeat, patience = Heartbeat(), HangTimeouts(least=0.2)
+    heartbeat, timeouts = Heartbeat(), HangTimeouts(least=0.2)
     release, threads = threading.Event(), threading.active_count()
 
     def stuck_in_a_store() -> None:
@@ -110,7 +110,7 @@ def test_a_thread_looks_while_one_watches(tmp_path, capfd):
 
     worker = threading.Thread(target=stuck_in_a_store)
     worker.start()
-    with Watchdog(heartbeat, tmp_path, waits_for={DATA: lambda: "the store"}, patience=patience).watch():
+    with Watchdog(heartbeat, tmp_path, waits_for={DATA: lambda: "the store"}, timeouts=timeouts).watch():
         heartbeat.now(DATA)
         deadline = time.monotonic() + 20
         while not has_stacks(tmp_path) and time.monotonic() < deadline:
