@@ -62,8 +62,8 @@ def decoding_processes(
         max_bytes: of memory, of each.
         max_seconds: of processor time for a file, to which MAX_SECONDS_PER_MIB are added.
     """
-    processes = [_Process((max_bytes, max_seconds)) for _ in range(count)]
-    idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+    processes = [_DecodingProcess((max_bytes, max_seconds)) for _ in range(count)]
+    idle: queue.SimpleQueue[_DecodingProcess] = queue.SimpleQueue()
     for process in processes:
         idle.put(process)
     try:
@@ -73,7 +73,7 @@ def decoding_processes(
             process.end()
 
 
-class _Process:
+class _DecodingProcess:
     """A decoding process, restarted after a file that killed it."""
 
     def __init__(self, limits: tuple[int, int]):

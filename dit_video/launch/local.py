@@ -107,7 +107,7 @@ class ExitStatus:
     message: str | None
 
 
-class _Process:
+class _LocalProcess:
     """A local process; its output is passed to `write` line by line, prefixed with its index."""
 
     def __init__(
@@ -175,11 +175,11 @@ def run_together(
             write(line)
 
     # One queue for both kinds of news, so that a signal can come at any time, even before all processes are there.
-    news: queue.SimpleQueue[_Process | int] = queue.SimpleQueue()
-    processes: list[_Process] = []
+    news: queue.SimpleQueue[_LocalProcess | int] = queue.SimpleQueue()
+    processes: list[_LocalProcess] = []
     with _signals_to(news), _none_left(processes):
         for index, environment in enumerate(environments):
-            process = _Process(index, command, environment, write_line)
+            process = _LocalProcess(index, command, environment, write_line)
             processes.append(process)
             threading.Thread(target=_tell_of_end, args=(process, news), daemon=True).start()
         failed = _until_all_ended(processes, news, grace_seconds, write_line)
@@ -194,11 +194,11 @@ def run_together(
 
 
 def _until_all_ended(
-    processes: Sequence[_Process],
+    processes: Sequence[_LocalProcess],
     news: "queue.SimpleQueue[_Process | int]",
     grace_seconds: float,
     write: Callable[[str], None],
-) -> _Process | None:
+) -> _LocalProcess | None:
     """Forwards signals until every process has ended; returns the one that failed first, if one did."""
     failed, deadline = None, None
     living = list(processes)
@@ -225,7 +225,7 @@ def _until_all_ended(
     return failed
 
 
-def _tell_of_end(process: _Process, news: "queue.SimpleQueue[_Process | int]") -> None:
+def _tell_of_end(process: _LocalProcess, news: "queue.SimpleQueue[_Process | int]") -> None:
     process.popen.wait()
     news.put(process)
 
@@ -242,7 +242,7 @@ def _signals_to(news: "queue.SimpleQueue[_Process | int]") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _none_left(processes: Sequence[_Process]) -> Iterator[None]:
+def _none_left(processes: Sequence[_LocalProcess]) -> Iterator[None]:
     """Context in which no process outlives the block."""
     try:
         yield

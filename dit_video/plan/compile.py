@@ -206,7 +206,7 @@ def gradient_flops(experiment: Experiment, remat: Remat) -> int:
     """FLOPs of one gradient of a diffusion run under a rematerialisation policy, all devices together."""
     # What waits on the host is not computed in another way.
     policy = Remat.FULL if remat is Remat.OFFLOAD else remat
-    assert isinstance(experiment.task, Denoise), "only a DiT has the choice"
+    assert isinstance(experiment.task, Denoise), "only a denoiser has a rematerialisation policy"
     task = dataclasses.replace(experiment.task, network=dataclasses.replace(experiment.task.network, remat=policy))
     definition, frozen = define(task.init), workload.abstract_frozen(task)
 

@@ -92,9 +92,9 @@ class Estimator:
         self._work = workload.measure_work(experiment)
         self._recomputed = _recomputed(experiment)
         # Parameters, their average and two moments, until a plan says what there is.
-        self._copies, self._held = 4.0, 0
+        self._copies, self._fixed_bytes = 4.0, 0
         # What temporaries of a policy were over what they were estimated to be.
-        self._found: dict[Remat | None, float] = {}
+        self._factors: dict[Remat | None, float] = {}
 
     def on(self, target: Target) -> "Estimator":
         """A copy for other devices, with the corrections learned."""
@@ -125,9 +125,9 @@ class Estimator:
     def learn(self, candidate: Candidate, compiled: Plan) -> None:
         """Corrects the estimates by a compiled plan of `candidate`, on this target or another."""
         sizes = {part.name: part.bytes for part in compiled.memory.parts}
-        self._held = sizes["frozen parts"] + sizes["batch"] + compiled.memory.padding
+        self._fixed_bytes = sizes["frozen parts"] + sizes["batch"] + compiled.memory.padding
         self._copies = (sum(sizes.values()) - sizes["frozen parts"] - sizes["batch"]) / sizes["parameters"]
-        self._found[candidate.remat] = compiled.memory.temporaries / self._temporaries(candidate, sizes["parameters"])
+        self._factors[candidate.remat] = compiled.memory.temporaries / self._temporaries(candidate, sizes["parameters"])
 
     def estimate(self, candidate: Candidate) -> Estimate:
         """Memory and time of a candidate.
@@ -138,10 +138,10 @@ class Estimator:
         params = self._params(candidate.mesh)
         if params is None:
             raise ValueError(f"{candidate.mesh}: does not divide the parameters")
-        known = list(self._found.values())
-        factor = self._found.get(candidate.remat, sum(known) / len(known) if known else 1.0)
+        known = list(self._factors.values())
+        factor = self._factors.get(candidate.remat, sum(known) / len(known) if known else 1.0)
         temporaries = factor * self._temporaries(candidate, params)
-        state = params * self._copies + self._held
+        state = params * self._copies + self._fixed_bytes
         inner, outer = self._traffic(candidate, params)
         work = StepCosts(
             flops=self._work.flops / self.target.num_devices,
