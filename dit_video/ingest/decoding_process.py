@@ -35,7 +35,7 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from dit_video.data import decod
 class DecodingProcesses:
     """Pool of decoding processes; safe to call from as many threads as there are processes."""
 
-    def __init__(self, processes: "queue.SimpleQueue[_Process]"):
+    def __init__(self, processes: "queue.SimpleQueue[_DecodingProcess]"):
         self._idle = processes
 
     def run(self, function: Callable[..., Facts], *arguments: Path | int | None) -> Facts:

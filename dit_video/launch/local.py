@@ -195,7 +195,7 @@ def run_together(
 
 def _until_all_ended(
     processes: Sequence[_LocalProcess],
-    news: "queue.SimpleQueue[_Process | int]",
+    news: "queue.SimpleQueue[_LocalProcess | int]",
     grace_seconds: float,
     write: Callable[[str], None],
 ) -> _LocalProcess | None:
@@ -225,13 +225,13 @@ def _until_all_ended(
     return failed
 
 
-def _tell_of_end(process: _LocalProcess, news: "queue.SimpleQueue[_Process | int]") -> None:
+def _tell_of_end(process: _LocalProcess, news: "queue.SimpleQueue[_LocalProcess | int]") -> None:
     process.popen.wait()
     news.put(process)
 
 
 @contextlib.contextmanager
-def _signals_to(news: "queue.SimpleQueue[_Process | int]") -> Iterator[None]:
+def _signals_to(news: "queue.SimpleQueue[_LocalProcess | int]") -> Iterator[None]:
     # SimpleQueue.put may be called within a signal handler; that of Queue may not.
     before = {s: signal.signal(s, lambda number, _: news.put(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
