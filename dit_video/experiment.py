@@ -23,9 +23,9 @@ from dit_video.distributed.sharding import MeshShape
 from dit_video.tasks.evaluator import Evaluator
 from dit_video.tasks.task import Task
 from dit_video.training.faults import Faults
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, Optimizer
 from dit_video.training.step import CompilerOptions
-from dit_video.training.values import Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ it and `fsdp` share out the parameters, `data` takes what is left, slices includ
 --config.mesh.fsdp and --config.mesh.context. Times are logit-normal and shifted by the number of positions, as far as
 TokenShift's limit of 5; Wan shifts 480p by 3: --config.task.objective.shift.limit=3.
 
-It has not been trained: no such devices were at hand. `experiments/video_14b.py:tiny` is the same at the smallest size,
-on the latents of `experiments/video_1b.py:tiny`.
+It has not been trained: no such devices were available. `experiments/video_14b.py:tiny` is the same at the smallest
+size, on the latents of `experiments/video_1b.py:tiny`.
 """
 
 from dit_video.data.dataset import Data
@@ -32,12 +32,12 @@ from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import DiTConfig
 from dit_video.dit.network import Remat
-from dit_video.evaluation.monitor import HeldOutError, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Precision
 from dit_video.tasks.denoise import Denoise
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, AdamW
-from dit_video.training.values import Schedule
 from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 

@@ -18,8 +18,8 @@ it and `fsdp` share out the parameters, `data` takes what is left, slices includ
 --config.mesh.fsdp and --config.mesh.context. Times are logit-normal and shifted by the number of positions, as far as
 TokenShift's limit of 5; Wan shifts 480p by 3: --config.task.objective.shift.limit=3.
 
-It has not been trained: no such devices were at hand. The same functions at the smallest size, on moving digits, go the
-whole way from captions to pictures on a laptop:
+It has not been trained: no such devices were available. The same functions at the smallest size, on moving digits, go
+the whole way from captions to pictures on a laptop:
 
     dit-video train --config=experiments/video_1b.py:tiny_vae --workdir=runs/video_tiny_vae
     dit-video encode --config=experiments/video_1b.py:tiny
@@ -37,15 +37,14 @@ from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import DiTConfig
 from dit_video.dit.network import Remat
-from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Precision
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, AdamW
-from dit_video.training.values import Schedule
-from dit_video.vae.adversary import AutoencodeLoss
-from dit_video.vae.adversary import Reconstruction as ReconstructionLoss
+from dit_video.vae.losses import AutoencodeLoss, ReconstructionLoss
 from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 

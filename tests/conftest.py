@@ -111,7 +111,7 @@ def bucket(gcs) -> GCS:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     """What was told to the user."""
     return []
 

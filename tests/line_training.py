@@ -11,17 +11,18 @@ from toys import FitLines, judged_by, line_batch, small_mesh
 from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.data.batch import Batch
 from dit_video.data.loader import Replaced
-from dit_video.storage.patient_files import PatientFiles
+from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.tasks.evaluator import Evaluator
 from dit_video.tasks.subject import Subject
 from dit_video.training import loop
 from dit_video.training.events import Event, read_events
 from dit_video.training.faults import Faults
+from dit_video.training.intervals import Profile, Schedule
 from dit_video.training.optimizer import EMA, AdamW
+from dit_video.training.preemption import StopSignal
 from dit_video.training.step import Program, TrainState, make_program
-from dit_video.training.stop import StopSignal
+from dit_video.training.throughput import Work
 from dit_video.training.tracker import Tracker, read_record
-from dit_video.training.values import Profile, Schedule, Work
 
 MESH = small_mesh()
 NUM_STEPS = 6
@@ -101,7 +102,7 @@ def train_lines(
         saved = checkpoints.restore(program.shapes)
         state, next_batch = saved.state, saved.next_batch
     console = Console(file=io.StringIO())
-    tracker = Tracker(workdir, PatientFiles(print), start=int(state.step), num_steps=num_steps, console=console)
+    tracker = Tracker(workdir, RetryingFiles(print), start=int(state.step), num_steps=num_steps, console=console)
     try:
         state, step = loop.train(
             program,

@@ -27,7 +27,6 @@ from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.media import Video
 from dit_video.tasks.task import GENERATE, RECONSTRUCT, VALIDATE, Function, Task
 from dit_video.training.optimizer import AdamW
-from dit_video.training.values import Schedule
 from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 

@@ -1,4 +1,4 @@
-"""What a label changes: one noise for all columns, one label a column, and guidance from row to row.
+"""Picture of class conditioning: one noise for all columns, one label a column, and guidance from row to row.
 
     python tools/draw_labels.py --workdir runs/demo/dit --scale 3 --out docs/labels.png
     python tools/draw_labels.py --workdir runs/grid_dit --labels zero two eight --seed 1
@@ -76,13 +76,13 @@ def main() -> None:
 
 def real_clips(data: EvaluationData, labels: np.ndarray, num_clips: int) -> np.ndarray:
     """The first held-out clip of each class."""
-    found = {}
+    clips = {}
     for batch, valid in data.batches(Split.HELD_OUT, num_clips, 32):
         for label, video in zip(np.asarray(batch.require_signal(LABEL))[:valid], np.asarray(batch.require_video())):
-            found.setdefault(int(label), video)
-        if found.keys() >= set(labels.tolist()):
+            clips.setdefault(int(label), video)
+        if clips.keys() >= set(labels.tolist()):
             break
-    return np.stack([found[label] for label in labels.tolist()])
+    return np.stack([clips[label] for label in labels.tolist()])
 
 
 def between(row: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Good files of every family that strangers may hand over, and thousands of ways to spoil them.
+"""Fuzzing cases: good files of every kind that may be untrusted, and thousands of ways to corrupt them.
 
 A case is a pure function of its family and its number: `Reader.make(case)` writes the file, `Reader.read` reads it as
 the package does. Used by fault_bench.py and, for a few cases of each, by the tests.
@@ -23,8 +23,8 @@ from dit_video.data.latent_cache import CachedExamples, read_cache_manifest, wri
 from dit_video.data.record import Clip, Split
 from dit_video.data.sources import VideoSet
 from dit_video.ingest.decoding_process import MAX_PROCESS_BYTES
-from dit_video.ingest.examine import probe, storable
 from dit_video.ingest.ingest import ingest
+from dit_video.ingest.probe import probe, storable
 from dit_video.video.decode import VideoError
 from dit_video.weights.files import read_tensors, write_safetensors
 
@@ -59,14 +59,14 @@ class Family:
     num_bytes: int
 
 
-def spoiled(data: bytes, rng: np.random.Generator, *others: bytes) -> bytes:
+def spoiled(data: bytes, rng: np.random.Generator, *other_files: bytes) -> bytes:
     """Bytes with one to three of: flipped bits, cut off, a piece gone, doubled or from elsewhere, another number."""
     for _ in range(rng.integers(1, 4)):
-        data = _spoil_once(bytearray(data or b"x"), rng, others)
+        data = _spoil_once(bytearray(data or b"x"), rng, other_files)
     return data
 
 
-def _spoil_once(data: bytearray, rng: np.random.Generator, others: tuple[bytes, ...]) -> bytes:
+def _spoil_once(data: bytearray, rng: np.random.Generator, other_files: tuple[bytes, ...]) -> bytes:
     # Half of all places are in the first or last kilobyte, where headers and indices are.
     near = min(len(data), 1024)
     low, high = [(0, len(data)), (0, len(data)), (0, near), (len(data) - near, len(data))][rng.integers(4)]
@@ -83,7 +83,7 @@ def _spoil_once(data: bytearray, rng: np.random.Generator, others: tuple[bytes, 
         case 3:
             data[start:start] = data[start:stop] * int(rng.integers(1, 50))
         case 4:
-            other = others[rng.integers(len(others))] if others else bytes(rng.bytes(200))
+            other = other_files[rng.integers(len(other_files))] if other_files else bytes(rng.bytes(200))
             begin = int(rng.integers(len(other)))
             data[start:stop] = other[begin : begin + stop - start]
         case _:

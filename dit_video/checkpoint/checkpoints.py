@@ -1,8 +1,8 @@
-"""Checkpoints: state, data position and experiment saved as one, by Orbax v1 and behind this one module.
+"""Checkpoints of a run: training state, data position and experiment saved as one, with Orbax v1 behind this module.
 
 A step is one folder that appears whole or not at all. Its metadata holds the experiment, the index of the next
 batch, shape, dtype and digest of every array, and a seal on all of that: Orbax itself loads flipped bits without a
-word. What is damaged is told from what does not fit the network, is set aside and never deleted.
+word. A damaged step is distinguished from one of another network, is set aside and never deleted.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dit_video.checkpoint.fit import OtherNetwork, check_fit, dtype_and_shape, named, some
+from dit_video.checkpoint.compatibility import OtherNetwork, check_fit, dtype_and_shape, named, some
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER, steps_of
 from dit_video.checkpoint.orbax import DAMAGE, NO_DAMAGE, each_for_itself, first_line, ignore_late_tasks, quiet
 from dit_video.checkpoint.retention import Keep
@@ -52,15 +52,15 @@ _SEALED = _UNSEALED | {"step", "shapes", "seal"}
 
 
 class DamagedCheckpoint(ValueError):
-    """What was read is not what was written.
+    """A checkpoint is corrupted: it cannot be read, or a digest differs from the one it was saved with.
 
     Attributes:
-        found: which step and what is wrong with it, without the remedy.
+        damage: which step and what is wrong with it, without the remedy.
     """
 
-    def __init__(self, found: str, remedy: str = "`dit-video inspect RUN --verify` says which steps are good"):
-        super().__init__(f"{found}; {remedy}")
-        self.found = found
+    def __init__(self, damage: str, remedy: str = "`dit-video inspect RUN --verify` says which steps are good"):
+        super().__init__(f"{damage}; {remedy}")
+        self.damage = damage
 
 
 class NotSaved(ValueError):
@@ -69,7 +69,7 @@ class NotSaved(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Saved(Generic[State]):
-    """A checkpoint's content."""
+    """A restored checkpoint: state, step, data position and experiment."""
 
     state: State
     step: int
@@ -101,9 +101,9 @@ class Checkpoints:
             keep: which steps stay; the default of `Keep`, if left out.
             scores: by step, what `keep.best` asks for; called at each save.
             experiment: its JSON, saved with each step.
-            say: told of a store that fails, and what to do; prints to standard error, if left out.
+            warn: called with a message when a save fails, and what to do; prints to standard error, if left out.
             record: gets what each save took, or why it failed; see dit_video/checkpoint/writer.py.
-            beside: called when a save begins, by the first process: what else whoever goes on from there should find.
+            on_begin: called when a save begins, by the first process, to write what else a resumed run needs.
         """
         self._keep, self._scores, self._experiment = keep or Keep(), scores, experiment
         self._on_begin = on_begin or (lambda: None)
@@ -124,7 +124,7 @@ class Checkpoints:
 
     @property
     def unfinished(self) -> list[str]:
-        """Folders of saves that go on at this moment, or that were killed."""
+        """Folders of saves in progress, or of saves that were killed."""
         return self._folder.unfinished()
 
     def existing(self, step: int | None = None) -> int:
@@ -141,9 +141,9 @@ class Checkpoints:
         return steps[-1] if step is None else step
 
     def save(self, step: int, state: Any, next_batch: int) -> None:
-        """Starts saving; the state may be donated as soon as this returns. A step that is there already stays.
+        """Starts an asynchronous save; the state may be donated as soon as this returns. An existing step is kept.
 
-        Where the store fails training goes on: `say` is told of it when this, `overdue` or `wait` is called next.
+        Where the store fails training goes on: `warn` is called when this, `overdue` or `wait` is called next.
         """
         self._writer.settle()
         if step in self.steps:
@@ -155,17 +155,17 @@ class Checkpoints:
         metadata = sealed(step, next_batch, self._experiment, items, digests)
         if processes.is_first():
             self._on_begin()
-        self._writer.start(step, items, metadata, self._unwanted(step), digest_seconds=digest_seconds)
+        self._writer.start(step, items, metadata, self._to_delete(step), digest_seconds=digest_seconds)
 
-    def _unwanted(self, step: int) -> set[int]:
-        """What may go when `step` is there."""
+    def _to_delete(self, step: int) -> set[int]:
+        """Steps that the retention policy deletes once `step` is saved."""
 
         def decide() -> list[int]:
             try:
                 scores = self._scores() if self._keep.best else {}
             except OSError:
                 return []  # the best may be among them
-            return sorted(self._keep.unwanted({*self.steps, step}, scores))
+            return sorted(self._keep.to_delete({*self.steps, step}, scores))
 
         return set(processes.from_first(decide))
 
@@ -174,11 +174,11 @@ class Checkpoints:
         return self._writer.overdue()
 
     def wait(self) -> None:
-        """Until everything that was started is on disk, or has failed and `say` was told so."""
+        """Waits until every save that was started is on disk, or has failed with a warning."""
         self._writer.settle()
 
     def finish(self, step: int, state: Any, next_batch: int) -> None:
-        """Saves as `save` does and waits; what fails is tried again for some minutes.
+        """Saves synchronously at the end of a run; a save that fails is retried for some minutes.
 
         Raises:
             NotSaved: it still fails.
@@ -219,7 +219,7 @@ class Checkpoints:
         return self.index(step)[0]
 
     def index(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`metadata`, and what Orbax knows of each item: a tree of shapes and dtypes, None where it cannot be read."""
+        """`metadata`, and Orbax's index of each item: a tree of shapes and dtypes, None where it cannot be read."""
         step = self.existing(step)
         return _everywhere(lambda: read_patiently(lambda: self._index(step), self._warn))
 
@@ -227,15 +227,15 @@ class Checkpoints:
         self._folder.check()
         with as_os_errors(), quiet(), each_for_itself():
             try:
-                found = self._orbax.checkpointables_metadata(step)
+                index = self._orbax.checkpointables_metadata(step)
             except DAMAGE as error:
                 raise self.damaged(step, f"its metadata cannot be read: {first_line(error)}") from None
-            unreadable = None in found.metadata.values()
+            unreadable = None in index.metadata.values()
             if unreadable:
                 gc.collect()  # tasks that were left behind complain when they are collected
         if unreadable:
             ignore_late_tasks()
-        metadata: Any = found.custom_metadata
+        metadata: Any = index.custom_metadata
         if not isinstance(metadata, dict) or metadata.keys() not in (_SEALED, _UNSEALED):
             with as_os_errors(), contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 # Orbax says nothing of a file that may not be opened, which is no damage.
@@ -246,10 +246,10 @@ class Checkpoints:
                 raise self.damaged(step, "its metadata has changed since it was written")
             if metadata["step"] != step:
                 raise self.damaged(step, f"it is step {metadata['step']} under another name")
-        return metadata, cast(dict[str, Any], found.metadata)
+        return metadata, cast(dict[str, Any], index.metadata)
 
     def restore(self, shapes: Any, step: int | None = None) -> Saved:
-        """The whole state of a step (the latest by default), straight into the shardings of `shapes`.
+        """Restores the whole state of a step (the latest by default), straight into the shardings of `shapes`.
 
         Raises:
             FileNotFoundError: there is no such step.
@@ -264,14 +264,14 @@ class Checkpoints:
     def restore_params(
         self, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, *, ema: bool, step: int | None = None
     ) -> Params:
-        """Only the weights, averaged or raw, on every device of `mesh`; raises what `restore` raises."""
+        """Restores the weights alone, EMA or raw, replicated over `mesh`; raises what `restore` raises."""
         name = "ema" if ema else "params"
         everywhere = replicated(mesh)
         target = {n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere) for n, s in shapes.items()}
         return self._load(self.existing(step), {name: target})[0][name]
 
     def last_good(self, load: Callable[[int], Loaded]) -> tuple[Loaded, dict[int, str]]:
-        """What `load` makes of the latest step that is not damaged, and what is wrong with each step after it.
+        """The result of `load` for the latest step that is not damaged, and the damage of each step after it.
 
         Raises:
             FileNotFoundError: there is no step.
@@ -284,16 +284,16 @@ class Checkpoints:
             try:
                 return load(step), damaged
             except DamagedCheckpoint as error:
-                damaged[step] = error.found
+                damaged[step] = error.damage
         lines = "\n".join(f"  {message}" for message in damaged.values())
         raise DamagedCheckpoint(
             f"no checkpoint is good:\n{lines}", "bring one back from a copy, or start again in another --workdir"
         )
 
     def resume(self, shapes: Any, warn: Callable[[str], None]) -> Saved | None:
-        """The last good step to go on from; None where there is no step at all.
+        """Restores the last good step to resume from; None where there is no step at all.
 
-        What is half-written or damaged is set aside, and said so. Where every step is damaged nothing is moved: the
+        Half-written and damaged steps are set aside, with a warning. Where every step is damaged nothing is moved: the
         next run would start afresh without a word.
 
         Raises:
@@ -317,7 +317,7 @@ class Checkpoints:
         return saved
 
     def set_aside(self, name: str, why: str) -> str:
-        """Moves the folder of a step out of the way, beside a note of the reason; where it is then."""
+        """Moves the folder of a step aside, with a note of the reason; returns its new path."""
 
         moved = processes.from_first(lambda: self._folder.set_aside(name, why))
         with as_os_errors():
@@ -328,7 +328,7 @@ class Checkpoints:
         return DamagedCheckpoint(f"{self._folder.path / str(step)}: {what}")
 
     def read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        """Arrays as they are on disk; their digests are not looked at.
+        """Reads arrays from disk without checking their digests.
 
         Raises:
             DamagedCheckpoint: they cannot be read.
@@ -386,13 +386,13 @@ def _items(state: Any) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "step"}
 
 
-def _everywhere(look: Callable[[], Loaded]) -> Loaded:
-    """What `look` finds; what one process, which may be alone in reading that part, finds damaged is so for all."""
-    found, message = None, ""
+def _everywhere(load: Callable[[], Loaded]) -> Loaded:
+    """Calls `load` in every process; damage that one process finds, which may alone read that part, raises in all."""
+    loaded, message = None, ""
     try:
-        found = look()
+        loaded = load()
     except DamagedCheckpoint as error:
-        message = error.found
+        message = error.damage
     if messages := list(filter(None, processes.gather(message))):
         raise DamagedCheckpoint(messages[0])
-    return cast(Loaded, found)
+    return cast(Loaded, loaded)

@@ -1,4 +1,4 @@
-"""The folder that holds the steps of a run, in a file system or in a bucket: what is half-written, and moving it away.
+"""The folder of a run's checkpoint steps, on a file system or in a bucket: which are complete, and setting steps aside.
 
 In a file system a step has another name until it is complete. A bucket cannot rename: there Orbax writes a file into a
 step that says so when all else is written.
@@ -31,7 +31,7 @@ _COMPLETE = "commit_success.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Aside:
-    """A step that was moved out of the way, with the note beside it."""
+    """A step that was set aside, with its note."""
 
     folder: str
     bytes: int
@@ -41,12 +41,12 @@ class Aside:
 
 @runtime_checkable
 class Steps(Protocol):
-    """Steps are folders named by their number; `path` holds them."""
+    """Checkpoint steps: folders named by their number, below `path`."""
 
     path: AnyPath
 
     def check(self) -> None:
-        """A file system that is gone has damaged nothing, and must not be written under its mount point.
+        """Checks that the folder is still there: an unmounted file system must not be written under its mount point.
 
         Raises:
             Vanished: the folder was there when this was made.
@@ -54,31 +54,31 @@ class Steps(Protocol):
         ...
 
     def exists(self) -> bool:
-        """Whether there is such a folder."""
+        """Whether the folder exists."""
         ...
 
     def has(self, step: int) -> bool:
-        """Whether this step was written to its end."""
+        """Whether this step exists and is complete."""
         ...
 
     def unfinished(self) -> list[str]:
-        """Names of steps that are being saved at this moment, or whose save was killed."""
+        """Names of steps whose save is in progress, or was killed."""
         ...
 
     def half_written(self, step: int) -> list[str]:
-        """The same of one step."""
+        """Names of half-written folders of one step."""
         ...
 
     def remove(self, name: str) -> None:
-        """Deletes as much of a step as can be."""
+        """Deletes as much of a step as possible."""
         ...
 
     def set_aside(self, name: str, why: str) -> str:
-        """Moves a step out of the way, beside a note of the reason; where it is then."""
+        """Moves a step aside, with a note of the reason; returns its new path."""
         ...
 
     def aside(self) -> list[Aside]:
-        """What was moved out of the way."""
+        """Steps that were set aside."""
         ...
 
     def size(self, step: int) -> int:
@@ -87,7 +87,7 @@ class Steps(Protocol):
 
 
 class LocalSteps:
-    """In a file system."""
+    """Checkpoint steps on a file system."""
 
     def __init__(self, workdir: Path):
         self.path: AnyPath = (workdir / FOLDER).resolve()  # Orbax takes no relative path
@@ -122,19 +122,19 @@ class LocalSteps:
         return str(target)
 
     def aside(self) -> list[Aside]:
-        found = []
+        asides = []
         for folder in sorted(path for path in self._aside.glob("*") if path.is_dir()):
             note = folder.with_name(f"{folder.name}.json")
-            said = read_object(note) if note.is_file() else {}
-            found.append(Aside(str(folder), _num_bytes(folder), said.get("why"), said.get("found")))
-        return found
+            note_content = read_object(note) if note.is_file() else {}
+            asides.append(Aside(str(folder), _num_bytes(folder), note_content.get("why"), note_content.get("found")))
+        return asides
 
     def size(self, step: int) -> int:
         return _num_bytes(self.path / str(step))
 
 
 class BucketSteps:
-    """In a bucket, at `where`, which is gs://bucket/run."""
+    """Checkpoint steps in a bucket, at `where`, which is gs://bucket/run."""
 
     def __init__(self, where: str):
         self._files = files_of_buckets()
@@ -155,10 +155,10 @@ class BucketSteps:
     @as_os_errors()
     def unfinished(self) -> list[str]:
         try:
-            found = self._files.ls(self._folder, detail=False)
+            paths = self._files.ls(self._folder, detail=False)
         except FileNotFoundError:
             return []
-        names = [name.rstrip("/").rpartition("/")[2] for name in found]
+        names = [name.rstrip("/").rpartition("/")[2] for name in paths]
         return sorted(name for name in names if name.isdigit() and not self.has(int(name)))
 
     @as_os_errors()
@@ -187,20 +187,20 @@ class BucketSteps:
     @as_os_errors()
     def aside(self) -> list[Aside]:
         try:
-            found = self._files.find(self._aside, detail=True)
+            files = self._files.find(self._aside, detail=True)
         except FileNotFoundError:
             return []
         sizes: Counter[str] = Counter()
         notes = {}
-        for path, about in found.items():
+        for path, about in files.items():
             name, inside, _ = path.partition(f"/{DAMAGED_FOLDER}/")[2].partition("/")
             if inside:
                 sizes[name] += about["size"]
             else:
                 notes[name] = json.loads(self._files.cat_file(path))
-        said = {name: notes.get(f"{name}.json", {}) for name in sizes}
+        note_of = {name: notes.get(f"{name}.json", {}) for name in sizes}
         return [
-            Aside(f"{self._aside}/{name}", size, said[name].get("why"), said[name].get("found"))
+            Aside(f"{self._aside}/{name}", size, note_of[name].get("why"), note_of[name].get("found"))
             for name, size in sorted(sizes.items())
         ]
 
@@ -210,7 +210,7 @@ class BucketSteps:
 
 
 def steps_of(workdir: Path) -> Steps:
-    """Those of the run in `workdir`, which may be a copy of one in a bucket."""
+    """Checkpoint steps of the run in `workdir`, which may be a copy of one in a bucket."""
     where = address_of(workdir)
     return LocalSteps(workdir) if where is None else BucketSteps(where)
 

@@ -1,4 +1,4 @@
-"""Orbax as it is: what it raises on a damaged file, what it prints and leaves behind, and how each reads for itself."""
+"""Workarounds for Orbax: its errors on damaged files, log output, leftover tasks, and reads without barriers."""
 
 import contextlib
 import functools
@@ -33,7 +33,7 @@ def first_line(error: BaseException) -> str:
 
 
 def each_for_itself() -> ocp.Context:
-    """Reading without Orbax's barriers: whoever reads well would wait there for one that cannot read."""
+    """Reads without Orbax's barriers, at which processes would wait for one that cannot read."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     return ocp.Context(multiprocessing_options=alone)
@@ -41,7 +41,7 @@ def each_for_itself() -> ocp.Context:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Orbax and the tasks it leaves behind print pages about a damaged file; what is raised here says it in a line."""
+    """Silences Orbax, which prints pages about a damaged file; the error raised here is one line."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before, hook = [logger.level for logger in loggers], sys.unraisablehook
     for logger in loggers:
@@ -57,7 +57,7 @@ def quiet() -> Iterator[None]:
 
 
 def ignore_late_tasks() -> None:
-    """TensorStore goes on after Orbax gave up, and its tasks complain later that nobody listens any more."""
+    """Ignores late errors of TensorStore tasks that continue after Orbax has given up."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     hook = sys.unraisablehook
     if not (isinstance(hook, functools.partial) and hook.func is _all_but_late_tasks):

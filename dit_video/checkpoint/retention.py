@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay: the latest, every so many steps, and the best by what an evaluator measured."""
+"""Checkpoint retention policy: keep the latest, every n-th step, and the best by an evaluator's score."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
-    """The checkpoints with the best score.
+    """Keep the checkpoints with the best score.
 
     A step is saved before it is judged, so that nothing is lost where an evaluator fails. Its score counts from the
     next save on, and until then it stays as the latest. A step that was not judged, or whose score is not finite, is
@@ -32,7 +32,7 @@ class Best:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Keep:
-    """A checkpoint stays while any of these wants it.
+    """Retention policy: a checkpoint is kept while any of these rules keeps it.
 
     Attributes:
         latest: this many of the last ones; with 2 or more there is one to fall back on where the last is damaged.
@@ -49,15 +49,15 @@ class Keep:
             if value is not None and value < 1:
                 raise ValueError(f"Keep.{name}={value}: must be at least 1")
 
-    def unwanted(self, steps: Iterable[int], scores: Mapping[int, float]) -> set[int]:
-        """Those of `steps` that need not stay; `scores` are those that `best` asks for, by step."""
+    def to_delete(self, steps: Iterable[int], scores: Mapping[int, float]) -> set[int]:
+        """Steps that no rule keeps; `scores` are those that `best` names, by step."""
         ordered = sorted(steps)
-        wanted = set(ordered[-self.latest :])
+        keep = set(ordered[-self.latest :])
         if self.every is not None:
-            wanted |= {step for step in ordered if step % self.every == 0}
+            keep |= {step for step in ordered if step % self.every == 0}
         if self.best is not None:
             sign = -1 if self.best.higher else 1
-            judged = [step for step in ordered if math.isfinite(scores.get(step, math.nan))]
+            scored = [step for step in ordered if math.isfinite(scores.get(step, math.nan))]
             # Of equal scores the later step is the better trained.
-            wanted |= set(sorted(judged, key=lambda step: (sign * scores[step], -step))[: self.best.num])
-        return set(ordered) - wanted
+            keep |= set(sorted(scored, key=lambda step: (sign * scores[step], -step))[: self.best.num])
+        return set(ordered) - keep

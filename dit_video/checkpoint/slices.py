@@ -1,4 +1,4 @@
-"""A checkpoint of arrays that are larger than memory, written slice by slice: an ordinary one when it is done.
+"""Streaming writer of a checkpoint larger than memory, slice by slice; the result is an ordinary checkpoint.
 
 Orbax lays it out with zeros that take no memory, by which it has its metadata, index and seal; TensorStore then puts
 the numbers into its arrays. It is of one process, and for a folder that nobody reads before all of it is written.
@@ -39,7 +39,7 @@ The array may be a view, and of any type whose values float32 has.
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Float32 parameters by name.
+    """Shapes of float32 parameters by name, and which are stacked by layer.
 
     Attributes:
         shapes: of all layers.
@@ -51,13 +51,13 @@ class Layout:
 
 
 def digest_slices(slices: Iterable[Slice]) -> dict[str, int]:
-    """What `digest_leaves` says of the parameters that slices are of."""
-    found: dict[str, int] = {}
+    """Digests of the whole parameters, as `digest_leaves` computes them, from their slices."""
+    digests: dict[str, int] = {}
     for name, layer, value in slices:
         for start, piece in _pieces(value, layer, _smaller(_in_whole(value, layer).shape)):
-            found[name] = (found.get(name, 0) + digest_part(piece, start)) % 2**32
-        del value  # or it would be held beside the next one
-    return found
+            digests[name] = (digests.get(name, 0) + digest_part(piece, start)) % 2**32
+        del value  # or it would stay in memory beside the next one
+    return digests
 
 
 def save_slices(
@@ -87,7 +87,7 @@ def save_slices(
     zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in layout.shapes.items()}
     trees = dict.fromkeys(items, zeros)
     metadata = sealed(0, 0, experiment, trees, dict.fromkeys(items, digests))
-    with _said(folder), quiet():
+    with _as_not_saved(folder), quiet():
         orbax = ocp.training.Checkpointer(str(folder), context=_context(layout))
         with contextlib.closing(orbax):
             orbax.save_checkpointables(0, trees, custom_metadata=metadata)
@@ -96,7 +96,7 @@ def save_slices(
 
 
 def _context(layout: Layout) -> ocp.Context:
-    """How arrays are laid out: in chunks of one layer, so that none is written twice."""
+    """Orbax context with chunks of one layer, so that no chunk is written twice."""
 
     def storage(key: tuple[Any, ...], value: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions:
         del value
@@ -116,16 +116,16 @@ def _fill(folders: Sequence[Path], slices: Iterable[Slice]) -> None:
     with _Writes(folders[0]) as writes:
         for name, layer, value in slices:
             if name != opened:
-                with _said(folders[0]):
+                with _as_not_saved(folders[0]):
                     opened, arrays = name, [_open(folder, name, context) for folder in folders]
             for start, piece in _pieces(value, layer, arrays[0].chunk_layout.write_chunk_template.shape):
                 writes.begin(arrays, start, piece)
-            del value  # or it would be held beside the next one
+            del value  # or it would stay in memory beside the next one
         writes.finish()
 
 
 class _Writes:
-    """Pieces that are being written. At the end none is any more, however it comes."""
+    """Pending writes of pieces; on exit all have ended, with or without an error."""
 
     def __init__(self, folder: Path):
         self._folder, self._size = folder, 0
@@ -139,7 +139,7 @@ class _Writes:
             future.exception()
 
     def begin(self, arrays: Iterable[tensorstore.TensorStore], start: Index, piece: np.ndarray) -> None:
-        """Starts writing a piece, which is nobody else's and is not copied, into every array."""
+        """Starts writing a piece into every array; it is not copied and must not be changed."""
         if self._size + piece.nbytes > _PENDING:
             self.finish()
         index = tuple(slice(first, first + length) for first, length in zip(start, piece.shape))
@@ -147,14 +147,14 @@ class _Writes:
         self._size += piece.nbytes
 
     def finish(self) -> None:
-        with _said(self._folder):
+        with _as_not_saved(self._folder):
             for future in self._pending:
                 future.result()
         self._pending, self._size = [], 0
 
 
 def _open(folder: Path, name: str, context: tensorstore.Context) -> tensorstore.TensorStore:
-    """An array as Orbax has laid it out."""
+    """Opens an array that Orbax has laid out."""
     store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": f"{name}/"}
     # By default zeros are not stored, and Orbax takes what is not there for lost.
     spec = {"driver": "zarr3", "kvstore": store, "store_data_equal_to_fill_value": True}
@@ -170,12 +170,12 @@ def _pieces(value: np.ndarray, layer: int | None, shape: Index) -> Iterator[tupl
 
 
 def _in_whole(value: np.ndarray, layer: int | None) -> np.ndarray:
-    """With all axes of the parameter."""
+    """A slice with all axes of its parameter."""
     return value if layer is None else value[None]
 
 
 def _smaller(shape: Index) -> Index:
-    """`shape`, its longest axes halved until it is no larger than a piece."""
+    """`shape` with its longest axes halved until it is no larger than a piece."""
     lengths = list(shape)
     while np.prod(lengths) * 4 > _PIECE:
         longest = int(np.argmax(lengths))
@@ -184,8 +184,8 @@ def _smaller(shape: Index) -> Index:
 
 
 @contextlib.contextmanager
-def _said(folder: Path) -> Iterator[None]:
-    """A store that fails is an error that says what to do."""
+def _as_not_saved(folder: Path) -> Iterator[None]:
+    """Turns a failure of the store into NotSaved with a remedy."""
     try:
         yield
     except (OSError, ValueError) as error:

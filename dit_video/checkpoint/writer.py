@@ -1,6 +1,6 @@
-"""Writing checkpoints in the background. A step that cannot be written costs a warning, not the run.
+"""Asynchronous checkpoint writing in the background. A step that cannot be written costs a warning, not the run.
 
-What fails is taken away, so that a full disk is no fuller than before; old steps are deleted when the new one is
+A failed save is deleted, so that a full disk is no fuller than before; old steps are deleted when the new one is
 complete and not before. RUN/saves.jsonl has a line for each save: {"step": 200, "bytes": ..., "digest_seconds": ...,
 "blocking_seconds": ..., "written_seconds": ...}, or {"step": 200, "failed": "..."}.
 """
@@ -38,7 +38,7 @@ _PATIENCE = 2.0
 """Seconds in which a half-written step must have gone."""
 
 
-class _Unwanted:
+class _StepsToDelete:
     """A preservation policy of Orbax: the steps to delete are known when the save begins."""
 
     def __init__(self):
@@ -51,7 +51,7 @@ class _Unwanted:
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A save that goes on; its future gives the seconds from the start until all was on disk."""
+    """A save in progress; its future gives the seconds from the start until all was on disk."""
 
     step: int
     costs: Mapping[str, int | float]
@@ -59,12 +59,12 @@ class _Pending:
 
 
 class Writer:
-    """One save at a time into the folder of all steps. Every process of a run calls the same methods."""
+    """Asynchronous writer of one save at a time. Every process of a run calls the same methods."""
 
     def __init__(self, folder: Steps, warn: Callable[[str], None], record: Callable[[Mapping[str, Any]], None]):
-        """`say` is told what could not be written, what that means, and what to do; `record` gets a line for each."""
+        """`warn` is called with what could not be written and what to do; `record` gets a line for each save."""
         self._folder, self._warn, self._record = folder, warn, record
-        self._policy = _Unwanted()
+        self._policy = _StepsToDelete()
         # Orbax's policies do not have the type that its Checkpointer asks for.
         policy: Any = self._policy
         logging.getLogger("absl").addFilter(_without_tracebacks_of_orbax)
@@ -84,16 +84,16 @@ class Writer:
         self._last = max((checkpoint.step for checkpoint in self.orbax.checkpoints), default=None)
 
     def start(
-        self, step: int, items: dict[str, Any], metadata: dict[str, Any], unwanted: set[int], *, digest_seconds: float
+        self, step: int, items: dict[str, Any], metadata: dict[str, Any], to_delete: set[int], *, digest_seconds: float
     ) -> None:
-        """Starts writing; the arrays may be donated as soon as this returns. `unwanted` steps are then deleted."""
+        """Starts writing; the arrays may be donated as soon as this returns. Then the steps `to_delete` are deleted."""
         began = time.perf_counter()
         try:
             self._folder.check()  # Orbax would make it anew, under a mount point perhaps, without what it held
             if self._num_failed:
                 processes.from_first(self._remove_half_written)
                 self.orbax.reload()
-            self._policy.steps = unwanted
+            self._policy.steps = to_delete
             # Forced: by default Orbax leaves a step out while the one before it is still being written.
             response = self.orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
         except raised_by_stores() as error:
@@ -102,7 +102,9 @@ class Writer:
             future: Future[float] = Future()
             future.set_exception(error)
         else:
-            assert response is not None, "a forced save is always begun"
+            assert response is not None, (
+                "Orbax returns None only for a step that it skips, and a forced save is never skipped"
+            )
             future = self._waiter.submit(lambda: (response.result(), time.perf_counter() - began)[1])
         costs = {
             "bytes": sum(x.nbytes for x in jax.tree.leaves(items)),
@@ -112,21 +114,21 @@ class Writer:
         self._pending = _Pending(step, costs, future)
 
     def settle(self) -> bool:
-        """Waits for the save that goes on; False where a process could not write its part.
+        """Waits for the save in progress; False where a process could not write its part.
 
         Raises:
-            Exception: what is no failure of the store.
+            Exception: anything but a failure of the store.
         """
         if self._pending is None:
             return not self._num_failed
         pending, self._pending = self._pending, None
         failures = [json.loads(text) for text in processes.gather(json.dumps(self._failure(pending)))]
         # Who could not write says more than who has waited for that.
-        causes = [found[what] for what in ("writing", "waiting") for found in failures if what in found]
+        causes = [one[what] for what in ("writing", "waiting") for one in failures if what in one]
         if failure := next(iter(causes), None):
             self._clear_away(pending, failure)
             return False
-        if failure := next((found["deleting"] for found in failures if "deleting" in found), None):
+        if failure := next((one["deleting"] for one in failures if "deleting" in one), None):
             self._warn(f"{self._folder.path}: old checkpoints could not be deleted: {failure}")
             self._reload()
         if self._num_failed:
@@ -137,9 +139,9 @@ class Writer:
         return True
 
     def overdue(self) -> bool:
-        """Whether the last save has failed and it is time for another.
+        """Whether the last save has failed and a retry is due.
 
-        Several processes would need to agree on that in every step: theirs is made up for at the next regular save.
+        Several processes would need to agree on that in every step: theirs is retried at the next regular save.
         """
         if processes.joined():
             return False
@@ -153,7 +155,7 @@ class Writer:
         self.orbax.close()
 
     def _failure(self, pending: _Pending) -> dict[str, str]:
-        """What went wrong here, in writing or in deleting old steps, and what can be done."""
+        """The failure of this process in writing or in deleting old steps, with a remedy; empty where there is none."""
         with quiet():
             error = pending.future.exception()
             if error is None:
@@ -174,7 +176,7 @@ class Writer:
         return {"deleting" if self._has(pending.step) else "writing": text}
 
     def _has(self, step: int) -> bool:
-        """Whether the store says that it has this step."""
+        """Whether this step is complete; False where the store does not answer."""
         with contextlib.suppress(OSError):
             return self._folder.has(step)
         return False
@@ -200,13 +202,13 @@ class Writer:
             self._record(line)
 
     def _reload(self) -> None:
-        """Orbax has forgotten the step that failed, and those that it was to delete."""
+        """Makes Orbax list the steps anew after a failure."""
         with contextlib.suppress(*raised_by_stores()):
             self._folder.check()
             self.orbax.reload()
 
     def _remove_half_written(self) -> None:
-        """What failed takes space. Threads of Orbax that have not failed go on writing for a moment."""
+        """Deletes half-written steps to free space; threads of Orbax that have not failed write for a moment more."""
         until = time.monotonic() + _PATIENCE
         while True:
             halves: list[str] = []
@@ -220,5 +222,5 @@ class Writer:
 
 
 def _without_tracebacks_of_orbax(record: logging.LogRecord) -> bool:
-    """Its threads print pages on what they then raise, and what is raised is said here in a line."""
+    """Log filter: threads of Orbax print pages on errors that are reported here in one line."""
     return not record.exc_info or "orbax" not in record.pathname

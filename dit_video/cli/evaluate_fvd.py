@@ -13,7 +13,7 @@ from dit_video.data.transforms import ClipTransform
 from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.evaluation.card import USUAL_NUM_CLIPS, table, write_card
 from dit_video.evaluation.fvd import FVD
-from dit_video.evaluation.video_sets import Stored, clip_transform, num_videos
+from dit_video.evaluation.video_sets import StoredSamples, clip_transform, num_videos
 from dit_video.ingest.video_folder import OpenedVideos, open_videos
 from dit_video.progress import bar
 from dit_video.run.folder import environment
@@ -87,7 +87,7 @@ def main(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         references={name: videos.description for name, videos, _ in sides if name != "fake"},
     )
-    judged = Stored(fake, fake_cut, environment(), seed=arguments.seed)
+    judged = StoredSamples(fake, fake_cut, environment(), seed=arguments.seed)
     report = fvd.judge(judged, real, make_mesh(MeshShape()))
     card = report.cards["fvd"]
     write_card(path, card)

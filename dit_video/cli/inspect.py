@@ -13,8 +13,8 @@ from rich.filesize import decimal
 
 from dit_video import experiment as experiments
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
-from dit_video.checkpoint.contents import Contents, contents, verify
 from dit_video.checkpoint.folder import Steps, steps_of
+from dit_video.checkpoint.integrity import Contents, contents, verify
 from dit_video.cli.arguments import add_like, command, like_of
 from dit_video.config.user_file import ExperimentError
 from dit_video.experiment import Experiment
@@ -92,7 +92,7 @@ def _steps(folder: Steps, checkpoints: Checkpoints, like: Experiment | None, *, 
                     verify(checkpoints, step, functools.partial(progress.advance, task))
                 line |= {"state": GOOD if verified else LOOKS_GOOD}
             except DamagedCheckpoint as error:
-                line |= {"state": DAMAGED, "damage": error.found}
+                line |= {"state": DAMAGED, "damage": error.damage}
             except FileNotFoundError as error:
                 line |= {"state": DAMAGED, "damage": str(error)}
             if folder.has(step):  # a training that goes on at this moment deletes old steps

@@ -1,1 +1,1 @@
-"""Values as JSON and as words of a command line, and users' own files; knows no subject."""
+"""Configuration: dataclass trees as JSON, command-line overrides, and users' Python config files."""

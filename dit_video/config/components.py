@@ -1,4 +1,4 @@
-"""Components: trees of frozen dataclasses of plain values, written as JSON and made of it again.
+"""Serialisation of configuration: trees of frozen dataclasses to JSON and back.
 
 An experiment is such a tree, and an export takes the part of it along that its weights belong to. Reading one loads no
 code but this package's.
@@ -24,7 +24,7 @@ _MISFIT = object()
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON data: a dataclass becomes an object whose "class" names it."""
+    """Serialises a value to JSON data: a dataclass becomes an object whose "class" names it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"class": _name_of(type(value))} | {
             f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
@@ -71,8 +71,8 @@ def from_json(data: Any, where: str, own: Mapping[str, type] | None = None) -> A
 
 
 def own_classes(component: Any) -> dict[str, type]:
-    """By name, the classes of the user's own that a component is made of, and the others of their modules."""
-    found: set[type] = set()
+    """Dataclasses of users' own modules that a component contains, by name, with the others of those modules."""
+    classes: set[type] = set()
 
     def visit(node: Any) -> None:
         if isinstance(node, Mapping | tuple):
@@ -80,22 +80,22 @@ def own_classes(component: Any) -> dict[str, type]:
                 visit(item)
         elif dataclasses.is_dataclass(node):
             if not _is_ours(type(node).__module__):
-                found.add(type(node))
+                classes.add(type(node))
             for field in dataclasses.fields(node):
                 visit(getattr(node, field.name))
 
     visit(component)
     siblings = {
         kind
-        for name in {kind.__module__ for kind in found}
+        for name in {kind.__module__ for kind in classes}
         for kind in vars(sys.modules[name]).values()
         if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == name
     }
-    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*siblings, *found)}
+    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*siblings, *classes)}
 
 
 def of_type(value: Any, hint: Any, where: str) -> Any:
-    """A leaf as its field's type has it; ExperimentError where it is of another."""
+    """Checks and converts a leaf to its field's type; ExperimentError where it does not fit."""
     try:
         typed = _typed(value, hint)
     except OverflowError as error:
@@ -107,7 +107,7 @@ def of_type(value: Any, hint: Any, where: str) -> Any:
 
 
 def enum_of(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
-    """The member that has a value; ExperimentError where none has."""
+    """The enum member with this value; ExperimentError where there is none."""
     try:
         return kind(value)
     except ValueError:
@@ -115,7 +115,7 @@ def enum_of(kind: type[enum.Enum], value: Any, where: str) -> enum.Enum:
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """A leaf as its field's type has it (integers become floats, values members, "None" becomes None), or _MISFIT."""
+    """A leaf converted to its field's type (int to float, value to enum member, "None" to None), or _MISFIT."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -124,8 +124,8 @@ def _typed(value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if types.NoneType in arguments and value in (None, "None"):
             return None
-        found = (_typed(value, argument) for argument in arguments)
-        return next((item for item in found if item is not _MISFIT), _MISFIT)
+        typed = (_typed(value, argument) for argument in arguments)
+        return next((item for item in typed if item is not _MISFIT), _MISFIT)
     if origin is tuple and isinstance(value, tuple):
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         items = tuple(_typed(item, kind) for item, kind in zip(value, kinds))
@@ -138,7 +138,7 @@ def _typed(value: Any, hint: Any) -> Any:
 
 
 def _from_json(data: Any, hint: Any, where: str, depth: int, own: Mapping[str, type]) -> Any:
-    """The value that JSON data stands for, of the type `hint`, None where any will do; `own` are classes by name."""
+    """Deserialises JSON data to the type `hint`, None for any; `own` are users' classes by name."""
     if depth > _MAX_DEPTH:
         raise ExperimentError(f"{where}: nested deeper than {_MAX_DEPTH} components")
     kinds = typing.get_args(hint)
@@ -204,7 +204,7 @@ def _class(name: Any, where: str, own: Mapping[str, type]) -> type:
 
 
 def flatten(component: Any) -> dict[str, Any]:
-    """Leaves by dotted path, as JSON values; the class of each part is a leaf too."""
+    """Flattens a component: leaves by dotted path, as JSON values; the class of each part is a leaf too."""
     leaves: dict[str, Any] = {}
 
     def visit(path: str, node: Any) -> None:
@@ -219,7 +219,7 @@ def flatten(component: Any) -> dict[str, Any]:
 
 
 def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
-    """Leaves that differ, with the value on either side (None where a side has no such leaf)."""
+    """Leaves that differ between two components, with the value on either side (None where a side has no such leaf)."""
     left, right = flatten(a), flatten(b)
     paths = sorted(left.keys() | right.keys())
     return {p: (left.get(p), right.get(p)) for p in paths if left.get(p) != right.get(p)}

@@ -1,4 +1,4 @@
-"""JSON files that may be strangers', read into plain values: what they cannot be is said with the name of the file."""
+"""JSON files, read with limits for untrusted content and written atomically; errors name the file."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ MAX_BYTES = 256 << 20
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object that a file holds.
+    """Reads a JSON object from a file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -33,17 +33,17 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a JSON file atomically: it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
-def other_values(found: Mapping[str, Any], wanted: Mapping[str, Any], whose: str) -> list[str]:
-    """A line for each value that a cache was made with and that `whose` is another."""
-    differ = [name for name, value in wanted.items() if found.get(name) != value]
-    return [f"  {name}: cache {short(found.get(name))}, {whose} {short(wanted[name])}" for name in differ]
+def other_values(actual: Mapping[str, Any], expected: Mapping[str, Any], whose: str) -> list[str]:
+    """Compares the settings of a cache with those expected: a line for each difference; `whose` names the latter."""
+    differ = [name for name, value in expected.items() if actual.get(name) != value]
+    return [f"  {name}: cache {short(actual.get(name))}, {whose} {short(expected[name])}" for name in differ]
 
 
 def short(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""Fields of a component replaced by words of the command line, `--config.PATH=VALUE`.
+"""Command-line overrides of configuration fields, `--config.PATH=VALUE`.
 
-They go through `ml_collections.config_flags`, on a ConfigDict mirror of the tree, so they parse and fail as people of
-this ecosystem know; the tree is then rebuilt, which validates it again.
+They go through `ml_collections.config_flags`, on a ConfigDict mirror of the tree, as usual in the
+JAX ecosystem; the tree is then rebuilt, which validates it again.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Component = TypeVar("Component")
 
 
 def override(component: Component, overrides: Sequence[str]) -> Component:
-    """The component with fields replaced by command-line words `--config.PATH=VALUE`."""
+    """Applies command-line overrides `--config.PATH=VALUE` to a component."""
     words = list(_joined(overrides))
     for word in words:
         _check_path(component, word.partition("=")[0].removeprefix("--config."))
@@ -38,7 +38,7 @@ def override(component: Component, overrides: Sequence[str]) -> Component:
 
 
 def _joined(words: Sequence[str]) -> Iterator[str]:
-    """`--config.a b` and `--config.a=b` are the same override."""
+    """Joins `--config.a b` to `--config.a=b`."""
     words = list(words)
     while words:
         word = words.pop(0)
@@ -50,7 +50,7 @@ def _joined(words: Sequence[str]) -> Iterator[str]:
 
 
 def _check_path(node: Any, path: str) -> None:
-    """Raises an error that names the first part of `path` which does not exist, and the nearest one that does.
+    """Checks that `path` exists; the error names its first unknown part and the nearest name that exists.
 
     A whole component is no value that a word of the command line could give.
     """
@@ -78,7 +78,7 @@ def _children(node: Any) -> list[str]:
 
 
 def _thaw(node: Any) -> Any:
-    """A ConfigDict with the same fields; enums as their values, an empty optional as a typed placeholder."""
+    """Mirrors a dataclass tree as a ConfigDict; enums as values, an empty optional as a typed placeholder."""
     if isinstance(node, Mapping):
         return ConfigDict({name: _thaw(value) for name, value in node.items()})
     hints = typing.get_type_hints(type(node))
@@ -98,7 +98,7 @@ def _thaw(node: Any) -> Any:
 
 
 def _freeze(node: Any, mirror: ConfigDict, where: str) -> Any:
-    """The tree of `node` with the values of `mirror`."""
+    """Rebuilds the dataclass tree of `node` with the values of its ConfigDict `mirror`."""
     if isinstance(node, Mapping):
         return {name: _freeze(value, mirror[name], f"{where}.{name}") for name, value in node.items()}
     hints = typing.get_type_hints(type(node))

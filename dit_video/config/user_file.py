@@ -1,4 +1,4 @@
-"""Python files of users, which are programs and are run: experiments, and what else commands take from such files."""
+"""Users' Python config files: `FILE.py[:arg]` is executed, and its function returns an experiment or another value."""
 
 import importlib.util
 import sys
@@ -15,11 +15,11 @@ PROGRAM_ERRORS = (
 
 
 class ExperimentError(ValueError):
-    """An experiment that cannot be loaded, overridden or run; the message names the field and the remedy."""
+    """An experiment cannot be loaded, overridden or run; the message names the field and the remedy."""
 
 
 def call_file(option: str, name: str, function: str, kind: type[Kind]) -> Kind:
-    """Runs a Python file `PATH.py[:arg]` and returns what its `function(arg)` makes, which must be a `kind`.
+    """Executes a Python file `PATH.py[:arg]` and returns the result of its `function(arg)`, which must be a `kind`.
 
     Args:
         option: the command-line option that named the file, for messages.

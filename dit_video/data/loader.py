@@ -125,13 +125,13 @@ def train_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    wanted = range(batch_size) if rows is None else rows
-    if not set(wanted) <= set(range(batch_size)):
-        raise ValueError(f"rows={list(wanted)}: must be rows of a batch of {batch_size}, which count from 0")
+    chosen = range(batch_size) if rows is None else rows
+    if not set(chosen) <= set(range(batch_size)):
+        raise ValueError(f"rows={list(chosen)}: must be rows of a batch of {batch_size}, which count from 0")
     if start < 0:
         raise ValueError(f"start={start}: must be at least 0")
     records = _usable(examples, transform)
-    make = _BatchMaker(records, transform, batch_size, seed, wanted, open_all(signals), replace)
+    make = _BatchMaker(records, transform, batch_size, seed, chosen, open_all(signals), replace)
     return BatchIterator(make, start=start, num_threads=num_threads, num_too_short=records.num_too_short)
 
 

@@ -16,7 +16,7 @@ from dit_video.arrays import Latents, Output, Time
 from dit_video.diffusion.path import Cosine, Level, Linear, Path, Shift, TokenShift, over_latents, shift_time
 from dit_video.diffusion.prediction import Epsilon, Prediction, Velocity
 from dit_video.diffusion.process import Corrupted, Known, noise
-from dit_video.diffusion.spacing import Spacing, Trailing
+from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 from dit_video.diffusion.variance import LearnedVariance
 
 # The loss is also reported for this many equal intervals of t.
@@ -25,7 +25,7 @@ _TRAILING = Trailing()
 
 
 class Times(abc.ABC):
-    """The law of t in training, before any shift."""
+    """Distribution of t in training, before any shift."""
 
     @abc.abstractmethod
     def quantile(self, u: Level) -> Level:
@@ -34,7 +34,7 @@ class Times(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uniform(Times):
-    """All t alike."""
+    """Uniform distribution of t."""
 
     def quantile(self, u: Level) -> Level:
         return u
@@ -42,7 +42,7 @@ class Uniform(Times):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformLevels(Times):
-    """All of the levels t = 1 / num_steps, 2 / num_steps, ... 1 alike: what a path that is a table is trained with."""
+    """Uniform distribution over the levels t = 1 / num_steps, ... 1, for paths with discrete timesteps (DDPM)."""
 
     num_steps: int = 1000
 
@@ -56,7 +56,7 @@ class UniformLevels(Times):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitNormal(Times):
-    """logit(t) is normal: the middle of the path more often than its ends (SD3, 2403.03206, eq. 19)."""
+    """Logit-normal distribution of t: the middle of the path more often than its ends (SD3, 2403.03206, eq. 19)."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -70,7 +70,7 @@ class LogitNormal(Times):
 
 
 class Weighting(abc.ABC):
-    """How much a noise level counts in the loss."""
+    """Loss weighting by noise level."""
 
     @abc.abstractmethod
     def weight(self, path: Path, prediction: Prediction, t: Level) -> Level:
@@ -79,7 +79,7 @@ class Weighting(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unweighted(Weighting):
-    """Plain mean squared error of the prediction."""
+    """No weighting: plain mean squared error of the prediction."""
 
     def weight(self, path: Path, prediction: Prediction, t: Level) -> Level:
         return jnp.ones_like(t)
@@ -87,7 +87,7 @@ class Unweighted(Weighting):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MinSNR(Weighting):
-    """The squared error of x_0 counts min(SNR, gamma) (Hang et al., 2303.09556, section 3.4).
+    """Min-SNR weighting: the squared error of x_0 counts min(SNR, gamma) (Hang et al., 2303.09556, section 3.4).
 
     On the prediction's own error that is min(SNR, gamma) / SNR for Epsilon, min(SNR, gamma) for X0 and, where
     alpha^2 + sigma^2 = 1, min(SNR, gamma) / (SNR + 1) for V.
@@ -105,9 +105,9 @@ class MinSNR(Weighting):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """What is learnt. `per_frame` draws one t per latent frame instead of one per clip.
+    """Gaussian diffusion objective. `per_frame` draws one t per latent frame instead of one per clip.
 
-    `variance`: how that of a step back is learnt too; None where the network says nothing of it.
+    `variance`: how the variance of the reverse step is learnt too; None where the network does not predict it.
     """
 
     path: Path
@@ -205,7 +205,7 @@ class Gaussian:
         return self.prediction.x_0(self.path, prediction, x_t, t)
 
     def time_grid(self, num_steps: int, num_positions: int, spacing: Spacing = _TRAILING) -> Float[Array, "steps"]:
-        """The num_steps + 1 times of sampling, falling to exactly 0; by default from exactly 1.
+        """Sampling schedule: num_steps + 1 times falling to exactly 0; by default from exactly 1.
 
         Spaced, then shifted as in training for latents of `num_positions` = t h w, then those nearest on the path.
         """
@@ -220,17 +220,17 @@ _EPSILON = Epsilon()
 
 
 def ddpm(prediction: Prediction = _EPSILON) -> Gaussian:
-    """Cosine path, uniform times, noise prediction (2006.11239, 2102.09672); `V()` for 2202.00512."""
+    """DDPM objective: cosine path, uniform times, noise prediction (2006.11239, 2102.09672); `V()` for 2202.00512."""
     return Gaussian(path=Cosine(), prediction=prediction, times=Uniform())
 
 
 def rectified_flow() -> Gaussian:
-    """SD3's (2403.03206): straight path, velocity, logit-normal times, shift by number of positions."""
+    """Rectified flow as in SD3 (2403.03206): linear path, velocity, logit-normal times, resolution-dependent shift."""
     return Gaussian(path=Linear(), prediction=Velocity(), times=LogitNormal(), shift=TokenShift())
 
 
 def diffusion_forcing(objective: Gaussian) -> Gaussian:
-    """The same objective with an independent noise level for each frame (Chen et al., 2407.01392).
+    """Diffusion forcing: an objective with an independent noise level for each frame (Chen et al., 2407.01392).
 
     Whether a frame may see later ones is a property of the network, not of the objective.
     """
@@ -249,7 +249,7 @@ def learnt_variance(output: Output) -> Latents:
 
 
 def _stratified(key: Key[Array, ""], batch_size: int, num_frames: int) -> Float[Array, "B f"]:
-    """Uniform numbers of which each column has exactly one in each of `batch_size` equal intervals.
+    """Stratified uniform numbers: each column has exactly one in each of `batch_size` equal intervals.
 
     Less noise in the loss than independent draws (VDM, 2107.00630, appendix I.1). The interval of a row is a
     random permutation of its own per column, so that every entry alone is uniform on [0, 1), no row depends

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from dit_video.arrays import Latents, Time
 from dit_video.diffusion.path import over_latents
-from dit_video.diffusion.spacing import Spacing
+from dit_video.diffusion.timestep_spacing import Spacing
 
 # What is corrupted: an array [B ...], or a pytree of such.
 Data = Any

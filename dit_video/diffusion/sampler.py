@@ -1,4 +1,4 @@
-"""From noise to latents: samplers as values, each one function of (denoiser, objective, noise, keys).
+"""Samplers from noise to latents (Euler, Heun, DDIM, ancestral DDPM): functions of (denoiser, objective, noise, keys).
 
 All walk the objective's time grid in one `lax.scan`, so that the network is compiled once (twice for Heun)
 whatever the number of steps. The random numbers of clip i come from keys[i] alone: a clip is the same in a
@@ -19,12 +19,12 @@ from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.prediction import DenoiseFn
 from dit_video.diffusion.process import Process
-from dit_video.diffusion.spacing import Spacing, Trailing
+from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(abc.ABC):
-    """`num_steps` steps from noise to data at the times of `spacing`; `denoise` is given t as [B 1]."""
+    """Sampler of `num_steps` steps from noise to data at the times of `spacing`; `denoise` gets t as [B 1]."""
 
     num_steps: int
     spacing: Spacing = Trailing()
@@ -43,7 +43,7 @@ class Sampler(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SingleStep(Sampler):
-    """Samplers that remember nothing of the steps before."""
+    """Base of single-step samplers, without memory of the steps before."""
 
     def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
         grid = self.time_grid(objective, x_1)
@@ -66,7 +66,7 @@ class SingleStep(Sampler):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Euler(SingleStep):
-    """First-order steps along the probability-flow ODE (2011.13456, eq. 13).
+    """Euler sampler: first-order steps along the probability-flow ODE (2011.13456, eq. 13).
 
     With a velocity network each step is x_s = x_t - (t - s) prediction. Of first order where alpha and sigma
     are smooth (Linear, Cosine); LinearBeta's sqrt(t) at the data end costs it accuracy in the last steps,
@@ -81,7 +81,7 @@ class Euler(SingleStep):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun(SingleStep):
-    """Second-order steps along the same ODE (EDM, 2206.00364, algorithm 1): 2 num_steps - 1 network calls.
+    """Heun sampler: second-order steps along the same ODE (EDM, 2206.00364, algorithm 1); 2 num_steps - 1 calls.
 
     The last step is Euler's, because the slope is not defined by every prediction at t = 0.
     """
@@ -100,7 +100,7 @@ class Heun(SingleStep):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDIM(SingleStep):
-    """x_s = alpha_s x_0 + sigma_s eps with the predicted x_0 and eps (2010.02502, eq. 12, eta = 0).
+    """DDIM sampler: x_s = alpha_s x_0 + sigma_s eps with the predicted x_0 and eps (2010.02502, eq. 12, eta = 0).
 
     Exact for constant x_0 and eps on any path; on the Linear path it is Euler's step.
     """
@@ -132,7 +132,7 @@ def _slope(denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time) -> La
 
 
 def _estimates(objective: Gaussian, prediction: Latents, x_t: Latents, t: Time) -> tuple[Latents, Latents]:
-    """(x_0, eps) that a prediction implies."""
+    """Estimates of (x_0, eps) that a prediction implies."""
     return (
         objective.prediction.x_0(objective.path, prediction, x_t, t),
         objective.prediction.eps(objective.path, prediction, x_t, t),

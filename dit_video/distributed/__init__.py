@@ -1,1 +1,1 @@
-"""The device mesh, the table of sharding, several processes that are one program, and what chips can do."""
+"""Device mesh, sharding rules, multi-process (multi-host) setup, and chip specifications."""

@@ -1,4 +1,4 @@
-"""What devices send each other in one run of a compiled program, read from XLA's text of it.
+"""Communication volume of a compiled program: collectives (all-gather, all-reduce, ...) read from its XLA HLO text.
 
 The text names every collective with the groups of devices it joins. One that stands in the body of a loop runs as
 often as the loop does; layers are scanned, so most stand in one.
@@ -17,7 +17,7 @@ Groups = Int[np.ndarray, "groups devices"]
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind over the same axes, all of one run together.
+    """Collectives of one kind over the same mesh axes, summed over one run of the program.
 
     Attributes:
         kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
@@ -36,7 +36,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """All collectives of one run.
+    """All collectives of one run of a program.
 
     Attributes:
         loops_of_unknown_length: loops with collectives in them whose length XLA does not say; counted as one round.
@@ -58,7 +58,7 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 
 
 def read_traffic(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> Traffic:
-    """The traffic of a program compiled for a mesh.
+    """Collectives of a program compiled for a mesh, with bytes inside and between slices or nodes.
 
     Args:
         text: `compiled.as_text()`.
@@ -78,8 +78,8 @@ def read_traffic(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> 
         total = sums.setdefault((kind, _axes(groups, mesh)), [0, 0, 0])
         for index, amount in enumerate((1, inner, outer)):
             total[index] += times * amount
-    found = [Collective(kind, axes, *total) for (kind, axes), total in sorted(sums.items())]
-    return Traffic(tuple(found), len(unknown))
+    collectives = [Collective(kind, axes, *total) for (kind, axes), total in sorted(sums.items())]
+    return Traffic(tuple(collectives), len(unknown))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ _Bodies = Mapping[str, Mapping[str, _Instruction]]
 
 
 def _computations(text: str) -> tuple[_Bodies, str]:
-    """Instructions by name of every computation by name, and the name of the one that is run."""
+    """Parses HLO text: instructions by name of every computation by name, and the name of the entry computation."""
     bodies: dict[str, dict[str, _Instruction]] = {}
     entry, name = "", ""
     for line in text.splitlines():
@@ -119,7 +119,7 @@ def _instruction(computation: str, text: str) -> _Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis closes that opens at `opening`."""
+    """Index of the parenthesis that closes the one at `opening`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if match[0] == "(" else -1
@@ -138,7 +138,7 @@ def _size(kind: str) -> int:
 
 
 def _runs(bodies: _Bodies, name: str, times: int, unknown: set[str]) -> Iterator[tuple[_Instruction, str, int]]:
-    """Every collective that running a computation runs, its kind, and how often; notes loops of unknown length."""
+    """Collectives that a computation runs, with their counts, loops multiplied; adds loops of unknown length."""
     # TPU compilers write a reduce-scatter as a computation of this name around an all-reduce.
     scatters = name.startswith("%all-reduce-scatter")
     for label, instruction in bodies[name].items():
@@ -155,10 +155,10 @@ def _runs(bodies: _Bodies, name: str, times: int, unknown: set[str]) -> Iterator
             continue
         rounds = _trips(bodies, instruction) if instruction.opcode == "while" else 1
         for called in _called(instruction.rest):
-            for found in _runs(bodies, called, times * (rounds or 1), unknown):
+            for run in _runs(bodies, called, times * (rounds or 1), unknown):
                 if rounds is None:
                     unknown.add(label)
-                yield found
+                yield run
 
 
 def _called(rest: str) -> Iterable[str]:
@@ -169,7 +169,7 @@ def _called(rest: str) -> Iterable[str]:
 
 
 def _trips(bodies: _Bodies, loop: _Instruction) -> int | None:
-    """How often the body of a loop runs.
+    """Trip count of a loop.
 
     CPU and GPU compilers say so. TPU's do not: there it is the bound of the counter in the condition, which starts at 0
     and grows by 1 in every loop that `lax.scan` makes.
@@ -184,7 +184,7 @@ def _trips(bodies: _Bodies, loop: _Instruction) -> int | None:
 
 
 def _received(kind: str, size: int, domains: Groups) -> tuple[int, int]:
-    """Bytes that a device receives from its own domain and from others, at least, of operands of `size` bytes.
+    """Least bytes that a device receives in a collective, from its own domain and from others.
 
     A group of g devices in s domains: whatever crosses domains crosses once and is shared by the g / s devices of one,
     which pass it on inside.
@@ -210,7 +210,7 @@ def _axes(groups: Groups, mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _explicit(text: str) -> Groups:
-    """{0,1},{2,3}"""
+    """Parses explicit groups: {0,1},{2,3}"""
     return np.array([_numbers(row) for row in re.findall(r"\d+(?:,\d+)*", text)])
 
 
@@ -249,7 +249,7 @@ def _along(order: Int[np.ndarray, "total"], sizes: Mapping[str, int], axes: list
 
 
 def _iota(text: str) -> Int[np.ndarray, "..."]:
-    """[2,4]T(1,0): counting up in this shape, transposed."""
+    """Parses iota groups: [2,4]T(1,0) counts up in this shape, transposed."""
     shape, _, axes = text.partition("T")
     counted = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
     return counted.transpose(_numbers(axes)) if axes else counted

@@ -1,4 +1,4 @@
-"""What accelerators can do at most, by their vendors' data sheets: memory, arithmetic, bandwidths.
+"""Specifications of TPUs and GPUs from vendors' data sheets: memory, peak FLOP/s, bandwidths.
 
 All numbers are of one device as JAX counts devices, and bandwidths are of one direction, the sum over all links.
 """
@@ -10,7 +10,7 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPUCores:
-    """What XLA's GPU compiler cuts kernels by.
+    """Properties of a GPU's cores that XLA's compiler tiles kernels by.
 
     Attributes:
         compute_capability: its major number.
@@ -31,7 +31,7 @@ class GPUCores:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One kind of device.
+    """Specification of one kind of device.
 
     Attributes:
         kind: how JAX's `device_kind` starts.

@@ -1,10 +1,10 @@
-"""Several processes that are one program: how they find each other, agree, and end together.
+"""Multi-process (multi-host) setup: how processes join with `jax.distributed`, agree, and end together.
 
-Every process runs the same command, on as many hosts as one likes. Who they are is said by flags, by DIT_VIDEO_*
-variables (which `dit-video launch` sets), or by a cluster that JAX knows: srun, mpirun, pods of TPUs on GKE. Where
-nobody says so, a process is alone and listens nowhere.
+Every process runs the same command, on as many hosts as one likes. Their number and indices come from flags, from
+DIT_VIDEO_* variables (which `dit-video launch` sets), or from a cluster that JAX knows: srun, mpirun, pods of TPUs on
+GKE. Without any of these a process is alone and listens nowhere.
 
-The first process, number 0, is the one that writes and speaks. A process that fails ends at once: the others find its
+The first process, number 0, writes files and prints. A process that fails ends at once: the others find its
 connections closed, or miss its heartbeats, and end too.
 """
 
@@ -44,16 +44,16 @@ _LOOPBACK = re.compile(r"localhost|127\.[\d.]+|\[::1\]")
 
 
 class JoinError(ValueError):
-    """Processes that do not find each other, or are told contradictory things."""
+    """Processes could not join, or their settings contradict each other."""
 
 
 class FirstFailed(ValueError):
-    """What only the first process does has failed there."""
+    """Work that only the first process does has failed there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seat:
-    """The place of this process among others; what is None, JAX finds out.
+    """Coordinator address, number and index of this process; JAX detects what is None.
 
     Attributes:
         coordinator: HOST:PORT where the first process listens and all others meet.
@@ -72,7 +72,7 @@ def choose_seat(
     process_id: int | None,
     environment: Mapping[str, str],
 ) -> Seat | None:
-    """The seat of this process by flags, else by DIT_VIDEO_* variables, else by the cluster; None where it is alone.
+    """Process settings from flags, else DIT_VIDEO_* variables, else the cluster; None where the process is alone.
 
     Raises:
         JoinError: naming the flag or variable that is missing or wrong.
@@ -80,17 +80,17 @@ def choose_seat(
     flags = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     if any(value is not None for value in flags.values()):
         return _explicit(flags)
-    said = {name: environment.get(name) for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)}
-    if any(said.values()):
-        if not said[PROCESS_ID] and INDEX_OF_JOB in environment:
-            del said[PROCESS_ID]
-            said[INDEX_OF_JOB] = environment[INDEX_OF_JOB]
-        return _explicit(said)
+    variables = {name: environment.get(name) for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)}
+    if any(variables.values()):
+        if not variables[PROCESS_ID] and INDEX_OF_JOB in environment:
+            del variables[PROCESS_ID]
+            variables[INDEX_OF_JOB] = environment[INDEX_OF_JOB]
+        return _explicit(variables)
     return _by_cluster(environment)
 
 
 def start(seat: Seat | None, *, join_timeout: int, stops_together: bool) -> None:
-    """Joins the other processes, before anything touches a device; alone, it does nothing.
+    """Joins the other processes (`jax.distributed.initialize`), before any device is used; alone, it does nothing.
 
     Args:
         join_timeout: seconds until all processes must have come.
@@ -142,7 +142,7 @@ def start(seat: Seat | None, *, join_timeout: int, stops_together: bool) -> None
 
 
 def joined() -> bool:
-    """Whether this process is one of several that have found each other."""
+    """Whether this process is one of several that have joined."""
     return jax.distributed.is_initialized()
 
 
@@ -152,12 +152,12 @@ def is_first() -> bool:
 
 
 def name() -> str:
-    """What goes before a message of this process: "process 1 of 2: ", or nothing where it is alone."""
+    """Prefix of messages of this process: "process 1 of 2: ", empty where it is alone."""
     return _name(jax.process_index(), jax.process_count()) if joined() else ""
 
 
 def finish() -> None:
-    """Waits until all processes are done, and parts from them."""
+    """Waits until all processes are done, and shuts the connection down."""
     jax.distributed.shutdown()
 
 
@@ -177,7 +177,7 @@ def stop_agreed(step: int) -> bool:
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes, in order; all of them must call this, and each waits for the others."""
+    """Gathers a text from every process, in order; a collective call that waits for all."""
     if jax.process_count() == 1:
         return [text]
     mine = np.frombuffer(text.encode(), np.uint8)
@@ -189,7 +189,7 @@ def gather(text: str) -> list[str]:
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-    """The JSON value that `make` returns in the first process, in all; the others only wait for it.
+    """Calls `make` in the first process and broadcasts the JSON value that it returns.
 
     Raises:
         FirstFailed: it raised ValueError or OSError there; that process raises the error itself.
@@ -212,45 +212,45 @@ def from_first(make: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def entered_by_first(context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
-    """`context` is entered and left by the first process, on behalf of all; raises what `from_first` raises."""
+    """Enters and leaves `context` in the first process alone; raises what `from_first` raises."""
     with contextlib.ExitStack() as stack:
         from_first(lambda: stack.enter_context(context))
         yield
 
 
-def _explicit(said: Mapping[str, Any]) -> Seat | None:
-    """The seat that all three values together name."""
-    where, count, index = said
-    if said[where] == AUTO:
+def _explicit(variables: Mapping[str, Any]) -> Seat | None:
+    """Process settings from three explicit values."""
+    where, count, index = variables
+    if variables[where] == AUTO:
         return Seat()
-    missing = [name for name, value in said.items() if value is None or value == ""]
-    present = ", ".join(f"{name}={value}" for name, value in said.items() if name not in missing)
+    missing = [name for name, value in variables.items() if value is None or value == ""]
+    present = ", ".join(f"{name}={value}" for name, value in variables.items() if name not in missing)
     if missing:
         raise JoinError(
             f"{present}: {' and '.join(missing)} must be given too, so that each of several processes knows the others"
         )
-    num_processes, process_id = (_count(said, name) for name in (count, index))
+    num_processes, process_id = (_count(variables, name) for name in (count, index))
     if num_processes < 1:
         raise JoinError(f"{count}={num_processes}: must be at least 1")
     if process_id >= num_processes:
         raise JoinError(f"{index}={process_id}: must be less than {count}={num_processes}; processes count from 0")
-    host, _, port = str(said[where]).rpartition(":")
+    host, _, port = str(variables[where]).rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise JoinError(f"{where}={said[where]}: must be HOST:PORT of process 0, such as 10.0.0.2:8476, or {AUTO}")
+        raise JoinError(f"{where}={variables[where]}: must be HOST:PORT of process 0, such as 10.0.0.2:8476, or {AUTO}")
     if num_processes == 1:
         return None
-    return Seat(coordinator=str(said[where]), num_processes=num_processes, process_id=process_id)
+    return Seat(coordinator=str(variables[where]), num_processes=num_processes, process_id=process_id)
 
 
-def _count(said: Mapping[str, Any], name: str) -> int:
-    text = str(said[name])
+def _count(variables: Mapping[str, Any], name: str) -> int:
+    text = str(variables[name])
     if not text.isdigit():
         raise JoinError(f"{name}={text}: must be a whole number from 0 on")
     return int(text)
 
 
 def _by_cluster(environment: Mapping[str, str]) -> Seat | None:
-    """The seat that JAX will find by itself, judged by the variables that it goes by."""
+    """Process settings that JAX detects from a cluster's environment variables."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environment for name in slurm) and int(environment["SLURM_NTASKS"]) > 1:
         # JAX gives each task one device, which is not meant where a task has a node to itself.

@@ -1,4 +1,4 @@
-"""The mesh, one table from logical axes to mesh axes, and placing arrays on devices by it.
+"""Sharding: the device mesh, one table of rules from logical axes to mesh axes, and arrays placed by it.
 
 Networks name *logical* axes ("embed", "heads", "batch"); only this file knows what mesh axis each one is. What
 used to be called pjit is `jax.jit` on arrays that carry a `NamedSharding`: parameters, optimizer state and
@@ -46,7 +46,7 @@ NetworkTree = TypeVar("NetworkTree")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """Devices along each mesh axis; one axis may be -1 and takes the devices that are left."""
+    """Shape of the device mesh (data, fsdp, context, tensor); one axis may be -1 and takes the remaining devices."""
 
     data: int = -1
     fsdp: int = 1
@@ -69,7 +69,7 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices of all processes, or over `devices`, which need not be there.
+    """Makes the mesh over all devices of all processes, or over `devices`, which need not exist here.
 
     Slices of TPUs, which only a data-centre network joins, lie along `data`, whose one exchange in a step is of
     gradients.
@@ -93,11 +93,11 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
 
 
 class Uneven(ValueError):
-    """A dimension that its mesh axes do not divide."""
+    """A dimension is not divisible by its mesh axes."""
 
 
 def partition_spec(axes: LogicalAxes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Where an array with these logical axes lives.
+    """PartitionSpec of an array with these logical axes.
 
     Raises:
         KeyError: a logical axis that `RULES` does not have.
@@ -127,17 +127,17 @@ def shard_params(
     axes: Mapping[str, LogicalAxes], shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> dict[str, NamedSharding]:
     """The sharding of every named parameter; errors are those of `partition_spec` and name it."""
-    found = {}
+    shardings = {}
     for name, shape in shapes.items():
         try:
-            found[name] = NamedSharding(mesh, partition_spec(axes[name], shape.shape, mesh))
+            shardings[name] = NamedSharding(mesh, partition_spec(axes[name], shape.shape, mesh))
         except ValueError as error:
             raise type(error)(f"parameter {name}: {error}") from error
-    return found
+    return shardings
 
 
 def shard_frozen(module: NetworkTree, mesh: Mesh) -> NetworkTree:
-    """Shardings, in the place of their arrays, of networks that are only used, and of what is beside them.
+    """Shardings of frozen networks (codec, encoders), as a tree like the module.
 
     What does not divide is whole on every device: a small codec must not decide how a large network is split.
     """
@@ -162,13 +162,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def along_batch(mesh: Mesh) -> NamedSharding:
-    """Where the rows of a batch live."""
+    """Sharding of an array whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 @functools.cache
 def rows_here(mesh: Mesh, num_rows: int) -> Int[np.ndarray, "rows"]:
-    """Which rows of a global batch this process must have: those of its own devices, in order, each once.
+    """Rows of a global batch that this process must load: those of its own devices, in order, each once.
 
     Processes that differ only along `context` or `tensor` have the same rows.
 
@@ -190,7 +190,7 @@ def place(batch: Tree, mesh: Mesh) -> Tree:
         where = rows_here(mesh, num_rows)
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None, "JAX says which part it asks for"
+            assert index is not None, "JAX passes the index of each shard of a sharded array"
             rows = range(*index[0].indices(num_rows))
             first = int(np.searchsorted(where, rows.start))
             return x[first : first + len(rows)]
@@ -201,7 +201,7 @@ def place(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def place_whole(batch: Tree, mesh: Mesh) -> Tree:
-    """As `place`, where every process holds all rows of the batch: each puts those of its own devices there."""
+    """As `place`, where every process has all rows of the batch and places those of its own devices."""
     sharding = along_batch(mesh)
 
     def spread(x: np.ndarray) -> Array:
@@ -211,30 +211,30 @@ def place_whole(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def fetch(x: Array) -> np.ndarray:
-    """A global array, whole, on the host of every process."""
+    """Gathers a global array whole on the host of every process."""
     if x.is_fully_addressable:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts the mesh splits a batch; its rows must be a multiple of this."""
+    """Number of parts that the mesh splits a batch into; the batch size must be a multiple of it."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def _ways_here(mesh: Mesh) -> int:
-    """How many of those parts devices of this process hold."""
+    """Number of those parts on devices of this process."""
     return len(rows_here(mesh, batch_ways(mesh)))
 
 
-def even_batch(wanted: int, mesh: Mesh) -> int:
-    """The least batch of at least `wanted` rows that the mesh splits evenly."""
+def even_batch(at_least: int, mesh: Mesh) -> int:
+    """The smallest batch size of `at_least` or more that the mesh splits evenly."""
     ways = batch_ways(mesh)
-    return -(-wanted // ways) * ways
+    return -(-at_least // ways) * ways
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Inside jit: fixes where an activation lives. Outside a mesh it does nothing."""
+    """Sharding constraint of an activation inside jit. Outside a mesh it does nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -242,7 +242,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def platform() -> str | None:
-    """What kind of devices the mesh is of at trace time ("cpu", "gpu", "tpu"); they need not be there.
+    """Platform of the mesh's devices at trace time ("cpu", "gpu", "tpu"); the devices need not exist here.
 
     None outside a mesh.
     """
@@ -252,7 +252,7 @@ def platform() -> str | None:
 
 
 def platform_of(mesh: Mesh) -> str:
-    """What kind of devices a mesh is of: "cpu", "gpu" or "tpu"."""
+    """Platform of a mesh's devices: "cpu", "gpu" or "tpu"."""
     return _kind_of(mesh.devices.flat[0].platform)
 
 
@@ -262,7 +262,7 @@ def _kind_of(name: str) -> str:
 
 
 def split_over(axis: str) -> str | None:
-    """The mesh axis that splits a logical axis in the mesh at hand; None where nothing does."""
+    """The mesh axis that splits a logical axis in the current mesh; None where it is not split."""
     mesh = jax.sharding.get_abstract_mesh()
     names = [] if mesh.empty else [name for name in RULES[axis] if mesh.shape[name] > 1]
     assert len(names) < 2, f"{axis!r} lies along several mesh axes"
@@ -272,7 +272,7 @@ def split_over(axis: str) -> str | None:
 def map_parts(
     function: Callable[..., Any], axes: Sequence[LogicalAxes], *, like: tuple[int, ...] | None = None
 ) -> Callable[..., Any]:
-    """`function` on each device's own part of its arguments, which have these logical axes; its result is split like
+    """shard_map of `function` over arguments with these logical axes; its result is split like
     its first argument, or its several results like the arguments numbered in `like`. Outside a mesh it is `function`
     itself.
     """

@@ -1,6 +1,6 @@
-"""Names of devices to run on or to compile for: `v6e:16x16`, `v6e:16x16*4`, `h100:16x8`, `cpu:256`.
+"""Compilation targets by name (TPU topology, GPU nodes, fake CPUs): `v6e:16x16`, `v6e:16x16*4`, `h100:16x8`, `cpu:256`.
 
-A target needs not be there: compilers of TPUs and GPUs work from a description of the device.
+A target need not exist here: compilers of TPUs and GPUs work from a description of the device.
 """
 
 import dataclasses
@@ -43,24 +43,24 @@ class Target:
 
     @property
     def num_devices(self) -> int:
-        """As JAX counts them: of a tpu7x chip, two."""
+        """Number of devices as JAX counts them: two per tpu7x chip."""
         return math.prod(self.size) * self.num_slices * (2 if self.family == "tpu7x" else 1)
 
     @property
     def domain_size(self) -> int:
-        """Devices that links join: those of a slice or node."""
+        """Devices of a slice (TPU) or node (GPU), which fast links join."""
         return self.num_devices // (self.size[0] if self.family in GPUS else self.num_slices)
 
     @property
     def memory(self) -> int | None:
-        """Bytes of a device that a program may use."""
+        """Bytes of device memory that a program may use."""
         if self.chip is None or self.family not in GPUS:
             return None if self.chip is None else self.chip.hbm
         return int(self.chip.hbm * _gpu_memory_fraction())
 
     @property
     def compiler_options(self) -> dict[str, bool | str]:
-        """What the compiler must not do because the device is not there: measure kernels on it."""
+        """XLA options for a device that does not exist here: no autotuning, which would measure kernels on it."""
         # Without measurements no tiling is known for some matrix products that Triton would compute.
         return {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False} if self.family in GPUS else {}
 
@@ -93,14 +93,14 @@ class Target:
         self._need(("libtpu",), "libtpu", "plan-tpu", "700 MB")
         topology = f"{self.family}:{'x'.join(map(str, self.size))}"
         try:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=self.num_slices)
+            described = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=self.num_slices)
         except jax.errors.JaxRuntimeError as error:
             raise ValueError(f"{self.name}: libtpu knows no topology {topology}: {str(error)[:300]}") from error
-        return found.devices
+        return described.devices
 
     def _gpus(self) -> Sequence[jax.Device]:
         self._need(("jax_cuda13_plugin", "nvidia.cudnn"), "the CUDA plug-in of JAX with cuDNN", "plan-gpu", "2 GB")
-        assert self.chip is not None, "CHIPS has all of GPUS"
+        assert self.chip is not None, "`parse_target` gives every GPU target its chip"
         nodes, devices = self.size
         topology = f"1x{nodes}x{devices}"
         return topologies.get_topology_desc(
@@ -140,18 +140,18 @@ def parse_target(text: str) -> Target:
 
 
 def _gpu_memory_fraction() -> float:
-    """The part of a GPU's memory that JAX takes for arrays; the variable is JAX's own, and so is the default."""
+    """Fraction of GPU memory that JAX preallocates (XLA_CLIENT_MEM_FRACTION, with the default of JAX)."""
     return float(os.environ.get(GPU_MEMORY_VARIABLE) or 0.75)
 
 
 def describe_gpu(chip: Chip) -> str:
-    """A GPU as XLA's compiler wants it described: a GpuTargetConfigProto as text.
+    """Description of a GPU for XLA's compiler: a GpuTargetConfigProto as text.
 
     Limits of threads, blocks and registers are those of every NVIDIA GPU since compute capability 8.0 (CUDA programming
     guide, technical specifications per compute capability).
     """
     cores = chip.cores
-    assert cores is not None, f"{chip.kind} is no GPU"
+    assert cores is not None, f"{chip.kind}: only GPUs have cores, and only GPUs are described"
     # Kernels may use instructions of exactly this generation from 9.0 on (sm_90a, sm_100a).
     extension = "ACCELERATED_FEATURES" if cores.compute_capability >= 9 else "NONE"
     return f"""

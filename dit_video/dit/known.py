@@ -84,6 +84,6 @@ def refuse_channels(network: str, known: AsChannels | None) -> None:
     """Raises ValueError where a network that has no room for them is to see known frames as channels."""
     if known is not None:
         raise ValueError(
-            f"config.task.known.shown={known}: a {network} takes no such channels, only a WanConfig makes a network that "
-            "does; use LevelZero()"
+            f"config.task.known.shown={known}: a {network} takes no such channels, only a WanConfig makes a network "
+            "that does; use LevelZero()"
         )

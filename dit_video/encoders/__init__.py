@@ -1,1 +1,1 @@
-"""Frozen text and image encoders as others have published them, and their tokenizers."""
+"""Frozen pretrained text and image encoders (CLIP, T5, UMT5) and their tokenizers."""

@@ -1,4 +1,4 @@
-"""The block that both networks of CLIP are stacks of (Radford et al., 2103.00020, sections 2.4 and 3.2)."""
+"""CLIP transformer block, of its text and vision models (Radford et al., 2103.00020, sections 2.4 and 3.2)."""
 
 import enum
 
@@ -13,7 +13,7 @@ from dit_video.nn.norm import LayerNorm
 
 
 class Activation(enum.Enum):
-    """What lies between the two products of the MLP."""
+    """Activation function of the MLP."""
 
     QUICK_GELU = "quick_gelu"  # x sigmoid(1.702 x), in the models of OpenAI
     GELU = "gelu"  # the exact one, in those of OpenCLIP
@@ -25,7 +25,7 @@ class Activation(enum.Enum):
 
 
 class CLIPBlock(nnx.Module):
-    """Attention and MLP, each of the normalised stream and added to it.
+    """Pre-norm transformer block: attention and MLP.
 
     Args:
         causal: whether a token attends to itself and those before it alone, as in captions; else to all.
@@ -57,7 +57,7 @@ class CLIPBlock(nnx.Module):
 
 
 class _Attention(nnx.Module):
-    """Of all heads, with biases; softmax in float32."""
+    """Multi-head self-attention with biases; softmax in float32."""
 
     def __init__(self, hidden_size: int, num_heads: int, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         heads = (num_heads, hidden_size // num_heads)

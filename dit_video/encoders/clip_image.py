@@ -1,4 +1,4 @@
-"""The vision transformer of CLIP (Radford et al., 2103.00020, section 3.2) and of OpenCLIP (2212.07143).
+"""CLIP vision transformer (ViT), the image encoder (Radford et al., 2103.00020, section 3.2; OpenCLIP, 2212.07143).
 
 Patches of a picture and one token more, with learnt positions, which all attend to one another. What is taken are the
 states before the last block, so neither it nor what follows it is here. Blocks are stacked and scanned.
@@ -26,7 +26,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPVisionConfig:
-    """What a vision transformer of CLIP is.
+    """Sizes of a CLIP vision transformer.
 
     Attributes:
         depth: blocks as published, the last of which is not computed.
@@ -56,7 +56,7 @@ class CLIPVisionConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Patches of a picture, and the token more."""
+        """Tokens of a picture: its patches and the class token."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
 
@@ -65,7 +65,7 @@ CLIP_VIT_H = CLIPVisionConfig(hidden_size=1280, depth=32, num_heads=16, mlp_size
 
 
 class CLIPVisionModel(nnx.Module):
-    """Pictures -> what each of their patches means among the others.
+    """CLIP vision transformer: pictures -> one token for each patch, and the class token.
 
     Attributes:
         dtype: what is computed in. Parameters may be of any type that `Definition.bind` is given.
@@ -107,7 +107,7 @@ class CLIPVisionModel(nnx.Module):
 
 
 def prepared(pictures: UInt8[Array | np.ndarray, "B H W 3"], size: int) -> Float[Array, "B {size} {size} 3"]:
-    """Pictures as CLIP sees them: scaled so that the shorter side has `size` pixels, cropped at their centre, whitened.
+    """CLIP image preprocessing: shorter side scaled to `size` pixels, centre crop, normalisation.
 
     As in CLIPImageProcessor of transformers: scaled by bicubic interpolation, over as many pixels as one of a smaller
     picture covers, along columns and then along rows, and rounded to bytes after each.

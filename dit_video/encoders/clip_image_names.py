@@ -1,4 +1,4 @@
-"""Vision transformers of CLIP as transformers stores them: `CLIPVisionModel`."""
+"""Weights and config of Hugging Face transformers' `CLIPVisionModel`: parameter names, config.json, preprocessor."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _PRODUCTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_a
 
 
 def of_transformers(config: Mapping[str, Any]) -> CLIPVisionConfig | None:
-    """The network of a config.json of transformers; None where it is of another family.
+    """Config of a CLIP vision transformer from a config.json of transformers; None where it is of another family.
 
     Raises:
         ValueError: it is no vision transformer of CLIP that stands alone; names the field.
@@ -54,9 +54,9 @@ def of_transformers(config: Mapping[str, Any]) -> CLIPVisionConfig | None:
 
 
 def check_processor(folder: Path, encoder: CLIPVisionConfig) -> None:
-    """Holds what is said of how pictures are prepared for a published encoder against `image.clip.prepared`.
+    """Checks that preprocessor_config.json of a published encoder agrees with `clip_image.prepared`.
 
-    Nothing is held where nothing is said.
+    Without such a file nothing is checked.
 
     Args:
         folder: of the encoder, which may be one of a pipeline's.
@@ -70,40 +70,40 @@ def check_processor(folder: Path, encoder: CLIPVisionConfig) -> None:
     path = next((path for path in places if path.is_file()), None)
     if path is None:
         return
-    said, side = read_object(path), encoder.image_size
+    config, side = read_object(path), encoder.image_size
     # A field that is not there has the value that `prepared` goes by, but for sizes: those are CLIP's own.
     done: dict[str, Any] = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
     done |= {"do_pad": False, "resample": 3, "rescale_factor": 1 / 255, "image_mean": MEAN, "image_std": STD}
     for name, value in done.items():
-        if said.get(name) is not None and not _same(said[name], value):
-            raise ValueError(f"{path}: {name}={said[name]!r}: pictures are prepared here with {value}")
+        if config.get(name) is not None and not _same(config[name], value):
+            raise ValueError(f"{path}: {name}={config[name]!r}: pictures are prepared here with {value}")
     sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     for name, value in sizes.items():
-        found = said.get(name, CLIPVisionConfig.image_size)
-        if found not in (value, side):
-            raise ValueError(f"{path}: {name}={found!r}: the encoder is shown {side} x {side} pixels: {value}")
-    kind = said.get("image_processor_type", said.get("feature_extractor_type", _PROCESSORS[0]))
+        size = config.get(name, CLIPVisionConfig.image_size)
+        if size not in (value, side):
+            raise ValueError(f"{path}: {name}={size!r}: the encoder is shown {side} x {side} pixels: {value}")
+    kind = config.get("image_processor_type", config.get("feature_extractor_type", _PROCESSORS[0]))
     if kind not in _PROCESSORS:
         raise ValueError(f"{path}: image_processor_type={kind!r}: pictures are prepared here as by {_PROCESSORS[0]}")
 
 
-def _same(found: Any, wanted: Any) -> bool:
-    """Whether numbers, or lists of them, are the same but for rounding."""
-    if isinstance(wanted, Sequence):
-        return isinstance(found, list) and len(found) == len(wanted) and all(map(_same, found, wanted))
-    if isinstance(wanted, bool) or isinstance(found, bool):
-        return found is wanted
-    return isinstance(found, int | float) and math.isclose(found, wanted, rel_tol=_ROUNDING)
+def _same(actual: Any, expected: Any) -> bool:
+    """Whether numbers, or lists of them, are equal up to rounding."""
+    if isinstance(expected, Sequence):
+        return isinstance(actual, list) and len(actual) == len(expected) and all(map(_same, actual, expected))
+    if isinstance(expected, bool) or isinstance(actual, bool):
+        return actual is expected
+    return isinstance(actual, int | float) and math.isclose(actual, expected, rel_tol=_ROUNDING)
 
 
 def tensors(source: Source) -> Source:
-    """The tensors of a file, all by the names that most files have."""
+    """Tensors of a file by the names that most files have."""
     whole = {name if name.startswith(_PREFIX) else f"{_PREFIX}{name}": stored for name, stored in source.items()}
     return {name: stored for name, stored in whole.items() if name != _COUNTED}
 
 
 def table(config: CLIPVisionConfig) -> Table:
-    """What the parameters of a vision transformer are called in transformers."""
+    """Name table of a CLIP vision transformer in transformers."""
     D, M, heads = config.hidden_size, config.mlp_size, (config.num_heads, config.hidden_size // config.num_heads)
     depth, side, layer = config.depth - 1, config.patch_size, f"{_PREFIX}encoder.layers.{LAYER}"
 

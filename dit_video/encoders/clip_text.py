@@ -1,4 +1,4 @@
-"""The text model of CLIP (Radford et al., 2103.00020, section 2.4) and of OpenCLIP (2212.07143).
+"""CLIP text encoder (Radford et al., 2103.00020, section 2.4; OpenCLIP, 2212.07143).
 
 A causal transformer with learnt positions: blocks normalise before attention and MLP, and the state of the token that
 ends a caption stands for the whole of it. Blocks are stacked and scanned.
@@ -21,7 +21,7 @@ from dit_video.nn.norm import LayerNorm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPTextConfig:
-    """What a text model of CLIP is.
+    """Sizes of a CLIP text encoder.
 
     Attributes:
         num_positions: the most tokens that a caption may have, ends included.
@@ -49,7 +49,7 @@ class CLIPTextConfig:
 
 
 class CLIPStates(NamedTuple):
-    """What a text model of CLIP makes of captions.
+    """Hidden states and pooled embedding of a CLIP text encoder.
 
     Attributes:
         last: each token after all blocks, normalised.
@@ -63,7 +63,7 @@ class CLIPStates(NamedTuple):
 
 
 class CLIPTextModel(nnx.Module):
-    """Ids of tokens -> what each means with the tokens before it, and what all of them mean.
+    """CLIP text encoder: token ids -> causal hidden states and a pooled embedding.
 
     Attributes:
         dtype: what is computed in. Parameters may be of any type that `Definition.bind` is given.

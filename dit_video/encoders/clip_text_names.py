@@ -1,4 +1,4 @@
-"""Text models of CLIP as transformers stores them: `CLIPTextModel`, `CLIPTextModelWithProjection`."""
+"""Weights and config of Hugging Face transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +13,12 @@ _MODEL, _PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
 _PREFIX = "text_model."
 # The numbers 0, 1, 2 ..., which older files hold.
 _COUNTED = f"{_PREFIX}embeddings.position_ids"
-# What configs have that were written before the end of a caption was told: there it is the last token of all.
+# The value of configs that were written before the end token had a field: there it is the last token of all.
 _UNTOLD_END = 2
 
 
 def of_transformers(config: Mapping[str, Any]) -> CLIPTextConfig | None:
-    """The network of a config.json of transformers; None where it is of another family.
+    """Config of a CLIP text encoder from a config.json of transformers; None where it is of another family.
 
     Raises:
         ValueError: it is no text model of CLIP; names the field.
@@ -48,7 +48,7 @@ def of_transformers(config: Mapping[str, Any]) -> CLIPTextConfig | None:
 
 
 def tensors(source: Source) -> Source:
-    """The tensors of a file, all by the names that most files have."""
+    """Tensors of a file by the names that most files have."""
     whole = {
         name if name.startswith((_PREFIX, "text_projection.")) else f"{_PREFIX}{name}": stored
         for name, stored in source.items()
@@ -57,7 +57,7 @@ def tensors(source: Source) -> Source:
 
 
 def table(config: CLIPTextConfig) -> Table:
-    """What the parameters of a text model are called in transformers."""
+    """Name table of a CLIP text encoder in transformers."""
     D, M, heads = config.hidden_size, config.mlp_size, (config.num_heads, config.hidden_size // config.num_heads)
     layer = f"{_PREFIX}encoder.layers.{LAYER}"
 

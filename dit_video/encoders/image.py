@@ -1,4 +1,4 @@
-"""Which published encoder makes the tokens of a picture, as a value of an experiment."""
+"""Choice of a pretrained image encoder, as a value of an experiment."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from dit_video.nn.module import Precision
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainedImage:
-    """A vision transformer of CLIP.
+    """Pretrained CLIP vision transformer.
 
     Attributes:
         encoder: its network.
@@ -30,7 +30,7 @@ class PretrainedImage:
     torch_files: tuple[tuple[str, str], ...] = ()
 
     def blank(self, rng: Key[Array, ""]) -> CLIPVisionModel:
-        """The encoder with random weights: for shapes, FLOPs and tests, where no published ones are at hand."""
+        """The encoder with random weights: for shapes, FLOPs and tests, without published weights."""
         dtype = self.precision.dtype
         network = CLIPVisionModel(self.encoder, dtype=dtype, rngs=nnx.Rngs(rng))
         return jax.tree.map(lambda x: x.astype(dtype), network)

@@ -1,4 +1,4 @@
-"""A published image encoder at work: opened by folder, and held to the digest of its weights."""
+"""Opening a pretrained image encoder from its folder, with a check of the digest of its weights."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.encoders import clip_image_names
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
-from dit_video.encoders.placing import placed
+from dit_video.encoders.loading import load_params
 from dit_video.nn.module import define
 from dit_video.weights import names
 from dit_video.weights.source import open_published
 
 
 def opened(image: PretrainedImage, mesh: Mesh) -> CLIPVisionModel:
-    """The network in a folder, its weights of `image.precision` on the mesh; errors as of `with_image`."""
+    """Opens the network in a folder, its weights in `image.precision` on the mesh; errors as of `with_image`."""
     folder, dtype = Path(image.model), image.precision.dtype
     if not folder.is_dir():
         raise ExperimentError(
@@ -35,6 +35,6 @@ def opened(image: PretrainedImage, mesh: Mesh) -> CLIPVisionModel:
         definition = define(lambda key: CLIPVisionModel(config, dtype=dtype, rngs=nnx.Rngs(key)))
         table, source = clip_image_names.table(config), clip_image_names.tensors(published.source)
         try:
-            return definition.bind(dict(placed(table, source, definition, published.dialect, dtype, mesh)))
+            return definition.bind(dict(load_params(table, source, definition, published.dialect, dtype, mesh)))
         except names.NamesMismatch as error:
             raise names.NamesMismatch(f"{image.model}: {error}") from error

@@ -1,4 +1,4 @@
-"""Published text encoders: opened by folder, and what they make of captions."""
+"""Opening pretrained text encoders from their folders, and embedding captions with them."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.distributed.sharding import even_batch, fetch, place_whole
 from dit_video.encoders import clip_text_names, t5_names
 from dit_video.encoders.clip_text import CLIPTextConfig, CLIPTextModel
-from dit_video.encoders.placing import placed
+from dit_video.encoders.loading import load_params
 from dit_video.encoders.t5 import T5Config, T5Encoder
 from dit_video.encoders.text import FrozenCLIP, FrozenT5, PretrainedText, embed
 from dit_video.encoders.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ _WHERE = (*_FOLDERS, "torch_files")
 
 
 class TextEncoders:
-    """Published text encoders with their weights on a mesh.
+    """Pretrained text encoders with their weights on a mesh.
 
     Attributes:
         provenance: what decides the embedding of a caption, wherever the encoders lie; JSON.
@@ -62,7 +62,7 @@ class TextEncoders:
         self.provenance = {"encoders": settings(text), "made": made}
 
     def __call__(self, captions: Sequence[str]) -> Text:
-        """Embeddings of any number of captions, float32, on the host."""
+        """Embeds any number of captions; float32, on the host."""
         size = even_batch(_AT_ONCE, self.mesh)
         parts = [self._few(rows, size) for rows in _groups(captions, size)]
         return Text(*(np.concatenate(fields) for fields in zip(*parts)))
@@ -73,20 +73,20 @@ class TextEncoders:
         filled = cleaned + [cleaned[-1]] * (size - len(cleaned))
         tokens = {name: tokenizer(filled) for name, tokenizer in self._tokenizers.items()}
         with jax.set_mesh(self.mesh):
-            found = self._embed(self._networks, place_whole(tokens, self.mesh))
-        return jax.tree.map(lambda x: fetch(x)[: len(captions)], found)
+            embedding = self._embed(self._networks, place_whole(tokens, self.mesh))
+        return jax.tree.map(lambda x: fetch(x)[: len(captions)], embedding)
 
 
 def settings(text: PretrainedText) -> dict[str, Any]:
-    """What `text` says of how captions are embedded, without where the encoders lie; JSON."""
-    said = to_json(text)
+    """Settings that determine an embedding, without the paths of the encoders; JSON."""
+    described = to_json(text)
     for name in text.encoders:
-        said[name] = {field: value for field, value in said[name].items() if field not in _WHERE}
-    return said
+        described[name] = {field: value for field, value in described[name].items() if field not in _WHERE}
+    return described
 
 
 def _opened(name: str, encoder: FrozenCLIP | FrozenT5, text: PretrainedText, mesh: Mesh) -> nnx.Module:
-    """The network in a folder, its weights of `text.precision` on the mesh."""
+    """Opens the network in a folder, its weights in `text.precision` on the mesh."""
     family: ModuleType = clip_text_names if isinstance(encoder, FrozenCLIP) else t5_names
     dtype = text.precision.dtype
     for field in _FOLDERS:
@@ -110,7 +110,7 @@ def _opened(name: str, encoder: FrozenCLIP | FrozenT5, text: PretrainedText, mes
         definition = define(lambda key: _network(config, dtype, key))
         try:
             table, source = family.table(config), family.tensors(published.source)
-            return definition.bind(dict(placed(table, source, definition, published.dialect, dtype, mesh)))
+            return definition.bind(dict(load_params(table, source, definition, published.dialect, dtype, mesh)))
         except names.NamesMismatch as error:
             raise names.NamesMismatch(f"{encoder.model}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The encoder of T5 v1.1 (Raffel et al., 1910.10683; Shazeer, 2002.05202) and of UMT5 (Chung et al., 2304.09151).
+"""T5 v1.1 text encoder (Raffel et al., 1910.10683; Shazeer, 2002.05202) and UMT5 (Chung et al., 2304.09151).
 
 Blocks normalise by RMS before attention and MLP, nothing has a bias, logits are not divided by sqrt(d), and the only
 positions are a learnt number for each head and each range of distances, which is added to the logits. T5 has one table
@@ -21,11 +21,11 @@ from dit_video.nn.norm import RMSNorm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config:
-    """What an encoder of the T5 family is.
+    """Sizes of a T5 or UMT5 encoder.
 
     Attributes:
         head_dim: size of a head; `num_heads` of them need not be as wide as `hidden_size`.
-        num_buckets: ranges of distances that are told apart; half of them for tokens that come after.
+        num_buckets: ranges of relative distances; half of them for tokens that come after.
         max_distance: from here on all distances are one range.
         bias_in_every_block: UMT5; else the blocks share one table of position biases.
         norm_epsilon: added to the mean square.
@@ -44,7 +44,7 @@ class T5Config:
 
 
 class T5Encoder(nnx.Module):
-    """Ids of tokens -> one vector for each, normalised, which has seen all tokens before it and after.
+    """T5 encoder: token ids -> bidirectional hidden states, normalised.
 
     Attributes:
         dtype: what is computed in. Parameters may be of any type that `Definition.bind` is given.
@@ -76,7 +76,7 @@ class T5Encoder(nnx.Module):
 
 
 class T5Block(nnx.Module):
-    """Attention and gated MLP, each of the normalised stream and added to it."""
+    """Pre-norm T5 block: attention and gated MLP."""
 
     def __init__(self, config: T5Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
         D, epsilon = config.hidden_size, config.norm_epsilon
@@ -94,7 +94,7 @@ class T5Block(nnx.Module):
 
 
 class T5Attention(nnx.Module):
-    """softmax(q k^T + bias) v."""
+    """T5 self-attention with position bias: softmax(q k^T + bias) v."""
 
     def __init__(self, config: T5Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
         D, heads = config.hidden_size, (config.num_heads, config.head_dim)
@@ -140,7 +140,7 @@ class GatedGELU(nnx.Module):
 
 
 class PositionBias(nnx.Module):
-    """What is added to the logits of each head, by how far apart two tokens are (1910.10683, section 2.1)."""
+    """Relative position bias of attention logits, per head (1910.10683, section 2.1)."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         axes = (None, "heads")
@@ -152,7 +152,7 @@ class PositionBias(nnx.Module):
 
 
 def position_buckets(num_tokens: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "L L"]:
-    """The range that the distance from each query (row) to each key (column) falls into.
+    """Relative position bucket of the distance from each query (row) to each key (column).
 
     Half of the ranges are for keys that come after their query. Of each half, one half holds single distances, and the
     rest grow geometrically up to `max_distance`.

@@ -1,4 +1,4 @@
-"""Encoders of T5 v1.1 and UMT5 as transformers stores them: `T5EncoderModel`, `UMT5EncoderModel`."""
+"""Weights and config of Hugging Face transformers' `T5EncoderModel` and `UMT5EncoderModel`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _TABLE, _TABLE_AGAIN = "shared.weight", "encoder.embed_tokens.weight"
 
 
 def of_transformers(config: Mapping[str, Any]) -> T5Config | None:
-    """The network of a config.json of transformers; None where it is of another family.
+    """Config of a T5 encoder from a config.json of transformers; None where it is of another family.
 
     Raises:
         ValueError: it is no encoder of T5 v1.1 or UMT5; names the field.
@@ -44,22 +44,22 @@ def of_transformers(config: Mapping[str, Any]) -> T5Config | None:
 
 
 def tensors(source: Source) -> Source:
-    """The tensors of a file, the table of tokens once and by its own name.
+    """Tensors of a file, with the token embedding once, under its own name.
 
     Raises:
         NamesMismatch: it is there twice with different numbers.
     """
     if _TABLE_AGAIN not in source:
         return source
-    found = {name: stored for name, stored in source.items() if name != _TABLE_AGAIN}
+    weights = {name: stored for name, stored in source.items() if name != _TABLE_AGAIN}
     again = source[_TABLE_AGAIN]
-    if _TABLE in found and not np.array_equal(found[_TABLE].read(), again.read()):
+    if _TABLE in weights and not np.array_equal(weights[_TABLE].read(), again.read()):
         raise NamesMismatch(f"{_TABLE_AGAIN} differs from {_TABLE}: this network has one table")
-    return {_TABLE: again} | found
+    return {_TABLE: again} | weights
 
 
 def table(config: T5Config) -> Table:
-    """What the parameters of an encoder are called in transformers."""
+    """Name table of a T5 encoder in transformers."""
     D, M, heads = config.hidden_size, config.mlp_size, (config.num_heads, config.head_dim)
     attention, mlp = f"encoder.block.{LAYER}.layer.0", f"encoder.block.{LAYER}.layer.1"
 
@@ -106,7 +106,7 @@ def table(config: T5Config) -> Table:
 
 
 def _table(ours: str, shape: tuple[int, int], theirs: str, *, num_layers: int | None = None) -> Row:
-    """In one layout with both."""
+    """Row of a parameter with the same layout here and there."""
     return Row(
         ours=ours,
         our_shape=shape,

@@ -1,4 +1,4 @@
-"""Which published encoders make the embedding of a caption, as a value of an experiment."""
+"""Choice of pretrained text encoders and how their embeddings are combined, as a value of an experiment."""
 
 import dataclasses
 import enum
@@ -16,7 +16,7 @@ from dit_video.nn.module import Precision
 
 
 class HiddenState(enum.Enum):
-    """Which states of CLIP stand for the tokens of a caption."""
+    """Layer of CLIP whose hidden states embed the tokens of a caption."""
 
     LAST = "last"  # after all blocks, normalised
     PENULTIMATE = "penultimate"  # before the last block
@@ -24,7 +24,7 @@ class HiddenState(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrozenCLIP:
-    """A text model of CLIP.
+    """Pretrained CLIP text encoder.
 
     Attributes:
         model: folder of transformers, with config.json and weights.
@@ -46,13 +46,13 @@ class FrozenCLIP:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrozenT5:
-    """An encoder of T5 v1.1 or UMT5.
+    """Pretrained T5 v1.1 or UMT5 encoder.
 
     Attributes:
         model: folder of transformers, with config.json and weights.
         tokenizer: folder with tokenizer.json and tokenizer_config.json.
         num_tokens: the most of a caption, its end among them.
-        masked: whether padding is told from the caption, in the encoder and after it.
+        masked: whether padding is masked, in the encoder and after it.
         torch_files: as of `FrozenCLIP`.
     """
 
@@ -68,7 +68,7 @@ class FrozenT5:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroTokens:
-    """What stands in the place of a T5 that is left out, to save its memory: zeros, which are attended to.
+    """Zero embeddings in place of a T5 that is left out to save its memory; they are attended to.
 
     SD3 was trained with each of its encoders left out at times (2403.03206, "Flexible Text Encoders").
 
@@ -88,7 +88,7 @@ class ZeroTokens:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainedText:
-    """The encoders of a caption, and how what they make is put together.
+    """Pretrained text encoders and the combination of their embeddings.
 
     The states of both CLIPs stand side by side on the axis of features, which zeros fill up to the width of T5; the
     tokens of T5 follow them. The vector for the whole caption holds those of both CLIPs; without one it is the mean of
@@ -117,13 +117,13 @@ class PretrainedText:
 
     @property
     def encoders(self) -> dict[str, FrozenCLIP | FrozenT5]:
-        """Those that there are, by the name of their field."""
+        """The encoders by the name of their field."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("clip_l", "clip_g", "t5")}
         return {name: encoder for name, encoder in fields.items() if isinstance(encoder, FrozenCLIP | FrozenT5)}
 
     @property
     def num_tokens(self) -> int:
-        """Of an embedding, padding among them."""
+        """Tokens of an embedding, padding included."""
         clip = self.clip_l or self.clip_g
         return (0 if clip is None else clip.num_tokens) + (0 if self.t5 is None else self.t5.num_tokens)
 
@@ -131,7 +131,7 @@ class PretrainedText:
 def embed(
     text: PretrainedText, networks: Mapping[str, CLIPTextModel | T5Encoder], tokens: Mapping[str, Tokens]
 ) -> Text:
-    """The embeddings of captions, float32.
+    """Computes the embeddings of captions from token ids, float32.
 
     Args:
         networks, tokens: of each of `text.encoders`, by its name.
@@ -143,10 +143,10 @@ def embed(
         clip = text.encoders.get(name)
         if isinstance(clip, FrozenCLIP):
             network = networks[name]
-            assert isinstance(network, CLIPTextModel), "encoders are opened as what they are"
-            found = network(jnp.asarray(tokens[name].ids))
-            states.append(found.last if clip.state is HiddenState.LAST else found.penultimate)
-            vectors.append(found.pooled)
+            assert isinstance(network, CLIPTextModel), f"{name}: a FrozenCLIP is opened as a CLIPTextModel"
+            output = network(jnp.asarray(tokens[name].ids))
+            states.append(output.last if clip.state is HiddenState.LAST else output.penultimate)
+            vectors.append(output.pooled)
     if states:
         rows.append(jnp.concatenate(states, axis=-1))
     num_tokens = jnp.full(len(next(iter(tokens.values())).ids), rows[0].shape[1] if rows else 0, jnp.int32)
@@ -155,13 +155,13 @@ def embed(
         num_tokens = num_tokens + text.t5.num_tokens
     elif text.t5 is not None:
         network = networks["t5"]
-        assert isinstance(network, T5Encoder), "encoders are opened as what they are"
+        assert isinstance(network, T5Encoder), "t5: a FrozenT5 is opened as a T5Encoder"
         ids, in_caption = (jnp.asarray(x) for x in tokens["t5"])
-        found = network(ids, in_caption if text.t5.masked else None).astype(jnp.float32)
+        states_t5 = network(ids, in_caption if text.t5.masked else None).astype(jnp.float32)
         length = in_caption if text.t5.masked else jnp.full_like(in_caption, ids.shape[1])
-        found = jnp.where((jnp.arange(ids.shape[1]) < length[:, None])[..., None], found, 0)
-        vectors = vectors or [found.sum(1) / length[:, None]]
-        rows.append(found)
+        states_t5 = jnp.where((jnp.arange(ids.shape[1]) < length[:, None])[..., None], states_t5, 0)
+        vectors = vectors or [states_t5.sum(1) / length[:, None]]
+        rows.append(states_t5)
         num_tokens = num_tokens + length
     width = max(part.shape[-1] for part in rows)
     filled = [jnp.pad(part.astype(jnp.float32), ((0, 0), (0, 0), (0, width - part.shape[-1]))) for part in rows]
@@ -169,7 +169,7 @@ def embed(
 
 
 def sd3_text(pipeline: str, *, num_t5_tokens: int = 256) -> PretrainedText:
-    """The encoders of SD3 and SD3.5 (2403.03206, section 4), from the folder of their diffusers pipeline."""
+    """Text encoders of SD3 and SD3.5 (2403.03206, section 4), from the folder of their diffusers pipeline."""
     return PretrainedText(
         clip_l=FrozenCLIP(model=f"{pipeline}/text_encoder", tokenizer=f"{pipeline}/tokenizer"),
         clip_g=FrozenCLIP(model=f"{pipeline}/text_encoder_2", tokenizer=f"{pipeline}/tokenizer_2"),
@@ -183,12 +183,12 @@ def sd3_text(pipeline: str, *, num_t5_tokens: int = 256) -> PretrainedText:
 
 
 def wan_text(pipeline: str) -> PretrainedText:
-    """The encoder of Wan 2.1 and 2.2 (2503.20314, section 4.2), from the folder of its diffusers pipeline."""
+    """Text encoder of Wan 2.1 and 2.2 (2503.20314, section 4.2), from the folder of its diffusers pipeline."""
     return _t5_alone(pipeline, num_tokens=512, cleaning=Cleaning.REPAIRED)
 
 
 def latte_text(pipeline: str) -> PretrainedText:
-    """The encoder of Latte and, with 120 tokens too, PixArt-alpha, from the folder of a diffusers pipeline."""
+    """Text encoder of Latte and, with 120 tokens too, PixArt-alpha, from the folder of a diffusers pipeline."""
     return _t5_alone(pipeline, num_tokens=120, cleaning=Cleaning.LOWERCASE)
 
 

@@ -1,4 +1,4 @@
-"""From captions to ids of tokens, as the published pipelines do it: cleaned, cut, and padded to one length."""
+"""Tokenizers of CLIP and T5: captions are cleaned, tokenized, truncated and padded as in the published pipelines."""
 
 import enum
 import hashlib
@@ -27,7 +27,7 @@ _CLIP_BEGIN, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 
 class Cleaning(enum.Enum):
-    """What happens to a caption before it is cut into tokens."""
+    """Text cleaning of a caption before tokenization."""
 
     NOTHING = "nothing"  # as SD3's pipeline leaves it
     REPAIRED = "repaired"  # wrongly decoded letters and HTML entities resolved, white space as single spaces: Wan
@@ -50,14 +50,14 @@ class Cleaning(enum.Enum):
 
 
 class Tokens(NamedTuple):
-    """Captions as a text encoder takes them: the first `num_tokens` of `ids`, their end among them; then padding."""
+    """Token ids of captions: the first `num_tokens` of `ids`, end token included; then padding."""
 
     ids: Int32[Array | np.ndarray, "B L"]
     num_tokens: Int32[Array | np.ndarray, "B"]
 
 
 class Tokenizer:
-    """A published tokenizer.
+    """Tokenizer of Hugging Face transformers, read from its files.
 
     It is read from tokenizer.json, or for CLIP from vocab.json and merges.txt, with which it was published first.
 
@@ -99,7 +99,7 @@ class Tokenizer:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    """The whole tokenizer, or its vocabulary and merges."""
+    """Files of the tokenizer: tokenizer.json, or vocabulary and merges."""
     for names in ((_WHOLE,), (_VOCABULARY, _MERGES)):
         files = tuple(folder / name for name in names)
         if all(file.is_file() for file in files):
@@ -143,11 +143,11 @@ def _clip(ids: dict[str, Any], vocabulary: Path, merges: Path) -> "tokenizers.To
 
 
 def _padding(folder: Path) -> str:
-    """The token that pads, which the file of the tokenizer itself need not name."""
+    """The padding token, which the tokenizer's own file need not name."""
     for name in _ABOUT:
-        found = read_object(folder / name).get("pad_token") if (folder / name).is_file() else None
+        padding = read_object(folder / name).get("pad_token") if (folder / name).is_file() else None
         # Either the token or all about it.
-        token = found.get("content") if isinstance(found, dict) else found
+        token = padding.get("content") if isinstance(padding, dict) else padding
         if isinstance(token, str):
             return token
     raise FileNotFoundError(f"{folder}: neither of {' and '.join(_ABOUT)} names a pad_token; copy them beside it")

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 
+from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.evaluation.features import Extractor
 from dit_video.evaluation.fvd import FVD, maker
 from dit_video.evaluation.i3d import I3DLogits
-from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
 from dit_video.tasks.evaluator import Evaluator
 from dit_video.tasks.media import Video
 from dit_video.tasks.task import GENERATE, RECONSTRUCT, VALIDATE, Task

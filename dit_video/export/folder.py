@@ -1,4 +1,4 @@
-"""The folder that an export is: there whole or not at all, and it says itself how it is loaded."""
+"""Export folder: written atomically, with a README on how to load it."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ _FILES = {
 
 @contextlib.contextmanager
 def fresh_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name when the block ends, and is removed when it fails.
+    """Temporary folder beside `out` that is renamed to it when the block ends, and removed when it fails.
 
     Raises FileExistsError where `out` holds something already.
     """
@@ -95,7 +95,7 @@ def _fenced(lines: list[str]) -> str:
 
 
 def _conventions(config: Mapping[str, Any], inputs: Sequence[Input]) -> list[str]:
-    """A line for each array that goes in or out."""
+    """README lines for each input and output array."""
     network, codec = config["network"], config["codec"]
     t, h, w, c = config["latent_shape"]
     T, H, W = config["clip_shape"]

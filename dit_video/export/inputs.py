@@ -1,4 +1,4 @@
-"""What an exported network is called with beside x_t and t: its arrays by name, random ones, and words for a README."""
+"""Condition inputs of an exported network: arrays by name, random examples, and their README text."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""Strangers' video files examined, decoded and written into a set of records."""
+"""Ingestion: untrusted video files are probed, decoded and written into a video set."""

@@ -1,4 +1,4 @@
-"""Strangers' files are decoded in processes of their own.
+"""Sandboxed decoding of untrusted video files in worker processes with limits on memory and time.
 
 What a hostile file can do to a decoder, crash it, keep it busy, take all memory (2.7 KB of mp4 whose tables claim
 80 million samples take 4.8 GB as soon as they are opened), happens to a process that has limits and no other work,
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dit_video.ingest.examine import Facts, probe, storable
+from dit_video.ingest.probe import Facts, probe, storable
 from dit_video.video.decode import NO_SPACE, VideoError
 
 # Frames of 8K, 17 in the decoder and 40 in the encoder, are 3 GB.
@@ -33,9 +33,9 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from dit_video.data import decod
 
 
 class DecodingProcesses:
-    """Processes that examine one file each at a time; safe to call from as many threads as there are processes."""
+    """Pool of decoding processes; safe to call from as many threads as there are processes."""
 
-    def __init__(self, processes: "queue.SimpleQueue[_Process]"):
+    def __init__(self, processes: "queue.SimpleQueue[_DecodingProcess]"):
         self._idle = processes
 
     def run(self, function: Callable[..., Facts], *arguments: Path | int | None) -> Facts:
@@ -56,14 +56,14 @@ class DecodingProcesses:
 def decoding_processes(
     count: int, *, max_bytes: int = MAX_PROCESS_BYTES, max_seconds: int = MAX_SECONDS
 ) -> Iterator[DecodingProcesses]:
-    """Processes ended with the block.
+    """Starts a pool of decoding processes that ends with the block.
 
     Args:
         max_bytes: of memory, of each.
         max_seconds: of processor time for a file, to which MAX_SECONDS_PER_MIB are added.
     """
-    processes = [_Process((max_bytes, max_seconds)) for _ in range(count)]
-    idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+    processes = [_DecodingProcess((max_bytes, max_seconds)) for _ in range(count)]
+    idle: queue.SimpleQueue[_DecodingProcess] = queue.SimpleQueue()
     for process in processes:
         idle.put(process)
     try:
@@ -73,8 +73,8 @@ def decoding_processes(
             process.end()
 
 
-class _Process:
-    """One process, started at its first file and again after one that took it."""
+class _DecodingProcess:
+    """A decoding process, restarted after a file that killed it."""
 
     def __init__(self, limits: tuple[int, int]):
         self._limits = limits
@@ -82,8 +82,8 @@ class _Process:
 
     def run(self, name: str, arguments: tuple[Path | int | None, ...]) -> Facts:
         process = self._started = self._started or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert process.stdin is not None, "Popen was called with stdin=PIPE"
+        assert process.stdout is not None, "Popen was called with stdout=PIPE"
         plain = [os.fspath(a) if isinstance(a, Path) else a for a in arguments]
         try:
             process.stdin.write(json.dumps([name, plain]) + "\n")
@@ -128,7 +128,7 @@ def _ending(code: int, max_seconds: int) -> str:
 
 
 def serve(max_bytes: int, max_seconds: int) -> None:
-    """What runs in the process: answers every line of standard input on standard output."""
+    """Main loop of a decoding process: answers every line of standard input on standard output."""
     resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
     # A library may print; what it prints is no answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A folder or tar of videos in any container and codec -> a video set (video_set.py).
+"""Ingestion of a folder or tar of videos, in any container and codec, into a video set (video_set.py).
 
 Three passes, each holding one file at a time per worker: list what is there; decode every file whole, which
 proves that it can be decoded and counts its frames, and bring it to H.264 mp4; write the records. A file that
@@ -18,9 +18,9 @@ from dit_video.data.record import Split
 from dit_video.data.video_set import Entry, Manifest, file_digest, new_directory, write_video_set
 from dit_video.ingest import labels as labelling
 from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
-from dit_video.ingest.examine import CRF, PRESET, storable
 from dit_video.ingest.labels import Description
-from dit_video.ingest.survey import Found, files, survey
+from dit_video.ingest.listing import SourceFile, files, list_files
+from dit_video.ingest.probe import CRF, PRESET, storable
 from dit_video.video.decode import VideoError
 
 # Called as (stage, done, of all).
@@ -81,17 +81,17 @@ def ingest(
     with new_directory(out) as directory:
         spool = directory / "spool"
         spool.mkdir()
-        found = survey(origins)
-        described, rows_without_file = _describe(found, rows, use_label=label is not None)
+        items = list_files(origins)
+        described, rows_without_file = _describe(items, rows, use_label=label is not None)
         if labels is not None:
             reason = f"no row in {Path(labels).name}"
-            found = [f if f.reason or f.key in described else replace(f, reason=reason) for f in found]
+            items = [f if f.reason or f.key in described else replace(f, reason=reason) for f in items]
         entries, paths = [], {}
-        for item, entry, path in _prepared(found, spool, max_size, num_workers or os.cpu_count() or 1):
+        for item, entry, path in _prepared(items, spool, max_size, num_workers or os.cpu_count() or 1):
             what = described.get(item.key, Description())
             entries.append(replace(entry, label=what.label, caption=what.caption))
             paths[item.key] = path
-            progress("reading", len(entries), len(found))
+            progress("reading", len(entries), len(items))
         named = {key: what.split for key, what in described.items() if what.split}
         manifest = _manifest(origins, entries, named, held_out_fraction, settings, rows_without_file)
         manifest = write_video_set(
@@ -113,7 +113,7 @@ def _manifest(
     settings: dict[str, Any],
     rows_without_file: list[str],
 ) -> Manifest:
-    """The account of what will be written: copies marked, splits assigned.
+    """Manifest of the video set to be written: duplicates marked, splits assigned.
 
     Raises:
         ValueError: nothing will be.
@@ -131,29 +131,29 @@ def _manifest(
 
 
 def _describe(
-    found: list[Found], rows: dict[str, Description] | None, *, use_label: bool
+    items: list[SourceFile], rows: dict[str, Description] | None, *, use_label: bool
 ) -> tuple[dict[str, Description], list[str]]:
-    """What is known of each file by its key, and the rows of the table that name no file."""
+    """Label, caption and split of each file by its key, and the rows of the table that name no file."""
     of_folder: dict[str, Description] = {}
-    for source in dict.fromkeys(item.source for item in found):
+    for source in dict.fromkeys(item.source for item in items):
         # Only files with a chance to be videos say what the folders mean.
-        keys = {item.name: item.key for item in found if item.source == source and not item.reason}
+        keys = {item.name: item.key for item in items if item.source == source and not item.reason}
         of_folder |= {keys[name]: what for name, what in labelling.from_folders(list(keys)).items()}
     if rows is None:
         return of_folder, []
-    of_row, rows_without_file = labelling.match([item.key for item in found if not item.reason], rows)
+    of_row, rows_without_file = labelling.match([item.key for item in items if not item.reason], rows)
     if not use_label:
         of_row = {key: replace(what, label=of_folder[key].label) for key, what in of_row.items()}
     return of_row, rows_without_file
 
 
 def _prepared(
-    found: list[Found], spool: Path, max_size: int | None, num_workers: int
-) -> Iterator[tuple[Found, Entry, Path]]:
+    items: list[SourceFile], spool: Path, max_size: int | None, num_workers: int
+) -> Iterator[tuple[SourceFile, Entry, Path]]:
     """Each file's entry and the path of its mp4, in order; `num_workers` files are in work at once."""
     with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
-        waiting: deque[tuple[Found, Future[tuple[Entry, Path]]]] = deque()
-        for number, (item, path) in enumerate(files(found, spool)):
+        waiting: deque[tuple[SourceFile, Future[tuple[Entry, Path]]]] = deque()
+        for number, (item, path) in enumerate(files(items, spool)):
             target = spool / f"{number}.mp4"
             waiting.append((item, pool.submit(_prepare, item, path, target, max_size, decoding)))
             if len(waiting) > num_workers:
@@ -164,7 +164,7 @@ def _prepared(
 
 
 def _prepare(
-    item: Found, path: Path, target: Path, max_size: int | None, decoding: DecodingProcesses
+    item: SourceFile, path: Path, target: Path, max_size: int | None, decoding: DecodingProcesses
 ) -> tuple[Entry, Path]:
     """Decodes a file whole; where it is not fit to be stored as it is, encodes it to `target`.
 
@@ -195,7 +195,7 @@ def _prepare(
 
 
 def _mark_duplicates(entries: list[Entry]) -> list[Entry]:
-    """Keeps the first of files with equal bytes.
+    """Deduplication: keeps the first of files with equal bytes.
 
     A copy on the other side of the split would be a held-out clip that was trained on.
     """
@@ -211,7 +211,7 @@ def _mark_duplicates(entries: list[Entry]) -> list[Entry]:
 
 
 def _assign_splits(entries: list[Entry], named: dict[str, Split], held_out_fraction: float) -> list[Entry]:
-    """The split a table or folder names; else by the file's digest, read as a number in [0, 1)."""
+    """Assigns splits: as a table or folder names, else by the file's digest as a number in [0, 1)."""
 
     def position(entry: Entry) -> float:
         return int(entry.sha256[:13], 16) / 16**13
@@ -232,12 +232,12 @@ def _assign_splits(entries: list[Entry], named: dict[str, Split], held_out_fract
 
 
 def nothing_usable(sources: Sequence[Path], entries: Sequence[Entry]) -> str:
-    """What was found instead of videos, in words for the person who gave `sources`."""
+    """Error message for sources without usable videos: which files there are and why they were skipped."""
     where = ", ".join(map(str, sources))
     if not entries:
         return f"{where}: empty; give a folder or tar of videos"
     reasons = Counter(entry.reason for entry in entries)
     kinds = Counter(PurePosixPath(entry.file).suffix or "no extension" for entry in entries)
-    found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
     why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
-    return f"{where}: no usable video among {len(entries)} files ({found}): {why}"
+    return f"{where}: no usable video among {len(entries)} files ({counted}): {why}"

@@ -1,4 +1,4 @@
-"""What a video is called: classes from sub-folders, or labels, captions and splits from a table.
+"""Labels, captions and splits of video files: classes from sub-folders, or columns of a CSV table.
 
 A table is any CSV or TSV with a header. Its key column names a file by its path within the source, with or
 without extension, or by its bare stem where that is unique.
@@ -26,7 +26,7 @@ _SPLIT_WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What is known of a file besides its pixels. `split` None: decided by the file's digest."""
+    """Label, caption and split of a file. `split` None: decided by the file's digest."""
 
     label: str | None = None
     caption: str = ""
@@ -34,12 +34,12 @@ class Description:
 
 
 def split_of(word: str) -> Split | None:
-    """The split a word names, in any case; None where it names none."""
+    """Parses the name of a split, in upper or lower case; None where it is none."""
     return _SPLIT_WORDS.get(word.strip().lower())
 
 
 def from_folders(names: Sequence[str]) -> dict[str, Description]:
-    """Sub-folders as classes.
+    """Class labels from sub-folders.
 
     Folders that all files share say nothing and are dropped. Then, where the folders left are all named after
     splits (train/, test/, val/), they are the split and the next folder is the class; otherwise the first
@@ -66,7 +66,7 @@ def from_folders(names: Sequence[str]) -> dict[str, Description]:
 def read_table(
     path: str | os.PathLike, *, key: str, label: str | None, caption: str | None, split: str | None
 ) -> dict[str, Description]:
-    """Rows of a CSV or TSV by their key.
+    """Reads the rows of a CSV or TSV by their key.
 
     Raises:
         FileNotFoundError: no such file.
@@ -107,12 +107,12 @@ def read_table(
 
 
 def match(names: Sequence[str], rows: Mapping[str, Description]) -> tuple[dict[str, Description], list[str]]:
-    """Files described by the rows that name them, and the keys of rows that name no file.
+    """Matches files with rows of a table: descriptions by file, and the keys of rows that name no file.
 
     Raises:
         ValueError: a row that names several files by their stem.
     """
-    found: dict[str, Description] = {}
+    described: dict[str, Description] = {}
     used: dict[str, str] = {}
     for name in names:
         path = PurePosixPath(name)
@@ -124,12 +124,12 @@ def match(names: Sequence[str], rows: Mapping[str, Description]) -> tuple[dict[s
                         "put paths within the source into the key column"
                     )
                 used[key] = name
-                found[name] = rows[key]
+                described[name] = rows[key]
                 break
-    return found, [key for key in rows if key not in used]
+    return described, [key for key in rows if key not in used]
 
 
 def class_names(labels: set[str]) -> tuple[str, ...]:
-    """Names in the order of their labels: by value where all are whole numbers, else alphabetical."""
+    """Class names in the order of their labels: by value where all are whole numbers, else alphabetical."""
     numeric = all(label.isdecimal() for label in labels)
     return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numeric else None))

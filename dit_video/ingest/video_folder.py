@@ -1,4 +1,4 @@
-"""Videos to judge, whoever made them: a video set, a folder of videos, or an array of decoded frames.
+"""Videos for evaluation from any program: a video set, a folder of videos, or an array of decoded frames.
 
 Nothing is re-encoded: what is judged are the pixels that the files themselves decode to (ingest.py may scale
 and encode anew). A folder is read where it lies: each file is probed once for its size, rate and number of
@@ -23,9 +23,9 @@ from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import VideoSet
 from dit_video.data.video_set import MANIFEST, Entry
 from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
-from dit_video.ingest.examine import probe
 from dit_video.ingest.ingest import Progress, nothing_usable
-from dit_video.ingest.survey import Found, survey
+from dit_video.ingest.listing import SourceFile, list_files
+from dit_video.ingest.probe import probe
 from dit_video.video.decode import VideoError
 
 _ARRAYS = (".npy", ".npz")
@@ -33,7 +33,7 @@ _ARRAYS = (".npy", ".npz")
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedVideos:
-    """Videos to judge and what identifies them.
+    """Opened videos for evaluation, with their identification.
 
     Attributes:
         examples: in a fixed order; `Record.video` is the file's own bytes, or decoded frames of an array.
@@ -104,7 +104,7 @@ def _opened(path: Path, kind: str, examples: Examples, entries: Sequence[Entry],
 
 
 class _Videos(Examples):
-    """Videos as entries describe them, without labels; `content` reads one when its turn comes."""
+    """Records of videos without labels; `content` reads one when it is requested."""
 
     def __init__(self, entries: list[Entry], content: Callable[[int], bytes | UInt8[np.ndarray, "T H W 3"]]):
         self._entries = entries
@@ -123,12 +123,12 @@ class _Videos(Examples):
 
 
 def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVideos:
-    found = survey([path])
+    items = list_files([path])
     entries = []
     with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
-        for entry in pool.map(lambda item: _probed(item, decoding), found):
+        for entry in pool.map(lambda item: _probed(item, decoding), items):
             entries.append(entry)
-            progress("probing", len(entries), len(found))
+            progress("probing", len(entries), len(items))
     videos = [entry for entry in entries if not entry.reason]
     if not videos:
         raise ValueError(nothing_usable([path], entries))
@@ -137,8 +137,8 @@ def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVide
     return _opened(path, "folder", examples, videos, skipped=skipped)
 
 
-def _probed(item: Found, decoding: DecodingProcesses) -> Entry:
-    """Frames, rate and size of a file, or why it will not be judged."""
+def _probed(item: SourceFile, decoding: DecodingProcesses) -> Entry:
+    """Probes a file: frames, rate and size, or the reason why it is left out."""
     entry = Entry(file=item.key, source=item.source.name, reason=item.reason)
     if item.reason:
         return entry
@@ -162,7 +162,7 @@ def _open_array(path: Path, fps: float) -> OpenedVideos:
 
 
 def _load(path: Path) -> np.ndarray:
-    """The array of a .npy, mapped into memory, or the only one of a .npz, read whole."""
+    """Loads the array of a .npy, memory-mapped, or the only one of a .npz, read whole."""
     try:
         if path.suffix.lower() == ".npy":
             return np.lib.format.open_memmap(path, mode="r")
@@ -172,11 +172,11 @@ def _load(path: Path) -> np.ndarray:
                 return archive[names[0]]
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: no readable array of numbers ({error}); save it with np.save") from error
-    raise ValueError(f"{path}: holds {len(names)} arrays ({', '.join(names)}); save the wanted one alone")
+    raise ValueError(f"{path}: holds {len(names)} arrays ({', '.join(names)}); save one of them alone")
 
 
 def _problem(videos: np.ndarray) -> str:
-    """Why an array is not uint8 [N T H W 3] in 0..255, and how to make it so; empty when it is."""
+    """Why an array is not uint8 [N T H W 3] in 0..255, with the remedy; empty when it is."""
     if videos.ndim != 5 or videos.shape[-1] != 3:
         remedy = ""
         if videos.ndim == 4 and videos.shape[-1] == 3:

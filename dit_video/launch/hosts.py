@@ -1,4 +1,4 @@
-"""How many hosts a target has and how many devices each: the slices of TPUs that can be had, nodes of GPUs."""
+"""Number of hosts of a target and of devices per host, for TPU slices and GPU nodes."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ _MAX_GPUS_PER_NODE = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """Machines of a target; each runs one process for all its devices.
+    """Hosts of a target; each runs one process for all its devices.
 
     Attributes:
         num_slices: groups that only a data-centre network joins; 1 for GPUs.
@@ -30,7 +30,7 @@ class Hosts:
 
 
 def hosts_of(target: Target) -> Hosts:
-    """Machines of a target of TPUs or GPUs.
+    """Hosts of a TPU or GPU target.
 
     Raises:
         ValueError: there is no such slice, with those that there are; or no such node.

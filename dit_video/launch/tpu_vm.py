@@ -1,4 +1,4 @@
-"""A job for TPU VMs: the script that asks for them, waits, and starts the command on every one."""
+"""Cloud TPU VM jobs: a script that creates a queued resource, waits for it, and starts the command on every VM."""
 
 import dataclasses
 import math
@@ -18,9 +18,9 @@ _POLL_SECONDS = 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TPUVM:
-    """A queued resource of TPU VMs, each of which runs the command for its chips.
+    """Queued resource of TPU VMs, each of which runs the command for its chips.
 
-    The VMs know their neighbours from their metadata, which JAX reads when it is told to. The command goes on when the
+    The VMs know their neighbours from their metadata, which JAX reads. The command goes on when the
     connection is closed; what it writes is in NAME.log on each VM, and its process id in NAME.pid.
 
     Attributes:
@@ -95,7 +95,7 @@ echo {shlex.quote(advice)}
         return [*asked, f"--node-count={self.target.num_slices}", f"--node-prefix={self.name}"]
 
     def _remote(self, command: Sequence[str]) -> str:
-        """For the shell of a VM. `exec` makes the process id that of the command."""
+        """Shell command for a VM. `exec` makes the process id that of the command."""
         run = f"exec env {COORDINATOR}={AUTO} nohup {shlex.join(command)}"
         body = f"{self.setup} && {run}" if self.setup else run
         return f"{{ {body}; }} > {self.name}.log 2>&1 < /dev/null & echo $! > {self.name}.pid"

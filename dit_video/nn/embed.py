@@ -1,4 +1,4 @@
-"""From latents to tokens and back, positions, and the embeddings that modulate a transformer block."""
+"""Timestep and class embeddings, from which the modulation of transformer blocks is made."""
 
 import math
 
@@ -11,13 +11,13 @@ from dit_video.distributed.sharding import constrain
 from dit_video.nn.linear import linear
 
 NUM_TIMESTEPS = 1000
-"""What a network is told of the noise level t in [0, 1] is the timestep NUM_TIMESTEPS * t, as others count levels."""
+"""The timestep that a network sees for the noise level t in [0, 1] is NUM_TIMESTEPS * t, as other libraries count."""
 
 
 def sinusoid(
     t: Float[Array, "B #t"], features: int, *, offset: int = 0, frequency_shift: int = 0
 ) -> Float[Array, "B #t F"]:
-    """Sinusoidal features of the noise level t in [0, 1], scaled to DiT's 0..1000 (Peebles and Xie, 2212.09748).
+    """Sinusoidal timestep features of the noise level t in [0, 1], scaled to DiT's 0..1000 (2212.09748).
 
     Args:
         offset: added to the timestep.
@@ -31,7 +31,7 @@ def sinusoid(
 
 
 class VectorEmbedding(nnx.Module):
-    """A vector for each clip or frame -> one of width D, a part of what modulates: linear, SiLU, linear."""
+    """MLP embedding of a vector for each clip or frame to width D: linear, SiLU, linear."""
 
     def __init__(self, features: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
@@ -43,7 +43,7 @@ class VectorEmbedding(nnx.Module):
 
 
 class TimeEmbedding(VectorEmbedding):
-    """Noise level -> vector of width D, one per clip or per frame: that of its sinusoid."""
+    """Timestep embedding: noise level -> vector of width D, per clip or per frame, from sinusoidal features."""
 
     num_frequencies = 256
 
@@ -60,7 +60,7 @@ class TimeEmbedding(VectorEmbedding):
 
 
 class LabelEmbedding(nnx.Module):
-    """Class label -> vector of width D; the row after the last class stands for "no label"."""
+    """Class-label embedding: label -> vector of width D; the row after the last class is the null label."""
 
     def __init__(self, num_classes: int, hidden_size: int, *, rngs: nnx.Rngs):
         init = nnx.with_metadata(nnx.initializers.normal(0.02), axes=("vocab", "embed"))

@@ -1,4 +1,4 @@
-"""The linear layer, with named axes for sharding."""
+"""Linear layer with logical axis names for sharding."""
 
 from flax import nnx
 from jax.typing import DTypeLike

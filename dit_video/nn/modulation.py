@@ -14,10 +14,10 @@ Modulation = list[Float[Array, "B #f D"]]
 
 
 class AdaLN(nnx.Module):
-    """Adaptive modulation: `num` vectors per block from the conditioning vector, zero at initialisation.
+    """Adaptive layer norm (adaLN-zero): `num` modulation vectors from the conditioning vector, zero at initialisation.
 
     With gates starting at zero every residual block is the identity (adaLN-zero, 2212.09748 section 3.2). The kernel
-    has an axis of its own for the `num` vectors, so that they are told apart without moving anything between devices.
+    has an axis of its own for the `num` vectors, so that they are separated without communication between devices.
     """
 
     def __init__(self, num: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -37,9 +37,9 @@ class AdaLN(nnx.Module):
 
 
 class ModulationOffset(nnx.Module):
-    """What one block adds to the modulation vectors that all blocks share; zero at initialisation.
+    """adaLN-single: a block's own offset to the modulation vectors that all blocks share; zero at initialisation.
 
-    This is adaLN-single (PixArt-alpha, 2310.00426, section 2.3). An AdaLN in every block holds 6 D^2 of its 18 D^2
+    From PixArt-alpha (2310.00426, section 2.3). An AdaLN in every block holds 6 D^2 of its 18 D^2
     parameters, at the usual width of the MLP.
     """
 
@@ -56,7 +56,7 @@ class ModulationOffset(nnx.Module):
 def with_frames(
     apply: Callable[..., Float[Array, "..."]], x: Float[Array, "B N D"], *vectors: Float[Array, "#B #f D"]
 ) -> Float[Array, "B N D"]:
-    """`apply`, elementwise, to tokens in the order of `patchify` and to vectors that clips have, or all their frames.
+    """Applies an elementwise function to tokens, in the order of `patchify`, and per-clip or per-frame vectors.
 
     Frames are an axis of their own meanwhile. Vectors of frames that were spread over tokens would be as large as the
     stream, and the backward pass would keep them.
@@ -71,10 +71,10 @@ def with_frames(
 def modulate(
     x: Float[Array, "B N D"], shift: Float[Array, "B #f D"], scale: Float[Array, "B #f D"]
 ) -> Float[Array, "B N D"]:
-    """x (1 + scale) + shift, by the vectors of each clip or of each frame."""
+    """Modulates: x (1 + scale) + shift, by the vectors of each clip or of each frame."""
     return with_frames(lambda x, shift, scale: x * (1 + scale) + shift, x, shift, scale)
 
 
 def gated(gate: Float[Array, "B #f D"], branch: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-    """gate * branch, by the vector of each clip or of each frame."""
+    """Gates a residual branch: gate * branch, by the vector of each clip or of each frame."""
     return with_frames(jnp.multiply, branch, gate)

@@ -1,4 +1,4 @@
-"""Patches: latents cut into tokens and put together again."""
+"""Patchify and unpatchify: latents to tokens and back."""
 
 from jaxtyping import Array, Float
 
@@ -6,7 +6,7 @@ PatchSize = tuple[int, int, int]
 
 
 def patchify(latents: Float[Array, "B t h w c"], patch_size: PatchSize) -> Float[Array, "B s f p"]:
-    """Cuts latents into patches of (frames, rows, columns).
+    """Patchify: cuts latents into patches of (frames, rows, columns).
 
     Returns `[B s f p]`: s = patches of one patch frame in row-major order, f = t / patch frames, and
     p = the patch's cells, ordered (frame, row, column, channel). Time stays an axis of its own, because
@@ -34,12 +34,12 @@ def unpatchify(
 
 
 def latent_shape(latents: Float[Array, "B t h w c"]) -> tuple[int, int, int]:
-    """(t, h, w)"""
+    """Shape (t, h, w) of latents."""
     return latents.shape[1], latents.shape[2], latents.shape[3]
 
 
 def to_tokens(latents: Float[Array, "B t h w c"], patch_size: PatchSize) -> Float[Array, "B N p"]:
-    """Patches in one row, in the order of `patchify`: a place with all its frames, then the next.
+    """Patches as one sequence of tokens, in the order of `patchify`: a place with all its frames, then the next.
 
     Devices have tokens on two axes of their own, of which the smaller would be padded.
     """

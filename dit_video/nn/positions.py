@@ -1,4 +1,4 @@
-"""Positions of tokens: rotary angles (RoPE) and sine-cosine tables."""
+"""Position embeddings: rotary (RoPE) and sine-cosine."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,9 +46,9 @@ def patch_angles(shape: tuple[int, int, int], patch_size: PatchSize, head_dim: i
 def sincos_positions(
     shape: tuple[int, int, int], patch_size: PatchSize, hidden_size: int, *, grid: int | None = None
 ) -> Float[Array, "N D"]:
-    """Fixed vectors for the place of each patch within its frame, in the order of `patchify` (2212.09748, appendix A).
+    """2-D sine-cosine position embedding of each patch within its frame, in `patchify` order (2212.09748, appendix A).
 
-    Nothing tells the frame.
+    It is the same for all frames.
 
     Args:
         shape: (t, h, w) of the latents.
@@ -64,7 +64,7 @@ def sincos_positions(
 def sincos_places(
     rows: Float[np.ndarray, "R"], columns: Float[np.ndarray, "C"], hidden_size: int
 ) -> Float[np.ndarray, "s D"]:
-    """The vectors of `sincos_axes` for all places of a grid, in row-major order: as files of weights hold them."""
+    """2-D sine-cosine table of a grid, in row-major order, as weight files store it."""
     of_rows, of_columns = sincos_axes(rows, columns, hidden_size)
     return (of_rows[:, None] + of_columns).reshape(-1, hidden_size)
 
@@ -72,7 +72,7 @@ def sincos_places(
 def sincos_axes(
     rows: Float[np.ndarray, "R"], columns: Float[np.ndarray, "C"], hidden_size: int
 ) -> tuple[Float[np.ndarray, "R D"], Float[np.ndarray, "C D"]]:
-    """Fixed vectors for positions of rows and for those of columns, of which a place has the sum.
+    """Sine-cosine vectors of rows and of columns, whose sum embeds a place.
 
     The first half of the features tells the column and the second the row; of each, the first half are sines and the
     second cosines of the same frequencies.
@@ -90,7 +90,7 @@ def sincos_axes(
 def at_patches(
     rows: Float[np.ndarray, "R D"], columns: Float[np.ndarray, "C D"], frames: Float[np.ndarray, "f D"]
 ) -> Float[Array, "N D"]:
-    """What each patch has of its row, its column and its frame, added up, in the order of `patchify`.
+    """Position embedding of each patch as the sum of its row's, column's and frame's vectors, in `patchify` order.
 
     Added up inside the program: the sum would be a constant of it as large as the stream of tokens of a clip.
     """
@@ -99,7 +99,7 @@ def at_patches(
 
 
 def rotate(x: Float[Array, "B N K d"], angles: Float[Array | np.ndarray, "N r"]) -> Float[Array, "B N K d"]:
-    """Rotates each plane (x[i], x[i + d/2]) of every head by its angle, in float32."""
+    """Applies rotary position embedding: rotates each plane (x[i], x[i + d/2]) of every head, in float32."""
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)

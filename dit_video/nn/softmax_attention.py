@@ -1,4 +1,4 @@
-"""Softmax attention over heads, by what is fastest on the devices at hand, whole or with tokens split over devices.
+"""Softmax attention with fused kernels (cuDNN, splash) and sequence parallelism (Ulysses, ring attention).
 
 The kind of device is that of the mesh at trace time, so a program that is compiled for accelerators that are not there
 contains their kernels: cuDNN's fused attention on GPUs, the Pallas kernel "splash" on TPUs, XLA elsewhere. The first
@@ -31,7 +31,7 @@ _LANES = 128
 
 
 class Kernel(enum.Enum):
-    """An implementation of attention on one device."""
+    """Attention kernel on one device."""
 
     XLA = enum.auto()
     CUDNN = enum.auto()
@@ -39,7 +39,7 @@ class Kernel(enum.Enum):
 
 
 def choose_kernel(on: str | None, dtype: DTypeLike, head_dim: int) -> Kernel:
-    """The kernel for devices of a platform; None is no mesh, where programs are only counted or tested."""
+    """Chooses the kernel for a platform; None means no mesh, where programs are only counted or tested."""
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     # cuDNN takes half precision and head sizes up to 128 in steps of 8, on every generation since Ampere.
     if on == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
@@ -48,7 +48,7 @@ def choose_kernel(on: str | None, dtype: DTypeLike, head_dim: int) -> Kernel:
 
 
 def self_attention(q: Heads, k: Heads, v: Heads) -> Heads:
-    """softmax(q k^T / sqrt(d)) v, every token with every token; tokens may be split over devices.
+    """Self-attention softmax(q k^T / sqrt(d)) v; tokens may be split over devices.
 
     Exact in value and gradient, however it is split.
     """
@@ -61,7 +61,7 @@ def self_attention(q: Heads, k: Heads, v: Heads) -> Heads:
 def cross_attention(
     q: Heads, k: Float[Array, "B L K d"], v: Float[Array, "B L K d"], num_keys: Int[Array, "B"] | None
 ) -> Heads:
-    """As `self_attention`, but over L other tokens, which are on every device: the first `num_keys`, at least one; None
+    """Cross-attention to L other tokens, which are on every device: the first `num_keys`, at least one; None
     stands for all.
     """
     kernel = choose_kernel(platform(), q.dtype, q.shape[-1])
@@ -93,7 +93,7 @@ def attend_local(
 
 
 def _cudnn(q: Heads, k: Array, v: Array, num_keys: Array | None) -> Heads:
-    """Pads tokens to even numbers: JAX refuses the backward pass of others."""
+    """cuDNN fused attention; tokens are padded to even numbers, since JAX refuses the backward pass of others."""
     num_queries, num_tokens = q.shape[1], k.shape[1]
     if num_keys is None and num_tokens % 2:
         num_keys = jnp.full(len(k), num_tokens, jnp.int32)
@@ -103,7 +103,7 @@ def _cudnn(q: Heads, k: Array, v: Array, num_keys: Array | None) -> Heads:
 
 
 def _splash(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: bool) -> Heads:
-    """Pads tokens to whole blocks, which a segment of their own keeps out of the softmax."""
+    """Splash attention on TPU; tokens are padded to whole blocks, which a segment of their own masks."""
     num_queries, num_tokens = q.shape[1], k.shape[1]
     (block_q, padded_q), (block_k, padded_k) = _blocks(num_queries), _blocks(num_tokens)
     q = _pad(q * q.shape[-1] ** -0.5, padded_q)
@@ -134,7 +134,7 @@ def _splash(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: boo
 
 
 def _blocks(num_tokens: int) -> tuple[int, int]:
-    """Size of a block, and the least number of tokens that is made of whole blocks."""
+    """Block size of splash attention, and the number of tokens padded to whole blocks."""
     lanes = -(-num_tokens // _LANES) * _LANES
     block = min(_SPLASH_BLOCK, lanes)
     return block, -(-num_tokens // block) * block
@@ -145,7 +145,7 @@ def _pad(x: Array, num_tokens: int) -> Array:
 
 
 def _across(axis: str, kernel: Kernel):
-    """Attention of tokens that are split over the devices along a mesh axis."""
+    """Sequence-parallel attention of tokens that are split over a mesh axis: Ulysses or ring."""
 
     def attend(q: Heads, k: Heads, v: Heads) -> Heads:
         if q.shape[2] % jax.lax.axis_size(axis) == 0:
@@ -156,7 +156,7 @@ def _across(axis: str, kernel: Kernel):
 
 
 def ulysses(q: Heads, k: Heads, v: Heads, axis: str, kernel: Kernel) -> Heads:
-    """Inside shard_map: all tokens of K / devices heads, attended to, and back to all heads of this device's tokens."""
+    """Ulysses sequence parallelism, inside shard_map: all-to-all to all tokens of some heads, attention, and back."""
     gather = functools.partial(jax.lax.all_to_all, axis_name=axis, split_axis=2, concat_axis=1, tiled=True)
     out = attend_local(gather(q), gather(k), gather(v), kernel=kernel)
     return jax.lax.all_to_all(out, axis, split_axis=1, concat_axis=2, tiled=True)
@@ -164,7 +164,7 @@ def ulysses(q: Heads, k: Heads, v: Heads, axis: str, kernel: Kernel) -> Heads:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def ring(q: Heads, k: Heads, v: Heads, axis: str) -> Heads:
-    """Inside shard_map: attention of this device's queries with the keys of all devices along `axis`.
+    """Ring attention, inside shard_map: this device's queries with the keys of all devices along `axis`.
 
     Keys and values of one device at a time: the logits are [B K N/n N/n] for n devices. The backward pass sends the
     ring round again, with the gradients of keys and values travelling along, so that nothing but the result and its
@@ -195,8 +195,8 @@ def _ring_forward(q: Heads, k: Heads, v: Heads, axis: str):
     return out, (q, k, v, out, peak + jnp.log(weight))
 
 
-def _ring_backward(axis: str, kept, d_out: Heads):
-    q, k, v, out, logsumexp = kept
+def _ring_backward(axis: str, residuals, d_out: Heads):
+    q, k, v, out, logsumexp = residuals
     # The softmax's own term: the gradient with respect to the logits is p (dp - delta).
     delta = _sum("bqhd,bqhd->bhq", d_out, out)
 

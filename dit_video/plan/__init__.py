@@ -1,1 +1,1 @@
-"""What a train step would take on devices that are not there: memory, collectives, time, cost."""
+"""Planning: memory, collectives, time and cost of a train step on accelerators that need not exist here."""

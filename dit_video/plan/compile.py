@@ -1,7 +1,7 @@
-"""What an experiment would need and do on accelerators that are not there: its real train step, compiled for them.
+"""Ahead-of-time compilation of an experiment's real train step for other accelerators: memory, collectives, roofline.
 
-Memory, shapes and collectives are those of the compiled program. Time is a roofline: what the step takes at least,
-by arithmetic, by memory and by what devices send each other, each at the peak of its data sheet and all at once. A real
+Memory, shapes and collectives are those of the compiled program. Time is a roofline: the least time of the
+step by arithmetic, memory and communication, each at the peak of its data sheet and fully overlapped. A real
 step takes longer. Targets `cpu:N` are compiled for fake devices: shardings, bytes of state and collectives are those of
 the experiment, temporaries are the CPU compiler's, and there is no roofline.
 """
@@ -23,7 +23,7 @@ from dit_video.distributed.targets import Target
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
-from dit_video.plan.roofline import Bound, Work, roofline
+from dit_video.plan.roofline import Bound, StepCosts, roofline
 from dit_video.run import workload
 from dit_video.run.checks import check_fields, check_mesh
 from dit_video.run.open import program_of
@@ -31,8 +31,8 @@ from dit_video.training.flops import count_flops
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One part of what stays in a device's memory between steps.
+class MemoryPart:
+    """Part of a device's memory between steps: parameters, EMA, optimizer state, frozen parts or batch.
 
     Attributes:
         bytes: on one device.
@@ -46,7 +46,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device.
+    """Memory of a train step on one device, in bytes.
 
     Attributes:
         padding: what the parts take beyond their numbers, because tiles are filled up.
@@ -56,7 +56,7 @@ class Memory:
         host: of its host's memory, for what is kept there until it is needed.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
     padding: int
     temporaries: int
     peak: int
@@ -69,13 +69,13 @@ class Memory:
 
     @property
     def excess(self) -> int:
-        """By how much it does not fit; 0 where it does, or where no limit is known."""
+        """Bytes by which the peak exceeds the device; 0 where it fits, or no limit is known."""
         return max(0, self.peak - self.hbm) if self.hbm is not None else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `plan` found.
+    """Result of `plan`: memory, collectives, FLOPs and roofline of a compiled train step.
 
     Attributes:
         traffic: None where the program could not be compiled, because it does not fit.
@@ -103,29 +103,29 @@ class Plan:
 
     @property
     def binding(self) -> Bound | None:
-        """The bound that is reached first: its time is the best case of a step."""
+        """The binding bound of the roofline: the largest time, the best case of a step."""
         return max(self.bounds, key=lambda bound: bound.seconds, default=None)
 
     @property
     def seconds_in_turn(self) -> float:
-        """Of a step that overlaps nothing: one kind of work after the other, each still at its peak."""
+        """Seconds of a step without overlap: the bounds one after the other."""
         return sum(bound.seconds for bound in self.bounds)
 
     @property
     def mfu(self) -> float | None:
-        """The part of a step in the best case that is arithmetic of the model: no run has a higher MFU."""
+        """Model FLOPs utilisation in the best case, an upper bound."""
         if self.binding is None:
             return None
         useful = self.flops / (self.flops + self.recomputed_flops)
         return useful * self.bounds[0].seconds / self.binding.seconds
 
     def device_hours(self) -> float | None:
-        """Of the whole run in the best case, evaluations and pauses not counted."""
+        """Device hours of the whole run in the best case, without evaluations and pauses."""
         return None if self.binding is None else self.binding.seconds * self.num_steps * self.num_devices / 3600
 
 
 def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) -> Plan:
-    """Compiles the train step of `experiment` for `target` and says what it takes; nothing is trained or read.
+    """Compiles the train step of `experiment` for `target` and measures it; nothing is trained or read.
 
     Args:
         dump: folder for XLA's own account of the program: its text before and after, buffers, memory over time.
@@ -157,11 +157,11 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
         memory, traffic, bounds = compiled, None, ()
     else:
         stats, text = compiled.memory_analysis(), compiled.as_text()
-        assert stats is not None, "the compilers of CPU, GPU and TPU say this"
-        assert text is not None, "and this"
+        assert stats is not None, "XLA's compilers for CPU, GPU and TPU all provide memory statistics"
+        assert text is not None, "XLA's compilers for CPU, GPU and TPU all provide the program's text"
         memory = _measured(stats, parts, kind.platform, target.memory)
         traffic = read_traffic(text, mesh.shape, [domain(device) for device in mesh.devices.flat])
-        done = Work(
+        done = StepCosts(
             flops=work.flops / mesh.size,
             recomputed_flops=recomputed / mesh.size,
             memory_bytes=stats.argument_size_in_bytes + stats.output_size_in_bytes,
@@ -186,12 +186,12 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
 
 
 def domain(device: jax.Device) -> int:
-    """Which slice (TPU) or node (GPU) a device is in: inside, links join devices; between them, a network does."""
+    """Slice (TPU) or node (GPU) of a device: fast links join devices inside, a data-centre network between them."""
     return device.process_index if device.platform == "gpu" else getattr(device, "slice_index", None) or 0
 
 
 def recomputed_flops(experiment: Experiment) -> int:
-    """FLOPs of one step that the experiment's `remat` adds, all devices together.
+    """FLOPs that rematerialisation (`remat`) adds to one step, all devices together.
 
     The optimizer's own arithmetic is in no count: it grows with parameters, not with tokens.
     """
@@ -231,22 +231,22 @@ _TOO_LARGE = (
 
 
 def _compile(
-    lowered: jax.stages.Lowered, parts: tuple[Part, ...], options: Mapping[str, bool | str]
+    lowered: jax.stages.Lowered, parts: tuple[MemoryPart, ...], options: Mapping[str, bool | str]
 ) -> jax.stages.Compiled | Memory:
-    """The compiled step, or what a compiler says that gave up because it does not fit."""
+    """Compiles the step; or the memory that the compiler reports where it fails because the step does not fit."""
     try:
         return lowered.compile(compiler_options=dict(options))
     except jax.errors.JaxRuntimeError as error:
         return refused(error, parts)
 
 
-def refused(error: jax.errors.JaxRuntimeError, parts: tuple[Part, ...]) -> Memory:
-    """Memory as a compiler says it that gave up because the program does not fit; any other `error` is raised."""
+def refused(error: jax.errors.JaxRuntimeError, parts: tuple[MemoryPart, ...]) -> Memory:
+    """Parses memory from a compiler's out-of-memory error; any other `error` is raised."""
     early, late = (re.search(pattern, str(error)) for pattern in _TOO_LARGE)
-    held = sum(part.bytes for part in parts)
-    if found := early or late:
-        used, limit = (round(float(found[name]) * GIB) for name in ("used", "limit"))
-        return Memory(parts, 0, used if early else used - held, used + held if early else used, limit)
+    state_bytes = sum(part.bytes for part in parts)
+    if refusal := early or late:
+        used, limit = (round(float(refusal[name]) * GIB) for name in ("used", "limit"))
+        return Memory(parts, 0, used if early else used - state_bytes, used + state_bytes if early else used, limit)
     raise error
 
 
@@ -254,21 +254,21 @@ def _sharded(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def _part(name: str, tree: Any) -> Part:
+def _part(name: str, tree: Any) -> MemoryPart:
     total = whole = 0
     for leaf in jax.tree.leaves(tree):
         size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         total += size
         whole += size if leaf.sharding.is_fully_replicated and leaf.sharding.num_devices > 1 else 0
-    return Part(name, total, whole)
+    return MemoryPart(name, total, whole)
 
 
-def _measured(stats: Any, parts: tuple[Part, ...], platform: str, hbm: int | None) -> Memory:
-    """Memory as the compiler counts it; donated state is overwritten in place and counts once."""
-    held = stats.argument_size_in_bytes
-    allocated = held + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+def _measured(stats: Any, parts: tuple[MemoryPart, ...], platform: str, hbm: int | None) -> Memory:
+    """Memory from the compiler's statistics; donated state is overwritten in place and counts once."""
+    arguments = stats.argument_size_in_bytes
+    allocated = arguments + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
     # What a TPU's compiler calls the peak is what lives at one time, packed without gaps. Elsewhere all temporaries are
     # one block, taken whole for a step; the CPU compiler's peak leaves them out.
     peak = stats.peak_memory_in_bytes if platform == "tpu" else allocated
-    padding = held - sum(part.bytes for part in parts)
-    return Memory(parts, padding, peak - held, peak, hbm, stats.host_temp_size_in_bytes)
+    padding = arguments - sum(part.bytes for part in parts)
+    return Memory(parts, padding, peak - arguments, peak, hbm, stats.host_temp_size_in_bytes)

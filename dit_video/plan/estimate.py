@@ -1,6 +1,7 @@
-"""Memory and time of ways to run an experiment, in closed form: rough, but for thousands of ways at once.
+"""Closed-form estimates of memory and step time for meshes, rematerialisation and gradient accumulation.
 
-Compiled plans correct the estimates: what an optimizer keeps, and by which factor temporaries were misjudged.
+Rough, but fast for thousands of candidates. Compiled plans correct the estimates: the size of the optimizer state,
+and the factor by which temporaries were misjudged.
 """
 
 import copy
@@ -17,7 +18,7 @@ from dit_video.dit.network import NetworkConfig, Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
 from dit_video.plan.compile import Plan, gradient_flops
-from dit_video.plan.roofline import Work, roofline
+from dit_video.plan.roofline import StepCosts, roofline
 from dit_video.run import workload
 
 Sizes = tuple[int, int, int, int]
@@ -36,7 +37,7 @@ _COMPUTE_BYTES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to run an experiment; none changes what is computed.
+    """Candidate configuration (remat, gradient accumulation, mesh); none changes what is computed.
 
     Attributes:
         remat: None for a network that has no such choice.
@@ -48,7 +49,7 @@ class Candidate:
     mesh: Sizes
 
     def overrides(self, experiment: Experiment) -> tuple[str, ...]:
-        """What to change of `experiment`, as words of the command line."""
+        """Changes of `experiment`, as command-line overrides."""
         try:
             # On as many devices: an axis that is -1 stays so where it comes out right.
             there = experiment.mesh.resolve(math.prod(self.mesh))
@@ -64,7 +65,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What one device takes.
+    """Estimated memory and time of one device.
 
     Attributes:
         memory: bytes at the peak.
@@ -84,48 +85,48 @@ class Estimator:
     """Estimates for `experiment` on `target`, whose chip must be known."""
 
     def __init__(self, experiment: Experiment, target: Target):
-        assert target.chip is not None, "there is no roofline without a chip"
+        assert target.chip is not None, f"{target.name}: estimates need a known chip"
         self.experiment, self.target, self._chip = experiment, target, target.chip
         self._definition = define(experiment.task.init)
         self._work = workload.measure_work(experiment)
         self._recomputed = _recomputed(experiment)
         # Parameters, their average and two moments, until a plan says what there is.
-        self._copies, self._held = 4.0, 0
+        self._copies, self._fixed_bytes = 4.0, 0
         # What temporaries of a policy were over what they were estimated to be.
-        self._found: dict[Remat | None, float] = {}
+        self._factors: dict[Remat | None, float] = {}
 
     def on(self, target: Target) -> "Estimator":
-        """The same, with what was learned, for other devices."""
-        assert target.chip is not None, "there is no roofline without a chip"
+        """A copy for other devices, with the corrections learned."""
+        assert target.chip is not None, f"{target.name}: estimates need a known chip"
         other = copy.copy(self)
         other.target, other._chip = target, target.chip
         return other
 
     def current(self) -> Candidate:
-        """The experiment as it is."""
+        """The candidate that the experiment itself is."""
         data, fsdp, context, tensor = self.experiment.mesh.resolve(self.target.num_devices)
         return Candidate(remat_of(self.experiment), self.experiment.num_microbatches, (data, fsdp, context, tensor))
 
     def candidates(self) -> list[Candidate]:
-        """Every way that divides rows, tokens and parameters evenly."""
-        found = []
+        """All candidates that divide rows, tokens and parameters evenly."""
+        candidates = []
         for mesh in self._meshes():
             if self._params(mesh) is None:
                 continue
             parts = [1, *doublings(1, self.experiment.data.batch_size // (mesh[0] * mesh[1]))]
-            found += [Candidate(remat, n, mesh) for remat, n in itertools.product(self._recomputed, parts)]
-        return found
+            candidates += [Candidate(remat, n, mesh) for remat, n in itertools.product(self._recomputed, parts)]
+        return candidates
 
     def divides(self, candidate: Candidate) -> bool:
-        """Whether its mesh divides the parameters."""
+        """Whether a candidate's mesh divides the parameters."""
         return self._params(candidate.mesh) is not None
 
-    def learn(self, candidate: Candidate, found: Plan) -> None:
-        """Corrects the estimates by a plan of `candidate`, on this target or another."""
-        sizes = {part.name: part.bytes for part in found.memory.parts}
-        self._held = sizes["frozen parts"] + sizes["batch"] + found.memory.padding
+    def learn(self, candidate: Candidate, compiled: Plan) -> None:
+        """Corrects the estimates by a compiled plan of `candidate`, on this target or another."""
+        sizes = {part.name: part.bytes for part in compiled.memory.parts}
+        self._fixed_bytes = sizes["frozen parts"] + sizes["batch"] + compiled.memory.padding
         self._copies = (sum(sizes.values()) - sizes["frozen parts"] - sizes["batch"]) / sizes["parameters"]
-        self._found[candidate.remat] = found.memory.temporaries / self._temporaries(candidate, sizes["parameters"])
+        self._factors[candidate.remat] = compiled.memory.temporaries / self._temporaries(candidate, sizes["parameters"])
 
     def estimate(self, candidate: Candidate) -> Estimate:
         """Memory and time of a candidate.
@@ -136,12 +137,12 @@ class Estimator:
         params = self._params(candidate.mesh)
         if params is None:
             raise ValueError(f"{candidate.mesh}: does not divide the parameters")
-        known = list(self._found.values())
-        factor = self._found.get(candidate.remat, sum(known) / len(known) if known else 1.0)
+        known = list(self._factors.values())
+        factor = self._factors.get(candidate.remat, sum(known) / len(known) if known else 1.0)
         temporaries = factor * self._temporaries(candidate, params)
-        state = params * self._copies + self._held
+        state = params * self._copies + self._fixed_bytes
         inner, outer = self._traffic(candidate, params)
-        work = Work(
+        work = StepCosts(
             flops=self._work.flops / self.target.num_devices,
             recomputed_flops=self._recomputed[candidate.remat] / self.target.num_devices,
             memory_bytes=2 * state,
@@ -155,7 +156,7 @@ class Estimator:
         )
 
     def _temporaries(self, candidate: Candidate, params: int) -> float:
-        """Gradients, the parameters of two layers gathered, and what the backward pass finds."""
+        """Bytes of temporaries: gradients, two layers of gathered parameters, and saved activations."""
         data, fsdp, context, tensor = candidate.mesh
         gradients = params * (2 if candidate.num_microbatches > 1 else 1)
         rows = self.experiment.data.batch_size / (data * fsdp * candidate.num_microbatches)
@@ -164,14 +165,14 @@ class Estimator:
             # Feature maps of the first layers, which are the largest, a few of them.
             clips = self.experiment.data.clips
             return gradients + rows * clips.num_frames * math.prod(clips.size) * 4 * 64
-        assert candidate.remat is not None, "a DiT has the choice"
+        assert candidate.remat is not None, "candidates of a denoiser have a rematerialisation policy"
         row = self._tokens * rows / context * network.hidden_size * _COMPUTE_BYTES
         (whole, split), (working, working_split) = _KEPT[candidate.remat], _KEPT[Remat.NOTHING_RECOMPUTED]
-        kept = network.depth * (whole + split / tensor) + working + working_split / tensor
-        return gradients + 2 * params * fsdp * context / network.depth + row * kept
+        saved = network.depth * (whole + split / tensor) + working + working_split / tensor
+        return gradients + 2 * params * fsdp * context / network.depth + row * saved
 
     def _traffic(self, candidate: Candidate, params: int) -> tuple[int | float, int | float]:
-        """Bytes a device receives in a step from its own slice or node, and from others."""
+        """Bytes that a device receives in a step from its own slice or node, and from others."""
         data, fsdp, context, tensor = candidate.mesh
         ways = fsdp * context
         # Parameters are gathered for the forward and for the backward pass, gradients scattered, of each part.
@@ -211,11 +212,11 @@ class Estimator:
 
     @property
     def _tokens(self) -> int:
-        """Of one clip."""
+        """Tokens of one clip."""
         return (self._work.tokens or 0) // self._work.clips
 
     def _meshes(self) -> Iterator[Sizes]:
-        """Every split of the devices that rows and tokens divide over."""
+        """All mesh shapes that rows and tokens divide over."""
         rows, total = self.experiment.data.batch_size, self.target.num_devices
         splits = _network(self.experiment) is not None
         for context, tensor in itertools.product(_divisors(total), repeat=2):
@@ -245,7 +246,7 @@ class Estimator:
 
 
 def remat_of(experiment: Experiment) -> Remat | None:
-    """The policy of an experiment's network; None where it has none."""
+    """Rematerialisation policy of an experiment's network; None where it has none."""
     network = _network(experiment)
     return None if network is None else network.remat
 
@@ -255,31 +256,31 @@ def _network(experiment: Experiment) -> NetworkConfig | None:
 
 
 def _recomputed(experiment: Experiment) -> dict[Remat | None, int]:
-    """By policy, the FLOPs of a step that are computed twice."""
+    """Recomputed FLOPs of a step by rematerialisation policy."""
     if _network(experiment) is None:
         return {None: 0}
-    kept, dots, full = (
+    no_remat, dots, full = (
         gradient_flops(experiment, remat) for remat in (Remat.NOTHING_RECOMPUTED, Remat.DOTS, Remat.FULL)
     )
     return {
         Remat.NOTHING_RECOMPUTED: 0,
-        Remat.DOTS: dots - kept,
-        Remat.FULL: full - kept,
-        Remat.OFFLOAD: full - kept,
+        Remat.DOTS: dots - no_remat,
+        Remat.FULL: full - no_remat,
+        Remat.OFFLOAD: full - no_remat,
     }
 
 
 def _gathered(whole: int | float, size: int, times: int, domain: int) -> tuple[float, float]:
-    """Bytes from inside and outside its domain that a device receives, at least, if `size` devices gather `whole`."""
+    """All-gather of `whole` over `size` devices: least bytes received from inside and outside a device's domain."""
     num_domains = size // min(size, max(1, domain))
     part = times * whole / size
     return part * (size - num_domains), part * (num_domains - 1)
 
 
 def doublings(number: int, whole: int) -> list[int]:
-    """Twice, four times, ... `number`, as long as it divides `whole`."""
-    found = itertools.takewhile(lambda n: whole % n == 0, (number * 2**k for k in itertools.count(1)))
-    return list(found)
+    """Doublings of `number` (2x, 4x, ...) that divide `whole`."""
+    multiples = itertools.takewhile(lambda n: whole % n == 0, (number * 2**k for k in itertools.count(1)))
+    return list(multiples)
 
 
 def _divisors(number: int) -> list[int]:

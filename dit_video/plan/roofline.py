@@ -1,4 +1,4 @@
-"""The least time that a training step takes: each kind of work at the peak of a data sheet, all at once."""
+"""Roofline model: the least time of a train step, with compute, memory and communication at peak and overlapped."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from dit_video.distributed.hardware import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A time that no step goes below, and what that supposes."""
+    """Lower bound on the time of a step, and its assumptions."""
 
     name: str
     seconds: float
@@ -15,8 +15,8 @@ class Bound:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one device does in a step.
+class StepCosts:
+    """FLOPs and bytes of one device in a train step.
 
     Attributes:
         flops: model FLOPs, by which MFU is defined.
@@ -33,8 +33,8 @@ class Work:
     outer_bytes: int | float
 
 
-def roofline(chip: Chip, work: Work) -> tuple[Bound, ...]:
-    """The bounds of a step, arithmetic first; the largest binds."""
+def roofline(chip: Chip, work: StepCosts) -> tuple[Bound, ...]:
+    """Lower bounds on the time of a step, compute first; the largest binds."""
     again = "nothing computed twice"
     if work.recomputed_flops:
         again = f"{work.recomputed_flops / work.flops:.0%} more for what is computed twice"

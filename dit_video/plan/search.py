@@ -1,4 +1,4 @@
-"""Other ways to run an experiment on a target: which of them fits, and which is fastest.
+"""Search over meshes, rematerialisation and gradient accumulation for the fastest configuration that fits a target.
 
 A compilation takes seconds to minutes, so all ways are put in order by an estimate and only the first are compiled.
 """
@@ -27,7 +27,7 @@ _GPU_MEMORY_AT_MOST = 0.9
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A way to run an experiment that was compiled.
+    """A candidate configuration that was compiled.
 
     Attributes:
         overrides: none for the experiment as it is given.
@@ -41,13 +41,13 @@ class Trial:
 
 
 def fastest(trials: Sequence[Trial]) -> Trial | None:
-    """The fastest in the best case that fits, of equals that with the least to overlap; None where none fits."""
+    """The fastest trial that fits, in the best case; among equals the one with the least to overlap, if any."""
     fitting = [(one.plan, one) for one in trials if one.plan is not None and one.plan.memory.fits]
     return min(fitting, key=lambda pair: (_seconds(pair[1]), pair[0].seconds_in_turn), default=(None, None))[1]
 
 
 def search(experiment: Experiment, target: Target, *, limit: int) -> Iterator[Trial]:
-    """Compiles at most `limit` ways, the experiment as it is given first; ends early where no faster one is left.
+    """Compiles at most `limit` candidates, the experiment itself first; ends early where no faster one is left.
 
     The ways are remat x accumulation x mesh: none changes what is computed.
 
@@ -61,24 +61,24 @@ def search(experiment: Experiment, target: Target, *, limit: int) -> Iterator[Tr
     estimator = Estimator(experiment, target)
     trials: dict[Candidate, Trial] = {}
     candidate: Candidate | None = estimator.current()
-    compiled = 0
-    while candidate is not None and compiled < limit and len(trials) < _TRIES * limit:
+    num_compiled = 0
+    while candidate is not None and num_compiled < limit and len(trials) < _TRIES * limit:
         words = candidate.overrides(experiment) if trials else ()
         try:
-            found = plan(override(experiment, words), target)
+            compiled = plan(override(experiment, words), target)
         except ValueError as error:
             trials[candidate] = Trial(words, None, str(error))
         else:
-            compiled += 1
-            estimator.learn(candidate, found)
-            trials[candidate] = Trial(words, found)
+            num_compiled += 1
+            estimator.learn(candidate, compiled)
+            trials[candidate] = Trial(words, compiled)
         yield trials[candidate]
         left = [estimator.estimate(other) for other in estimator.candidates() if other not in trials]
         candidate = _next(left, target.memory, fastest(list(trials.values())))
 
 
 def _next(left: Sequence[Estimate], memory: int, best: Trial | None) -> Candidate | None:
-    """The fastest way that should fit, if it should be faster than the best so far."""
+    """Next candidate to compile: the fastest by estimate that should fit, if it should beat the best so far."""
     fitting = [one for one in left if one.memory <= memory]
     if best is not None:
         fitting = [one for one in fitting if one.seconds < _WORTH_COMPILING * _seconds(best)]
@@ -89,19 +89,19 @@ def _next(left: Sequence[Estimate], memory: int, best: Trial | None) -> Candidat
 
 
 def _by_time(one: Estimate) -> tuple[float, float, int, float]:
-    """Where arithmetic binds, what sends least hides it best."""
+    """Sort key: time, then bytes sent, which are hidden best where compute binds."""
     return one.seconds, one.exchange, one.candidate.num_microbatches, one.memory
 
 
 def _seconds(trial: Trial) -> float:
-    assert trial.plan is not None, "it fits"
-    assert trial.plan.binding is not None, "its chip is known"
+    assert trial.plan is not None, "only trials that fit are compared, and these have a plan"
+    assert trial.plan.binding is not None, "`search` refuses targets without a known chip"
     return trial.plan.binding.seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """One change that lowers the peak of a plan that does not fit.
+    """A single change that lowers the peak memory of a plan that does not fit.
 
     Attributes:
         words: what to give on the command line, or set in the environment.
@@ -115,27 +115,29 @@ class Remedy:
     fits: bool | None = None
 
 
-def remedies(experiment: Experiment, target: Target, found: Plan, *, limit: int) -> Iterator[Remedy]:
-    """Single changes to a plan that does not fit, those that cost least first; compiled until one fits.
+def remedies(experiment: Experiment, target: Target, compiled: Plan, *, limit: int) -> Iterator[Remedy]:
+    """Suggests single changes that lower peak memory, those that cost least first; compiled until one fits.
 
     At most `limit` are compiled, and none that an estimate rules out.
     """
-    chip, limit_bytes = target.chip, found.memory.hbm
-    assert chip is not None, "a limit is a chip's"
-    assert limit_bytes is not None, "what has no limit exceeds none"
-    fitted, compiled = False, 0
-    if target.family in GPUS and found.memory.peak <= _GPU_MEMORY_AT_MOST * chip.hbm:
+    chip, limit_bytes = target.chip, compiled.memory.hbm
+    assert chip is not None, f"{target.name}: memory is exceeded only on a known chip"
+    assert limit_bytes is not None, "a plan that does not fit has a memory limit"
+    fitted, num_compiled = False, 0
+    if target.family in GPUS and compiled.memory.peak <= _GPU_MEMORY_AT_MOST * chip.hbm:
         fitted = True
         words = (f"{GPU_MEMORY_VARIABLE}={_GPU_MEMORY_AT_MOST}",)
-        yield Remedy(words, "JAX may take more of a GPU's memory; set it where the run starts", found.memory.peak, True)
+        yield Remedy(
+            words, "JAX may take more of a GPU's memory; set it where the run starts", compiled.memory.peak, True
+        )
     estimator = Estimator(experiment, target)
-    estimator.learn(estimator.current(), found)
-    for change, reason, on in [*_changes(estimator, found.memory), *_larger(estimator)]:
+    estimator.learn(estimator.current(), compiled)
+    for change, reason, on in [*_changes(estimator, compiled.memory), *_larger(estimator)]:
         words = change.overrides(experiment)
         where = () if on is estimator else (f"--target={on.target.name}",)
         remedy = Remedy((*where, *words), reason)
-        if not fitted and compiled < limit and on.estimate(change).memory < _WORTH_TRYING * limit_bytes:
-            compiled += 1
+        if not fitted and num_compiled < limit and on.estimate(change).memory < _WORTH_TRYING * limit_bytes:
+            num_compiled += 1
             tried = plan(override(experiment, words), on.target).memory
             remedy = dataclasses.replace(remedy, peak=tried.peak, fits=tried.fits)
             fitted = tried.fits
@@ -143,7 +145,7 @@ def remedies(experiment: Experiment, target: Target, found: Plan, *, limit: int)
 
 
 def _changes(estimator: Estimator, memory: Memory) -> list[tuple[Candidate, str, Estimator]]:
-    """Single changes of the experiment, and why each helps."""
+    """Single changes of the experiment, with the reason why each helps."""
     current, slices, limit_bytes = estimator.current(), estimator.target.num_slices, memory.hbm or 0
     data, fsdp, context, tensor = current.mesh
     changes = []
@@ -169,7 +171,7 @@ def _changes(estimator: Estimator, memory: Memory) -> list[tuple[Candidate, str,
 
 
 def _larger(estimator: Estimator) -> Iterator[tuple[Candidate, str, Estimator]]:
-    """The smallest larger target on which the experiment should fit with another mesh and nothing else changed."""
+    """The smallest larger target on which the experiment should fit with another mesh alone."""
     current, size = estimator.current(), estimator.target.num_devices
     while (target := estimator.target.doubled()) is not None and target.num_devices <= _LARGEST_TARGET * size:
         estimator = estimator.on(target)

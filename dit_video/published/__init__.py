@@ -1,1 +1,1 @@
-"""Networks as others publish them: families, their names of weights, their schedulers."""
+"""Published models (DiT, SD3, Wan, Latte, VAEs): recognition, parameter names, configs and schedulers."""

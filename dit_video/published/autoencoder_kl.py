@@ -41,7 +41,7 @@ _RESAMPLE = {"encoder": "downsamplers.0", "decoder": "upsamplers.0"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderKLFamily(VAEFamily):
-    """A VAE of pictures."""
+    """Published `AutoencoderKL`: a VAE of images."""
 
     diffusers_class: ClassVar[str] = "AutoencoderKL"
     config_type: ClassVar[type[AutoencoderKLConfig]] = AutoencoderKLConfig

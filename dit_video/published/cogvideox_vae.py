@@ -43,7 +43,7 @@ _RESAMPLE = {"encoder": "downsamplers.0.conv", "decoder": "upsamplers.0.conv"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CogVideoXVAEFamily(VAEFamily):
-    """A causal VAE of video, with norms over frames."""
+    """Published CogVideoX VAE: causal in time, with norms over frames."""
 
     diffusers_class: ClassVar[str] = "AutoencoderKLCogVideoX"
     config_type: ClassVar[type[CogVideoXVAEConfig]] = CogVideoXVAEConfig

@@ -49,7 +49,7 @@ _TIMESTEPS = (0, 1, 250, 500, 999)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassDiT(DenoiserFamily):
-    """A published DiT."""
+    """Published class-conditional DiT."""
 
     diffusers_class: ClassVar[str] = "DiTTransformer2DModel"
 
@@ -80,9 +80,9 @@ class ClassDiT(DenoiserFamily):
     def of_task(cls, task: Task) -> "ClassDiT | None":
         if not isinstance(task, Denoise) or not isinstance(task.network, DiTConfig):
             return None
-        wanted = published(task.network)
+        expected = published(task.network)
         for name in ("positions", "norm", "qk_norm", "mlp"):
-            there, here = getattr(wanted, name), getattr(task.network, name)
+            there, here = getattr(expected, name), getattr(task.network, name)
             if there != here:
                 raise ValueError(f"config.task.network.{name}={here.value}: as published it is {there.value}")
         pt, ph, pw = task.network.patch_size
@@ -128,16 +128,16 @@ class ClassDiT(DenoiserFamily):
 
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "ClassDiT | None":
-        """The network of official weights, by their names and shapes; None where they are of something else.
+        """Recognises official weights by names and shapes; None where they are of something else.
 
         How many heads there are shapes do not tell: that is as in the published network of this width and depth, and
         else as in `task`. Weights that are those of `task` but for some tensors count as its own, so that
         `names.check` says which tensors these are.
         """
-        found = cls.of_most(source, task) or cls._by_shapes(source, task)
-        if found is None:
+        family = cls.of_most(source, task) or cls._by_shapes(source, task)
+        if family is None:
             return None
-        config = found.config
+        config = family.config
         heads = {(size.hidden_size, size.depth): size.num_heads for size in (DIT_S, DIT_B, DIT_L, DIT_XL)}
         positions = source[_POSITIONS].shape if _POSITIONS in source else ()
         config = dataclasses.replace(
@@ -148,11 +148,11 @@ class ClassDiT(DenoiserFamily):
             timestep_offset=-1,
             time_frequency_shift=0,
         )
-        return dataclasses.replace(found, config=config)
+        return dataclasses.replace(family, config=config)
 
     @classmethod
     def _by_shapes(cls, source: Source, task: Task | None) -> "ClassDiT | None":
-        """What shapes tell; what they do not is as in `task`."""
+        """Config from the shapes of tensors; what these do not determine is as in `task`."""
         dims = {_PATCHES: 4, _LABELS: 2, _LAST: 2}
         if any(name not in source or len(source[name].shape) != dim for name, dim in dims.items()):
             return None
@@ -201,7 +201,7 @@ class ClassDiT(DenoiserFamily):
         }
 
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
-        """At several timesteps and labels, one of which is "no label"."""
+        """Compares at several timesteps and labels, one of which is "no label"."""
         import torch
 
         rng, depth = np.random.default_rng(0), self.config.depth
@@ -210,7 +210,7 @@ class ClassDiT(DenoiserFamily):
         label = np.array([*rng.integers(0, self.num_classes, len(_TIMESTEPS) - 1), self.num_classes])
         with listening(theirs, [f"transformer_blocks.{layer}" for layer in range(depth)]) as heard:
             inputs = (torch.from_numpy(x_t), torch.tensor(_TIMESTEPS), torch.from_numpy(label))
-            wanted = theirs(*inputs, return_dict=False)[0].numpy()
+            expected = theirs(*inputs, return_dict=False)[0].numpy()
         definition = self.define()
         t = jnp.asarray([[self.config.time_of(n)] for n in _TIMESTEPS], jnp.float32)
 
@@ -223,8 +223,8 @@ class ClassDiT(DenoiserFamily):
         layers, output = call(dict(params), *arguments)
         for layer in range(depth):
             yield Pair(f"block {layer}", np.asarray(layers["blocks"][layer]), heard[f"transformer_blocks.{layer}"])
-        found = np.concatenate([part for part in output if part is not None], axis=-1)
-        yield Pair("output", found[:, 0].transpose(0, 3, 1, 2), wanted)
+        actual = np.concatenate([part for part in output if part is not None], axis=-1)
+        yield Pair("output", actual[:, 0].transpose(0, 3, 1, 2), expected)
 
     def usage(self, shape: LatentShape) -> str:
         config, c, size = self.config, self.channels, shape[1]

@@ -1,4 +1,4 @@
-"""Networks as others publish them: what a family of them says about itself, so that import and export know no other.
+"""Model families: the interface between published networks and ours, used by import and export.
 
 A family is a class of diffusers, our network of the same mathematics, and one table of names between them.
 """
@@ -37,7 +37,7 @@ Denoiser = TypeVar("Denoiser", bound="DenoiserFamily")
 
 
 class Pair(NamedTuple):
-    """The same thing computed by both libraries from the same input, in one layout."""
+    """An output computed by both libraries from the same input, in one layout."""
 
     name: str
     ours: np.ndarray
@@ -46,27 +46,27 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family(abc.ABC):
-    """A network as others publish it: everything about it but its weights."""
+    """A published network: config, parameter names and checks, without its weights."""
 
     diffusers_class: ClassVar[str]
 
     @classmethod
     @abc.abstractmethod
     def of_diffusers(cls, config: Mapping[str, Any]) -> "Family | None":
-        """The network of a config.json of diffusers; None where it is of another class.
+        """Reads a config.json of diffusers; None where it is of another class.
 
         Raises:
             ValueError: of this class, but of a kind that nobody published; names the field.
         """
 
     def informed_by(self, source: Source) -> "Family":
-        """The same with what only the tensors tell, where a config.json leaves something open."""
+        """Completes the config from the tensors, where config.json leaves something open."""
         del source
         return self
 
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "Family | None":
-        """The network of official weights, by their names and shapes; None where they are of something else.
+        """Recognises official weights by names and shapes; None where they are of something else.
 
         What shapes do not tell is as in `task`, where there is one.
         """
@@ -76,7 +76,7 @@ class Family(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def of_task(cls, task: Task) -> "Family | None":
-        """The network of a task; None where it is of another kind.
+        """The family of a task's network; None where it is of another kind.
 
         Raises:
             ValueError: of this kind, but none that was published; names the first field that says so.
@@ -88,15 +88,15 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def table(self) -> Table:
-        """What its parameters are called elsewhere."""
+        """Name table of its parameters in other libraries."""
 
     @abc.abstractmethod
     def differences(self, task: Task) -> list[str]:
-        """What a task would have to change to have this network, as command-line words with the reasons."""
+        """Command-line overrides with which a task would have this network, with the reasons."""
 
     @abc.abstractmethod
     def diffusers_config(self, shape: Shape) -> dict[str, Any]:
-        """config.json of diffusers' class.
+        """Makes config.json of diffusers' class.
 
         Raises:
             ValueError: the class computes another function, or not of this shape; names the field and the remedy.
@@ -104,11 +104,11 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def compared(self, shape: Shape) -> Shape:
-        """The part of an input of `shape` that is enough to tell places and frames apart: a CPU has to compute it."""
+        """Shape of a small input for comparisons on a CPU, still with several places and frames."""
 
     @abc.abstractmethod
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: Shape) -> Iterator[Pair]:
-        """Calls this network and diffusers' with the same random input; layers first, outputs last.
+        """Runs this network and diffusers' on the same random input; yields pairs of layers, then of outputs.
 
         Args:
             theirs: the diffusers module, in evaluation mode and without gradients.
@@ -116,12 +116,12 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def usage(self, shape: Shape) -> str:
-        """For a model card: how diffusers' class is called, and with what. Markdown."""
+        """Usage section of a model card: how diffusers' class is called. Markdown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoiserFamily(Family):
-    """A denoiser.
+    """A published denoiser.
 
     Attributes:
         channels: of the latents that it predicts.
@@ -135,10 +135,10 @@ class DenoiserFamily(Family):
 
     @abc.abstractmethod
     def objective(self) -> Gaussian:
-        """What it was published to predict."""
+        """The objective that it was trained with as published."""
 
     def usual_latents(self, config: Mapping[str, Any]) -> Shape:
-        """(t, h, w) of the latents that a config.json says it is for; it takes others."""
+        """Latent shape (t, h, w) that a config.json names; other shapes are accepted."""
         size = count_of(config, "sample_size", 64)
         return 1, size, size
 
@@ -146,22 +146,22 @@ class DenoiserFamily(Family):
         return few_cells(shape, self.config.patch_size)
 
     def text_encoders(self, pipeline: str) -> PretrainedText | None:
-        """Those in the folder of a pipeline of diffusers; None where the network reads no text."""
+        """Text encoders in the folder of a diffusers pipeline; None where the network reads no text."""
         del pipeline
         return None
 
     def image_encoder(self, pipeline: str) -> PretrainedImage | None:
-        """That in the folder of a pipeline of diffusers; None where the network attends to no tokens of an image."""
+        """Image encoder in the folder of a diffusers pipeline; None where the network reads no image tokens."""
         del pipeline
         return None
 
     def condition_on(self, text: PretrainedText) -> Condition | None:
-        """The condition for what these encoders make of captions."""
+        """The text condition for embeddings of these encoders."""
         return None if self.condition is None else _condition_on(self.condition, text)
 
     @classmethod
     def of_most(cls: type[Denoiser], source: Source, task: Task | None) -> Denoiser | None:
-        """The network of a task, if most of its official tensors are there: `names.check` says which are not."""
+        """The family of a task's network, if most of its official tensors exist: `names.check` names missing ones."""
         try:
             network = None if task is None else cls.of_task(task)
         except ValueError:
@@ -185,8 +185,8 @@ class DenoiserFamily(Family):
         if type(task.network) is not type(self.config):
             lines.append(f"config.task.network={self.config}")
         else:
-            wanted = dataclasses.replace(self.config, remat=task.network.remat)
-            lines += different_fields("config.task.network", wanted, task.network)
+            expected = dataclasses.replace(self.config, remat=task.network.remat)
+            lines += different_fields("config.task.network", expected, task.network)
         if task.codec.vae.latent_channels != self.channels:
             lines.append(
                 f"config.task.codec with latents of {self.channels} channels (it has {task.codec.vae.latent_channels})"
@@ -215,16 +215,16 @@ def _condition_on(condition: Condition, text: PretrainedText) -> Condition:
 
 
 def few_cells(shape: Shape, patch_size: Shape) -> Shape:
-    """`shape`, or of it so few patches that attention between all of them is nothing."""
+    """`shape`, cut to so few patches that a CPU computes attention between all of them quickly."""
     t, h, w = (min(n, most * p) for n, most, p in zip(shape, _MOST_PATCHES, patch_size))
     return t, h, w
 
 
-def different_fields(where: str, wanted: Any, found: Any) -> list[str]:
-    """Command-line words that make `found` the `wanted` dataclass of the same type."""
+def different_fields(where: str, expected: Any, actual: Any) -> list[str]:
+    """Command-line overrides that turn the dataclass `actual` into `expected`, of the same type."""
     lines = []
-    for field in dataclasses.fields(wanted):
-        there, here = getattr(wanted, field.name), getattr(found, field.name)
+    for field in dataclasses.fields(expected):
+        there, here = getattr(expected, field.name), getattr(actual, field.name)
         if type(there) is type(here) and dataclasses.is_dataclass(there):
             lines += different_fields(f"{where}.{field.name}", there, here)
         elif there != here:
@@ -235,7 +235,7 @@ def different_fields(where: str, wanted: Any, found: Any) -> list[str]:
 
 @contextlib.contextmanager
 def listening(module: Any, names: Sequence[str], *, which: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """What comes out of parts of a torch module while it is called; of several outputs the one numbered `which`."""
+    """Captures outputs of submodules of a torch module by forward hooks; of several outputs number `which`."""
     heard: dict[str, np.ndarray] = {}
 
     def hear(name: str):

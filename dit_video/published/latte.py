@@ -1,4 +1,4 @@
-"""Latte with interleaved blocks, as published: of text in diffusers, of a class or of nothing in its official code.
+"""Latte with interleaved blocks: text-conditional in diffusers, class-conditional or unconditional in official code.
 
 The one is `LatteTransformer3DModel`, the other Vchitect/Latte (`models/latte.py`), for which diffusers has no class.
 """
@@ -74,7 +74,7 @@ _BLOCKS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InterleavedLatte(DenoiserFamily):
-    """A published Latte.
+    """Published Latte.
 
     Attributes:
         condition: text, as in diffusers; or a class or nothing, as in the official code.
@@ -109,8 +109,8 @@ class InterleavedLatte(DenoiserFamily):
             if isinstance(task.condition, EmbeddedText) and isinstance(condition, EmbeddedText):
                 used = task.condition
                 condition = dataclasses.replace(condition, pooled_size=used.pooled_size, num_tokens=used.num_tokens)
-        found = dataclasses.replace(self, config=config, condition=condition)
-        return super(InterleavedLatte, found).differences(task)
+        family = dataclasses.replace(self, config=config, condition=condition)
+        return super(InterleavedLatte, family).differences(task)
 
     @classmethod
     def of_task(cls, task: Task) -> "InterleavedLatte | None":
@@ -175,7 +175,7 @@ class InterleavedLatte(DenoiserFamily):
 
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "InterleavedLatte | None":
-        """The network of official weights, by their names and shapes; None where they are of something else.
+        """Recognises official weights by names and shapes; None where they are of something else.
 
         How many heads there are shapes do not tell: that is as in the published network of this width and depth, and
         else as in `task`.
@@ -238,8 +238,8 @@ class InterleavedLatte(DenoiserFamily):
         }
 
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
-        """At several timesteps, of captions of several lengths."""
-        assert isinstance(self.condition, EmbeddedText), "diffusers has a class for text alone"
+        """Compares at several timesteps, with captions of several lengths."""
+        assert isinstance(self.condition, EmbeddedText), "diffusers has a class for Latte with text conditions only"
         import torch
 
         rng, num, (t, h, w) = np.random.default_rng(0), len(_TIMESTEPS), shape
@@ -257,7 +257,7 @@ class InterleavedLatte(DenoiserFamily):
         with listening(theirs, parts) as heard:
             inputs = (torch.from_numpy(x_t.transpose(0, 4, 1, 2, 3)), torch.tensor(_TIMESTEPS))
             captions = (torch.from_numpy(x) for x in (text.tokens, bias))
-            wanted = theirs(*inputs, *captions, return_dict=False)[0].numpy()
+            expected = theirs(*inputs, *captions, return_dict=False)[0].numpy()
         definition = self.define()
 
         @jax.jit
@@ -269,11 +269,11 @@ class InterleavedLatte(DenoiserFamily):
         blocks, output = call(dict(params), jnp.asarray(x_t), levels, jax.tree.map(jnp.asarray, text))
         for part, ours in zip(parts, np.asarray(blocks)):
             yield Pair(part, ours, heard[part].reshape(ours.shape))
-        found = np.concatenate([part for part in output if part is not None], axis=-1)
-        yield Pair("output", found.transpose(0, 4, 1, 2, 3), wanted)
+        actual = np.concatenate([part for part in output if part is not None], axis=-1)
+        yield Pair("output", actual.transpose(0, 4, 1, 2, 3), expected)
 
     def usage(self, shape: LatentShape) -> str:
-        assert isinstance(self.condition, EmbeddedText), "diffusers has a class for text alone"
+        assert isinstance(self.condition, EmbeddedText), "diffusers has a class for Latte with text conditions only"
         config, c, size = self.config, self.channels, " ".join(map(str, shape))
         variance = f", then {c} channels that its variance is made of" if config.learned_variance else ""
         return f"""```python
@@ -296,7 +296,7 @@ output = transformer(latents, timestep=timestep, encoder_hidden_states=text, enc
 
     def _of_text(self) -> Table:
         config, D, K = self.config, self.config.hidden_size, self.config.num_heads
-        assert isinstance(self.condition, EmbeddedText)
+        assert isinstance(self.condition, EmbeddedText), "`table` calls this for text conditions only"
         spatial, temporal = f"transformer_blocks.{LAYER}", f"temporal_transformer_blocks.{LAYER}"
         heads = (K, D // K)
 
@@ -388,7 +388,7 @@ output = transformer(latents, timestep=timestep, encoder_hidden_states=text, enc
         return kernel, vector("x_embedder.bias", (D,), {dialect: (f"{theirs}.bias",)})
 
     def _block(self, ours: str, dialect: Dialect, theirs: str) -> tuple[Row, ...]:
-        """What blocks have in either dialect, over space and over time."""
+        """Rows of the spatial and temporal blocks in either dialect."""
         D, K, M = self.config.hidden_size, self.config.num_heads, self.config.mlp_size
         sizes = {_QKV: ((D,), (3, K, D // K)), _OUT: ((K, D // K), (D,)), _UP: ((D,), (M,)), _DOWN: ((M,), (D,))}
         rows: list[Row] = []

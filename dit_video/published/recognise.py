@@ -1,4 +1,4 @@
-"""Which family a published network, or the network of a run, is of: the list of families."""
+"""Recognition of published models: the list of families, by config.json or by tensor names and shapes."""
 
 from dit_video.published.autoencoder_kl import AutoencoderKLFamily
 from dit_video.published.cogvideox_vae import CogVideoXVAEFamily
@@ -19,7 +19,7 @@ VAES: tuple[type[VAEFamily], ...] = (AutoencoderKLFamily, WanVAEFamily, CogVideo
 
 
 def recognise(published: Published, task: Task | None) -> Family | None:
-    """The network that weights are of; None where no family has such.
+    """Recognises the family of published weights; None where no family fits.
 
     Args:
         task: what the weights are for, where that is known: it says what official weights do not tell by themselves.
@@ -29,37 +29,37 @@ def recognise(published: Published, task: Task | None) -> Family | None:
     """
     families: tuple[type[Family], ...] = (*DENOISERS, *VAES)
     for family in families:
-        found = (
+        recognised = (
             family.of_official(published.source, task)
             if published.config is None
             else family.of_diffusers(published.config)
         )
-        if found is not None:
-            return found.informed_by(published.source)
+        if recognised is not None:
+            return recognised.informed_by(published.source)
     return None
 
 
 def denoiser_family(task: Task) -> DenoiserFamily:
-    """The family of a denoising task's network.
+    """Finds the family of a denoising task's network.
 
     Raises:
         ValueError: no family has such a network; says why.
     """
     for family in DENOISERS:
-        found = family.of_task(task)
-        if isinstance(found, DenoiserFamily):
-            return found
+        recognised = family.of_task(task)
+        if isinstance(recognised, DenoiserFamily):
+            return recognised
     raise ValueError("config.task.network: no class of diffusers is known for it")
 
 
 def vae_family(codec: LatentCodec) -> VAEFamily:
-    """The family of a codec's VAE.
+    """Finds the family of a codec's VAE.
 
     Raises:
         ValueError: no family has such a VAE.
     """
     for family in VAES:
-        found = family.of_codec(codec)
-        if found is not None:
-            return found
+        recognised = family.of_codec(codec)
+        if recognised is not None:
+            return recognised
     raise ValueError(f"config.task.vae={type(codec.vae.config).__name__}: no class of diffusers is known for it")

@@ -1,4 +1,4 @@
-"""How a pipeline of diffusers samples, read from its scheduler_config.json: an objective and a sampler of ours."""
+"""diffusers schedulers: scheduler_config.json read as an objective and a sampler of ours."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import ConstantShift, DiscreteBetas
 from dit_video.diffusion.prediction import X0, Epsilon, Prediction, V
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler
-from dit_video.diffusion.spacing import Leading, Linspace, Spacing, Trailing
+from dit_video.diffusion.timestep_spacing import Leading, Linspace, Spacing, Trailing
 
 NUM_STEPS = 50
 
@@ -56,7 +56,7 @@ _SOLVER_TYPES = {"DPMSolverMultistepScheduler": "midpoint", "UniPCMultistepSched
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """How a network is sampled.
+    """Objective and sampler read from a scheduler.
 
     Attributes:
         not_followed: fields of the scheduler that ask for something that samplers here do not do, with their values.
@@ -67,8 +67,8 @@ class Sampled:
     not_followed: tuple[str, ...]
 
 
-def sampled_as(said: Mapping[str, Any], objective: Gaussian) -> Sampled:
-    """The objective of a network and a sampler as a scheduler_config.json says; empty where there is none.
+def sampled_as(config: Mapping[str, Any], objective: Gaussian) -> Sampled:
+    """Objective and sampler of a scheduler_config.json; `config` is empty where there is none.
 
     Args:
         objective: that of the network's family, which keeps what the config does not say.
@@ -78,53 +78,53 @@ def sampled_as(said: Mapping[str, Any], objective: Gaussian) -> Sampled:
             names the field.
     """
     on_table = isinstance(objective.path, DiscreteBetas)
-    if not said:
+    if not config:
         sampler = DDIM(num_steps=NUM_STEPS, spacing=Leading()) if on_table else Euler(num_steps=NUM_STEPS)
         return Sampled(objective, sampler, ())
-    if said.get("num_train_timesteps", 1000) != 1000:
-        raise _refused(said, "num_train_timesteps", "1000")
-    name = str(said.get("_class_name"))
-    found = _on_table(name, said, objective) if on_table else _on_flow(name, said, objective)
-    wanted = _FOLLOWED | ({"solver_type": _SOLVER_TYPES[name]} if name in _SOLVER_TYPES else {})
+    if config.get("num_train_timesteps", 1000) != 1000:
+        raise _refused(config, "num_train_timesteps", "1000")
+    name = str(config.get("_class_name"))
+    read = _on_table(name, config, objective) if on_table else _on_flow(name, config, objective)
+    followed = _FOLLOWED | ({"solver_type": _SOLVER_TYPES[name]} if name in _SOLVER_TYPES else {})
     unsaid = {"clip_sample": True} if name in ("DDIMScheduler", "DDPMScheduler") else {}
-    other = {n: v for n, v in (unsaid | dict(said)).items() if n in wanted and v != wanted[n]}
-    return Sampled(*found, tuple(f"{n}={v!r}" for n, v in other.items()))
+    other = {n: v for n, v in (unsaid | dict(config)).items() if n in followed and v != followed[n]}
+    return Sampled(*read, tuple(f"{n}={v!r}" for n, v in other.items()))
 
 
-def _on_table(name: str, said: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:
+def _on_table(name: str, config: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:
     if name not in _ON_TABLES:
-        raise _refused(said, "_class_name", " or ".join(_ON_TABLES))
+        raise _refused(config, "_class_name", " or ".join(_ON_TABLES))
     for field, value in {"beta_schedule": "linear", "trained_betas": None}.items():
-        if said.get(field, value) != value:
-            raise _refused(said, field, repr(value))
+        if config.get(field, value) != value:
+            raise _refused(config, field, repr(value))
     kind, spacings, unsaid = _ON_TABLES[name]
-    prediction, spacing = said.get("prediction_type", "epsilon"), said.get("timestep_spacing", unsaid)
+    prediction, spacing = config.get("prediction_type", "epsilon"), config.get("timestep_spacing", unsaid)
     if prediction not in _PREDICTIONS:
-        raise _refused(said, "prediction_type", " or ".join(_PREDICTIONS))
+        raise _refused(config, "prediction_type", " or ".join(_PREDICTIONS))
     if spacing not in spacings:
-        raise _refused(said, "timestep_spacing", " or ".join(spacings))
-    betas = DiscreteBetas(beta_first=said.get("beta_start", 1e-4), beta_last=said.get("beta_end", 0.02))
+        raise _refused(config, "timestep_spacing", " or ".join(spacings))
+    betas = DiscreteBetas(beta_first=config.get("beta_start", 1e-4), beta_last=config.get("beta_end", 0.02))
     objective = dataclasses.replace(objective, path=betas, prediction=_PREDICTIONS[prediction])
     return objective, kind(num_steps=NUM_STEPS, spacing=spacings[spacing])
 
 
-def _on_flow(name: str, said: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:
+def _on_flow(name: str, config: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:
     if name == "FlowMatchEulerDiscreteScheduler":
-        shift = float(said.get("shift", 1.0))
+        shift = float(config.get("shift", 1.0))
         # diffusers spaces from the shifted level of its first timestep, then shifts again.
         sampler = Euler(num_steps=NUM_STEPS, spacing=Linspace(last=shift / (1000 + shift - 1)))
     elif name in _SOLVER_TYPES:
         for field, value in {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}.items():
-            if said.get(field) != value:
-                raise _refused(said, field, repr(value))
-        shift = float(said.get("flow_shift", 1.0))
+            if config.get(field) != value:
+                raise _refused(config, field, repr(value))
+        shift = float(config.get("flow_shift", 1.0))
         unipc = UniPC(num_steps=NUM_STEPS, spacing=Linspace(drop_last=True))
         dpm = DPMSolver(num_steps=NUM_STEPS, spacing=Trailing(first=0.999))
         sampler = unipc if name == "UniPCMultistepScheduler" else dpm
     else:
-        raise _refused(said, "_class_name", " or ".join(["FlowMatchEulerDiscreteScheduler", *_SOLVER_TYPES]))
+        raise _refused(config, "_class_name", " or ".join(["FlowMatchEulerDiscreteScheduler", *_SOLVER_TYPES]))
     return dataclasses.replace(objective, shift=ConstantShift(shift=shift)), sampler
 
 
-def _refused(said: Mapping[str, Any], field: str, must_be: str) -> ValueError:
-    return ValueError(f"scheduler_config.json: {field}={said.get(field)!r}: must be {must_be} for this network")
+def _refused(config: Mapping[str, Any], field: str, must_be: str) -> ValueError:
+    return ValueError(f"scheduler_config.json: {field}={config.get(field)!r}: must be {must_be} for this network")

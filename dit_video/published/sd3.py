@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 (Esser et al., 2403.03206): MMDiT in diffusers' layout, and in that of official files.
+"""Stable Diffusion 3 and 3.5 (Esser et al., 2403.03206): MMDiT in the layouts of diffusers and of official files.
 
 The file of weights holds the table of positions, which is no parameter: it follows from a `PositionTable`. Which, the
 file says: a fresh network of diffusers has other positions than published weights have, with the same config.json.
@@ -48,7 +48,7 @@ _QK_NORM = {None: QKNorm.NONE, "rms_norm": QKNorm.PER_HEAD}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SD3(DenoiserFamily):
-    """A published MMDiT for images."""
+    """Published MMDiT for images (SD3, SD3.5)."""
 
     diffusers_class: ClassVar[str] = "SD3Transformer2DModel"
     config: MMDiTConfig
@@ -56,7 +56,7 @@ class SD3(DenoiserFamily):
 
     @classmethod
     def of_diffusers(cls, config: Mapping[str, Any]) -> "SD3 | None":
-        """With the positions that diffusers computes; `informed_by` knows those of a file."""
+        """As in the base, with the positions that diffusers computes; `informed_by` reads those of a file."""
         if config.get("_class_name") != cls.diffusers_class:
             return None
         heads, depth = count_of(config, "num_attention_heads", 18), count_of(config, "num_layers", 18)
@@ -64,9 +64,9 @@ class SD3(DenoiserFamily):
         hidden_size = heads * count_of(config, "attention_head_dim", 64)
         grid, size = count_of(config, "sample_size", _SIZE) // patch, count_of(config, "pos_embed_max_size", 96)
         same = {"out_channels": (channels, 16), "caption_projection_dim": (hidden_size, 1152)}
-        for name, (wanted, default) in same.items():
-            if (found := config.get(name, default)) not in (wanted, None):
-                raise ValueError(f"config.json: {name}={found}: in every published network it is {wanted}")
+        for name, (expected, default) in same.items():
+            if (actual := config.get(name, default)) not in (expected, None):
+                raise ValueError(f"config.json: {name}={actual}: in every published network it is {expected}")
         qk_norm = config.get("qk_norm")
         if qk_norm not in _QK_NORM:
             raise ValueError(f"config.json: qk_norm={qk_norm!r}: published networks have None or 'rms_norm'")
@@ -92,7 +92,7 @@ class SD3(DenoiserFamily):
         return cls(config=network, channels=channels, condition=condition)
 
     def informed_by(self, source: Source) -> "SD3":
-        """With the positions of a file of weights, whichever they are."""
+        """As in the base: takes the table of positions from the weights."""
         size = self._positions.size
         stored = next((source[name] for name in _POSITIONS.values() if name in source), None)
         if size == 1 or stored is None or stored.shape != (1, size**2, self.config.hidden_size):
@@ -107,12 +107,12 @@ class SD3(DenoiserFamily):
 
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "SD3 | None":
-        """As of `task`, where most tensors are those of its network; else by shapes, heads of the published width."""
+        """As in the base: as in `task`, where most tensors are its network's; else by shapes, with published heads."""
         return cls.of_most(source, task) or cls._by_shapes(source)
 
     @classmethod
     def _by_shapes(cls, source: Source) -> "SD3 | None":
-        """The network of official tensors; None where they are of another."""
+        """Recognises official tensors by names and shapes; None where they are of another network."""
         patches, positions = "x_embedder.proj.weight", _POSITIONS[Dialect.OFFICIAL]
         dims = {patches: 4, positions: 3, "context_embedder.weight": 2, "y_embedder.mlp.0.weight": 2}
         if any(name not in source or len(source[name].shape) != dim for name, dim in dims.items()):
@@ -122,7 +122,7 @@ class SD3(DenoiserFamily):
             raise ValueError(f"{patches} is {list(source[patches].shape)}: heads are {_HEAD_DIM} wide in all networks")
         blocks = [name.split(".", 2) for name in source if name.startswith("joint_blocks.") and name.count(".") > 1]
         dual = sum(rest == "x_block.attn2.qkv.weight" for _, _, rest in blocks)
-        said = {
+        config = {
             "_class_name": cls.diffusers_class,
             "attention_head_dim": _HEAD_DIM,
             "caption_projection_dim": D,
@@ -137,10 +137,10 @@ class SD3(DenoiserFamily):
             "pos_embed_max_size": math.isqrt(places),
             "qk_norm": "rms_norm" if any(rest == "x_block.attn.ln_q.weight" for _, _, rest in blocks) else None,
         }
-        return cls.of_diffusers(said)
+        return cls.of_diffusers(config)
 
     def usual_latents(self, config: Mapping[str, Any]) -> LatentShape:
-        """Of 1024 x 1024 pixels, where a config.json does not say."""
+        """As in the base: latents of 1024 x 1024 pixels, where config.json has no size."""
         return super().usual_latents({"sample_size": _SIZE} | dict(config))
 
     @classmethod
@@ -148,10 +148,10 @@ class SD3(DenoiserFamily):
         if not isinstance(task, Denoise) or not isinstance(task.network, MMDiTConfig):
             return None
         network, where = task.network, "config.task.network"
-        wanted = {"mlp_ratio": _MLP_RATIO, "text_output": False, "attend_padding": True}
-        for name, value in wanted.items():
-            if (found := getattr(network, name)) != value:
-                raise ValueError(f"{where}.{name}={found}: as published it is {value}")
+        expected = {"mlp_ratio": _MLP_RATIO, "text_output": False, "attend_padding": True}
+        for name, value in expected.items():
+            if (actual := getattr(network, name)) != value:
+                raise ValueError(f"{where}.{name}={actual}: as published it is {value}")
         if network.qk_norm not in _QK_NORM.values():
             raise ValueError(f"{where}.qk_norm={network.qk_norm.value}: as published it is none or per_head")
         pt, ph, pw = network.patch_size
@@ -167,7 +167,7 @@ class SD3(DenoiserFamily):
         return dataclasses.replace(rectified_flow(), shift=ConstantShift(shift=_SHIFT))
 
     def text_encoders(self, pipeline: str) -> PretrainedText:
-        """Those of the folder, whose index says where it comes without the T5."""
+        """As in the base: the pipeline's index says whether it comes without the T5."""
         text = sd3_text(pipeline)
         listed = read_object(Path(pipeline) / PIPELINE).get("text_encoder_3", ["transformers"])
         if isinstance(text.t5, FrozenT5) and (listed is None or listed == [None, None]):
@@ -176,7 +176,7 @@ class SD3(DenoiserFamily):
         return text
 
     def differences(self, task: Task) -> list[str]:
-        """How many tokens a text has is the task's affair: any network takes them."""
+        """As in the base, but for the number of text tokens, which any network takes."""
         if not isinstance(task, Denoise) or not isinstance(task.condition, EmbeddedText):
             return super().differences(task)
         condition = dataclasses.replace(self.condition, num_tokens=task.condition.num_tokens)
@@ -209,7 +209,7 @@ class SD3(DenoiserFamily):
 
     @property
     def _positions(self) -> PositionTable:
-        assert self.config.position_table is not None, "networks of this family have one"
+        assert self.config.position_table is not None, "`of_task` refuses networks without a position table"
         return self.config.position_table
 
     def table(self) -> Table:
@@ -267,7 +267,9 @@ class SD3(DenoiserFamily):
         names = [f"transformer_blocks.{layer}" for layer in range(self.config.depth)]
         # The last block says nothing of text.
         with listening(theirs, names, which=1) as of_video, listening(theirs, names[:-1]) as of_text:
-            wanted = theirs(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs), return_dict=False)[0].numpy()
+            expected = theirs(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs), return_dict=False)[
+                0
+            ].numpy()
         definition = self.define()
 
         @jax.jit
@@ -276,12 +278,12 @@ class SD3(DenoiserFamily):
             return network.layers(*args), network(*args)
 
         t = jnp.asarray(_TIMESTEPS, jnp.float32)[:, None] / NUM_TIMESTEPS
-        layers, found = call(dict(params), jnp.asarray(x_t), t, jax.tree.map(jnp.asarray, text))
+        layers, actual = call(dict(params), jnp.asarray(x_t), t, jax.tree.map(jnp.asarray, text))
         for layer, name in enumerate(names):
             yield Pair(f"block {layer}, video", np.asarray(layers["blocks.video"][layer]), of_video[name])
             if name in of_text:
                 yield Pair(f"block {layer}, text", np.asarray(layers["blocks.text"][layer]), of_text[name])
-        yield Pair("output", np.asarray(found)[:, 0].transpose(0, 3, 1, 2), wanted)
+        yield Pair("output", np.asarray(actual)[:, 0].transpose(0, 3, 1, 2), expected)
 
     def usage(self, shape: LatentShape) -> str:
         _, h, w = shape
@@ -303,7 +305,7 @@ output = transformer(latents, tokens, pooled, timestep).sample
 
 
 def _line_through(phases: Float[np.ndarray, "n frequencies"]) -> PositionTable:
-    """The table of positions of which these are the phases, modulo a turn and as precise as sixteen bits are."""
+    """Fits a `PositionTable` to phases, modulo a turn and with the precision of 16 bits."""
     size, num_frequencies = phases.shape
     middle = num_frequencies // 2
     # The middle frequency tells how many turns the highest, whose phases are positions, has made.
@@ -323,12 +325,12 @@ def _linear(ours: str, inputs: Shape, outputs: Shape, official: str, *diffusers:
 
 
 def _shift_first(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Of a last modulation, which is a shift and a scale in official files, and a scale and a shift in diffusers."""
+    """Rows of the last modulation, (shift, scale) in official files and (scale, shift) in diffusers."""
     return tuple(dataclasses.replace(row, swapped=frozenset({Dialect.OFFICIAL})) for row in rows)
 
 
 def _stack(config: MMDiTConfig, stack: str, layers: range, *, dual: bool, reads_text: bool = False) -> Iterator[Row]:
-    """The rows of blocks of one kind, which here are one stack."""
+    """Rows of the blocks of one kind, which here are one stack."""
     if not layers:
         return
     D, K, M = config.hidden_size, config.num_heads, config.mlp_size

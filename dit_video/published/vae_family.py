@@ -1,4 +1,4 @@
-"""VAEs as others publish them: what their families share, which is all but names and fields of config.json."""
+"""Families of published VAEs: what they share, which is all but parameter names and fields of config.json."""
 
 import abc
 import contextlib
@@ -27,7 +27,7 @@ _MOST_CELLS = (3, 8, 8)
 
 
 class Place(NamedTuple):
-    """Where diffusers has the parameters of one of our layers.
+    """Location in diffusers of the parameters of one of our layers.
 
     Attributes:
         names: of their layer, or of the layers that ours is made of, side by side along the outputs.
@@ -43,17 +43,17 @@ class Place(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Mean and standard deviation of unwhitened latents, per channel; float32, as a codec holds them."""
+    """Mean and standard deviation of unwhitened latents, per channel; float32, as in a codec."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
     def of_diffusers(cls, config: Mapping[str, Any], channels: int, *, scaling_factor: float = 1.0) -> "Statistics":
-        """What pipelines do with latents: (z - shift_factor) * scaling_factor, or the same per channel.
+        """Reads the latent normalisation of pipelines: (z - shift_factor) * scaling_factor, or per channel.
 
         Args:
-            scaling_factor: of a config that does not say.
+            scaling_factor: default for a config without one.
 
         Raises:
             ValueError: a field is no number, or not one for each channel; names it.
@@ -75,7 +75,7 @@ class Statistics(NamedTuple):
         )
 
     def diffusers_config(self) -> dict[str, Any]:
-        """Fields of config.json from which pipelines compute the same: one number for all channels, or one for each."""
+        """Fields of config.json for the same normalisation in pipelines: one number, or one for each channel."""
         if len(set(self.mean)) == len(set(self.std)) == 1:
             mean, std = self.mean[0], self.std[0]
             inverse = next(x for x in _decimals(1.0 / std) if np.float32(1.0 / x) == np.float32(std))
@@ -88,7 +88,7 @@ class Statistics(NamedTuple):
         return {"scaling_factor": 1.0, "shift_factor": None} | self.per_channel()
 
     def usage(self) -> str:
-        """For a model card: what a diffusion model sees of the latents."""
+        """Model-card text on the latent normalisation."""
         fields = {name: value for name, value in self.diffusers_config().items() if value is not None}
         if "latents_mean" in fields:
             return "Diffusion models see `(z - latents_mean) / latents_std` of config.json, per channel."
@@ -96,7 +96,7 @@ class Statistics(NamedTuple):
         return f"Diffusion models see `{shift} * {fields['scaling_factor']}`."
 
     def per_channel(self) -> dict[str, list[float]]:
-        """One number for each channel."""
+        """The normalisation as one number for each channel, in fields of config.json."""
         return {
             "latents_mean": [_shortest(value) for value in self.mean],
             "latents_std": [_shortest(value) for value in self.std],
@@ -105,7 +105,7 @@ class Statistics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEFamily(Family):
-    """A VAE, and the statistics of its latents that were published with it.
+    """A published VAE, with the published statistics of its latents.
 
     Attributes:
         statistics: diffusion models see (z - mean) / std.
@@ -118,7 +118,7 @@ class VAEFamily(Family):
 
     @classmethod
     def of_task(cls, task: Task) -> "VAEFamily | None":
-        """The VAE of a codec's task, whose latents are left as they are: a task does not know their statistics."""
+        """The family of a VAE task's network, without latent normalisation: a task does not know the statistics."""
         if not isinstance(task, Autoencode) or not isinstance(task.vae, cls.config_type):
             return None
         channels = task.vae.latent_channels
@@ -126,7 +126,7 @@ class VAEFamily(Family):
 
     @classmethod
     def of_codec(cls, codec: LatentCodec) -> "VAEFamily | None":
-        """The VAE of a codec, with its statistics; None where it is of another kind."""
+        """The family of a codec's VAE, with its statistics; None where it is of another kind."""
         if not isinstance(codec.vae.config, cls.config_type):
             return None
         mean, std = (tuple(np.asarray(part[...]).tolist()) for part in (codec.mean, codec.std))
@@ -143,12 +143,12 @@ class VAEFamily(Family):
         return Table(rows=tuple(rows))
 
     def row(self, layer: str, kind: str, shape: tuple[int, ...]) -> Row:
-        """The row of the parameter `kind` (kernel, bias, scale) of one of our layers."""
+        """Row of the parameter `kind` (kernel, bias, scale) of one of our layers."""
         return row_of(layer, kind, shape, self.place(layer))
 
     @abc.abstractmethod
     def place(self, layer: str) -> Place:
-        """Where diffusers has one of our layers."""
+        """Location in diffusers of one of our layers."""
 
     def differences(self, task: Task) -> list[str]:
         if not isinstance(task, Autoencode):
@@ -188,14 +188,14 @@ class VAEFamily(Family):
         yield Pair("pixels", np.asarray(decoded), their_pixels)
 
     def their_moments(self, theirs: Any, pixels: Float[np.ndarray, "B *THW C"]) -> Float[np.ndarray, "B *thw m"]:
-        """What diffusers' module encodes."""
+        """Moments from diffusers' encoder."""
         import torch
 
         moments = theirs.encode(torch.from_numpy(channels_first(pixels))).latent_dist.parameters
         return channels_last(moments.numpy())
 
     def their_pixels(self, theirs: Any, z: Float[np.ndarray, "B *thw c"]) -> Float[np.ndarray, "B *THW C"]:
-        """What diffusers' module decodes."""
+        """Pixels from diffusers' decoder."""
         import torch
 
         return channels_last(theirs.decode(torch.from_numpy(channels_first(z))).sample.numpy())
@@ -203,12 +203,12 @@ class VAEFamily(Family):
 
 @functools.cache
 def _define(config: VAEConfig, dtype: DTypeLike) -> Definition:
-    # Tables are made of it: it is wanted many times, and made by tracing the whole network.
+    # Cached: tables use it many times, and it is made by tracing the whole network.
     return define(lambda key: config.build(dtype=dtype, rngs=nnx.Rngs(key)))
 
 
 def few_frames(shape: Shape, config: VAEConfig) -> Shape:
-    """Of clips of `shape` as much as a CPU has soon encoded and decoded."""
+    """Shape of a small clip that a CPU encodes and decodes quickly, for comparisons."""
     frames, rows, columns = config.compression
     frames *= config.frame_group
     t, h, w = ((n - first) // cell for n, first, cell in zip(shape, (1, 0, 0), (frames, rows, columns)))
@@ -225,7 +225,7 @@ def channels_last(x: Float[np.ndarray, "B C *cells"]) -> Float[np.ndarray, "B *c
 
 @contextlib.contextmanager
 def _listening(module: Any, names: Mapping[str, str]) -> Iterator[dict[str, np.ndarray]]:
-    """What comes out of parts of a torch module by our names, channels last.
+    """Captures outputs of submodules of a torch module by our names, channels last.
 
     A module that takes a clip in chunks calls its parts once for each, and theirs are the frames one after the other.
     """
@@ -244,7 +244,7 @@ def _listening(module: Any, names: Mapping[str, str]) -> Iterator[dict[str, np.n
 
 
 def row_of(layer: str, kind: str, shape: tuple[int, ...], place: Place) -> Row:
-    """The row of a parameter as convolutions and norms have it, here and in torch."""
+    """Row of a parameter of a convolution or norm, here and in torch."""
     ours = f"{layer}.{kind}"
     if kind == "bias":
         return vector(ours, shape, _diffusers(place, "bias"))
@@ -268,7 +268,7 @@ def _diffusers(place: Place, end: str) -> dict[Dialect, tuple[str, ...]]:
 
 
 def translate(name: str, words: Mapping[str, str]) -> str:
-    """A dotted name of ours with its words replaced by theirs."""
+    """Translates a dotted name word by word."""
     name = f".{name}."
     for ours, theirs in words.items():
         name = name.replace(f".{ours}.", f".{theirs}.")
@@ -276,7 +276,7 @@ def translate(name: str, words: Mapping[str, str]) -> str:
 
 
 def counts_of(config: Mapping[str, Any], name: str, default: Sequence[int]) -> tuple[int, ...]:
-    """Positive numbers of a config.json.
+    """Reads positive integers from a config.json.
 
     Raises:
         ValueError: it is anything else; names it.
@@ -288,7 +288,7 @@ def counts_of(config: Mapping[str, Any], name: str, default: Sequence[int]) -> t
 
 
 def flag_of(config: Mapping[str, Any], name: str, *, default: bool) -> bool:
-    """A yes or no of a config.json; ValueError where it is neither."""
+    """Reads a boolean from a config.json; ValueError where it is none."""
     value = config.get(name, default)
     if type(value) is not bool:
         raise ValueError(f"config.json: {name}={value!r}: must be true or false")
@@ -304,7 +304,7 @@ def _numbers_of(config: Mapping[str, Any], name: str, count: int) -> tuple[float
 
 
 def _decimals(value: float) -> Iterator[float]:
-    """Ever longer decimal numbers, the last of which is the value."""
+    """Decimal roundings of a value with more and more digits, the last of which is exact."""
     return (float(f"{value:.{digits}g}") for digits in range(1, 18))
 
 

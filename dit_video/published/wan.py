@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2 as published: diffusers' `WanTransformer3DModel`, of text to video and of image to video."""
+"""Wan 2.1 and 2.2: diffusers' `WanTransformer3DModel`, text-to-video and image-to-video."""
 
 import dataclasses
 import math
@@ -53,7 +53,7 @@ _NUM_IMAGE_TOKENS = 257  # any number would do; these are CLIP's
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanFamily(DenoiserFamily):
-    """A published Wan."""
+    """Published Wan denoiser."""
 
     diffusers_class: ClassVar[str] = "WanTransformer3DModel"
 
@@ -147,20 +147,20 @@ class WanFamily(DenoiserFamily):
 
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "WanFamily | None":
-        """As of `task`, where most tensors are those of its network; else by shapes, heads of the published width."""
+        """As in the base: as in `task`, where most tensors are its network's; else by shapes, with published heads."""
         return cls.of_most(source, task) or cls._by_shapes(source, _HEAD_DIM)
 
     def informed_by(self, source: Source) -> "WanFamily":
-        """With the sizes of patches, text and image tokens that official tensors have, which no config.json says."""
-        found = self._by_shapes(source, self.config.hidden_size // self.config.num_heads)
-        if found is None:
+        """As in the base: sizes of patches, text and image tokens, which are in no config.json."""
+        family = self._by_shapes(source, self.config.hidden_size // self.config.num_heads)
+        if family is None:
             return self
-        config = dataclasses.replace(self.config, patch_size=found.config.patch_size)
-        return dataclasses.replace(self, config=config, condition=found.condition, known=found.known)
+        config = dataclasses.replace(self.config, patch_size=family.config.patch_size)
+        return dataclasses.replace(self, config=config, condition=family.condition, known=family.known)
 
     @classmethod
     def _by_shapes(cls, source: Source, head_dim: int) -> "WanFamily | None":
-        """The network of official tensors; None where they are of another."""
+        """Recognises official tensors by names and shapes; None where they are of another network."""
         patches, last, text = "patch_embedding.weight", "head.head.weight", "text_embedding.0.weight"
         up, image = "blocks.0.ffn.0.weight", "img_emb.proj.0.weight"
         dims = {patches: 5, last: 2, text: 2, up: 2}
@@ -171,7 +171,7 @@ class WanFamily(DenoiserFamily):
             raise ValueError(f"{patches} is {list(source[patches].shape)}: heads are {head_dim} wide, in all networks")
         layers = {part[1] for part in (name.split(".") for name in source) if part[0] == "blocks" and len(part) > 1}
         image_dim = source[image].shape[0] if image in source else None
-        said = {
+        config = {
             "_class_name": cls.diffusers_class,
             "added_kv_proj_dim": None if image_dim is None else hidden_size,
             "attention_head_dim": head_dim,
@@ -184,7 +184,7 @@ class WanFamily(DenoiserFamily):
             "patch_size": patch,
             "text_dim": text_dim,
         }
-        return cls.of_diffusers(said)
+        return cls.of_diffusers(config)
 
     def diffusers_config(self, shape: LatentShape) -> dict[str, Any]:
         config = self.config
@@ -210,7 +210,7 @@ class WanFamily(DenoiserFamily):
         }
 
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
-        """At several timesteps, of captions of several lengths; then with a timestep for each frame."""
+        """Compares at several timesteps, with captions of several lengths; then with a timestep for each frame."""
         import torch
 
         x_t, cond, inputs = self._inputs(np.random.default_rng(0), shape)
@@ -229,16 +229,16 @@ class WanFamily(DenoiserFamily):
             # Theirs has a timestep for each token, whose frames come first.
             of_tokens = np.repeat(timestep, rows * columns, axis=1) if which else timestep[:, 0]
             with listening(theirs, names) as heard:
-                wanted = theirs(inputs[0], torch.from_numpy(of_tokens), *inputs[1:], return_dict=False)[0].numpy()
+                expected = theirs(inputs[0], torch.from_numpy(of_tokens), *inputs[1:], return_dict=False)[0].numpy()
             t = np.repeat(timestep, self.config.patch_size[0], axis=1) if which else timestep
             blocks, output = call(dict(params), x_t, jnp.asarray(t / NUM_TIMESTEPS), cond)
             for name, block in zip(names, blocks):
                 by_frame = np.asarray(block).reshape(len(block), -1, frames, block.shape[-1]).swapaxes(1, 2)
                 yield Pair(f"{name}{which}", by_frame.reshape(block.shape), heard[name])
-            yield Pair(f"output{which}", np.moveaxis(np.asarray(output), -1, 1), wanted)
+            yield Pair(f"output{which}", np.moveaxis(np.asarray(output), -1, 1), expected)
 
     def _inputs(self, rng: np.random.Generator, shape: LatentShape) -> tuple[Array, Text | ImageCond, list[Any]]:
-        """Random x_t and what is given beside it; and both as diffusers takes them, with the timestep left out."""
+        """Random x_t and condition; and the same as diffusers takes them, without the timestep."""
         import torch
 
         num, length, E = len(_TIMESTEPS), self.condition.num_tokens, self.condition.hidden_size
@@ -250,13 +250,13 @@ class WanFamily(DenoiserFamily):
         inputs = [torch.from_numpy(np.ascontiguousarray(np.moveaxis(cells, -1, 1))), torch.from_numpy(padded)]
         pooled = np.zeros((num, self.condition.pooled_size), np.float32)
         text = Text(*(jnp.asarray(x) for x in (tokens, num_tokens, pooled)))
-        x_t, beside = jnp.split(jnp.asarray(cells), [self.channels], axis=-1)
+        x_t, extra_channels = jnp.split(jnp.asarray(cells), [self.channels], axis=-1)
         if self.known is None:
             return x_t, text, inputs
         if self.image_size is None:
-            return x_t, ImageCond(text, beside), inputs
+            return x_t, ImageCond(text, extra_channels), inputs
         image = rng.standard_normal((num, _NUM_IMAGE_TOKENS, self.image_size), np.float32)
-        return x_t, ImageCond(text, beside, jnp.asarray(image)), [*inputs, torch.from_numpy(image)]
+        return x_t, ImageCond(text, extra_channels, jnp.asarray(image)), [*inputs, torch.from_numpy(image)]
 
     def usage(self, shape: LatentShape) -> str:
         c, (t, h, w) = self.channels, shape
@@ -303,17 +303,17 @@ def _as_used(published: WanFamily, task: Denoise) -> WanFamily:
 
 
 def _as_diffusers_says(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json of the official code.
+    """Converts config.json of the official code to that of diffusers.
 
     Raises:
         ValueError: it is of a kind that is not read here; names the field.
     """
     fixed = {"model_type": _OFFICIAL_TYPES, "text_len": (_TEXT_LENGTH,)}
     for name, known in fixed.items():
-        if (found := config.get(name, known[0])) not in known:
-            raise ValueError(f"config.json: {name}={found!r}: {' and '.join(str(k) for k in known)} are read")
+        if (value := config.get(name, known[0])) not in known:
+            raise ValueError(f"config.json: {name}={value!r}: {' and '.join(str(k) for k in known)} are read")
     heads, width = count_of(config, "num_heads", 16), count_of(config, "dim", 2048)
     if width % heads:
         raise ValueError(f"config.json: dim={width}: must be a multiple of num_heads={heads}")
-    said = {theirs: config[name] for name, theirs in _OFFICIAL_FIELDS.items() if name in config}
-    return {"_class_name": WanFamily.diffusers_class, "attention_head_dim": width // heads, **said}
+    renamed = {theirs: config[name] for name, theirs in _OFFICIAL_FIELDS.items() if name in config}
+    return {"_class_name": WanFamily.diffusers_class, "attention_head_dim": width // heads, **renamed}

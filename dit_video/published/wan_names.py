@@ -1,4 +1,4 @@
-"""What the parameters of a Wan are called in diffusers, and in the official code (Wan-Video/Wan2.1)."""
+"""Parameter names of Wan in diffusers and in the official code (Wan-Video/Wan2.1)."""
 
 import math
 
@@ -38,7 +38,7 @@ _OFFICIAL_WORDS = {
 
 
 def table_of(config: WanConfig, *, channels: int, channels_in: int, text_size: int, image_size: int | None) -> Table:
-    """What the parameters of a network are called in both dialects.
+    """Name table of a Wan network in both dialects.
 
     Args:
         channels, channels_in: of latents that come out, and of cells that go in.
@@ -147,7 +147,7 @@ def _alone_norm(ours: str, features: int, theirs: str) -> tuple[Row, ...]:
 
 
 def _modulation(ours: str, num: int, width: int, theirs: str, *, num_layers: int = 1, stacked: bool = False) -> Row:
-    """Theirs has an axis for the batch."""
+    """Row of modulation vectors; theirs have a batch axis."""
     return Row(
         ours=ours,
         our_shape=(num, width),

@@ -47,7 +47,7 @@ _LEVEL = re.compile(r"(encoder|decoder)\.levels\.(\d+)(?:\.level)?(?:\.blocks\.(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanVAEFamily(VAEFamily):
-    """A causal VAE of video."""
+    """Published Wan VAE: causal in time."""
 
     diffusers_class: ClassVar[str] = "AutoencoderKLWan"
     config_type: ClassVar[type[WanVAEConfig]] = WanVAEConfig
@@ -108,18 +108,18 @@ class WanVAEFamily(VAEFamily):
         }
 
     def place(self, layer: str) -> Place:
-        found = _LEVEL.match(layer)
-        if found is None:
+        match = _LEVEL.match(layer)
+        if match is None:
             name = translate(layer, _WORDS)
         else:
-            coder, level, block = found[1], int(found[2]), found[3]
-            rest = layer[found.end() :]
+            coder, level, block = match[1], int(match[2]), match[3]
+            rest = layer[match.end() :]
             name = translate(self._in_level(coder, level, block, resampled=".resample" in rest) + rest, _WORDS)
         flat = "resample.1" in name or ".attentions." in name
         return Place((name,), rank=4 if flat else 5, scale="gamma", scale_rank=3 if ".attentions." in name else 4)
 
     def _in_level(self, coder: str, level: int, block: str | None, *, resampled: bool) -> str:
-        """A block of a level, the way to the next, or what is called last in it."""
+        """Location of a residual block of a level, of its resampling layer, or of its last layer."""
         number = self.config.num_blocks
         last = level == len(self.config.multipliers) - 1
         if coder == "encoder" and not self.config.residual:

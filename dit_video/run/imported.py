@@ -32,8 +32,8 @@ from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.known_frames import FirstFrame
 from dit_video.tasks.task import Encoders
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
-from dit_video.training.values import Schedule
 from dit_video.vae.trained import TrainedCodec
 from dit_video.weights import names
 from dit_video.weights.digest import name_weights

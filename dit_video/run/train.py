@@ -50,7 +50,7 @@ from dit_video.run.frozen import with_frozen
 from dit_video.run.latents import check_cache
 from dit_video.run.open import _plain, description, evaluation_data, program_of
 from dit_video.storage.mirror import Copying, address_of, local_copy, record_of
-from dit_video.storage.patient_files import PICTURES_LIMIT, PatientFiles
+from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
 from dit_video.tasks.subject import Subject
 from dit_video.training import loop
 from dit_video.training.curves import FILE as CURVES
@@ -58,10 +58,10 @@ from dit_video.training.curves import plot_record
 from dit_video.training.events import Event, read_events
 from dit_video.training.faults import TrainingFault
 from dit_video.training.goodput import Activity
+from dit_video.training.intervals import Profile
+from dit_video.training.preemption import StopSignal, StopTogether
 from dit_video.training.step import Program, TrainState
-from dit_video.training.stop import StopSignal, StopTogether
 from dit_video.training.tracker import METRICS_FILE, NullTracker, Tracker, recorded_evaluations, recorded_scores
-from dit_video.training.values import Profile
 from dit_video.training.watchdog import Watchdog
 
 
@@ -139,7 +139,7 @@ def _train(
     """`train` in a folder that is this run's own, with `data` as their identity says."""
     program = program_of(experiment, mesh)
     with contextlib.ExitStack() as stack:
-        files = stack.enter_context(PatientFiles(_plain(console)))
+        files = stack.enter_context(RetryingFiles(_plain(console)))
         checkpoints = stack.enter_context(_checkpoints(experiment, workdir, files, copying, console))
         state, next_batch = _initial_state(experiment, program, checkpoints, init_from, mesh, console)
         processes.from_first(lambda: record_data(data, workdir, next_batch))
@@ -148,7 +148,7 @@ def _train(
         replace = experiment.faults.undecodable_share > 0
         batches = experiment.data.train(experiment.seed, next_batch, rows=rows, replace=replace)
         stack.enter_context(contextlib.closing(batches))
-        watchdog = Watchdog(recorder.pulse, workdir, waits_for={Activity.DATA: batches.waits_for})
+        watchdog = Watchdog(recorder.heartbeat, workdir, waits_for={Activity.DATA: batches.waits_for})
         stack.enter_context(watchdog.watch())
         stop = stack.enter_context((StopTogether() if processes.joined() else StopSignal()).listen())
         profiled = profile and processes.is_first()
@@ -182,7 +182,7 @@ def _train(
 
 
 def _checkpoints(
-    experiment: Experiment, workdir: Path, files: PatientFiles, copying: Copying, console: Console
+    experiment: Experiment, workdir: Path, files: RetryingFiles, copying: Copying, console: Console
 ) -> Checkpoints:
     """Those of a run that trains."""
     keep, metrics, saves = experiment.keep, files.file(workdir / METRICS_FILE), files.file(workdir / SAVES_FILE)
@@ -227,7 +227,7 @@ def _initial_state(
 
 @contextlib.contextmanager
 def _recorded(
-    experiment: Experiment, workdir: Path, files: PatientFiles, start: int, console: Console
+    experiment: Experiment, workdir: Path, files: RetryingFiles, start: int, console: Console
 ) -> Iterator[Tracker | NullTracker]:
     """The first process writes and shows what happens; the others know what it has written before."""
 

@@ -13,7 +13,7 @@ from dit_video.experiment import Experiment
 from dit_video.nn.module import define
 from dit_video.tasks.task import Task
 from dit_video.training.flops import count_dependent_flops, count_flops, peak_flops
-from dit_video.training.values import Work
+from dit_video.training.throughput import Work
 
 
 def measure_work(experiment: Experiment) -> Work:

@@ -1,1 +1,1 @@
-"""Disks and buckets that fail: what to wait for, what to say, and copies of what is in a bucket."""
+"""Storage on unreliable disks and buckets: retries, errors with a remedy, and local copies of runs in a bucket."""

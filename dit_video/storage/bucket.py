@@ -1,4 +1,4 @@
-"""Runs in a bucket, gs://bucket/run: its objects have the names that files have in a run folder.
+"""Google Cloud Storage: runs in a bucket, gs://bucket/run, whose objects are named like the files of a run folder.
 
 Google Cloud Storage writes an object only while it is of the generation that the writer names, so that of several
 writers one wins; the lock of a run rests on that. Orbax writes no S3.
@@ -22,16 +22,16 @@ _RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "16s"}
 
 
 def address(name: str | Path) -> str | None:
-    """gs://bucket/run where this names a run in a bucket; None where it names a folder.
+    """Parses the address of a run in a bucket, gs://bucket/run; None where `name` is a folder.
 
     Raises:
-        ValueError: it is the address of another kind of store, lacks bucket or name, or has a name that is read in
-            another way by some.
+        ValueError: it is the address of another kind of store, lacks bucket or name, or has a name that
+            some programs read in another way.
     """
-    found = _ADDRESS.match(str(name))
-    if found is None:
+    match = _ADDRESS.match(str(name))
+    if match is None:
         return None
-    scheme, rest = found[1].lower(), found[2].strip("/")
+    scheme, rest = match[1].lower(), match[2].strip("/")
     if scheme != _GCS:
         raise ValueError(
             f"{name}: a run is kept in a folder, or in a bucket of Google Cloud Storage (gs://bucket/run). Mount "
@@ -46,14 +46,14 @@ def address(name: str | Path) -> str | None:
 
 
 class Read(NamedTuple):
-    """An object; its content is None where there is none, or where it still is of the generation that was named."""
+    """An object with its generation; content None where it does not exist, or is unchanged since the one named."""
 
     content: bytes | None
     generation: bytes
 
 
 class Bucket:
-    """The objects of one run, by the names that files have in a run folder."""
+    """Objects of one run, by the names that files have in a run folder."""
 
     def __init__(self, where: str):
         """`where` is gs://bucket/run."""
@@ -64,16 +64,16 @@ class Bucket:
         self._store = tensorstore.KvStore.open(spec, context=context).result()
 
     def read(self, name: str, *, unless: bytes | None = None) -> Read:
-        """What an object holds, if it is not of the generation `unless` any more."""
-        found = self._store.read(name, if_not_equal=unless).result()
-        return Read(found.value if found.state == "value" else None, found.stamp.generation)
+        """Reads an object, unless its generation is still `unless`."""
+        read = self._store.read(name, if_not_equal=unless).result()
+        return Read(read.value if read.state == "value" else None, read.stamp.generation)
 
     def write(self, name: str, content: bytes | None, *, only: bytes | None = None) -> bytes | None:
-        """Its new generation; with `only`, None where it was not of that any more. Without content it is deleted."""
+        """Writes an object, or deletes it without content; the new generation, None where it was no longer `only`."""
         return self._store.write(name, content, if_equal=only).result().generation or None
 
     def top(self) -> list[str]:
-        """Names without a folder in them."""
+        """Names of the objects at the top, outside of folders."""
         # Steps have thousands of objects, which lie between these: '0' follows '/'.
         parts = (("", "checkpoints/"), ("checkpoints0", "checkpoints_damaged/"), ("checkpoints_damaged0", ""))
         names: list[bytes] = []
@@ -84,14 +84,14 @@ class Bucket:
 
 
 class BucketLock:
-    """RUN/lock.json of a run in a bucket; dit_video/run/lock.py says what it is for."""
+    """Lock of a run in a bucket, RUN/lock.json; see dit_video/run/lock.py."""
 
     def __init__(self, where: str, name: str):
         self._bucket, self._name = Bucket(where), name
         self.where, self.run = f"{where}/{name}", where
 
     def create(self, text: str) -> bool:
-        """False where there is one already."""
+        """Creates the lock; False where there is one already."""
         absent = self._bucket.read(self._name)
         if absent.content is not None:
             return False
@@ -102,30 +102,30 @@ class BucketLock:
         return None if content is None else content.decode(errors="replace")
 
     def touch(self) -> None:
-        found = self._bucket.read(self._name)
-        if found.content is not None:
+        read = self._bucket.read(self._name)
+        if read.content is not None:
             # Where somebody was faster, the lock was touched, removed or taken over.
-            self._bucket.write(self._name, found.content, only=found.generation)
+            self._bucket.write(self._name, read.content, only=read.generation)
 
     def remove(self, text: str) -> bool:
-        """Removes the lock if it is still this one; of several that try, one succeeds."""
-        found = self._bucket.read(self._name)
-        if found.content != text.encode():
+        """Removes the lock if it still has this text; of several callers one succeeds."""
+        read = self._bucket.read(self._name)
+        if read.content != text.encode():
             return False
-        return self._bucket.write(self._name, None, only=found.generation) is not None
+        return self._bucket.write(self._name, None, only=read.generation) is not None
 
     def sign(self) -> bytes | None:
-        """Changes when the holder touches it; None where there is no lock."""
-        found = self._bucket.read(self._name)
-        return None if found.content is None else found.generation
+        """The generation of the lock, which changes when the holder touches it; None where there is no lock."""
+        read = self._bucket.read(self._name)
+        return None if read.content is None else read.generation
 
     def age(self) -> float:
-        """Seconds since it was touched, as far as is known: clocks of other machines are not."""
+        """Seconds since the lock was touched: always 0, because clocks of other machines are not known."""
         return 0.0
 
 
 def files_of_buckets() -> Any:
-    """fsspec's view of buckets, which Orbax has too: names are gs://bucket/..."""
+    """fsspec file system of buckets, the same that Orbax uses: names are gs://bucket/..."""
     import fsspec
 
     # What TensorStore writes is not known to a cache of listings.

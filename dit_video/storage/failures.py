@@ -1,4 +1,4 @@
-"""Stores that fail: what counts as a failure of theirs and not of ours, what a person can do, what is tried again."""
+"""Storage failures: which errors are of the store and not of a program, their remedies, and which are retried."""
 
 import contextlib
 import errno
@@ -53,18 +53,18 @@ LAST_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
 class Vanished(OSError):
-    """A folder that was there is gone: it was moved or deleted, or its file system is no longer mounted."""
+    """A folder has vanished: it was moved or deleted, or its file system is no longer mounted."""
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it arose from."""
+    """An error and the chain of its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def raised_by_stores() -> tuple[type[Exception], ...]:
-    """What a failing store may raise; libraries for buckets have errors of their own, where they are imported."""
+    """Exception classes that a failing store may raise, those of bucket libraries included where these are imported."""
     foreign = (
         ("gcsfs.retry", "HttpError"),
         ("gcsfs.retry", "ChecksumError"),
@@ -76,10 +76,10 @@ def raised_by_stores() -> tuple[type[Exception], ...]:
 
 
 class BucketFailed(OSError):
-    """What the library for buckets raised, which is no OSError itself.
+    """A failure of a bucket, raised by its library as something else than an OSError.
 
     Attributes:
-        passing: it may be gone in a moment.
+        passing: whether it is transient.
     """
 
     def __init__(self, error: Exception):
@@ -91,7 +91,7 @@ class BucketFailed(OSError):
 
 @contextlib.contextmanager
 def as_os_errors() -> Iterator[None]:
-    """What reaches others is an OSError, or a ValueError, whichever library it comes from."""
+    """Converts errors of bucket libraries to OSError, or ValueError, inside the block."""
     try:
         yield
     except raised_by_stores() as error:
@@ -101,7 +101,7 @@ def as_os_errors() -> Iterator[None]:
 
 
 def fault(error: BaseException) -> BaseException | None:
-    """The failure of a store in what was raised; None where it is something else, such as a mistake in a program."""
+    """The storage failure among the causes of an error; None where there is none, as for a mistake in a program."""
     for cause in chain(error):
         if isinstance(cause, raised_by_stores()) and (not isinstance(cause, ValueError) or _of_tensorstore(cause)):
             return cause
@@ -109,12 +109,12 @@ def fault(error: BaseException) -> BaseException | None:
 
 
 def _of_tensorstore(error: ValueError) -> bool:
-    """A request that the server calls wrong has no status in front."""
+    """Whether a ValueError is TensorStore's for a failed request; one that the server calls wrong has no status."""
     return bool(_STATUS.match(str(error))) or "[http_response_" in str(error)
 
 
 def advice(error: BaseException) -> str:
-    """What a person can do."""
+    """The remedy for a storage failure, in words."""
     text = str(error)
     number = next((c.errno for c in chain(error) if isinstance(c, OSError) and c.errno), None)
     if number in _FULL or any(os.strerror(n) in text for n in _FULL):
@@ -129,7 +129,7 @@ def advice(error: BaseException) -> str:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether a failure may be gone in a moment."""
+    """Whether a storage failure is transient and worth a retry."""
     if isinstance(error, Vanished | TimeoutError):
         return True
     if isinstance(error, BucketFailed):
@@ -140,7 +140,7 @@ def passes(error: BaseException) -> bool:
 
 
 def read_patiently(read: Callable[[], Result], warn: Callable[[str], None]) -> Result:
-    """What `read` returns; a failure that may pass is waited for, longer each time, and said."""
+    """Retries `read` on transient storage failures, with growing pauses and a warning each time."""
     for pause in READ_PAUSES:
         try:
             return read()
@@ -153,7 +153,7 @@ def read_patiently(read: Callable[[], Result], warn: Callable[[str], None]) -> R
 
 
 class Unfailing:
-    """A stream that people read. Where it goes to a file on a full disk, what does not fit is not shown."""
+    """Wrapper of stdout or stderr that drops output instead of raising where its file is on a full disk."""
 
     def __init__(self, stream: TextIO | io.TextIOBase):
         self._stream = stream

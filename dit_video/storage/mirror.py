@@ -1,4 +1,4 @@
-"""The record of a run in a bucket, by way of a copy in a folder of this machine.
+"""Mirror of a run in a bucket: its record is written to a local folder and copied to the bucket in the background.
 
 A record is appended to and its files are renamed, which a bucket cannot do. So it is written in a folder, and what has
 changed there is copied, whole files at a time: with each save, and at the end. Checkpoints never come here: they go
@@ -39,26 +39,26 @@ _NO_RECORD = ("lock.json", _MARK)
 
 
 class NotCopied(ValueError):
-    """The end of a record is in a folder of this machine and not in the bucket."""
+    """The last changes of a record are in a local folder and could not be copied to the bucket."""
 
 
 @runtime_checkable
-class Record(Protocol):
-    """The record of a run: `folder` is where it is read and written."""
+class RunRecord(Protocol):
+    """The record of a run (metrics, events, experiment): `folder` is where it is read and written."""
 
     folder: Path
 
     def pull(self, needed: str) -> None:
-        """Gets what another machine has written; a run that lacks the file `needed` has not begun."""
+        """Downloads what another machine has written; a run without the file `needed` has not begun."""
         ...
 
     def push(self) -> None:
-        """Gives what has changed here."""
+        """Uploads what has changed here."""
         ...
 
 
-class InFolder:
-    """Where the record is written is where it is kept."""
+class LocalRecord:
+    """A record in a run folder: nothing to copy."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -72,7 +72,7 @@ class InFolder:
 
 @dataclasses.dataclass(frozen=True)
 class _Known:
-    """A file of a copy that is as the object of this generation."""
+    """A local file that equals the object of this generation."""
 
     generation: str
     size: int
@@ -82,8 +82,8 @@ class _Known:
         return file.is_file() and (self.size, self.mtime_ns) == _size_and_time(file)
 
 
-class InBucket:
-    """A copy, in `folder`, of what is kept at `where`, which is gs://bucket/run."""
+class BucketRecord:
+    """A record in a bucket: `folder` is a local copy of `where`, which is gs://bucket/run."""
 
     def __init__(self, where: str, folder: Path):
         self.folder, self._bucket = folder, Bucket(where)
@@ -93,25 +93,25 @@ class InBucket:
         _copies[folder] = where
 
     def pull(self, needed: str) -> None:
-        """Gets the files of the run folder itself, not those of folders in it: nobody goes on from pictures."""
-        found, known = self._bucket.read(needed), self._known.get(needed)
-        if known is None or known.generation != found.generation.hex():
+        """Downloads the files at the top of the run, not those in folders: a run does not need pictures to resume."""
+        read, known = self._bucket.read(needed), self._known.get(needed)
+        if known is None or known.generation != read.generation.hex():
             # Another machine has begun or gone on since: what is here may be of a run that is no more.
             shutil.rmtree(self.folder, ignore_errors=True)
             self._known = {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = [] if found.content is None else self._bucket.top()
+        names = [] if read.content is None else self._bucket.top()
         for name in names:
             if name in _NO_RECORD:
                 continue
             file, known = self.folder / name, self._known.get(name)
             unless = bytes.fromhex(known.generation) if known is not None and file.is_file() else None
-            found = self._bucket.read(name, unless=unless)
-            if found.content is not None:
+            read = self._bucket.read(name, unless=unless)
+            if read.content is not None:
                 temporary = file.with_name(f"{name}.tmp")
-                temporary.write_bytes(found.content)
+                temporary.write_bytes(read.content)
                 temporary.replace(file)
-                self._known[name] = _Known(found.generation.hex(), *_size_and_time(file))
+                self._known[name] = _Known(read.generation.hex(), *_size_and_time(file))
         self._write_mark()
 
     def push(self) -> None:
@@ -121,7 +121,7 @@ class InBucket:
                 if known is None or not known.is_of(file):
                     before = _size_and_time(file)  # what is written meanwhile is left for the next time
                     generation = self._bucket.write(name, file.read_bytes())
-                    assert generation is not None, "written whatever was there"
+                    assert generation is not None, "a write without condition returns the new generation"
                     self._known[name] = _Known(generation.hex(), *before)
         finally:
             self._write_mark()
@@ -139,16 +139,16 @@ class InBucket:
 
 
 class Copying:
-    """Copies a record in the background, and on the way out, some minutes where it must, until all is copied."""
+    """Copies a record to its bucket in the background; on exit it waits some minutes until all is copied."""
 
-    def __init__(self, record: Record, warn: Callable[[str], None]):
-        """`say` is told of a copy that failed and what to do."""
+    def __init__(self, record: RunRecord, warn: Callable[[str], None]):
+        """`warn` is called with a copy that failed and what to do."""
         self._record, self._warn = record, warn
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="record")
         self._last: Future[bool] | None = None
 
     def start(self) -> None:
-        """What is in the folder now is copied soon.
+        """Starts copying what is in the folder now.
 
         Raises:
             Exception: the copy before failed, and not by a failure of the bucket.
@@ -192,23 +192,23 @@ class Copying:
             )
 
 
-def record_of(run: Path) -> Record:
-    """The record of a run that is trained here: of a run folder, or of gs://bucket/run."""
+def record_of(run: Path) -> RunRecord:
+    """The record of a run folder, or of gs://bucket/run."""
     where = address(run)
     if where is None:
-        return InFolder(run)
+        return LocalRecord(run)
     # Processes may share a home, and one of them writes the record.
-    return InBucket(where, working_folder(where) if processes.is_first() else _temporary_folder(where))
+    return BucketRecord(where, working_folder(where) if processes.is_first() else _temporary_folder(where))
 
 
 def working_folder(where: str) -> Path:
-    """Where this machine keeps its copy of the record of a run that it trains."""
+    """Local folder with this machine's copy of the record of a run in a bucket."""
     # Not by its name: the folder of gs://a/b must not be in that of gs://a.
     return user_cache() / "runs" / hashlib.sha256(where.encode()).hexdigest()[:16] / where.rpartition("/")[2]
 
 
 def local_copy(run: Path, needed: str) -> Path:
-    """The folder of a run that is to be read: `run` itself, or a copy that goes when this process ends.
+    """A folder to read a run from: `run` itself, or a temporary local copy of one in a bucket.
 
     Raises:
         FileNotFoundError: there is no `needed` in the bucket.
@@ -217,14 +217,14 @@ def local_copy(run: Path, needed: str) -> Path:
     if where is None:
         return run
     folder = _temporary_folder(where)
-    InBucket(where, folder).pull(needed)
+    BucketRecord(where, folder).pull(needed)
     if not (folder / needed).is_file():
         raise FileNotFoundError(f"{where}: no run (it lacks {needed}); `dit-video train --workdir` makes one")
     return folder
 
 
 def push(folder: Path) -> None:
-    """What was written into a run that is at hand goes where that is kept.
+    """Uploads what was written into the local copy of a run; nothing to do where it is the run itself.
 
     Raises:
         NotCopied: the bucket does not take it; says where it is instead.
@@ -232,7 +232,7 @@ def push(folder: Path) -> None:
     if (where := address_of(folder)) is None:
         return
     try:
-        InBucket(where, folder).push()
+        BucketRecord(where, folder).push()
     except raised_by_stores() as error:
         if fault(error) is None:
             raise
@@ -242,7 +242,7 @@ def push(folder: Path) -> None:
 
 
 def address_of(folder: Path) -> str | None:
-    """Of which run in a bucket this folder is a copy; None where it is a run itself."""
+    """Address of the run in a bucket that this folder is a local copy of; None where it is a run itself."""
     return _copies.get(folder)
 
 

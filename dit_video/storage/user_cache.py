@@ -1,4 +1,4 @@
-"""What is kept for the next time, outside of any run: it may be deleted at any moment, and is made again."""
+"""User cache folder, outside of any run: it may be deleted at any moment, and is rebuilt."""
 
 import os
 from pathlib import Path

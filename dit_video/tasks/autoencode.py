@@ -15,8 +15,8 @@ from dit_video.data.dataset import Data
 from dit_video.nn.module import Precision
 from dit_video.tasks.media import Video
 from dit_video.tasks.task import RECONSTRUCT, VALIDATE, Function, Metrics, Task, latent_cells
-from dit_video.vae.adversary import AutoencodeLoss, Critic, autoencode_loss
 from dit_video.vae.codec import to_pixels, to_video
+from dit_video.vae.losses import AutoencodeLoss, Critic, autoencode_loss
 from dit_video.vae.vae import VAE, Autoencoded, VAEConfig, posterior, sample_posterior
 
 

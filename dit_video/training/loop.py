@@ -1,4 +1,4 @@
-"""The loop: batch, step, record, evaluate, save. One loop for every task."""
+"""The training loop: batch, step, record, evaluate, save. One loop for every task."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,15 @@ import jax
 from dit_video.distributed.sharding import place
 from dit_video.tasks.evaluator import EvaluationData, Evaluator
 from dit_video.tasks.subject import Subject
+from dit_video.training.fault_handler import FaultHandler
 from dit_video.training.faults import Faults
 from dit_video.training.goodput import Activity
+from dit_video.training.intervals import Profile, Schedule
+from dit_video.training.preemption import StopCondition
 from dit_video.training.protocols import Batches, Saver
 from dit_video.training.step import Program, TrainState
-from dit_video.training.stop import Stop
+from dit_video.training.throughput import Work
 from dit_video.training.tracker import Recorder
-from dit_video.training.values import Profile, Schedule, Work
-from dit_video.training.watch import _Watch
 
 
 def train(
@@ -34,7 +35,7 @@ def train(
     data: EvaluationData,
     tracker: Recorder,
     saver: Saver,
-    stop: Stop,
+    stop: StopCondition,
     mesh: jax.sharding.Mesh,
     profile: Profile | None = None,
 ) -> tuple[TrainState, int]:
@@ -59,7 +60,7 @@ def train(
         saver.save(step, state, batches.next_batch)
     if (after := tracker.events.next_batch(step)) is not None:
         batches.seek(after)  # this step was gone back to, and batches were left out
-    watch = _Watch(faults, batches, tracker, work.clips)
+    fault_handler = FaultHandler(faults, batches, tracker, work.clips)
     window = _Window(step, batches.wait_seconds)
     traced = None if profile is None else range(step + profile.first, step + profile.first + profile.num_steps)
     stopping = stop.reached(step)
@@ -72,7 +73,7 @@ def train(
         now(Activity.COMPILE if window.compiling else Activity.STEP)
         state, metrics = program.step(state, frozen, place(batch, mesh), seed)
         step += 1
-        watch.add(step, metrics)
+        fault_handler.add(step, metrics)
         if window.compiling:
             jax.block_until_ready(metrics)
             tracker.note(f"first step (compilation included): {window.seconds():.1f} s")
@@ -89,9 +90,9 @@ def train(
         look = last or due or save or step % schedule.log_every == 0
         if look:
             # Everything up to this step is written down, and found good, before anything is saved, fails or is killed.
-            loss, undone = watch.look()
+            loss, undone = fault_handler.fetch()
             if undone is not None:
-                state = watch.roll_back(undone, program, state, saver)
+                state = fault_handler.roll_back(undone, program, state, saver)
                 step = int(state.step)
                 window = _Window(step, batches.wait_seconds, compiling=False)
                 continue
@@ -112,7 +113,7 @@ def train(
 
 
 def _written(profile: Profile) -> str:
-    """Where the trace is, or why it is not there: a full disk ends no run."""
+    """Ends the profiler trace; returns its folder, or why it could not be written: a full disk ends no run."""
     try:
         jax.profiler.stop_trace()
     except jax.errors.JaxRuntimeError as error:
@@ -121,7 +122,7 @@ def _written(profile: Profile) -> str:
 
 
 class _Window:
-    """A stretch of steps whose speed is measured; evaluation and compilation stay outside of it."""
+    """Steps over which throughput is measured; evaluation and compilation stay outside of it."""
 
     def __init__(self, step: int, waited: float, *, compiling: bool = True):
         self.step, self.compiling = step, compiling

@@ -1,4 +1,4 @@
-"""What the training loop is given: batches and a saver of checkpoints."""
+"""Protocols of the training loop: an iterator of batches and a saver of checkpoints."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from dit_video.training.step import TrainState
 
 @runtime_checkable
 class Batches(Protocol):
-    """Host batches in an order that `next_batch` alone determines."""
+    """Iterator of host batches; its whole state is the index `next_batch`."""
 
     next_batch: int
     wait_seconds: float
@@ -19,17 +19,17 @@ class Batches(Protocol):
     def __next__(self) -> Batch: ...
 
     def seek(self, next_batch: int) -> None:
-        """Goes on with another batch."""
+        """Continues with another batch."""
         ...
 
     def take_replaced(self) -> list[Replaced]:
-        """Rows that hold another record than they should, of the batches since the last call or `seek`."""
+        """Rows whose record was replaced because it could not be decoded, since the last call or `seek`."""
         ...
 
 
 @runtime_checkable
 class Saver(Protocol):
-    """Saves state and data position as one, and gives back what it saved last."""
+    """Saves training state and data position as one checkpoint, and restores the last one."""
 
     def save(self, step: int, state: TrainState, next_batch: int) -> None: ...
 
@@ -38,9 +38,9 @@ class Saver(Protocol):
         ...
 
     def wait(self) -> None:
-        """Until everything that was started is saved."""
+        """Waits until every save that was started is complete."""
         ...
 
     def resume(self, shapes: TrainState, warn: Callable[[str], None]) -> Saved[TrainState] | None:
-        """The last good state; None where there is none."""
+        """Restores the last good checkpoint; None where there is none."""
         ...

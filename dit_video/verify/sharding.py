@@ -1,4 +1,4 @@
-"""Prove on a user's own experiment that splitting it over devices changes where numbers are, and nothing else.
+"""Verify sharding on a user's experiment: loss and gradients on every mesh equal those on one device.
 
 The real train step, on one device and on eight in every way the mesh can be, from the same weights and the same batch:
 loss, the gradient of each parameter, and the losses of several steps of training. Weights, batch and codec are random:
@@ -44,7 +44,7 @@ TRAINING_TOLERANCE = 1e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One way of splitting against one device.
+    """Comparison of a mesh with one device.
 
     Attributes:
         refused: why the experiment cannot be split so; nothing else is known then.
@@ -67,7 +67,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Within the tolerances; what is not a number is not."""
+        """Whether all differences are within the tolerances; NaN is not."""
         return (
             self.loss <= LOSS_TOLERANCE
             and self.gradient[1] <= GRADIENT_TOLERANCE
@@ -77,7 +77,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """What a mesh makes of the random weights. On the host."""
+    """Results of training on a mesh from the random weights, on the host."""
 
     loss: float
     gradient: dict[str, np.ndarray]
@@ -101,15 +101,15 @@ def compare_shardings(
             check_fields(experiment, mesh)
             check_mesh(experiment, mesh)
             program = program_of(experiment, mesh)
-            found, traffic = _train(program, state, frozen, batch, mesh, num_steps)
+            split, traffic = _train(program, state, frozen, batch, mesh, num_steps)
         except (Uneven, ExperimentError) as error:
             yield Comparison(mesh=shape, refused=str(error))
             continue
         yield Comparison(
             mesh=shape,
-            loss=abs(found.loss / reference.loss - 1),
-            gradient=_largest_difference(reference.gradient, found.gradient),
-            training=float(np.abs(found.losses / reference.losses - 1).max()),
+            loss=abs(split.loss / reference.loss - 1),
+            gradient=_largest_difference(reference.gradient, split.gradient),
+            training=float(np.abs(split.losses / reference.losses - 1).max()),
             state=sum(_bytes(leaf.sharding.shard_shape(leaf.shape), leaf) for leaf in jax.tree.leaves(program.shapes)),
             whole=sum(_bytes(leaf.shape, leaf) for leaf in jax.tree.leaves(program.shapes)),
             traffic=traffic,
@@ -117,7 +117,7 @@ def compare_shardings(
 
 
 def random_batch(experiment: Experiment) -> Batch:
-    """Noise in the shapes of a training batch, of as few rows as every mesh can split."""
+    """Random batch in the shapes of a training batch, with as few rows as every mesh can split."""
     ways = NUM_DEVICES * experiment.num_microbatches
     batch = jax.tree.map(
         lambda leaf: np.zeros((ways, *leaf.shape[1:]), leaf.dtype), workload.abstract_batch(experiment)
@@ -134,7 +134,7 @@ def _in_float32(experiment: Experiment) -> Experiment:
 
 
 def _random_state(program: Program) -> TrainState:
-    """Fresh weights and noise, on the host: fresh ones alone have zeros, behind which gradients vanish."""
+    """Initial weights plus noise, on the host: without it zero-initialised layers block gradients."""
     rng, fresh = np.random.default_rng(0), jax.device_get(program.init(0))
     params = {name: p + 0.02 * rng.standard_normal(p.shape, np.float32) for name, p in sorted(fresh.params.items())}
     return fresh._replace(params=params, ema=params)
@@ -152,7 +152,7 @@ def _train(
     gradient, metrics = jax.device_get(program.gradient(state, frozen, placed, 0))
     step = program.lower(_abstract(frozen), _abstract(placed)).compile()
     text = step.as_text()
-    assert text is not None, "the CPU compiler says this"
+    assert text is not None, "XLA's CPU compiler provides the program's text"
     losses = []
     for _ in range(num_steps):
         state, stepped = step(state, frozen, placed, 0)
@@ -161,10 +161,10 @@ def _train(
     return trained, read_traffic(text, mesh.shape, [0] * mesh.size)
 
 
-def _largest_difference(reference: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tuple[str, float]:
-    """The parameter whose gradient differs most, relative to its norm; of norms that are rounding alone, to all."""
+def _largest_difference(reference: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> tuple[str, float]:
+    """The parameter whose gradient differs most, relative to its norm, or to the total norm where that is rounding."""
     floor = 1e-6 * math.sqrt(sum(float(np.square(g).sum()) for g in reference.values()))
-    errors = {n: float(np.linalg.norm(found[n] - g) / max(np.linalg.norm(g), floor)) for n, g in reference.items()}
+    errors = {n: float(np.linalg.norm(actual[n] - g) / max(np.linalg.norm(g), floor)) for n, g in reference.items()}
     # A gradient that is no number is the worst of all, and max would step over it.
     return max(errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 

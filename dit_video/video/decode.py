@@ -1,4 +1,4 @@
-"""Decode and encode: mp4, GIF, grids.
+"""Video decoding (mp4, GIF and others) with FFmpeg through PyAV, safe for untrusted files.
 
 FFmpeg through PyAV, one thread per video (parallelism is across videos) and one VideoReformatter per call,
 which keeps its swscale context. Frames are scaled while they are converted from YUV, so that only small
@@ -48,12 +48,12 @@ _MATRIX_TAG = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}
 
 
 class VideoError(ValueError):
-    """A video that cannot be read, in words for the person who owns the file."""
+    """A video cannot be read; the message is for the owner of the file."""
 
 
 @contextmanager
 def open_video(source: bytes | str | os.PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens the first moving picture in a file or its bytes.
+    """Opens the first video stream in a file or its bytes.
 
     Raises:
         VideoError: not a media file, a still picture, sound only, or frames larger than MAX_FRAME_PIXELS; also
@@ -107,7 +107,7 @@ def _moving_picture(container: InputContainer) -> VideoStream:
 
 
 def frame_rate(stream: VideoStream) -> Fraction:
-    """Frames per second as the container states them.
+    """Frame rate in frames per second, as the container states it.
 
     Raises:
         VideoError: it states none, or one outside MIN_FPS to MAX_FPS.
@@ -123,7 +123,7 @@ def frame_rate(stream: VideoStream) -> Fraction:
 def decoded_frames(
     container: InputContainer, stream: VideoStream, packet_times: list[int | None]
 ) -> Iterator[VideoFrame]:
-    """Every frame; `packet_times` receives the presentation times of the packets they came from.
+    """Decodes every frame; `packet_times` receives the presentation times of the packets they came from.
 
     Raises:
         VideoError: decoding fails, says after how many frames; or MAX_FRAMES or MAX_VIDEO_PIXELS is passed.
@@ -145,7 +145,7 @@ def _frames(packets: Iterable[av.Packet], packet_times: list[int | None]) -> Ite
 
 
 def counted(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
-    """The same packets; a file that does not end is an error after MAX_FRAMES of them."""
+    """Passes packets on; raises after MAX_FRAMES of them."""
     for number, packet in enumerate(packets):
         if number > MAX_FRAMES:
             raise VideoError(f"has more than {MAX_FRAMES} packets; cut it")
@@ -153,7 +153,7 @@ def counted(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
 
 
 def _bounded(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-    """The same frames; ends in an error where a file decodes to more than any video for training."""
+    """Passes frames on; raises where a file decodes to more than the limits."""
     num_pixels = 0
     for number, frame in enumerate(frames, 1):
         num_pixels += frame.height * frame.width
@@ -190,7 +190,7 @@ class _ToRGB:
 
 
 def quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns that make a frame upright, as its container asks."""
+    """Rotation in counter-clockwise quarter turns that makes a frame upright, from its display matrix."""
     return round(frame.rotation / 90) % 4
 
 
@@ -205,7 +205,7 @@ def covering_size(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, i
 
 
 def decode(data: bytes) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
-    """All frames, upright, and the frame rate.
+    """Decodes all frames, upright, and the frame rate.
 
     Raises:
         VideoError: the bytes are not a video with at least one frame.
@@ -214,7 +214,7 @@ def decode(data: bytes) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
 
 
 def read_video(path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
-    """All frames of a file, upright, and the frame rate.
+    """Reads all frames of a file, upright, and the frame rate.
 
     Raises:
         VideoError: the file is not a video with at least one frame; names the file.
@@ -236,21 +236,21 @@ def _read(source: bytes | str | os.PathLike) -> tuple[UInt8[np.ndarray, "T H W 3
     return np.stack(frames), fps
 
 
-def _collected(frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> list[UInt8[np.ndarray, "H W 3"]]:
-    """Frames of one size that fit into memory together."""
-    kept: list[np.ndarray] = []
-    for frame in frames:
-        if kept and frame.shape != kept[0].shape:
-            sizes = " x ".join(map(str, kept[0].shape[1::-1])), " x ".join(map(str, frame.shape[1::-1]))
-            raise VideoError(f"its size changes from {sizes[0]} to {sizes[1]} at frame {len(kept)}; re-encode it")
-        kept.append(frame)
-        if len(kept) * frame.nbytes > MAX_DECODED_BYTES:
-            raise VideoError(f"{len(kept)} frames take more than {MAX_DECODED_BYTES} bytes; cut it or scale it down")
-    return kept
+def _collected(decoded: Iterable[UInt8[np.ndarray, "H W 3"]]) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """Collects frames, which must have one size and fit into memory together."""
+    frames: list[np.ndarray] = []
+    for frame in decoded:
+        if frames and frame.shape != frames[0].shape:
+            sizes = " x ".join(map(str, frames[0].shape[1::-1])), " x ".join(map(str, frame.shape[1::-1]))
+            raise VideoError(f"its size changes from {sizes[0]} to {sizes[1]} at frame {len(frames)}; re-encode it")
+        frames.append(frame)
+        if len(frames) * frame.nbytes > MAX_DECODED_BYTES:
+            raise VideoError(f"{len(frames)} frames take more than {MAX_DECODED_BYTES} bytes; cut it or scale it down")
+    return frames
 
 
 def count_frames(data: bytes) -> int:
-    """Frames of a video by its packets, without decoding (exact for one frame per packet, as in mp4)."""
+    """Counts frames by packets, without decoding (exact for one frame per packet, as in mp4)."""
     with open_video(data) as (container, stream):
         packets = counted(container.demux(stream))
         return sum(1 for packet in packets if packet.size and not packet.is_discard)
@@ -259,10 +259,10 @@ def count_frames(data: bytes) -> int:
 def decode_window(
     data: bytes, *, start: int, num_frames: int, stride: int = 1, cover: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """Frames start, start + stride, ... of a video, each scaled to just cover `cover` (height, width).
+    """Decodes frames start, start + stride, ... of a video, each scaled to just cover `cover` (height, width).
 
-    Decoding begins at the last key frame at or before `start` and ends with the last wanted frame; only
-    wanted frames are converted. Equal to `decode(data)[start : start + num_frames * stride : stride]` where
+    Decoding begins at the last key frame at or before `start` and ends with the last chosen frame; only
+    chosen frames are converted. Equal to `decode(data)[start : start + num_frames * stride : stride]` where
     nothing is scaled.
 
     Raises:
@@ -274,21 +274,21 @@ def decode_window(
         last = start + (num_frames - 1) * stride
         # Without a distinct time on every packet, frames can only be counted from the beginning.
         if len(set(times)) == len(packets) and last < len(times):
-            wanted = set(times[start : last + 1 : stride])
+            chosen_times = set(times[start : last + 1 : stride])
             before = [i for i, packet in enumerate(packets) if packet.is_keyframe and (packet.pts or 0) <= times[start]]
             decoded = _flushed(stream, packets[before[-1] :] if before else packets)
-            chosen = (frame for frame in decoded if frame.pts in wanted)
+            chosen = (frame for frame in decoded if frame.pts in chosen_times)
         else:
             indices = set(range(start, last + 1, stride))
             chosen = (frame for i, frame in enumerate(_flushed(stream, packets)) if i in indices)
         frames = _collected(map(_ToRGB(cover), itertools.islice(chosen, num_frames)))
         if len(frames) == num_frames:
             return np.stack(frames)
-    raise VideoError(f"ends before frame {last}: {len(frames)} of {num_frames} wanted frames decode")
+    raise VideoError(f"ends before frame {last}: {len(frames)} of {num_frames} frames of the clip decode")
 
 
 def _flushed(stream: VideoStream, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:
-    """What packets decode to, with the frames that a decoder still holds after the last."""
+    """Decodes packets and flushes the decoder at the end."""
     return _bounded(frame for packet in (*packets, None) for frame in stream.decode(packet))
 
 

@@ -1,4 +1,4 @@
-"""Encoding clips: mp4, GIF and grids of clips."""
+"""Video encoding: H.264 mp4, GIF, and grids of clips."""
 
 import io
 import os

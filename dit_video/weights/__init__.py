@@ -1,1 +1,1 @@
-"""Other people's weight files: safetensors and torch files, names of tensors, digests."""
+"""Published weights: safetensors and PyTorch files, mapping of parameter names, digests."""

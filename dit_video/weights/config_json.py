@@ -1,11 +1,11 @@
-"""Fields of published config.json files, read with the checks that strangers' files need."""
+"""Validated fields of published config.json files."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def count_of(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    """A positive number of a config.json.
+    """Reads a positive integer from a config.json.
 
     Raises:
         ValueError: it is none, or it is not there and has no default; names it.
@@ -17,12 +17,12 @@ def count_of(config: Mapping[str, Any], name: str, default: int | None = None) -
 
 
 def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Fields of which every published network has the same value.
+    """Checks fields that have the same value in every published network.
 
     Raises:
         ValueError: names the first that has another.
     """
     for name, value in fixed.items():
-        found = config.get(name, value)
-        if (tuple(found) if isinstance(found, list) else found) != value:
-            raise ValueError(f"config.json: {name}={found!r}: every published network of this class has {value!r}")
+        actual = config.get(name, value)
+        if (tuple(actual) if isinstance(actual, list) else actual) != value:
+            raise ValueError(f"config.json: {name}={actual!r}: every published network of this class has {value!r}")

@@ -1,4 +1,4 @@
-"""Digests: a number per array that no layout changes, one name for a set of weights, and a seal on metadata."""
+"""Checksums (digests) of arrays independent of sharding and layout, of whole sets of weights, and of metadata."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float32, UInt32
 
 
 def digest_leaves(tree: Any) -> Any:
-    """A number per array that no layout changes and any single flipped bit does: a weighted sum of raw words.
+    """Checksum of each array, independent of its sharding: a weighted sum of raw words, changed by any flipped bit.
 
     Weights are odd, so a change of one word by d != 0 changes the sum by d times a unit modulo 2^32.
     """
@@ -20,26 +20,26 @@ def digest_leaves(tree: Any) -> Any:
 
 
 def weights_digest(params: Mapping[str, Array]) -> str:
-    """One name for a set of weights: SHA-256 of each parameter's name, shape, dtype and digest."""
+    """Digest of a set of weights: SHA-256 over each parameter's name, shape, dtype and checksum."""
     digests = jax.device_get(jax.jit(digest_leaves)(dict(params)))
     return name_weights({n: (x.shape, str(x.dtype), int(digests[n])) for n, x in params.items()})
 
 
 def name_weights(arrays: Mapping[str, tuple[tuple[int, ...], str, int]]) -> str:
-    """`weights_digest` where shape, dtype and digest of every parameter are known already."""
+    """`weights_digest` from the known shape, dtype and checksum of every parameter."""
     lines = [[name, list(shape), dtype, digest] for name, (shape, dtype, digest) in sorted(arrays.items())]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 
 
 def seal(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, whatever the order and the spacing it is written in."""
+    """SHA-256 of a JSON object, independent of key order and spacing."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def digest_part(part: Float32[np.ndarray, "..."], start: Sequence[int]) -> int:
-    """What a part of an array adds to its digest, which is the sum of what all of them add, modulo 2^32.
+    """Contribution of a part of an array to its checksum, which is the sum over all parts, modulo 2^32.
 
-    The same sum, but taken along one axis at a time, so that nothing of the size of the part is held.
+    The same sum, but taken along one axis at a time, so that no temporary is as large as the part.
 
     Args:
         start: where in the whole array, along each axis, the part begins.

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: the tensors of a published file, read without running what the file says.
+"""Safe reading of published weight files: safetensors, npz, and PyTorch checkpoints without executing their pickle.
 
 safetensors and npz hold data only. What `torch.save` writes is a zip archive of storages and of a pickle, a program
 that may call whatever is installed. It is read here without torch, only if its SHA-256 is the published one, by an
@@ -51,7 +51,7 @@ _REFUSALS = (
 
 
 def convert(published: Path, out: Path, *, sha256: str) -> None:
-    """Writes the tensors of a published file as safetensors; the metadata name the file and its SHA-256.
+    """Converts a published file to safetensors; the metadata name the file and its SHA-256.
 
     `out` appears whole or not at all, and is as readable as `published` is.
 
@@ -66,14 +66,14 @@ def convert(published: Path, out: Path, *, sha256: str) -> None:
 
 
 def check_digest(file: BufferedReader, path: Path, sha256: str) -> None:
-    """Raises ValueError where an open file has not the digest that it was published with, in hexadecimal."""
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256.lower():
-        raise ValueError(f"{path} has SHA-256 {found}, expected {sha256}; download the published file")
+    """Checks the SHA-256 of an open file, in hexadecimal; ValueError where it differs."""
+    actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256.lower():
+        raise ValueError(f"{path} has SHA-256 {actual}, expected {sha256}; download the published file")
 
 
 def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
-    """The tensors of a file by name, as native NumPy arrays; bfloat16 is that of ml_dtypes.
+    """Reads the tensors of a file by name, as native NumPy arrays; bfloat16 is that of ml_dtypes.
 
     The arrays of a torch file are views of its storages, as they were in torch: read-only, not always contiguous. They
     are read from the file when they are used, and take no memory before.
@@ -112,7 +112,7 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
 
 
 def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, *, metadata: Mapping[str, str]) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes safetensors atomically: the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two processes may write at once: each writes its own file, and the last rename wins.
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".safetensors")
@@ -129,7 +129,7 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, *, metadata
 def unpickle(
     data: bytes, allowed: Mapping[str, Any], *, kind: str, persistent_load: Callable[[Any], Any] | None = None
 ) -> Any:
-    """Loads a pickle that may name nothing but the globals in `allowed`: `module.name` -> what stands for it.
+    """Restricted unpickler: only the globals in `allowed` may be named, `module.name` -> its replacement.
 
     Nothing is imported. The error calls those globals `kind`; `persistent_load` makes an object of a persistent id.
 
@@ -174,8 +174,8 @@ def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(entry)
         if dtype.kind not in "biufc":
             raise ValueError(f"entry {info.filename} holds {dtype}, not numbers; save numbers, without pickle")
-        if math.prod(shape) * dtype.itemsize != (held := info.file_size - entry.tell()):
-            raise ValueError(f"entry {info.filename} claims {dtype} {reprlib.repr(shape)}, it has {held} bytes")
+        if math.prod(shape) * dtype.itemsize != (num_bytes := info.file_size - entry.tell()):
+            raise ValueError(f"entry {info.filename} claims {dtype} {reprlib.repr(shape)}, it has {num_bytes} bytes")
         array = np.ndarray(shape, dtype, entry.read(), order="F" if fortran_order else "C")
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -199,7 +199,7 @@ class _StateDict(_Inert, dict[Any, Any]):
 
 
 class _Dropped(_Inert):
-    """Stands for what is no tensor and does no harm: torch.Size and the arguments of a training script."""
+    """Placeholder for harmless objects that are no tensors: torch.Size and the arguments of a training script."""
 
     def __new__(cls, *_: Any):
         return super().__new__(cls)
@@ -288,7 +288,7 @@ def _read_torch(file: IO[bytes], size: int) -> Tensors:
 
 
 def _in_place(mapped: mmap.mmap, info: zipfile.ZipInfo) -> memoryview:
-    """The content of an entry that is not compressed where it lies in the file, so that it takes no memory."""
+    """Memory-mapped content of an uncompressed zip entry."""
     header = mapped[info.header_offset : info.header_offset + _ENTRY.size]
     if len(header) < _ENTRY.size or not header.startswith(b"PK\3\4"):
         raise ValueError(f"entry {info.filename} is not where the archive says")
@@ -328,7 +328,7 @@ def _flatten(tree: Any) -> Tensors:
 
 
 def _entries(archive: zipfile.ZipFile, size: int, compression: tuple[int, ...]) -> dict[str, zipfile.ZipInfo]:
-    """The entries of an archive of `size` bytes by name: no name twice or outside it, no bomb."""
+    """Validated entries of a zip archive of `size` bytes by name: no duplicate, none out of bounds, no zip bomb."""
     entries: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         _check_name(info.filename)
@@ -342,7 +342,7 @@ def _entries(archive: zipfile.ZipFile, size: int, compression: tuple[int, ...]) 
 
 
 def _check_name(name: str) -> None:
-    """Names may become names of files, lines of a log and keys of a safetensors header."""
+    """Checks a tensor name, which may become the name of a file, a line of a log or a key of a safetensors header."""
     parts = name.replace("\\", "/").split("/")
     if not name.isprintable() or name in ("", "__metadata__") or parts[0] == "" or ".." in parts:
         raise ValueError(f"{reprlib.repr(name)} is no name of a tensor or entry")

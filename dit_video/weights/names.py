@@ -1,4 +1,4 @@
-"""The names and layouts that other libraries have for our parameters: one table per family, read in both directions.
+"""Mapping of parameter names and layouts between this package and other libraries: one table, used in both directions.
 
 A table has a row for each of our parameters. Layers that are stacked here are one by one there; kernels that are one
 here may be several there; what is one here may be copied into every layer there. Nothing is computed: numbers are
@@ -24,7 +24,7 @@ EVEN, ODD = "{2 layer}", "{2 layer + 1}"
 
 
 class Dialect(enum.Enum):
-    """Whose names."""
+    """Naming convention of tensors: diffusers, official code, or another library."""
 
     OFFICIAL = "official"  # of the code that was published with the paper
     DIFFUSERS = "diffusers"
@@ -33,24 +33,24 @@ class Dialect(enum.Enum):
 
 
 class NamesMismatch(ValueError):
-    """Tensors are not those of the table; the message names them."""
+    """Tensors do not match the table; the message names them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """A tensor in somebody's file, to be read when it is needed."""
+class StoredTensor:
+    """A tensor in a file, read lazily."""
 
     shape: Shape
     dtype: np.dtype
     read: Callable[[], np.ndarray]
 
 
-Source = Mapping[str, Stored]
+Source = Mapping[str, StoredTensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One of our parameters, and what others have in its place.
+    """Row of a name table: one of our parameters, and the corresponding tensors of other libraries.
 
     Attributes:
         ours: our name.
@@ -81,7 +81,7 @@ class Row:
     swapped: frozenset[Dialect] = frozenset()
 
     def places(self, dialect: Dialect) -> list[tuple[str, ...]]:
-        """The names of all parts, for each layer or copy."""
+        """Tensor names of all parts, for each layer or copy."""
         names = self.theirs[dialect]
         if not any(number in names[0] for number in (LAYER, EVEN, ODD)):
             return [names]
@@ -92,12 +92,12 @@ class Row:
         return (self.shape[0] // len(self.theirs[dialect]), *self.shape[1:])
 
     def from_theirs(self, whole: np.ndarray, dialect: Dialect) -> np.ndarray:
-        """One layer in our layout, all parts of it together in theirs."""
+        """Converts one layer, all its parts together, from their layout to ours."""
         whole = self._with_halves_of(dialect, whole)
         return whole.reshape(self.pieces or self.shape).transpose(self.order).reshape(self.our_shape)
 
     def to_theirs(self, layer: np.ndarray, dialect: Dialect) -> list[np.ndarray]:
-        """The parts of one layer in their layout."""
+        """Converts one layer from our layout to the parts in theirs."""
         pieces = self.pieces or self.shape
         ordered = layer.reshape([pieces[axis] for axis in self.order])
         whole = ordered.transpose(np.argsort(self.order)).reshape(self.shape)
@@ -122,7 +122,7 @@ def vector(
     stacked: bool = False,
     float32: bool = False,
 ) -> Row:
-    """A bias or a scale: with us in the shape that it has for use, elsewhere in one row."""
+    """Row of a bias or scale, which elsewhere is a vector."""
     return Row(
         ours=ours,
         our_shape=shape,
@@ -146,7 +146,7 @@ def linear(
     use_bias: bool = True,
     float32: bool = False,
 ) -> tuple[Row, ...]:
-    """`kernel` [*in, *out] and `bias` [*out] with us, `weight` [out, in] and `bias` [out] elsewhere.
+    """Rows of a linear layer: our `kernel` [*in, *out], `bias` [*out]; elsewhere `weight` [out, in], `bias` [out].
 
     The names are those of the layers.
     """
@@ -172,7 +172,7 @@ def linear(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """The names of a network.
+    """Name table of a network.
 
     Attributes:
         rows: one for each of our parameters.
@@ -187,11 +187,11 @@ class Table:
     former: Mapping[Dialect, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     def expected(self, dialect: Dialect) -> dict[str, Shape]:
-        """Every tensor of a dialect with its shape."""
-        found: dict[str, Shape] = {}
+        """Every tensor of a dialect with its expected shape."""
+        shapes: dict[str, Shape] = {}
         for row in self.rows:
-            found |= {name: row.part_shape(dialect) for names in row.places(dialect) for name in names}
-        return found | {name: value.shape for name, value in self.constants.get(dialect, {}).items()}
+            shapes |= {name: row.part_shape(dialect) for names in row.places(dialect) for name in names}
+        return shapes | {name: value.shape for name, value in self.constants.get(dialect, {}).items()}
 
     def in_float32(self, dialect: Dialect) -> frozenset[str]:
         """Tensors of a dialect that are float32 whatever the others are."""
@@ -199,14 +199,14 @@ class Table:
         return frozenset(name for row in rows for names in row.places(dialect) for name in names)
 
     def renamed(self, dialect: Dialect, source: Source) -> Source:
-        """The tensors of a file by what they are called now."""
+        """The tensors of a file by their current names."""
         former = self.former.get(dialect, {})
         now = {name: former[name] for name in source if name in former and former[name] not in source}
         return {now.get(name, name): stored for name, stored in source.items()} if now else source
 
 
 def check(table: Table, dialect: Dialect, source: Source) -> np.dtype:
-    """Holds the names, shapes and types of all tensors against the table, before any is read.
+    """Checks the names, shapes and types of all tensors against the table, before any is read.
 
     Returns:
         the type that all of them have.
@@ -237,7 +237,7 @@ def check(table: Table, dialect: Dialect, source: Source) -> np.dtype:
 
 
 def read(table: Table, dialect: Dialect, source: Source) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameters in float32, one at a time: no more is held than that one and one tensor of the source.
+    """Reads our parameters in float32, one at a time; memory holds one of them and one tensor of the source.
 
     `source` has passed `check`.
 
@@ -258,9 +258,9 @@ def read(table: Table, dialect: Dialect, source: Source) -> Iterator[tuple[str, 
 
 
 def read_slices(table: Table, dialect: Dialect, source: Source) -> Iterator[tuple[str, int | None, np.ndarray]]:
-    """Our parameters in the type in which they are stored, those that are stacked a layer at a time with its number.
+    """Reads our parameters in their stored type, stacked ones a layer at a time with its number.
 
-    No more is held than a slice and, where it has several parts, one of these. `source` has passed `check`.
+    Memory holds a slice and, where it has several parts, one of these. `source` has passed `check`.
 
     Raises:
         NamesMismatch: a constant has another value, or copies differ.
@@ -285,7 +285,7 @@ def read_slices(table: Table, dialect: Dialect, source: Source) -> Iterator[tupl
 
 
 def _together(row: Row, names: tuple[str, ...], source: Source) -> np.ndarray:
-    """A tensor of theirs, made of its parts."""
+    """Concatenates the parts of a tensor of theirs."""
     if len(names) == 1:
         return source[names[0]].read()
     whole = np.empty(row.shape, np.result_type(*(source[name].dtype for name in names)))
@@ -295,7 +295,7 @@ def _together(row: Row, names: tuple[str, ...], source: Source) -> np.ndarray:
 
 
 def write(table: Table, dialect: Dialect, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of a dialect, made of our parameters."""
+    """Converts our parameters to every tensor of a dialect."""
     for row in table.rows:
         value = params[row.ours]
         for layer, names in enumerate(row.places(dialect)):

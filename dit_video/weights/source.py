@@ -1,4 +1,4 @@
-"""Weights that others have published, opened so that tensors are read one at a time: diffusers folders and files."""
+"""Lazy opening of published weights: diffusers and transformers folders (sharded or not) and single files."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ import safetensors
 
 from dit_video.config.json_file import read_object
 from dit_video.weights.files import check_digest, read_tensors
-from dit_video.weights.names import Dialect, Source, Stored
+from dit_video.weights.names import Dialect, Source, StoredTensor
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -49,12 +49,12 @@ _DTYPES = _FLOATS | _INTEGERS
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Somebody's weights.
+    """Opened published weights.
 
     Attributes:
         config: the config.json beside them; None for a file of weights alone, which is in the official dialect.
         files: that were opened.
-        num_beside: tensors of a file that are of no network of diffusion but of what it is used with.
+        num_beside: tensors of a file that belong to its VAE or text encoders.
     """
 
     dialect: Dialect
@@ -65,7 +65,7 @@ class Published:
 
 
 class _Mapped:
-    """The safetensors file that is mapped into memory: one at a time, for pages once read stay until it is closed."""
+    """Memory-mapped safetensors files, one at a time: pages once read stay in memory until the file is closed."""
 
     def __init__(self):
         self._path: Path | None = None
@@ -114,47 +114,47 @@ def open_published(path: Path, *, digests: Digests = NO_DIGESTS) -> Iterator[Pub
         yield Published(dialect, config, _open_files(files, digests, mapped), (folder / CONFIG, *files))
 
 
-def read_digests(said: str, source: Path) -> dict[Path, str]:
-    """The SHA-256 of files of weights at `source`, a file or folder, as a user says them.
+def read_digests(sha256: str, source: Path) -> dict[Path, str]:
+    """Parses the SHA-256 digests of weight files at `source`, a file or folder, as given on the command line.
 
     Args:
-        said: that of the one file that `source` has; or a file with a line for each as sha256sum writes it, with names
-            from where `source` is a folder, or beside `source`.
+        sha256: that of the one file that `source` has; or a file with a line for each as sha256sum writes it, with
+            names from where `source` is a folder, or beside `source`.
 
     Raises:
         ValueError: it is neither, or `source` has several files; names what is wrong.
     """
-    if re.fullmatch("[0-9a-fA-F]{64}", said):
+    if re.fullmatch("[0-9a-fA-F]{64}", sha256):
         files = [source]
         if source.is_dir():
             folder = _network_in(source)
             files = _weights_in(folder, _dialect_of(read_object(folder / CONFIG)))
         if len(files) > 1:
             raise ValueError(
-                f"--sha256={said}: is the digest of one file, {source} has its weights in {len(files)}; {_LISTED}"
+                f"--sha256={sha256}: is the digest of one file, {source} has its weights in {len(files)}; {_LISTED}"
             )
-        return {files[0]: said}
-    if not Path(said).is_file():
-        raise ValueError(f"--sha256={said}: is neither 64 hexadecimal digits nor a file; {_LISTED}")
+        return {files[0]: sha256}
+    if not Path(sha256).is_file():
+        raise ValueError(f"--sha256={sha256}: is neither 64 hexadecimal digits nor a file; {_LISTED}")
     digests: dict[Path, str] = {}
-    for number, line in enumerate(Path(said).read_text(encoding="utf-8").splitlines(), 1):
-        found = re.fullmatch("([0-9a-fA-F]{64}) [ *](.+)", line)
-        if found is None:
-            raise ValueError(f"{said}:{number}: {line[:80]!r}: is no line of sha256sum, a digest and a name")
-        file = (source if source.is_dir() else source.parent) / found[2]
-        if digests.setdefault(file, found[1].lower()) != found[1].lower():
-            raise ValueError(f"{said}:{number}: {found[2]} has another digest in a line before")
+    for number, line in enumerate(Path(sha256).read_text(encoding="utf-8").splitlines(), 1):
+        match = re.fullmatch("([0-9a-fA-F]{64}) [ *](.+)", line)
+        if match is None:
+            raise ValueError(f"{sha256}:{number}: {line[:80]!r}: is no line of sha256sum, a digest and a name")
+        file = (source if source.is_dir() else source.parent) / match[2]
+        if digests.setdefault(file, match[1].lower()) != match[1].lower():
+            raise ValueError(f"{sha256}:{number}: {match[2]} has another digest in a line before")
     return digests
 
 
 def digests_in(folder: Path, digests: Digests) -> tuple[tuple[str, str], ...]:
-    """Names and digests of the files of a folder, however it is called."""
+    """Names and digests of the files in a folder, independent of the folder's path."""
     folder = folder.resolve()
     return tuple((path.name, sha256) for path, sha256 in digests.items() if path.parent.resolve() == folder)
 
 
 def _network_in(path: Path) -> Path:
-    """The folder of a network: `path`, or where that is a pipeline the folder within it."""
+    """The folder of a network: `path`, or its sub-folder where `path` is a pipeline."""
     folder = path / _PIPELINE_PART if (path / PIPELINE).is_file() else path
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder / CONFIG}: not there; name the folder of a network of diffusers, or a file")
@@ -170,7 +170,7 @@ def _dialect_of(config: Mapping[str, Any]) -> Dialect:
 
 
 def _weights_in(folder: Path, dialect: Dialect) -> list[Path]:
-    """The files of weights of a folder: shards that an index lists, or one."""
+    """Weight files of a folder: the shards that an index lists, or one file."""
     for name in _NAMES[dialect]:
         index = folder / f"{name}.index.json"
         if index.is_file():
@@ -187,8 +187,8 @@ def _weights_in(folder: Path, dialect: Dialect) -> list[Path]:
     raise FileNotFoundError(f"{folder}: holds no {known}, and no index of several (.index.json)")
 
 
-def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dict[str, Stored]:
-    """The tensors of all files together.
+def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dict[str, StoredTensor]:
+    """Opens all files; their tensors together.
 
     Raises:
         ValueError: torch files have no digest, all of which are listed before any is read; or a file is damaged.
@@ -199,21 +199,21 @@ def _open_files(paths: Sequence[Path], digests: Digests, mapped: _Mapped) -> dic
             "a torch file holds a program and is read only if it is the published one: give its published sha256 "
             f"when it is imported, with --sha256; {_LISTED}. There is none of\n{lines}"
         )
-    source: dict[str, Stored] = {}
+    source: dict[str, StoredTensor] = {}
     for path in paths:
-        found = _open_file(path, digests.get(path), mapped)
-        if twice := source.keys() & found.keys():
+        opened = _open_file(path, digests.get(path), mapped)
+        if twice := source.keys() & opened.keys():
             raise ValueError(f"{path}: holds {min(twice)}, which another file of {path.parent} holds too")
-        source |= found
+        source |= opened
     return source
 
 
-def _open_file(path: Path, sha256: str | None, mapped: _Mapped) -> dict[str, Stored]:
+def _open_file(path: Path, sha256: str | None, mapped: _Mapped) -> dict[str, StoredTensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there")
     if path.suffix != ".safetensors":
         tensors = read_tensors(path, sha256=sha256)
-        return {name: Stored(x.shape, x.dtype, functools.partial(np.asarray, x)) for name, x in tensors.items()}
+        return {name: StoredTensor(x.shape, x.dtype, functools.partial(np.asarray, x)) for name, x in tensors.items()}
     if sha256 is not None:
         with path.open("rb") as content:
             check_digest(content, path, sha256)
@@ -222,14 +222,14 @@ def _open_file(path: Path, sha256: str | None, mapped: _Mapped) -> dict[str, Sto
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
-    found = {}
+    stored = {}
     for name, part in slices.items():
         # A type that is not read is refused by who knows the names.
         dtype = np.dtype(_DTYPES.get(part.get_dtype(), np.void))
-        found[name] = Stored(tuple(part.get_shape()), dtype, functools.partial(mapped.read, path, name))
-    return found
+        stored[name] = StoredTensor(tuple(part.get_shape()), dtype, functools.partial(mapped.read, path, name))
+    return stored
 
 
-def _averaged(source: dict[str, Stored]) -> dict[str, Stored]:
-    """What official code takes from a checkpoint of its training, which holds an optimizer and weights twice."""
+def _averaged(source: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The EMA weights of an official training checkpoint, which holds raw weights and an optimizer too."""
     return {re.sub(r"^ema\.", "", n): s for n, s in source.items() if n.startswith("ema.")} or source

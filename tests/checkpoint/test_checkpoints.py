@@ -17,7 +17,7 @@ from toys import FitLines, line_batch, small_mesh
 
 from dit_video.checkpoint import writer
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
-from dit_video.checkpoint.fit import OtherNetwork
+from dit_video.checkpoint.compatibility import OtherNetwork
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER
 from dit_video.checkpoint.retention import Keep
 from dit_video.distributed.sharding import place
@@ -109,9 +109,9 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path, program, state, least_slic
 def test_weights_alone_are_raw_or_averaged_and_on_every_device(checkpoints, program, state):
     checkpoints.save(1, state, next_batch=1)
     checkpoints.wait()
-    for ema, wanted in ((False, state.params), (True, state.ema)):
+    for ema, expected in ((False, state.params), (True, state.ema)):
         params = checkpoints.restore_params(program.definition.shapes, MESHES["fsdp=4 tensor=2"], ema=ema)
-        assert_same_bits(params, wanted)
+        assert_same_bits(params, expected)
         assert all(value.sharding.is_fully_replicated for value in params.values())
     assert not np.array_equal(state.params["line.kernel"], state.ema["line.kernel"])
 
@@ -244,8 +244,8 @@ FILES = ("_CHECKPOINT_METADATA", "commit_success.txt", *(f"{item}/{file}" for it
 
 def test_these_are_all_files_of_a_step(template):
     step = template / FOLDER / "2"
-    found = {path for pattern in FILES for path in step.glob(pattern)}
-    assert found == {path for path in step.rglob("*") if path.is_file()}
+    actual = {path for pattern in FILES for path in step.glob(pattern)}
+    assert actual == {path for path in step.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("pattern", FILES)
@@ -271,23 +271,23 @@ def test_whatever_happens_to_a_file_is_found_or_changes_nothing(copied, workdir,
 def test_the_last_good_step_is_used_and_what_is_damaged_is_set_aside(copied, workdir):
     flip_bit(workdir / FOLDER / "2" / "ema", 0.5)
     files = {p.name: p.read_bytes() for p in (workdir / FOLDER / "2").rglob("*") if p.is_file()}
-    said = []
-    saved = copied.resume(SMALL_SHAPES, said.append)
+    messages = []
+    saved = copied.resume(SMALL_SHAPES, messages.append)
     assert (saved.step, saved.next_batch) == (1, 10)
     assert_same_bits(saved.state, SMALL._replace(step=np.int32(1)))
     assert copied.steps == [1]
     aside = workdir / DAMAGED_FOLDER / "2"
     assert {p.name: p.read_bytes() for p in aside.rglob("*") if p.is_file()} == files
-    assert len(said) == 1
-    assert f"{FOLDER}/2: " in said[0]
-    assert str(aside) in said[0]
+    assert len(messages) == 1
+    assert f"{FOLDER}/2: " in messages[0]
+    assert str(aside) in messages[0]
     assert f"{FOLDER}/2: " in json.loads((workdir / DAMAGED_FOLDER / "2.json").read_text())["why"]
     # The run comes to this step again, and it may be damaged again.
     copied.save(2, SMALL, next_batch=20)
     copied.wait()
     assert copied.steps == [1, 2]
     (workdir / FOLDER / "2" / "_CHECKPOINT_METADATA").unlink()
-    assert copied.resume(SMALL_SHAPES, said.append).step == 1
+    assert copied.resume(SMALL_SHAPES, messages.append).step == 1
     assert {p.name for p in (workdir / DAMAGED_FOLDER).iterdir()} == {"2", "2.json", "2_2", "2_2.json"}
 
 
@@ -334,9 +334,9 @@ def test_a_half_written_step_is_set_aside_and_never_loaded(copied, workdir):
     unfinished = "3.orbax-checkpoint-tmp"
     shutil.copytree(workdir / FOLDER / "2", workdir / FOLDER / unfinished)
     assert copied.unfinished == [unfinished]
-    said = []
-    assert copied.resume(SMALL_SHAPES, said.append).step == 2
-    assert unfinished in said[0]
+    messages = []
+    assert copied.resume(SMALL_SHAPES, messages.append).step == 2
+    assert unfinished in messages[0]
     assert copied.unfinished == []
     assert (workdir / DAMAGED_FOLDER / unfinished / "params").is_dir()
 

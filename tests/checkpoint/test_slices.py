@@ -1,4 +1,4 @@
-"""A checkpoint that was written slice by slice is the one that would have been written at once."""
+"""Streaming checkpoint writer: a checkpoint written slice by slice equals one written at once."""
 
 import math
 import resource
@@ -11,7 +11,7 @@ import pytest
 from toys import small_mesh
 
 from dit_video.checkpoint.checkpoints import Checkpoints, NotSaved
-from dit_video.checkpoint.contents import contents, verify
+from dit_video.checkpoint.integrity import contents, verify
 from dit_video.checkpoint.slices import Layout, Slice, digest_slices, save_slices
 from dit_video.weights.digest import digest_leaves
 
@@ -33,8 +33,8 @@ def slices_of(params: dict[str, np.ndarray]) -> list[Slice]:
 
 
 def test_the_digest_of_a_whole_is_the_sum_of_its_parts(params):
-    wanted = {name: int(digest) for name, digest in jax.jit(digest_leaves)(params).items()}
-    assert digest_slices(slices_of(params)) == wanted
+    expected = {name: int(digest) for name, digest in jax.jit(digest_leaves)(params).items()}
+    assert digest_slices(slices_of(params)) == expected
 
 
 def test_a_slice_may_be_a_view_and_of_fewer_bits():
@@ -48,16 +48,16 @@ def test_every_item_reads_back_bit_by_bit(params, axes, tmp_path):
     digests = save_slices(tmp_path, ("params", "ema"), LAYOUT, lambda: slices_of(params), experiment={"task": "none"})
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in params.items()}
     with Checkpoints(tmp_path) as checkpoints:
-        found = contents(checkpoints, 0)
-        assert (found.next_batch, found.experiment, found.num_arrays) == (0, {"task": "none"}, 2 * len(SHAPES))
-        assert found.items["ema"].num_bytes == 4 * sum(map(math.prod, SHAPES.values()))
+        actual = contents(checkpoints, 0)
+        assert (actual.next_batch, actual.experiment, actual.num_arrays) == (0, {"task": "none"}, 2 * len(SHAPES))
+        assert actual.items["ema"].num_bytes == 4 * sum(map(math.prod, SHAPES.values()))
         verify(checkpoints, 0, lambda number: None)
         saved = checkpoints.metadata()["digests"]
         assert saved["params"] == saved["ema"] == {f"['{name}']": digest for name, digest in digests.items()}
         for ema in (False, True):
             read = checkpoints.restore_params(shapes, small_mesh(math.prod(axes.values()), **axes), ema=ema)
-            for name, wanted in params.items():
-                np.testing.assert_array_equal(read[name], wanted, strict=True)
+            for name, expected in params.items():
+                np.testing.assert_array_equal(read[name], expected, strict=True)
 
 
 def test_a_folder_that_is_full_says_what_to_do(params, tmp_path):

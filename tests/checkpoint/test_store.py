@@ -1,4 +1,4 @@
-"""Stores that fill up, are locked, or vanish: training goes on, no earlier checkpoint is lost, and it is said."""
+"""Storage failures while saving (full, read-only, gone): training goes on with a warning, no checkpoint is lost."""
 
 import errno
 import json
@@ -32,9 +32,9 @@ SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=
 
 
 @pytest.fixture
-def checkpoints(store, said, monkeypatch):
+def checkpoints(store, messages, monkeypatch):
     monkeypatch.setattr(writer, "RETRY_PAUSES", (0.0,))
-    opened = Checkpoints(store.folder, keep=Keep(latest=1), experiment={}, warn=said.append)
+    opened = Checkpoints(store.folder, keep=Keep(latest=1), experiment={}, warn=messages.append)
     yield opened
     opened.close()
 
@@ -49,29 +49,29 @@ def files(store) -> list[str]:
     return sorted(path.name for path in (store.folder / FOLDER).iterdir())
 
 
-def test_a_store_that_fails_costs_no_earlier_checkpoint_and_is_tried_again(store, checkpoints, said):
+def test_a_store_that_fails_costs_no_earlier_checkpoint_and_is_tried_again(store, checkpoints, messages):
     assert saved(checkpoints, 1) == [1]
     for step, failing in ((2, store.full), (4, store.locked)):
         with failing():
             assert saved(checkpoints, step) == [step - 1]
-            assert len(said) == 1
-            assert f"the last checkpoint is of step {step - 1}, so 1 steps and those to come are at risk" in said[0]
+            assert len(messages) == 1
+            assert f"the last checkpoint is of step {step - 1}, so 1 steps and those to come are at risk" in messages[0]
             assert checkpoints.overdue()
             # Old ones are deleted when the new one is complete, and what is half-written is taken away.
             assert files(store) == [str(step - 1)]
         assert checkpoints.restore(SHAPES).step == step - 1
         assert saved(checkpoints, step + 1) == [step + 1]
         assert files(store) == [str(step + 1)]
-        assert "nothing before it is at risk any more" in said[1]
+        assert "nothing before it is at risk any more" in messages[1]
         assert not checkpoints.overdue()
-        said.clear()
+        messages.clear()
 
 
-def test_an_old_step_that_cannot_be_deleted_does_not_make_the_new_one_a_failure(store, checkpoints, said):
+def test_an_old_step_that_cannot_be_deleted_does_not_make_the_new_one_a_failure(store, checkpoints, messages):
     saved(checkpoints, 1)
     with store.undeletable(store.folder / FOLDER / "1" / "params"):
         assert saved(checkpoints, 2) == [1, 2]
-    assert ["old checkpoints could not be deleted" in message for message in said] == [True]
+    assert ["old checkpoints could not be deleted" in message for message in messages] == [True]
     assert checkpoints.restore(SHAPES).step == 2
     assert saved(checkpoints, 3) == [3]
 
@@ -80,25 +80,25 @@ def test_an_old_step_that_cannot_be_deleted_does_not_make_the_new_one_a_failure(
     ("failing", "advice"),
     [("full", "free space there|raise the limit of the size of files"), ("locked", "make the folder writable again")],
 )
-def test_what_to_do_is_said(store, checkpoints, said, failing, advice):
+def test_the_warning_names_the_remedy(store, checkpoints, messages, failing, advice):
     with getattr(store, failing)():
         saved(checkpoints, 3)
-    (message,) = said
+    (message,) = messages
     assert any(text in message for text in advice.split("|"))
     assert "there is no checkpoint yet, so 3 steps and those to come are at risk" in message
 
 
-def test_a_file_larger_than_allowed_is_a_failure_of_the_store(tmp_path, said):
+def test_a_file_larger_than_allowed_is_a_failure_of_the_store(tmp_path, messages):
     """What `Limited` rests on, whoever runs this."""
     limited = Limited(tmp_path / "limited")
-    with Checkpoints(limited.folder, warn=said.append) as checkpoints:
+    with Checkpoints(limited.folder, warn=messages.append) as checkpoints:
         with limited.full():
             assert saved(checkpoints, 1) == []
         assert saved(checkpoints, 2) == [2]
-    assert "raise the limit of the size of files" in said[0]
+    assert "raise the limit of the size of files" in messages[0]
 
 
-def test_the_last_checkpoint_is_tried_until_there_is_space(store, checkpoints, said, monkeypatch):
+def test_the_last_checkpoint_is_tried_until_there_is_space(store, checkpoints, messages, monkeypatch):
     monkeypatch.setattr(checkpoint, "LAST_PAUSES", (0.01, 0.01))
     saved(checkpoints, 1)
     with store.full():
@@ -112,27 +112,27 @@ def test_the_last_checkpoint_is_tried_until_there_is_space(store, checkpoints, s
     assert checkpoints.restore(SHAPES).next_batch == 2
 
 
-def test_a_folder_that_is_gone_is_not_made_anew(store, checkpoints, said):
+def test_a_folder_that_is_gone_is_not_made_anew(store, checkpoints, messages):
     saved(checkpoints, 1)
     away = store.folder / "away"
     (store.folder / FOLDER).rename(away)
     saved(checkpoints, 2)
-    assert "is gone" in said[0]
+    assert "is gone" in messages[0]
     assert not (store.folder / FOLDER).exists()
     away.rename(store.folder / FOLDER)
     assert saved(checkpoints, 3) == [3]
 
 
-def test_a_folder_that_comes_back_is_waited_for_and_not_taken_for_damaged(store, checkpoints, said, monkeypatch):
+def test_a_folder_that_comes_back_is_waited_for_and_not_taken_for_damaged(store, checkpoints, messages, monkeypatch):
     monkeypatch.setattr(failures, "READ_PAUSES", (0.2,) * 50)
     saved(checkpoints, 1)
     away = store.folder / "away"
     (store.folder / FOLDER).rename(away)
     back = threading.Timer(0.5, away.rename, [store.folder / FOLDER])
     back.start()
-    assert checkpoints.resume(SHAPES, said.append).step == 1
-    assert all("is gone" in message and "trying again" in message for message in said)
-    assert len(said) > 1
+    assert checkpoints.resume(SHAPES, messages.append).step == 1
+    assert all("is gone" in message and "trying again" in message for message in messages)
+    assert len(messages) > 1
 
 
 @pytest.mark.parametrize(
@@ -145,28 +145,28 @@ def test_a_folder_that_comes_back_is_waited_for_and_not_taken_for_damaged(store,
         (ValueError("/runs/checkpoints/3: params is damaged"), False),
     ],
 )
-def test_only_what_may_pass_is_waited_for(error, passes, said, monkeypatch):
+def test_only_what_may_pass_is_waited_for(error, passes, messages, monkeypatch):
     monkeypatch.setattr(failures, "READ_PAUSES", (0.0, 0.0))
 
     def read() -> None:
         raise error
 
     with pytest.raises(type(error)):
-        failures.read_patiently(read, said.append)
-    assert len(said) == (2 if passes else 0)
+        failures.read_patiently(read, messages.append)
+    assert len(messages) == (2 if passes else 0)
 
 
-def test_a_mistake_in_a_program_is_no_failure_of_the_store(checkpoints, said):
+def test_a_mistake_in_a_program_is_no_failure_of_the_store(checkpoints, messages):
     with pytest.raises(TypeError):
         checkpoints.save(1, STATE._replace(params={"kernel": object()}), 1)
     assert failures.fault(ValueError("wrong")) is None
     assert failures.fault(RuntimeError("wrong")) is None
-    assert said == []
+    assert messages == []
 
 
-def test_every_save_is_on_record_with_what_it_cost(store, said):
+def test_every_save_is_on_record_with_what_it_cost(store, messages):
     lines: list[Mapping[str, Any]] = []
-    with Checkpoints(store.folder, experiment={}, warn=said.append, record=lines.append) as checkpoints:
+    with Checkpoints(store.folder, experiment={}, warn=messages.append, record=lines.append) as checkpoints:
         saved(checkpoints, 1)
         with store.full():
             saved(checkpoints, 2)
@@ -199,15 +199,15 @@ def test_a_checkpoint_stays_while_anything_wants_it():
     steps = range(100, 1001, 100)
     scores = {step: abs(step - 450.0) for step in steps} | {900: float("nan")}
     best = Best(evaluator="fvd", scalar="fvd", num=2)
-    for keep, wanted in (
+    for keep, expected in (
         (Keep(latest=2), {900, 1000}),
         (Keep(latest=1, every=300), {300, 600, 900, 1000}),
         (Keep(latest=1, best=best), {400, 500, 1000}),
         (Keep(latest=1, best=Best(evaluator="fvd", scalar="fvd", higher=True)), {1000}),
         (Keep(latest=1, every=500, best=best), {400, 500, 1000}),
     ):
-        assert set(steps) - keep.unwanted(steps, scores) == wanted
-    assert Keep(latest=3).unwanted([1, 2], {}) == set()
+        assert set(steps) - keep.to_delete(steps, scores) == expected
+    assert Keep(latest=3).to_delete([1, 2], {}) == set()
 
 
 @pytest.mark.parametrize(("field", "value"), [("latest", 0), ("every", 0)])

@@ -109,7 +109,7 @@ def _save_codec(folder: Path) -> None:
 def official(folder: Path) -> list[tuple[str, np.ndarray]]:
     """The tensors of the diffusers folder as the official code stores them."""
     tensors = load_file(folder / "published" / "transformer" / WEIGHTS)
-    source = {n: names.Stored(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
+    source = {n: names.StoredTensor(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
     network = ClassDiT.of_diffusers(json.loads((folder / "published" / "transformer" / "config.json").read_text()))
     table = network.table()
     params = dict(names.read(table, Dialect.DIFFUSERS, source))

@@ -18,7 +18,7 @@ from dit_video.data.sources import MovingDigits
 from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.multistep import UniPC
 from dit_video.diffusion.sampler import Sampler
-from dit_video.diffusion.spacing import Linspace
+from dit_video.diffusion.timestep_spacing import Linspace
 from dit_video.dit.condition import ClassCondition, Condition, TextCondition
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
@@ -26,7 +26,6 @@ from dit_video.run.open import OpenRun
 from dit_video.run.prompts import rows, typed, with_negative
 from dit_video.tasks.denoise import Frozen
 from dit_video.training.optimizer import AdamW
-from dit_video.training.values import Schedule
 
 CLASS = ClassCondition(num_classes=10)
 TEXT = TextCondition(hidden_size=16, depth=1, num_heads=2)

@@ -13,11 +13,11 @@ from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.objective import MinSNR
 from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.network import Remat
-from dit_video.evaluation.monitor import HeldOutError, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.experiment import Experiment, fingerprint, from_json, load
 from dit_video.nn.module import Precision
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW, Decay, Group
-from dit_video.training.values import Schedule
 
 FILE = """
 import dataclasses
@@ -90,8 +90,8 @@ def test_a_file_gives_an_experiment_and_its_argument_reaches_it(file):
 )
 def test_words_of_the_command_line_set_fields(file, words, path, value):
     changed = load(file, words)
-    found = flatten(changed)[path]
-    assert (found, type(found)) == (value, type(value))
+    actual = flatten(changed)[path]
+    assert (actual, type(actual)) == (value, type(value))
     assert diff(load(file), changed).keys() == {path}
 
 

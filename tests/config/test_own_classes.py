@@ -1,4 +1,4 @@
-"""A run that is made of classes of the user's own: it goes on, and is opened, by whoever has run their file himself."""
+"""Runs with the user's own classes: resumed, and opened only with the experiment file that defines them."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def run(folder: Path, *words: str) -> subprocess.Popen:
     )
 
 
-def said(folder: Path, *words: str, code: int = 0) -> str:
+def output_of(folder: Path, *words: str, code: int = 0) -> str:
     process = run(folder, *words)
     out, _ = process.communicate()
     assert process.returncode == code, out
@@ -136,14 +136,14 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     (folder / "parts.py").write_text(PARTS)
     (folder / "mine.py").write_text(MINE)
-    said(folder, "train", "--config=mine.py:vae", "--workdir=vae")
+    output_of(folder, "train", "--config=mine.py:vae", "--workdir=vae")
     process = run(folder, *TRAIN)
     while not (folder / "dit" / "checkpoints" / "5").is_dir():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    assert "going on from step" in said(folder, *TRAIN)
+    assert "going on from step" in output_of(folder, *TRAIN)
     return folder
 
 
@@ -172,10 +172,10 @@ def test_a_change_of_one_of_its_values_is_named_as_of_any_other(here):
 def test_it_is_opened_with_its_file_and_not_without(folder, here, capsys):
     sample = ("sample", "--workdir=dit", "--label=3", "--out=three.gif")
     assert main(sample) == 1
-    found = capsys.readouterr().err
-    assert "class 'experiments_mine.Halved' is not of this package, and a record must not load code" in found
-    assert "--config=FILE.py[:arg]" in found
-    said(folder, *sample, "--config=mine.py")
+    printed = capsys.readouterr().err
+    assert "class 'experiments_mine.Halved' is not of this package, and a record must not load code" in printed
+    assert "--config=FILE.py[:arg]" in printed
+    output_of(folder, *sample, "--config=mine.py")
     assert Path("three.gif").stat().st_size
     assert main(["inspect", "dit", "--config=mine.py"]) == 0
     # Another experiment of the same modules will do: it is the record that says what the run is.

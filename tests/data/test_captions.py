@@ -1,4 +1,4 @@
-"""Laws of captions on their way: nothing but a cut is lost, and every batch of them has one shape."""
+"""Laws of encoded captions: nothing but a cut is lost, and every batch of them has one shape."""
 
 import numpy as np
 import pytest
@@ -27,10 +27,10 @@ def test_a_caption_is_read_back_as_far_as_whole_characters_fit(num_bytes):
     rows = encode_captions(TEXTS, num_bytes)
     assert (rows.shape, rows.dtype) == ((len(TEXTS), num_bytes), np.uint8)
     for text, row in zip(TEXTS, rows):
-        kept = read(row)
-        assert text.startswith(kept)
-        rest = text[len(kept) :]
-        assert not rest or len((kept + rest[0]).encode()) > room_for(num_bytes)
+        read_back = read(row)
+        assert text.startswith(read_back)
+        rest = text[len(read_back) :]
+        assert not rest or len((read_back + rest[0]).encode()) > room_for(num_bytes)
 
 
 def test_no_character_looks_like_the_beginning_or_like_padding():
@@ -61,8 +61,15 @@ def data(tmp_path) -> Data:
 
 def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path):
     records = list(data.source.open(Split.TRAIN))
-    wanted = {record.caption for record in records}
-    assert {text.split(" moving ")[0] for text in wanted} == {"a zero", "a one", "a two", "a three", "a four", "a five"}
+    expected = {record.caption for record in records}
+    assert {text.split(" moving ")[0] for text in expected} == {
+        "a zero",
+        "a one",
+        "a two",
+        "a three",
+        "a four",
+        "a five",
+    }
 
     def encoded(record: Record) -> Clip:
         moments = np.zeros((2, 2, 2, 8), np.float32)

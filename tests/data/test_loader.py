@@ -42,9 +42,9 @@ class InMemory(Examples):
 def batches(examples, num: int, **options) -> list:
     options = {"batch_size": 8, "seed": 1, "num_threads": 2} | options
     iterator = train_batches(examples, CUT, **options)
-    found = [next(iterator) for _ in range(num)]
+    batches = [next(iterator) for _ in range(num)]
     iterator.close()
-    return found
+    return batches
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_an_epoch_visits_every_record_once_and_epochs_differ():
 
 
 def test_clips_begin_everywhere_and_differ_between_epochs_and_seeds():
-    found = [b.video[:, 0, 0, 0, 1] for b in batches(InMemory([12]), 20)]
-    assert set(np.concatenate(found)) == set(range(12 - CUT.span + 1))
+    starts = [b.video[:, 0, 0, 0, 1] for b in batches(InMemory([12]), 20)]
+    assert set(np.concatenate(starts)) == set(range(12 - CUT.span + 1))
     assert not np.array_equal(batches(InMemory([12]), 1, seed=2)[0].video, batches(InMemory([12]), 1)[0].video)
 
 
@@ -141,11 +141,11 @@ def test_a_damaged_record_is_replaced_by_the_same_one_everywhere():
 
     def made(num: int, **more) -> tuple[list, list]:
         iterator = train_batches(examples, CUT, **options, **more)
-        found = [next(iterator) for _ in range(num)]
+        drawn = [next(iterator) for _ in range(num)]
         replaced = iterator.take_replaced()
         assert iterator.take_replaced() == []
         iterator.close()
-        return found, replaced
+        return drawn, replaced
 
     whole, replaced = made(5)
     missing = {(b, r): i for b, batch in enumerate(sound) for r, i in enumerate(batch.signals["label"]) if i in (2, 5)}
@@ -231,9 +231,9 @@ def test_held_out_clips_are_the_same_every_time_and_all_different():
 
 
 def test_the_last_held_out_batch_is_filled_with_its_last_row():
-    found = list(held_out_batches(InMemory([9, 12, 7]), CUT, num_clips=5, batch_size=4, seed=0))
-    assert [num_real for _, num_real in found] == [4, 1]
-    last = found[1][0].video
+    batches_and_sizes = list(held_out_batches(InMemory([9, 12, 7]), CUT, num_clips=5, batch_size=4, seed=0))
+    assert [num_real for _, num_real in batches_and_sizes] == [4, 1]
+    last = batches_and_sizes[1][0].video
     assert last.shape[0] == 4
     assert all(np.array_equal(last[0], row) for row in last)
 

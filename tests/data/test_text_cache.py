@@ -1,4 +1,4 @@
-"""Embeddings of captions on disk: what was written is what is read, whole, from many threads, or an error that says."""
+"""Text-embedding cache: what was written is read back, from many threads, or an error names the damage."""
 
 import concurrent.futures
 import dataclasses
@@ -41,29 +41,29 @@ def write(folder, captions=CAPTIONS, dtype=TextDtype.BFLOAT16, **changes) -> Tex
     return TextCache(directory=str(folder), dtype=dtype)
 
 
-def assert_equal(found: Text, wanted: Text) -> None:
-    for a, b in zip(found, wanted):
+def assert_equal(actual: Text, expected: Text) -> None:
+    for a, b in zip(actual, expected):
         np.testing.assert_array_equal(a, b, strict=True)
 
 
 @pytest.mark.parametrize("dtype", TextDtype)
 def test_what_was_written_is_read_in_any_order(dtype, tmp_path):
-    wanted, held = padded(texts(CAPTIONS), dtype), write(tmp_path, dtype=dtype).embeddings()
-    assert_equal(held(CAPTIONS), wanted)
+    expected, opened = padded(texts(CAPTIONS), dtype), write(tmp_path, dtype=dtype).embeddings()
+    assert_equal(opened(CAPTIONS), expected)
     order = [3, 0, 0, 4, 1]
-    assert_equal(held([CAPTIONS[i] for i in order]), Text(*(field[order] for field in wanted)))
-    assert len(held) == len(CAPTIONS)
-    assert all(caption in held for caption in CAPTIONS)
-    assert "A fox" not in held
+    assert_equal(opened([CAPTIONS[i] for i in order]), Text(*(field[order] for field in expected)))
+    assert len(opened) == len(CAPTIONS)
+    assert all(caption in opened for caption in CAPTIONS)
+    assert "A fox" not in opened
 
 
 def test_many_threads_read_at_once(tmp_path):
-    wanted, held = padded(texts(CAPTIONS), TextDtype.BFLOAT16), write(tmp_path).embeddings()
+    expected, opened = padded(texts(CAPTIONS), TextDtype.BFLOAT16), write(tmp_path).embeddings()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        rows = pool.map(lambda i: held([CAPTIONS[i % len(CAPTIONS)]]), range(200))
+        rows = pool.map(lambda i: opened([CAPTIONS[i % len(CAPTIONS)]]), range(200))
     for i, row in enumerate(rows):
         place = i % len(CAPTIONS)
-        assert_equal(row, Text(*(field[place : place + 1] for field in wanted)))
+        assert_equal(row, Text(*(field[place : place + 1] for field in expected)))
 
 
 def test_captions_are_added_in_shards_without_touching_those_that_are_there(tmp_path, monkeypatch):
@@ -72,11 +72,11 @@ def test_captions_are_added_in_shards_without_touching_those_that_are_there(tmp_
     digest = cache.manifest().digest
     before = {path.name: path.read_bytes() for path in tmp_path.glob("text-*")}
     add_texts(tmp_path, [([c], texts([c], i)) for i, c in enumerate(CAPTIONS[2:])], provenance=MADE, dtype=cache.dtype)
-    held = cache.embeddings()
-    assert len(held.manifest.shards) == 5
-    assert_equal(held(CAPTIONS[:2]), padded(texts(CAPTIONS[:2]), cache.dtype))
+    opened = cache.embeddings()
+    assert len(opened.manifest.shards) == 5
+    assert_equal(opened(CAPTIONS[:2]), padded(texts(CAPTIONS[:2]), cache.dtype))
     for i, caption in enumerate(CAPTIONS[2:]):
-        assert_equal(held([caption]), padded(texts([caption], i), cache.dtype))
+        assert_equal(opened([caption]), padded(texts([caption], i), cache.dtype))
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert cache.manifest().digest == digest, "a run on the captions that were there goes on"
 
@@ -88,21 +88,21 @@ def test_what_was_embedded_before_an_interrupt_stays(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         add_texts(tmp_path, some(), provenance=MADE, dtype=TextDtype.BFLOAT16)
-    held = TextCache(directory=str(tmp_path)).embeddings()
-    assert len(held) == 2
+    opened = TextCache(directory=str(tmp_path)).embeddings()
+    assert len(opened) == 2
     # As where the machine went down: files that no manifest names.
     (tmp_path / "text-00001.array_record").write_bytes(b"half")
     add_texts(tmp_path, [(CAPTIONS[2:], texts(CAPTIONS[2:]))], provenance=MADE, dtype=TextDtype.BFLOAT16)
-    held = TextCache(directory=str(tmp_path)).embeddings()
-    assert_equal(held(CAPTIONS[2:]), padded(texts(CAPTIONS[2:]), TextDtype.BFLOAT16))
+    opened = TextCache(directory=str(tmp_path)).embeddings()
+    assert_equal(opened(CAPTIONS[2:]), padded(texts(CAPTIONS[2:]), TextDtype.BFLOAT16))
 
 
-def test_captions_with_equal_first_halves_of_their_digests_are_told_apart(tmp_path, monkeypatch):
+def test_captions_with_equal_first_halves_of_their_digests_are_distinguished(tmp_path, monkeypatch):
     monkeypatch.setattr(text_cache, "_digest", lambda caption: (7, len(caption)))
     captions = ["", "ab", "a"]
-    held = write(tmp_path, captions).embeddings()
-    assert_equal(held(captions), padded(texts(captions), TextDtype.BFLOAT16))
-    assert "abc" not in held
+    opened = write(tmp_path, captions).embeddings()
+    assert_equal(opened(captions), padded(texts(captions), TextDtype.BFLOAT16))
+    assert "abc" not in opened
 
 
 def test_a_batch_has_the_embeddings_of_its_captions(tmp_path):

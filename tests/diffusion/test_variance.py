@@ -29,9 +29,9 @@ def bound_by_betas(k: int) -> float:
     before = np.append(1, bar[:-1])
     backward = betas * (1 - before) / (1 - bar)
     lower = np.log(np.append(backward[1], backward[1:]))
-    x_0, eps, found, variance = (np.asarray(x, np.float64) for x in (X_0, EPS, FOUND, VARIANCE))
+    x_0, eps, predicted, variance = (np.asarray(x, np.float64) for x in (X_0, EPS, FOUND, VARIANCE))
     x_t = bar[k] ** 0.5 * x_0 + (1 - bar[k]) ** 0.5 * eps
-    found_x_0 = (x_t - (1 - bar[k]) ** 0.5 * found) / bar[k] ** 0.5
+    predicted_x_0 = (x_t - (1 - bar[k]) ** 0.5 * predicted) / bar[k] ** 0.5
 
     def mean(x):
         return (before[k] ** 0.5 * betas[k] * x + (1 - betas[k]) ** 0.5 * (1 - before[k]) * x_t) / (1 - bar[k])
@@ -39,10 +39,10 @@ def bound_by_betas(k: int) -> float:
     log_variance = (variance + 1) / 2 * np.log(betas[k]) + (1 - variance) / 2 * lower[k]
     if k == 0:
         std = np.exp(log_variance / 2)
-        low = np.where(x_0 < -0.999, 0, norm.cdf(x_0 - 1 / 255, mean(found_x_0), std))
-        high = np.where(x_0 > 0.999, 1, norm.cdf(x_0 + 1 / 255, mean(found_x_0), std))
+        low = np.where(x_0 < -0.999, 0, norm.cdf(x_0 - 1 / 255, mean(predicted_x_0), std))
+        high = np.where(x_0 > 0.999, 1, norm.cdf(x_0 + 1 / 255, mean(predicted_x_0), std))
         return -np.mean(np.log(np.maximum(high - low, 1e-12))) / math.log(2)
-    squared = (mean(x_0) - mean(found_x_0)) ** 2
+    squared = (mean(x_0) - mean(predicted_x_0)) ** 2
     nats = log_variance - lower[k] - 1 + np.exp(lower[k] - log_variance) + squared * np.exp(-log_variance)
     return np.mean(nats) / 2 / math.log(2)
 

@@ -1,4 +1,4 @@
-"""Traffic of programs written by hand is known in closed form."""
+"""Collectives of hand-written HLO programs, whose traffic is known in closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -66,12 +66,12 @@ def test_traffic_is_what_was_written(name):
     spread = jax.shard_map(program, mesh=MESH, in_specs=split, out_specs=split, check_vma=False)
     text = jax.jit(spread).lower(x).compile().as_text()
     assert text is not None
-    found = read_traffic(text, MESH.shape, TWO_DOMAINS)
-    assert found.collectives == tuple(Collective(*numbers) for numbers in expected)
-    assert found.loops_of_unknown_length == 0
+    actual = read_traffic(text, MESH.shape, TWO_DOMAINS)
+    assert actual.collectives == tuple(Collective(*numbers) for numbers in expected)
+    assert actual.loops_of_unknown_length == 0
     alone = read_traffic(text, MESH.shape, ONE_DOMAIN)
     assert alone.outer_bytes == 0
-    assert alone.inner_bytes == found.inner_bytes + found.outer_bytes
+    assert alone.inner_bytes == actual.inner_bytes + actual.outer_bytes
 
 
 def module(groups: str) -> str:
@@ -99,9 +99,9 @@ ENTRY %main (x: f32[2,64]) -> f32[8,64] {{
     ],
 )
 def test_groups_are_read_in_every_spelling(groups, axes):
-    (found,) = read_traffic(module(groups), MESH.shape, ONE_DOMAIN).collectives
-    assert found.axes == axes
-    assert found.inner_bytes == LOCAL * ({("fsdp",): 4, ("data",): 2}.get(axes, 8) - 1)
+    (collective,) = read_traffic(module(groups), MESH.shape, ONE_DOMAIN).collectives
+    assert collective.axes == axes
+    assert collective.inner_bytes == LOCAL * ({("fsdp",): 4, ("data",): 2}.get(axes, 8) - 1)
 
 
 def test_a_group_of_one_sends_nothing():
@@ -141,19 +141,19 @@ ENTRY %main (p.2: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {{
 
 def test_a_loop_without_its_length_runs_as_often_as_its_condition_says():
     """So TPU compilers write loops, scatters (a computation named after one, around an all-reduce) and starts."""
-    found = read_traffic(TPU_LOOP.format(bound="constant(7)"), MESH.shape, ONE_DOMAIN)
+    traffic = read_traffic(TPU_LOOP.format(bound="constant(7)"), MESH.shape, ONE_DOMAIN)
     size = 8 * 16 * 4
-    assert found.collectives == (
+    assert traffic.collectives == (
         Collective("all-gather", ("fsdp",), 7, 7 * 3 * size // 4, 0),
         Collective("reduce-scatter", ("fsdp",), 7, 7 * 3 * size // 4, 0),
     )
-    assert found.loops_of_unknown_length == 0
+    assert traffic.loops_of_unknown_length == 0
 
 
 def test_a_loop_whose_length_nobody_knows_is_counted_once_and_said():
-    found = read_traffic(TPU_LOOP.format(bound="get-tuple-element(%p.1), index=0"), MESH.shape, ONE_DOMAIN)
-    assert [c.count for c in found.collectives] == [1, 1]
-    assert found.loops_of_unknown_length == 1
+    traffic = read_traffic(TPU_LOOP.format(bound="get-tuple-element(%p.1), index=0"), MESH.shape, ONE_DOMAIN)
+    assert [c.count for c in traffic.collectives] == [1, 1]
+    assert traffic.loops_of_unknown_length == 1
 
 
 def test_what_hosts_carry_between_slices_is_traffic_between_slices():
@@ -167,5 +167,5 @@ ENTRY %main (x: f32[32,8]) -> f32[32,8] {
   ROOT %done = f32[32,8]{1,0} recv-done(%recv), channel_id=1, is_host_transfer=true
 }
 """  # noqa: E501
-    found = read_traffic(text, MESH.shape, TWO_DOMAINS)
-    assert found.collectives == (Collective("all-reduce", ("data",), 1, 0, 32 * 8 * 4),)
+    traffic = read_traffic(text, MESH.shape, TWO_DOMAINS)
+    assert traffic.collectives == (Collective("all-reduce", ("data",), 1, 0, 32 * 8 * 4),)

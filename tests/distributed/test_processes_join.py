@@ -26,7 +26,7 @@ def by_environment(**environment: str) -> Seat | None:
     return choose_seat(None, None, None, environment)
 
 
-def test_a_process_that_nobody_told_anything_is_alone():
+def test_a_process_without_settings_is_alone():
     assert by_environment() is None
     assert by_environment(SLURM_JOB_ID="7", TPU_WORKER_HOSTNAMES="localhost") is None
     assert by_environment(**SLURM | {"SLURM_NTASKS": "1"}) is None
@@ -41,8 +41,8 @@ def test_flags_go_before_variables_and_variables_before_the_cluster():
 
 
 def test_the_index_of_a_pod_stands_in_for_the_number_of_its_process():
-    told = {name: value for name, value in OURS.items() if name != "DIT_VIDEO_PROCESS_ID"}
-    seat = by_environment(**told, JOB_COMPLETION_INDEX="2")
+    environment = {name: value for name, value in OURS.items() if name != "DIT_VIDEO_PROCESS_ID"}
+    seat = by_environment(**environment, JOB_COMPLETION_INDEX="2")
     assert seat == Seat(coordinator="host-0:8476", num_processes=4, process_id=2)
     assert by_environment(**OURS, JOB_COMPLETION_INDEX="2") == Seat(
         coordinator="host-0:8476", num_processes=4, process_id=3

@@ -170,9 +170,9 @@ def test_every_device_holds_what_the_table_says(axes, denoise):
     """Parameters, their average and both moments of Adam: each in as many parts as its mesh axes have devices."""
     mesh = small_mesh(8, **axes)
     program = program_of(denoise, mesh)
-    held = collections.Counter()
+    bytes_of = collections.Counter()
     for leaf in jax.tree.leaves(program.init(0)):
-        held.update({shard.device: shard.data.nbytes for shard in leaf.addressable_shards})
+        bytes_of.update({shard.device: shard.data.nbytes for shard in leaf.addressable_shards})
     expected = 3 * 4  # counters: of the step, of Adam and of its schedule
     for name, shape in program.definition.shapes.items():
         ways = 1
@@ -181,7 +181,7 @@ def test_every_device_holds_what_the_table_says(axes, denoise):
             assert size % devices == 0
             ways *= devices
         expected += 4 * math.prod(shape.shape) * 4 // ways
-    assert held == dict.fromkeys(mesh.devices.flat, expected)
+    assert bytes_of == dict.fromkeys(mesh.devices.flat, expected)
     whole = 4 * 4 * program.definition.num_params
     assert expected < whole / 4 if mesh.shape["fsdp"] > 1 else expected > whole
 

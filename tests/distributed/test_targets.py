@@ -1,4 +1,4 @@
-"""Targets are read from their names, and their devices described to compilers that have none."""
+"""Compilation targets: parsing of their names, and descriptions of devices for compilers."""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""What CLIP is shown of pictures: as transformers prepares them, whatever their size."""
+"""CLIP image preprocessing equals that of transformers, for pictures of any size; tokens of a small encoder."""
 
 import dataclasses
 
@@ -27,30 +27,30 @@ def test_pictures_are_prepared_as_transformers_prepares_them(size):
     smooth = 127 + 127 * np.sin(40 * rows @ columns.T + np.arange(3)[:, None, None]).transpose(1, 2, 0)[None]
     for picture in (smooth.astype(np.uint8), rng.integers(0, 256, (1, *size, 3), np.uint8)):
         processor = CLIPImageProcessorPil()
-        wanted = processor(images=picture[0], return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
-        found = np.asarray(jax.jit(prepared, static_argnums=1)(picture, 224))
-        assert found.shape == wanted.shape == (1, 224, 224, 3)
-        steps = np.abs(found - wanted) * 255 * np.array(processor.image_std)
+        expected = processor(images=picture[0], return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
+        actual = np.asarray(jax.jit(prepared, static_argnums=1)(picture, 224))
+        assert actual.shape == expected.shape == (1, 224, 224, 3)
+        steps = np.abs(actual - expected) * 255 * np.array(processor.image_std)
         assert steps.max() < 1.01
         assert (steps > 0.01).mean() < 2e-3
 
 
 def test_clips_are_prepared_one_by_one():
     pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
-    found = prepared(pictures, 12)
-    np.testing.assert_array_equal(found[1:], prepared(pictures[1:], 12))
+    pixels = prepared(pictures, 12)
+    np.testing.assert_array_equal(pixels[1:], prepared(pictures[1:], 12))
 
 
-def test_a_picture_is_told_by_one_token_for_each_patch_and_one_more():
+def test_a_picture_has_one_token_for_each_patch_and_a_class_token():
     pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
     encode = jax.jit(lambda key, pictures: PretrainedImage(encoder=SMALL, model="none").blank(key)(pictures))
-    found = encode(jax.random.key(0), pictures)
-    assert found.shape == (2, SMALL.num_tokens, 8) == (2, 10, 8)
-    np.testing.assert_allclose(encode(jax.random.key(0), pictures[::-1]), found[::-1], atol=1e-5)
+    states = encode(jax.random.key(0), pictures)
+    assert states.shape == (2, SMALL.num_tokens, 8) == (2, 10, 8)
+    np.testing.assert_allclose(encode(jax.random.key(0), pictures[::-1]), states[::-1], atol=1e-5)
     # Every token attends to every patch: one that differs moves all of them.
     other = pictures.copy()
     other[:, -3:, -10:] = 255 - other[:, -3:, -10:]
-    assert (np.abs(encode(jax.random.key(0), other) - found).max(axis=-1) > 1e-4).all()
+    assert (np.abs(encode(jax.random.key(0), other) - states).max(axis=-1) > 1e-4).all()
 
 
 def test_weights_are_kept_in_what_is_computed_in():

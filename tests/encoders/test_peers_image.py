@@ -14,7 +14,7 @@ from dit_video.encoders import clip_image_names
 from dit_video.encoders.clip_image import CLIP_VIT_H, CLIPVisionConfig, CLIPVisionModel, prepared
 from dit_video.nn.module import define
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, NamesMismatch, Stored
+from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 from dit_video.weights.source import open_published
 
 # Odd numbers of heads and of patches, patches of an odd number of pixels, and the fewest blocks.
@@ -60,12 +60,12 @@ def test_clip_of_transformers_computes_the_same_here(kind, tmp_path):
         np.testing.assert_array_equal(value, weights.pop(name), strict=True)
     assert weights.keys() == table.unused[Dialect.TRANSFORMERS]
     pixels = np.random.default_rng(0).standard_normal((3, config.image_size, config.image_size, 3), np.float32)
-    found = jax.jit(lambda params, pixels: definition.bind(params).penultimate(pixels))(params, pixels)
+    actual = jax.jit(lambda params, pixels: definition.bind(params).penultimate(pixels))(params, pixels)
     with torch.no_grad():
-        wanted = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), output_hidden_states=True)
-    wanted = wanted.hidden_states[-2].numpy()
-    assert found.shape == wanted.shape == (3, config.num_tokens, config.hidden_size)
-    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+        expected = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), output_hidden_states=True)
+    expected = expected.hidden_states[-2].numpy()
+    assert actual.shape == expected.shape == (3, config.num_tokens, config.hidden_size)
+    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 JSON = {
@@ -112,7 +112,9 @@ def test_a_tensor_that_is_not_the_networks_is_an_error_that_names_it(spoil, mess
     spoiled = spoil({n.removeprefix(first): x for n, x in weights.items() if n.startswith(first)})
     rest = {n: x for n, x in weights.items() if not n.startswith(first)}
     for tensors, wrong in ((weights, None), ({**{f"{first}{n}": x for n, x in spoiled.items()}, **rest}, message)):
-        source = clip_image_names.tensors({n: Stored(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()})
+        source = clip_image_names.tensors(
+            {n: StoredTensor(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
+        )
         if wrong is None:
             names.check(clip_image_names.table(config), Dialect.TRANSFORMERS, source)
             continue
@@ -136,9 +138,9 @@ def test_pictures_are_prepared_as_the_file_beside_an_encoder_says(where, size, t
         folder = tmp_path / "pipeline" / "image_encoder"
         (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     clip_image_names.check_processor(folder, small(side))
-    wanted = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / where)(images=picture[0])["pixel_values"]
-    found = np.asarray(prepared(picture, side))
-    steps = np.abs(found - np.asarray(wanted).transpose(0, 2, 3, 1)) * 255 * np.array(processor.image_std)
+    expected = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / where)(images=picture[0])["pixel_values"]
+    actual = np.asarray(prepared(picture, side))
+    steps = np.abs(actual - np.asarray(expected).transpose(0, 2, 3, 1)) * 255 * np.array(processor.image_std)
     assert steps.max() < 1.01
     assert (steps > 0.01).mean() < 1e-2
     with pytest.raises(ValueError, match=r"preprocessor_config.json: size=\{'shortest_edge': 12\}: .* 6 x 6 pixels"):
@@ -165,15 +167,15 @@ def test_pictures_that_are_prepared_otherwise_are_an_error_that_names_the_field(
     processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 12}, crop_size=12)
     processor.save_pretrained(tmp_path)
     path = tmp_path / "preprocessor_config.json"
-    said = json.loads(path.read_text())
-    path.write_text(json.dumps(said | change))
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message):
         clip_image_names.check_processor(tmp_path, small(12))
 
 
 def test_older_files_say_sizes_as_numbers_and_leave_fields_out(tmp_path):
-    said = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 12, "crop_size": 12, "do_resize": True}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    config = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 12, "crop_size": 12, "do_resize": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     clip_image_names.check_processor(tmp_path, small(12))
 
 
@@ -184,7 +186,7 @@ def test_the_encoder_of_the_published_pipeline_has_its_number_of_parameters():
     with torch.device("meta"):
         theirs = transformers.CLIPVisionModel(config)
     left_out = [*theirs.encoder.layers[-1].parameters(), *theirs.post_layernorm.parameters()]
-    wanted = sum(x.numel() for x in theirs.parameters()) - sum(x.numel() for x in left_out)
+    expected = sum(x.numel() for x in theirs.parameters()) - sum(x.numel() for x in left_out)
     assert clip_image_names.of_transformers(config.to_dict() | {"architectures": ["CLIPVisionModel"]}) == CLIP_VIT_H
-    assert defined(CLIP_VIT_H).num_params == wanted
+    assert defined(CLIP_VIT_H).num_params == expected
     assert CLIP_VIT_H.num_tokens == 257

@@ -79,12 +79,12 @@ def clip_definition(config) -> Definition:
     return define(lambda key: CLIPTextModel(config, dtype=jnp.float32, rngs=nnx.Rngs(key)))
 
 
-def relative_error(found, wanted: torch.Tensor) -> float:
+def relative_error(actual, expected: torch.Tensor) -> float:
     """Of the worst caption: largest difference over largest value."""
-    found, wanted = np.asarray(found), wanted.detach().numpy()
-    assert found.shape == wanted.shape
-    axes = tuple(range(1, wanted.ndim))
-    return float((np.abs(found - wanted).max(axes) / np.abs(wanted).max(axes)).max())
+    actual, expected = np.asarray(actual), expected.detach().numpy()
+    assert actual.shape == expected.shape
+    axes = tuple(range(1, expected.ndim))
+    return float((np.abs(actual - expected).max(axes) / np.abs(expected).max(axes)).max())
 
 
 def captions(length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,9 +122,9 @@ def test_t5_of_transformers_computes_the_same_here(kind, config, tmp_path):
         ids, num_tokens = captions(length)
         mask = torch.arange(length)[None] < torch.from_numpy(num_tokens)[:, None]
         with torch.no_grad():
-            wanted = theirs(torch.from_numpy(ids), attention_mask=mask.long() if masked else None)
-        found = encode(params, jnp.asarray(ids), jnp.asarray(num_tokens) if masked else None)
-        assert relative_error(found, wanted.last_hidden_state) < 1e-4
+            expected = theirs(torch.from_numpy(ids), attention_mask=mask.long() if masked else None)
+        actual = encode(params, jnp.asarray(ids), jnp.asarray(num_tokens) if masked else None)
+        assert relative_error(actual, expected.last_hidden_state) < 1e-4
 
 
 @pytest.mark.parametrize("make", CLIP_CLASSES)
@@ -142,13 +142,13 @@ def test_clip_of_transformers_computes_the_same_here(make, config, tmp_path):
     for length in (8, 19):
         ids, _ = captions(length)
         with torch.no_grad():
-            wanted = theirs(torch.from_numpy(ids), output_hidden_states=True)
-        found = encode(params, jnp.asarray(ids))
-        assert relative_error(found.last, wanted.last_hidden_state) < 1e-4
-        assert relative_error(found.penultimate, wanted.hidden_states[-2]) < 1e-4
+            expected = theirs(torch.from_numpy(ids), output_hidden_states=True)
+        actual = encode(params, jnp.asarray(ids))
+        assert relative_error(actual.last, expected.last_hidden_state) < 1e-4
+        assert relative_error(actual.penultimate, expected.hidden_states[-2]) < 1e-4
         # As pipelines take it: the projection where there is one.
-        pooled = wanted.text_embeds if ours.projection_size else wanted.pooler_output
-        assert relative_error(found.pooled, pooled) < 1e-4
+        pooled = expected.text_embeds if ours.projection_size else expected.pooler_output
+        assert relative_error(actual.pooled, pooled) < 1e-4
 
 
 def test_without_the_id_of_an_end_the_last_token_of_all_ends_a_caption(tmp_path):
@@ -158,30 +158,30 @@ def test_without_the_id_of_an_end_the_last_token_of_all_ends_a_caption(tmp_path)
     assert ours.end_token == END
     ids, _ = captions(9)
     params = {name: jnp.asarray(value) for name, value in read_all(clip_text_names, ours, tmp_path).items()}
-    found = clip_definition(ours).bind(params)(jnp.asarray(ids))
+    actual = clip_definition(ours).bind(params)(jnp.asarray(ids))
     with torch.no_grad():
-        assert relative_error(found.pooled, theirs(torch.from_numpy(ids)).text_embeds) < 1e-4
+        assert relative_error(actual.pooled, theirs(torch.from_numpy(ids)).text_embeds) < 1e-4
 
 
 @pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (12, 20), (8, 300)])
 def test_distances_fall_into_the_published_ranges(num_buckets, max_distance):
     offset = torch.arange(600)[None] - torch.arange(600)[:, None]
     bucket = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket
-    wanted = bucket(offset, num_buckets=num_buckets, max_distance=max_distance)
-    np.testing.assert_array_equal(position_buckets(600, num_buckets, max_distance), wanted.numpy())
+    expected = bucket(offset, num_buckets=num_buckets, max_distance=max_distance)
+    np.testing.assert_array_equal(position_buckets(600, num_buckets, max_distance), expected.numpy())
 
 
 def stored(**tensors: np.ndarray) -> names.Source:
-    return {name: names.Stored(x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()}
+    return {name: names.StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()}
 
 
 def test_the_table_of_t5_may_be_there_twice_if_it_is_the_same():
     one, other = np.ones((3, 2), np.float32), np.zeros((3, 2), np.float32)
     again = {"encoder.embed_tokens.weight": one}
     for source in (stored(**again), stored(**again, **{"shared.weight": one})):
-        found = t5_names.tensors(source)
-        assert list(found) == ["shared.weight"]
-        np.testing.assert_array_equal(found["shared.weight"].read(), one)
+        weights = t5_names.tensors(source)
+        assert list(weights) == ["shared.weight"]
+        np.testing.assert_array_equal(weights["shared.weight"].read(), one)
     with pytest.raises(NamesMismatch, match="weight differs from shared"):
         t5_names.tensors(stored(**again, **{"shared.weight": other}))
 
@@ -260,7 +260,7 @@ def test_the_encoders_of_published_pipelines_have_their_numbers_of_parameters(ki
     sizes = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
     config = make_config(vocab_size=vocabulary, feed_forward_proj="gated-gelu", **sizes)
     with torch.device("meta"):
-        wanted = sum(weight.numel() for weight in make(config).parameters())
+        expected = sum(weight.numel() for weight in make(config).parameters())
     architectures = [make.__name__]
-    found = t5_definition(t5_names.of_transformers(config.to_dict() | {"architectures": architectures})).num_params
-    assert found == wanted == pytest.approx(parameters, rel=1e-3)
+    actual = t5_definition(t5_names.of_transformers(config.to_dict() | {"architectures": architectures})).num_params
+    assert actual == expected == pytest.approx(parameters, rel=1e-3)

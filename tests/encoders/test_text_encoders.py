@@ -56,8 +56,8 @@ def test_in_clip_no_token_sees_a_later_one_and_the_end_stands_for_all():
     one, other = np.asarray(states.last)
     np.testing.assert_allclose(one[:4], other[:4], atol=1e-6)
     np.testing.assert_allclose(states.pooled[0], states.pooled[1], atol=1e-6)
-    wanted = network.projection(jnp.asarray(one[3]))
-    np.testing.assert_allclose(states.pooled[0], wanted, atol=1e-6)
+    expected = network.projection(jnp.asarray(one[3]))
+    np.testing.assert_allclose(states.pooled[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -82,14 +82,14 @@ def test_narrower_states_are_filled_up_with_zeros_and_the_rows_follow_each_other
         "t5": Tokens(np.array([[5, 6, 1, 0]], np.int32), np.array([3], np.int32)),
     }
     networks = {"clip_g": made("clip"), "t5": made("t5")}
-    found = jax.jit(functools.partial(embed, text))(networks, tokens)
+    embedded = jax.jit(functools.partial(embed, text))(networks, tokens)
     states = apply(networks["clip_g"], jnp.asarray(clip_ids))
-    assert found.tokens.shape == (1, text.num_tokens, T5.hidden_size)
-    np.testing.assert_allclose(found.tokens[:, :6, :8], states.penultimate, atol=1e-6)
-    assert not np.any(found.tokens[:, :6, 8:])
-    assert not np.any(found.tokens[:, 6 + 3 :])
-    assert found.num_tokens.tolist() == [6 + 3]
-    np.testing.assert_allclose(found.pooled, states.pooled, atol=1e-6)
+    assert embedded.tokens.shape == (1, text.num_tokens, T5.hidden_size)
+    np.testing.assert_allclose(embedded.tokens[:, :6, :8], states.penultimate, atol=1e-6)
+    assert not np.any(embedded.tokens[:, :6, 8:])
+    assert not np.any(embedded.tokens[:, 6 + 3 :])
+    assert embedded.num_tokens.tolist() == [6 + 3]
+    np.testing.assert_allclose(embedded.pooled, states.pooled, atol=1e-6)
 
 
 def test_published_pipelines_have_their_numbers_of_tokens():

@@ -38,10 +38,10 @@ def clip(request, tmp_path_factory):
 
 
 def assert_as_in_transformers(folder, theirs, num_tokens: int) -> None:
-    wanted = theirs(TEXTS, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="np")
+    expected = theirs(TEXTS, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="np")
     ids, in_caption = Tokenizer(folder, num_tokens)(TEXTS)
-    np.testing.assert_array_equal(ids, wanted.input_ids)
-    np.testing.assert_array_equal(in_caption, wanted.attention_mask.sum(1))
+    np.testing.assert_array_equal(ids, expected.input_ids)
+    np.testing.assert_array_equal(in_caption, expected.attention_mask.sum(1))
 
 
 @pytest.mark.parametrize("num_tokens", [3, 20, 77])
@@ -60,8 +60,8 @@ def test_vocabulary_and_merges_are_the_same_tokenizer_as_the_whole(clip, tmp_pat
     merges = "\n".join(" ".join(pair) for pair in model["merges"])
     (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
     (tmp_path / "special_tokens_map.json").write_bytes((clip / "tokenizer_config.json").read_bytes())
-    for found, wanted in zip(Tokenizer(tmp_path, 30)(TEXTS), Tokenizer(clip, 30)(TEXTS)):
-        np.testing.assert_array_equal(found, wanted)
+    for actual, expected in zip(Tokenizer(tmp_path, 30)(TEXTS), Tokenizer(clip, 30)(TEXTS)):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_halves_of_characters_are_no_obstacle(t5):
@@ -75,7 +75,7 @@ def test_another_length_or_vocabulary_is_another_digest(t5, clip):
 
 
 @pytest.mark.parametrize(
-    ("cleaning", "text", "wanted"),
+    ("cleaning", "text", "expected"),
     [
         (Cleaning.NOTHING, "  A &amp; B ", "  A &amp; B "),
         (Cleaning.LOWERCASE, "  A &amp; B ", "a &amp; b"),
@@ -83,8 +83,8 @@ def test_another_length_or_vocabulary_is_another_digest(t5, clip):
         (Cleaning.REPAIRED, "the fox’s cafÃ©", "the fox's café"),
     ],
 )
-def test_captions_are_cleaned_as_the_published_pipelines_do(cleaning, text, wanted):
-    assert cleaning(text) == wanted
+def test_captions_are_cleaned_as_the_published_pipelines_do(cleaning, text, expected):
+    assert cleaning(text) == expected
 
 
 def test_wans_pipeline_cleans_alike():

@@ -163,10 +163,10 @@ def test_samples_stand_above_their_nearest_training_clips(stills):
 
 def test_a_sample_is_made_again_as_it_was(stills):
     data = judged_by(stills)
-    judged = Generated(subject_on(), data, 3)
-    every = np.concatenate(list(judged.batches(NUM_CLIPS, 6)))
+    generated = Generated(subject_on(), data, 3)
+    every = np.concatenate(list(generated.batches(NUM_CLIPS, 6)))
     some = np.array([17, 2, 2, 11])
-    np.testing.assert_array_equal(judged.numbered(some, NUM_CLIPS, 6), every[some])
+    np.testing.assert_array_equal(generated.numbered(some, NUM_CLIPS, 6), every[some])
     np.testing.assert_array_equal(numbered(data, Split.TRAIN, some, NUM_CLIPS, 6).video, np.asarray(stills.video)[some])
 
 

@@ -1,4 +1,4 @@
-"""Laws of files from strangers: read, or refused by name; never followed, never more memory or time than stated."""
+"""Laws of untrusted files: read, or refused by name; never followed, never more memory or time than stated."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.data.latent_cache import CachedExamples, write_latent_cache
 from dit_video.data.record import Clip, Split
 from dit_video.data.sources import LatentCache, VideoSet
-from dit_video.ingest import examine
+from dit_video.ingest import probe
 from dit_video.ingest.decoding_process import decoding_processes
 from dit_video.ingest.ingest import ingest
 from dit_video.video import decode as video
@@ -95,23 +95,23 @@ def test_what_a_decoder_takes_is_bounded_by_its_process(good, tmp_path):
     path.write_bytes(bomb(good, 20_000_000))
     with decoding_processes(1, max_bytes=256 << 20) as decoding:
         with pytest.raises(VideoError):
-            decoding.run(examine.probe, path)
+            decoding.run(probe.probe, path)
         path.write_bytes(good)
-        assert decoding.run(examine.probe, path) == {"frames": 12, "fps": 25.0, "width": 48, "height": 32}
+        assert decoding.run(probe.probe, path) == {"frames": 12, "fps": 25.0, "width": 48, "height": 32}
 
 
 def test_a_file_that_takes_the_decoder_with_it_is_a_reason_and_the_next_one_is_read(good, tmp_path):
     path = tmp_path / "x.mp4"
     path.write_bytes(good)
     with decoding_processes(1) as decoding:
-        decoding.run(examine.probe, path)
+        decoding.run(probe.probe, path)
         process = decoding._idle.get()
         process._started.send_signal(signal.SIGSEGV)
         process._started.wait()
         decoding._idle.put(process)
         with pytest.raises(VideoError, match=r"crashes the decoder \(SIGSEGV\)"):
-            decoding.run(examine.probe, path)
-        assert decoding.run(examine.probe, path)["frames"] == 12
+            decoding.run(probe.probe, path)
+        assert decoding.run(probe.probe, path)["frames"] == 12
 
 
 def test_a_file_that_keeps_the_decoder_busy_is_given_up(good, tmp_path):
@@ -121,7 +121,7 @@ def test_a_file_that_keeps_the_decoder_busy_is_given_up(good, tmp_path):
         decoding_processes(1, max_seconds=1) as decoding,
         pytest.raises(VideoError, match="takes more than 1 s, and 60 s a MiB, to decode"),
     ):
-        decoding.run(examine.probe, path)
+        decoding.run(probe.probe, path)
 
 
 PLAYLISTS = {
@@ -382,5 +382,5 @@ def test_spoiled_files_are_read_or_refused_by_name(tmp_path, family):
             reader.read(path)
         except (ValueError, FileNotFoundError) as error:
             words.append(f"{case}: {error}")
-    assert [said for said in words if str(tmp_path) not in said] == []
+    assert [line for line in words if str(tmp_path) not in line] == []
     assert len(words) > 5

@@ -39,10 +39,10 @@ def test_any_container_and_codec_becomes_a_readable_record(tmp_path):
     examples = VideoSet(directory=str(tmp_path / "out")).open(Split.TRAIN)
     assert sorted(record.key for record in examples) == ["a.avi", "b.mkv", "c.webm", "d.mpg", "e.gif", "f.mp4"]
     for record in examples:
-        found, fps = decode(record.video)
-        assert abs(found.astype(float) - video[: len(found)]).mean() < 12, record.key
-        assert (len(found), fps) == (record.num_frames, record.fps)
-        assert len(found) == len(video)
+        decoded, fps = decode(record.video)
+        assert abs(decoded.astype(float) - video[: len(decoded)]).mean() < 12, record.key
+        assert (len(decoded), fps) == (record.num_frames, record.fps)
+        assert len(decoded) == len(video)
 
 
 def test_every_file_that_is_not_stored_is_named_with_its_reason(videos, tmp_path):
@@ -57,16 +57,16 @@ def test_every_file_that_is_not_stored_is_named_with_its_reason(videos, tmp_path
     write_sound(videos / "dog" / "bark.m4a")
     Image.fromarray(waves(0)[0]).save(videos / "dog" / "photo.jpg")
     manifest = ingest([videos], tmp_path / "out")
-    found = reasons(manifest)
+    reason_of = reasons(manifest)
     assert len(manifest.entries) == 8 + 9
-    assert found["cat/empty.mp4"] == "an empty file"
-    assert found[".DS_Store"] == "a hidden file"
-    assert found["gone.mp4"] == "a link to nothing"
+    assert reason_of["cat/empty.mp4"] == "an empty file"
+    assert reason_of[".DS_Store"] == "a hidden file"
+    assert reason_of["gone.mp4"] == "a link to nothing"
     # Of two equal files the first by name is kept.
-    assert found["dog/copy of 0.mp4"] == "a copy of dog/0.mp4"
-    assert found["dog/bark.m4a"] == "sound only"
-    assert found["dog/photo.jpg"] == "a picture, not a video"
-    assert set(found) >= {"cat/broken.mp4", "cat/noise.mp4", "notes.txt"}
+    assert reason_of["dog/copy of 0.mp4"] == "a copy of dog/0.mp4"
+    assert reason_of["dog/bark.m4a"] == "sound only"
+    assert reason_of["dog/photo.jpg"] == "a picture, not a video"
+    assert set(reason_of) >= {"cat/broken.mp4", "cat/noise.mp4", "notes.txt"}
     assert manifest.class_names == ("cat", "dog")
     assert len(manifest.stored(Split.TRAIN)) + len(manifest.stored(Split.HELD_OUT)) == 8
 
@@ -154,8 +154,8 @@ def test_a_stem_that_names_two_files_is_an_error():
 def test_folders_are_classes_or_splits():
     assert labels.from_folders(["x/a/1.mp4", "x/b/2.mp4"])["x/b/2.mp4"] == Description(label="b")
     assert labels.from_folders(["x/1.mp4", "x/2.mp4"])["x/1.mp4"] == Description()
-    found = labels.from_folders(["train/a/1.mp4", "test/b/2.mp4"])
-    assert found["test/b/2.mp4"] == Description(label="b", split=Split.HELD_OUT)
+    described = labels.from_folders(["train/a/1.mp4", "test/b/2.mp4"])
+    assert described["test/b/2.mp4"] == Description(label="b", split=Split.HELD_OUT)
 
 
 def test_a_hostile_tar_writes_nothing_outside(tmp_path):

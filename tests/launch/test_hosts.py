@@ -1,4 +1,4 @@
-"""Targets: how many machines, and no slice that cannot be had."""
+"""Hosts of targets: their number, and an error for slices that do not exist."""
 
 import pytest
 

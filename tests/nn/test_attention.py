@@ -86,12 +86,12 @@ def test_cross_attention_equals_softmax_head_by_head_over_each_rows_own_number_o
     awake = nnx.clone(cross)
     awake.out.kernel[...] = jax.random.normal(jax.random.key(3), cross.out.kernel[...].shape)
     context, num_context = jax.random.normal(jax.random.key(2), (2, 5, 12)), (2, 5)
-    found = jax.jit(lambda a, *args: a(*args))(awake, tokens, context, jnp.array(num_context))
+    actual = jax.jit(lambda a, *args: a(*args))(awake, tokens, context, jnp.array(num_context))
     for row, length in enumerate(num_context):
         q, (k, v) = rms_normalize(awake.query(tokens[row])), jnp.moveaxis(awake.key_value(context[row, :length]), 1, 0)
         logits = jnp.einsum("nkd,lkd->knl", q, rms_normalize(k)) / np.sqrt(16)
         expected = awake.out(jnp.einsum("knl,lkd->nkd", jax.nn.softmax(logits), v))
-        np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual[row], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fresh_cross_attention_gives_zero(cross, tokens):

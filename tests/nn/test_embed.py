@@ -160,8 +160,8 @@ def test_fresh_modulation_is_the_identity_with_its_gate_shut():
 
 def test_modulation_is_affine_per_frame():
     x, shift, scale = numbers(2, 12, 8), numbers(2, 3, 8), 2 * numbers(2, 3, 8)
-    found, by_frame = modulate(x, shift, scale).reshape(2, 4, 3, 8), x.reshape(2, 4, 3, 8)
-    np.testing.assert_allclose(found[1, 3, 2], by_frame[1, 3, 2] * (1 + scale[1, 2]) + shift[1, 2], rtol=1e-6)
+    actual, by_frame = modulate(x, shift, scale).reshape(2, 4, 3, 8), x.reshape(2, 4, 3, 8)
+    np.testing.assert_allclose(actual[1, 3, 2], by_frame[1, 3, 2] * (1 + scale[1, 2]) + shift[1, 2], rtol=1e-6)
     np.testing.assert_array_equal(gated(scale, x).reshape(2, 4, 3, 8)[1, 3, 2], by_frame[1, 3, 2] * scale[1, 2])
 
 

@@ -1,4 +1,4 @@
-"""Ways that fit are found, and of them the fastest; what was not compiled is not said to fit."""
+"""Search for configurations that fit a target, the fastest of them, and remedies for plans that do not fit."""
 
 import dataclasses
 
@@ -31,14 +31,14 @@ def experiment(denoise) -> Experiment:
 @pytest.fixture(scope="module")
 def too_large(experiment):
     """The experiment compiled on devices that lack a little."""
-    found = plan(experiment, target(10**9))
-    limit = int(0.9 * found.memory.peak)
-    return target(limit), dataclasses.replace(found, memory=dataclasses.replace(found.memory, hbm=limit))
+    compiled = plan(experiment, target(10**9))
+    limit = int(0.9 * compiled.memory.peak)
+    return target(limit), dataclasses.replace(compiled, memory=dataclasses.replace(compiled.memory, hbm=limit))
 
 
 def test_remedies_are_compiled_until_one_fits(experiment, too_large):
-    devices, found = too_large
-    cures = list(remedies(experiment, devices, found, limit=3))
+    devices, compiled = too_large
+    cures = list(remedies(experiment, devices, compiled, limit=3))
     fitting = [cure for cure in cures if cure.fits]
     assert len(fitting) == 1
     (cure,) = fitting
@@ -50,8 +50,8 @@ def test_remedies_are_compiled_until_one_fits(experiment, too_large):
 
 
 def test_no_more_remedies_are_compiled_than_asked_for(experiment, too_large):
-    devices, found = too_large
-    cures = list(remedies(experiment, devices, found, limit=0))
+    devices, compiled = too_large
+    cures = list(remedies(experiment, devices, compiled, limit=0))
     assert {word.partition("=")[0] for cure in cures for word in cure.words} == {
         "--config.mesh.data",
         "--config.mesh.fsdp",
@@ -103,10 +103,10 @@ def test_an_autoencoder_is_split_along_data_and_fsdp_only(experiment, vae_config
 
 
 def test_what_was_compiled_corrects_the_estimate(experiment, too_large):
-    devices, found = too_large
+    devices, compiled = too_large
     estimator = Estimator(experiment, devices)
-    estimator.learn(estimator.current(), found)
-    assert estimator.estimate(estimator.current()).memory == pytest.approx(found.memory.peak)
+    estimator.learn(estimator.current(), compiled)
+    assert estimator.estimate(estimator.current()).memory == pytest.approx(compiled.memory.peak)
 
 
 def test_overrides_say_what_differs(experiment):

@@ -36,8 +36,8 @@ PREFIX = "model.diffusion_model."
 
 
 def wan(config: Mapping[str, Any]) -> WanFamily:
-    said = {"_class_name": "WanTransformer3DModel", "attention_head_dim": 128, "ffn_dim": 31} | dict(config)
-    return WanFamily.of_diffusers(said)
+    defaults = {"_class_name": "WanTransformer3DModel", "attention_head_dim": 128, "ffn_dim": 31} | dict(config)
+    return WanFamily.of_diffusers(defaults)
 
 
 SD3S = {
@@ -58,11 +58,11 @@ def sd3(config: Mapping[str, Any]) -> SD3:
 def official(network: DenoiserFamily) -> dict[str, np.ndarray]:
     """Random tensors that keep the size of what goes through them; those that follow from the configuration as such."""
     rng, table = np.random.default_rng(0), network.table()
-    found = {
+    weights = {
         name: rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
         for name, shape in table.expected(Dialect.OFFICIAL).items()
     }
-    return found | dict(table.constants.get(Dialect.OFFICIAL, {}))
+    return weights | dict(table.constants.get(Dialect.OFFICIAL, {}))
 
 
 def converted(network: DenoiserFamily, tensors: Mapping[str, np.ndarray], kind: type, convert) -> Any:
@@ -77,10 +77,10 @@ def worst(network: DenoiserFamily, path, theirs: Any, shape) -> float:
     """The largest relative difference between a file's network here and one of diffusers."""
     with open_published(path) as published:
         assert published.dialect is Dialect.OFFICIAL
-        found = recognise(published, None)
-        assert found == network
-        names.check(found.table(), Dialect.OFFICIAL, published.source)
-        params = dict(names.read(found.table(), Dialect.OFFICIAL, published.source))
+        recognised = recognise(published, None)
+        assert recognised == network
+        names.check(recognised.table(), Dialect.OFFICIAL, published.source)
+        params = dict(names.read(recognised.table(), Dialect.OFFICIAL, published.source))
     back = dict(names.write(network.table(), Dialect.OFFICIAL, params))
     assert back.keys() == published.source.keys()
     for name, stored in published.source.items():

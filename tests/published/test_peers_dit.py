@@ -73,19 +73,19 @@ def outputs(
     label = timesteps % (network.num_classes + 1)
     with torch.no_grad():
         inputs = (torch.from_numpy(x) for x in (x_t, timesteps, label))
-        wanted = theirs(*inputs, return_dict=False)[0].numpy()
+        expected = theirs(*inputs, return_dict=False)[0].numpy()
     definition = network.define()
     t = jnp.asarray([[network.config.time_of(n)] for n in timesteps.tolist()], jnp.float32)
     output = jax.jit(lambda params, *args: definition.bind(params).output(*args))(
         dict(params), jnp.asarray(x_t.transpose(0, 2, 3, 1)[:, None]), t, jnp.asarray(label, jnp.int32)
     )
     parts = [part for part in output if part is not None]
-    return np.concatenate(parts, axis=-1)[:, 0].transpose(0, 3, 1, 2), wanted
+    return np.concatenate(parts, axis=-1)[:, 0].transpose(0, 3, 1, 2), expected
 
 
-def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """Of the worst clip: largest difference over largest value."""
-    return float((np.abs(found - wanted).max((1, 2, 3)) / np.abs(wanted).max((1, 2, 3))).max())
+    return float((np.abs(actual - expected).max((1, 2, 3)) / np.abs(expected).max((1, 2, 3))).max())
 
 
 def read_all(network: ClassDiT, path, **options) -> dict[str, np.ndarray]:
@@ -147,7 +147,9 @@ def test_as_published_it_computes_what_diffusers_does_with_the_published_frequen
 
 
 def stored(tensors: Mapping[str, torch.Tensor]) -> names.Source:
-    return {name: names.Stored(tuple(x.shape), x.numpy().dtype, lambda x=x: x.numpy()) for name, x in tensors.items()}
+    return {
+        name: names.StoredTensor(tuple(x.shape), x.numpy().dtype, lambda x=x: x.numpy()) for name, x in tensors.items()
+    }
 
 
 def test_copies_that_differ_are_not_one():
@@ -166,9 +168,9 @@ def test_half_precision_is_read_without_loss(dtype, tmp_path):
     theirs.save_pretrained(tmp_path)
     with open_published(tmp_path) as published:
         network = ClassDiT.of_diffusers(published.config)
-    found = read_all(network, tmp_path)
-    assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
-    np.testing.assert_array_equal(found["final_layer.bias"], theirs.proj_out_2.bias.detach().float().numpy())
+    params = read_all(network, tmp_path)
+    assert {x.dtype for x in params.values()} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(params["final_layer.bias"], theirs.proj_out_2.bias.detach().float().numpy())
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_a_config_that_is_no_published_dit_is_an_error_that_names_the_field(chan
         ClassDiT.of_diffusers(config)
 
 
-def test_no_more_is_held_than_one_parameter_and_one_tensor(tmp_path):
+def test_memory_is_one_parameter_and_one_tensor(tmp_path):
     """Of shards, the largest decides: twice its size is never reached."""
     theirs = their_dit(CONFIGS["learned variance"] | {"num_layers": 12, "num_attention_heads": 16})
     theirs.save_pretrained(tmp_path, max_shard_size="2MB")

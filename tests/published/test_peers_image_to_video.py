@@ -18,6 +18,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from dit_video.diffusion.spacing import Linspace
 from PIL import Image
 from toys import small_mesh
 from transformers import CLIPImageProcessorPil
@@ -28,7 +29,6 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import rectified_flow
 from dit_video.diffusion.process import noise
 from dit_video.diffusion.sampler import Euler
-from dit_video.diffusion.spacing import Linspace
 from dit_video.dit.condition import EmbeddedText
 from dit_video.dit.known import LevelZero
 from dit_video.encoders import clip_image_names
@@ -42,7 +42,7 @@ from dit_video.tasks.known_frames import FirstFrame
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.trained import TrainedCodec
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, Stored
+from dit_video.weights.names import Dialect, StoredTensor
 
 SHAPE = (9, 32, 48)
 STEPS, SCALE = 3, 2.5
@@ -75,10 +75,10 @@ def of_theirs(network: Any, family: Any) -> tuple[Any, dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     weights = {n: 0.2 * rng.standard_normal(tuple(x.shape), np.float32) for n, x in network.state_dict().items()}
     network.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()})
-    found = family.of_diffusers({"_class_name": type(network).__name__, **network.config})
-    source = {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
-    names.check(found.table(), Dialect.DIFFUSERS, source)
-    return found, dict(names.read(found.table(), Dialect.DIFFUSERS, source))
+    recognised = family.of_diffusers({"_class_name": type(network).__name__, **network.config})
+    source = {name: StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
+    names.check(recognised.table(), Dialect.DIFFUSERS, source)
+    return recognised, dict(names.read(recognised.table(), Dialect.DIFFUSERS, source))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def both(
         pipeline = WanImageToVideoPipeline(**parts, expand_timesteps=known)
         sampled["image"] = Image.fromarray(prompt.video[0, 0])
     pipeline.set_progress_bar_config(disable=True)
-    wanted = np.moveaxis(pipeline(**sampled).frames.numpy(), 1, -1)
+    expected = np.moveaxis(pipeline(**sampled).frames.numpy(), 1, -1)
 
     definition = family.define()
     frozen = Frozen(codec, jax.tree.map(jnp.asarray, NULL), encoder)
@@ -169,7 +169,7 @@ def both(
         return task.generate(definition.bind(params), frozen, batch, keys, SHAPE)
 
     call = jax.jit(generate)
-    return wanted, lambda prompt: np.asarray(call(params, frozen, prompt)).view(np.float32)
+    return expected, lambda prompt: np.asarray(call(params, frozen, prompt)).view(np.float32)
 
 
 @pytest.mark.parametrize(

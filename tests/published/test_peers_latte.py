@@ -18,7 +18,7 @@ from dit_video.published.latte import InterleavedLatte
 from dit_video.published.recognise import recognise
 from dit_video.tasks.denoise import Denoise
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, NamesMismatch, Stored
+from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 from dit_video.weights.source import open_published
 
 FIXED = {
@@ -73,7 +73,7 @@ def full(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored(weights: Mapping[str, np.ndarray]) -> names.Source:
-    return {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
+    return {name: StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
 
 
 def arrays(network: Any) -> dict[str, np.ndarray]:
@@ -89,10 +89,10 @@ def written(network: InterleavedLatte, params: Mapping[str, np.ndarray], dialect
     return {n: np.ascontiguousarray(x) for n, x in names.write(network.table(), dialect, params)}
 
 
-def assert_bit_equal(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value, strict=True)
+def assert_bit_equal(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, strict=True)
 
 
 @pytest.mark.parametrize(("config", "shape"), CONFIGS.values(), ids=CONFIGS)
@@ -166,20 +166,20 @@ def test_official_weights_are_read_from_their_file_and_go_back_bit_by_bit(condit
     file = tmp_path / "latte.pt"
     torch.save({"ema": {n: torch.from_numpy(x) for n, x in weights.items()}}, file)
     with open_published(file, digests={file: hashlib.sha256(file.read_bytes()).hexdigest()}) as published:
-        found = recognise(published, task_of(OFFICIAL, None))
-        assert found == network
-        assert found.usual_latents({}) == (5, 6, 6)
-        names.check(found.table(), published.dialect, published.source)
-        assert_bit_equal(dict(names.read(found.table(), published.dialect, published.source)), params)
+        recognised = recognise(published, task_of(OFFICIAL, None))
+        assert recognised == network
+        assert recognised.usual_latents({}) == (5, 6, 6)
+        names.check(recognised.table(), published.dialect, published.source)
+        assert_bit_equal(dict(names.read(recognised.table(), published.dialect, published.source)), params)
 
 
 def test_official_weights_but_for_a_tensor_are_known_as_what_they_are_for():
     network = InterleavedLatte(config=OFFICIAL, channels=4, condition=None)
     weights = {n: np.zeros(shape, np.float32) for n, shape in network.table().expected(Dialect.OFFICIAL).items()}
     weights["temporal"] = weights.pop("temp_embed")
-    found = InterleavedLatte.of_official(stored(weights), task_of(OFFICIAL, None))
+    recognised = InterleavedLatte.of_official(stored(weights), task_of(OFFICIAL, None))
     with pytest.raises(NamesMismatch, match=r"missing temp_embed \[1, 16, 16\]\n  surplus temporal"):
-        names.check(found.table(), Dialect.OFFICIAL, stored(weights))
+        names.check(recognised.table(), Dialect.OFFICIAL, stored(weights))
     assert InterleavedLatte.of_official(stored({"a": np.zeros(1)}), task_of(OFFICIAL, None)) is None
     weights["temp_embed"] = np.zeros((1, 1, 16), np.float32)
     with pytest.raises(ValueError, match="temp_embed: has the position of one frame"):
@@ -278,7 +278,7 @@ def test_what_diffusers_cannot_compute_is_an_error_that_names_the_field():
     assert InterleavedLatte.of_task(SMALL_DENOISE) is None
 
 
-def test_a_task_is_told_what_it_would_have_to_change():
+def test_differences_name_what_a_task_would_have_to_change():
     network = InterleavedLatte(config=OF_TEXT, channels=4, condition=TEXT)
     other = dataclasses.replace(TEXT, num_tokens=9, pooled_size=3, drop_rate=0.5)
     counting = dataclasses.replace(OF_TEXT, position_grid=None)

@@ -94,17 +94,17 @@ def their_network(config: Mapping[str, Any]) -> Any:
     return network
 
 
-def stored(tensors: Mapping[str, torch.Tensor]) -> dict[str, names.Stored]:
-    found = {}
+def stored(tensors: Mapping[str, torch.Tensor]) -> dict[str, names.StoredTensor]:
+    sources = {}
     for name, value in tensors.items():
         array = value.detach().float().numpy() if value.dtype is torch.bfloat16 else value.detach().numpy()
-        found[name] = names.Stored(tuple(value.shape), array.dtype, lambda array=array: array)
-    return found
+        sources[name] = names.StoredTensor(tuple(value.shape), array.dtype, lambda array=array: array)
+    return sources
 
 
 def our_network(theirs: Any) -> SD3:
-    found = SD3.of_diffusers({"_class_name": SD3.diffusers_class, **theirs.config})
-    return found.informed_by(stored(theirs.state_dict()))
+    recognised = SD3.of_diffusers({"_class_name": SD3.diffusers_class, **theirs.config})
+    return recognised.informed_by(stored(theirs.state_dict()))
 
 
 def with_text_of(network: SD3, num_tokens: int) -> SD3:
@@ -150,9 +150,9 @@ def test_a_folder_from_here_computes_the_same_in_diffusers(config, tmp_path):
     params, shape = random_params(network), (1, 6, 10)
     (tmp_path / CONFIG).write_text(json.dumps(network.diffusers_config(shape)))
     num_tensors = write_tensors(network.table(), Dialect.DIFFUSERS, params, tmp_path / WEIGHTS)
-    found = compare_layers(with_text_of(network, 7), params, tmp_path, shape, num_tensors)
-    assert found.num_tensors == len(params)
-    assert found.num_compared == 2 * network.config.depth
+    compared = compare_layers(with_text_of(network, 7), params, tmp_path, shape, num_tensors)
+    assert compared.num_tensors == len(params)
+    assert compared.num_compared == 2 * network.config.depth
     with open_published(tmp_path) as published:
         assert SD3.of_diffusers(published.config).informed_by(published.source) == network
 
@@ -167,14 +167,14 @@ def test_positions_are_those_of_the_file(table, dtype):
     """Which diffusers computes none of: published weights bring theirs."""
     theirs = their_network(MEDIUM | {"num_attention_heads": 12, "caption_projection_dim": 48} | ONE_BLOCK)
     network = our_network(theirs)
-    wanted = dataclasses.replace(network, config=dataclasses.replace(network.config, position_table=table))
-    positions = torch.from_numpy(wanted.table().constants[Dialect.DIFFUSERS][POSITIONS])
+    expected = dataclasses.replace(network, config=dataclasses.replace(network.config, position_table=table))
+    positions = torch.from_numpy(expected.table().constants[Dialect.DIFFUSERS][POSITIONS])
     assert not torch.allclose(theirs.pos_embed.pos_embed, positions, atol=0.1)
     source = stored(theirs.state_dict() | {POSITIONS: positions.to(dtype)})
-    assert network.informed_by(source) == wanted
+    assert network.informed_by(source) == expected
     if dtype is torch.float32:
         theirs.pos_embed.pos_embed.copy_(positions)
-        assert_same(wanted, dict(names.read(wanted.table(), Dialect.DIFFUSERS, source)), theirs)
+        assert_same(expected, dict(names.read(expected.table(), Dialect.DIFFUSERS, source)), theirs)
 
 
 @pytest.mark.parametrize("size", [SD3_MEDIUM, SD3_5_MEDIUM, SD3_5_LARGE], ids=["SD3", "SD3.5-medium", "SD3.5-large"])
@@ -191,10 +191,10 @@ def test_a_published_config_and_its_positions_are_a_named_size(size):
         "qk_norm": None if size is SD3_MEDIUM else "rms_norm",
         "sample_size": 128,
     }
-    found = SD3.of_diffusers(config)
-    assert dataclasses.replace(found.config, position_table=size.position_table) == size
-    assert (found.condition.hidden_size, found.condition.pooled_size, found.channels) == (4096, 2048, 16)
-    assert found.objective().shift == ConstantShift(shift=3.0)
+    recognised = SD3.of_diffusers(config)
+    assert dataclasses.replace(recognised.config, position_table=size.position_table) == size
+    assert (recognised.condition.hidden_size, recognised.condition.pooled_size, recognised.channels) == (4096, 2048, 16)
+    assert recognised.objective().shift == ConstantShift(shift=3.0)
 
 
 FIRST, LAST = "transformer_blocks.0.attn2.to_q.weight", "transformer_blocks.3.attn.norm_added_k.weight"

@@ -77,20 +77,20 @@ def imported(folder, tmp_path_factory) -> Path:
     return out
 
 
-def close(found: np.ndarray, wanted: torch.Tensor) -> bool:
-    assert found.shape == wanted.shape
-    return float(np.abs(found - wanted.numpy()).max()) < 1e-4 * float(wanted.abs().max())
+def close(actual: np.ndarray, expected: torch.Tensor) -> bool:
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected.numpy()).max()) < 1e-4 * float(expected.abs().max())
 
 
 @torch.no_grad()
 def test_zeros_stand_for_the_tokens_of_the_t5(imported, theirs):
     text = read_experiment(imported).task.text
     assert text.t5 == ZeroTokens(num_tokens=256, hidden_size=WIDTH)
-    found = TextEncoders(dataclasses.replace(text, precision=Precision.FLOAT32), small_mesh())(CAPTIONS)
+    embedded = TextEncoders(dataclasses.replace(text, precision=Precision.FLOAT32), small_mesh())(CAPTIONS)
     tokens, _, pooled, _ = theirs.encode_prompt(CAPTIONS, None, None, do_classifier_free_guidance=False)
-    assert close(found.tokens, tokens)
-    assert close(found.pooled, pooled)
-    np.testing.assert_array_equal(found.num_tokens, 77 + 256)
+    assert close(embedded.tokens, tokens)
+    assert close(embedded.pooled, pooled)
+    np.testing.assert_array_equal(embedded.num_tokens, 77 + 256)
 
 
 @torch.no_grad()
@@ -108,10 +108,10 @@ def test_latents_are_those_of_the_pipeline(imported, theirs):
     x_1 = np.array(noise(keys, (1, 8, 8, 16)))[:, 0].transpose(0, 3, 1, 2)
     options = {"num_inference_steps": NUM_STEPS, "guidance_scale": 1.0, "height": 16, "width": 16}
     theirs.set_progress_bar_config(disable=True)
-    wanted = theirs(CAPTIONS, latents=torch.from_numpy(x_1), output_type="np", **options).images * 255
-    assert wanted.std() > 10
+    expected = theirs(CAPTIONS, latents=torch.from_numpy(x_1), output_type="np", **options).images * 255
+    assert expected.std() > 10
     # Half way between two grey levels the last bit of a float decides.
-    assert np.abs(np.asarray(video)[:, 0].astype(float) - wanted).max() < 1
+    assert np.abs(np.asarray(video)[:, 0].astype(float) - expected).max() < 1
 
 
 def test_it_is_sampled_from_words(imported, tmp_path):

@@ -23,9 +23,9 @@ def embedded(text: PretrainedText):
     return TextEncoders(dataclasses.replace(text, precision=Precision.FLOAT32), small_mesh())(CAPTIONS)
 
 
-def relative_error(found: np.ndarray, wanted: torch.Tensor) -> float:
-    assert found.shape == wanted.shape
-    return float(np.abs(found - wanted.numpy()).max() / np.abs(wanted.numpy()).max())
+def relative_error(actual: np.ndarray, expected: torch.Tensor) -> float:
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected.numpy()).max() / np.abs(expected.numpy()).max())
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def test_as_in_the_pipeline_of_sd3(sd3):
     )
     options = {"do_classifier_free_guidance": False, "max_sequence_length": 40, "device": "cpu"}
     tokens, _, pooled, _ = pipeline.encode_prompt(CAPTIONS, None, None, **options)
-    found = embedded(sd3_text(str(sd3), num_t5_tokens=40))
-    assert relative_error(found.tokens, tokens) < 1e-4
-    assert relative_error(found.pooled, pooled) < 1e-4
-    np.testing.assert_array_equal(found.num_tokens, 77 + 40)
+    actual = embedded(sd3_text(str(sd3), num_t5_tokens=40))
+    assert relative_error(actual.tokens, tokens) < 1e-4
+    assert relative_error(actual.pooled, pooled) < 1e-4
+    np.testing.assert_array_equal(actual.num_tokens, 77 + 40)
 
 
 @pytest.fixture(scope="module", params=["t5", "umt5"])
@@ -73,12 +73,12 @@ def test_as_in_the_pipeline_of_wan(t5):
     folder, parts = t5
     options = {"do_classifier_free_guidance": False, "max_sequence_length": 512, "device": "cpu"}
     tokens, _ = WanPipeline(**parts).encode_prompt(CAPTIONS, **options)
-    found = embedded(wan_text(str(folder)))
-    assert relative_error(found.tokens, tokens) < 1e-4
+    actual = embedded(wan_text(str(folder)))
+    assert relative_error(actual.tokens, tokens) < 1e-4
     meant = (tokens != 0).any(-1).sum(1)
-    np.testing.assert_array_equal(found.num_tokens, meant.numpy())
+    np.testing.assert_array_equal(actual.num_tokens, meant.numpy())
     means = tokens.sum(1) / meant[:, None]
-    assert relative_error(found.pooled, means) < 1e-4
+    assert relative_error(actual.pooled, means) < 1e-4
 
 
 @torch.no_grad()
@@ -97,9 +97,9 @@ def test_one_clip_alone_as_in_stable_diffusion(sd3):
     clip = FrozenCLIP(
         model=str(sd3 / "text_encoder"), tokenizer=str(sd3 / "tokenizer"), state=HiddenState.LAST, num_tokens=77
     )
-    found = embedded(PretrainedText(clip_l=clip))
-    assert relative_error(found.tokens, theirs.last_hidden_state) < 1e-4
-    assert relative_error(found.pooled, theirs.text_embeds) < 1e-4
+    actual = embedded(PretrainedText(clip_l=clip))
+    assert relative_error(actual.tokens, theirs.last_hidden_state) < 1e-4
+    assert relative_error(actual.pooled, theirs.text_embeds) < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +114,9 @@ def few_tokens(folder) -> PretrainedText:
 
 def test_in_bfloat16_it_is_the_same_but_for_rounding(sd3, exact):
     rounded = TextEncoders(few_tokens(sd3), small_mesh())(CAPTIONS)
-    for found, wanted in zip(rounded[::2], exact(CAPTIONS)[::2]):
-        assert found.dtype == np.float32
-        assert 0 < np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+    for actual, expected in zip(rounded[::2], exact(CAPTIONS)[::2]):
+        assert actual.dtype == np.float32
+        assert 0 < np.abs(actual - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_a_caption_is_the_same_on_one_device_and_on_eight(sd3, exact):

@@ -22,7 +22,7 @@ from dit_video.vae.cogvideox_vae import COGVIDEOX_VAE
 from dit_video.vae.vae import VAE
 from dit_video.vae.wan_vae import WAN_2_2_VAE, WAN_VAE
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, NamesMismatch, Stored
+from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 from dit_video.weights.source import open_published
 
 
@@ -35,23 +35,23 @@ class Case:
     shapes: tuple[tuple[int, int, int], ...]
 
 
-def pictures(*widths: int, **others: Any) -> dict[str, Any]:
+def pictures(*widths: int, **fields: Any) -> dict[str, Any]:
     levels = len(widths)
     return {
         "block_out_channels": widths,
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
-        **others,
+        **fields,
     }
 
 
-def cogvideox(*widths: int, **others: Any) -> dict[str, Any]:
+def cogvideox(*widths: int, **fields: Any) -> dict[str, Any]:
     levels = len(widths)
     return {
         "block_out_channels": widths,
         "down_block_types": ("CogVideoXDownBlock3D",) * levels,
         "up_block_types": ("CogVideoXUpBlock3D",) * levels,
-        **others,
+        **fields,
     }
 
 
@@ -116,7 +116,7 @@ def family_of(network: Any, case: Case) -> VAEFamily:
 
 
 def stored(tensors: Mapping[str, torch.Tensor]) -> names.Source:
-    return {name: Stored(tuple(x.shape), x.numpy().dtype, lambda x=x: x.numpy()) for name, x in tensors.items()}
+    return {name: StoredTensor(tuple(x.shape), x.numpy().dtype, lambda x=x: x.numpy()) for name, x in tensors.items()}
 
 
 def read_all(family: VAEFamily, source: names.Source) -> dict[str, np.ndarray]:
@@ -133,9 +133,9 @@ def errors(
     family: VAEFamily, params: Mapping[str, np.ndarray], network: Any, shape: tuple[int, int, int]
 ) -> Iterator[tuple[str, float]]:
     """Of every layer and output: largest difference over largest value."""
-    for name, found, wanted in family.pairs(params, network, shape):
-        assert found.shape == wanted.shape, name
-        yield name, float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    for name, actual, expected in family.pairs(params, network, shape):
+        assert actual.shape == expected.shape, name
+        yield name, float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 @each
@@ -197,9 +197,9 @@ def test_the_published_ones_have_the_tensors_that_diffusers_gives_them(family, c
     """Names and shapes of all, nothing allocated."""
     with torch.device("meta"):
         network = getattr(diffusers, family.diffusers_class)(**theirs)
-    found = family.of_diffusers(dict(network.config) | {"_class_name": family.diffusers_class})
-    assert found.config == config
-    expected = found.table().expected(Dialect.DIFFUSERS)
+    recognised = family.of_diffusers(dict(network.config) | {"_class_name": family.diffusers_class})
+    assert recognised.config == config
+    expected = recognised.table().expected(Dialect.DIFFUSERS)
     assert expected == {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
@@ -210,13 +210,13 @@ ONE_OF_EACH = ("SD", "Wan 2.1", "CogVideoX")
 def test_a_tensor_that_is_not_as_it_should_be_is_named(name):
     network = their_vae(CASES[name])
     family, weights = family_of(network, CASES[name]), network.state_dict()
-    wanted = "decoder.mid_block.resnets.0.conv2" + (".conv" if name == "CogVideoX" else "") + ".weight"
-    rest = {key: value for key, value in weights.items() if key != wanted}
+    expected = "decoder.mid_block.resnets.0.conv2" + (".conv" if name == "CogVideoX" else "") + ".weight"
+    rest = {key: value for key, value in weights.items() if key != expected}
     changes = {
-        f"missing {wanted}": rest,
-        f"surplus {wanted}.1": weights | {f"{wanted}.1": weights[wanted]},
-        f"{wanted} is ": weights | {wanted: weights[wanted][1:]},
-        f"{wanted} is float16, the others are float32": weights | {wanted: weights[wanted].half()},
+        f"missing {expected}": rest,
+        f"surplus {expected}.1": weights | {f"{expected}.1": weights[expected]},
+        f"{expected} is ": weights | {expected: weights[expected][1:]},
+        f"{expected} is float16, the others are float32": weights | {expected: weights[expected].half()},
     }
     for message, changed in changes.items():
         with pytest.raises(NamesMismatch, match=message):
@@ -234,9 +234,9 @@ def test_older_names_are_read():
             name = name.replace(f".{now}.", f".{then}.")
         before[name] = value
     assert before.keys() != weights.keys()
-    found, wanted = read_all(family, stored(before)), read_all(family, stored(weights))
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value)
+    actual, expected = read_all(family, stored(before)), read_all(family, stored(weights))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value)
     both = weights | {name: value for name, value in before.items() if "query" in name}
     with pytest.raises(NamesMismatch, match=r"surplus encoder\.mid_block\.attentions\.0\.query\.weight"):
         read_all(family, stored(both))
@@ -292,10 +292,10 @@ def test_clips_that_diffusers_would_cut_short_are_refused():
     ],
 )
 def test_latents_are_whitened_as_pipelines_scale_them(config, z, whitened):
-    found = Statistics.of_diffusers(config, 2, scaling_factor=0.18215)
-    np.testing.assert_allclose((np.asarray(z) - found.mean) / found.std, whitened, rtol=1e-6)
-    again = found.diffusers_config()
-    assert Statistics.of_diffusers(again, 2) == found
+    statistics = Statistics.of_diffusers(config, 2, scaling_factor=0.18215)
+    np.testing.assert_allclose((np.asarray(z) - statistics.mean) / statistics.std, whitened, rtol=1e-6)
+    again = statistics.diffusers_config()
+    assert Statistics.of_diffusers(again, 2) == statistics
     if not config.get("latents_mean"):
         assert again["scaling_factor"] == config.get("scaling_factor", 0.18215)
         assert again["shift_factor"] == config.get("shift_factor")
@@ -348,9 +348,9 @@ def test_tiles_are_closer_to_the_whole_than_those_of_diffusers(name):
     encode = functools.partial(in_tiles, vae.encode, tile=tile, cells_in=(cell, cell), cells_out=(1, 1))
     decode = functools.partial(in_tiles, vae.decode, tile=tile, cells_in=(1, 1), cells_out=(cell, cell))
 
-    def error(found: Any, wanted: np.ndarray) -> float:
-        found, wanted = np.clip(found, -1.0, 1.0), np.clip(wanted, -1.0, 1.0)
-        return float(np.sqrt(np.mean(np.square(found - wanted)) / np.mean(np.square(wanted))))
+    def error(actual: Any, expected: np.ndarray) -> float:
+        actual, expected = np.clip(actual, -1.0, 1.0), np.clip(expected, -1.0, 1.0)
+        return float(np.sqrt(np.mean(np.square(actual - expected)) / np.mean(np.square(expected))))
 
     assert 0 < error(jax.jit(encode)(picture), moments) < error(family.their_moments(network, picture), moments) < 0.5
     assert 0 < error(jax.jit(decode)(z), pixels) < error(family.their_pixels(network, z), pixels) < 0.5

@@ -20,7 +20,7 @@ from dit_video.published.wan import WanFamily
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.known_frames import FirstFrame
 from dit_video.weights import names
-from dit_video.weights.names import Dialect, NamesMismatch, Stored
+from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 
 # Odd numbers of heads, planes, frames, rows, columns and channels; each kind that was published.
 CONFIGS = {
@@ -84,7 +84,7 @@ def family(config: Mapping[str, Any]) -> WanFamily:
 
 
 def stored(weights: Mapping[str, np.ndarray]) -> names.Source:
-    return {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
+    return {name: StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
 
 
 def arrays(network: Any) -> dict[str, np.ndarray]:
@@ -131,12 +131,12 @@ def test_weights_from_here_compute_the_same_in_diffusers(config):
     network, rng = family(config), np.random.default_rng(1)
     params = {n: 0.2 * rng.standard_normal(s.shape, np.float32) for n, s in network.define().shapes.items()}
     shape = network.config.patch_size
-    wanted = network.diffusers_config(shape)
-    theirs = WanTransformer3DModel.from_config(wanted).eval()
+    expected = network.diffusers_config(shape)
+    theirs = WanTransformer3DModel.from_config(expected).eval()
     written = names.write(network.table(), Dialect.DIFFUSERS, params)
     theirs.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in written})
     assert_pairs_equal(network, params, theirs, shape)
-    assert WanFamily.of_diffusers(wanted) == network
+    assert WanFamily.of_diffusers(expected) == network
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_in_half_precision_so_many_tensors_stay_float32_as_in_diffusers():
 def test_a_norm_that_older_files_have_is_left_out():
     weights = arrays(their_wan(CONFIG))
     older = weights | {f"blocks.{n}.attn2.norm_added_q.weight": np.ones(24, np.float32) for n in range(2)}
-    found, wanted = read(family(CONFIG), older), read(family(CONFIG), weights)
-    assert found.keys() == wanted.keys()
+    actual, expected = read(family(CONFIG), older), read(family(CONFIG), weights)
+    assert actual.keys() == expected.keys()
     with pytest.raises(NamesMismatch, match=r"surplus blocks.2.attn2.norm_added_q.weight \[24\]"):
         read(family(CONFIG), older | {"blocks.2.attn2.norm_added_q.weight": np.ones(24, np.float32)})
 

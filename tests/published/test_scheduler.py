@@ -8,7 +8,7 @@ from dit_video.diffusion.objective import Gaussian, UniformLevels, rectified_flo
 from dit_video.diffusion.path import ConstantShift, DiscreteBetas
 from dit_video.diffusion.prediction import Epsilon, V
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler
-from dit_video.diffusion.spacing import Leading, Linspace, Trailing
+from dit_video.diffusion.timestep_spacing import Leading, Linspace, Trailing
 from dit_video.published.scheduler import NUM_STEPS, sampled_as
 
 DDPM = Gaussian(path=DiscreteBetas(), prediction=Epsilon(), times=UniformLevels())
@@ -52,20 +52,20 @@ def saved(name: str, **options) -> dict:
 def test_a_scheduler_is_the_sampler_that_equals_it(name, options, objective, sampler):
     """The pairs are those that tests/diffusion/test_peers.py holds equal."""
     clip = {"clip_sample": False} if name in ("DDIMScheduler", "DDPMScheduler") else {}
-    found = sampled_as(saved(name, **options, **clip), objective)
-    assert found.sampler == sampler
-    assert found.not_followed == ()
+    sampled = sampled_as(saved(name, **options, **clip), objective)
+    assert sampled.sampler == sampler
+    assert sampled.not_followed == ()
     if objective is FLOW:
-        assert found.objective.shift == ConstantShift(shift=options.get("shift", options.get("flow_shift", 1.0)))
+        assert sampled.objective.shift == ConstantShift(shift=options.get("shift", options.get("flow_shift", 1.0)))
     else:
-        assert found.objective == DDPM
+        assert sampled.objective == DDPM
 
 
 def test_what_a_network_predicts_comes_from_the_scheduler_too():
-    said = saved("DDIMScheduler", prediction_type="v_prediction", beta_end=0.01, clip_sample=False)
-    found = sampled_as(said, DDPM).objective
-    assert found.prediction == V()
-    assert found.path == DiscreteBetas(beta_last=0.01)
+    config = saved("DDIMScheduler", prediction_type="v_prediction", beta_end=0.01, clip_sample=False)
+    objective = sampled_as(config, DDPM).objective
+    assert objective.prediction == V()
+    assert objective.path == DiscreteBetas(beta_last=0.01)
 
 
 def test_without_a_scheduler_a_network_is_sampled_as_its_kind_is():
@@ -74,7 +74,7 @@ def test_without_a_scheduler_a_network_is_sampled_as_its_kind_is():
 
 
 @pytest.mark.parametrize(
-    ("said", "objective", "not_followed"),
+    ("config", "objective", "not_followed"),
     [
         ({"_class_name": "DDIMScheduler"}, DDPM, ("clip_sample=True",)),
         (saved("DDIMScheduler", clip_sample=False, steps_offset=1), DDPM, ("steps_offset=1",)),
@@ -82,12 +82,12 @@ def test_without_a_scheduler_a_network_is_sampled_as_its_kind_is():
         (saved("UniPCMultistepScheduler", **FLOW_SIGMAS, solver_type="bh1"), FLOW, ("solver_type='bh1'",)),
     ],
 )
-def test_what_is_not_followed_is_said(said, objective, not_followed):
-    assert sampled_as(said, objective).not_followed == not_followed
+def test_fields_that_are_not_followed_are_listed(config, objective, not_followed):
+    assert sampled_as(config, objective).not_followed == not_followed
 
 
 @pytest.mark.parametrize(
-    ("said", "objective", "message"),
+    ("config", "objective", "message"),
     [
         (
             saved("DDIMScheduler", beta_schedule="scaled_linear"),
@@ -101,6 +101,6 @@ def test_what_is_not_followed_is_said(said, objective, not_followed):
         (saved("UniPCMultistepScheduler", timestep_spacing="leading"), DDPM, "timestep_spacing='leading': must be"),
     ],
 )
-def test_another_path_is_refused_by_name(said, objective, message):
+def test_another_path_is_refused_by_name(config, objective, message):
     with pytest.raises(ValueError, match=message):
-        sampled_as(said, objective)
+        sampled_as(config, objective)

@@ -14,8 +14,8 @@ from dit_video.data.transforms import ClipTransform
 from dit_video.experiment import Experiment
 from dit_video.run.folder import record
 from dit_video.tasks.autoencode import Autoencode
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
-from dit_video.training.values import Schedule
 from dit_video.vae.wan_vae import WAN_VAE
 
 # The most memory that was resident in this process: what getrusage calls so may be its parent's.

@@ -29,7 +29,7 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import EmbeddedText
 from dit_video.dit.dit import DiTConfig
-from dit_video.evaluation.monitor import Samples
+from dit_video.evaluation.evaluators import Samples
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, TrainedCodec

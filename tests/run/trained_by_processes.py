@@ -26,11 +26,11 @@ from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import SourceInfo
 from dit_video.data.transforms import ClipTransform
 from dit_video.distributed.sharding import constrain
-from dit_video.evaluation.monitor import HeldOutError
+from dit_video.evaluation.evaluators import HeldOutError
 from dit_video.experiment import Experiment
 from dit_video.nn.linear import linear
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
-from dit_video.training.values import Schedule
 
 NUM_RECORDS, NUM_FRAMES, SIZE = 24, 4, 8
 # So that each process has a file of its own in a checkpoint: what is smaller is put into one that all read.

@@ -19,7 +19,7 @@ from dit_video.run import lock as run_lock
 from dit_video.run.lock import LOCK, RunInUse, acquire
 from dit_video.storage import mirror
 from dit_video.storage.bucket import BucketLock, address
-from dit_video.storage.mirror import Copying, InBucket, NotCopied, local_copy, push, record_of
+from dit_video.storage.mirror import BucketRecord, Copying, NotCopied, local_copy, push, record_of
 from dit_video.training.step import TrainState
 
 RUN = Path("gs://bucket/some/run")
@@ -35,15 +35,15 @@ SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=
 
 
 @pytest.fixture
-def machine(bucket, tmp_path) -> InBucket:
+def machine(bucket, tmp_path) -> BucketRecord:
     """The copy of the run on a machine."""
-    return InBucket("gs://bucket/some/run", tmp_path / "run")
+    return BucketRecord("gs://bucket/some/run", tmp_path / "run")
 
 
 @pytest.fixture
-def checkpoints(machine, said, monkeypatch):
+def checkpoints(machine, messages, monkeypatch):
     monkeypatch.setattr(writer, "RETRY_PAUSES", (0.0,))
-    opened = Checkpoints(machine.folder, keep=Keep(latest=1), experiment={}, warn=said.append)
+    opened = Checkpoints(machine.folder, keep=Keep(latest=1), experiment={}, warn=messages.append)
     yield opened
     opened.close()
 
@@ -66,32 +66,32 @@ def forbid(*parts: str):
     return lambda method, path: 403 if method in ("POST", "PUT") and any(part in path for part in parts) else None
 
 
-def test_a_bucket_that_refuses_costs_no_earlier_checkpoint_and_is_tried_again(bucket, checkpoints, said):
+def test_a_bucket_that_refuses_costs_no_earlier_checkpoint_and_is_tried_again(bucket, checkpoints, messages):
     assert saved(checkpoints, 1) == [1]
     with bucket.failing(forbid("checkpoints/2")):
         assert saved(checkpoints, 2) == [1]
-    assert len(said) == 1
-    assert "the last checkpoint is of step 1, so 1 steps and those to come are at risk" in said[0]
-    assert "let this machine write to the bucket" in said[0]
+    assert len(messages) == 1
+    assert "the last checkpoint is of step 1, so 1 steps and those to come are at risk" in messages[0]
+    assert "let this machine write to the bucket" in messages[0]
     assert checkpoints.overdue()
     assert checkpoints.restore(SHAPES).step == 1
     assert saved(checkpoints, 3) == [3]
     assert {name.split("/")[3] for name in bucket.names(f"{PREFIX}checkpoints/")} == {"3"}
 
 
-def test_a_bucket_that_does_not_answer_for_a_moment_costs_nothing(bucket, checkpoints, said):
+def test_a_bucket_that_does_not_answer_for_a_moment_costs_nothing(bucket, checkpoints, messages):
     checkpoints.save(1, STATE, next_batch=1)
     with bucket.failing(lambda method, path: 503):
         threading.Event().wait(1.0)
     checkpoints.wait()
-    assert (checkpoints.steps, said) == ([1], [])
+    assert (checkpoints.steps, messages) == ([1], [])
 
 
-def test_a_request_that_the_server_calls_wrong_does_not_end_training(bucket, checkpoints, said):
+def test_a_request_that_the_server_calls_wrong_does_not_end_training(bucket, checkpoints, messages):
     """What TensorStore makes of that has no status in front."""
     with bucket.failing(lambda method, path: 400 if "ocdbt" in path and method == "POST" else None):
         assert saved(checkpoints, 1) == []
-    assert "checkpoints/1: not written" in said[0]
+    assert "checkpoints/1: not written" in messages[0]
     assert saved(checkpoints, 2) == [2]
 
 
@@ -104,55 +104,59 @@ def test_steps_of_which_none_is_whole_are_not_taken_for_no_steps(bucket, machine
     assert len(bucket.names()) == 2
 
 
-def test_a_half_written_step_is_set_aside_and_never_taken_for_a_step(bucket, machine, checkpoints, said):
+def test_a_half_written_step_is_set_aside_and_never_taken_for_a_step(bucket, machine, checkpoints, messages):
     saved(checkpoints, 1)
     for name in bucket.names(f"{PREFIX}checkpoints/1/"):
         if not name.endswith("checkpoints/1/commit_success.txt"):
             bucket.put("bucket", name.replace("checkpoints/1/", "checkpoints/2/"), bucket.objects["bucket", name][0])
-    with Checkpoints(machine.folder, experiment={}, warn=said.append) as again:
+    with Checkpoints(machine.folder, experiment={}, warn=messages.append) as again:
         assert again.steps == [1]
         assert again.unfinished == ["2"]
-        assert again.resume(SHAPES, said.append).step == 1
-    assert "half-written checkpoint 2 set aside" in said[0]
+        assert again.resume(SHAPES, messages.append).step == 1
+    assert "half-written checkpoint 2 set aside" in messages[0]
     assert bucket.names(f"{PREFIX}checkpoints/2/") == []
     aside = steps_of(machine.folder).aside()
     assert [(one.why, one.bytes > 1000) for one in aside] == [("the save was never finished", True)]
 
 
-def test_a_damaged_step_is_named_and_the_one_before_is_taken(bucket, machine, said):
-    with Checkpoints(machine.folder, experiment={}, warn=said.append) as checkpoints:
+def test_a_damaged_step_is_named_and_the_one_before_is_taken(bucket, machine, messages):
+    with Checkpoints(machine.folder, experiment={}, warn=messages.append) as checkpoints:
         saved(checkpoints, 1), saved(checkpoints, 2)
     key = next(name for name in bucket.names(f"{PREFIX}checkpoints/2/params/") if "/d/" in name)
     content = bytearray(bucket.objects["bucket", key].content)
     content[len(content) // 2] ^= 1
     bucket.put("bucket", key, bytes(content))
-    with Checkpoints(machine.folder, experiment={}, warn=said.append) as checkpoints:
+    with Checkpoints(machine.folder, experiment={}, warn=messages.append) as checkpoints:
         with pytest.raises(DamagedCheckpoint, match="gs://bucket/some/run/checkpoints/2"):
             checkpoints.restore(SHAPES)
-        assert checkpoints.resume(SHAPES, said.append).step == 1
+        assert checkpoints.resume(SHAPES, messages.append).step == 1
     assert len(steps_of(machine.folder).aside()) == 1
 
 
-def test_one_at_a_time(bucket, said):
-    with acquire(RUN, said.append), pytest.raises(RunInUse, match="gs://bucket/some/run: process"), acquire(RUN, print):
+def test_one_at_a_time(bucket, messages):
+    with (
+        acquire(RUN, messages.append),
+        pytest.raises(RunInUse, match="gs://bucket/some/run: process"),
+        acquire(RUN, print),
+    ):
         pass
     assert bucket.names() == []
-    assert said == []
+    assert messages == []
 
 
-def test_a_lock_is_taken_over_only_when_its_host_gives_no_sign(bucket, said, monkeypatch):
+def test_a_lock_is_taken_over_only_when_its_host_gives_no_sign(bucket, messages, monkeypatch):
     monkeypatch.setattr(run_lock, "GONE_SECONDS", 3.0)
     monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.05)
     theirs = {"host": "elsewhere", "pid": 1, "process_started": None, "since": "then", "refresh_seconds": 20}
     bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode())
     touch = threading.Timer(0.5, lambda: bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode()))
     touch.start()
-    with pytest.raises(RunInUse, match="process 1 on elsewhere trains here since then"), acquire(RUN, said.append):
+    with pytest.raises(RunInUse, match="process 1 on elsewhere trains here since then"), acquire(RUN, messages.append):
         pass
     touch.join()
-    with acquire(RUN, said.append):
+    with acquire(RUN, messages.append):
         assert json.loads(bucket.objects["bucket", PREFIX + LOCK].content)["host"] != "elsewhere"
-    assert any("taken over from a process that is gone" in line for line in said)
+    assert any("taken over from a process that is gone" in line for line in messages)
 
 
 def test_of_two_that_take_a_free_lock_one_has_it(bucket):
@@ -186,7 +190,7 @@ def test_of_two_that_take_a_free_lock_one_has_it(bucket):
     assert lock.read() is None
 
 
-def test_a_lock_whose_answer_was_lost_is_had(bucket, said):
+def test_a_lock_whose_answer_was_lost_is_had(bucket, messages):
     def lose(method: str, path: str) -> int | None:
         if method != "POST":
             return None
@@ -194,25 +198,25 @@ def test_a_lock_whose_answer_was_lost_is_had(bucket, said):
         return 503
 
     bucket.lose = lose
-    with acquire(RUN, said.append):
+    with acquire(RUN, messages.append):
         assert PREFIX + LOCK in bucket.names()
-    assert (bucket.names(), said) == ([], [])
+    assert (bucket.names(), messages) == ([], [])
 
 
-def test_a_host_of_the_same_name_is_another_host(bucket, said, monkeypatch):
+def test_a_host_of_the_same_name_is_another_host(bucket, messages, monkeypatch):
     """Its process has a number that nobody has here."""
     monkeypatch.setattr(run_lock, "GONE_SECONDS", 0.5)
     monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.05)
     ours = {"host": socket.gethostname(), "boot": "of another"}
     theirs = {**ours, "pid": 2**30, "process_started": None, "since": "then", "refresh_seconds": 20}
     bucket.put("bucket", PREFIX + LOCK, json.dumps(theirs).encode())
-    with acquire(RUN, said.append):
+    with acquire(RUN, messages.append):
         pass
-    assert "waiting for a sign of life" in said[0]
+    assert "waiting for a sign of life" in messages[0]
 
 
 def test_the_record_goes_from_machine_to_machine(bucket, tmp_path):
-    here, there = (InBucket("gs://bucket/some/run", tmp_path / name / "run") for name in ("here", "there"))
+    here, there = (BucketRecord("gs://bucket/some/run", tmp_path / name / "run") for name in ("here", "there"))
     here.pull("experiment.json")
     (here.folder / "experiment.json").write_text("1")
     (here.folder / "metrics.jsonl").write_text("a\n")
@@ -230,9 +234,9 @@ def test_the_record_goes_from_machine_to_machine(bucket, tmp_path):
     # What is newer here stays, unless the bucket has got something since.
     with (there.folder / "metrics.jsonl").open("a") as file:
         file.write("c\n")
-    InBucket("gs://bucket/some/run", there.folder).pull("experiment.json")
+    BucketRecord("gs://bucket/some/run", there.folder).pull("experiment.json")
     assert (there.folder / "metrics.jsonl").read_text() == "a\nb\nc\n"
-    InBucket("gs://bucket/some/run", here.folder).pull("experiment.json")
+    BucketRecord("gs://bucket/some/run", here.folder).pull("experiment.json")
     assert (here.folder / "metrics.jsonl").read_text() == "a\nb\n"
 
 
@@ -242,7 +246,7 @@ def test_a_copy_of_a_run_that_is_no_more_is_not_mixed_into_another_of_its_name(b
         (machine.folder / name).write_text("of the first")
     machine.push()
     bucket.objects.clear()
-    elsewhere = InBucket("gs://bucket/some/run", tmp_path / "elsewhere")
+    elsewhere = BucketRecord("gs://bucket/some/run", tmp_path / "elsewhere")
     elsewhere.pull("experiment.json")
     (elsewhere.folder / "experiment.json").write_text("of the second")
     elsewhere.push()
@@ -290,7 +294,7 @@ def test_what_names_no_run_costs_one_question(bucket):
     assert len(bucket.requests) == 1
 
 
-def test_a_record_that_cannot_be_copied_is_said_and_copied_later(bucket, machine, said, monkeypatch):
+def test_a_record_that_cannot_be_copied_is_said_and_copied_later(bucket, machine, messages, monkeypatch):
     monkeypatch.setattr(mirror, "LAST_PAUSES", (0.0,))
     machine.folder.mkdir()
     (machine.folder / "metrics.jsonl").write_text("a\n")
@@ -298,17 +302,17 @@ def test_a_record_that_cannot_be_copied_is_said_and_copied_later(bucket, machine
         bucket.failing(forbid("metrics")),
         pytest.raises(NotCopied, match="the end of the record is there"),
     )
-    with failing, raises, Copying(machine, said.append) as copying:
+    with failing, raises, Copying(machine, messages.append) as copying:
         copying.start()
-    assert [("tried again at the next save" in line, "let this machine write" in line) for line in said] == [
+    assert [("tried again at the next save" in line, "let this machine write" in line) for line in messages] == [
         (True, True),
         (False, True),
         (False, True),
     ]
-    with Copying(machine, said.append):
+    with Copying(machine, messages.append):
         pass
     assert bucket.objects["bucket", f"{PREFIX}metrics.jsonl"].content == b"a\n"
-    assert len(said) == 3
+    assert len(messages) == 3
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ print(jax.config.jax_compilation_cache_dir)
 
 
 def start(home: Path, **environment: str) -> Path:
-    found = os.environ | {"XDG_CACHE_HOME": str(home), "JAX_ENABLE_COMPILATION_CACHE": "true"}
-    found |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **environment}
-    run = subprocess.run([sys.executable, "-c", PROGRAM], env=found, capture_output=True, text=True, check=True)
+    variables = os.environ | {"XDG_CACHE_HOME": str(home), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **environment}
+    run = subprocess.run([sys.executable, "-c", PROGRAM], env=variables, capture_output=True, text=True, check=True)
     return Path(run.stdout.strip())
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_video.storage.patient_files import PatientFiles
+from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.curves import FILE, plot_record
 from dit_video.training.tracker import METRICS_FILE
 
@@ -22,7 +22,7 @@ def ink(picture: np.ndarray) -> int:
 
 def draw(folder: Path) -> Path:
     """The picture of the record in a folder."""
-    files, path = PatientFiles(print), folder / FILE
+    files, path = RetryingFiles(print), folder / FILE
     plot_record(files.file(folder / METRICS_FILE), files.file(path))
     return path
 

@@ -18,10 +18,11 @@ from dit_video.tasks.evaluator import EvaluationData, Report
 from dit_video.tasks.subject import Subject
 from dit_video.training.faults import NotFinite
 from dit_video.training.goodput import Activity, read_goodput
+from dit_video.training.intervals import Profile, Schedule
+from dit_video.training.preemption import StopSignal
 from dit_video.training.step import Program
-from dit_video.training.stop import StopSignal
+from dit_video.training.throughput import Work
 from dit_video.training.tracker import METRICS_FILE, read_record
-from dit_video.training.values import Profile, Schedule, Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

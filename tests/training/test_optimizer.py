@@ -40,8 +40,8 @@ def updates(rule: optax.GradientTransformation, gradients: list[Params]) -> list
         return state, update
 
     stacked = jax.tree.map(lambda *g: jnp.stack(g), *gradients)
-    _, found = jax.jit(lambda g: jax.lax.scan(step, rule.init(params), g))(stacked)
-    return [jax.tree.map(lambda u, i=i: u[i], found) for i in range(len(gradients))]
+    _, updates = jax.jit(lambda g: jax.lax.scan(step, rule.init(params), g))(stacked)
+    return [jax.tree.map(lambda u, i=i: u[i], updates) for i in range(len(gradients))]
 
 
 def test_warm_up_is_linear_and_cosine_ends_at_zero():

@@ -10,7 +10,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute] (of protobuf)
 from tensorboardX.record_writer import masked_crc32c
 
-from dit_video.storage.patient_files import PatientFiles
+from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.tracker import METRICS_FILE, Tracker, read_record
 from dit_video.video.decode import read_video
 
@@ -29,7 +29,7 @@ def start(tmp_path, output):
 
     def open_at(step: int) -> Tracker:
         console = Console(file=output, width=200)
-        opened.append(Tracker(tmp_path, PatientFiles(console.print), start=step, num_steps=6, console=console))
+        opened.append(Tracker(tmp_path, RetryingFiles(console.print), start=step, num_steps=6, console=console))
         return opened[-1]
 
     yield open_at

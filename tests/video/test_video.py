@@ -15,9 +15,9 @@ from dit_video.video.encode import encode_mp4, grid, write_gif, write_mp4
 def test_mp4_keeps_frames_rate_and_colours(tmp_path):
     video = waves(0)
     write_mp4(tmp_path / "a.mp4", video, 12.5)
-    found, fps = videos.read_video(tmp_path / "a.mp4")
-    error = found.astype(float) - video
-    assert found.shape == video.shape
+    decoded, fps = videos.read_video(tmp_path / "a.mp4")
+    error = decoded.astype(float) - video
+    assert decoded.shape == video.shape
     assert fps == 12.5
     assert np.sqrt((error**2).mean()) < 6
     # The usual fast conversion of swscale darkens by more than a grey level.
@@ -26,9 +26,9 @@ def test_mp4_keeps_frames_rate_and_colours(tmp_path):
 
 def test_odd_sizes_gain_a_copy_of_the_last_row_and_column():
     video = waves(1, height=31, width=47)
-    found, _ = videos.decode(encode_mp4(video, 10.0))
-    assert found.shape[1:3] == (32, 48)
-    assert np.abs(found[:, :31, :47].astype(float) - video).mean() < 6
+    decoded, _ = videos.decode(encode_mp4(video, 10.0))
+    assert decoded.shape[1:3] == (32, 48)
+    assert np.abs(decoded[:, :31, :47].astype(float) - video).mean() < 6
 
 
 @pytest.mark.parametrize("start", [0, 5, 31, 32, 33, 60])
@@ -49,7 +49,7 @@ def test_a_window_of_a_container_without_times_equals_a_slice_too(tmp_path):
 
 def test_a_window_beyond_the_end_is_an_error():
     data = encode_mp4(waves(3, num_frames=10), 10.0)
-    with pytest.raises(VideoError, match="ends before frame 12: 2 of 5 wanted frames"):
+    with pytest.raises(VideoError, match="ends before frame 12: 2 of 5 frames of the clip"):
         videos.decode_window(data, start=8, num_frames=5)
 
 
@@ -70,8 +70,8 @@ def test_rotation_in_the_container_is_respected():
     matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     place = data.index(matrix, data.index(b"tkhd"))
     turned = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 32 * 65536, 0, 1 << 30)
-    found, _ = videos.decode(data[:place] + turned + data[place + len(matrix) :])
-    np.testing.assert_array_equal(found, np.rot90(upright, -1, axes=(1, 2)))
+    decoded, _ = videos.decode(data[:place] + turned + data[place + len(matrix) :])
+    np.testing.assert_array_equal(decoded, np.rot90(upright, -1, axes=(1, 2)))
 
 
 def test_what_is_no_video_says_what_it_is(tmp_path):
@@ -91,10 +91,10 @@ def test_what_is_no_video_says_what_it_is(tmp_path):
 def test_gif_keeps_frames_and_rate(tmp_path):
     video = waves(7, num_frames=5)
     write_gif(tmp_path / "a.gif", video, 10.0)
-    found, fps = videos.read_video(tmp_path / "a.gif")
-    assert found.shape == video.shape
+    decoded, fps = videos.read_video(tmp_path / "a.gif")
+    assert decoded.shape == video.shape
     assert fps == 10.0
-    assert np.abs(found.astype(float) - video).mean() < 12
+    assert np.abs(decoded.astype(float) - video).mean() < 12
 
 
 def test_grid_places_every_video():

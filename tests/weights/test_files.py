@@ -62,11 +62,11 @@ def expected() -> dict[str, np.ndarray]:
     }
 
 
-def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert (found[name].shape, found[name].dtype) == (tensor.shape, tensor.dtype), name
-        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (actual[name].shape, actual[name].dtype) == (tensor.shape, tensor.dtype), name
+        np.testing.assert_array_equal(actual[name], tensor, err_msg=name)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -91,12 +91,12 @@ def test_converted_tensors_are_those_of_the_published_file(tmp_path):
 def test_another_file_is_refused_with_both_digests_and_nothing_is_written(tmp_path):
     published = tmp_path / "x.pt"
     published.write_bytes(GOLDEN.read_bytes()[:-1] + b"x")
-    found = hashlib.sha256(published.read_bytes()).hexdigest()
-    with pytest.raises(ValueError, match=f"{found}, expected {GOLDEN_SHA256}; download the published file"):
+    actual = hashlib.sha256(published.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=f"{actual}, expected {GOLDEN_SHA256}; download the published file"):
         convert(published, tmp_path / "x.safetensors", sha256=GOLDEN_SHA256)
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
     with pytest.raises(ValueError, match=r"name it x\.safetensors"):
-        convert(published, tmp_path / "x.npz", sha256=found)
+        convert(published, tmp_path / "x.npz", sha256=actual)
 
 
 def test_a_torch_file_needs_a_digest():
@@ -255,8 +255,8 @@ def test_npz_holds_numbers_only(tmp_path):
     path = tmp_path / "x.npz"
     arrays = {"a/kernel": np.arange(6.0).reshape(2, 3).T, "b": np.arange(3, dtype=">i4"), "c": np.array(True)}
     np.savez(path, **arrays)
-    found = read_tensors(path)
-    assert_same(found, {**arrays, "b": np.arange(3, dtype=np.int32)})
+    tensors = read_tensors(path)
+    assert_same(tensors, {**arrays, "b": np.arange(3, dtype=np.int32)})
     for value, dtype in ((np.array([Intruder(tmp_path)]), "object"), (np.array("text"), "<U4")):
         np.savez(path, a=value)
         with pytest.raises(ValueError, match=rf"entry a\.npy holds {dtype}, not numbers"):

@@ -57,13 +57,13 @@ def listed(folder: Path, out: Path) -> str:
 
 def test_shards_with_their_digests_are_what_diffusers_reads(folder, tmp_path):
     digests = read_digests(listed(folder, tmp_path / "SHA256SUMS"), folder)
-    wanted = WanTransformer3DModel.from_pretrained(folder / "transformer", use_safetensors=False).state_dict()
+    expected = WanTransformer3DModel.from_pretrained(folder / "transformer", use_safetensors=False).state_dict()
     with open_published(folder, digests=digests) as published:
         assert published.dialect is Dialect.DIFFUSERS
         assert len(published.files) == 3
-        assert published.source.keys() == wanted.keys()
+        assert published.source.keys() == expected.keys()
         for name, stored in published.source.items():
-            np.testing.assert_array_equal(stored.read(), wanted[name].numpy(), strict=True)
+            np.testing.assert_array_equal(stored.read(), expected[name].numpy(), strict=True)
 
 
 def test_shards_of_transformers_are_read_alike(tmp_path):
@@ -169,11 +169,11 @@ def test_a_list_that_is_none_is_an_error_that_names_the_line(content, message, t
 
 def test_a_list_may_be_of_binary_files_and_in_either_case(tmp_path):
     (tmp_path / "sums").write_text(f"{'A' * 64} *x.bin\n{'a' * 64}  ./x.bin\n{'b' * 64}  a folder/y.bin\n")
-    found = read_digests(str(tmp_path / "sums"), tmp_path)
-    assert found == {tmp_path / "x.bin": "a" * 64, tmp_path / "a folder" / "y.bin": "b" * 64}
+    digests = read_digests(str(tmp_path / "sums"), tmp_path)
+    assert digests == {tmp_path / "x.bin": "a" * 64, tmp_path / "a folder" / "y.bin": "b" * 64}
 
 
-@pytest.mark.parametrize("said", ["00", "nowhere"])
-def test_what_is_no_digest_and_no_file_is_an_error(said, tmp_path):
-    with pytest.raises(ValueError, match=f"--sha256={said}: is neither 64 hexadecimal digits nor a file"):
-        read_digests(said, tmp_path)
+@pytest.mark.parametrize("sha256", ["00", "nowhere"])
+def test_what_is_no_digest_and_no_file_is_an_error(sha256, tmp_path):
+    with pytest.raises(ValueError, match=f"--sha256={sha256}: is neither 64 hexadecimal digits nor a file"):
+        read_digests(sha256, tmp_path)

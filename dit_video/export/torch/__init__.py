@@ -1,1 +1,1 @@
-"""Exports to plain PyTorch: a file that runs by itself."""
+"""Export to plain PyTorch: self-contained module files with weights."""

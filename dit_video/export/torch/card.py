@@ -1,4 +1,4 @@
-"""The model card of a folder of torch modules: a program that samples with them, and what goes in and comes out."""
+"""Model card of a PyTorch export: a runnable sampling program, inputs and outputs."""
 
 from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import Linear
@@ -17,7 +17,7 @@ _CONFIG_FILE = {"config.json": "what they are built from, the run that they come
 
 
 def model_card(content: Content, *, with_vae: bool) -> str:
-    """README.md; its block of Python is a whole program, to be run in the folder.
+    """Makes README.md; its block of Python is a whole program, to be run in the folder.
 
     Args:
         with_vae: whether the folder has the autoencoder.
@@ -42,7 +42,7 @@ def model_card(content: Content, *, with_vae: bool) -> str:
 
 
 def is_rectified_flow(objective: Gaussian) -> bool:
-    """Whether what a network predicts is the slope that `euler` of export/torch/files/dit.py follows."""
+    """Whether an objective is rectified flow, as `euler` of export/torch/files/dit.py samples it."""
     return isinstance(objective.path, Linear) and isinstance(objective.prediction, Velocity)
 
 

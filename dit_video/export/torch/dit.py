@@ -1,4 +1,4 @@
-"""The DiT of this package, of any `DiTConfig`, as the torch module of export/torch/files/dit.py.
+"""Export of this package's DiT, of any `DiTConfig`, to the PyTorch module of export/torch/files/dit.py.
 
 diffusers has a class for it as published alone (published/dit.py).
 """
@@ -33,7 +33,7 @@ from dit_video.weights.names import LAYER, Dialect, Row, Shape, Table, linear, v
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchDiT(TorchModule):
-    """A DiT of this package.
+    """DiT of this package as a PyTorch module.
 
     Attributes:
         channels: of the latents that it predicts.
@@ -160,7 +160,7 @@ class TorchDiT(TorchModule):
         ]
 
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: LatentShape) -> Iterator[Pair]:
-        """With one noise level for each clip, and then one for each frame of patches."""
+        """Compares with one noise level for each clip, then with one for each frame of patches."""
         import torch
 
         rng, depth, (frames, *_) = np.random.default_rng(0), self.config.depth, shape
@@ -183,7 +183,7 @@ class TorchDiT(TorchModule):
                 t = np.repeat(t, self.config.patch_size[0], axis=1)
             with listening(theirs, [f"blocks.{layer}" for layer in range(depth)]) as heard:
                 x = torch.from_numpy(np.ascontiguousarray(x_t.transpose(0, 4, 1, 2, 3)))
-                wanted = theirs(x, torch.from_numpy(t), **their_cond).numpy()
+                expected = theirs(x, torch.from_numpy(t), **their_cond).numpy()
             blocks, output = compute(dict(params), jnp.asarray(x_t), jnp.asarray(t), cond)
             where = f"with {num_levels} noise level{'s' if num_levels > 1 else ''}"
             for layer in range(depth):
@@ -191,8 +191,8 @@ class TorchDiT(TorchModule):
                 B, N, D = blocks.shape[1:]
                 ours = np.asarray(blocks[layer]).reshape(B, -1, num_patch_frames, D).swapaxes(1, 2).reshape(B, N, D)
                 yield Pair(f"block {layer}, {where}", ours, heard[f"blocks.{layer}"])
-            found = np.concatenate([part for part in output if part is not None], axis=-1)
-            yield Pair(f"output, {where}", found.transpose(0, 4, 1, 2, 3), wanted)
+            actual = np.concatenate([part for part in output if part is not None], axis=-1)
+            yield Pair(f"output, {where}", actual.transpose(0, 4, 1, 2, 3), expected)
 
 
 def _torch(name: str) -> dict[Dialect, tuple[str, ...]]:
@@ -200,7 +200,7 @@ def _torch(name: str) -> dict[Dialect, tuple[str, ...]]:
 
 
 def _linear(ours: str, inputs: Shape, outputs: Shape, num_layers: int | None = None) -> tuple[Row, ...]:
-    """`num_layers`: of layers that are stacked here."""
+    """Rows of a linear layer; `num_layers` where layers are stacked here."""
     theirs = ours.removesuffix(".projection")
     if num_layers is None:
         return linear(ours, inputs, outputs, _torch(theirs))
@@ -209,7 +209,7 @@ def _linear(ours: str, inputs: Shape, outputs: Shape, num_layers: int | None = N
 
 
 def _as_it_is(ours: str, shape: Shape, theirs: str, num_layers: int | None = None) -> Row:
-    """A table or a scale, whose axes are the same there."""
+    """Row of a table or scale with the same axes there."""
     return Row(
         ours=ours,
         our_shape=shape,

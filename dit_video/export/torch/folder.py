@@ -1,4 +1,4 @@
-"""A folder that runs outside JAX: torch modules in files of their own, compared with the run's networks layer by layer.
+"""Export to PyTorch: a folder of self-contained torch modules, compared with the run's networks layer by layer.
 
 The files are copied as they lie in export/torch/files. Tensors are read back by the table that wrote them and compared
 bit by bit; where torch is installed, the folder is then loaded as its users will.
@@ -32,8 +32,8 @@ _FILES = Path(__file__).parent / "files"
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One of the networks of a run.
+class ExportedModule:
+    """A network of a run that is exported to PyTorch.
 
     Attributes:
         shape: of the input that it is compared at.
@@ -59,7 +59,7 @@ def write_torch(content: Content, folder: Path) -> Parity:
     return Parity(num_tensors, max(error for error, _ in compared), sum(number for _, number in compared))
 
 
-def write_files(content: Content, parts: Sequence[Part], folder: Path) -> int:
+def write_files(content: Content, parts: Sequence[ExportedModule], folder: Path) -> int:
     """Writes all files of `folder`; returns how many tensors were read back and compared, bit by bit."""
     origin, networks = content.origin, [part.network for part in parts]
     config = {network.field: network.torch_config() for network in networks} | {
@@ -78,8 +78,8 @@ def write_files(content: Content, parts: Sequence[Part], folder: Path) -> int:
     )
 
 
-def parts_of(content: Content) -> list[Part]:
-    """What of a run there is a torch module of: its denoiser, and its codec's VAE.
+def parts_of(content: Content) -> list[ExportedModule]:
+    """Networks of a run with a torch module: its denoiser, and its codec's VAE.
 
     Raises:
         ValueError: there is none of its denoiser, or of the VAE where that is all there is; says what can be done.
@@ -91,16 +91,18 @@ def parts_of(content: Content) -> list[Part]:
             network = TorchDiT.of_task(content.denoiser.task)
         except ValueError as error:
             raise ValueError(f"{error}; --format diffusers or safetensors exports others") from error
-        parts.append(Part(network, _arrays(content.denoiser.network), few_cells((t, h, w), network.config.patch_size)))
+        parts.append(
+            ExportedModule(network, _arrays(content.denoiser.network), few_cells((t, h, w), network.config.patch_size))
+        )
     elif vae is None:
         kind = type(content.codec.vae).__name__
         raise ValueError(f"config.task.vae={kind}: there is a torch module of a VideoVAE alone; use --format diffusers")
     if vae is not None:
-        parts.append(Part(vae, _arrays(content.codec), few_frames(content.clip, content.codec.vae.config)))
+        parts.append(ExportedModule(vae, _arrays(content.codec), few_frames(content.clip, content.codec.vae.config)))
     return parts
 
 
-def compare_with(part: Part, folder: Path) -> tuple[float, int]:
+def compare_with(part: ExportedModule, folder: Path) -> tuple[float, int]:
     """Loads a network from a folder and compares it with the run's, layer by layer.
 
     Returns:
@@ -115,7 +117,7 @@ def compare_with(part: Part, folder: Path) -> tuple[float, int]:
 
 
 def _imported(path: Path) -> Any:
-    """The module of a file, which this package wrote; import would leave compiled files beside it."""
+    """Loads a Python module from an exported file; a plain import would leave compiled files beside it."""
     module = types.ModuleType(path.stem)
     exec(compile(path.read_text(encoding="utf-8"), path, "exec"), module.__dict__)
     return module

@@ -1,4 +1,4 @@
-"""Networks of this package that leave it as a torch module in one file, which their users read and run."""
+"""Interface of networks that are exported as a PyTorch module in one file."""
 
 import abc
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from dit_video.weights.names import Table
 
 
 class TorchModule(abc.ABC):
-    """A network as its torch module has it: everything about it but its weights.
+    """A network that is exported as a torch module: module file, name table and config.
 
     Attributes:
         source: the file in export/torch/files that holds the module.
@@ -35,15 +35,15 @@ class TorchModule(abc.ABC):
 
     @abc.abstractmethod
     def table(self) -> Table:
-        """What its parameters are called there."""
+        """Name table of its parameters in the torch module."""
 
     @abc.abstractmethod
     def torch_config(self) -> dict[str, Any]:
-        """JSON data that the module is built from."""
+        """Config of the torch module, as JSON data."""
 
     @abc.abstractmethod
     def pairs(self, params: Mapping[str, Array | np.ndarray], theirs: Any, shape: Shape) -> Iterator[Pair]:
-        """Calls this network and the torch module with the same random input; layers first, outputs last.
+        """Runs this network and the torch module on the same random input; yields pairs of layers, then of outputs.
 
         Args:
             theirs: the module, in evaluation mode and without gradients.

@@ -1,4 +1,4 @@
-"""The VAE of this package as the torch module of export/torch/files/vae.py, with the statistics of its latents."""
+"""Export of this package's VAE to the PyTorch module of export/torch/files/vae.py, with its latent statistics."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ _OURS = "vae."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchVAE(TorchModule):
-    """A codec whose VAE is a `VideoVAE`."""
+    """`VideoVAE` codec as a PyTorch module."""
 
     source: ClassVar[str] = "vae.py"
     module: ClassVar[str] = "vae.py"
@@ -36,7 +36,7 @@ class TorchVAE(TorchModule):
 
     @classmethod
     def of_codec(cls, codec: LatentCodec) -> "TorchVAE | None":
-        """None where the VAE is of another kind."""
+        """The module of a codec; None where its VAE is of another kind."""
         return cls(config=codec.vae.config) if isinstance(codec.vae.config, VideoVAEConfig) else None
 
     def define(self, dtype: DTypeLike = jnp.float32) -> Definition:
@@ -65,10 +65,10 @@ class TorchVAE(TorchModule):
         def compute(params: Mapping[str, Array], pixels: Array, latents: Array) -> dict[str, Array]:
             codec = definition.bind(params)
             vae, z = codec.vae, codec.unwhiten(latents)
-            found = _layers(vae.encoder, "encoder", fold(pixels, self.config.strides[0], first=True))
-            found |= _layers(vae.decoder, "decoder", z)
+            layers = _layers(vae.encoder, "encoder", fold(pixels, self.config.strides[0], first=True))
+            layers |= _layers(vae.decoder, "decoder", z)
             moments = vae.encode(pixels)
-            return found | {"moments": moments, "latents": codec.whiten(moments), "pixels": vae.decode(z)}
+            return layers | {"moments": moments, "latents": codec.whiten(moments), "pixels": vae.decode(z)}
 
         ours = compute(dict(params), pixels, latents)
         outputs = ("moments", "latents", "pixels")
@@ -81,12 +81,12 @@ class TorchVAE(TorchModule):
 
 
 def _layers(layers: Any, name: str, x: Array) -> dict[str, Array]:
-    """What comes out of each of the layers of a whole clip."""
-    found = {}
+    """Outputs of each layer for a whole clip."""
+    outputs = {}
     for index, layer in enumerate(layers):
         x, _ = layer(x)
-        found[f"{name}.{index}"] = x
-    return found
+        outputs[f"{name}.{index}"] = x
+    return outputs
 
 
 def _row(ours: str, shape: tuple[int, ...]) -> Row:

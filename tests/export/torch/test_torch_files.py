@@ -198,7 +198,7 @@ PROGRAMS = {
 def test_the_program_of_the_model_card_samples_what_the_run_does(network, condition, fields, tmp_path, monkeypatch):
     content = content_of(network, condition, scale=0.1, **fields)
     write(content, tmp_path)
-    found = run_here(tmp_path, monkeypatch)
+    actual = run_here(tmp_path, monkeypatch)
 
     torch.manual_seed(0)
     t, h, w, c = content.latent_shape
@@ -218,10 +218,10 @@ def test_the_program_of_the_model_card_samples_what_the_run_does(network, condit
 
     denoise = call(cond) if condition is None else task.guidance.classifier_free(call(cond), pair)
     sample = jax.jit(lambda x_1: task.sampler(denoise, task.objective, x_1, jax.random.split(jax.random.key(0), 2)))
-    wanted = np.asarray(sample(x_1)).transpose(0, 4, 1, 2, 3)
-    assert np.abs(found["latents"].numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
-    video = np.asarray(content.codec.decode(jnp.asarray(wanted.transpose(0, 2, 3, 4, 1)))).transpose(0, 4, 1, 2, 3)
-    assert np.abs(found["video"].numpy().astype(int) - video).max() <= 1
+    expected = np.asarray(sample(x_1)).transpose(0, 4, 1, 2, 3)
+    assert np.abs(actual["latents"].numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+    video = np.asarray(content.codec.decode(jnp.asarray(expected.transpose(0, 2, 3, 4, 1)))).transpose(0, 4, 1, 2, 3)
+    assert np.abs(actual["video"].numpy().astype(int) - video).max() <= 1
 
 
 def run_here(folder, monkeypatch) -> dict:
@@ -230,14 +230,14 @@ def run_here(folder, monkeypatch) -> dict:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     importlib.invalidate_caches()
-    found: dict = {}
+    variables: dict = {}
     torch.manual_seed(0)
     try:
-        exec(program_of(folder), found)
+        exec(program_of(folder), variables)
     finally:
         for name in ("model", "vae"):
             sys.modules.pop(name, None)
-    return found
+    return variables
 
 
 ALONE = """
@@ -274,18 +274,18 @@ def test_the_folder_is_enough(fields, shape, tmp_path):
 def test_a_codec_goes_there_and_back_by_its_program(tmp_path, monkeypatch):
     content = only_codec(content_of(SMALL, None))
     write(content, tmp_path)
-    found = run_here(tmp_path, monkeypatch)
-    moments = content.codec.moments(jnp.asarray(found["video"].numpy().transpose(0, 2, 3, 4, 1)))
+    actual = run_here(tmp_path, monkeypatch)
+    moments = content.codec.moments(jnp.asarray(actual["video"].numpy().transpose(0, 2, 3, 4, 1)))
     latents = np.asarray(content.codec.whiten(moments)).transpose(0, 4, 1, 2, 3)
-    assert np.abs(found["latents"].numpy() - latents).max() < 1e-4 * np.abs(latents).max()
+    assert np.abs(actual["latents"].numpy() - latents).max() < 1e-4 * np.abs(latents).max()
     # A sample of the posterior is its mean and as much noise as it says.
-    codec, generator = found["codec"], torch.Generator().manual_seed(0)
+    codec, generator = actual["codec"], torch.Generator().manual_seed(0)
     ours = torch.from_numpy(np.asarray(moments).transpose(0, 4, 1, 2, 3).copy())
     with torch.no_grad():
         more = codec.whiten(ours, generator) - codec.whiten(ours)
     eps = torch.randn(more.shape, generator=generator.manual_seed(0))
-    wanted = eps * torch.exp(ours.chunk(2, dim=1)[1] / 2) / codec.std[:, None, None, None]
-    torch.testing.assert_close(more, wanted, rtol=1e-3, atol=1e-4)
+    expected = eps * torch.exp(ours.chunk(2, dim=1)[1] / 2) / codec.std[:, None, None, None]
+    torch.testing.assert_close(more, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -300,10 +300,10 @@ def test_weights_may_be_bfloat16(exported, module):
     network = module.load(exported[1])
     inputs = (torch.randn(2, 4, 2, 4, 4), torch.tensor([0.3, 0.8]))
     with torch.no_grad():
-        wanted = network(*inputs, label=torch.tensor([0, 1]))
-        found = network.bfloat16()(*inputs, label=torch.tensor([0, 1]))
-    assert found.dtype == torch.float32
-    assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
+        expected = network(*inputs, label=torch.tensor([0, 1]))
+        actual = network.bfloat16()(*inputs, label=torch.tensor([0, 1]))
+    assert actual.dtype == torch.float32
+    assert (actual - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 @pytest.mark.parametrize(

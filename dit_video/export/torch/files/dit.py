@@ -42,7 +42,7 @@ class Config:
         timestep_offset: what is added to the timestep 1000 t.
         time_frequency_shift: 1 where the last frequency of the embedding of t is 1/10000, 0 where that is the next.
         learned_variance: the output has c channels more, of which a variance is made (2102.09672).
-        num_classes: of a network that is told a class.
+        num_classes: of a class-conditional network.
         text_size: e, of a network that attends to tokens of text.
         text_encoder: `hidden_size`, `depth`, `num_heads`, `mlp_size` of what makes these of captions.
     """
@@ -69,7 +69,7 @@ class Config:
 
 
 def load(folder: str | Path = ".") -> "DiT":
-    """The network of a folder, in evaluation mode, float32, on the CPU."""
+    """Loads the network of a folder, in evaluation mode, float32, on the CPU."""
     config = Config(**json.loads((Path(folder) / "config.json").read_text())["network"])
     with torch.device("meta"):
         network = DiT(config)
@@ -79,7 +79,7 @@ def load(folder: str | Path = ".") -> "DiT":
 
 @torch.no_grad()
 def euler(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> Tensor:
-    """From noise to data along dx/dt = velocity(x, t), in steps of first order (rectified flow, 2209.03003).
+    """Euler sampler of rectified flow: from noise to data along dx/dt = velocity(x, t) (2209.03003).
 
     Args:
         velocity: what the network predicts of (x [b c t h w], t [b]).
@@ -92,7 +92,7 @@ def euler(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor
 
 
 def encode_captions(captions: Sequence[str], length: int) -> Tensor:
-    """Each as the byte 255, UTF-8 (cut between characters) and zeros, uint8 [b length]; "" stands for "no text"."""
+    """Encodes captions as the byte 255, UTF-8 (cut between characters) and zeros, uint8 [b length]; "" is "no text"."""
     rows = torch.zeros(len(captions), length, dtype=torch.uint8)
     for row, caption in zip(rows, captions):
         text = caption.replace("\0", "").encode(errors="replace")[: length - 1]
@@ -102,7 +102,7 @@ def encode_captions(captions: Sequence[str], length: int) -> Tensor:
 
 
 class DiT(nn.Module):
-    """The denoiser: noisy latents, their noise level and what is known of the clip -> what its objective asks for."""
+    """Diffusion transformer (DiT): noisy latents, noise level and condition -> prediction of its objective."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -147,9 +147,9 @@ class DiT(nn.Module):
         """
         config, dtype = self.config, self.x_embedder.weight.dtype
         cond = {"label": label, "caption": caption, "text": text}
-        found = [name for name, value in cond.items() if value is not None]
-        if found != self.takes:
-            raise ValueError(f"called with {found}: beside x_t and t this network takes {self.takes}")
+        names = [name for name, value in cond.items() if value is not None]
+        if names != self.takes:
+            raise ValueError(f"called with {names}: beside x_t and t this network takes {self.takes}")
         if any(n % p for n, p in zip(x_t.shape[2:], config.patch_size)):
             raise ValueError(f"latents of (t, h, w) = {tuple(x_t.shape[2:])}: patches are of {config.patch_size}")
         levels = t[:, None] if t.ndim == 1 else t[:, :: config.patch_size[0]]
@@ -180,7 +180,7 @@ class DiT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalised, modulated and gated (adaLN-zero, 2212.09748, section 3.2).
+    """DiT block with adaLN-zero: attention and MLP, each normalised, modulated and gated (2212.09748, section 3.2).
 
     Where there is text, every token attends to it in between, without modulation.
     """
@@ -235,7 +235,7 @@ class TextEncoder(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """Attention and MLP, each of the normalised stream and added to it."""
+    """Pre-norm transformer block of the text encoder."""
 
     def __init__(self, d: int, num_heads: int, mlp_size: int):
         super().__init__()
@@ -291,7 +291,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None) -> Tensor:
 
 
 def real_tokens(tokens: Tensor, num_tokens: Tensor) -> Tensor:
-    """Which tokens [b l ...] are no padding, bool [b l]."""
+    """Padding mask: which tokens [b l ...] are real, bool [b l]."""
     return torch.arange(tokens.shape[1], device=tokens.device) < num_tokens[:, None]
 
 
@@ -318,7 +318,7 @@ class GELU(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Noise level -> vector: cosines and sines of 1000 t at 128 frequencies, linear, SiLU, linear."""
+    """Timestep embedding: cosines and sines of 1000 t at 128 frequencies, linear, SiLU, linear."""
 
     def __init__(self, d: int, *, offset: int, frequency_shift: int):
         super().__init__()
@@ -333,7 +333,7 @@ class TimeEmbedding(nn.Module):
 
 
 class AdaLN(nn.Linear):
-    """`num` vectors that modulate a layer, made of the conditioning vector [b f d]."""
+    """Adaptive layer norm: `num` modulation vectors from the conditioning vector [b f d]."""
 
     def __init__(self, num: int, d: int):
         super().__init__(d, num * d)
@@ -344,7 +344,7 @@ class AdaLN(nn.Linear):
 
 
 class ModulationOffset(nn.Module):
-    """What one block adds to the vectors that all blocks share."""
+    """Block-specific offset to the shared modulation (adaLN-single)."""
 
     def __init__(self, num: int, d: int):
         super().__init__()
@@ -377,7 +377,7 @@ def heads_norm(kind: str, heads: tuple[int, int]) -> nn.Module:
 
 
 def rotary_angles(positions: Tensor, head_dim: int) -> Tensor:
-    """Angles by which planes of queries and keys are turned (RoFormer, 2104.09864, equation 15, on each axis).
+    """Rotary position embedding (RoPE) angles per axis (RoFormer, 2104.09864, equation 15).
 
     The head_dim / 2 planes are shared out evenly among the axes, and what is left over goes to the first.
     positions: float64 [n axes]; returns float32 [n head_dim/2].
@@ -393,14 +393,14 @@ def rotary_angles(positions: Tensor, head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns each plane (x[i], x[i + head_dim/2]) of every head by its angle; x: [b n k head_dim]."""
+    """Applies rotary embedding: rotates each plane (x[i], x[i + head_dim/2]); x: [b n k head_dim]."""
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
 
 def sincos_positions(grid: Sequence[int], d: int, side: int | None) -> Tensor:
-    """Fixed vectors for column and row of each patch of a `grid`, the same in all frames, float32 [n d].
+    """Sine-cosine position embedding of each patch of a `grid`, the same in all frames, float32 [n d].
 
     side: `position_grid` of the configuration.
     """

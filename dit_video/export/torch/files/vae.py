@@ -46,7 +46,7 @@ class Config:
 
 
 def load(folder: str | Path = ".") -> "VideoVAE":
-    """The network of a folder, in evaluation mode, float32, on the CPU."""
+    """Loads the network of a folder, in evaluation mode, float32, on the CPU."""
     config = Config(**json.loads((Path(folder) / "config.json").read_text())["vae"])
     with torch.device("meta"):
         vae = VideoVAE(config)
@@ -113,7 +113,7 @@ class VideoVAE(nn.Module):
 
 
 class CausalConv3d(nn.Conv3d):
-    """Convolution that sees no later frame; what it sees before a clip is the first frame, repeated."""
+    """Causal 3-D convolution; before a clip the first frame is repeated."""
 
     def forward(self, x: Tensor) -> Tensor:
         past = x[:, :, :1].expand(-1, -1, self.kernel_size[0] - 1, -1, -1)
@@ -121,7 +121,7 @@ class CausalConv3d(nn.Conv3d):
 
 
 def conv(channels_in: int, channels_out: int, kernel: tuple[int, int, int] = (1, 1, 1)) -> CausalConv3d:
-    """With rows and columns padded by zeros."""
+    """Causal 3-D convolution with rows and columns padded by zeros."""
     return CausalConv3d(channels_in, channels_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
 

@@ -6,7 +6,7 @@ import pytest
 from toys import FitLines, judged_by, line_batch, small_mesh
 
 from dit_video.data.batch import Batch
-from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.nn.module import define, params_of
 from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import Task
@@ -41,10 +41,10 @@ def videos() -> Batch:
 @pytest.mark.parametrize("batch_size", [2, 4, 16])
 def test_held_out_error_is_the_mean_over_clips_however_they_are_batched(lines, batch_size):
     """Rows that only fill up a batch do not count."""
-    found = HeldOutError(every=1, num_clips=10, batch_size=batch_size)(subject_of(FitLines()), judged_by(lines), 0)
+    report = HeldOutError(every=1, num_clips=10, batch_size=batch_size)(subject_of(FitLines()), judged_by(lines), 0)
     model = FitLines().init(jax.random.key(0))
     x, y = np.split(lines.moments, 2, axis=-1)
-    assert found.scalars["error"] == pytest.approx(float(np.square(np.asarray(model(x)) - y).mean()), rel=1e-5)
+    assert report.scalars["error"] == pytest.approx(float(np.square(np.asarray(model(x)) - y).mean()), rel=1e-5)
 
 
 def test_the_noise_of_a_held_out_clip_is_its_own_however_clips_are_batched(lines):
@@ -87,5 +87,9 @@ def test_reconstruction_is_judged_per_clip_beside_what_ignores_motion(videos):
 
 def test_a_clip_without_error_does_not_make_the_mean_infinite(videos):
     still = videos._replace(video=np.repeat(videos.video[:, :1], 3, axis=1))
-    found = Reconstruction(every=1, num_clips=10, batch_size=4)(subject_of(FitLines()), judged_by(still), 0).scalars
-    assert found["psnr"] == found["psnr_mean_frame"] == pytest.approx(10 * np.log10(255**2 * 3 * 16 * 16 * 3), rel=1e-6)
+    scalars = Reconstruction(every=1, num_clips=10, batch_size=4)(subject_of(FitLines()), judged_by(still), 0).scalars
+    assert (
+        scalars["psnr"]
+        == scalars["psnr_mean_frame"]
+        == pytest.approx(10 * np.log10(255**2 * 3 * 16 * 16 * 3), rel=1e-6)
+    )

@@ -1,4 +1,4 @@
-"""Parameters of a published encoder read from its files straight onto a mesh."""
+"""Loading of pretrained encoder weights from files straight onto a mesh."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from dit_video.nn.module import Definition
 from dit_video.weights import names
 
 
-def placed(
+def load_params(
     table: names.Table,
     source: names.Source,
     definition: Definition,
@@ -20,7 +20,7 @@ def placed(
     dtype: DTypeLike,
     mesh: Mesh,
 ) -> Iterator[tuple[str, Array]]:
-    """Parameters one at a time, of `dtype`, so that of float32 no more is held than one of them.
+    """Loads parameters one at a time, in `dtype`; at most one is in memory in float32.
 
     Raises:
         NamesMismatch: the tensors are not those of `table`; lists them.

@@ -1,4 +1,4 @@
-"""What one wants to see while a run is going: held-out errors, samples and reconstructions."""
+"""Evaluators that run during training: held-out loss, sample grids, reconstruction PSNR and SSIM."""
 
 import dataclasses
 from collections import defaultdict
@@ -67,21 +67,21 @@ class Reconstruction(Evaluator):
     num_shown: int = 8
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
-        found, shown = defaultdict(list), []
+        errors, shown = defaultdict(list), []
         size = subject.batch_size(self.batch_size)
         for batch, valid in data.batches(Split.HELD_OUT, self.num_clips, size):
             video, rebuilt = np.asarray(batch.require_video())[:valid], subject(RECONSTRUCT, batch)[:valid]
             still = np.broadcast_to(video.mean(axis=1, keepdims=True).round().astype(np.uint8), video.shape)
             # Equal clips are infinitely alike; one of them must not make the mean infinite.
             most = 10 * np.log10(255.0**2 * video[0].size)
-            found["psnr"].append(np.minimum(psnr(video, rebuilt), most))
-            found["ssim"].append(ssim(video, rebuilt))
-            found["psnr_mean_frame"].append(np.minimum(psnr(video, still), most))
+            errors["psnr"].append(np.minimum(psnr(video, rebuilt), most))
+            errors["ssim"].append(ssim(video, rebuilt))
+            errors["psnr_mean_frame"].append(np.minimum(psnr(video, still), most))
             if sum(len(above) for above, _ in shown) < self.num_shown:
                 shown.append((video[: self.num_shown], rebuilt[: self.num_shown]))
         video, rebuilt = (np.concatenate(parts)[: self.num_shown] for parts in zip(*shown))
         return Report(
-            scalars={name: float(np.concatenate(values).mean()) for name, values in found.items()},
+            scalars={name: float(np.concatenate(values).mean()) for name, values in errors.items()},
             media={"reconstruction": pairs(video, rebuilt, data.fps)},
         )
 

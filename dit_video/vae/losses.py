@@ -1,4 +1,4 @@
-"""Losses of the video VAE: reconstruction, detail, KL and a late adversary, added up to one scalar.
+"""Losses of the video VAE: reconstruction, image-gradient (detail), KL and adversarial (GAN) with its critic.
 
 The critic is a second group of parameters in the same step, not a second trainer: its hinge loss sees stopped
 reconstructions and the generator's term sees stopped critic parameters, so each gradient has one source.
@@ -19,8 +19,8 @@ from dit_video.nn.norm import RMSNorm
 from dit_video.vae.vae import Autoencoded, posterior
 
 
-class Reconstruction(enum.StrEnum):
-    """Distance between a reconstruction and its pixels, d = reconstruction - pixels."""
+class ReconstructionLoss(enum.StrEnum):
+    """Reconstruction loss: pixel distance of d = reconstruction - pixels."""
 
     L1 = "l1"  # mean |d|: the median of what a latent could mean; edges stay sharp
     CHARBONNIER = "charbonnier"  # mean sqrt(d^2 + 1e-4): L2 below 0.01 (a grey level is 0.008), L1 above
@@ -32,17 +32,17 @@ class Reconstruction(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencodeLoss:
-    """Weights of the terms; the reconstruction has weight 1.
+    """Weights of the VAE loss terms; the reconstruction has weight 1.
 
     reconstruction: the pixel distance. On digits the Gaussian reached 1.9 dB more PSNR than L1 in equal steps.
     kl: weight of KL(q || N(0, 1)), averaged over latent elements.
-    perceptual: weight of `detail_distance`. LPIPS needs pretrained weights, which are not at hand offline, so
+    perceptual: weight of `detail_distance`. LPIPS needs pretrained weights, which cannot be loaded offline, so
         the term compares multi-scale image gradients instead; it is not LPIPS and makes no claim to be.
     adversarial: weight of the generator's hinge term; 0 means no critic.
     adversarial_start: first step at which critic and generator term are computed at all.
     """
 
-    reconstruction: Reconstruction = Reconstruction.GAUSSIAN
+    reconstruction: ReconstructionLoss = ReconstructionLoss.GAUSSIAN
     kl: float = 1e-6
     perceptual: float = 0.0
     adversarial: float = 0.0
@@ -55,7 +55,7 @@ class AutoencodeLoss:
 
 
 class Critic(nnx.Module):
-    """Patch critic: one score per 4x16x16 cell (frames, rows, columns) of a clip, higher for real ones.
+    """Patch discriminator (critic): one score per 4x16x16 cell (frames, rows, columns) of a clip, higher for real ones.
 
     Space-time folds and 3-tap convolutions, as in the VAE; leaky ReLU and normalisation per position, so that
     clips of a batch do not mix. A score sees its own cell, its neighbours and the past.
@@ -90,7 +90,7 @@ def autoencode_loss(
     critic: Critic | None,
     step: Int[Array, ""] | int,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The scalar that trains VAE and critic together, and its terms (unweighted) as metrics.
+    """Total loss of VAE and critic, and its terms (unweighted) as metrics.
 
     Raises ValueError where `adversarial > 0` comes without a critic.
     """
@@ -121,21 +121,21 @@ def autoencode_loss(
     return total, metrics
 
 
-def reconstruction_distance(kind: Reconstruction, difference: Pixels) -> Float[Array, ""]:
-    """The mean over the batch of the chosen distance."""
+def reconstruction_distance(kind: ReconstructionLoss, difference: Pixels) -> Float[Array, ""]:
+    """Reconstruction loss of the chosen kind, mean over the batch."""
     match kind:
-        case Reconstruction.L1:
+        case ReconstructionLoss.L1:
             return jnp.mean(jnp.abs(difference))
-        case Reconstruction.CHARBONNIER:
+        case ReconstructionLoss.CHARBONNIER:
             return jnp.mean(jnp.sqrt(jnp.square(difference) + 1e-4))
-        case Reconstruction.GAUSSIAN:
+        case ReconstructionLoss.GAUSSIAN:
             # The floor, 0.1 grey levels, keeps a black clip reproduced exactly from a loss of minus infinity.
             variance = jnp.mean(jnp.square(difference), axis=(1, 2, 3, 4)) + 6e-7
             return jnp.mean(0.5 * jnp.log(variance))
 
 
 def kl_divergence(output: Autoencoded) -> Float[Array, ""]:
-    """KL(N(mean, var) || N(0, 1)) in nats, mean over latent elements (Kingma & Welling 2014, appendix B)."""
+    """KL divergence of N(mean, var) from N(0, 1) in nats, mean over elements (Kingma & Welling 2014, appendix B)."""
     mean, logvar = posterior(output.moments)
     return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
 
@@ -146,7 +146,7 @@ def psnr(difference: Pixels) -> Float[Array, ""]:
 
 
 def detail_distance(difference: Pixels, num_scales: int = 3) -> Float[Array, ""]:
-    """Mean absolute difference of image gradients in time, rows and columns over `num_scales` octaves.
+    """Gradient-difference loss: mean absolute difference of image gradients in time, rows and columns over octaves.
 
     A gradient of the difference is the difference of gradients: blur and flicker cost, a constant offset does
     not. Each octave halves rows and columns by averaging.
@@ -163,13 +163,13 @@ def detail_distance(difference: Pixels, num_scales: int = 3) -> Float[Array, ""]
 
 
 def generator_loss(critic: Critic, reconstruction: Pixels) -> Float[Array, ""]:
-    """-E[critic(reconstruction)]; the gradient reaches the VAE and not the critic."""
+    """Generator loss -E[critic(reconstruction)]; the gradient reaches the VAE and not the critic."""
     graph, parameters, rest = nnx.split(critic, nnx.Param, ...)
     stopped = nnx.merge(graph, jax.lax.stop_gradient(parameters), rest)
     return -jnp.mean(stopped(reconstruction))
 
 
 def critic_loss(critic: Critic, reconstruction: Pixels, pixels: Pixels) -> Float[Array, ""]:
-    """Hinge loss (Lim & Ye 2017, arXiv:1705.02894); the gradient reaches the critic and not the VAE."""
+    """Critic hinge loss (Lim & Ye 2017, arXiv:1705.02894); the gradient reaches the critic and not the VAE."""
     fake = critic(jax.lax.stop_gradient(reconstruction))
     return 0.5 * jnp.mean(nnx.relu(1.0 - critic(pixels)) + nnx.relu(1.0 + fake))

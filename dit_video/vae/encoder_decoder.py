@@ -1,4 +1,4 @@
-"""What the published VAEs are built of: residual blocks of convolutions on levels of falling resolution.
+"""Encoder and decoder of the published VAEs: levels of residual convolution blocks, attention and resampling.
 
 SD's, Wan's and CogVideoX's VAEs are one structure (Esser et al. 2021, arXiv:2012.09841, appendix A) with another norm,
 another kernel in time and another way between levels. Every layer is called as those of nn/conv.py are; what else a
@@ -24,7 +24,7 @@ NormOf = Callable[[int], nnx.Module]
 
 
 class ResidualConvs(nnx.Module):
-    """x + two convolutions of it, each after a norm and SiLU; another width is projected to."""
+    """ResNet block: x + two convolutions, each after a norm and SiLU; a projected shortcut where the width changes."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class ResidualConvs(nnx.Module):
 
 
 class FrameAttention(nnx.Module):
-    """x + attention with one head from every position of a frame to all of the same frame."""
+    """Single-head self-attention over the positions of each frame, with a residual."""
 
     def __init__(self, channels: int, *, norm: NormOf, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = norm(channels)
@@ -75,7 +75,7 @@ class FrameAttention(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """The lowest resolution: residual blocks, with attention between the first two where a network has it."""
+    """Middle block at the lowest resolution: residual blocks, optionally with attention between the first two."""
 
     def __init__(self, blocks: Sequence[nnx.Module], attention: FrameAttention | None = None):
         self.blocks = nnx.List(blocks)
@@ -93,7 +93,7 @@ class Middle(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks of one resolution, then the way to the next, if there is one."""
+    """Level: residual blocks of one resolution, then the resampling layer to the next, if any."""
 
     def __init__(self, blocks: Sequence[nnx.Module], resample: nnx.Module | None):
         self.blocks = nnx.List(blocks)
@@ -110,7 +110,7 @@ class Level(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Norm, SiLU and a convolution: the way out of an encoder or a decoder."""
+    """Output head of an encoder or decoder: norm, SiLU and a convolution."""
 
     def __init__(
         self,
@@ -135,13 +135,13 @@ class Head(nnx.Module):
 
 
 class Coder(nnx.Module):
-    """A convolution and other parts, called one after the other; all but the first get what is `given`."""
+    """Base of encoder and decoder: a convolution and further parts called in order; all but the first get `given`."""
 
     conv: CausalConv3d
 
     @abc.abstractmethod
     def parts(self) -> dict[str, nnx.Module]:
-        """In the order in which they are called."""
+        """Parts in the order in which they are called."""
 
     def __call__(
         self, x: Float[Array, "B T H W C"], cache: tuple | None = None, *cond: Array
@@ -150,7 +150,7 @@ class Coder(nnx.Module):
         return outputs[-1], caches
 
     def layers(self, x: Float[Array, "B T H W C"], *cond: Array) -> dict[str, Float[Array, "B _t _h _w _d"]]:
-        """What comes out of each part for whole clips."""
+        """Outputs of each part for whole clips."""
         return {name: x for name, x, _ in self._steps(x, None, cond)}
 
     def _steps(self, x: Array, cache: tuple | None, cond: tuple[Array, ...]) -> Iterator[tuple[str, Array, Any]]:
@@ -160,7 +160,7 @@ class Coder(nnx.Module):
 
 
 class Encoder(Coder):
-    """Pixels to moments: a convolution, levels from fine to coarse, the middle, the head."""
+    """Encoder from pixels to moments: a convolution, levels from fine to coarse, the middle, the head."""
 
     def __init__(self, conv: CausalConv3d, levels: Sequence[nnx.Module], middle: Middle, head: Head):
         self.conv, self.levels, self.middle, self.head = conv, nnx.List(levels), middle, head
@@ -171,7 +171,7 @@ class Encoder(Coder):
 
 
 class Decoder(Coder):
-    """Latents to pixels: a convolution, the middle, levels from coarse to fine, the head."""
+    """Decoder from latents to pixels: a convolution, the middle, levels from coarse to fine, the head."""
 
     def __init__(self, conv: CausalConv3d, middle: Middle, levels: Sequence[nnx.Module], head: Head):
         self.conv, self.middle, self.levels, self.head = conv, middle, nnx.List(levels), head
@@ -182,14 +182,14 @@ class Decoder(Coder):
 
 
 class LeveledVAE(VAE):
-    """A VAE of such parts, which can be compared with another layer by layer."""
+    """VAE of such an encoder and decoder, which can be compared with a reference layer by layer."""
 
     encoder: Encoder
     decoder: Decoder
 
     @abc.abstractmethod
     def layers(self, pixels: Pixels, z: Float[Array, "B t h w c"]) -> dict[str, Array]:
-        """What comes out of each part but the heads, of the encoder for whole clips and the decoder for whole latents.
+        """Outputs of each part but the heads, of the encoder for whole clips and of the decoder for whole latents.
 
         Frames of a clip may be clips of their own. Names are those of the parameters, without their ends.
         """
@@ -198,14 +198,14 @@ class LeveledVAE(VAE):
 def layers_of(
     vae: LeveledVAE, x: Float[Array, "B T H W C"], z: Float[Array, "B t h w c"], *cond: Array
 ) -> dict[str, Array]:
-    """Those of the encoder for `x` and of the decoder for `z`, with their names in the VAE."""
+    """Outputs of the encoder's parts for `x` and the decoder's for `z`, by their names in the VAE."""
     coders = {"encoder": vae.encoder.layers(x), "decoder": vae.decoder.layers(z, *cond)}
     named = {f"{name}.{part}": layer for name, layers in coders.items() for part, layer in layers.items()}
     return {name: layer for name, layer in named.items() if not name.endswith(".head")}
 
 
 class UpsampleRows(nnx.Module):
-    """Every position twice along rows and columns, then a spatial 3x3 convolution."""
+    """Nearest-neighbour upsampling of rows and columns by two, then a spatial 3x3 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = CausalConv3d(in_channels, out_channels, (1, 3, 3), dtype=dtype, rngs=rngs)
@@ -217,7 +217,7 @@ class UpsampleRows(nnx.Module):
 
 
 class DownsampleRows(nnx.Module):
-    """A spatial 3x3 convolution at every second row and column, which sees one beyond the end and none before."""
+    """Strided downsampling: a spatial 3x3 convolution of stride 2, padded by one row and column at the end only."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = CausalConv3d(channels, channels, (1, 3, 3), stride=(1, 2, 2), dtype=dtype, rngs=rngs)

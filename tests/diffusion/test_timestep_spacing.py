@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dit_video.diffusion.spacing import Leading, Linspace, Trailing
+from dit_video.diffusion.timestep_spacing import Leading, Linspace, Trailing
 
 SPACINGS = [
     Trailing(),

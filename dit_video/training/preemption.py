@@ -1,6 +1,6 @@
-"""Stopping early: finish the step, save, end. A signal asks for it; processes that train together stop at one step.
+"""Preemption: on SIGTERM or Ctrl-C a run finishes its step, saves a checkpoint and ends; all processes at one step.
 
-A scheduler that ends jobs at a deadline sends SIGTERM first if told to, as Slurm does with `--signal=TERM@300`.
+A scheduler that ends jobs at a deadline sends SIGTERM first if configured so, as Slurm does with `--signal=TERM@300`.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from dit_video.distributed import processes
 
 
 @runtime_checkable
-class Stop(Protocol):
-    """Says when to stop early."""
+class StopCondition(Protocol):
+    """Condition for stopping a run early."""
 
     def reached(self, step: int) -> bool:
         """Whether `step`, which has just been done, shall be the last; asked once for every step."""
@@ -22,7 +22,7 @@ class Stop(Protocol):
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM ask the loop to finish its step and save; a second one ends the process at once."""
+    """Stops a run of one process on Ctrl-C or SIGTERM; a second signal ends the process at once."""
 
     def __init__(self):
         self.requested = False
@@ -43,10 +43,10 @@ class StopSignal:
 
 
 class StopTogether:
-    """The same for processes that train together: a signal to any of them stops all at one step.
+    """Stops a run of several processes: a signal to any of them stops all at the same step.
 
-    SIGTERM is JAX's own affair, which looks for it once a second and agrees on a step without asking a device; Ctrl-C
-    is handed on to it. A signal ends the process at once if it is the second Ctrl-C, or the step is agreed on already.
+    JAX handles SIGTERM itself: it checks once a second and agrees on a step without asking a device; Ctrl-C is sent on
+    as SIGTERM. A signal ends the process at once if it is the second Ctrl-C, or the step is agreed on already.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Where the steps of sampling lie in t, before any shift.
+"""Timestep spacing of samplers (trailing, linspace, leading), before any shift.
 
 The names are those of Lin et al., 2305.08891, table 2, and of diffusers' `timestep_spacing`. There a table of 1000
 levels is counted k = 0 ... 999; here level k is t = (k + 1) / 1000, so that t = 0 is the data itself.
@@ -14,7 +14,7 @@ Times = Float[np.ndarray, "steps"]
 
 
 class Spacing(abc.ABC):
-    """A law of num_steps + 1 falling times, the last of them 0."""
+    """Timestep spacing: num_steps + 1 falling times, the last of them 0."""
 
     @abc.abstractmethod
     def times(self, num_steps: int) -> Times:
@@ -23,7 +23,7 @@ class Spacing(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trailing(Spacing):
-    """Evenly from `first` to 0: all steps are as long."""
+    """Trailing spacing: evenly from `first` to 0, all steps of one length."""
 
     first: float = 1.0
 
@@ -37,7 +37,7 @@ class Trailing(Spacing):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linspace(Spacing):
-    """Evenly from 1 to `last`, then 0: both ends of training are visited, and the step to the data is a short one.
+    """Linspace spacing: evenly from 1 to `last`, then 0, so that the last step, to the data, is a short one.
 
     diffusers' multistep solvers space one time more and leave out `last`, so that the step to the data is longer than
     the others by it: `drop_last`.
@@ -57,7 +57,7 @@ class Linspace(Spacing):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leading(Spacing):
-    """Every so manieth of `num_train_steps` levels, counted from the data: the noisiest levels are left out.
+    """Leading spacing: every n-th of `num_train_steps` levels counted from the data; the noisiest levels are left out.
 
     DDPM's and DDIM's own, for num_steps that divide num_train_steps. It begins with less noise than x_1 has, which
     darkens and flattens samples (2305.08891); use it where a published model was judged with it.

@@ -5,10 +5,10 @@ import optax
 import pytest
 from flax import nnx
 
-from dit_video.vae.adversary import (
+from dit_video.vae.losses import (
     AutoencodeLoss,
     Critic,
-    Reconstruction,
+    ReconstructionLoss,
     autoencode_loss,
     critic_loss,
     detail_distance,
@@ -53,7 +53,7 @@ def test_critic_term_moves_the_critic_only(critic):
 
 def test_one_scalar_gives_each_its_own_gradient(critic):
     """The generator's for the VAE, with that of the reconstruction; the hinge's for the critic."""
-    config = AutoencodeLoss(reconstruction=Reconstruction.L1, kl=0.0, adversarial=0.5)
+    config = AutoencodeLoss(reconstruction=ReconstructionLoss.L1, kl=0.0, adversarial=0.5)
 
     @jax.jit
     def gradient(critic, reconstruction):
@@ -107,7 +107,7 @@ def test_adversarial_weight_without_a_critic_is_an_error():
         AutoencodeLoss(kl=-1.0)
 
 
-@pytest.mark.parametrize(("kind", "least"), [(Reconstruction.L1, 0.0), (Reconstruction.CHARBONNIER, 0.01)])
+@pytest.mark.parametrize(("kind", "least"), [(ReconstructionLoss.L1, 0.0), (ReconstructionLoss.CHARBONNIER, 0.01)])
 def test_a_perfect_reconstruction_of_a_standard_normal_posterior_costs_nothing(kind, least):
     output = Autoencoded(clips(0), MOMENTS)
     config = AutoencodeLoss(reconstruction=kind, kl=1.0, perceptual=1.0)
@@ -118,7 +118,7 @@ def test_a_perfect_reconstruction_of_a_standard_normal_posterior_costs_nothing(k
 
 def test_gaussian_distance_gains_as_much_from_halving_a_small_error_as_a_large_one():
     def at(error):
-        return reconstruction_distance(Reconstruction.GAUSSIAN, error * clips(0))
+        return reconstruction_distance(ReconstructionLoss.GAUSSIAN, error * clips(0))
 
     np.testing.assert_allclose(at(1.0) - at(0.5), np.log(2.0), rtol=1e-3)
     np.testing.assert_allclose(at(0.1) - at(0.05), np.log(2.0), rtol=1e-3)

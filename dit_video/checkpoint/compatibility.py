@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds the arrays that somebody asks for: a changed network is not damage."""
+"""Compatibility of a checkpoint with a network: names, shapes and dtypes; a changed network is no damage."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ import jax
 
 
 class OtherNetwork(ValueError):
-    """The checkpoint is whole, but of another network or optimizer."""
+    """A checkpoint is intact, but of another network or optimizer."""
 
 
 def check_fit(items: Mapping[str, Any], metadata: Mapping[str, Any], where: os.PathLike[str]) -> None:
@@ -18,13 +18,13 @@ def check_fit(items: Mapping[str, Any], metadata: Mapping[str, Any], where: os.P
         OtherNetwork: naming what differs, and the remedy.
     """
     for item, tree in items.items():
-        wanted = named(tree, dtype_and_shape)
+        expected = named(tree, dtype_and_shape)
         # Before there were seals there were no shapes: names alone can be compared.
         saved = metadata.get("shapes", {}).get(item, dict.fromkeys(metadata["digests"].get(item, ())))
         differ = [
-            f"{name} {saved.get(name, 'only here')} there, {wanted.get(name, 'nothing')} here"
-            for name in sorted(saved.keys() | wanted.keys())
-            if name not in saved or name not in wanted or (saved[name] is not None and saved[name] != wanted[name])
+            f"{name} {saved.get(name, 'only here')} there, {expected.get(name, 'nothing')} here"
+            for name in sorted(saved.keys() | expected.keys())
+            if name not in saved or name not in expected or (saved[name] is not None and saved[name] != expected[name])
         ]
         if differ:
             raise OtherNetwork(
@@ -34,15 +34,15 @@ def check_fit(items: Mapping[str, Any], metadata: Mapping[str, Any], where: os.P
 
 
 def dtype_and_shape(x: Any) -> list[Any]:
-    """[dtype, shape], as it stands in metadata."""
+    """[dtype, shape], as in a checkpoint's metadata."""
     return [str(x.dtype), list(x.shape)]
 
 
 def named(tree: Any, describe: Callable[[Any], Any]) -> dict[str, Any]:
-    """What `describe` says of each leaf, by the leaf's path as JAX writes it."""
+    """`describe(leaf)` of each leaf, by the leaf's path as JAX writes it."""
     return {jax.tree_util.keystr(path): describe(v) for path, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of what may be many."""
+    """The first few names, for a message."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

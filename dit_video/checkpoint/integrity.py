@@ -1,4 +1,4 @@
-"""What is in a checkpoint, and whether it is whole: known without the experiment it was trained with."""
+"""Inspection and verification of a checkpoint: its contents and the digests of its arrays, without its experiment."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from dit_video.checkpoint.checkpoints import Checkpoints
-from dit_video.checkpoint.fit import dtype_and_shape, some
+from dit_video.checkpoint.compatibility import dtype_and_shape, some
 from dit_video.weights.digest import digest_leaves, name_weights
 
 # Name of an array within its item: the keys on the way to it.
@@ -23,7 +23,7 @@ _PORTION = 2**28
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Parameters, their average, or the state of the optimizer.
+    """An item of a checkpoint: parameters, their EMA, or the optimizer state.
 
     Attributes:
         digest: of weights, as cards and exports name them.
@@ -36,7 +36,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What is in a checkpoint, known without reading its arrays."""
+    """Contents of a checkpoint, known from metadata alone."""
 
     next_batch: int
     experiment: dict[str, Any] | None
@@ -48,7 +48,7 @@ class Contents:
 
 
 def contents(checkpoints: Checkpoints, step: int) -> Contents:
-    """What is in a step, without reading arrays.
+    """Contents of a checkpoint, from its metadata and index, without reading arrays.
 
     Raises:
         FileNotFoundError: there is no such step.
@@ -59,22 +59,22 @@ def contents(checkpoints: Checkpoints, step: int) -> Contents:
     for item, saved in sorted(metadata["digests"].items(), key=lambda pair: pair[0] != "params"):
         if trees.get(item) is None:
             raise checkpoints.damaged(step, f"the index of {item} cannot be read")
-        found = _by_name(trees[item])
+        arrays = _by_name(trees[item])
         shapes = {_name(text): shape for text, shape in metadata.get("shapes", {}).get(item, {}).items()}
         digests = {_name(text): value for text, value in saved.items()}
-        wrong = [n for n in sorted(digests.keys() | found.keys()) if n not in digests or n not in found]
-        wrong += [n for n, shape in shapes.items() if n in found and dtype_and_shape(found[n]) != shape]
+        wrong = [n for n in sorted(digests.keys() | arrays.keys()) if n not in digests or n not in arrays]
+        wrong += [n for n, shape in shapes.items() if n in arrays and dtype_and_shape(arrays[n]) != shape]
         if wrong:
             names = some(["/".join(name) for name in wrong])
             raise checkpoints.damaged(step, f"the index of {item} is not that of the arrays saved: {names}")
-        weights = {"/".join(n): (tuple(x.shape), str(x.dtype), digests[n]) for n, x in found.items()}
+        weights = {"/".join(n): (tuple(x.shape), str(x.dtype), digests[n]) for n, x in arrays.items()}
         digest = name_weights(weights) if item in ("params", "ema") else None
-        items[item] = Item(len(found), sum(map(_num_bytes, found.values())), digest)
+        items[item] = Item(len(arrays), sum(map(_num_bytes, arrays.values())), digest)
     return Contents(metadata["next_batch"], metadata["experiment"], items)
 
 
 def verify(checkpoints: Checkpoints, step: int, advance: Callable[[int], object]) -> None:
-    """Reads every array of a step, a portion at a time onto one device, and compares digests.
+    """Verifies a checkpoint: reads every array, a portion at a time onto one device, and compares digests.
 
     Args:
         advance: called with the number of arrays that were read since the last call.
@@ -88,19 +88,19 @@ def verify(checkpoints: Checkpoints, step: int, advance: Callable[[int], object]
     # Of one array at a time: few shapes are compiled, however many arrays there are.
     digest = jax.jit(digest_leaves)
     for item, saved in metadata["digests"].items():
-        wanted = {_name(text): value for text, value in saved.items()}
+        expected = {_name(text): value for text, value in saved.items()}
         leaves, structure = jax.tree_util.tree_flatten(trees[item])
         for portion in _portions(leaves):
             loaded = checkpoints.read(step, {item: structure.unflatten(portion)})[item]
             read = {name: x for name, x in _by_name(loaded).items() if isinstance(x, jax.Array)}
-            bad = ["/".join(name) for name, x in read.items() if int(digest(x)) != wanted[name]]
+            bad = ["/".join(name) for name, x in read.items() if int(digest(x)) != expected[name]]
             if bad:
                 raise checkpoints.damaged(step, f"{item} is damaged in {some(sorted(bad))}")
             advance(len(read))
 
 
 def _portions(leaves: Sequence[Any]) -> Iterator[list[Any]]:
-    """The arrays to read, in several goes; `...` stands where another go reads."""
+    """The arrays to read, in portions; `...` stands where another portion reads."""
     device = SingleDeviceSharding(jax.devices()[0])
     targets = [jax.ShapeDtypeStruct(x.shape, jnp.dtype(x.dtype), sharding=device) for x in leaves]
     first = 0
@@ -123,4 +123,4 @@ def _by_name(tree: Any) -> dict[Name, Any]:
 
 def _name(text: str) -> Name:
     """Keys of a path that JAX wrote: fields of a NamedTuple come back from disk as keys of a dict."""
-    return tuple("".join(found) for found in re.findall(r"\['(.*?)'\]|\[(\d+)\]|\.(\w+)", text))
+    return tuple("".join(parts) for parts in re.findall(r"\['(.*?)'\]|\[(\d+)\]|\.(\w+)", text))

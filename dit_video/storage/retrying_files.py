@@ -1,4 +1,4 @@
-"""Files that a run writes as it goes. What their store does not take now waits in memory and is written later.
+"""Files that survive a full or missing disk: writes that fail are buffered in memory and retried later.
 
 A disk that is full, read-only or gone does not end a run: training goes on, one warning says what to do, and what
 waits is tried again, later each time. Each file gets what was written to it, in order and once: what a failure has
@@ -31,12 +31,12 @@ LAST_PAUSES = (1.0, 2.0, 4.0, 8.0)
 
 
 class NotWritten(ValueError):
-    """A run is at its end, and not all that it has recorded is in its folder."""
+    """At the end of a run some of its record could not be written."""
 
 
 @dataclasses.dataclass
 class _Waiting:
-    """What a file is to get.
+    """Data buffered for a file.
 
     Attributes:
         whole: it replaces what the file holds; else it comes after that.
@@ -50,10 +50,10 @@ class _Waiting:
 
 
 @dataclasses.dataclass(frozen=True)
-class PatientFile:
-    """One of `files`; `limit` is that of all that waits in memory, beyond which what comes to this file is dropped."""
+class RetryingFile:
+    """A file with buffered writes; beyond `limit` bytes buffered in all, writes to this file are dropped."""
 
-    files: "PatientFiles"
+    files: "RetryingFiles"
     path: Path
     limit: int = LIMIT
 
@@ -62,19 +62,19 @@ class PatientFile:
         self.files.take(self, data, whole=False)
 
     def replace(self, data: bytes) -> None:
-        """Makes this all that the file holds; its folder is made where there is none, but not the one above."""
+        """Replaces the content of the file; its folder is made where there is none, but not the one above."""
         self.files.take(self, data, whole=True)
 
     def read(self) -> bytes:
-        """What the file holds, or will hold when what waits is written; nothing where there is no file."""
+        """The content of the file, buffered writes included; empty where there is no file."""
         return self.files.read(self.path)
 
 
-class PatientFiles:
-    """Of one run. As a context it waits on the way out, some seconds where it must, until all is written."""
+class RetryingFiles:
+    """The files of a run. As a context manager it waits on exit, for some seconds, until all is written."""
 
     def __init__(self, warn: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic):
-        """`say` is told of the first failure, what to do about it, and when it is over."""
+        """`warn` is called at the first failure, with a remedy, and when it is over."""
         self._warn, self._clock = warn, clock
         self._waiting: dict[Path, _Waiting] = {}
         self._dropped: Counter[Path] = Counter()
@@ -83,10 +83,10 @@ class PatientFiles:
         self._torn: dict[Path, int] = {}
         self._num_failed, self._due = 0, 0.0
 
-    def file(self, path: Path, *, limit: int = LIMIT) -> PatientFile:
-        return PatientFile(self, path, limit)
+    def file(self, path: Path, *, limit: int = LIMIT) -> RetryingFile:
+        return RetryingFile(self, path, limit)
 
-    def take(self, file: PatientFile, data: bytes, *, whole: bool) -> None:
+    def take(self, file: RetryingFile, data: bytes, *, whole: bool) -> None:
         path, waiting = file.path, self._waiting.get(file.path)
         # What makes a file shorter must not be dropped: what it takes back would stay.
         shortens = whole and path in self._written
@@ -113,7 +113,7 @@ class PatientFiles:
             return later
 
     def retry(self) -> bool:
-        """Writes what waits, now; whether nothing waits any more."""
+        """Retries buffered writes now; whether all are written."""
         self._attempt(list(self._waiting))
         return not self._waiting
 
@@ -131,7 +131,7 @@ class PatientFiles:
         if lost := self._lost():
             raise NotWritten(f"{lost}. Checkpoints are not among these; mend the store before the next run")
 
-    def __enter__(self) -> "PatientFiles":
+    def __enter__(self) -> "RetryingFiles":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -213,6 +213,6 @@ class PatientFiles:
         self._dropped[path] += 1
 
     def _lost(self) -> str:
-        """What is not in the files, in words."""
+        """Data that is not in the files, in words."""
         waits = [f"{path}: {w.size} bytes not written" for path, w in self._waiting.items()]
         return "; ".join(waits + [f"{path}: {number} x dropped" for path, number in self._dropped.items()])

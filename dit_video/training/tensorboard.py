@@ -1,4 +1,4 @@
-"""The files that TensorBoard reads, written as their store allows.
+"""TensorBoard event files: scalars and GIFs, written without a thread that a failing disk could end.
 
 tensorboardX has a writer too. Its thread ends at the first failure of the store, and ten events later whoever adds one
 waits for it for ever; so only its messages are used here.
@@ -19,14 +19,14 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-mo
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
-from dit_video.storage.patient_files import PICTURES_LIMIT, PatientFiles
+from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
 
 
-class Board:
-    """One file of events; every session of a run has its own."""
+class TensorBoardFile:
+    """A TensorBoard event file; every session of a run writes its own."""
 
-    def __init__(self, files: PatientFiles, folder: Path, *, session: int, start: int):
-        """What other files in `folder` say of the steps after `start` is no longer shown."""
+    def __init__(self, files: RetryingFiles, folder: Path, *, session: int, start: int):
+        """Starts a session at step `start`: what older files in `folder` have of later steps is hidden."""
         # TensorBoard knows its files by this name; two sessions may begin in one second.
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{session}"
         self._file = files.file(folder / name, limit=PICTURES_LIMIT)
@@ -41,7 +41,7 @@ class Board:
         self._add(Event(step=step, summary=summary))
 
     def video(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
-        """As GIF, which TensorBoard plays."""
+        """Adds a video as a GIF, which TensorBoard plays."""
         gif = io.BytesIO()
         frames = [Image.fromarray(frame) for frame in video]
         frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
@@ -51,7 +51,7 @@ class Board:
         self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 
     def _add(self, event: Event) -> None:
-        """A record of TFRecord: length, its checksum, content, its checksum."""
+        """Appends one TFRecord: length, its checksum, content, its checksum."""
         event.wall_time = time.time()
         content = event.SerializeToString()
         length = struct.pack("<Q", len(content))

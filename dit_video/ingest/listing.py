@@ -1,4 +1,4 @@
-"""What files a folder or a tar holds, and a path on disk for each.
+"""Listing of the files in folders and tar archives, and a path on disk for each.
 
 A tar is never unpacked by its own names: each member is copied to a file of our naming, one at a time,
 so that an archive cannot write anywhere.
@@ -16,8 +16,8 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A file seen in a source, before it is opened.
+class SourceFile:
+    """A file in a folder or tar, before it is opened.
 
     Attributes:
         name: its path within the source, with '/'.
@@ -31,29 +31,29 @@ class Found:
     reason: str = ""
 
 
-def survey(sources: Sequence[Path]) -> list[Found]:
+def list_files(sources: Sequence[Path]) -> list[SourceFile]:
     """Lists folders (recursively, sorted) and tars (in their order) without opening the files in them.
 
     Raises:
         FileNotFoundError: a source is missing.
-        ValueError: a source is neither folder nor tar, or a broken tar; two files cannot be told apart.
+        ValueError: a source is neither folder nor tar, or a broken tar; two files have the same name.
     """
-    found = []
+    items = []
     for source in sources:
-        found += [_found(source, name, reason) for name, reason in _list(source)]
-    counts = Counter(item.key for item in found)
-    if len(counts) < len(found):
-        found = [replace(item, key=f"{item.source.name}/{item.name}") for item in found]
-        for key, count in Counter(item.key for item in found).items():
+        items += [_source_file(source, name, reason) for name, reason in _list(source)]
+    counts = Counter(item.key for item in items)
+    if len(counts) < len(items):
+        items = [replace(item, key=f"{item.source.name}/{item.name}") for item in items]
+        for key, count in Counter(item.key for item in items).items():
             if count > 1:
                 raise ValueError(f"{key}: {count} files of this name; give each source once, under a name of its own")
-    return found
+    return items
 
 
-def _found(source: Path, name: str, reason: str) -> Found:
+def _source_file(source: Path, name: str, reason: str) -> SourceFile:
     # Python keeps bytes of names that are not UTF-8 as characters that no file of text, TFDS or terminal takes.
     key = name.encode("utf-8", "backslashreplace").decode()
-    return Found(source=source, name=name, key=key, reason=reason if key == name else "its name is not UTF-8")
+    return SourceFile(source=source, name=name, key=key, reason=reason if key == name else "its name is not UTF-8")
 
 
 def _list(source: Path) -> Iterator[tuple[str, str]]:
@@ -127,21 +127,21 @@ def _until_broken(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarI
         raise ValueError(f"{path}: the archive breaks off after {count} members ({error}); fetch it again") from error
 
 
-def files(found: Sequence[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
-    """A path for each file, in order;
+def files(items: Sequence[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Path]]:
+    """Yields a path for each file, in order;
     members of a tar are copied into `spool` one by one, as they are asked for.
     """
-    for source in dict.fromkeys(item.source for item in found):
-        of_source = [item for item in found if item.source == source]
+    for source in dict.fromkeys(item.source for item in items):
+        of_source = [item for item in items if item.source == source]
         if source.is_dir():
             yield from ((item, source / item.name) for item in of_source)
         else:
             yield from _extracted(source, of_source, spool)
 
 
-def _extracted(source: Path, found: list[Found], spool: Path) -> Iterator[tuple[Found, Path]]:
+def _extracted(source: Path, items: list[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Path]]:
     # The listing and this pass see the same members in the same order.
-    expected = iter(found)
+    expected = iter(items)
     with tarfile.open(source) as archive:
         for member in _until_broken(source, archive):
             if member.isdir():

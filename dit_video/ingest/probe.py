@@ -1,4 +1,4 @@
-"""First contact with a video file: what it holds, found by decoding, and a copy of it fit to be stored.
+"""Probing and transcoding of a video file: frames, rate and size found by decoding, and a copy fit to be stored.
 
 Imports nothing but decoding, so that a process that does only this starts at once (decoding_process.py).
 """
@@ -36,7 +36,7 @@ _TIMED_CONTAINERS = {"mp4", "matroska"}
 
 
 class Facts(TypedDict):
-    """Of a whole video, upright."""
+    """Facts of a whole video, upright: frames, frame rate, size."""
 
     frames: int
     fps: float

@@ -1,4 +1,4 @@
-"""Watches the losses of a run while it trains: faults, roll-backs and events."""
+"""Handling of training faults in the loop: metrics are fetched, recorded and checked; a run rolls back or stops."""
 
 import dataclasses
 import json
@@ -10,15 +10,15 @@ import jax
 from dit_video.data.loader import Replaced
 from dit_video.distributed import processes
 from dit_video.training.events import Done, Event
-from dit_video.training.faults import Faults, Judge
+from dit_video.training.faults import FaultDetector, Faults
 from dit_video.training.goodput import Activity
 from dit_video.training.protocols import Batches, Saver
 from dit_video.training.step import Program, TrainState
 from dit_video.training.tracker import Recorder
 
 
-class _Watch:
-    """Holds the metrics of steps until they are fetched, records them, and deals with what went wrong in them."""
+class FaultHandler:
+    """Keeps device metrics until they are fetched, records them, and applies the fault policies to them."""
 
     def __init__(self, faults: Faults, batches: Batches, tracker: Recorder, batch_size: int):
         self._faults, self._batches, self._tracker, self._batch_size = faults, batches, tracker, batch_size
@@ -26,15 +26,15 @@ class _Watch:
         self._begin()
 
     def _begin(self) -> None:
-        """From where the record ends."""
+        """Starts detection from the end of the record."""
         past, events = self._tracker.past(self._faults.num_past), self._tracker.events
-        self._judge = Judge(self._faults, batch_size=self._batch_size, past=past, events=events)
+        self._detector = FaultDetector(self._faults, batch_size=self._batch_size, past=past, events=events)
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self._pending.append((step, self._batches.next_batch - 1, metrics))
 
-    def look(self) -> tuple[float, Event | None]:
-        """Fetches and records what is pending; the loss of the last step, and the event for which to roll back.
+    def fetch(self) -> tuple[float, Event | None]:
+        """Fetches and records pending metrics; returns the last step's loss and the event to roll back for, if any.
 
         Raises:
             TrainingFault: training cannot go on.
@@ -42,25 +42,25 @@ class _Watch:
         lines = [(step, batch, {k: float(v) for k, v in m.items()}) for step, batch, m in jax.device_get(self._pending)]
         self._pending.clear()
         replaced = self._replaced()
-        grave = None
+        fatal = None
         for number, (step, batch, values) in enumerate(lines):
-            for event in self._judge.find(step, batch, values, replaced.get(batch, [])):
+            for event in self._detector.find(step, batch, values, replaced.get(batch, [])):
                 if event.done in (Done.STOPPED, Done.ROLLED_BACK):
-                    grave, lines = event, lines[: number + 1]
+                    fatal, lines = event, lines[: number + 1]
                     break
                 self._tracker.events.add(event)
-            if grave is not None:
+            if fatal is not None:
                 break
         self._tracker.steps((step, values) for step, _, values in lines)
-        if grave is not None and grave.done is Done.STOPPED:
-            self._stop(grave)
-        return lines[-1][2]["loss"] if lines else math.nan, grave
+        if fatal is not None and fatal.done is Done.STOPPED:
+            self._stop(fatal)
+        return lines[-1][2]["loss"] if lines else math.nan, fatal
 
     def roll_back(self, event: Event, program: Program, state: TrainState, saver: Saver) -> TrainState:
-        """The last good state before `event`, from which to go on with the batches after it; `state` is gone.
+        """Restores the last good checkpoint before `event`, to continue with the batches after it; `state` is deleted.
 
         Raises:
-            TrainingFault: it has been gone back to as often as is allowed.
+            TrainingFault: the run has been rolled back to that step as often as is allowed.
         """
         tracker = self._tracker
         tracker.now(Activity.CHECKPOINT)
@@ -82,22 +82,22 @@ class _Watch:
         return saved.state
 
     def _replaced(self) -> dict[int, list[str]]:
-        """By batch, the records of all processes that were replaced; processes may have made the same rows."""
+        """Replaced records of all processes, by batch; several processes may have made the same rows."""
         if not self._faults.undecodable_share:
             return {}
-        rows = {(r.batch, r.row): r.why for text in processes.gather(self._said()) for r in _heard(text)}
+        rows = {(r.batch, r.row): r.why for text in processes.gather(self._own_replaced()) for r in _parsed(text)}
         replaced: dict[int, list[str]] = {}
         for (batch, _), why in sorted(rows.items()):
             replaced.setdefault(batch, []).append(why)
         return replaced
 
-    def _said(self) -> str:
+    def _own_replaced(self) -> str:
         return json.dumps(self._batches.take_replaced())
 
     def _stop(self, event: Event) -> NoReturn:
         self._tracker.events.add(dataclasses.replace(event, done=Done.STOPPED))
-        raise self._judge.error(event)
+        raise self._detector.error(event)
 
 
-def _heard(text: str) -> list[Replaced]:
+def _parsed(text: str) -> list[Replaced]:
     return [Replaced(*row) for row in json.loads(text)]
