@@ -91,3 +91,11 @@ def test_embedded_text_of_another_shape_is_refused_and_nothing_cannot_be_made():
         condition.read(text=None)
     with pytest.raises(ValueError, match="has to be loaded"):
         condition.null(text)
+
+
+def test_a_blank_embedding_of_nothing_is_one_text_of_the_right_shape():
+    condition = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4)
+    tokens, length, pooled = condition.read(text=condition.blank_nothing())
+    np.testing.assert_array_equal(tokens, np.zeros((1, 4, 3)))
+    np.testing.assert_array_equal(length, [1])
+    np.testing.assert_array_equal(pooled, np.zeros((1, 2)))

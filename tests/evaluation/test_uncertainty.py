@@ -174,3 +174,21 @@ def test_too_few_rows_bad_levels_and_bad_features_are_named(estimate):
         estimate(x, x[:, :3])
     with pytest.raises(ValueError, match="1 of 16 rows are not finite, first row 0"):
         estimate(x, np.where(x == x[0, 0], np.nan, x))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_units_of_features_decide_nothing(scale):
+    """Distances go with the square of a scale; whether the excess has settled does not depend on it."""
+    rng = np.random.default_rng(2)
+    for num_rows, settled in ((24, False), (160, True)):
+        x, y = rng.normal(size=(num_rows, 40)), 1 + rng.normal(size=(num_rows, 40))
+        limit, scaled = extrapolate(x, y), extrapolate(scale * x, scale * y)
+        assert limit.settled == scaled.settled == settled
+        np.testing.assert_allclose(scaled[:2], np.multiply(limit[:2], scale**2), rtol=1e-6)
+
+
+def test_rounding_of_widely_spread_features_does_not_unsettle():
+    """Equal rows in another order: distance and excess are rounding of the square of the spread, however wide."""
+    for seed in range(5):
+        x = 1e4 * np.random.default_rng(seed).normal(size=(40, 12))
+        assert extrapolate(x, np.array(x)).settled

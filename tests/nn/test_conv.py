@@ -44,6 +44,30 @@ def test_strides_and_zeros_equal_a_3d_convolution_over_padded_frames():
     np.testing.assert_array_equal(cache, x[:, -1:])
 
 
+@pytest.mark.parametrize("kernel", [(1, 1, 1), (3, 1, 1), (2, 2, 2), (1, 2, 1), (1, 1, 2)])
+def test_cells_that_meet_no_other_are_multiplied_by_the_kernel_as_a_matrix(kernel):
+    """Where rows and columns of the kernel are those of the stride: as patches are embedded."""
+    stride = (1, *kernel[1:])
+    conv = CausalConv3d(3, 5, kernel, stride=stride, before=Before.ZEROS, rngs=nnx.Rngs(0))
+    x = clip(2, 4, 6, 8, 3)
+    cells = fold(x, stride, first=False)
+    taps = conv.kernel[...].reshape(kernel[0], -1, 5)
+    past = jnp.pad(cells, [(0, 0), (kernel[0] - 1, 0), (0, 0), (0, 0), (0, 0)])
+    expected = sum(past[:, tap : tap + 4] @ taps[tap] for tap in range(kernel[0]))
+    np.testing.assert_allclose(apply(conv, x)[0], expected, **ROUNDING)
+
+
+def test_a_kernel_of_one_row_and_column_takes_no_convolution():
+    conv = CausalConv3d(3, 5, (3, 1, 1), rngs=nnx.Rngs(0))
+    assert "conv_general" not in str(jax.make_jaxpr(lambda x: conv(x)[0])(clip(1, 4, 6, 8, 3)))
+
+
+def test_every_other_place_of_a_kernel_of_one_is_left_out_by_a_stride():
+    conv = CausalConv3d(3, 5, (1, 1, 1), stride=(1, 2, 2), rngs=nnx.Rngs(0))
+    x = clip(2, 3, 6, 8, 3)
+    np.testing.assert_allclose(apply(conv, x)[0], x[:, :, ::2, ::2] @ conv.kernel[0, 0, 0], **ROUNDING)
+
+
 def test_a_later_frame_changes_no_earlier_output():
     conv = CausalConv3d(3, 4, rngs=nnx.Rngs(0))
     x = clip(1, 6, 4, 4, 3)

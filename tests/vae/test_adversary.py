@@ -51,6 +51,26 @@ def test_critic_term_moves_the_critic_only(critic):
     assert biggest(for_vae) == 0.0
 
 
+class Brightness(Critic):
+    """Scores every place of a clip by its first channel, so that scores can be chosen."""
+
+    def __call__(self, pixels):
+        return pixels[..., 0]
+
+
+def of_scores(*scores: float) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(scores)[:, None, None, None, None], (len(scores), 1, 16, 16, 3))
+
+
+def test_adversarial_losses_are_those_of_their_equations():
+    """(E max(0, 1 - D(real)) + E max(0, 1 + D(fake))) / 2 and -E D(fake), of scores on both sides of both hinges."""
+    critic = Brightness(4, rngs=nnx.Rngs(0))
+    real, fake = of_scores(-3.0, -0.5, 0.5, 4.0), of_scores(-5.0, -0.25, 0.25, 2.0)
+    hinge = ((4 + 1.5 + 0.5 + 0) / 4 + (0 + 0.75 + 1.25 + 3) / 4) / 2
+    np.testing.assert_allclose(critic_loss(critic, fake, real), hinge, rtol=1e-6)
+    np.testing.assert_allclose(generator_loss(critic, fake), 3 / 4, rtol=1e-6)
+
+
 def test_one_scalar_gives_each_its_own_gradient(critic):
     """The generator's for the VAE, with that of the reconstruction; the hinge's for the critic."""
     config = AutoencodeLoss(reconstruction=Reconstruction.L1, kl=0.0, adversarial=0.5)
