@@ -177,14 +177,16 @@ def test_too_few_rows_bad_levels_and_bad_features_are_named(estimate):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-def test_units_of_features_decide_nothing(scale):
-    """Distances go with the square of a scale; whether the excess has settled does not depend on it."""
+def test_units_and_origin_of_features_decide_nothing(scale):
+    """Distances go with the square of a scale; whether the excess has settled depends on neither."""
     rng = np.random.default_rng(2)
     for num_rows, settled in ((24, False), (160, True)):
         x, y = rng.normal(size=(num_rows, 40)), 1 + rng.normal(size=(num_rows, 40))
         limit, scaled = extrapolate(x, y), extrapolate(scale * x, scale * y)
         assert limit.settled == scaled.settled == settled
         np.testing.assert_allclose(scaled[:2], np.multiply(limit[:2], scale**2), rtol=1e-6)
+        far = 1e5 * np.arange(40)
+        assert extrapolate(x + far, y + far).settled == settled
 
 
 def test_rounding_of_widely_spread_features_does_not_unsettle():
