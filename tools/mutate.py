@@ -69,7 +69,9 @@ ROOMS = {
     ),
     "data": Room(("dit_video/data/*.py",), ("tests/data/test_*.py",)),
     "digest": Room(("dit_video/checkpoint_digest.py",), ("tests/test_checkpoint_digest.py",)),
-    "checkpoint": Room(("dit_video/checkpoint*.py", "dit_video/retention.py"), ("tests/test_checkpoint*.py",)),
+    "checkpoint": Room(
+        ("dit_video/checkpoint*.py", "dit_video/retention.py"), ("tests/test_checkpoint*.py", "tests/test_retention.py")
+    ),
     "dit": Room(("dit_video/dit/*.py",), ("tests/dit/test_*.py",)),
     "tasks": Room(("dit_video/tasks/*.py",), ("tests/tasks/test_*.py",)),
 }
