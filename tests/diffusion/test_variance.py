@@ -94,3 +94,8 @@ def test_impossible_values_are_refused_by_name():
         LearnedVariance(num_steps=1)
     with pytest.raises(ValueError, match=r"LearnedVariance\.weight=-1"):
         LearnedVariance(weight=-1.0)
+
+
+def test_the_least_possible_values_are_taken():
+    assert LearnedVariance(num_steps=2, weight=0.0).weight == 0
+    assert LearnedVariance() == LearnedVariance(num_steps=1000, weight=1.0)

@@ -3,9 +3,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from dit_video.evaluation.frechet import frechet_distance
-from dit_video.evaluation.uncertainty import NUM_GROUPS, extrapolate, frechet_interval
+from dit_video.evaluation.uncertainty import NUM_GROUPS, _student_quantile, extrapolate, frechet_interval
 
 NUM_DRAWS = 120
 # A coverage of 0.95 shows less than 0.90 in 120 draws with probability 0.01.
@@ -194,3 +195,12 @@ def test_rounding_of_widely_spread_features_does_not_unsettle():
     for seed in range(5):
         x = 1e4 * np.random.default_rng(seed).normal(size=(40, 12))
         assert extrapolate(x, np.array(x)).settled
+
+
+@pytest.mark.parametrize("probability", [0.6, 0.75, 0.9, 0.975, 0.995])
+def test_quantiles_of_student_s_t_lack_the_fourth_order_alone(probability):
+    """Abramowitz and Stegun 26.7.5, whose next term is g_4(z) / freedom^4."""
+    z, freedom = scipy.stats.norm.ppf(probability), 500
+    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160 / freedom**4
+    exact = scipy.stats.t.ppf(probability, freedom)
+    np.testing.assert_allclose(_student_quantile(probability, freedom) + fourth, exact, atol=5e-12, rtol=0)

@@ -188,7 +188,7 @@ def test_psnr_is_the_mean_of_those_of_clips_and_finite_for_none_at_all():
 
 @pytest.mark.parametrize(("num_frames", "expected"), [(3, (3 * 0.5 + 7 * 0.25 + 7 * 0.125) / 9), (1, 7 * 0.375 / 6)])
 def test_detail_of_a_slope_doubles_with_every_octave(num_frames, expected):
-    """d = t/2 + row/4 + column/8: differences along rows and columns are 1, 2 and 4 times those of the finest octave."""
+    """d = t/2 + row/4 + column/8: along rows and columns differences are 1, 2 and 4 times those of the finest."""
     t, row, column = np.mgrid[:num_frames, :8, :8]
     slope = jnp.asarray(t / 2 + row / 4 + column / 8, jnp.float32)[None, ..., None]
     np.testing.assert_allclose(detail_distance(slope), expected, rtol=1e-6)
