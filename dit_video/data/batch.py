@@ -71,12 +71,12 @@ def collate(clips: Sequence[Clip], readers: Mapping[str, Reader] | None = None) 
         arrays = [getattr(clip, field) for clip in clips]
         if all(array is None for array in arrays):
             return None
-        for clip, array in zip(clips, arrays):
-            if array is None or arrays[0] is None or array.shape != arrays[0].shape:
-                first, other = (None if a is None else a.shape for a in (arrays[0], array))
+        shapes = [None if array is None else array.shape for array in arrays]
+        for clip, shape in zip(clips, shapes):
+            if shape != shapes[0]:
                 raise ValueError(
-                    f"collate: clips of one batch differ in the shape of {field}: {clips[0].key} has {first}, "
-                    f"{clip.key} has {other}"
+                    f"collate: clips of one batch differ in the shape of {field}: {clips[0].key} has {shapes[0]}, "
+                    f"{clip.key} has {shape}"
                 )
         return np.stack(arrays)
 

@@ -90,5 +90,5 @@ def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path)
 
 
 def test_captions_without_room_are_refused():
-    with pytest.raises(ValueError, match="CaptionBytes.num_bytes=1: must be at least 2"):
+    with pytest.raises(ValueError, match=r"CaptionBytes\.num_bytes=1: must be at least 2"):
         CaptionBytes(num_bytes=1)

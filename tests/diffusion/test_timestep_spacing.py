@@ -46,6 +46,8 @@ def test_more_steps_than_levels_are_refused():
     ("component", "fields", "match"),
     [
         (Trailing, {"first": 1.5}, r"Trailing\.first=1\.5"),
+        (Trailing, {"first": 0.0}, r"Trailing\.first=0\.0"),
+        (Linspace, {"last": 1.0}, r"Linspace\.last=1\.0"),
         (Linspace, {"last": 0.0}, r"Linspace\.last=0\.0"),
         (Leading, {"num_train_steps": 0}, r"Leading\.num_train_steps=0"),
     ],
@@ -53,3 +55,12 @@ def test_more_steps_than_levels_are_refused():
 def test_impossible_values_are_refused_by_name(component, fields, match):
     with pytest.raises(ValueError, match=match):
         component(**fields)
+
+
+def test_the_outermost_values_are_taken():
+    assert Trailing(first=1.0) == Trailing()
+    np.testing.assert_array_equal(Leading(num_train_steps=1).times(1), [1, 0])
+    np.testing.assert_allclose(Leading(num_train_steps=7).times(7), np.arange(7, -1, -1) / 7)
+    np.testing.assert_array_equal(Linspace().times(1), [1, 0])
+    np.testing.assert_allclose(Linspace().times(2), [1, 1e-3, 0])
+    assert Leading().num_train_steps == 1000

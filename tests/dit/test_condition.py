@@ -114,3 +114,11 @@ def test_random_values_of_what_is_read_can_be_read_and_have_a_meaning_each(condi
 def test_a_label_beyond_the_classes_is_refused_by_both_numbers():
     with pytest.raises(ValueError, match="label 3: must be a number under num_classes=3"):
         ClassCondition(num_classes=3).check({"label": np.array([0, 3])})
+
+
+def test_a_blank_embedding_of_nothing_is_one_text_of_the_right_shape():
+    condition = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4)
+    tokens, length, pooled = condition.read({"text": condition.blank_null()})
+    np.testing.assert_array_equal(tokens, np.zeros((1, 4, 3)))
+    np.testing.assert_array_equal(length, [1])
+    np.testing.assert_array_equal(pooled, np.zeros((1, 2)))

@@ -51,6 +51,26 @@ def test_critic_term_moves_the_critic_only(critic):
     assert biggest(for_vae) == 0.0
 
 
+class Brightness(Critic):
+    """Scores every place of a clip by its first channel, so that scores can be chosen."""
+
+    def __call__(self, pixels):
+        return pixels[..., 0]
+
+
+def of_scores(*scores: float) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(scores)[:, None, None, None, None], (len(scores), 1, 16, 16, 3))
+
+
+def test_adversarial_losses_are_those_of_their_equations():
+    """(E max(0, 1 - D(real)) + E max(0, 1 + D(fake))) / 2 and -E D(fake), of scores on both sides of both hinges."""
+    critic = Brightness(4, rngs=nnx.Rngs(0))
+    real, fake = of_scores(-3.0, -0.5, 0.5, 4.0), of_scores(-5.0, -0.25, 0.25, 2.0)
+    hinge = ((4 + 1.5 + 0.5 + 0) / 4 + (0 + 0.75 + 1.25 + 3) / 4) / 2
+    np.testing.assert_allclose(critic_loss(critic, fake, real), hinge, rtol=1e-6)
+    np.testing.assert_allclose(generator_loss(critic, fake), 3 / 4, rtol=1e-6)
+
+
 def test_one_scalar_gives_each_its_own_gradient(critic):
     """The generator's for the VAE, with that of the reconstruction; the hinge's for the critic."""
     config = AutoencodeLoss(reconstruction=ReconstructionLoss.L1, kl=0.0, adversarial=0.5)
@@ -140,3 +160,81 @@ def test_detail_ignores_brightness_and_sees_flicker():
 
 def test_psnr_of_an_error_of_one_tenth_of_the_range_is_20_db():
     np.testing.assert_allclose(psnr(jnp.full((2, 1, 4, 4, 3), 0.2)), 20.0, rtol=1e-5)
+
+
+def of_differences(*values: float) -> jax.Array:
+    """A clip for each value, which it has everywhere."""
+    return jnp.broadcast_to(jnp.asarray(values)[:, None, None, None, None], (len(values), 2, 4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "law"),
+    [
+        (Reconstruction.L1, lambda d: np.abs(d).mean()),
+        (Reconstruction.CHARBONNIER, lambda d: np.sqrt(d**2 + 1e-4).mean()),
+        (Reconstruction.GAUSSIAN, lambda d: (np.log(d**2 + 6e-7) / 2).mean()),
+    ],
+    ids=list(Reconstruction),
+)
+def test_distances_of_even_differences_have_closed_forms(kind, law):
+    d = np.array([0.0, -0.01, 0.5, 1e-3])
+    np.testing.assert_allclose(reconstruction_distance(kind, of_differences(*d)), law(d), rtol=1e-4)
+
+
+def test_psnr_is_the_mean_of_those_of_clips_and_finite_for_none_at_all():
+    np.testing.assert_allclose(psnr(of_differences(0.2, 2.0)), (20 + 0) / 2, atol=1e-4)
+    np.testing.assert_allclose(psnr(of_differences(0.0)), 10 * np.log10(4e10), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_frames", "expected"), [(3, (3 * 0.5 + 7 * 0.25 + 7 * 0.125) / 9), (1, 7 * 0.375 / 6)])
+def test_detail_of_a_slope_doubles_with_every_octave(num_frames, expected):
+    """d = t/2 + row/4 + column/8: along rows and columns differences are 1, 2 and 4 times those of the finest."""
+    t, row, column = np.mgrid[:num_frames, :8, :8]
+    slope = jnp.asarray(t / 2 + row / 4 + column / 8, jnp.float32)[None, ..., None]
+    np.testing.assert_allclose(detail_distance(slope), expected, rtol=1e-6)
+    # A row and a column that make no pair count in the finest octave alone.
+    t, row, column = np.mgrid[:num_frames, :9, :9]
+    slope = jnp.asarray(t / 2 + row / 4 + column / 8, jnp.float32)[None, ..., None]
+    np.testing.assert_allclose(detail_distance(slope), expected, rtol=1e-6)
+    np.testing.assert_allclose(detail_distance(slope, 1) * (3 if num_frames > 1 else 2), 0.375 + 0.5 * (num_frames > 1))
+
+
+def test_the_scalar_is_the_sum_of_its_terms_by_weight(critic):
+    config = AutoencodeLoss(
+        reconstruction=Reconstruction.L1, kl=0.3, perceptual=0.7, adversarial=0.2, adversarial_start=5
+    )
+    moments = jnp.asarray(np.random.default_rng(2).standard_normal(MOMENTS.shape), jnp.float32)
+    total, terms = autoencode_loss(config, Autoencoded(clips(0), moments), clips(1), critic, 5)
+    weights = {"reconstruction": 1, "kl": 0.3, "perceptual": 0.7, "generator": 0.2, "critic": 1, "psnr": 0}
+    assert set(terms) == set(weights)
+    assert all(terms[name] != 0 for name in terms)
+    np.testing.assert_allclose(total, sum(weights[name] * float(terms[name]) for name in terms), rtol=1e-5)
+    np.testing.assert_allclose(terms["critic"], critic_loss(critic, clips(0), clips(1)), rtol=1e-4)
+    total, terms = autoencode_loss(config, Autoencoded(clips(0), moments), clips(1), critic, 4)
+    assert terms["generator"] == terms["critic"] == 0
+
+
+def test_terms_without_weight_are_not_computed():
+    _, terms = autoencode_loss(AutoencodeLoss(), Autoencoded(clips(0), MOMENTS), clips(1), None, 0)
+    assert set(terms) == {"reconstruction", "kl", "psnr"}
+    assert AutoencodeLoss(kl=0.0, perceptual=0.0, adversarial=0.0, adversarial_start=0).kl == 0
+    assert (AutoencodeLoss().kl, AutoencodeLoss().adversarial_start) == (1e-6, 0)
+
+
+def test_a_critic_scores_cells_that_see_no_later_frame_and_no_other_clip(critic):
+    """One score for 4 frames of 16 x 16 pixels, frame 0 alone."""
+    x = jnp.asarray(np.random.default_rng(3).uniform(-1, 1, (2, 9, 32, 48, 3)), jnp.float32)
+    score = jax.jit(lambda critic, x: critic(x))
+    scores = score(critic, x)
+    assert (scores.shape, scores.dtype) == ((2, 3, 2, 3), jnp.float32)
+    later = score(critic, x.at[0, 5:].add(1.0))
+    np.testing.assert_array_equal(later[0, :2], scores[0, :2])
+    np.testing.assert_array_equal(later[1], scores[1])
+    assert np.all(later[0, 2] != scores[0, 2])
+
+
+def test_a_critic_is_as_wide_at_each_level_as_twice_the_one_before():
+    critic = nnx.eval_shape(lambda: Critic(6, rngs=nnx.Rngs(0)))
+    shapes = [conv.kernel.shape for conv in critic.convs]
+    assert shapes == [(3, 3, 3, 16 * 3, 6), (3, 3, 3, 8 * 6, 12), (3, 3, 3, 8 * 12, 24)]
+    assert critic.score.kernel.shape == (1, 1, 1, 24, 1)

@@ -102,3 +102,35 @@ def test_grid_places_every_video():
     picture = grid(clips, 3, separator=1)
     assert picture.shape == (2, 2 * 4 + 1, 3 * 6 + 2, 3)
     assert [picture[0, row * 5, column * 7, 0] for row in (0, 1) for column in (0, 1, 2)] == [0, 1, 2, 3, 4, 255]
+
+
+def test_a_window_beyond_the_end_is_an_error_wherever_it_begins():
+    data = videos.encode_mp4(waves(3, num_frames=10), 10.0)
+    for start, num_frames, message in ((10, 1, "frame 10: 0 of 1"), (9, 2, "frame 10: 1 of 2"), (20, 2, "frame 21: 0")):
+        with pytest.raises(VideoError, match=f"ends before {message}"):
+            videos.decode_window(data, start=start, num_frames=num_frames)
+    assert len(videos.decode_window(data, start=9, num_frames=1)) == 1
+
+
+def test_a_window_of_frames_that_share_their_times_equals_a_slice_too(tmp_path):
+    """Matroska counts milliseconds: at 2000 frames a second two of them have one time."""
+    write(tmp_path / "a.mkv", waves(2), codec="mpeg4", pixels="yuv420p", fps=2000)
+    data = (tmp_path / "a.mkv").read_bytes()
+    whole, _ = videos.decode(data)
+    assert len(whole) == 12
+    np.testing.assert_array_equal(videos.decode_window(data, start=4, num_frames=3, stride=2), whole[4:9:2])
+
+
+def test_a_window_needs_no_frame_before_the_key_frame_at_its_start():
+    """What comes earlier is not decoded: it may as well be damaged."""
+    data = videos.encode_mp4(waves(2, num_frames=80), 10.0)
+    with videos.open_video(data) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size]
+    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+    assert len(keys) > 1
+    spoilt = bytearray(data)
+    for packet in packets[: keys[1]]:
+        spoilt[packet.pos + 4 : packet.pos + packet.size] = bytes(packet.size - 4)
+    start = keys[1]
+    window = videos.decode_window(bytes(spoilt), start=start, num_frames=4)
+    np.testing.assert_array_equal(window, videos.decode_window(data, start=start, num_frames=4))
