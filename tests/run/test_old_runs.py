@@ -11,17 +11,22 @@ import jax
 import numpy as np
 import pytest
 
-from dit_video import run
-from dit_video.checkpoint import weights_digest
 from dit_video.cli.main import main
+from dit_video.config import components
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
 from dit_video.data.sources import LatentCache, MovingDigits
-from dit_video.experiment import fingerprint
+from dit_video.dit.known import LevelZero
+from dit_video.experiment import fingerprint, from_json
 from dit_video.export.weights import load
 from dit_video.nn.module import params_of
-from dit_video.run_folder import read_experiment
-from dit_video.tasks.task import clip_keys
+from dit_video.run.folder import read_experiment
+from dit_video.run.open import OpenRun, open_run
+from dit_video.run.train import train
+from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.known_frames import FirstFrame
+from dit_video.tasks.task import GENERATE, RECONSTRUCT, VALIDATE
+from dit_video.weights.digest import weights_digest
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "old_runs"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
@@ -46,9 +51,9 @@ def folder(unpacked, monkeypatch) -> Path:
 
 
 @functools.cache
-def opened_in(folder: Path, name: str, kind: str = "ema") -> run.OpenRun:
+def opened_in(folder: Path, name: str, kind: str = "ema") -> OpenRun:
     """Opened once; `folder` is the working folder."""
-    return run.open_run(folder / name, ema=kind == "ema")
+    return open_run(folder / name, ema=kind == "ema")
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +69,28 @@ def batches(expected) -> dict[str, Batch]:
     caption = encode_captions(EXPECTED["captions"], 32)
     return {
         "vae": Batch(video=video),
-        "dit": Batch(video=video, label=label),
-        "wan": Batch(video=video, caption=caption),
+        "dit": Batch(video=video, signals={"label": label}),
+        "wan": Batch(video=video, signals={"caption": caption}),
     }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_record_reads_as_the_experiment_it_was(folder, name):
-    found = fingerprint(read_experiment(folder / name))
-    assert found == EXPECTED[name]["fingerprint"]
-    assert found == json.loads((folder / name / "experiment.json").read_text())["fingerprint"]
+    """Classes by address and fields of then become those of now, and what is written of them reads as the same."""
+    experiment = read_experiment(folder / name)
+    written = components.record(experiment)
+    assert "dit_video." not in json.dumps(written)
+    assert from_json(json.loads(json.dumps(written))) == experiment
+    old = json.loads((folder / name / "experiment.json").read_text())["experiment"]
+    assert "format" not in old
+    assert fingerprint(from_json(old)) == fingerprint(experiment)
+    assert {signal: type(value).__name__ for signal, value in experiment.data.signals.items()} == {
+        "vae": {"label": "ClassLabel"},
+        "dit": {"label": "ClassLabel"},
+        "wan": {"label": "ClassLabel", "caption": "CaptionBytes"},
+    }[name]
+    if name == "wan":
+        assert experiment.task.known == FirstFrame(shown=LevelZero())
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -86,26 +103,26 @@ def test_weights_are_those_that_were_saved(folder, name, kind):
 @pytest.mark.parametrize("name", RUNS)
 def test_errors_and_clips_are_as_they_were(folder, name, batches, expected):
     subject, keys = opened_in(folder, name).subject(), clip_keys(EXPECTED["seed"], range(8))
-    for error, values in subject.validate(batches[name], keys).items():
+    for error, values in subject(VALIDATE, batches[name], keys).items():
         np.testing.assert_allclose(values, EXPECTED[name]["validate"][error], **ROUNDING)
     if name == "vae":
-        wanted, made = "vae_reconstruct", subject.reconstruct(batches[name])
+        key, made = "vae_reconstruct", subject(RECONSTRUCT, batches[name])
     else:
-        told = batches[name]
-        told = {
-            "dit": Batch(label=np.arange(8, dtype=np.int32)),
-            "wan": Batch(video=told.video[:, :1], caption=told.caption),
+        prompt = batches[name]
+        prompt = {
+            "dit": Batch(signals={"label": np.arange(8, dtype=np.int32)}),
+            "wan": prompt._replace(video=prompt.video[:, :1]),
         }[name]
-        wanted, made = f"{name}_generate", subject.generate(told, keys, tuple(EXPECTED["shape"]))
-    np.testing.assert_allclose(made[:4].astype(int), expected[wanted], atol=1)
+        key, made = f"{name}_generate", subject(GENERATE, prompt, keys, tuple(EXPECTED["shape"]))
+    np.testing.assert_allclose(made[:4].astype(int), expected[key], atol=1)
 
 
 def test_a_codec_is_found_beside_a_run_inside_it_and_where_one_says(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    elsewhere = run.open_run(folder / "dit", overrides=[f"--config.task.codec.run={folder / 'vae'}"])
+    elsewhere = open_run(folder / "dit", overrides=[f"--config.task.codec.run={folder / 'vae'}"])
     shutil.copytree(folder / "dit", tmp_path / "moved")
     shutil.copytree(folder / "vae", tmp_path / "moved" / "vae")
-    inside = run.open_run(tmp_path / "moved")
+    inside = open_run(tmp_path / "moved")
     digests = {weights_digest(params_of(opened.frozen.codec)) for opened in (elsewhere, inside)}
     assert len(digests) == 1
     assert (
@@ -119,7 +136,7 @@ def test_exports_hold_the_same_tensors(folder, tmp_path, name):
     assert main(["export", f"--workdir={name}", f"--out={tmp_path / name}", "--format=safetensors"]) == 0
     exported = load(tmp_path / name)
     parts = {"codec.safetensors": exported.codec, "model.safetensors": exported.network}
-    found = {
+    actual = {
         file: {
             tensor: [list(x.shape), str(x.dtype), hashlib.sha256(np.asarray(x, order="C").tobytes()).hexdigest()]
             for tensor, x in sorted(params_of(part).items())
@@ -127,7 +144,7 @@ def test_exports_hold_the_same_tensors(folder, tmp_path, name):
         for file, part in parts.items()
         if part is not None
     }
-    assert found == EXPECTED[name]["exported"]
+    assert actual == EXPECTED[name]["exported"]
 
 
 def test_an_old_export_is_loaded_from_its_folder_alone(folder):
@@ -149,19 +166,19 @@ def test_a_run_goes_on_as_it_did(folder, tmp_path, monkeypatch, name):
     for part in {name, "vae", "digits", "latents"}:
         shutil.copytree(folder / part, tmp_path / part)
     monkeypatch.chdir(tmp_path)
-    wanted, experiment = EXPECTED[name]["resumed"], read_experiment(Path(name))
+    resumed, experiment = EXPECTED[name]["resumed"], read_experiment(Path(name))
     experiment = dataclasses.replace(experiment, schedule=dataclasses.replace(experiment.schedule, num_steps=42))
-    assert run.train(experiment, Path(name), allow_change=True).finished
+    assert train(experiment, Path(name), allow_change=True).finished
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["step"] > 40 and "rates" not in line]
-    assert [line.keys() for line in lines] == [line.keys() for line in wanted["lines"]]
-    for line, before in zip(lines, wanted["lines"]):
+    assert [line.keys() for line in lines] == [line.keys() for line in resumed["lines"]]
+    for line, before in zip(lines, resumed["lines"]):
         assert line.pop("evaluation", None) == before.get("evaluation")
         assert line == pytest.approx({key: x for key, x in before.items() if key != "evaluation"}, rel=1e-4)
-    assert fingerprint(read_experiment(Path(name))) == wanted["fingerprint"]
+    assert json.loads((tmp_path / name / "experiment.json").read_text())["experiment"]["format"] == 2
     for kind in ("ema", "raw"):
-        params = jax.device_get(run.open_run(Path(name), ema=kind == "ema").params)
-        found = {n: [x.astype(np.float64).mean(), np.abs(x.astype(np.float64)).mean()] for n, x in params.items()}
-        assert found.keys() == wanted["weights"][kind]["means"].keys()
-        for tensor, means in wanted["weights"][kind]["means"].items():
-            np.testing.assert_allclose(found[tensor], means, rtol=1e-3, atol=1e-6, err_msg=tensor)
+        params = jax.device_get(open_run(Path(name), ema=kind == "ema").params)
+        actual = {n: [x.astype(np.float64).mean(), np.abs(x.astype(np.float64)).mean()] for n, x in params.items()}
+        assert actual.keys() == resumed["weights"][kind]["means"].keys()
+        for tensor, means in resumed["weights"][kind]["means"].items():
+            np.testing.assert_allclose(actual[tensor], means, rtol=1e-3, atol=1e-6, err_msg=tensor)
