@@ -1,4 +1,4 @@
-"""The alphabet: axis letters and array types that cross function boundaries.
+"""Array types and axis letters (jaxtyping) that cross function boundaries.
 
 Axis letters, the same in every file:
     B batch; T H W C video in pixels; t h w c latents; N video tokens; L text tokens;
@@ -32,10 +32,10 @@ Captions = UInt8[Array, "B L"]
 
 
 class Output(NamedTuple):
-    """What a network makes of x_t, float32 and of its shape.
+    """Output of a denoising network for x_t, float32 and of its shape.
 
     Attributes:
-        prediction: what the objective asks for.
+        prediction: the target of the objective: noise, data, v or velocity.
         variance: where between its bounds the log-variance of a step back lies, -1 to 1 (2102.09672, equation 15);
             None unless the network learns it.
     """
@@ -45,7 +45,7 @@ class Output(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What a text encoder makes of captions.
+    """Text embeddings of captions.
 
     Attributes:
         tokens: of each caption the first `num_tokens`; what follows them means nothing.
@@ -57,7 +57,7 @@ class Text(NamedTuple):
     pooled: Float[Array | np.ndarray, "B P"]
 
 
-class Framed(NamedTuple):
+class ImageCond(NamedTuple):
     """What a network that continues an image is given.
 
     Attributes:

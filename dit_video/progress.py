@@ -1,4 +1,4 @@
-"""One bar for whatever takes more than a few seconds: how many are done, how fast, and when all will be."""
+"""Progress bars: how many items are done, their rate, and the time left."""
 
 import datetime
 import time
@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from dit_video.processes import is_first
+from dit_video.distributed.processes import is_first
 
 Item = TypeVar("Item")
 
@@ -25,7 +25,7 @@ LINE_EVERY = 10.0
 
 
 class _Rate(ProgressColumn):
-    """Units per second."""
+    """Column of a progress bar: units per second."""
 
     def __init__(self, unit: str):
         super().__init__()
@@ -61,12 +61,12 @@ def counted(
     size: Callable[[Item], int] = lambda item: 1,
     console: Console | None = None,
 ) -> Iterator[Item]:
-    """Yields `items` under a bar; each counts `size(item)` of `total` once the next one is asked for.
+    """Yields `items` under a progress bar; each counts `size(item)` of `total` once the next one is requested.
 
     Where there is no terminal to draw a bar on, as in a batch job, a line every `LINE_EVERY` seconds says the same.
     """
     console = console or _stderr()
-    began = said = time.monotonic()
+    began = last_print = time.monotonic()
     done = 0
     with bar(unit, console) as progress:
         task = progress.add_task(title, total=total)
@@ -75,7 +75,7 @@ def counted(
             progress.advance(task, size(item))
             done += size(item)
             now = time.monotonic()
-            if not console.is_terminal and now - said > LINE_EVERY and done < total:
-                said, rate = now, done / (now - began)
+            if not console.is_terminal and now - last_print > LINE_EVERY and done < total:
+                last_print, rate = now, done / (now - began)
                 left = datetime.timedelta(seconds=round((total - done) / rate))
                 console.print(f"{title}: {done}/{total}, {rate:.1f} {unit}/s, ETA {left}", highlight=False)

@@ -39,11 +39,12 @@ from dit_video.diffusion.objective import rectified_flow
 from dit_video.diffusion.sampler import Heun
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
-from dit_video.evaluation.monitor import HeldOutError, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.experiment import Experiment
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, Decay, Muon
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 # As experiments/grid_vae.py trains it; opening the run checks that it is.

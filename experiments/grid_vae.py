@@ -23,13 +23,12 @@ the second half of the run gave 0.7 dB.
 from dit_video.data.dataset import Data
 from dit_video.data.sources import VideoSet
 from dit_video.data.transforms import ClipTransform
-from dit_video.evaluation.monitor import Reconstruction
+from dit_video.evaluation.evaluators import Reconstruction
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.training.loop import Schedule
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, Decay, Muon
-from dit_video.vae.adversary import AutoencodeLoss
-from dit_video.vae.adversary import Reconstruction as ReconstructionLoss
+from dit_video.vae.losses import AutoencodeLoss, ReconstructionLoss
 from dit_video.vae.video_vae import VideoVAEConfig
 
 

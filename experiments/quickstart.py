@@ -25,14 +25,14 @@ from dit_video.diffusion.objective import rectified_flow
 from dit_video.diffusion.sampler import Heun
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
-from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, Decay, Muon
-from dit_video.vae.adversary import AutoencodeLoss
-from dit_video.vae.adversary import Reconstruction as ReconstructionLoss
+from dit_video.vae.losses import AutoencodeLoss, ReconstructionLoss
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 VAE = VideoVAEConfig(

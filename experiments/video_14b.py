@@ -17,26 +17,28 @@ it and `fsdp` share out the parameters, `data` takes what is left, slices includ
 --config.mesh.fsdp and --config.mesh.context. Times are logit-normal and shifted by the number of positions, as far as
 TokenShift's limit of 5; Wan shifts 480p by 3: --config.task.objective.shift.limit=3.
 
-It has not been trained: no such devices were at hand. `experiments/video_14b.py:tiny` is the same at the smallest size,
-on the latents of `experiments/video_1b.py:tiny`.
+It has not been trained: no such devices were available. `experiments/video_14b.py:tiny` is the same at the smallest
+size, on the latents of `experiments/video_1b.py:tiny`.
 """
 
 from dit_video.data.dataset import Data
+from dit_video.data.signals import CaptionBytes
 from dit_video.data.sources import LatentCache, MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import rectified_flow
 from dit_video.diffusion.sampler import Euler
+from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import DiTConfig
 from dit_video.dit.network import Remat
-from dit_video.evaluation.monitor import HeldOutError, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Precision
-from dit_video.sharding import MeshShape
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, AdamW
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 # As experiments/video_1b.py trains them; opening their runs checks that they are.
@@ -71,7 +73,7 @@ def dit() -> Experiment:
             clips=ClipTransform(num_frames=81, size=(480, 832)),
             batch_size=256,
             cache=LatentCache(directory="data/captioned_videos_latents"),
-            caption_bytes=1024,
+            signals={"caption": CaptionBytes(num_bytes=1024)},
         ),
         mesh=MeshShape(data=-1, fsdp=16, context=8),
         steps=100_000,
@@ -132,6 +134,6 @@ def digits(*, batch_size: int, cache: LatentCache | None = None) -> Data:
         clips=ClipTransform(num_frames=9, size=(16, 16)),
         batch_size=batch_size,
         cache=cache,
-        caption_bytes=40,
+        signals={"caption": CaptionBytes(num_bytes=40)},
         num_threads=2,
     )

@@ -5,6 +5,7 @@ Environment first: JAX reads it once, when it is imported.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of the time here. Laws hold however loops are made and optimized, so it is done in the quickest way.
@@ -21,17 +22,27 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from gcs_server import GCS, serving
+from sample_videos import waves
 from stores import small_store
 from toys import SMALL_DENOISE, SMALL_VAE
 
 from dit_video.data.batch import Batch
+from dit_video.dit.condition import ClassCondition
+from dit_video.dit.dit import DiTConfig
+from dit_video.export.weights import Content, Denoiser, Origin, write_weights
+from dit_video.ingest.ingest import ingest
+from dit_video.nn.module import define, params_of
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.video_vae import VideoVAEConfig
+from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
+from dit_video.video.encode import encode_mp4
 
 
 @pytest.fixture(scope="session")
@@ -60,14 +71,14 @@ def codec(denoise) -> LatentCodec:
 def clips() -> Batch:
     """Eight clips of five frames of 16x16, and their labels."""
     video = np.random.default_rng(0).integers(0, 256, (8, 5, 16, 16, 3), np.uint8)
-    return Batch(video=video, label=np.arange(8, dtype=np.int32) % 3)
+    return Batch(video=video, signals={"label": np.arange(8, dtype=np.int32) % 3})
 
 
 @pytest.fixture(scope="session")
 def cached() -> Batch:
     """Moments of eight clips, as a latent cache holds them, and their labels."""
     moments = np.random.default_rng(0).normal(size=(8, 2, 2, 2, 8)).astype(np.float32)
-    return Batch(moments=moments, label=np.arange(8, dtype=np.int32) % 3)
+    return Batch(moments=moments, signals={"label": np.arange(8, dtype=np.int32) % 3})
 
 
 @pytest.fixture
@@ -100,6 +111,59 @@ def bucket(gcs) -> GCS:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     """What was told to the user."""
     return []
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder with eight mp4 files of 20 frames in two class folders."""
+    folder = tmp_path / "videos"
+    for index in range(8):
+        path = folder / ("cat" if index % 2 else "dog") / f"{index}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_mp4(waves(index, num_frames=20), 10.0))
+    return folder
+
+
+@pytest.fixture
+def video_set(videos: Path, tmp_path: Path) -> Path:
+    """That folder, ingested; a quarter or so is held out."""
+    ingest([videos], tmp_path / "set", held_out_fraction=0.3)
+    return tmp_path / "set"
+
+
+def trained(build) -> nnx.Module:
+    """No parameter is zero: an untrained DiT predicts zeros, whatever its weights are."""
+    definition = define(build)
+    rng = np.random.default_rng(0)
+    return definition.bind(
+        {n: jnp.asarray(0.2 * rng.standard_normal(s.shape, np.float32)) for n, s in definition.shapes.items()}
+    )
+
+
+@pytest.fixture(scope="session")
+def content() -> Content:
+    """What an export takes of a run of a small DiT."""
+    task = Denoise(
+        network=DiTConfig(hidden_size=32, depth=2, num_heads=2),
+        codec=TrainedCodec(vae=SMALL_VAE, run="runs/vae"),
+        condition=ClassCondition(num_classes=3),
+    )
+    vae = trained(lambda key: VideoVAE(SMALL_VAE, rngs=nnx.Rngs(key)))
+    return Content(
+        denoiser=Denoiser(task, trained(task.init)),
+        codec=LatentCodec(vae, mean=np.arange(4.0), std=np.asarray([0.5, 1.0, 2.0, 4.0])),
+        clip=(5, 32, 32),
+        origin=Origin(run="dit", step=7, ema=True, fingerprint="0123456789abcdef", task={"seed": 1}),
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(content, tmp_path_factory):
+    """A folder of weights; tests that spoil files copy it."""
+    folder = tmp_path_factory.mktemp("exported")
+    _, num_tensors = write_weights(content, folder)
+    assert num_tensors == len(params_of(content.denoiser.network)) + len(params_of(content.codec))
+    return folder

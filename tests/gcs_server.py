@@ -129,10 +129,10 @@ class _Request:
 
     def _media(self, stored: Stored) -> None:
         headers = {"x-goog-generation": str(stored.generation), "Content-Type": "application/octet-stream"}
-        content, wanted = stored.content, self.headers.get("Range")
-        if wanted is None:
+        content, expected = stored.content, self.headers.get("Range")
+        if expected is None:
             raise _Answer(200, content, headers)
-        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        first, _, last = expected.removeprefix("bytes=").partition("-")
         begin = int(first) if first else max(0, len(content) - int(last))
         end = min(int(last) + 1 if first and last else len(content), len(content))
         if begin >= len(content):
@@ -149,8 +149,8 @@ class _Request:
                 continue
             if query.get("endOffset") and name >= query["endOffset"]:
                 continue
-            head, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
-            if found:
+            head, separator, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
+            if separator:
                 prefixes.add(prefix + head + delimiter)
             else:
                 items.append(_resource(bucket, name, stored))

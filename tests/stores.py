@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from dit_video.checkpoint import FOLDER
+from dit_video.checkpoint.folder import FOLDER
 
 SIZE = 3 << 20
 # What a full store has room for: more for a few lines, none for a checkpoint.

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from dit_video import experiment as experiments
-from dit_video import workload
-from dit_video.preconditions import check_clips
+from dit_video.config.components import to_json
+from dit_video.run import workload
+from dit_video.run.checks import check_fields
 
 ROOT = Path(__file__).parent.parent
 RUNS = (
@@ -38,13 +39,13 @@ def experiment(request) -> experiments.Experiment:
 
 
 def test_an_experiment_survives_its_record(experiment):
-    again = experiments.from_json(experiments.to_json(experiment))
+    again = experiments.from_json(to_json(experiment))
     assert again == experiment
     assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
 
 
 def test_clips_fit_the_networks(experiment):
-    check_clips(experiment)
+    check_fields(experiment)
     assert workload.step_flops(experiment) > 0
 
 

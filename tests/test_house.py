@@ -16,8 +16,11 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # Words that name no subject: what would go there belongs to a room.
 NO_SUBJECT = {"utils", "util", "common", "helpers", "misc", "lib"}
-MAX_LINES = 420
-MAX_FUNCTION_LINES = 90
+# Alarms, not goals: what grows past them has two subjects.
+MAX_LINES = 500
+MAX_FUNCTION_LINES = 100
+# All that lies outside of a room.
+LOOSE = {"__init__", "__main__", "arrays", "experiment", "progress"}
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -33,7 +36,7 @@ def test_ruff_finds_nothing():
 def test_the_import_contract_is_kept():
     result = run("lint-imports", "--no-cache")
     assert result.returncode == 0, result.stdout
-    assert "2 kept, 0 broken" in result.stdout
+    assert "3 kept, 0 broken" in result.stdout
 
 
 def test_types_are_sound():
@@ -87,6 +90,11 @@ def test_a_file_says_what_it_is_and_nothing_is_left_undone(path):
     for unfinished in ("TODO", "FIXME", "XXX", "NotImplementedError", "except Exception", "except:"):
         assert unfinished not in text, f"{path} has {unfinished}"
     assert not re.search(r"\bcfg\b", text), f"{path}: cfg is classifier-free guidance; a configuration is a config"
+
+
+def test_nothing_lies_outside_of_a_room():
+    loose = {p.stem for p in (ROOT / "dit_video").glob("*.py")}
+    assert loose <= LOOSE, f"these belong into a room: {loose - LOOSE}"
 
 
 def test_tests_mirror_the_package():

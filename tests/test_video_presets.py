@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from toys import small_mesh
 
-from dit_video import run
-from dit_video.experiment import diff, load
-from dit_video.preconditions import check_clips
-from dit_video.sharding import place
+from dit_video.config.components import diff
+from dit_video.distributed.sharding import place
+from dit_video.experiment import load
+from dit_video.run.checks import check_fields
+from dit_video.run.open import program_of
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -27,14 +28,14 @@ def test_a_preset_trains_on_captioned_video(tmp_path, monkeypatch):
     experiment = load(str(EXPERIMENTS / "video_1b.py:tiny"))
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, cache=None))
     mesh = small_mesh()
-    check_clips(experiment)
-    program = run.program_of(experiment, mesh)
+    check_fields(experiment)
+    program = program_of(experiment, mesh)
     codec = jax.jit(experiment.task.blank)(jax.random.key(0))
     state, losses = program.init(0), []
     with contextlib.closing(experiment.data.train(0, 0)) as batches:
         for _ in range(2):
             batch = next(batches)
-            assert {bytes(row[row > 0][-5:]) for row in batch.caption} & {b"right", b" left"}
+            assert {bytes(row[row > 0][-5:]) for row in batch.signals["caption"]} & {b"right", b" left"}
             state, metrics = program.step(state, codec, place(batch, mesh), 0)
             losses.append(float(metrics["loss"]))
     assert np.isfinite(losses).all()

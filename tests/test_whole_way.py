@@ -19,7 +19,7 @@ from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
-from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise, TrainedCodec

@@ -11,20 +11,23 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
-from dit_video.data.batch import Batch, Examples, Record, Split
+from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data
+from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import LatentCache, VideoSet
 from dit_video.data.transforms import ClipTransform
+from dit_video.distributed.sharding import MESH_AXES, MeshShape
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
 from dit_video.experiment import Experiment
-from dit_video.nn.embed import linear
+from dit_video.nn.linear import linear
 from dit_video.nn.module import Params
-from dit_video.sharding import MESH_AXES, MeshShape
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.tasks.task import EvaluationData, Task
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.evaluator import EvaluationData
+from dit_video.tasks.media import Video
+from dit_video.tasks.task import GENERATE, RECONSTRUCT, VALIDATE, Function, Task
 from dit_video.training.optimizer import AdamW
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 WIDTH = 8
@@ -69,7 +72,7 @@ def untrained(task: Task, *, size: tuple[int, int] = (16, 16), batch_size: int =
             source=VideoSet(directory="nowhere"),
             clips=ClipTransform(num_frames=5, size=size),
             batch_size=batch_size,
-            cache=LatentCache(directory="nowhere") if isinstance(task, Denoise) else None,
+            cache=None if task.trained_codec() is None else LatentCache(directory="nowhere"),
         ),
         optimizer=AdamW(),
         schedule=Schedule(num_steps=1000),
@@ -87,18 +90,14 @@ class Lines(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FitLines:
-    """A task that fulfils the protocol with next to nothing: the halves of `moments` are x and y of a regression.
+class FitLines(Task):
+    """A task of next to nothing: the halves of `moments` are x and y of a regression.
 
     Attributes:
         noise: deviation of what is added to x; 0 makes the loss a function of the batch alone.
     """
 
     noise: float = 0.0
-
-    @property
-    def paired(self) -> bool:
-        return False
 
     def init(self, rng):
         return Lines(rngs=nnx.Rngs(rng))
@@ -109,6 +108,13 @@ class FitLines:
         loss = jnp.mean(jnp.square(error))
         return loss, {"error": jnp.mean(jnp.abs(error)), "draw": jax.random.uniform(rng)}
 
+    def functions(self):
+        return {
+            VALIDATE: Function(lambda model, frozen, batch, keys, shape: self.validate(model, frozen, batch, keys)),
+            GENERATE: Function(self.generate, Video),
+            RECONSTRUCT: Function(lambda model, frozen, batch, keys, shape: batch.video, Video),
+        }
+
     def validate(self, model, frozen, batch, rngs):
         x, y = jnp.split(batch.moments, 2, axis=-1)
         error = jnp.mean(jnp.square(model(x) - y), axis=(1, 2, 3, 4))
@@ -116,17 +122,14 @@ class FitLines:
 
     def generate(self, model, frozen, batch, rngs, shape):
         """Every pixel of a clip is its label."""
-        pixels = batch.label[:, None, None, None, None].astype(jnp.uint8)
-        return jnp.broadcast_to(pixels, (len(batch.label), *shape, 3))
-
-    def reconstruct(self, model, frozen, batch):
-        return batch.video
+        label = batch.signals["label"]
+        return jnp.broadcast_to(label[:, None, None, None, None].astype(jnp.uint8), (len(label), *shape, 3))
 
 
 def line_batch(index: int, *, size: int = 8) -> Batch:
     """Batch number `index` of a data set without end."""
     numbers = np.random.default_rng(index).normal(size=(size, 1, 1, 1, 2 * WIDTH))
-    return Batch(moments=numbers.astype(np.float32), label=np.arange(size, dtype=np.int32))
+    return Batch(moments=numbers.astype(np.float32), signals={"label": np.arange(size, dtype=np.int32)})
 
 
 def judged_by(clips: Batch) -> EvaluationData:

@@ -1,4 +1,4 @@
-"""`dit-video train` of tests/trained_by_processes.py in processes of its own, and what they wrote.
+"""`dit-video train` of tests/run/trained_by_processes.py in processes of its own, and what they wrote.
 
 Losses are compared with LOSS_TOLERANCE, since sums over a mesh are made in another order; batches are compared exactly.
 """
@@ -67,7 +67,7 @@ def start(
 
 def finish(started: list[subprocess.Popen], *codes: int | set[int], timeout: float = 150) -> list[str]:
     """What each process printed to both streams; they must end with these codes."""
-    found = []
+    outputs = []
     for process in started:
         try:
             out, err = process.communicate(timeout=timeout)
@@ -76,11 +76,11 @@ def finish(started: list[subprocess.Popen], *codes: int | set[int], timeout: flo
             out, err = process.communicate()
         # A library of XLA prints to stdout who is connected to whom.
         # Threads of Gloo write over each other, so a line of theirs may be torn.
-        others = [line for line in (out + err).splitlines(True) if "[Gloo]" not in line and "peer ranks" not in line]
-        found.append("".join(others))
+        lines = [line for line in (out + err).splitlines(True) if "[Gloo]" not in line and "peer ranks" not in line]
+        outputs.append("".join(lines))
     for process, code in zip(started, codes, strict=True):
-        assert process.returncode in (code if isinstance(code, set) else {code}), "\n".join(found)
-    return found
+        assert process.returncode in (code if isinstance(code, set) else {code}), "\n".join(outputs)
+    return outputs
 
 
 def lines(run: Path) -> list[dict]:
@@ -103,7 +103,7 @@ def until_step(run: Path, step: int) -> None:
 
 def assert_same_training(run: Path, reference: Path) -> None:
     """Up to where `run` came: the same batches exactly, losses to the tolerance."""
-    losses, wanted = steps(run), steps(reference)
+    losses, expected = steps(run), steps(reference)
     assert losses
-    assert losses == pytest.approx({step: wanted[step] for step in losses}, rel=LOSS_TOLERANCE)
+    assert losses == pytest.approx({step: expected[step] for step in losses}, rel=LOSS_TOLERANCE)
     assert steps(run, "rows").items() <= steps(reference, "rows").items()

@@ -1,4 +1,4 @@
-"""What a step of training costs here, beside the same step of the same DiT in PyTorch, on this machine.
+"""Benchmark of a DiT train step against the same step in PyTorch (diffusers, facebookresearch/DiT), on this machine.
 
     python -m tools.bench_step                          # beside diffusers
     python -m tools.bench_step --official models.py     # and beside facebookresearch/DiT, whose file you bring
@@ -31,11 +31,11 @@ import optax
 
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_B, DIT_S, DiTConfig, published
-from dit_video.export import names
-from dit_video.export.families.dit import ClassDiT
-from dit_video.export.names import Dialect
 from dit_video.nn.module import Params
+from dit_video.published.dit import ClassDiT
 from dit_video.training.flops import count_flops, peak_flops
+from dit_video.weights import names
+from dit_video.weights.names import Dialect
 
 PAGE = Path("docs/bench_step.md")
 CHANNELS, NUM_CLASSES = 4, 1000
@@ -51,7 +51,7 @@ Step = Callable[[], float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is trained on.
+    """Benchmark case: network, latents and batch.
 
     Attributes:
         latents: (t, h, w); with patches of two rows and columns, t h w / 4 tokens.
@@ -64,7 +64,7 @@ class Case:
 
     @property
     def side(self) -> int:
-        """Of a square image of as many latents."""
+        """Side of a square image with as many latents."""
         return math.isqrt(math.prod(self.latents))
 
 
@@ -85,7 +85,7 @@ ON_GPU = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Peer:
-    """Whose network ours is compared with.
+    """Implementation that ours is compared with.
 
     Attributes:
         official: file with its code; None for diffusers.
@@ -146,7 +146,7 @@ def _official(path: Path) -> Callable[..., Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a step is of: [B t h w c], the noise that is asked for, timesteps and labels."""
+    """Inputs of a step: latents [B t h w c], target noise, timesteps and labels."""
 
     x_t: np.ndarray
     eps: np.ndarray
@@ -164,23 +164,23 @@ def our_step(family: ClassDiT, params: dict[str, np.ndarray], inputs: Inputs, dt
     """A step, and the FLOPs of forward and backward."""
     definition, rule = family.define(dtype), optax.adamw(RATE, *BETAS, weight_decay=0.0)
     t = jnp.asarray([[family.config.time_of(int(n))] for n in inputs.timestep], jnp.float32)
-    given = (jnp.asarray(inputs.x_t), t, jnp.asarray(inputs.label, jnp.int32), jnp.asarray(inputs.eps))
+    arguments = (jnp.asarray(inputs.x_t), t, jnp.asarray(inputs.label, jnp.int32), jnp.asarray(inputs.eps))
 
     def loss(params: Params, x_t, t, label, eps):
         return jnp.mean(jnp.square(definition.bind(params)(x_t, t, label) - eps))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params: Params, opt_state, *given):
-        value, gradient = jax.value_and_grad(loss)(params, *given)
+    def update(params: Params, opt_state, *arguments):
+        value, gradient = jax.value_and_grad(loss)(params, *arguments)
         updates, opt_state = rule.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    flops = count_flops(jax.value_and_grad(loss), definition.shapes, *given)
+    flops = count_flops(jax.value_and_grad(loss), definition.shapes, *arguments)
     state: list[Any] = [{name: jnp.asarray(value) for name, value in params.items()}]
     state.append(rule.init(state[0]))
 
     def step() -> float:
-        *state[:], value = update(*state, *given)
+        *state[:], value = update(*state, *arguments)
         return float(jax.block_until_ready((state, value))[1])
 
     return step, flops
@@ -216,7 +216,7 @@ def their_step(peer: Peer, case: Case, params: dict[str, np.ndarray], inputs: In
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds of steps that took turns."""
+    """Measured seconds of alternating steps."""
 
     case: Case
     peer: str
@@ -227,7 +227,7 @@ class Measured:
 
     @property
     def ratios(self) -> list[float]:
-        """Their time over ours, of each turn."""
+        """Their time over ours, for each round."""
         return [b / a for a, b in zip(self.ours, self.theirs)]
 
 
@@ -268,12 +268,12 @@ def measure(case: Case, peer: Peer, rounds: int, *, half: bool) -> Measured:
     )
 
 
-def rows(found: list[Measured], peak: float | None) -> Iterator[str]:
+def rows(measured: list[Measured], peak: float | None) -> Iterator[str]:
     heads = ["network", "latents", "batch", "beside", "ours", "theirs", "theirs / ours", "range", "losses differ by"]
     shares = [] if peak is None else ["our MFU", "their MFU"]
     yield f"| {' | '.join(heads + shares)} |"
     yield "|---" * len(heads + shares) + "|"
-    for one in found:
+    for one in measured:
         ours, theirs = statistics.median(one.ours), statistics.median(one.theirs)
         cells = [
             one.case.name,
@@ -291,7 +291,7 @@ def rows(found: list[Measured], peak: float | None) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def page(found: list[Measured], command: str, rounds: int, machine: str, peak: float | None) -> str:
+def page(measured: list[Measured], command: str, rounds: int, machine: str, peak: float | None) -> str:
     dtype = "float32" if peak is None else "bfloat16"
     return f"""# A step of training beside PyTorch
 
@@ -304,7 +304,7 @@ in every block, which are more parameters to update. `tools/bench_step.py` says 
 
 {machine}
 
-{chr(10).join(rows(found, peak))}
+{chr(10).join(rows(measured, peak))}
 """
 
 
@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="of either side, on a CPU")
     args = parser.parse_args()
-    # JAX takes most of a GPU's memory when it starts, unless told not to.
+    # JAX takes most of a GPU's memory when it starts, unless configured not to.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import torch
 
@@ -341,15 +341,15 @@ def main() -> None:
     peers = [Peer(name="diffusers")]
     if args.official is not None:
         peers.append(Peer(name="official code", official=args.official))
-    found = []
+    measured = []
     for case in ON_GPU if half else ON_CPU:
         for peer in peers:
-            found.append(measure(case, peer, args.rounds, half=half))
-            print(list(rows(found[-1:], None))[-1])
+            measured.append(measure(case, peer, args.rounds, half=half))
+            print(list(rows(measured[-1:], None))[-1])
     official = "" if args.official is None else f" --official {args.official.name}"
     command = f"python -m tools.bench_step{official} --rounds {args.rounds} --threads {args.threads}"
     peak = peak_flops(jax.devices()[0].device_kind) if half else None
-    PAGE.write_text(page(found, command, args.rounds, _machine(args.threads, half), peak), encoding="utf-8")
+    PAGE.write_text(page(measured, command, args.rounds, _machine(args.threads, half), peak), encoding="utf-8")
 
 
 if __name__ == "__main__":

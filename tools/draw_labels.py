@@ -1,4 +1,4 @@
-"""What a label changes: one noise for all columns, one label a column, and guidance from row to row.
+"""Picture of class conditioning: one noise for all columns, one label a column, and guidance from row to row.
 
     python tools/draw_labels.py --workdir runs/demo/dit --scale 3 --out docs/labels.png
     python tools/draw_labels.py --workdir runs/grid_dit --labels zero two eight --seed 1
@@ -15,12 +15,16 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from dit_video import run
 from dit_video.cli.weights import add_weights, open_weights
-from dit_video.data.batch import NO_LABEL, Batch, Split
-from dit_video.data.video import grid, write_gif
+from dit_video.data.batch import Batch
+from dit_video.data.record import NO_LABEL, Split
+from dit_video.data.signals import LABEL
+from dit_video.run.open import evaluation_data
 from dit_video.tasks.denoise import Denoise
-from dit_video.tasks.task import EvaluationData, clip_keys
+from dit_video.tasks.evaluator import EvaluationData
+from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.task import GENERATE
+from dit_video.video.encode import grid, write_gif
 
 
 def main() -> None:
@@ -41,7 +45,7 @@ def main() -> None:
         parser.error(f"--labels {unknown[0]}: must be of {', '.join(names)}")
     denoise: Denoise = task
     labels = np.array([names.index(name) for name in chosen], np.int32)
-    data = run.evaluation_data(opened.experiment)
+    data = evaluation_data(opened.experiment)
     num_held_out = source.info().num_records[Split.HELD_OUT]
 
     def samples(scale: float, shown: np.ndarray) -> np.ndarray:
@@ -49,7 +53,7 @@ def main() -> None:
         subject = dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=guided)).subject()
         size = subject.batch_size(len(shown))
         keys = clip_keys(arguments.seed, np.zeros(size, int))
-        return subject.generate(Batch(label=np.resize(shown, size)), keys, data.shape)[: len(shown)]
+        return subject(GENERATE, Batch(signals={LABEL: np.resize(shown, size)}), keys, data.shape)[: len(shown)]
 
     rows = [
         real_clips(data, labels, num_held_out),
@@ -72,13 +76,13 @@ def main() -> None:
 
 def real_clips(data: EvaluationData, labels: np.ndarray, num_clips: int) -> np.ndarray:
     """The first held-out clip of each class."""
-    found = {}
+    clips = {}
     for batch, valid in data.batches(Split.HELD_OUT, num_clips, 32):
-        for label, video in zip(np.asarray(batch.require_label())[:valid], np.asarray(batch.require_video())):
-            found.setdefault(int(label), video)
-        if found.keys() >= set(labels.tolist()):
+        for label, video in zip(np.asarray(batch.require_signal(LABEL))[:valid], np.asarray(batch.require_video())):
+            clips.setdefault(int(label), video)
+        if clips.keys() >= set(labels.tolist()):
             break
-    return np.stack([found[label] for label in labels.tolist()])
+    return np.stack([clips[label] for label in labels.tolist()])
 
 
 def between(row: np.ndarray) -> float:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dit_video.data.video import read_video, write_gif
+from dit_video.video.decode import read_video
+from dit_video.video.encode import write_gif
 
 
 def main() -> None:

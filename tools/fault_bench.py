@@ -1,6 +1,6 @@
-"""What becomes of runs and files when things go wrong; the tables of docs/reliability.md are written by it.
+"""Fault injection benchmark: kills, flipped bits, full disks, fuzzing; writes the tables of docs/reliability.md.
 
-    python -m tools.fault_bench fuzz                      files of strangers: all families, 1000 cases each
+    python -m tools.fault_bench fuzz                      untrusted files: all families, 1000 cases each
     python -m tools.fault_bench fuzz safetensors --num_cases 100
     python -m tools.fault_bench fuzz video --case 17      one case again, in this process, with its traceback
     python -m tools.fault_bench kills                     100 kills -9 over tiny runs: does each resume exactly?
@@ -51,35 +51,35 @@ def main() -> int:
 
 
 def run_kills(num_kills: int) -> int:
-    found = kill_bench.measure_kills(num_kills, print)
-    _show(kill_bench.KILL_HEADS, kill_bench.kill_rows(found))
+    measured = kill_bench.measure_kills(num_kills, print)
+    _show(kill_bench.KILL_HEADS, kill_bench.kill_rows(measured))
     if num_kills >= NUM_KILLS:
-        record("kills", found, kill_bench.KILL_HEADS, kill_bench.kill_rows(found))
-    return 0 if found["exact"] == found["kills"] else 1
+        record("kills", measured, kill_bench.KILL_HEADS, kill_bench.kill_rows(measured))
+    return 0 if measured["exact"] == measured["kills"] else 1
 
 
 def run_flips(num_flips: int) -> int:
-    found = flip_bench.measure(num_flips)
-    _show(flip_bench.HEADS, flip_bench.rows(found))
+    measured = flip_bench.measure(num_flips)
+    _show(flip_bench.HEADS, flip_bench.rows(measured))
     if num_flips >= NUM_FLIPS:
-        record("flips", found, flip_bench.HEADS, flip_bench.rows(found))
-    return 1 if flip_bench.num_silent(found) else 0
+        record("flips", measured, flip_bench.HEADS, flip_bench.rows(measured))
+    return 1 if flip_bench.num_silent(measured) else 0
 
 
 def run_saves() -> int:
-    found = save_bench.measure()
-    _show(save_bench.HEADS, save_bench.rows(found))
-    record("saves", found, save_bench.HEADS, save_bench.rows(found))
-    return 0 if found["share"] < save_bench.BOUND else 1
+    measured = save_bench.measure()
+    _show(save_bench.HEADS, save_bench.rows(measured))
+    record("saves", measured, save_bench.HEADS, save_bench.rows(measured))
+    return 0 if measured["share"] < save_bench.BOUND else 1
 
 
 def run_quota() -> int:
-    found = kill_bench.measure_quota()
-    rows = [[text] for text in found["said"]]
-    rows.append([f"exit code {found['code']}; {kill_bench.compared(found)}"])
+    measured = kill_bench.measure_quota()
+    rows = [[text] for text in measured["said"]]
+    rows.append([f"exit code {measured['code']}; {kill_bench.compared(measured)}"])
     _show(kill_bench.QUOTA_HEADS, rows)
-    record("quota", found, kill_bench.QUOTA_HEADS, rows)
-    return 0 if found["code"] == 0 and found["difference"] is None else 1
+    record("quota", measured, kill_bench.QUOTA_HEADS, rows)
+    return 0 if measured["code"] == 0 and measured["difference"] is None else 1
 
 
 def _show(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -1,4 +1,4 @@
-"""Bits flipped in every kind of file of a checkpoint, and every file cut short or gone: is it found?
+"""Corruption benchmark of checkpoints: bits flipped in every kind of file, and files cut short or deleted.
 
 What is restored is compared bit for bit with what was saved. *Detected*: refused as damaged. *Harmless*: restored as
 it was, for not every byte of a file bears on what is read. *Silent*: restored as something else, a fault of ours.
@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_video.checkpoint import FOLDER, Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint.folder import FOLDER
 from dit_video.progress import counted
 from dit_video.training.step import TrainState
 
@@ -38,7 +39,7 @@ KINDS = (
 
 def measure(num_flips: int, seed: int = 0) -> dict[str, Any]:
     """Counts by kind of file: of `num_flips` flipped bits in each kind, and of five cuts of each file."""
-    found = {kind: {"flips": Counter(), "cuts": Counter()} for kind, _ in KINDS}
+    endings = {kind: {"flips": Counter(), "cuts": Counter()} for kind, _ in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         state = _state()
         with Checkpoints(Path(folder), experiment={"seed": 3}) as checkpoints:
@@ -54,18 +55,19 @@ def measure(num_flips: int, seed: int = 0) -> dict[str, Any]:
                 gc.freeze()  # garbage is collected after every damaged read
                 for _ in range(num_flips):
                     file = rng.choice(files)
-                    found[kind]["flips"][_ending(checkpoints, state, file, lambda data, r=rng: _flipped(data, r))] += 1
+                    ending = _ending(checkpoints, state, file, lambda data, r=rng: _flipped(data, r))
+                    endings[kind]["flips"][ending] += 1
                 for file in files:
                     for cut in _cuts(file, rng):
-                        found[kind]["cuts"][_ending(checkpoints, state, file, lambda data, c=cut: data[:c])] += 1
-                    found[kind]["cuts"][_ending(checkpoints, state, file, None)] += 1
+                        endings[kind]["cuts"][_ending(checkpoints, state, file, lambda data, c=cut: data[:c])] += 1
+                    endings[kind]["cuts"][_ending(checkpoints, state, file, None)] += 1
             gc.unfreeze()
-    return {kind: {way: dict(counts) for way, counts in ways.items()} for kind, ways in found.items()}
+    return {kind: {way: dict(counts) for way, counts in ways.items()} for kind, ways in endings.items()}
 
 
-def rows(found: dict[str, Any]) -> list[list[object]]:
+def rows(measured: dict[str, Any]) -> list[list[object]]:
     lines = []
-    for kind, ways in found.items():
+    for kind, ways in measured.items():
         cells: list[object] = [kind]
         for way in ("flips", "cuts"):
             counts = ways[way]
@@ -74,8 +76,8 @@ def rows(found: dict[str, Any]) -> list[list[object]]:
     return lines
 
 
-def num_silent(found: dict[str, Any]) -> int:
-    return sum(counts.get(SILENT, 0) for ways in found.values() for counts in ways.values())
+def num_silent(measured: dict[str, Any]) -> int:
+    return sum(counts.get(SILENT, 0) for ways in measured.values() for counts in ways.values())
 
 
 def _state() -> TrainState:
@@ -104,7 +106,7 @@ def _cuts(file: Path, rng: random.Random) -> Iterator[int]:
 
 
 def _ending(checkpoints: Checkpoints, state: TrainState, file: Path, harm: Callable[[bytes], bytes] | None) -> str:
-    """How restoring ends while `file` is harmed, or gone where `harm` is None; the file is then as it was."""
+    """Outcome of restoring while `file` is damaged, or deleted where `harm` is None; the file is put back after."""
     whole = file.read_bytes()
     if harm is None:
         file.unlink()
@@ -121,5 +123,5 @@ def _ending(checkpoints: Checkpoints, state: TrainState, file: Path, harm: Calla
         a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
         for a, b in zip(jax.tree.leaves(saved.state), jax.tree.leaves(state))
     )
-    told = (saved.step, saved.next_batch, saved.experiment) == (STEP, 20, {"seed": 3})
-    return HARMLESS if same and told else SILENT
+    same_metadata = (saved.step, saved.next_batch, saved.experiment) == (STEP, 20, {"seed": 3})
+    return HARMLESS if same and same_metadata else SILENT

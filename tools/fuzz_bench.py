@@ -1,4 +1,4 @@
-"""Hostile and damaged files, thousands of them, made from good ones, each read under limits.
+"""Fuzzing benchmark: hostile and damaged files, made from good ones, each read under limits.
 
 A case is a function of its family and number. It is read in a process with limits of memory and time, which ends in
 one of five ways: the file is read, it is refused with an error that names it, or (a fault of ours) the process ends
@@ -31,7 +31,7 @@ HEADS = ("family", "cases", *OUTCOMES, "slowest case", "most memory", "limits of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """One line of the results: a kind of fault, how often it is tried, and what a case may cost.
+    """A fuzzing benchmark: kind of file, number of cases, and limits of a case.
 
     Attributes:
         seconds: of wall time, after which a case is a hang.
@@ -102,8 +102,8 @@ class Reader:
 
     def read(self, case: int, seconds: float) -> dict[str, Any]:
         process = self._process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert process.stdin is not None, "Popen was called with stdin=PIPE"
+        assert process.stdout is not None, "Popen was called with stdout=PIPE"
         process.stdin.write(f"{case}\n")
         process.stdin.flush()
         began = time.monotonic()
@@ -130,7 +130,7 @@ class Reader:
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment
         )
-        assert process.stdout is not None
+        assert process.stdout is not None, "Popen was called with stdout=PIPE"
         # Good files are made before the first case, on no case's time.
         process.stdout.readline()
         return process
@@ -179,10 +179,10 @@ def peak_bytes() -> int:
 
 
 def keep(name: str, result: dict[str, Any]) -> None:
-    """Records the result of one family beside those of the others."""
-    found = recorded("fuzz") | {name: result}
-    found = {known: found[known] for known in BENCHES if known in found}
-    record("fuzz", found, HEADS, [row(*item) for item in found.items()])
+    """Records the result of one family, keeping those of the others."""
+    results = recorded("fuzz") | {name: result}
+    results = {known: results[known] for known in BENCHES if known in results}
+    record("fuzz", results, HEADS, [row(*item) for item in results.items()])
 
 
 def row(name: str, result: dict[str, Any]) -> list[object]:

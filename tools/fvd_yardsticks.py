@@ -1,4 +1,4 @@
-"""How FVD moves when real clips are spoilt in known ways: the table and the plot of docs/fvd.md.
+"""Sensitivity of FVD to known corruptions of real clips: the table and the plot of docs/fvd.md.
 
     python tools/fvd_yardsticks.py --set data/grid --num_clips 50 200 400
 
@@ -17,16 +17,17 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageFilter
 
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Batch
 from dit_video.data.loader import held_out_batches, held_out_digest
+from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
 from dit_video.data.transforms import ClipTransform
+from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.evaluation.distance import Distance, measure
 from dit_video.evaluation.features import Pool, cached
 from dit_video.evaluation.fvd import shuffle_frames
 from dit_video.evaluation.i3d import I3DLogits
 from dit_video.progress import counted
-from dit_video.sharding import MeshShape, make_mesh
 
 Video = UInt8[np.ndarray, "n T H W 3"]
 # Clips and their numbers -> the same clips, spoilt.
@@ -87,8 +88,8 @@ def main() -> None:
         return cached(key, lambda: np.concatenate([pool.features(v) for v in changed(batches, change, name, most)]))
 
     real = features(Split.HELD_OUT, "as they are", CHANGES["as they are"])
-    found = {name: features(Split.TRAIN, name, change) for name, change in CHANGES.items()}
-    table = {name: {n: measure(rows[:n], real[:n]) for n in arguments.num_clips} for name, rows in found.items()}
+    features_of = {name: features(Split.TRAIN, name, change) for name, change in CHANGES.items()}
+    table = {name: {n: measure(rows[:n], real[:n]) for n in arguments.num_clips} for name, rows in features_of.items()}
     print(markdown(table, arguments.num_clips))
     arguments.out.parent.mkdir(exist_ok=True)
     plot(table, arguments.num_clips, arguments.out)
@@ -103,7 +104,7 @@ def changed(batches: Iterator[tuple[Batch, int]], change: Change, name: str, tot
 
 
 def markdown(table: dict[str, dict[int, Distance]], sizes: list[int]) -> str:
-    """FVD [interval] at each N, then what is said at the largest N: extrapolated value and kernel distance."""
+    """FVD [interval] at each N, then at the largest N the extrapolated value and the kernel distance."""
     most = max(sizes)
     head = [
         "training clips, against held-out ones",
@@ -115,7 +116,7 @@ def markdown(table: dict[str, dict[int, Distance]], sizes: list[int]) -> str:
     for name, by_size in table.items():
         values = [with_interval(by_size[n].value, by_size[n].interval) for n in sizes]
         limit = by_size[most].limit
-        assert limit is not None, "as many clips as anybody plots have a limit"
+        assert limit is not None, "`measure` extrapolates from NUM_GROUPS clips on, and fewer are not plotted"
         at_infinity = (
             with_interval(limit.value, limit.interval) if limit.settled else f"below {limit.interval.high:.1f}"
         )

@@ -1,4 +1,4 @@
-"""Good files of every family that strangers may hand over, and thousands of ways to spoil them.
+"""Fuzzing cases: good files of every kind that may be untrusted, and thousands of ways to corrupt them.
 
 A case is a pure function of its family and its number: `Reader.make(case)` writes the file, `Reader.read` reads it as
 the package does. Used by fault_bench.py and, for a few cases of each, by the tests.
@@ -18,14 +18,15 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from dit_video import experiment as experiments
-from dit_video.data.batch import Clip, Split
-from dit_video.data.decoding_process import MAX_PROCESS_BYTES
-from dit_video.data.examine import probe, storable
-from dit_video.data.ingest import ingest
+from dit_video.config.components import to_json
 from dit_video.data.latent_cache import CachedExamples, read_cache_manifest, write_latent_cache
+from dit_video.data.record import Clip, Split
 from dit_video.data.sources import VideoSet
-from dit_video.data.video import VideoError
-from dit_video.weights_file import read_tensors, write_safetensors
+from dit_video.ingest.decoding_process import MAX_PROCESS_BYTES
+from dit_video.ingest.ingest import ingest
+from dit_video.ingest.probe import probe, storable
+from dit_video.video.decode import VideoError
+from dit_video.weights.files import read_tensors, write_safetensors
 
 ROOT = Path(__file__).parent.parent
 # Numbers at which readers of headers go wrong: ends of types, and what claims much.
@@ -58,14 +59,14 @@ class Family:
     num_bytes: int
 
 
-def spoiled(data: bytes, rng: np.random.Generator, *others: bytes) -> bytes:
+def spoiled(data: bytes, rng: np.random.Generator, *other_files: bytes) -> bytes:
     """Bytes with one to three of: flipped bits, cut off, a piece gone, doubled or from elsewhere, another number."""
     for _ in range(rng.integers(1, 4)):
-        data = _spoil_once(bytearray(data or b"x"), rng, others)
+        data = _spoil_once(bytearray(data or b"x"), rng, other_files)
     return data
 
 
-def _spoil_once(data: bytearray, rng: np.random.Generator, others: tuple[bytes, ...]) -> bytes:
+def _spoil_once(data: bytearray, rng: np.random.Generator, other_files: tuple[bytes, ...]) -> bytes:
     # Half of all places are in the first or last kilobyte, where headers and indices are.
     near = min(len(data), 1024)
     low, high = [(0, len(data)), (0, len(data)), (0, near), (len(data) - near, len(data))][rng.integers(4)]
@@ -82,7 +83,7 @@ def _spoil_once(data: bytearray, rng: np.random.Generator, others: tuple[bytes, 
         case 3:
             data[start:start] = data[start:stop] * int(rng.integers(1, 50))
         case 4:
-            other = others[rng.integers(len(others))] if others else bytes(rng.bytes(200))
+            other = other_files[rng.integers(len(other_files))] if other_files else bytes(rng.bytes(200))
             begin = int(rng.integers(len(other)))
             data[start:stop] = other[begin : begin + stop - start]
         case _:
@@ -202,7 +203,7 @@ def _safetensors(folder: Path) -> Reader:
 
 def _experiments(folder: Path) -> Reader:
     files = sorted((ROOT / "experiments").glob("*.py"))
-    good = [{"experiment": experiments.to_json(experiments.load(str(path)))} for path in files]
+    good = [{"experiment": to_json(experiments.load(str(path)))} for path in files]
     path = folder / "experiment.json"
 
     def make(case: int) -> Path:

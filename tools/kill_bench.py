@@ -1,4 +1,4 @@
-"""Runs that are killed, and one on a disk that fills up: each must end as the undisturbed run does, bit for bit."""
+"""Kill and disk-full benchmark: each run must end as the undisturbed run does, bit for bit."""
 
 import os
 import re
@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dit_video.checkpoint import FOLDER, Checkpoints
+from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.checkpoint.folder import FOLDER
 from dit_video.verify.resume import Verdict, compare_runs, verify_resume
 
 # The smallest experiment that goes through everything: a process lives for seconds, and most of them it starts.
@@ -19,7 +20,7 @@ EXPERIMENT = """
 from dit_video.data.dataset import Data
 from dit_video.data.sources import MovingDigits
 from dit_video.data.transforms import ClipTransform
-from dit_video.evaluation.monitor import Reconstruction
+from dit_video.evaluation.evaluators import Reconstruction
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.training.loop import Schedule
@@ -54,7 +55,7 @@ _QUOTA = 4 << 20
 _SAID = "not written|at risk any more|cannot be written|waited in memory"
 
 
-def measure_kills(num_kills: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure_kills(num_kills: int, show: Callable[[str], None]) -> dict[str, Any]:
     """Kills runs with other moments each, until there were `num_kills`."""
     verdicts: list[Verdict] = []
     began = time.monotonic()
@@ -65,7 +66,7 @@ def measure_kills(num_kills: int, say: Callable[[str], None]) -> dict[str, Any]:
             kills = min(KILLS_PER_RUN, num_kills - done)
             verdicts.append(verify_resume(command, run, num_kills=kills, num_steps=60, seed=len(verdicts)))
             last = verdicts[-1]
-            say(f"run {len(verdicts)}: {len(last.kills)} kills, {last.difference or 'equal bit for bit'}")
+            show(f"run {len(verdicts)}: {len(last.kills)} kills, {last.difference or 'equal bit for bit'}")
             if not last.kills:
                 raise ValueError("a run was done before it could be killed")
     return {
@@ -80,9 +81,9 @@ def measure_kills(num_kills: int, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def kill_rows(found: Mapping[str, Any]) -> list[list[object]]:
+def kill_rows(measured: Mapping[str, Any]) -> list[list[object]]:
     names = ("runs", "kills", "inside_a_save", "exact", "lines", "arrays")
-    return [[*(found[name] for name in names), f"{found['total_s']} s"]]
+    return [[*(measured[name] for name in names), f"{measured['total_s']} s"]]
 
 
 def measure_quota() -> dict[str, Any]:
@@ -107,22 +108,22 @@ def measure_quota() -> dict[str, Any]:
                 during = checkpoints.steps
             filler.unlink()
             code = process.wait()
-            said = [line for line in log.read_text().splitlines() if re.search(_SAID, line)]
+            lines = [line for line in log.read_text().splitlines() if re.search(_SAID, line)]
             difference, num_lines, num_arrays = compare_runs(undisturbed, disturbed)
     return {
         "code": code,
         "kept": during,
-        "said": [line.replace(name, "") for line in said],
+        "said": [line.replace(name, "") for line in lines],
         "lines": num_lines,
         "arrays": num_arrays,
         "difference": difference,
     }
 
 
-def compared(found: Mapping[str, Any]) -> str:
+def compared(measured: Mapping[str, Any]) -> str:
     """How the run on the disk that filled up and the undisturbed one compare."""
-    equal = f"equal to the undisturbed run: {found['lines']} lines of metrics, {found['arrays']} arrays"
-    return found["difference"] or equal
+    equal = f"equal to the undisturbed run: {measured['lines']} lines of metrics, {measured['arrays']} arrays"
+    return measured["difference"] or equal
 
 
 def training(folder: Path, *, num_steps: int, save_every: int) -> list[str]:
@@ -143,8 +144,8 @@ def _mounted(folder: Path) -> Iterator[None]:
 
 
 def _free(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_bsize
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_bsize
 
 
 def _until(process: subprocess.Popen, reached: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""How far this package and diffusers, transformers and torch are apart: the table of docs/models.md.
+"""Parity table: largest differences between this package and diffusers, transformers and torch, for docs/models.md.
 
     python tools/parity.py
 
@@ -27,24 +27,25 @@ from jaxtyping import Array
 
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
-from dit_video.export import names
+from dit_video.encoders import clip_image_names, clip_text_names, t5_names
+from dit_video.encoders.clip_image import CLIPVisionModel
+from dit_video.encoders.clip_text import CLIPTextModel
+from dit_video.encoders.t5 import T5Encoder
 from dit_video.export.diffusers_folder import relative_error
-from dit_video.export.families import clip, clip_vision, t5
-from dit_video.export.family import Family, Pair, Shape
-from dit_video.export.names import Dialect, Stored
-from dit_video.export.recognise import DENOISERS, VAES
-from dit_video.export.torch_folder import write_torch
+from dit_video.export.torch.folder import write_torch
 from dit_video.export.weights import Content, Denoiser, Origin
-from dit_video.image.clip import CLIPVisionModel
 from dit_video.nn.module import define
 from dit_video.progress import counted
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.text.clip import CLIPTextModel
-from dit_video.text.t5 import T5Encoder
+from dit_video.published.family import Family, Pair, Shape
+from dit_video.published.recognise import DENOISERS, VAES
+from dit_video.tasks.denoise import Denoise
 from dit_video.vae.codec import LatentCodec
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.vae import VAEConfig
 from dit_video.vae.video_vae import VideoVAEConfig
 from dit_video.vae.wan_vae import WanVAEConfig
+from dit_video.weights import names
+from dit_video.weights.names import Dialect, StoredTensor
 
 DOCUMENT = Path(__file__).parent.parent / "docs/models.md"
 BEGIN, END = "<!-- parity -->\n", "<!-- end of parity -->"
@@ -168,7 +169,7 @@ def encoders() -> Iterator[Encoder]:
         yield Encoder(
             name,
             network,
-            t5,
+            t5_names,
             "",
             lambda config, rngs: T5Encoder(config, dtype=jnp.float32, rngs=rngs),
             ids,
@@ -185,7 +186,7 @@ def encoders() -> Iterator[Encoder]:
         yield Encoder(
             name,
             getattr(transformers, kind)(config),
-            clip,
+            clip_text_names,
             "" if kind.endswith("Projection") else "text_model.",
             lambda config, rngs: CLIPTextModel(config, dtype=jnp.float32, rngs=rngs),
             ids,
@@ -196,7 +197,7 @@ def encoders() -> Iterator[Encoder]:
     yield Encoder(
         "CLIP, vision",
         transformers.CLIPVisionModel(vision),
-        clip_vision,
+        clip_image_names,
         "vision_model.",
         lambda config, rngs: CLIPVisionModel(config, dtype=jnp.float32, rngs=rngs),
         rng.standard_normal((BATCH, 15, 15, 3), np.float32),
@@ -208,10 +209,10 @@ def encoders() -> Iterator[Encoder]:
 
 
 def _of_clip_text(network: Any, ids: torch.Tensor) -> States:
-    found = network(ids, output_hidden_states=True)
+    output = network(ids, output_hidden_states=True)
     # As pipelines take it: the projection where there is one.
-    pooled = found.text_embeds if "text_embeds" in found else found.pooler_output
-    return {"last": found.last_hidden_state, "penultimate": found.hidden_states[-2], "pooled": pooled}
+    pooled = output.text_embeds if "text_embeds" in output else output.pooler_output
+    return {"last": output.last_hidden_state, "penultimate": output.hidden_states[-2], "pooled": pooled}
 
 
 # Networks of this package alone, (T, H, W) of clips, and the VAE, which is compared where there is no network.
@@ -226,26 +227,26 @@ def random_weights(theirs: Any, seed: int) -> dict[str, np.ndarray]:
 
     Positions are kept.
     """
-    rng, found = np.random.default_rng(seed), {}
+    rng, weights = np.random.default_rng(seed), {}
     for name, x in theirs.state_dict().items():
         noise = rng.standard_normal(tuple(x.shape), np.float32) / np.float32(np.sqrt(max(1, np.prod(x.shape[1:]))))
-        found[name] = x.numpy() if "pos_embed.pos_embed" in name else noise
+        weights[name] = x.numpy() if "pos_embed.pos_embed" in name else noise
     first = "transformer_blocks.0."
     # The embeddings of time and class, which published DiTs have the same in every block.
-    return {n: found[first + n.split(".", 2)[2]] if ".norm1.emb." in n else x for n, x in found.items()}
+    return {n: weights[first + n.split(".", 2)[2]] if ".norm1.emb." in n else x for n, x in weights.items()}
 
 
 def family_of(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Family:
     source = stored(weights)
     for family in (*DENOISERS, *VAES):
-        found = family.of_diffusers(config)
-        if found is not None:
-            return found.informed_by(source)
+        recognised = family.of_diffusers(config)
+        if recognised is not None:
+            return recognised.informed_by(source)
     raise ValueError(f"{config['_class_name']}: of no family")
 
 
 def stored(weights: Mapping[str, np.ndarray]) -> names.Source:
-    return {name: Stored(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
+    return {name: StoredTensor(x.shape, x.dtype, lambda x=x: x) for name, x in weights.items()}
 
 
 Params = Mapping[str, np.ndarray]
@@ -302,10 +303,10 @@ def compare_encoder(encoder: Encoder) -> tuple[float, float, int]:
     call = jax.jit(lambda params, inputs: encoder.ours(definition.bind(params), inputs))
 
     def pairs(params: Params) -> Iterator[Pair]:
-        found = call(dict(params), jnp.asarray(encoder.inputs))
-        wanted = encoder.theirs(theirs, torch.from_numpy(encoder.inputs))
-        for name, state in wanted.items():
-            yield Pair(name, np.asarray(found[name]), state.numpy())
+        actual = call(dict(params), jnp.asarray(encoder.inputs))
+        expected = encoder.theirs(theirs, torch.from_numpy(encoder.inputs))
+        for name, state in expected.items():
+            yield Pair(name, np.asarray(actual[name]), state.numpy())
 
     def load(tensors: dict[str, torch.Tensor]) -> None:
         named = {n.removeprefix(encoder.prefix): x for n, x in tensors.items()}
@@ -338,7 +339,7 @@ def compare_torch(network: DiTConfig | None, clip: Shape, vae: VAEConfig) -> tup
     origin = Origin(run="parity", step=0, ema=False, fingerprint="", task={})
     with tempfile.TemporaryDirectory() as folder:
         parity = write_torch(Content(denoiser, codec, clip, origin), Path(folder))
-    assert parity.error is not None, "torch is there"
+    assert parity.error is not None, "`compare_torch` runs where torch is installed, and then an error is computed"
     return "model.DiT" if network is not None else "vae.VideoVAE", parity.error, parity.num_compared
 
 

@@ -1,4 +1,4 @@
-"""What DiTs of 1.3, 5 and 14 billion parameters take on large machines: the tables and the plot of docs/scaling.md.
+"""Scaling tables and plot of docs/scaling.md: predicted cost of DiTs of 1.3, 5 and 14 billion parameters.
 
     python tools/plan_scaling.py table       # models x lengths x machines, each searched by `dit-video plan --fit`
     python tools/plan_scaling.py presets     # the experiments of experiments/ on one machine each
@@ -30,16 +30,17 @@ import matplotlib.pyplot as plt
 from dit_video.data.dataset import Data
 from dit_video.data.sources import LatentCache, VideoSet
 from dit_video.data.transforms import ClipTransform
+from dit_video.distributed.hardware import GIB
+from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.dit import DiTConfig
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
-from dit_video.hardware import GIB
 from dit_video.nn.module import Precision
 from dit_video.progress import counted
-from dit_video.sharding import MeshShape
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
+from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 ROOT = Path(__file__).parent.parent
@@ -156,18 +157,18 @@ def run_rows(rows: Sequence[Row], limit_s: int) -> None:
 def records(table: str | None = None) -> list[dict[str, Any]]:
     if not RESULTS.exists():
         return []
-    found = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    return [record for record in found if table in (None, record["table"])]
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    return [record for record in lines if table in (None, record["table"])]
 
 
 def best_of(record: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The plan of a row, and the overrides that it was found with; None where nothing fits."""
-    found = record["found"]
-    if "compiled" not in found:
-        return found, ""
-    if found["best"] is None:
+    result = record["found"]
+    if "compiled" not in result:
+        return result, ""
+    if result["best"] is None:
         return None, ""
-    best = found["compiled"][found["best"]]
+    best = result["compiled"][result["best"]]
     return best["plan"], " ".join(best["overrides"])
 
 
@@ -226,13 +227,13 @@ def line(record: dict[str, Any]) -> str:
 def excess() -> str:
     text = ""
     for record in records("excess"):
-        found = record["found"]
-        memory = found["memory"]
+        result = record["found"]
+        memory = result["memory"]
         text += (
             f"`dit-video plan {' '.join(record['words'])}` exits with 1: the peak is {memory['peak'] / GIB:.1f} GiB, "
-            f"{found['excess_bytes'] / GIB:.1f} GiB more than a device has. What would change that:\n\n"
+            f"{result['excess_bytes'] / GIB:.1f} GiB more than a device has. What would change that:\n\n"
         )
-        for cure in found["remedies"]:
+        for cure in result["remedies"]:
             verdict = "not compiled"
             if cure["peak"] is not None:
                 verdict = f"peak {cure['peak'] / GIB:.1f} GiB, {'fits' if cure['fits'] else 'does not fit'}"
@@ -244,14 +245,14 @@ def plot() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for split in SPLITS:
         rows = [record["found"] for record in records("growth") if record["name"] == f"fsdp up to {split}"]
-        rows.sort(key=lambda found: found["num_devices"])
-        devices = [found["num_devices"] for found in rows]
-        kept = [sum(part["bytes"] for part in found["memory"]["parts"]) for found in rows]
+        rows.sort(key=lambda result: result["num_devices"])
+        devices = [result["num_devices"] for result in rows]
+        state_bytes = [sum(part["bytes"] for part in result["memory"]["parts"]) for result in rows]
         marker = {"marker": ".", "label": f"parameters split over {split} devices at most"}
-        lines = axes[0].plot(devices, [found["memory"]["peak"] / GIB for found in rows], **marker)
-        axes[0].plot(devices, [size / GIB for size in kept], ":", color=lines[0].get_color())
+        lines = axes[0].plot(devices, [result["memory"]["peak"] / GIB for result in rows], **marker)
+        axes[0].plot(devices, [size / GIB for size in state_bytes], ":", color=lines[0].get_color())
         sums = [
-            [sum(one[kind] for one in found["traffic"]["collectives"]) / GIB for found in rows]
+            [sum(one[kind] for one in result["traffic"]["collectives"]) / GIB for result in rows]
             for kind in ("inner_bytes", "outer_bytes")
         ]
         axes[1].plot(devices, sums[0], **marker, color=lines[0].get_color())
@@ -274,13 +275,13 @@ def write() -> None:
         "presets": table(records("presets")),
         "excess": excess(),
     }
-    for name, found in tables.items():
+    for name, content in tables.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
         _, there, after = rest.partition(end)
         if not there:
             raise ValueError(f"{DOCUMENT}: has no {begin.strip()} ... {end}")
-        text = f"{before}{begin}\n{found}\n{end}{after}"
+        text = f"{before}{begin}\n{content}\n{end}{after}"
     DOCUMENT.write_text(text)
     plot()
 

@@ -1,4 +1,4 @@
-"""Can the digit of a generated clip be read? A classifier that learnt on real clips says.
+"""Class accuracy of generated digit clips, by a classifier trained on real clips.
 
     python tools/read_digits.py --workdir runs/quickstart_dit
     python tools/read_digits.py --workdir runs/quickstart_dit --num_clips 500 --guidance 4 --json
@@ -36,18 +36,22 @@ from rich.progress import track
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
-from dit_video import experiment as experiments
-from dit_video import run
 from dit_video.arrays import Video
-from dit_video.checkpoint import weights_digest
 from dit_video.cli.weights import add_weights, open_weights
-from dit_video.data.batch import NO_LABEL, Batch, Split
+from dit_video.config.components import to_json
+from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data
+from dit_video.data.record import NO_LABEL, Split
+from dit_video.data.signals import LABEL
 from dit_video.data.sources import MovingDigits
 from dit_video.dit.condition import ClassCondition
 from dit_video.nn.module import Definition, Params, define, params_of
+from dit_video.run.open import OpenRun, description
 from dit_video.tasks.denoise import Denoise
-from dit_video.tasks.task import ClipShape, Subject, clip_keys, purpose_key
+from dit_video.tasks.keys import clip_keys, purpose_key
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import GENERATE, RECONSTRUCT, ClipShape
+from dit_video.weights.digest import weights_digest
 
 NUM_DIGITS = 10
 BATCH_SIZE = 32
@@ -83,7 +87,7 @@ class Reader(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lessons:
-    """How a reader is made. Motion is the augmentation: frames of a clip show one scan at different places.
+    """Training settings of the classifier. Motion is the augmentation: frames show one scan at different places.
 
     Attributes:
         batch_size, num_frames: clips in a step, and frames drawn from each; every frame has to be read by itself.
@@ -103,7 +107,7 @@ class Lessons:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How clips of one set were read: confusion[true digit, digit read]."""
+    """Confusion matrix of one set of clips: confusion[true digit, digit read]."""
 
     confusion: Int[np.ndarray, "10 10"]
 
@@ -131,7 +135,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Learnt:
-    """A reader with its weights and what proves it.
+    """A trained classifier with its held-out accuracy.
 
     Attributes:
         held_out: its score on held-out real clips.
@@ -200,8 +204,8 @@ def read_run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     labels = np.arange(arguments.num_clips, dtype=np.int32) % NUM_DIGITS
     shape = (data.clips.num_frames, *data.clips.size)
     total = -(-len(labels) // BATCH_SIZE)
-    for name, (subject, told) in generators.items():
-        clips = generations(subject, labels, shape, seed=arguments.seed, told=told)
+    for name, (subject, with_labels) in generators.items():
+        clips = generations(subject, labels, shape, seed=arguments.seed, with_labels=with_labels)
         scores[name] = reader.score(_counted(clips, name, total, console))
     return {
         "scores": {name: score.as_json() for name, score in scores.items()},
@@ -210,8 +214,8 @@ def read_run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         "protocol": protocol(data, Lessons()) | {"labels": "balanced, in turn"},
         "reader": {"weights": weights_digest(reader.params), "seconds": reader.seconds},
         "subject": {
-            **run.description(opened.experiment, opened.workdir),
-            "guidance": experiments.to_json(guidance),
+            **description(opened.experiment, opened.workdir),
+            "guidance": to_json(guidance),
             "step": opened.step,
             "weights": "ema" if opened.ema else "raw",
             "digest": weights_digest(opened.params),
@@ -253,12 +257,12 @@ def reader_of(data: Data, lessons: Lessons, console: Console) -> Learnt:
 
 
 def protocol(data: Data, lessons: Lessons) -> dict[str, Any]:
-    """What decides a reader and the real clips it is proved on."""
+    """Settings that determine a classifier and the real clips it is tested on."""
     info = data.source.info()
     return {
         "set": info.digest,
         "splits": {split.value: info.split_digest[split] for split in Split},
-        "clips": experiments.to_json(data.clips),
+        "clips": to_json(data.clips),
         "reader": dataclasses.asdict(lessons),
     }
 
@@ -269,27 +273,32 @@ def real_clips(data: Data, split: Split, console: Console) -> Iterator[LabelledV
     batches = data.judged(split, num_clips, BATCH_SIZE, seed=0)
     total = -(-num_clips // BATCH_SIZE)
     for batch, valid in _counted(batches, f"{split} clips", total, console):
-        yield np.asarray(batch.video), np.asarray(batch.label), valid
+        yield np.asarray(batch.video), np.asarray(batch.require_signal(LABEL)), valid
 
 
 def reconstructions(subject: Subject, data: Data, console: Console) -> Iterator[LabelledVideo]:
     """The held-out clips encoded and decoded by the codec of a run."""
     for video, label, valid in real_clips(data, Split.HELD_OUT, console):
-        yield subject.reconstruct(Batch(video=video, label=label)), label, valid
+        yield subject(RECONSTRUCT, Batch(video=video)), label, valid
 
 
 def generations(
-    subject: Subject, labels: Int[np.ndarray, "N"], shape: ClipShape, *, seed: int, told: bool
+    subject: Subject, labels: Int[np.ndarray, "N"], shape: ClipShape, *, seed: int, with_labels: bool
 ) -> Iterator[LabelledVideo]:
-    """A clip for each of `labels`; clip i comes from noise i, whether the network is told its label or not."""
+    """Generates a clip for each of `labels`, clip i from noise i, with the label as condition or withheld."""
     for first in range(0, len(labels), BATCH_SIZE):
         valid = min(BATCH_SIZE, len(labels) - first)
         # One shape is compiled: a short last batch is filled up, and its surplus clips are never read.
-        wanted = np.resize(labels[first : first + valid], BATCH_SIZE)
-        shown = wanted if told else np.full_like(wanted, NO_LABEL)
+        expected = np.resize(labels[first : first + valid], BATCH_SIZE)
+        shown = expected if with_labels else np.full_like(expected, NO_LABEL)
         yield (
-            subject.generate(Batch(label=shown), clip_keys(seed, range(first, first + BATCH_SIZE)), shape),
-            wanted,
+            subject(
+                GENERATE,
+                Batch(signals={LABEL: shown}),
+                clip_keys(seed, range(first, first + BATCH_SIZE)),
+                shape,
+            ),
+            expected,
             valid,
         )
 
@@ -329,7 +338,7 @@ def learn(
 
 
 def wilson(num_right: int, num_clips: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927): holds near 0 and 1 too, where the normal one does not."""
+    """Wilson score interval (95 %) of a share (Wilson 1927): valid near 0 and 1 too, unlike the normal one."""
     share, weight = num_right / num_clips, Z**2 / num_clips
     centre = share + weight / 2
     reach = (weight * (share * (1 - share) + weight / 4)) ** 0.5
@@ -366,11 +375,11 @@ def _score(definition: Definition, params: Params, batches: Iterable[LabelledVid
 
 
 def _counted(items: Iterable[Item], name: str, total: int, console: Console) -> Iterable[Item]:
-    """With a bar while it lasts, where there is a terminal to draw it on."""
+    """Iterates with a progress bar, where there is a terminal."""
     return track(items, name, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _guided(opened: run.OpenRun, task: Denoise, scale: float) -> Subject:
+def _guided(opened: OpenRun, task: Denoise, scale: float) -> Subject:
     """The weights of a run, sampled at a guidance scale."""
     guided = dataclasses.replace(task, guidance=dataclasses.replace(task.guidance, scale=scale))
     return dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=guided)).subject()

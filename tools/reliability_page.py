@@ -1,4 +1,4 @@
-"""Where tools/fault_bench.py keeps what it found: docs/reliability.json, and from there the tables of the page."""
+"""Results of tools/fault_bench.py: docs/reliability.json, and from there the tables of docs/reliability.md."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ PAGE = ROOT / "docs/reliability.md"
 
 
 def recorded(part: str) -> dict[str, Any]:
-    """What was found before; nothing, where it was never looked for."""
+    """Earlier results of a part; empty where there are none."""
     return json.loads(RESULTS.read_text()).get(part, {}) if RESULTS.exists() else {}
 
 
-def record(part: str, found: Mapping[str, Any], heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Keeps what was found, and writes it between the marks that the page has for this part."""
+def record(part: str, measured: Mapping[str, Any], heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Saves the results of a part, and writes its table between the marks in the page."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(results | {part: found}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(results | {part: measured}, indent=1) + "\n")
     begin, end = f"<!-- {part} -->\n", f"<!-- end of {part} -->\n"
     page = PAGE.read_text()
     if begin not in page or end not in page:

@@ -1,4 +1,4 @@
-"""What a checkpoint costs a run: how long training stands still, and how much of that are digests.
+"""Benchmark of checkpointing: how long a save blocks training, and the share of digests in it.
 
 The network of experiments/quickstart.py on the devices of this machine. The bound is on the blocking time of a save as
 a share of the time of the steps between two saves.
@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from dit_video import experiment as experiments
-from dit_video.checkpoint import Checkpoints
-from dit_video.run import program_of
-from dit_video.sharding import make_mesh, place, shard_frozen
+from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.distributed.sharding import make_mesh, place, shard_frozen
+from dit_video.run.open import program_of
+from dit_video.run.workload import abstract_batch
 from dit_video.tasks.denoise import Denoise
-from dit_video.workload import abstract_batch
 
 EXPERIMENT = "experiments/quickstart.py:dit"
 BOUND = 0.05
@@ -71,17 +71,17 @@ def measure(num_saves: int = 7, num_steps: int = 10) -> dict[str, Any]:
     }
 
 
-def rows(found: dict[str, Any]) -> list[list[object]]:
+def rows(measured: dict[str, Any]) -> list[list[object]]:
     return [
         [
-            f"{EXPERIMENT}, {found['parameters'] / 1e6:.1f} M parameters",
-            found["device"],
-            f"{found['bytes'] / 1e6:.0f} MB",
+            f"{EXPERIMENT}, {measured['parameters'] / 1e6:.1f} M parameters",
+            measured["device"],
+            f"{measured['bytes'] / 1e6:.0f} MB",
             *(
-                f"{1000 * found[name]:.0f} ms"
+                f"{1000 * measured[name]:.0f} ms"
                 for name in ("blocking_s", "longest_s", "digest_s", "written_s", "step_s")
             ),
-            found["save_every"],
-            f"{found['share']:.2%}",
+            measured["save_every"],
+            f"{measured['share']:.2%}",
         ]
     ]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import jax
 
+from dit_video.config.user_file import call_file
 from dit_video.data.video_set import file_digest
 from dit_video.evaluation.features import Extractor, FromFile
 from dit_video.evaluation.i3d import I3DLogits, ResizeRule
 from dit_video.experiment import Experiment, load
-from dit_video.user_file import call_file
 
 
 def command(subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:

@@ -12,13 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from dit_video.cli.arguments import command, local_path
-from dit_video.data.batch import Split
-from dit_video.data.ingest import ingest
+from dit_video.data.record import Split
 from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
-from dit_video.data.video import grid
 from dit_video.data.video_set import Manifest
+from dit_video.ingest.ingest import ingest
 from dit_video.progress import bar
+from dit_video.video.encode import grid
 
 INGEST = """  dit-video data ingest videos/ --out data/mine
       every video below videos/, in any container and codec; first-level sub-folders are classes

@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dit_video import run, trained_codec
 from dit_video.cli import evaluate, export, sample
 from dit_video.cli.arguments import command, local_path
+from dit_video.config.user_file import ExperimentError
 from dit_video.data.sources import MovingDigits
-from dit_video.experiment import Experiment, ExperimentError, load
-from dit_video.tasks.denoise import Denoise
+from dit_video.experiment import Experiment, load
+from dit_video.run.latents import encode
+from dit_video.run.train import train
 
 EXAMPLES = """  dit-video demo
   dit-video demo --workdir=somewhere_else
@@ -52,16 +53,16 @@ def main(arguments: argparse.Namespace) -> int:
     console.print(f"{counts} videos in {folder / DIGITS}", highlight=False)
 
     station("train the video VAE")
-    outcome = run.train(vae, folder / VAE, console=console)
+    outcome = train(vae, folder / VAE, console=console)
     if not outcome.finished:
         return _stopped(console)
 
     station("encode latents")
     if not (folder / LATENTS).exists():
-        trained_codec.encode(dit, clips_per_video=1, overwrite=False, console=console)
+        encode(dit, clips_per_video=1, overwrite=False, console=console)
 
     station("train the DiT on latents")
-    outcome = run.train(dit, folder / "dit", console=console)
+    outcome = train(dit, folder / "dit", console=console)
     if not outcome.finished:
         return _stopped(console)
 
@@ -89,8 +90,8 @@ def _within(experiment: Experiment, folder: Path) -> Experiment:
     data = dataclasses.replace(data, source=dataclasses.replace(data.source, directory=str(folder / DIGITS)))
     if data.cache is not None:
         data = dataclasses.replace(data, cache=dataclasses.replace(data.cache, directory=str(folder / LATENTS)))
-    if isinstance(task, Denoise):
-        task = dataclasses.replace(task, codec=dataclasses.replace(task.codec, run=str(folder / VAE)))
+    if (codec := task.trained_codec()) is not None:
+        task = task.with_codec(dataclasses.replace(codec, run=str(folder / VAE)))
     return dataclasses.replace(experiment, data=data, task=task)
 
 

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from dit_video import experiment as experiments
 from dit_video.cli.arguments import command
-from dit_video.run_copy import at_hand
-from dit_video.run_folder import RECORD, read_experiment
+from dit_video.config.components import diff
+from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
+from dit_video.storage.mirror import local_copy
 
 EXAMPLES = """  dit-video diff experiments/quickstart.py experiments/grid_dit.py
   dit-video diff runs/a runs/b
@@ -26,11 +27,11 @@ def add_parser(subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     names = (arguments.a, arguments.b)
-    folders = {name: at_hand(Path(name), RECORD) for name in names}
+    folders = {name: local_copy(Path(name), EXPERIMENT_FILE) for name in names}
     files = {name: experiments.load(name) for name in names if not folders[name].is_dir()}
     # A run may be made of the classes of the file that it is compared with.
     like = next(iter(files.values()), None)
-    changed = experiments.diff(*(files.get(name) or read_experiment(folders[name], like) for name in names))
+    changed = diff(*(files.get(name) or read_experiment(folders[name], like) for name in names))
     console = Console()
     if not changed:
         console.print("no difference")

@@ -5,9 +5,11 @@ import enum
 
 from rich.console import Console
 
-from dit_video import pretrained_text, trained_codec
 from dit_video.cli.arguments import add_config, command, experiment_of
-from dit_video.experiment import Experiment, ExperimentError
+from dit_video.config.user_file import ExperimentError
+from dit_video.experiment import Experiment
+from dit_video.run import text
+from dit_video.run.latents import encode
 
 EXAMPLES = """  dit-video encode --config=experiments/quickstart.py
   dit-video encode --config=experiments/grid_dit.py --clips_per_video=4
@@ -50,23 +52,22 @@ def main(arguments: argparse.Namespace) -> int:
     parts = read if arguments.only is None else [Part(arguments.only)]
     if not parts:
         raise ExperimentError(
-            "config.data.cache and config.data.text are None: this experiment trains on video and has no cache to write"
+            "config.data.cache is None and config.data.signals has no text cache: this experiment trains on video "
+            "and has none to write"
         )
     if arguments.caption and Part.TEXT not in parts:
-        raise ExperimentError(f"--caption={arguments.caption[0]!r}: this writes no embeddings; see config.data.text")
-    for name, cache in (("cache", experiment.data.cache), ("text", experiment.data.text)):
+        raise ExperimentError(
+            f"--caption={arguments.caption[0]!r}: this writes no embeddings; see config.data.signals.text"
+        )
+    for name, cache in (("cache", experiment.data.cache), ("signals.text", text.text_cache(experiment.data))):
         if cache is not None and "://" in cache.directory:
             raise ExperimentError(f"config.data.{name}.directory={cache.directory}: is written here; give a folder")
     if Part.TEXT in parts:
-        pretrained_text.encode_text(
-            experiment, captions=arguments.caption, overwrite=arguments.overwrite, console=console
-        )
+        text.encode_text(experiment, captions=arguments.caption, overwrite=arguments.overwrite, console=console)
     if Part.LATENTS in parts:
-        trained_codec.encode(
-            experiment, clips_per_video=arguments.clips_per_video, overwrite=arguments.overwrite, console=console
-        )
+        encode(experiment, clips_per_video=arguments.clips_per_video, overwrite=arguments.overwrite, console=console)
     return 0
 
 
 def _reads(experiment: Experiment, part: Part) -> bool:
-    return (experiment.data.cache if part is Part.LATENTS else experiment.data.text) is not None
+    return (experiment.data.cache if part is Part.LATENTS else text.text_cache(experiment.data)) is not None

@@ -8,16 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dit_video import object_store, processes, run, run_copy
 from dit_video.cli import evaluate_compare, evaluate_fvd
 from dit_video.cli.arguments import add_extractor, command, extractor_of
 from dit_video.cli.together import Together, add_processes
 from dit_video.cli.weights import add_weights, open_weights
-from dit_video.data.video import write_playable
+from dit_video.distributed import processes
 from dit_video.evaluation.card import table, write_card
-from dit_video.evaluation.fvd import FVD
-from dit_video.evaluation.monitor import HeldOutError, Reconstruction, Samples
-from dit_video.tasks.autoencode import Autoencode
+from dit_video.evaluation.defaults import Counts, evaluators_for
+from dit_video.evaluation.fvd import CARD as FVD_CARD
+from dit_video.run.open import evaluation_data
+from dit_video.storage import bucket, mirror
 
 EXAMPLES = """  dit-video evaluate run --workdir=runs/grid_dit
   dit-video evaluate --workdir=runs/grid_dit                     the same
@@ -72,22 +72,17 @@ def main(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     console = Console(stderr=arguments.json, quiet=not processes.is_first())
     opened = open_weights(arguments, console)
-    data, subject = run.evaluation_data(opened.experiment), opened.subject()
-    codec = isinstance(opened.experiment.task, Autoencode)
-    sizes = {"num_clips": arguments.num_clips, "batch_size": arguments.batch_size}
-    fvd = FVD(
-        every=1,
+    task, data, subject = opened.experiment.task, evaluation_data(opened.experiment), opened.subject()
+    counts = Counts(
+        num_clips=arguments.num_clips,
         num_frames=arguments.num_frames,
+        batch_size=arguments.batch_size,
         extractor=extractor_of(arguments),
         yardsticks=not arguments.no_yardsticks,
-        **sizes,
     )
-    fvd.check(data)
-    judges = {
-        "held-out error": HeldOutError(every=1, **sizes),
-        "pictures": Reconstruction(every=1, **sizes) if codec else Samples(every=1),
-        "fvd": fvd,
-    }
+    judges = evaluators_for(task, counts)
+    for judge in judges.values():
+        judge.check(task, opened.experiment.data)
     folder = opened.workdir / "evaluation"
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
     measured, media, cards = {}, {}, {}
@@ -97,28 +92,34 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         measured |= report.scalars
         media |= report.media
         cards |= report.cards
-    card = {**cards["fvd"], "measured": measured}
     if not processes.is_first():
         return 0
-    for label, video in media.items():
-        write_playable(folder / f"{stem}_{label}", video, data.fps)
-    path = folder / f"{stem}_{fvd.extractor.metric.lower()}_n{fvd.num_clips}.json"
+    for label, medium in media.items():
+        medium.write_each(folder / f"{stem}_{label}")
+    card: dict[str, Any] = {
+        **cards.pop(FVD_CARD, {"subject": dict(subject.description)}),
+        **cards,
+        "measured": measured,
+    }
+    what = card.get("metric", "measured").lower()
+    path = folder / f"{stem}_{what}_n{counts.num_clips}.json"
     write_card(path, card)
     if arguments.json:
         print(json.dumps(card, indent=1))
     else:
-        kept = object_store.address(arguments.workdir) or arguments.workdir
-        _show(card, fvd, f"{kept} step {opened.step}", console)
+        kept = bucket.address(arguments.workdir) or arguments.workdir
+        _show(card, what, f"{kept} step {opened.step}", console)
         console.print(f"card: {kept}/evaluation/{path.name}; pictures beside it", highlight=False)
     # Last: a bucket that takes nothing must not cost what was measured.
-    run_copy.give_back(opened.workdir)
+    mirror.push(opened.workdir)
     return 0
 
 
-def _show(card: dict[str, Any], fvd: FVD, title: str, console: Console) -> None:
+def _show(card: dict[str, Any], metric: str, title: str, console: Console) -> None:
     shown = Table("measured", "value", title=title)
     for name, value in card["measured"].items():
-        if not name.startswith(fvd.extractor.metric.lower()):
+        if not name.startswith(metric):
             shown.add_row(name, f"{value:.4f}")
     console.print(shown)
-    console.print(table([card]))
+    if "value" in card:
+        console.print(table([card]))

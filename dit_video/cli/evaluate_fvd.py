@@ -8,17 +8,16 @@ from pathlib import Path
 from rich.console import Console
 
 from dit_video.cli.arguments import add_extractor, command, extractor_of, local_path, parse_size
-from dit_video.data.batch import Split
+from dit_video.data.record import Split
 from dit_video.data.transforms import ClipTransform
-from dit_video.data.video import write_playable
-from dit_video.data.video_folder import OpenedVideos, open_videos
+from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.evaluation.card import USUAL_NUM_CLIPS, table, write_card
 from dit_video.evaluation.fvd import FVD
-from dit_video.evaluation.video_sets import Stored, clip_transform, num_videos
+from dit_video.evaluation.video_sets import StoredSamples, clip_transform, num_videos
+from dit_video.ingest.video_folder import OpenedVideos, open_videos
 from dit_video.progress import bar
-from dit_video.run_folder import environment
-from dit_video.sharding import MeshShape, make_mesh
-from dit_video.tasks.task import EvaluationData
+from dit_video.run.folder import environment
+from dit_video.tasks.evaluator import EvaluationData
 
 EXAMPLES = """  dit-video evaluate fvd --real real_videos/ --fake made_by_any_program/
   dit-video evaluate fvd --real data/grid --fake samples.npy --num_frames=16 --stride=2 --size=64,64 --out=card.json
@@ -88,12 +87,12 @@ def main(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         references={name: videos.description for name, videos, _ in sides if name != "fake"},
     )
-    judged = Stored(fake, fake_cut, environment(), seed=arguments.seed)
+    judged = StoredSamples(fake, fake_cut, environment(), seed=arguments.seed)
     report = fvd.judge(judged, real, make_mesh(MeshShape()))
     card = report.cards["fvd"]
     write_card(path, card)
-    for name, video in report.media.items():
-        write_playable(path.with_name(f"{path.stem}_{name}"), video, real.fps)
+    for name, medium in report.media.items():
+        medium.write_each(path.with_name(f"{path.stem}_{name}"))
     if arguments.json:
         print(json.dumps(card, indent=1))
         return 0

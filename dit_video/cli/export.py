@@ -7,18 +7,20 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video import trained_codec
 from dit_video.cli.arguments import command, local_path
 from dit_video.cli.weights import add_weights, open_weights
+from dit_video.config.components import record
+from dit_video.config.json_file import read_object
 from dit_video.export import hub
 from dit_video.export.diffusers_folder import TOLERANCE, Parity, write_diffusers
 from dit_video.export.folder import fresh_folder, write_readme
-from dit_video.export.source import PROVENANCE
 from dit_video.export.stablehlo import BATCH_SIZES, write_programs
-from dit_video.export.torch_folder import write_torch
-from dit_video.export.weights import Content, Denoiser, Origin, write_weights
-from dit_video.json_file import read_object
-from dit_video.tasks.denoise import Denoise
+from dit_video.export.torch.folder import write_torch
+from dit_video.export.weights import Content, Denoiser, Origin, write_params, write_weights
+from dit_video.run import codec as trained_codec
+from dit_video.run.open import OpenRun
+from dit_video.tasks.task import Task
+from dit_video.weights.source import PROVENANCE
 
 SAFETENSORS, STABLEHLO, DIFFUSERS, TORCH, HUB = "safetensors", "stablehlo", "diffusers", "torch", "hub"
 _DEFAULT = (SAFETENSORS, STABLEHLO)
@@ -66,13 +68,14 @@ def main(arguments: argparse.Namespace) -> int:
     console = Console()
     formats = _formats(arguments)
     with fresh_folder(arguments.out) as folder:
-        content = _content(arguments, console)
+        opened = open_weights(arguments, console)
         alone = next((name for name in formats if name in _ALONE), None)
-        lines = (
-            _write(content, folder, STABLEHLO in formats)
-            if alone is None
-            else _compared(_ALONE[alone](content, folder), alone)
-        )
+        if _is_own(opened.experiment.task):
+            lines = _write_own(opened, folder, arguments)
+        elif alone is None:
+            lines = _write(_content(arguments, opened, console), folder, STABLEHLO in formats)
+        else:
+            lines = _compared(_ALONE[alone](_content(arguments, opened, console), folder), alone)
     table = Table("file", "bytes")
     table.columns[1].justify = "right"
     for path in sorted(arguments.out.iterdir()):
@@ -108,12 +111,25 @@ def _write(content: Content, folder: Path, programs: bool) -> list[str]:
     """Writes the formats of this package; what was compared, in words."""
     config, num_tensors = write_weights(content, folder)
     compared = write_programs(content, folder) if programs else []
-    write_readme(folder, config, content.denoiser.task.condition if content.denoiser else None)
+    write_readme(folder, config)
     sizes = " and ".join(map(str, BATCH_SIZES))
     return [
         f"compared with the checkpoint: {num_tensors} tensors bit-equal",
         *(f"{p.file} at batch sizes {sizes}: {p.measure} {p.error:.3g} (allowed {p.tolerance:g})" for p in compared),
     ]
+
+
+def _is_own(task: Task) -> bool:
+    """Whether it learns neither to denoise latents nor their codec: its weights by name are all that is known."""
+    return task.latent_denoiser() is None and task.learnt_vae is None
+
+
+def _write_own(opened: OpenRun, folder: Path, arguments: argparse.Namespace) -> list[str]:
+    kind = type(opened.experiment.task).__name__
+    if surplus := [name for name in arguments.format if name not in (SAFETENSORS, HUB)]:
+        raise ValueError(f"--format {surplus[0]}: of a {kind} weights alone are exported; use --format {SAFETENSORS}")
+    num_tensors = write_params(opened.params, _origin(opened), folder)
+    return [f"compared with the checkpoint: {num_tensors} tensors bit-equal"]
 
 
 def _compared(parity: Parity, library: str) -> list[str]:
@@ -127,12 +143,11 @@ def _compared(parity: Parity, library: str) -> list[str]:
     return [f"compared with the checkpoint: {parity.num_tensors} tensors bit-equal", outputs]
 
 
-def _content(arguments: argparse.Namespace, console: Console) -> Content:
-    opened = open_weights(arguments, console)
+def _content(arguments: argparse.Namespace, opened: OpenRun, console: Console) -> Content:
     experiment = opened.experiment
-    if isinstance(experiment.task, Denoise):
-        denoiser = Denoiser(experiment.task, opened.definition.bind(opened.params))
-        assert opened.frozen is not None, "open_run loads the codec of a denoising run"
+    task = experiment.task.latent_denoiser()
+    if task is not None:
+        denoiser = Denoiser(task, opened.definition.bind(opened.params))
         codec = opened.frozen.codec
     elif arguments.raw or arguments.step is not None:
         raise ValueError(
@@ -141,15 +156,19 @@ def _content(arguments: argparse.Namespace, console: Console) -> Content:
         )
     else:
         denoiser, (codec, _, _) = None, trained_codec.codec_of_run(opened.workdir, opened.mesh, console, experiment)
+    clips = experiment.data.clips
+    shape = (clips.num_frames, *clips.size)
+    signals = experiment.task.example(experiment.data, 1).signals
+    return Content(denoiser, codec, shape, _origin(opened), signals)
+
+
+def _origin(opened: OpenRun) -> Origin:
     provenance = opened.workdir / PROVENANCE
-    origin = Origin(
+    return Origin(
         run=opened.workdir.resolve().name,
         step=opened.step,
         ema=opened.ema,
-        fingerprint=experiments.fingerprint(experiment),
-        task=experiments.to_json(experiment.task),
+        fingerprint=experiments.fingerprint(opened.experiment),
+        task=record(opened.experiment.task),
         imported=read_object(provenance) if provenance.is_file() else None,
     )
-    clips = experiment.data.clips
-    shape = (clips.num_frames, *clips.size)
-    return Content(denoiser, codec, shape, origin, caption_bytes=experiment.data.caption_bytes)

@@ -8,8 +8,8 @@ from rich.console import Console
 from dit_video.cli.arguments import add_config, command, local_path
 from dit_video.experiment import load
 from dit_video.export.folder import fresh_folder
-from dit_video.export.source import read_digests
-from dit_video.published_run import import_run
+from dit_video.run.imported import import_run
+from dit_video.weights.source import read_digests
 
 EXAMPLES = """  dit-video import DiT-XL-2-256 --out=runs/dit_xl
   dit-video sample --workdir=runs/dit_xl --label="golden retriever" --guidance=4 --out=dogs.gif

@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from dit_video import experiment as experiments
-from dit_video.checkpoint import Checkpoints, DamagedCheckpoint
-from dit_video.checkpoint_contents import Contents, contents, verify
-from dit_video.checkpoint_folder import Steps, steps_of
+from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint.folder import Steps, steps_of
+from dit_video.checkpoint.integrity import Contents, contents, verify
 from dit_video.cli.arguments import add_like, command, like_of
-from dit_video.experiment import Experiment, ExperimentError
-from dit_video.object_store import address
+from dit_video.config.user_file import ExperimentError
+from dit_video.experiment import Experiment
 from dit_video.progress import bar
-from dit_video.run_copy import at_hand
-from dit_video.run_folder import RECORD, data_changes, describe_change, read_experiment
+from dit_video.run.folder import EXPERIMENT_FILE, data_changes, describe_change, read_experiment
+from dit_video.storage.bucket import address
+from dit_video.storage.mirror import local_copy
 from dit_video.training import events
 from dit_video.training.goodput import Activity, read_goodput, summary
 
@@ -50,7 +51,7 @@ def add_parser(subparsers) -> None:
 def main(arguments: argparse.Namespace) -> int:
     console = Console()
     like = like_of(arguments)
-    workdir = at_hand(arguments.workdir, RECORD)
+    workdir = local_copy(arguments.workdir, EXPERIMENT_FILE)
     experiment = read_experiment(workdir, like)
     found = {
         "run": address(arguments.workdir) or str(arguments.workdir),
@@ -91,7 +92,7 @@ def _steps(folder: Steps, checkpoints: Checkpoints, like: Experiment | None, *, 
                     verify(checkpoints, step, functools.partial(progress.advance, task))
                 line |= {"state": GOOD if verified else LOOKS_GOOD}
             except DamagedCheckpoint as error:
-                line |= {"state": DAMAGED, "damage": error.found}
+                line |= {"state": DAMAGED, "damage": error.damage}
             except FileNotFoundError as error:
                 line |= {"state": DAMAGED, "damage": str(error)}
             if folder.has(step):  # a training that goes on at this moment deletes old steps
@@ -116,43 +117,43 @@ def _fingerprint(saved: dict[str, Any] | None, like: Experiment | None) -> str |
 
 
 def _show(found: dict[str, Any], console: Console) -> None:
-    def say(text: str, style: str | None = None) -> None:
+    def show(text: str, style: str | None = None) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    say(f"{found['run']}: {found['task']}, experiment {found['fingerprint']}")
+    show(f"{found['run']}: {found['task']}, experiment {found['fingerprint']}")
     if any(found["seconds"].values()):
         booked = {Activity(name): spent for name, spent in found["seconds"].items()}
-        say(f"time so far, {summary(booked)}")
+        show(f"time so far, {summary(booked)}")
     for change in found["data_changes"]:
-        say(f"other data from batch {change['batch']} on:")
+        show(f"other data from batch {change['batch']} on:")
         for line in describe_change(change):
-            say(line)
+            show(line)
     if found["events"]:
-        _show_events([events.Event.from_json(event) for event in found["events"]], say)
+        _show_events([events.Event.from_json(event) for event in found["events"]], show)
     if not found["steps"]:
-        say("no checkpoint")
+        show("no checkpoint")
     for step in found["steps"]:
         title = f"step {step['step']}: {step['state']}, {decimal(step['bytes'])} on disk"
         if "next_batch" in step:
             title += f", next batch {step['next_batch']}"
         if step.get("fingerprint", found["fingerprint"]) != found["fingerprint"]:
             title += f", of another experiment ({step['fingerprint'] or 'which this version cannot read'})"
-        say(title, "red" if step["state"] == DAMAGED else None)
+        show(title, "red" if step["state"] == DAMAGED else None)
         for name, item in step.get("items", {}).items():
             digest = f"  weights {item['digest'][:16]}" if item["digest"] else ""
-            say(f"  {name:10} {item['arrays']:5} arrays {decimal(item['bytes']):>12}{digest}")
+            show(f"  {name:10} {item['arrays']:5} arrays {decimal(item['bytes']):>12}{digest}")
         if "damage" in step:
-            say(f"  damaged: {step['damage']}", "red")
+            show(f"  damaged: {step['damage']}", "red")
     for name in found["half_written"]:
-        say(f"half-written: {name} (a save that goes on at this moment, or one that was killed)")
+        show(f"half-written: {name} (a save that goes on at this moment, or one that was killed)")
     for line in found["set_aside"]:
-        say(f"set aside: {line['folder']}, {decimal(line['bytes'])}, {line['found']}: {line['why']}")
+        show(f"set aside: {line['folder']}, {decimal(line['bytes'])}, {line['found']}: {line['why']}")
 
 
-def _show_events(known: list[events.Event], say: Callable[[str], None]) -> None:
-    say(f"faults so far, {events.summary(known)}")
+def _show_events(known: list[events.Event], show: Callable[[str], None]) -> None:
+    show(f"faults so far, {events.summary(known)}")
     if len(known) > _NUM_EVENTS:
-        say(f"  {len(known) - _NUM_EVENTS} more before, in {events.FILE}")
+        show(f"  {len(known) - _NUM_EVENTS} more before, in {events.FILE}")
     for event in known[-_NUM_EVENTS:]:
         back = "" if event.to is None else f" to step {event.to}, on with batch {event.next_batch}"
-        say(f"  step {event.step}, batch {event.batch}: {event.kind}, {event.done}{back}: {'; '.join(event.what)}")
+        show(f"  step {event.step}, batch {event.batch}: {event.kind}, {event.done}{back}: {'; '.join(event.what)}")

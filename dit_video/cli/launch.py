@@ -8,12 +8,12 @@ from rich.console import Console
 
 from dit_video.cli import evaluate
 from dit_video.cli.arguments import command
+from dit_video.distributed.targets import parse_target
 from dit_video.launch.gke import GKE
 from dit_video.launch.local import Local, run_together, written_out
 from dit_video.launch.slurm import Slurm
 from dit_video.launch.submission import Submission, submit
 from dit_video.launch.tpu_vm import TPUVM
-from dit_video.targets import parse_target
 
 EXAMPLES = """  dit-video launch local --num_processes=2 -- train --config=experiments/quickstart.py --workdir=runs/two
   dit-video launch slurm --nodes=16 --gpus_per_node=8 --time=1-00 --requeue -- train --config=...

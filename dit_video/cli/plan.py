@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video.cli.arguments import add_config, command, experiment_of, local_path, use_fake_devices
-from dit_video.plan import Memory, Plan, plan
-from dit_video.plan_search import Remedy, Trial, fastest, remedies, search
+from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target, parse_target
+from dit_video.plan.compile import Memory, Plan, plan
+from dit_video.plan.search import Remedy, Trial, fastest, remedies, search
 from dit_video.progress import counted
-from dit_video.targets import GPU_MEMORY_VARIABLE, GPUS, Target, parse_target
 
 EXAMPLES = """  dit-video plan --config=experiments/quickstart.py --target=cpu:16 --config.mesh.fsdp=4
   dit-video plan --config=experiments/grid_dit.py --target=v6e:4x4 --config.mesh.fsdp=16 --price_per_hour=2.7

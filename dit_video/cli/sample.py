@@ -3,27 +3,22 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from dit_video import pretrained_text, run
 from dit_video.cli.arguments import command, local_path, parse_size
-from dit_video.cli.first_frame import continuing
+from dit_video.cli.picture import continuing
 from dit_video.cli.weights import add_weights, open_weights
-from dit_video.data.batch import NO_LABEL, Batch
-from dit_video.data.captions import encode_captions, room_for
-from dit_video.data.video import grid, write_gif, write_mp4
+from dit_video.data.batch import Batch
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
-from dit_video.dit.condition import ClassCondition, EmbeddedText, Given, TextCondition
-from dit_video.dit.first_frame import FirstFrame
-from dit_video.sharding import replicated
-from dit_video.tasks.denoise import Denoise
-from dit_video.tasks.task import clip_keys
+from dit_video.run.open import OpenRun, sampled_clip
+from dit_video.run.prompts import rows, typed, with_negative
+from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.media import Video
+from dit_video.tasks.task import GENERATE, Task
 
 EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_clips=8 --out=threes.mp4
   dit-video sample --workdir=runs/quickstart_dit --label=all --out=digits.gif
@@ -39,19 +34,6 @@ how this run is sampled. Clip i depends on seed and i
 alone, so the same seed with another label, text or guidance is the same noise seen differently."""
 
 
-class Told(NamedTuple):
-    """What clips are made from.
-
-    Attributes:
-        rows: of the grid; a batch of one for each.
-        nothing: what guidance leads away from, for one clip; None leaves it as it was in training.
-    """
-
-    rows: list[Batch]
-    nothing: Given | None = None
-
-
-_NAMES_SHOWN = 20
 # Rows of pixels that a GIF can have; a video has fewer.
 _MOST_ROWS = 65_535
 
@@ -72,6 +54,13 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--label", metavar="NAME", help='class by name or number, or "all": one row per class')
     parser.add_argument(
         "--text", action="append", metavar="TEXT", help="what is to be seen; repeated, one row per text"
+    )
+    parser.add_argument(
+        "--cond",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE[,VALUE...]",
+        help="any other signal that the run is conditioned on, by its name in config.data.signals: one row a value",
     )
     parser.add_argument("--num_clips", type=int, default=8, help="clips, or clips per class or text (default 8)")
     parser.add_argument("--seed", type=int, default=0)
@@ -98,128 +87,68 @@ def add_parser(subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     console = Console()
-    for path in arguments.out:
-        if path.suffix not in (".mp4", ".gif"):
-            raise ValueError(f"--out={path}: must end in .mp4 or .gif")
     opened = open_weights(arguments, console)
-    if not isinstance(opened.experiment.task, Denoise):
-        raise ValueError(f"{arguments.workdir} trained a codec, which makes no clips; see dit-video evaluate")
-    opened = sampled_as_told(arguments, opened)
-    trained, fps = run.sampled_clip(opened.experiment)
-    rows, nothing = told(arguments, opened, console)
-    if nothing is not None:
-        assert opened.frozen is not None, "a denoiser has a codec"
-        placed = jax.device_put(nothing, replicated(opened.mesh))
-        opened = dataclasses.replace(opened, frozen=opened.frozen._replace(nothing=placed))
-    shape = _shape(arguments, trained)
-    sampled = opened.experiment.task
-    assert isinstance(sampled, Denoise), "overrides keep the class of a task"
-    rows = continuing(arguments.image, sampled, rows, shape[1:])
-    if len(rows) * shape[1] > _MOST_ROWS:
+    function = opened.experiment.task.functions().get(GENERATE)
+    if function is None or function.medium is None:
+        kind = type(opened.experiment.task).__name__
+        raise ValueError(f"{arguments.workdir}: a run of {kind} generates nothing; see dit-video evaluate")
+    for path in arguments.out:
+        if path.suffix not in function.medium.suffixes:
+            raise ValueError(f"--out={path}: must end in {' or '.join(function.medium.suffixes)}")
+    opened, batches, shape = prompted(arguments, opened, console)
+    _, fps = sampled_clip(opened.experiment)
+    if issubclass(function.medium, Video) and len(batches) * shape[1] > _MOST_ROWS:
         raise ValueError(
-            f"--label={arguments.label}: {len(rows)} rows of {shape[1]} pixels are more than the {_MOST_ROWS} that a "
-            "picture has; name one class, or less with --size"
+            f"--label={arguments.label}: {len(batches)} rows of {shape[1]} pixels are more than the {_MOST_ROWS} that "
+            "a picture has; name one class, or less with --size"
         )
     # The same noise in every row of the grid: rows then differ by their label or text alone.
-    subject, video = opened.subject(), []
+    subject, made = opened.subject(), []
     size = subject.batch_size(arguments.num_clips)
     keys = clip_keys(arguments.seed, range(size))
-    for row in rows:
+    for row in batches:
         batch = jax.tree.map(lambda x: np.repeat(x, size, axis=0), row)
-        video.append(subject.generate(batch, keys, shape)[: arguments.num_clips])
-    video = np.concatenate(video)
-    picture = grid(video, columns=arguments.num_clips)
+        made.append(jax.tree.map(lambda x: x[: arguments.num_clips], subject(GENERATE, batch, keys, shape)))
+    made = jax.tree.map(lambda *parts: np.concatenate(parts), *made)
+    medium = function.medium.of_rows(made, arguments.num_clips, fps)
     for path in arguments.out:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (write_gif if path.suffix == ".gif" else write_mp4)(path, picture, fps)
+        medium.write(path)
+    for line in medium.lines():
+        console.print(line, markup=False, highlight=False)
     if arguments.npy is not None:
-        np.save(arguments.npy, video)
-    console.print(f"{len(video)} clips of {shape}: {' '.join(map(str, arguments.out))}", highlight=False)
+        np.save(arguments.npy, made)
+    num_made, files = len(batches) * arguments.num_clips, " ".join(map(str, arguments.out))
+    console.print(f"{num_made} samples, clips of {shape}: {files}", highlight=False)
     return 0
 
 
-def sampled_as_told(arguments: argparse.Namespace, opened: run.OpenRun) -> run.OpenRun:
-    """The run with --sampler, --num_steps and --guidance for its own; another sampler keeps its steps and spacing.
+def prompted(
+    arguments: argparse.Namespace, opened: OpenRun, console: Console
+) -> tuple[OpenRun, list[Batch], tuple[int, int, int]]:
+    """The run as the options say that it is sampled, a batch of one for each row of the grid, and the clips' shape.
 
     Raises:
-        ValueError: --guidance for a run that is not conditioned, or a value that sampler or guidance refuse.
+        ValueError: an option of which this run knows nothing, or a value that it refuses; names it.
     """
     task = opened.experiment.task
-    assert isinstance(task, Denoise), "main refuses any other"
-    sampler, guidance = task.sampler, task.guidance
-    num_steps = sampler.num_steps if arguments.num_steps is None else arguments.num_steps
-    kind = type(sampler) if arguments.sampler is None else SAMPLERS[arguments.sampler]
-    if arguments.guidance is not None:
-        if task.condition is None:
-            raise ValueError(f"--guidance={arguments.guidance}: this run follows no label and no text; leave it out")
-        guidance = dataclasses.replace(guidance, scale=arguments.guidance)
-    sampler = kind(num_steps=num_steps, spacing=sampler.spacing)
-    task = dataclasses.replace(task, sampler=sampler, guidance=guidance)
-    return dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=task))
+    sampler = None if arguments.sampler is None else SAMPLERS[arguments.sampler]
+    task = task.with_sampling(sampler, arguments.num_steps, arguments.guidance)
+    opened = _with_task(opened, task)
 
-
-def told(arguments: argparse.Namespace, opened: run.OpenRun, console: Console) -> Told:
-    """What the run is told with --label, --text and --negative_prompt.
-
-    Raises:
-        ValueError: one of them for a run that is not conditioned on such, no such class, guidance that is off, or a
-            text of which there is no embedding.
-    """
-    task = opened.experiment.task
-    assert isinstance(task, Denoise), "main refuses any other, and overrides keep the class of a task"
-    condition, name, texts, negative = task.condition, arguments.label, arguments.text, arguments.negative_prompt
-    condition = condition.text if isinstance(condition, FirstFrame) else condition
-    if isinstance(condition, TextCondition | EmbeddedText):
-        if name is not None:
-            raise ValueError(f"--label={name}: this run is conditioned on text; say what is to be seen with --text")
-        if negative is not None and task.guidance.scale == 1:
-            raise ValueError(f"--negative_prompt={negative!r}: guidance is off; switch it on with --guidance=SCALE")
-        if isinstance(condition, EmbeddedText):
-            return _embedded(texts or [""], negative or "", opened)
-        nothing = None if negative is None else jnp.asarray(_caption(negative, opened, console, "--negative_prompt"))
-        return Told([Batch(caption=_caption(text, opened, console, "--text")) for text in texts or [""]], nothing)
-    for flag, text in {"--text": texts and texts[0], "--negative_prompt": negative}.items():
-        if text is not None:
-            remedy = "leave it out" if condition is None else "name a class with --label"
-            raise ValueError(f"{flag}={text!r}: this run is not conditioned on text; {remedy}")
-    if name is None:
-        labels = [NO_LABEL]
-    elif isinstance(condition, ClassCondition):
-        labels = _labels(name, condition, opened)
-    else:
-        raise ValueError(f"--label={name}: this run is not conditioned on a class; leave it out")
-    return Told([Batch(label=np.array([label], np.int32)) for label in labels])
-
-
-def _embedded(texts: list[str], negative: str, opened: run.OpenRun) -> Told:
-    """The encoders, where they have to be opened, are so once, for all texts."""
-    found = pretrained_text.embeddings_of(opened.experiment, [*texts, negative], opened.mesh)
-    rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], found) for i in range(len(texts) + 1)]
-    return Told([Batch(text=text) for text in rows[:-1]], rows[-1])
-
-
-def _caption(text: str, opened: run.OpenRun, console: Console, flag: str) -> np.ndarray:
-    num_bytes = opened.experiment.data.caption_bytes
-    assert num_bytes is not None, "a run on text was trained with captions"
-    if len(text.encode()) > room_for(num_bytes):
-        message = f"{flag}={text!r} is cut: config.data.caption_bytes={num_bytes} leaves room for {room_for(num_bytes)}"
+    def warn(message: str) -> None:
         console.print(message, markup=False, highlight=False, soft_wrap=True)
-    return encode_captions([text], num_bytes)
+
+    label = None if arguments.label is None else [arguments.label]
+    prompts = typed({"--label": label, "--text": arguments.text}, arguments.cond)
+    batches = rows(opened, prompts, warn)
+    opened = with_negative(opened, arguments.negative_prompt, warn)
+    shape = _shape(arguments, sampled_clip(opened.experiment)[0])
+    task, batches = continuing(arguments.image, task, batches, shape[1:])
+    return _with_task(opened, task), batches, shape
 
 
-def _labels(name: str, condition: ClassCondition, opened: run.OpenRun) -> list[int]:
-    """Class numbers that --label names."""
-    if name == "all":
-        return list(range(condition.num_classes))
-    names = opened.experiment.data.source.info().class_names
-    # Of several words for one class, which ImageNet has, any.
-    numbers = {word.strip(): number for number, words in enumerate(names) for word in [words, *words.split(",")]}
-    if name in numbers:
-        return [numbers[name]]
-    if name.isdigit() and int(name) < condition.num_classes:
-        return [int(name)]
-    known = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
-    raise ValueError(f"--label={name}: must be one of {known}, a number under {condition.num_classes}, all")
+def _with_task(opened: OpenRun, task: Task) -> OpenRun:
+    return dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=task))
 
 
 def _shape(arguments: argparse.Namespace, trained: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video import workload
 from dit_video.cli.arguments import add_config, command, experiment_of
+from dit_video.config.components import flatten, record
 from dit_video.nn.module import define
+from dit_video.run import workload
 
 EXAMPLES = """  dit-video show --config=experiments/quickstart.py:vae
   dit-video show --config=experiments/grid_dit.py --config.data.batch_size=256
@@ -28,10 +29,10 @@ def add_parser(subparsers) -> None:
 def main(arguments: argparse.Namespace) -> int:
     experiment = experiment_of(arguments)
     if arguments.json:
-        print(json.dumps(experiments.to_json(experiment), indent=1))
+        print(json.dumps(record(experiment), indent=1))
         return 0
     console = Console()
-    for path, value in experiments.flatten(experiment).items():
+    for path, value in flatten(experiment).items():
         if not path.endswith("class"):
             console.print(f"config.{path} = {json.dumps(value)}", highlight=False, soft_wrap=True)
     definition = define(experiment.task.init)

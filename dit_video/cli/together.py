@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 from rich.markup import escape
 
-from dit_video import processes
+from dit_video.distributed import processes
 
 # XLA says of whatever goes wrong with a shared computation what kind of error it is, and raises it as one of these.
 _OF_XLA = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
@@ -51,11 +51,11 @@ class Together:
         self._arguments, self._stops_together = arguments, stops_together
 
     def __enter__(self) -> None:
-        given = self._arguments
-        if given.join_timeout < 1:
-            raise ValueError(f"--join_timeout={given.join_timeout}: must be at least 1")
-        seat = processes.choose_seat(given.coordinator, given.num_processes, given.process_id, os.environ)
-        processes.start(seat, join_timeout=given.join_timeout, stops_together=self._stops_together)
+        arguments = self._arguments
+        if arguments.join_timeout < 1:
+            raise ValueError(f"--join_timeout={arguments.join_timeout}: must be at least 1")
+        seat = processes.choose_seat(arguments.coordinator, arguments.num_processes, arguments.process_id, os.environ)
+        processes.start(seat, join_timeout=arguments.join_timeout, stops_together=self._stops_together)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         if not processes.joined():

@@ -7,11 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
-from dit_video import processes, run
 from dit_video.cli.arguments import add_config, add_workdir, command, experiment_of
 from dit_video.cli.together import Together, add_processes
-from dit_video.object_store import address
-from dit_video.storage import Unfailing
+from dit_video.distributed import processes
+from dit_video.run.train import train
+from dit_video.storage.bucket import address
+from dit_video.storage.failures import Unfailing
 
 EXAMPLES = """  dit-video train --config=experiments/quickstart.py:vae --workdir=runs/quickstart_vae
   dit-video train --config=experiments/quickstart.py --workdir=runs/quickstart_dit --config.optimizer.learning_rate=3e-4
@@ -51,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     shown: Any = Unfailing(sys.stdout)
     console = Console(file=shown, quiet=not processes.is_first())
-    outcome = run.train(
+    outcome = train(
         experiment_of(arguments),
         arguments.workdir,
         overrides=arguments.overrides,

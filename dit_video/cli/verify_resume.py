@@ -40,7 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
         num_kills=arguments.kills,
         num_steps=arguments.num_steps,
         seed=arguments.seed,
-        say=lambda message: console.print(message, highlight=False),
+        show=lambda message: console.print(message, highlight=False),
     )
     inside = sum(kill.inside_save for kill in verdict.kills)
     first, second = verdict.seconds

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video.cli.arguments import add_config, command, experiment_of, use_fake_devices
-from dit_video.collectives import Traffic
+from dit_video.distributed.collectives import Traffic
 from dit_video.progress import counted
 from dit_video.verify.sharding import (
     GRADIENT_TOLERANCE,

@@ -4,9 +4,8 @@ import argparse
 
 from rich.console import Console
 
-from dit_video import run
 from dit_video.cli.arguments import add_like, add_workdir, like_of
-from dit_video.run import OpenRun
+from dit_video.run.open import OpenRun, open_run
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +19,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def open_weights(arguments: argparse.Namespace, console: Console) -> OpenRun:
     """The run and the weights that the arguments name."""
-    return run.open_run(
+    return open_run(
         arguments.workdir,
         step=arguments.step,
         ema=not arguments.raw,

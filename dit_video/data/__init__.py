@@ -1,1 +1,1 @@
-"""From video files to batches: NumPy only, knows no network and no accelerator."""
+"""Data pipeline: sources, transforms, caches and the loader of batches; NumPy only, without JAX."""

@@ -1,4 +1,4 @@
-"""Data sets that need no download: moving handwritten digits.
+"""Moving handwritten digits (like Moving MNIST): a video data set that needs no download.
 
 The digits are the 1,797 8x8 scans of the UCI ML hand-written digits test set, as scikit-learn ships them.
 """
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from dit_video.data.batch import Split
-from dit_video.data.video import encode_mp4
+from dit_video.data.record import Split
 from dit_video.data.video_set import MANIFEST, Entry, Manifest, new_directory, read_manifest, write_video_set
+from dit_video.video.encode import encode_mp4
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Compass of the picture, from "right" counter-clockwise in eighths of a turn.
@@ -41,7 +41,7 @@ _DARK, _BRIGHT = 16.0, 255.0
 
 @dataclass(frozen=True, kw_only=True)
 class DigitSettings:
-    """Everything that decides the clips; see sources.MovingDigits."""
+    """Settings of the moving-digits set; see sources.MovingDigits."""
 
     num_train: int
     num_held_out: int
@@ -71,7 +71,7 @@ def prepared_digits(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
-    """The manifest of a moving-digits set in `directory`, which is made first where it does not exist.
+    """Opens a moving-digits set in `directory`, making it first where it does not exist; returns its manifest.
 
     Raises:
         ValueError: the folder was made with other settings (names them), or is something else.
@@ -84,11 +84,11 @@ def prepared_digits(
             # Another process of this run may have finished first; anything else fails below.
             pass
     manifest = read_manifest(path, remedy="give MovingDigits another directory")
-    wanted = {"made_by": "moving_digits"} | asdict(settings)
-    for name, value in wanted.items():
-        if (found := manifest.settings.get(name)) != value:
+    expected = {"made_by": "moving_digits"} | asdict(settings)
+    for name, value in expected.items():
+        if (actual := manifest.settings.get(name)) != value:
             raise ValueError(
-                f"MovingDigits.{name}={value}: {path} was made with {name}={found}; "
+                f"MovingDigits.{name}={value}: {path} was made with {name}={actual}; "
                 f"give MovingDigits another directory, or delete that one (rm -r {path})"
             )
     return manifest
@@ -134,7 +134,7 @@ def _make(path: Path, settings: DigitSettings, progress: Callable[[int, int], No
 def moving_digit(
     settings: DigitSettings, split: Split, clip: int
 ) -> tuple[int, int, str, UInt8[np.ndarray, "T H W 3"]]:
-    """Clip number `clip` of a split, a pure function of its arguments.
+    """Renders clip number `clip` of a split, a pure function of its arguments.
 
     Returns:
         Number of the scan, digit, caption, video.
@@ -161,12 +161,12 @@ def moving_digit(
 
 
 def _bounce(positions: Float[np.ndarray, "T 2"], room: int) -> Float[np.ndarray, "T 2"]:
-    """Positions of a free flight, folded back into [0, room] by reflection at both ends."""
+    """Positions of a free flight reflected at both ends of [0, room]."""
     return room - np.abs(positions % (2 * room) - room)
 
 
 def _resampling(offsets: Float[np.ndarray, "T"], settings: DigitSettings) -> Float[np.ndarray, "T size scan"]:
-    """Per frame, the matrix that draws one axis of a scan at an offset:
+    """Interpolation matrices, one per frame, that draw one axis of a scan at an offset:
     cubic convolution (Keys 1981, a = -1/2).
 
     One interpolation both enlarges and moves, so motion by fractions of a pixel stays smooth.
@@ -181,7 +181,7 @@ def _resampling(offsets: Float[np.ndarray, "T"], settings: DigitSettings) -> Flo
 
 @functools.cache
 def _scans() -> tuple[Float[np.ndarray, "num 8 8"], Int[np.ndarray, "num"]]:
-    """The scans with ink in [0, 1], and their digits."""
+    """Scans of digits with ink in [0, 1], and their labels."""
     # scikit-learn takes a second to import, and only making the set needs it.
     from sklearn.datasets import load_digits
 
@@ -191,7 +191,7 @@ def _scans() -> tuple[Float[np.ndarray, "num 8 8"], Int[np.ndarray, "num"]]:
 
 @functools.cache
 def _scans_of(split: Split) -> tuple[Int[np.ndarray, "..."], ...]:
-    """Per digit, the scans of a split. Held out are those of each digit whose numbers hash lowest."""
+    """Scans of a split by digit. Held out are those of each digit whose numbers hash lowest."""
     _, digits = _scans()
     chosen = []
     for digit in range(10):

@@ -1,13 +1,15 @@
 """Data: what a run learns from and is judged on, as a value of an experiment."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dit_video.data.batch import Batch, Split
+from dit_video.config.bounds import at_least
+from dit_video.data.batch import Batch
 from dit_video.data.loader import BatchIterator, held_out_batches, train_batches
+from dit_video.data.record import Split
+from dit_video.data.signals import DEFAULT_SIGNALS, Signal
 from dit_video.data.sources import LatentCache, Source
-from dit_video.data.text_cache import Embeddings, TextCache
 from dit_video.data.transforms import ClipTransform
 
 
@@ -19,9 +21,8 @@ class Data:
         batch_size: clips in the global batch, over all processes and devices.
         cache: latents encoded from `source` with `dit-video encode`; training then reads these instead of
             video. Evaluation always reads the source.
-        caption_bytes: length of captions in a batch, longer ones cut; a multiple of config.mesh.context. None where
-            nothing reads them.
-        text: embeddings of captions, made with `dit-video encode`; None where nothing reads them.
+        signals: what accompanies the clips of a batch (data/signals.py), by the names that conditions read; by default
+            the class of each.
         num_threads: decoding threads of each process; the order of batches does not depend on it.
     """
 
@@ -29,15 +30,11 @@ class Data:
     clips: ClipTransform
     batch_size: int
     cache: LatentCache | None = None
-    caption_bytes: int | None = None
-    text: TextCache | None = None
+    signals: Mapping[str, Signal] = dataclasses.field(default_factory=lambda: dict(DEFAULT_SIGNALS))
     num_threads: int = 8
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"Data.batch_size={self.batch_size}: must be at least 1")
-        if self.caption_bytes is not None and self.caption_bytes < 2:
-            raise ValueError(f"Data.caption_bytes={self.caption_bytes}: must be at least 2; one byte begins a caption")
+        at_least(self, 1, "batch_size")
 
     def train(
         self, seed: int, start: int, *, rows: Sequence[int] | None = None, replace: bool = False
@@ -54,15 +51,10 @@ class Data:
             seed=seed,
             start=start,
             rows=rows,
-            caption_bytes=self.caption_bytes,
-            texts=self.texts(),
+            signals=self.signals,
             num_threads=self.num_threads,
             replace=replace,
         )
-
-    def texts(self) -> Embeddings | None:
-        """What has the embeddings of captions, opened; None where nothing reads them."""
-        return None if self.text is None else self.text.open()
 
     def identity(self) -> dict[str, Any]:
         """What decides which records there are, and which of them is in which batch; JSON."""
@@ -76,8 +68,7 @@ class Data:
             num_clips=num_clips,
             batch_size=batch_size,
             seed=seed,
-            caption_bytes=self.caption_bytes,
-            texts=self.texts(),
+            signals=self.signals,
         )
 
 

@@ -1,4 +1,4 @@
-"""Cached moments on disk: what `encode` writes so that the DiT trains without running the VAE.
+"""Latent cache on disk: posterior moments of the VAE, written by `encode`, so that the DiT trains without the VAE.
 
     DIR/manifest.json                     provenance, class names, counts, digests
     DIR/{train,held_out}-NNNNN.array_record
@@ -23,9 +23,9 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float
 
-from dit_video.data.batch import Clip, Examples, Record, Split
+from dit_video.config.json_file import read_object
+from dit_video.data.record import Clip, Examples, Record, Split
 from dit_video.data.video_set import MANIFEST, new_directory
-from dit_video.json_file import read_object
 
 _FORMAT = "dit_video.latent_cache"
 _VERSION = 1
@@ -39,7 +39,7 @@ _MANIFEST_KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CacheManifest:
-    """What a latent cache says of itself.
+    """Manifest of a latent cache.
 
     Attributes:
         provenance: what must match for the cache to be used: VAE digest, statistics, preprocessing, digest of
@@ -129,8 +129,8 @@ def _pack(clip: Clip, moments: Float[np.ndarray, "t h w m"]) -> bytes:
 def _unpack(data: bytes) -> Record:
     (length,) = struct.unpack_from("<I", data)
     header = json.loads(data[4 : 4 + length])
-    found = {name: type(value) for name, value in header.items()} if isinstance(header, dict) else {}
-    if found != _HEADER_KINDS:
+    kinds = {name: type(value) for name, value in header.items()} if isinstance(header, dict) else {}
+    if kinds != _HEADER_KINDS:
         raise ValueError(f"its header is {reprlib.repr(header)}")
     values = np.frombuffer(data, dtype="<f4", offset=4 + length)
     shape = header.pop("shape")
@@ -163,10 +163,10 @@ def _content(directory: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
     if not path.exists():
         raise FileNotFoundError(f"{directory} is no latent cache (no {MANIFEST} in it); {remedy}")
     content = read_object(path)
-    found = (content.get("format"), content.get("version"))
-    if found != (_FORMAT, _VERSION):
+    version = (content.get("format"), content.get("version"))
+    if version != (_FORMAT, _VERSION):
         raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but a latent cache has {_FORMAT!r} "
+            f"{path}: format {version[0]!r} version {version[1]!r}, but a latent cache has {_FORMAT!r} "
             f"version {_VERSION}; {remedy}"
         )
     if problem := _problem(content):
@@ -175,7 +175,7 @@ def _content(directory: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
 
 
 def _problem(content: dict[str, Any]) -> str:
-    """Why a manifest is none that `write_latent_cache` wrote; empty where it may be."""
+    """Why a manifest is not valid; empty where it is."""
     for name, kind in _MANIFEST_KINDS.items():
         if not isinstance(content.get(name), kind):
             return f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}"

@@ -11,14 +11,15 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import grain
 import numpy as np
 
-from dit_video.data.batch import Batch, Clip, Examples, collate, content_digest
-from dit_video.data.text_cache import Embeddings
+from dit_video.data.batch import Batch, collate
+from dit_video.data.record import Clip, Examples, content_digest
+from dit_video.data.signals import DEFAULT_SIGNALS, Reader, Signal, open_all
 from dit_video.data.transforms import ClipTransform, Usable, usable
 
 _LOG = logging.getLogger(__name__)
@@ -100,8 +101,7 @@ def train_batches(
     seed: int,
     start: int = 0,
     rows: Sequence[int] | None = None,
-    caption_bytes: int | None = None,
-    texts: Embeddings | None = None,
+    signals: Mapping[str, Signal] = DEFAULT_SIGNALS,
     num_threads: int = 8,
     replace: bool = False,
 ) -> BatchIterator:
@@ -114,8 +114,7 @@ def train_batches(
     Args:
         batch_size: of the global batch, over all processes.
         rows: which of its rows to make, in this order; all, if None.
-        caption_bytes: length of captions, begun and filled up; None for batches without.
-        texts: what has the embeddings of captions; None for batches without.
+        signals: what accompanies the clips of a batch.
         num_threads: batches prepared at once; also how many are kept ready.
         replace: a record whose bytes are damaged, or do not decode, is replaced by the next in the order of its epoch
             that does, cut at random anew: a function of (seed, position) like all else. A store that does not answer
@@ -126,13 +125,13 @@ def train_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    wanted = range(batch_size) if rows is None else rows
-    if not set(wanted) <= set(range(batch_size)):
-        raise ValueError(f"rows={list(wanted)}: must be rows of a batch of {batch_size}, which count from 0")
+    chosen = range(batch_size) if rows is None else rows
+    if not set(chosen) <= set(range(batch_size)):
+        raise ValueError(f"rows={list(chosen)}: must be rows of a batch of {batch_size}, which count from 0")
     if start < 0:
         raise ValueError(f"start={start}: must be at least 0")
     records = _usable(examples, transform)
-    make = _BatchMaker(records, transform, batch_size, seed, wanted, caption_bytes, texts, replace)
+    make = _BatchMaker(records, transform, batch_size, seed, chosen, open_all(signals), replace)
     return BatchIterator(make, start=start, num_threads=num_threads, num_too_short=records.num_too_short)
 
 
@@ -146,13 +145,12 @@ class _BatchMaker:
         batch_size: int,
         seed: int,
         rows: Sequence[int],
-        caption_bytes: int | None,
-        texts: Embeddings | None,
+        readers: Mapping[str, Reader],
         replace: bool,
     ):
         self._records, self._transform = records, transform
         self._batch_size, self._seed, self._rows = batch_size, seed, rows
-        self._caption_bytes, self._texts, self._replace = caption_bytes, texts, replace
+        self._readers, self._replace = readers, replace
         self._order = grain.MapDataset.source(_Positions(len(records))).seed(seed).shuffle().repeat()
         self._clips = self._order.random_map(self._clip)
         # By thread: the position of a record, and since when it is being read.
@@ -171,7 +169,7 @@ class _BatchMaker:
                 clip = self._other(number, error)
                 replaced.append(Replaced(index, row, str(error)))
             clips.append(clip)
-        return collate(clips, self._caption_bytes, self._texts), replaced
+        return collate(clips, self._readers), replaced
 
     def reading(self) -> str:
         """The records at which threads are, longest first."""
@@ -262,14 +260,14 @@ def _chosen(records: Usable, transform: ClipTransform, num_clips: int, seed: int
     if num_clips > num_starts.sum():
         raise ValueError(f"num_clips={num_clips}: the records give only {num_starts.sum()} different clips")
     order = np.random.default_rng(seed).permutation(len(records))
-    given, turn = 0, 0
-    while given < num_clips:
+    taken, turn = 0, 0
+    while taken < num_clips:
         for position in map(int, order):
-            if turn >= num_starts[position] or given == num_clips:
+            if turn >= num_starts[position] or taken == num_clips:
                 continue
             starts = np.random.default_rng((seed, position)).permutation(num_starts[position])
             yield position, int(starts[turn]), turn
-            given += 1
+            taken += 1
         turn += 1
 
 
@@ -280,22 +278,22 @@ def held_out_batches(
     num_clips: int,
     batch_size: int,
     seed: int,
-    caption_bytes: int | None = None,
-    texts: Embeddings | None = None,
+    signals: Mapping[str, Signal] = DEFAULT_SIGNALS,
 ) -> Iterator[tuple[Batch, int]]:
     """`held_out_clips` in batches, each with its number of real rows.
 
     The last batch is filled up by repeating its last row, so that all have one shape.
 
     Raises:
-        ValueError: there are not so many different clips; a record that does not decode, or a caption without
-            embedding.
+        ValueError: there are not so many different clips; a record that does not decode, or a clip of which
+            a signal cannot be read.
     """
     rows: list[Clip] = []
+    readers = open_all(signals)
     for clip in held_out_clips(examples, transform, num_clips=num_clips, seed=seed):
         rows.append(clip)
         if len(rows) == batch_size:
-            yield collate(rows, caption_bytes, texts), batch_size
+            yield collate(rows, readers), batch_size
             rows = []
     if rows:
-        yield collate(rows + [rows[-1]] * (batch_size - len(rows)), caption_bytes, texts), len(rows)
+        yield collate(rows + [rows[-1]] * (batch_size - len(rows)), readers), len(rows)

@@ -1,4 +1,4 @@
-"""Where records come from. A source is a value in an experiment: making one does no I/O, `open` does.
+"""Data sources of records. A source is a value in an experiment: making one does no I/O, `open` does.
 
 VideoSet      what `dit-video data ingest` wrote
 TFDSSet       a TFDS data set prepared as ArrayRecord, read without TensorFlow
@@ -20,16 +20,16 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format, message
 from jaxtyping import Int
 
+from dit_video.config.json_file import read_object
 from dit_video.data import builders, latent_cache
-from dit_video.data.batch import NO_LABEL, Examples, Record, Split
-from dit_video.data.video import VideoError, count_frames, frame_rate, open_video
+from dit_video.data.record import NO_LABEL, Examples, Record, Split
 from dit_video.data.video_set import MANIFEST, Manifest, read_manifest
-from dit_video.json_file import read_object
+from dit_video.video.decode import VideoError, count_frames, frame_rate, open_video
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceInfo:
-    """What a run must know of its data, and what a result must say of it.
+    """Class names and digests of a data source, for runs and evaluation cards.
 
     Attributes:
         class_names: label i means class_names[i]; empty where there are no classes.
@@ -45,7 +45,7 @@ class SourceInfo:
 
 @runtime_checkable
 class Source(Protocol):
-    """Random-access records of a training and a held-out split."""
+    """Data source: random-access records of a training and a held-out split."""
 
     def open(self, split: Split) -> Examples:
         """The records of a split.
@@ -60,7 +60,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSet:
-    """A folder written by `dit-video data ingest`."""
+    """Data source: a video set written by `dit-video data ingest`."""
 
     directory: str
 
@@ -77,7 +77,7 @@ class VideoSet:
 
 @dataclass(frozen=True, kw_only=True)
 class MovingDigits:
-    """One real handwritten digit moving over a dark square, bouncing off its edges; labelled and captioned.
+    """Data source: a handwritten digit moving over a dark square, bouncing off its edges; labelled and captioned.
 
     The digits are the 1,797 scans that scikit-learn ships; those of held-out clips are in no training clip.
     Prepared in `directory` when first opened.
@@ -139,7 +139,7 @@ _FEATURES = "tensorflow_datasets.core.features."
 
 
 def _opened(directory: Path) -> tfds.core.DatasetBuilder:
-    """A prepared TFDS set.
+    """Opens a prepared TFDS set.
 
     Raises:
         ValueError: its description is damaged, or names a class that is no feature of TFDS.
@@ -154,7 +154,7 @@ def _opened(directory: Path) -> tfds.core.DatasetBuilder:
 
 
 def _class_names(description: Any) -> Iterator[Any]:
-    """Of all features in a description, in the spellings that TFDS reads."""
+    """Class names of all features in a description, in the spellings that TFDS reads."""
     waiting = [description]
     while waiting:
         value = waiting.pop()
@@ -220,7 +220,7 @@ class _StoredVideos(Examples):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentCache:
-    """A folder written by `dit-video encode`."""
+    """Data source: a latent cache written by `dit-video encode`."""
 
     directory: str
 
@@ -237,13 +237,13 @@ class LatentCache:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """Of which VAE, statistics, preprocessing and videos the moments are, as `encode` wrote it."""
+        """The VAE, statistics, preprocessing and videos that the moments were made with, as `encode` wrote it."""
         return latent_cache.read_cache_manifest(self.directory).provenance
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoData:
-    """Of a run that was made of published weights: it can be sampled from and exported, and others start from it.
+    """Data source without records, of a run imported from published weights: for sampling, export and fine-tuning.
 
     Attributes:
         class_names: label i means class_names[i].
@@ -269,7 +269,7 @@ class NoData:
 
 @dataclass(frozen=True, kw_only=True)
 class TFDSSet:
-    """A TFDS data set prepared on this machine with file_format="array_record".
+    """Data source: a TFDS data set prepared on this machine with file_format="array_record".
 
     Its video feature may be encoded bytes (Text, or a scalar Tensor of objects), a Sequence of Images, or a
     uint8 Tensor.

@@ -1,4 +1,4 @@
-"""Embeddings of captions on disk: what `encode` writes, so that training runs no text encoder.
+"""Text-embedding cache on disk, written by `encode`, so that training runs no text encoder.
 
     DIR/manifest.json                  provenance, sizes, type, shards
     DIR/text-NNNNN.array_record        a record for each caption
@@ -15,7 +15,7 @@ import json
 import os
 import reprlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_video.arrays import Text
-from dit_video.json_file import read_object
+from dit_video.config.json_file import read_object
+from dit_video.data.signals import Reader, Signal
 
 MANIFEST = "manifest.json"
 _FORMAT = "dit_video.text_cache"
@@ -37,7 +38,7 @@ _MANIFEST_KINDS = {"provenance": dict, "dtype": str, "shards": dict} | dict.from
 
 
 class TextDtype(enum.Enum):
-    """In what embeddings are stored."""
+    """Storage type of text embeddings."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -50,7 +51,7 @@ class TextDtype(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TextManifest:
-    """What a text cache says of itself.
+    """Manifest of a text-embedding cache.
 
     Attributes:
         provenance: which encoders made the embeddings, and how.
@@ -71,14 +72,14 @@ class TextManifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides an embedding: captions that are added to the cache do not change it."""
-        said = {name: getattr(self, name) for name in ("provenance", *_SIZES)} | {"dtype": self.dtype.value}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of everything that determines an embedding; adding captions does not change it."""
+        content = {name: getattr(self, name) for name in ("provenance", *_SIZES)} | {"dtype": self.dtype.value}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextCache:
-    """A folder written by `dit-video encode`: embeddings of captions.
+class TextCache(Signal):
+    """A folder written by `dit-video encode`: embeddings of captions, as a signal.
 
     Attributes:
         dtype: in what `encode` stores them, and batches hold them.
@@ -90,31 +91,44 @@ class TextCache:
     digest: str | None = None
 
     def manifest(self) -> TextManifest:
-        """What the folder says of itself.
+        """Reads the manifest of the folder.
 
         Raises:
             FileNotFoundError: no such cache; says how to make one.
             ValueError: another program, version or type wrote it, or its embeddings are not those of `digest`.
         """
-        found = read_text_manifest(self.directory)
-        if found.dtype is not self.dtype:
+        manifest = read_text_manifest(self.directory)
+        if manifest.dtype is not self.dtype:
             raise ValueError(
-                f"config.data.text.dtype={self.dtype.value}: {self.directory} holds {found.dtype.value}; say so, or "
-                "encode again: dit-video encode --config=EXPERIMENT --only=text --overwrite"
+                f"config.data.signals.text.dtype={self.dtype.value}: {self.directory} holds {manifest.dtype.value}; "
+                "say so, or encode again: dit-video encode --config=EXPERIMENT --only=text --overwrite"
             )
-        if self.digest is not None and self.digest != found.digest:
+        if self.digest is not None and self.digest != manifest.digest:
             raise ValueError(
-                f"config.data.text.digest={self.digest[:12]}...: {self.directory} is now {found.digest[:12]}...; other "
-                "encoders made it, so that captions would mean something else: restore it, or start a new workdir"
+                f"config.data.signals.text.digest={self.digest[:12]}...: {self.directory} is now "
+                f"{manifest.digest[:12]}...; other encoders made it, so that captions would mean something else: "
+                "restore it, or start a new workdir"
             )
-        return found
+        return manifest
 
-    def open(self) -> "Embeddings":
+    def embeddings(self) -> "Embeddings":
+        """The folder, opened; errors as of `manifest`."""
         return Embeddings(self.directory, self.manifest())
+
+    def open(self) -> Reader:
+        embeddings = self.embeddings()
+        return lambda clips: embeddings([clip.caption for clip in clips])
+
+    def example(self, batch_size: int) -> None:
+        """The condition says what sizes it reads, so that shapes are known where the folder is not."""
+
+    def parse(self, word: str, class_names: Callable[[], Sequence[str]], warn: Callable[[str], None]) -> Text:
+        del class_names, warn
+        return self.embeddings()([word])
 
 
 class Embeddings:
-    """An opened text cache; many threads may read it."""
+    """An opened text-embedding cache; thread-safe."""
 
     def __init__(self, directory: str | os.PathLike, manifest: TextManifest):
         self.manifest, self._directory = manifest, Path(directory)
@@ -147,21 +161,21 @@ class Embeddings:
         return self._position(caption) is not None
 
     def __call__(self, captions: Sequence[str]) -> Text:
-        """The embeddings of captions, padded with zeros.
+        """Looks up the embeddings of captions, padded with zeros.
 
         Raises:
             ValueError: there is none of one of them; names it, and the command that adds it.
         """
-        found = {caption: self._read(caption) for caption in dict.fromkeys(captions)}
+        embeddings = {caption: self._read(caption) for caption in dict.fromkeys(captions)}
         manifest, B = self.manifest, len(captions)
         tokens = np.zeros((B, manifest.num_tokens, manifest.hidden_size), manifest.dtype.dtype)
         for row, caption in zip(tokens, captions):
-            row[: len(found[caption][0])] = found[caption][0]
-        num_tokens = np.array([len(found[caption][0]) for caption in captions], np.int32)
-        return Text(tokens, num_tokens, np.stack([found[caption][1] for caption in captions]))
+            row[: len(embeddings[caption][0])] = embeddings[caption][0]
+        num_tokens = np.array([len(embeddings[caption][0]) for caption in captions], np.int32)
+        return Text(tokens, num_tokens, np.stack([embeddings[caption][1] for caption in captions]))
 
     def _position(self, caption: str) -> int | None:
-        """Of the record of a caption."""
+        """Position of the record of a caption."""
         first, second = _digest(caption)
         begin, end = (int(np.searchsorted(self._digests[:, 0], first, side=side)) for side in ("left", "right"))
         for place in range(begin, end):
@@ -170,7 +184,7 @@ class Embeddings:
         return None
 
     def _read(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens without padding, and the vector for the whole."""
+        """Token embeddings without padding, and the pooled vector."""
         position = self._position(caption)
         if position is None:
             raise ValueError(
@@ -224,9 +238,9 @@ def add_texts(
         for captions, text in texts:
             sizes = dict(zip(_SIZES, (*text.tokens.shape[1:], text.pooled.shape[1])))
             manifest = manifest or TextManifest(**sizes, provenance=dict(provenance), dtype=dtype, shards={})
-            held = {name: getattr(manifest, name) for name in _SIZES}
-            if sizes != held:
-                raise ValueError(f"{directory}: its embeddings have {held}, these have {sizes}; use another folder")
+            existing = {name: getattr(manifest, name) for name in _SIZES}
+            if sizes != existing:
+                raise ValueError(f"{directory}: its embeddings have {existing}, these have {sizes}; use another folder")
             for caption, record in zip(captions, _packed(captions, text, dtype)):
                 shard.write(caption, record)
             if shard.size >= _SHARD_SIZE:
@@ -301,10 +315,10 @@ def read_text_manifest(directory: str | os.PathLike) -> TextManifest:
     if not path.exists():
         raise FileNotFoundError(f"{directory} is no text cache (no {MANIFEST} in it); {remedy}")
     content = read_object(path)
-    found = (content.get("format"), content.get("version"))
-    if found != (_FORMAT, _VERSION):
+    version = (content.get("format"), content.get("version"))
+    if version != (_FORMAT, _VERSION):
         raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but a text cache has {_FORMAT!r} version {_VERSION}"
+            f"{path}: format {version[0]!r} version {version[1]!r}, but a text cache has {_FORMAT!r} version {_VERSION}"
         )
     if problem := _problem(content):
         raise ValueError(f"{path}: {problem}; {remedy}")
@@ -313,7 +327,7 @@ def read_text_manifest(directory: str | os.PathLike) -> TextManifest:
 
 
 def _problem(content: dict[str, Any]) -> str:
-    """Why a manifest is none that `add_texts` wrote; empty where it may be."""
+    """Why a manifest is not valid; empty where it is."""
     for name, kind in _MANIFEST_KINDS.items():
         if type(content.get(name)) is not kind:
             return f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}"

@@ -1,4 +1,4 @@
-"""From a stored record to a clip of the wanted length, rate and size, still uint8."""
+"""Clip transforms: temporal window, stride, resize, crop and flip of a stored record, still uint8."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dit_video.data.batch import Clip, Examples, Record
-from dit_video.data.video import VideoError, decode_window, scale
+from dit_video.data.record import Clip, Examples, Record
+from dit_video.video.decode import VideoError, decode_window, scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,26 +42,26 @@ class ClipTransform:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a card says of how clips are cut, their number of frames aside."""
+        """How clips are cut, for an evaluation card, without their number of frames."""
         crop = "random" if self.random_crop else "centre"
         return {"stride": self.stride, "size": list(self.size), "crop": crop, "flip_rate": self.flip_rate}
 
     @property
     def draws(self) -> bool:
-        """Whether anything but the first frame of a clip is drawn at random."""
+        """Whether anything besides the start of a clip is random (crop, flip)."""
         return self.random_crop or self.flip_rate > 0
 
     @property
     def span(self) -> int:
-        """Frames of the source that a clip reaches over."""
+        """Number of source frames from the first to the last of a clip."""
         return (self.num_frames - 1) * self.stride + 1
 
     def num_starts(self, num_frames: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """Frames at which a clip can begin, in videos of `num_frames` frames; 0 where they are too short."""
+        """Number of possible start frames in videos of `num_frames` frames; 0 where they are too short."""
         return np.maximum(num_frames - self.span + 1, 0)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Clip:
-        """A clip at a random place of the record.
+        """Cuts a clip at a random place of the record.
 
         Raises:
             ValueError: the record is too short, or does not decode; names the record.
@@ -74,14 +74,14 @@ class ClipTransform:
         return self.at(record, int(rng.integers(starts)), rng)
 
     def at(self, record: Record, start: int, rng: np.random.Generator) -> Clip:
-        """The clip that begins at frame `start`; `rng` decides crop and mirroring.
+        """Cuts the clip that begins at frame `start`; `rng` decides crop and flip.
 
         Raises:
             ValueError: the video does not decode that far; names the record.
         """
-        kept = {"key": record.key, "start": start, "label": record.label, "caption": record.caption}
+        fields = {"key": record.key, "start": start, "label": record.label, "caption": record.caption}
         if record.video is None:
-            return Clip(moments=record.moments, fps=record.fps, **kept)
+            return Clip(moments=record.moments, fps=record.fps, **fields)
         try:
             video = self._cut(record.video, start)
         except VideoError as error:
@@ -93,7 +93,7 @@ class ClipTransform:
         video = video[:, crop[0] : crop[0] + self.size[0], crop[1] : crop[1] + self.size[1]]
         if self.flip_rate and rng.random() < self.flip_rate:
             video = video[:, :, ::-1]
-        return Clip(video=np.ascontiguousarray(video), fps=record.fps / self.stride, **kept)
+        return Clip(video=np.ascontiguousarray(video), fps=record.fps / self.stride, **fields)
 
     def _cut(self, video: bytes | UInt8[np.ndarray, "T H W 3"], start: int) -> UInt8[np.ndarray, "t h w 3"]:
         if isinstance(video, bytes):
@@ -130,7 +130,7 @@ class Usable(Examples):
 
 
 def usable(examples: Examples, transform: ClipTransform) -> Usable:
-    """Leaves out records too short for a clip, by the frame counts stored beside them: nothing is decoded.
+    """Filters out records too short for a clip, by their stored frame counts: nothing is decoded.
 
     Raises:
         ValueError: none is long enough.

@@ -23,9 +23,9 @@ from typing import Any, get_type_hints
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dit_video.data.batch import NO_LABEL, Split
-from dit_video.data.video import MAX_FPS, MAX_FRAME_PIXELS, MAX_FRAMES
-from dit_video.json_file import read_object
+from dit_video.config.json_file import read_object
+from dit_video.data.record import NO_LABEL, Split
+from dit_video.video.decode import MAX_FPS, MAX_FRAME_PIXELS, MAX_FRAMES
 
 MANIFEST = "manifest.json"
 _FORMAT = "dit_video.video_set"
@@ -36,7 +36,7 @@ _PARTIAL = ".partial-"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What became of one source file: a row of the manifest.
+    """Row of the manifest: one source file, stored or skipped.
 
     Attributes:
         file: its name within its source; also the key of its record.
@@ -69,7 +69,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The account of a video set.
+    """Manifest of a video set.
 
     Attributes:
         settings: how the set was made; equal settings and sources give an equal set.
@@ -84,7 +84,7 @@ class Manifest:
     rows_without_file: tuple[str, ...] = ()
 
     def stored(self, split: Split) -> list[Entry]:
-        """The entries of a split, in the order of their records."""
+        """Stored entries of a split, in the order of their records."""
         return sorted((entry for entry in self.entries if entry.split == split), key=lambda entry: entry.index)
 
     def skipped(self) -> list[Entry]:
@@ -97,7 +97,7 @@ class Manifest:
 
 
 class VideoSetBuilder(tfds.core.GeneratorBasedBuilder):
-    """Writes records given to it; knows nothing of where they came from."""
+    """TFDS builder that writes records given to it."""
 
     name = "video_set"
     VERSION = tfds.core.Version("1.0.0")
@@ -228,10 +228,10 @@ def read_manifest(directory: str | os.PathLike, *, remedy: str) -> Manifest:
         what = "holds no manifest.json, so it is not a video set" if path.parent.exists() else "does not exist"
         raise FileNotFoundError(f"{directory} {what}; {remedy}")
     content = read_object(path)
-    found = (content.get("format"), content.get("version"))
-    if found != (_FORMAT, _VERSION):
+    version = (content.get("format"), content.get("version"))
+    if version != (_FORMAT, _VERSION):
         raise ValueError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, but this program reads {_FORMAT!r} version "
+            f"{path}: format {version[0]!r} version {version[1]!r}, but this program reads {_FORMAT!r} version "
             f"{_VERSION}; {remedy}"
         )
     try:

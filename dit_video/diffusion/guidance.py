@@ -1,4 +1,4 @@
-"""Guidance turns denoisers into a denoiser; samplers do not know of it."""
+"""Classifier-free guidance: turns conditional and unconditional denoisers into one for the samplers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ PairFn = Callable[[Latents, Time], tuple[Output, Output]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How strongly the condition is followed, and at which noise levels.
+    """Guidance scale, and the interval of noise levels where guidance acts.
 
     `scale` is w in unconditional + w (conditional - unconditional): 0 ignores the condition, 1 is the plain
     conditional model, more exaggerates it. `interval` = (lowest, highest) t, ends included, where it acts.

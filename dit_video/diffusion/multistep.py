@@ -1,4 +1,4 @@
-"""Solvers that learn from their earlier steps: one call of the network per step, second order and more.
+"""Multistep ODE solvers (DPM-Solver++, UniPC): second order and more with one network call per step.
 
 In the log of the ratio alpha / sigma the probability-flow ODE is linear but for the predicted x_0: from t to s < t,
 
@@ -81,7 +81,7 @@ class UniPC(Sampler):
 
 
 class _Solve(NamedTuple):
-    """The coefficients of one step, or of all [num_steps].
+    """Coefficients of one solver step, or of all [num_steps].
 
     Attributes:
         keep: share of x_t in x_s.
@@ -115,7 +115,7 @@ def _denoised(denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Float[Ar
 
 
 def _solves(path: Path, grid: Float[Array, "steps"]) -> _Solve:
-    """The coefficients of the steps between the times of `grid`."""
+    """Coefficients of the steps between the times of `grid`."""
     alpha, sigma = path.alpha(grid), path.sigma(grid)
     # The last step ends at infinity; it is predicted only, and at first order, which needs no length.
     length = jnp.diff(jnp.log(alpha[:-1]) - jnp.log(sigma[:-1]))

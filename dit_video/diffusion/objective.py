@@ -7,16 +7,16 @@ that needs another path, another weighting or another law of times is a new smal
 import abc
 import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dit_video.arrays import Latents, Output, Time
-from dit_video.diffusion.path import Cosine, Level, Linear, Path, Shift, TokenShift, shift_time
+from dit_video.diffusion.path import Cosine, Level, Linear, Path, Shift, TokenShift, over_latents, shift_time
 from dit_video.diffusion.prediction import Epsilon, Prediction, Velocity
-from dit_video.diffusion.spacing import Spacing, Trailing
+from dit_video.diffusion.process import Corrupted, Known, noise
+from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 from dit_video.diffusion.variance import LearnedVariance
 
 # The loss is also reported for this many equal intervals of t.
@@ -25,7 +25,7 @@ _TRAILING = Trailing()
 
 
 class Times(abc.ABC):
-    """The law of t in training, before any shift."""
+    """Distribution of t in training, before any shift."""
 
     @abc.abstractmethod
     def quantile(self, u: Level) -> Level:
@@ -34,7 +34,7 @@ class Times(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uniform(Times):
-    """All t alike."""
+    """Uniform distribution of t."""
 
     def quantile(self, u: Level) -> Level:
         return u
@@ -42,7 +42,7 @@ class Uniform(Times):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformLevels(Times):
-    """All of the levels t = 1 / num_steps, 2 / num_steps, ... 1 alike: what a path that is a table is trained with."""
+    """Uniform distribution over the levels t = 1 / num_steps, ... 1, for paths with discrete timesteps (DDPM)."""
 
     num_steps: int = 1000
 
@@ -56,7 +56,7 @@ class UniformLevels(Times):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitNormal(Times):
-    """logit(t) is normal: the middle of the path more often than its ends (SD3, 2403.03206, eq. 19)."""
+    """Logit-normal distribution of t: the middle of the path more often than its ends (SD3, 2403.03206, eq. 19)."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -70,7 +70,7 @@ class LogitNormal(Times):
 
 
 class Weighting(abc.ABC):
-    """How much a noise level counts in the loss."""
+    """Loss weighting by noise level."""
 
     @abc.abstractmethod
     def weight(self, path: Path, prediction: Prediction, t: Level) -> Level:
@@ -79,7 +79,7 @@ class Weighting(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unweighted(Weighting):
-    """Plain mean squared error of the prediction."""
+    """No weighting: plain mean squared error of the prediction."""
 
     def weight(self, path: Path, prediction: Prediction, t: Level) -> Level:
         return jnp.ones_like(t)
@@ -87,7 +87,7 @@ class Unweighted(Weighting):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MinSNR(Weighting):
-    """The squared error of x_0 counts min(SNR, gamma) (Hang et al., 2303.09556, section 3.4).
+    """Min-SNR weighting: the squared error of x_0 counts min(SNR, gamma) (Hang et al., 2303.09556, section 3.4).
 
     On the prediction's own error that is min(SNR, gamma) / SNR for Epsilon, min(SNR, gamma) for X0 and, where
     alpha^2 + sigma^2 = 1, min(SNR, gamma) / (SNR + 1) for V.
@@ -103,20 +103,11 @@ class MinSNR(Weighting):
         return jnp.minimum(jnp.exp(path.logsnr(t)), self.gamma) * prediction.squared_gain(path, t)
 
 
-class Corrupted(NamedTuple):
-    """A training example: the network sees (x_t, t) and is to say target. Everything float32."""
-
-    x_t: Latents
-    t: Time
-    target: Latents
-    weight: Time
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """What is learnt. `per_frame` draws one t per latent frame instead of one per clip.
+    """Gaussian diffusion objective. `per_frame` draws one t per latent frame instead of one per clip.
 
-    `variance`: how that of a step back is learnt too; None where the network says nothing of it.
+    `variance`: how the variance of the reverse step is learnt too; None where the network does not predict it.
     """
 
     path: Path
@@ -127,26 +118,34 @@ class Gaussian:
     per_frame: bool = False
     variance: LearnedVariance | None = None
 
-    def corrupt(self, rng: Key[Array, ""], x_0: Latents) -> Corrupted:
-        """Draw times and noise for a batch of latents: t is [B 1], or [B t] when `per_frame`."""
+    def prior(self, keys: Key[Array, "B"], shape: tuple[int, ...]) -> Latents:
+        """Standard normal noise."""
+        return noise(keys, shape)
+
+    def corrupt(self, rng: Key[Array, ""], x_0: Latents, known: Known | None = None) -> Corrupted:
+        """Draw times and noise for a batch of latents: t is [B 1], or [B t] for `per_frame` or with known frames."""
         key_t, key_eps = jax.random.split(rng)
         batch_size, num_frames = x_0.shape[:2]
         u = _stratified(key_t, batch_size, num_frames if self.per_frame else 1)
         t = shift_time(self.times.quantile(u), self._shift_factor(math.prod(x_0.shape[1:4])))
-        return self.corrupt_with(x_0, jax.random.normal(key_eps, x_0.shape), t)
+        return self.corrupt_with(x_0, jax.random.normal(key_eps, x_0.shape), t, known)
 
-    def corrupt_with(self, x_0: Latents, eps: Latents, t: Time) -> Corrupted:
-        """The same for given noise and times; validation calls it at fixed levels."""
+    def corrupt_with(self, x_0: Latents, eps: Latents, t: Time, known: Known | None = None) -> Corrupted:
+        """The same at times and with noise of the caller's; validation calls it at fixed levels."""
         x_0 = x_0.astype(jnp.float32)
-        return Corrupted(
-            x_t=self.path.x_t(x_0, eps, t),
-            t=t,
-            target=self.prediction.target(self.path, x_0, eps, t),
-            weight=self.weighting.weight(self.path, self.prediction, t),
-        )
+        x_t, weight = self.path.x_t(x_0, eps, t), self.weighting.weight(self.path, self.prediction, t)
+        target = self.prediction.target(self.path, x_0, eps, t)
+        if known is not None:
+            weight = jnp.broadcast_to(weight, x_t.shape[:2])
+            x_t, t = known.clean(x_t, t)
+        return Corrupted(x_t=x_t, t=t, target=target, weight=weight)
 
-    def loss(self, output: Output, corrupted: Corrupted) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    def loss(
+        self, output: Output, corrupted: Corrupted, known: Known | None = None
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Weighted mean squared error, and the same per interval of t; plus the loss of a variance that is learnt.
+
+        Where frames are known, means are over the others.
 
         Metrics: for each of NUM_BINS equal intervals `loss/t_LOW_HIGH`, the mean over the frames (or clips)
         whose t falls there, 0 when there is none, and `count/t_LOW_HIGH`, their number. The loss is the mean
@@ -160,29 +159,53 @@ class Gaussian:
         per_level = corrupted.weight * per_level
 
         metrics = {}
+        free = (
+            jnp.ones_like(per_level) if known is None else jnp.broadcast_to(~known.mask, per_level.shape).astype(float)
+        )
         bins = jnp.clip(jnp.floor(corrupted.t * NUM_BINS), 0, NUM_BINS - 1)
         for i in range(NUM_BINS):
-            inside = (bins == i).astype(jnp.float32)
+            inside = (bins == i).astype(jnp.float32) * free
             count = jnp.sum(inside)
             name = f"t_{i / NUM_BINS:.2f}_{(i + 1) / NUM_BINS:.2f}"
             metrics[f"loss/{name}"] = jnp.sum(inside * per_level) / jnp.maximum(count, 1)
             metrics[f"count/{name}"] = count
-        loss = jnp.mean(per_level)
+        loss = jnp.sum(free * per_level) / jnp.sum(free) if known is not None else jnp.mean(per_level)
         if self.variance is not None:
-            assert output.variance is not None, "a task whose objective learns a variance has a network that does"
-            x_t, t = corrupted.x_t, corrupted.t
+            # A variance at level 0 is none; where frames are known it is not looked at.
+            x_t, t = corrupted.x_t, corrupted.t if known is None else jnp.where(known.mask, 1.0, corrupted.t)
             x_0, found_x_0 = (self.denoised(x, x_t, t) for x in (corrupted.target, output.prediction))
-            bits = jnp.mean(self.variance.loss(self.path, x_0, found_x_0, output.variance, x_t, t))
+            bits = self.variance.loss(self.path, x_0, found_x_0, learnt_variance(output), x_t, t)
+            bits = jnp.mean(bits, where=True if known is None else over_latents(~known.mask))
             metrics["variance_bits"] = bits
             loss += self.variance.weight * bits
         return loss, metrics
+
+    def step(self, output: Output, x_t: Latents, t: Time, s: Time, keys: Key[Array, "B"]) -> Latents:
+        """x_s from the posterior q(x_s | x_t, x_0) at the predicted x_0 (DDPM, 2006.11239, eq. 6 and 7).
+
+        For any path (VDM, 2107.00630, appendix A), written as 2010.02502, eq. 12 with eta = 1: of the noise in
+        x_s the share rho = (alpha_t sigma_s) / (alpha_s sigma_t) is kept from x_t, the rest is drawn afresh. Where a
+        variance is learnt, what is drawn has that one.
+        """
+        path = self.path
+        x_0 = self.prediction.x_0(path, output.prediction, x_t, t)
+        eps = self.prediction.eps(path, output.prediction, x_t, t)
+        rho = (path.alpha(t) * path.sigma(s)) / (path.alpha(s) * path.sigma(t))
+        mean = path.x_t(x_0, over_latents(rho) * eps, s)
+        if self.variance is None:
+            std = over_latents(path.sigma(s) * jnp.sqrt(1 - jnp.minimum(rho, 1) ** 2))
+        else:
+            # The last step ends at its mean.
+            learnt = self.variance.log_variance(path, learnt_variance(output), t, s)
+            std = jnp.exp(0.5 * learnt) * over_latents(s > 0)
+        return mean + std * noise(keys, x_t.shape[1:])
 
     def denoised(self, prediction: Latents, x_t: Latents, t: Time) -> Latents:
         """The x_0 that a network's prediction implies: the scale on which objectives are compared."""
         return self.prediction.x_0(self.path, prediction, x_t, t)
 
     def time_grid(self, num_steps: int, num_positions: int, spacing: Spacing = _TRAILING) -> Float[Array, "steps"]:
-        """The num_steps + 1 times of sampling, falling to exactly 0; by default from exactly 1.
+        """Sampling schedule: num_steps + 1 times falling to exactly 0; by default from exactly 1.
 
         Spaced, then shifted as in training for latents of `num_positions` = t h w, then those nearest on the path.
         """
@@ -197,25 +220,36 @@ _EPSILON = Epsilon()
 
 
 def ddpm(prediction: Prediction = _EPSILON) -> Gaussian:
-    """Cosine path, uniform times, noise prediction (2006.11239, 2102.09672); `V()` for 2202.00512."""
+    """DDPM objective: cosine path, uniform times, noise prediction (2006.11239, 2102.09672); `V()` for 2202.00512."""
     return Gaussian(path=Cosine(), prediction=prediction, times=Uniform())
 
 
 def rectified_flow() -> Gaussian:
-    """SD3's (2403.03206): straight path, velocity, logit-normal times, shift by number of positions."""
+    """Rectified flow as in SD3 (2403.03206): linear path, velocity, logit-normal times, resolution-dependent shift."""
     return Gaussian(path=Linear(), prediction=Velocity(), times=LogitNormal(), shift=TokenShift())
 
 
 def diffusion_forcing(objective: Gaussian) -> Gaussian:
-    """The same objective with an independent noise level for each frame (Chen et al., 2407.01392).
+    """Diffusion forcing: an objective with an independent noise level for each frame (Chen et al., 2407.01392).
 
     Whether a frame may see later ones is a property of the network, not of the objective.
     """
     return dataclasses.replace(objective, per_frame=True)
 
 
+def learnt_variance(output: Output) -> Latents:
+    """What a network says of the variance.
+
+    Raises:
+        ValueError: it says nothing of it.
+    """
+    if output.variance is None:
+        raise ValueError("objective.variance: the network predicts no variance; set network.learned_variance=True")
+    return output.variance
+
+
 def _stratified(key: Key[Array, ""], batch_size: int, num_frames: int) -> Float[Array, "B f"]:
-    """Uniform numbers of which each column has exactly one in each of `batch_size` equal intervals.
+    """Stratified uniform numbers: each column has exactly one in each of `batch_size` equal intervals.
 
     Less noise in the loss than independent draws (VDM, 2107.00630, appendix I.1). The interval of a row is a
     random permutation of its own per column, so that every entry alone is uniform on [0, 1), no row depends

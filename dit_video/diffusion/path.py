@@ -1,4 +1,4 @@
-"""Paths from data to noise: x_t = alpha(t) x_0 + sigma(t) eps.
+"""Noise schedules as paths from data to noise: x_t = alpha(t) x_0 + sigma(t) eps.
 
 **t = 0 is data, t = 1 is noise**, everywhere in this package (as in SD3, https://arxiv.org/abs/2403.03206;
 SiT and Diffusion Forcing's code run the other way). Every method is elementwise in t, in float32, and finite
@@ -33,7 +33,7 @@ def over_latents(level: Shaped[Array, "B #t"]) -> Shaped[Array, "B #t 1 1 1"]:
 
 
 class Path(abc.ABC):
-    """alpha falls from 1, sigma rises from 0 to 1, and the log-SNR between them falls strictly."""
+    """Path (noise schedule): alpha falls from 1, sigma rises from 0 to 1, the log-SNR falls strictly."""
 
     @abc.abstractmethod
     def alpha(self, t: Level) -> Level:
@@ -56,7 +56,7 @@ class Path(abc.ABC):
         """The t at which `self.logsnr(t) == logsnr`, in closed form."""
 
     def nearest(self, t: Float[np.ndarray, "steps"]) -> Float[np.ndarray, "steps"]:
-        """The times of sampling closest to `t`; a path that is a table has only its entries."""
+        """Sampling times closest to `t`: a discrete path has only the levels of its table."""
         return t
 
     def logsnr(self, t: Level) -> Level:
@@ -70,7 +70,7 @@ class Path(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(Path):
-    """The straight line of rectified flow: alpha = 1 - t, sigma = t (SD3, 2403.03206, eq. 13)."""
+    """Linear path of rectified flow: alpha = 1 - t, sigma = t (SD3, 2403.03206, eq. 13)."""
 
     def alpha(self, t: Level) -> Level:
         return 1 - t
@@ -90,7 +90,7 @@ class Linear(Path):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine(Path):
-    """The quarter circle: alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+    """Cosine schedule: alpha = cos(pi t / 2), sigma = sin(pi t / 2).
 
     Nichol & Dhariwal, 2102.09672, eq. 17 with offset s = 0, in the continuous time of VDM (2107.00630).
     """
@@ -114,7 +114,7 @@ class Cosine(Path):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearBeta(Path):
-    """The variance-preserving path whose beta grows linearly: the limit of DDPM's schedule for many steps.
+    """Linear-beta schedule in continuous time (VP-SDE): the limit of DDPM's schedule for many steps.
 
     With beta(t) = beta_min + t (beta_max - beta_min) and B(t) its integral from 0, alpha = exp(-B / 2) and
     sigma^2 = 1 - alpha^2 (Song et al., 2011.13456, eq. 33). DDPM's 1e-4 to 0.02 over 1000 steps are the
@@ -161,7 +161,7 @@ class LinearBeta(Path):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscreteBetas(Path):
-    """DDPM's table of `num_steps` levels, which published DiT weights were trained with (2006.11239, section 4).
+    """Discrete linear-beta schedule of DDPM with `num_steps` levels, as of published DiTs (2006.11239, section 4).
 
     beta_k grows linearly over k = 0 ... num_steps - 1 and level k, at t = (k + 1) / num_steps, has alpha^2 = the
     product of 1 - beta over 0 ... k. Between levels log(alpha) is interpolated linearly in t, as DPM-Solver does
@@ -228,7 +228,7 @@ def shift_time(t: Float[np.ndarray, "..."], shift: float) -> Float[np.ndarray, "
 
 
 def shift_time(t: Float[Array | np.ndarray, "..."], shift: float) -> Float[Array | np.ndarray, "..."]:
-    """Move times towards noise: t' = a t / (1 + (a - 1) t) (SD3, 2403.03206, eq. 23, with a = sqrt(m / n)).
+    """Timestep shift towards noise: t' = a t / (1 + (a - 1) t) (SD3, 2403.03206, eq. 23, with a = sqrt(m / n)).
 
     On the Linear path this lowers the log-SNR by 2 log(a) everywhere. `shift` = 1 is the identity, and the
     inverse of shifting by a is shifting by 1 / a.
@@ -238,16 +238,16 @@ def shift_time(t: Float[Array | np.ndarray, "..."], shift: float) -> Float[Array
 
 
 class Shift(abc.ABC):
-    """How far times move for clips of `num_positions` = t h w latent positions, the same in training and sampling."""
+    """Timestep shift for clips of `num_positions` = t h w latent positions, the same in training and sampling."""
 
     @abc.abstractmethod
     def factor(self, num_positions: int) -> float:
-        """What `shift_time` is to be given."""
+        """The factor for `shift_time`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConstantShift(Shift):
-    """The same for every size, as published models are sampled: SD3 with 3, Wan with 3 at 480p and 5 at 720p."""
+    """Constant timestep shift, as published models are sampled: SD3 with 3, Wan with 3 at 480p and 5 at 720p."""
 
     shift: float
 
@@ -261,7 +261,7 @@ class ConstantShift(Shift):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExponentialShift(Shift):
-    """exp(mu), mu growing linearly in the number of positions: Flux's, called dynamic shifting in diffusers.
+    """Dynamic timestep shift of Flux: exp(mu), with mu linear in the number of positions.
 
     mu is `low` at `low_positions` and `high` at `high_positions`. Flux counts tokens of 2 x 2 positions, 256 and 4096
     of them.
@@ -286,7 +286,7 @@ class ExponentialShift(Shift):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenShift(Shift):
-    """How far times move for clips of many latent positions: clip(sqrt(num_positions / base), 1, limit).
+    """Resolution-dependent timestep shift: clip(sqrt(num_positions / base), 1, limit) (SD3).
 
     More positions show the same content more often, so that the same noise level hides less of it (SD3,
     section 5.3.2).

@@ -1,4 +1,4 @@
-"""What a network predicts, and the way from there back to x_0 and eps.
+"""Prediction types (epsilon, x_0, v, velocity) and their conversion to x_0 and eps.
 
 Every prediction is a mixture of data and noise whose coefficients depend on t alone. Together with
 x_t = alpha x_0 + sigma eps it is a linear system of two equations,
@@ -33,7 +33,7 @@ MIN_DETERMINANT = 5e-3
 
 
 class Prediction(abc.ABC):
-    """A named mixture a x_0 + b eps. All results are float32."""
+    """Prediction type: a mixture a x_0 + b eps. All results are float32."""
 
     @abc.abstractmethod
     def coefficients(self, path: Path, t: Level) -> tuple[Level, Level]:
@@ -46,18 +46,18 @@ class Prediction(abc.ABC):
         return jnp.where(jnp.abs(determinant) < MIN_DETERMINANT, floor, determinant)
 
     def target(self, path: Path, x_0: Latents, eps: Latents, t: Time) -> Latents:
-        """What the network is to say about x_t."""
+        """Training target of the network for x_t."""
         a, b = self.coefficients(path, t)
         return over_latents(a) * x_0 + over_latents(b) * eps
 
     def x_0(self, path: Path, prediction: Latents, x_t: Latents, t: Time) -> Latents:
-        """The data that a prediction implies."""
+        """x_0 that a prediction implies."""
         _, b = self.coefficients(path, t)
         solution = over_latents(b) * x_t - over_latents(path.sigma(t)) * _float32(prediction)
         return solution / over_latents(self._determinant(path, t))
 
     def eps(self, path: Path, prediction: Latents, x_t: Latents, t: Time) -> Latents:
-        """The noise that a prediction implies."""
+        """eps that a prediction implies."""
         a, _ = self.coefficients(path, t)
         solution = over_latents(path.alpha(t)) * _float32(prediction) - over_latents(a) * x_t
         return solution / over_latents(self._determinant(path, t))
@@ -75,7 +75,7 @@ class Prediction(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Epsilon(Prediction):
-    """The noise (DDPM, 2006.11239, eq. 14). Says little of x_0 near t = 1; see MIN_DETERMINANT."""
+    """Noise prediction (DDPM, 2006.11239, eq. 14). Ill-conditioned for x_0 near t = 1; see MIN_DETERMINANT."""
 
     def coefficients(self, path: Path, t: Level) -> tuple[Level, Level]:
         return jnp.zeros_like(t), jnp.ones_like(t)
@@ -89,7 +89,7 @@ class Epsilon(Prediction):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class X0(Prediction):
-    """The data. Says little of eps near t = 0; see MIN_DETERMINANT."""
+    """Data prediction. Ill-conditioned for eps near t = 0; see MIN_DETERMINANT."""
 
     def coefficients(self, path: Path, t: Level) -> tuple[Level, Level]:
         return jnp.ones_like(t), jnp.zeros_like(t)
@@ -103,7 +103,7 @@ class X0(Prediction):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class V(Prediction):
-    """v = alpha eps - sigma x_0 (Salimans & Ho, 2202.00512, section 4). Stable at both ends."""
+    """v-prediction: v = alpha eps - sigma x_0 (Salimans & Ho, 2202.00512, section 4). Stable at both ends."""
 
     def coefficients(self, path: Path, t: Level) -> tuple[Level, Level]:
         return -path.sigma(t), path.alpha(t)
@@ -111,7 +111,7 @@ class V(Prediction):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Velocity(Prediction):
-    """dx_t / dt = d_alpha x_0 + d_sigma eps: eps - x_0 on the Linear path (2209.03003, 2403.03206)."""
+    """Velocity (flow matching, 2209.03003, 2403.03206): dx_t / dt = d_alpha x_0 + d_sigma eps (Linear: eps - x_0)."""
 
     def coefficients(self, path: Path, t: Level) -> tuple[Level, Level]:
         return path.d_alpha(t), path.d_sigma(t)

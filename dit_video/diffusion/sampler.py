@@ -1,4 +1,4 @@
-"""From noise to latents: samplers as values, each one function of (denoiser, objective, noise, keys).
+"""Samplers from noise to latents (Euler, Heun, DDIM, ancestral DDPM): functions of (denoiser, objective, noise, keys).
 
 All walk the objective's time grid in one `lax.scan`, so that the network is compiled once (twice for Heun)
 whatever the number of steps. The random numbers of clip i come from keys[i] alone: a clip is the same in a
@@ -14,27 +14,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dit_video.arrays import Latents, Time
+from dit_video.config.bounds import at_least
 from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.prediction import DenoiseFn
-from dit_video.diffusion.spacing import Spacing, Trailing
-
-
-def noise(keys: Key[Array, "B"], shape: tuple[int, ...]) -> Float[Array, "B *shape"]:
-    """Standard normal numbers of `shape` per clip, clip i from keys[i]; makes x_1 too."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+from dit_video.diffusion.process import Process
+from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(abc.ABC):
-    """`num_steps` steps from noise to data at the times of `spacing`; `denoise` is given t as [B 1]."""
+    """Sampler of `num_steps` steps from noise to data at the times of `spacing`; `denoise` gets t as [B 1]."""
 
     num_steps: int
     spacing: Spacing = Trailing()
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"{type(self).__name__}.num_steps={self.num_steps}: must be at least 1")
+        at_least(self, 1, "num_steps")
 
     @abc.abstractmethod
     def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
@@ -42,23 +38,23 @@ class Sampler(abc.ABC):
 
     def time_grid(self, objective: Gaussian, x_1: Latents) -> Float[Array, "steps"]:
         """The objective's, for latents of x_1's size."""
-        return objective.time_grid(self.num_steps, math.prod(x_1.shape[1:4]), self.spacing)
+        return objective.time_grid(self.num_steps, math.prod(jax.tree.leaves(x_1)[0].shape[1:4]), self.spacing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SingleStep(Sampler):
-    """Samplers that remember nothing of the steps before."""
+    """Base of single-step samplers, without memory of the steps before."""
 
     def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
         grid = self.time_grid(objective, x_1)
 
         def body(x_t, step):
-            index, t, s = (jnp.broadcast_to(value, (x_1.shape[0], 1)) for value in step)
+            index, t, s = (jnp.broadcast_to(value, (len(keys), 1)) for value in step)
             step_keys = jax.vmap(jax.random.fold_in)(keys, index[:, 0])
             return self.step(denoise, objective, x_t, t, s, step_keys), None
 
         steps = (jnp.arange(self.num_steps), grid[:-1], grid[1:])
-        x_0, _ = jax.lax.scan(body, x_1.astype(jnp.float32), steps)
+        x_0, _ = jax.lax.scan(body, jax.tree.map(_float32, x_1), steps)
         return x_0
 
     @abc.abstractmethod
@@ -70,7 +66,7 @@ class SingleStep(Sampler):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Euler(SingleStep):
-    """First-order steps along the probability-flow ODE (2011.13456, eq. 13).
+    """Euler sampler: first-order steps along the probability-flow ODE (2011.13456, eq. 13).
 
     With a velocity network each step is x_s = x_t - (t - s) prediction. Of first order where alpha and sigma
     are smooth (Linear, Cosine); LinearBeta's sqrt(t) at the data end costs it accuracy in the last steps,
@@ -85,7 +81,7 @@ class Euler(SingleStep):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun(SingleStep):
-    """Second-order steps along the same ODE (EDM, 2206.00364, algorithm 1): 2 num_steps - 1 network calls.
+    """Heun sampler: second-order steps along the same ODE (EDM, 2206.00364, algorithm 1); 2 num_steps - 1 calls.
 
     The last step is Euler's, because the slope is not defined by every prediction at t = 0.
     """
@@ -104,7 +100,7 @@ class Heun(SingleStep):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDIM(SingleStep):
-    """x_s = alpha_s x_0 + sigma_s eps with the predicted x_0 and eps (2010.02502, eq. 12, eta = 0).
+    """DDIM sampler: x_s = alpha_s x_0 + sigma_s eps with the predicted x_0 and eps (2010.02502, eq. 12, eta = 0).
 
     Exact for constant x_0 and eps on any path; on the Linear path it is Euler's step.
     """
@@ -118,28 +114,17 @@ class DDIM(SingleStep):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestral(SingleStep):
-    """DDPM's: x_s from the posterior q(x_s | x_t, x_0) at the predicted x_0 (2006.11239, eq. 6 and 7).
-
-    For any path (VDM, 2107.00630, appendix A), written as 2010.02502, eq. 12 with eta = 1: of the noise in
-    x_s the share rho = (alpha_t sigma_s) / (alpha_s sigma_t) is kept from x_t, the rest is drawn afresh. Where the
-    objective learns a variance, what is drawn has that one.
-    """
+    """The process's own step back, with fresh noise: DDPM's of a Gaussian objective (2006.11239), for any process."""
 
     def step(
-        self, denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time, s: Time, keys: Key[Array, "B"]
+        self, denoise: DenoiseFn, objective: Process, x_t: Latents, t: Time, s: Time, keys: Key[Array, "B"]
     ) -> Latents:
-        path = objective.path
-        prediction, variance = denoise(x_t, t)
-        x_0, eps = _estimates(objective, prediction, x_t, t)
-        rho = (path.alpha(t) * path.sigma(s)) / (path.alpha(s) * path.sigma(t))
-        mean = path.x_t(x_0, over_latents(rho) * eps, s)
-        if objective.variance is None:
-            std = over_latents(path.sigma(s) * jnp.sqrt(1 - jnp.minimum(rho, 1) ** 2))
-        else:
-            assert variance is not None, "a task whose objective learns a variance has a network that does"
-            # The last step ends at its mean.
-            std = jnp.exp(0.5 * objective.variance.log_variance(path, variance, t, s)) * over_latents(s > 0)
-        return mean + std * noise(keys, x_t.shape[1:])
+        return objective.step(denoise(x_t, t), x_t, t, s, keys)
+
+
+def _float32(x: Array) -> Array:
+    """Numbers in float32; tokens as they are."""
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _slope(denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time) -> Latents:
@@ -147,7 +132,7 @@ def _slope(denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time) -> La
 
 
 def _estimates(objective: Gaussian, prediction: Latents, x_t: Latents, t: Time) -> tuple[Latents, Latents]:
-    """(x_0, eps) that a prediction implies."""
+    """Estimates of (x_0, eps) that a prediction implies."""
     return (
         objective.prediction.x_0(objective.path, prediction, x_t, t),
         objective.prediction.eps(objective.path, prediction, x_t, t),

@@ -1,7 +1,7 @@
-"""The learnt variance of a step back (Nichol and Dhariwal, 2102.09672), which published DiTs have beside their noise.
+"""Learned variance of the reverse step (Nichol and Dhariwal, 2102.09672), which published DiTs predict with the noise.
 
-A network says for every number where the log-variance lies between its two bounds: that of the step forward, and that
-of the step back if x_0 were known. Its loss is a bound on likelihood of which the mean has no gradient (section 3.1).
+A network predicts for every number where the log-variance lies between its two bounds: the forward variance and the
+posterior variance given x_0. Its loss is a bound on likelihood of which the mean has no gradient (section 3.1).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _LEAST = 1e-12
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnedVariance:
-    """The variance of a step back is learnt beside its mean.
+    """Learned variance of the reverse step, with its variational bound (L_vlb).
 
     Attributes:
         num_steps: into which the path is cut for the loss; sampling may take others.
@@ -54,7 +54,7 @@ class LearnedVariance:
     def loss(
         self, path: Path, x_0: Latents, found_x_0: Latents, variance: Latents, x_t: Latents, t: Time
     ) -> Float[Array, "B t"]:
-        """Bits per number of the step from t to t - 1 / num_steps, each latent frame's mean (equations 4 to 7).
+        """Variational bound in bits per number of the step from t to t - 1 / num_steps, mean per frame (eq. 4 to 7).
 
         Args:
             found_x_0: as the network predicts it; it gets no gradient from here.
@@ -82,24 +82,24 @@ class LearnedVariance:
 
 
 def _forward_variance(path: Path, t: Level, s: Level) -> Level:
-    """Of x_t given x_s: beta of the step."""
+    """Forward variance of x_t given x_s: beta of the step."""
     return path.sigma(t) ** 2 - (path.alpha(t) / path.alpha(s) * path.sigma(s)) ** 2
 
 
 def _backward_variance(path: Path, t: Level, s: Level) -> Level:
-    """Of x_s given x_t and x_0 (2006.11239, equation 7)."""
+    """Posterior variance of x_s given x_t and x_0 (2006.11239, equation 7)."""
     return jnp.maximum(_forward_variance(path, t, s) * (path.sigma(s) / path.sigma(t)) ** 2, _LEAST)
 
 
 def _posterior_mean(path: Path, x_0: Latents, x_t: Latents, t: Time, s: Time) -> Latents:
-    """Of x_s given x_t and x_0 (2006.11239, equation 7)."""
+    """Posterior mean of x_s given x_t and x_0 (2006.11239, equation 7)."""
     of_x_t = path.alpha(t) / path.alpha(s) * (path.sigma(s) / path.sigma(t)) ** 2
     of_x_0 = path.alpha(s) * _forward_variance(path, t, s) / path.sigma(t) ** 2
     return over_latents(of_x_0) * x_0 + over_latents(of_x_t) * x_t
 
 
 def _discretized_log_likelihood(x: Latents, mean: Latents, log_std: Latents) -> Latents:
-    """Of the bin around x that an 8-bit value would have; what lies beyond the edges is theirs."""
+    """Log-likelihood of the bin around x of an 8-bit value; the edge bins extend to infinity."""
     inverse = jnp.exp(-log_std)
     above = jax.scipy.stats.norm.cdf((x - mean + _HALF_BIN) * inverse)
     below = jax.scipy.stats.norm.cdf((x - mean - _HALF_BIN) * inverse)

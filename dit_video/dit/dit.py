@@ -18,28 +18,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
-from dit_video.dit.condition import Condition, Given, required
+from dit_video.distributed.sharding import constrain
+from dit_video.dit.condition import Cond, Condition, required
+from dit_video.dit.known import AsChannels, refuse_channels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
-from dit_video.nn.embed import (
-    NUM_TIMESTEPS,
-    AdaLN,
-    Modulation,
-    ModulationOffset,
-    TimeEmbedding,
-    from_tokens,
-    gated,
-    latent_shape,
-    linear,
-    modulate,
-    patch_angles,
-    per_patch_frame,
-    sincos_positions,
-    to_tokens,
-)
+from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
+from dit_video.nn.linear import linear
 from dit_video.nn.mlp import MLPKind
+from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
 from dit_video.nn.norm import Norm
-from dit_video.sharding import constrain
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.positions import patch_angles, sincos_positions
 
 
 class Positions(enum.Enum):
@@ -118,7 +108,16 @@ class DiTConfig(NetworkConfig):
     def learns_variance(self) -> bool:
         return self.learned_variance
 
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "DiT":
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> "DiT":
+        refuse_channels(type(self).__name__, known)
         return DiT(self, channels, condition, dtype=dtype, rngs=rngs)
 
 
@@ -219,28 +218,28 @@ class DiT(Network):
         out_dim = 2 * patch_dim if config.learned_variance else patch_dim
         self.final_layer = linear(config.hidden_size, out_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
-    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
-        x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
+    def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
+        x, _, conditioning = self._through_blocks(x_t, t, cond, keep=False)
         shift, scale = self.final_modulation(conditioning)
         x = self.final_layer(modulate(self.config.norm(x), shift, scale))
         cells = from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32)
         return split_variance(cells) if self.config.learned_variance else Output(cells)
 
-    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
-        _, blocks, conditioning = self._through_blocks(x_t, t, given, keep=True)
+    def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
+        _, blocks, conditioning = self._through_blocks(x_t, t, cond, keep=True)
         assert blocks is not None, "they are kept"
         return {"conditioning": conditioning, "blocks": blocks}
 
     def _through_blocks(
-        self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
+        self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
         """The stream after the last block, where it is kept after every one, and the conditioning vector."""
         conditioning = self.t_embedder(per_patch_frame(t, self.patch_size))
         if self.y_embedder is not None:
-            conditioning = conditioning + self.y_embedder(required(given))[:, None].astype(conditioning.dtype)
+            conditioning = conditioning + self.y_embedder(required(cond))[:, None].astype(conditioning.dtype)
         conditioning = constrain(conditioning, "batch", None, None)
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
-        text = None if self.text_encoder is None else self.text_encoder(required(given))
+        text = None if self.text_encoder is None else self.text_encoder(required(cond))
         x, angles = self._placed(self.x_embedder(to_tokens(x_t, self.patch_size)), latent_shape(x_t))
 
         def apply_block(x, block):

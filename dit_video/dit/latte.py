@@ -20,29 +20,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
-from dit_video.dit.condition import Condition, Given, required
+from dit_video.distributed.sharding import constrain
+from dit_video.dit.condition import Cond, Condition, required
+from dit_video.dit.known import AsChannels, refuse_channels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.axial_attention import spatial_attention, split_attention, temporal_attention
-from dit_video.nn.embed import (
-    NUM_TIMESTEPS,
-    AdaLN,
-    Modulation,
-    ModulationOffset,
-    TimeEmbedding,
-    from_tokens,
-    gated,
-    latent_shape,
-    linear,
-    modulate,
-    per_patch_frame,
-    sincos_positions,
-    to_tokens,
-    with_frames,
-)
+from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
+from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
+from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate, with_frames
 from dit_video.nn.norm import layer_normalize
-from dit_video.sharding import constrain
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.positions import sincos_positions
 
 _MLP_RATIO = 4
 _TIMESTEP_OFFSET = -1  # the timesteps 0 ... 999 are the levels t = 1/1000 ... 1 of a path that is a table
@@ -105,7 +95,16 @@ class LatteConfig(NetworkConfig):
     def learns_variance(self) -> bool:
         return self.learned_variance
 
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "Latte":
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> "Latte":
+        refuse_channels(type(self).__name__, known)
         return Latte(self, channels, condition, dtype=dtype, rngs=rngs)
 
 
@@ -233,29 +232,29 @@ class Latte(Network):
         out_dim = 2 * patch_dim if config.learned_variance else patch_dim
         self.final_layer = linear(D, out_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
-    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
-        x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
+    def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
+        x, _, conditioning = self._through_blocks(x_t, t, cond, keep=False)
         modulating = [conditioning] * 2 if self.config.shared_modulation else conditioning
         shift, scale = self.final_modulation(modulating)
         x = self.final_layer(modulate(layer_normalize(x), shift, scale))
         cells = from_tokens(x, self.config.patch_size, latent_shape(x_t)).astype(jnp.float32)
         return split_variance(cells) if self.config.learned_variance else Output(cells)
 
-    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Float[Array, "..."]]:
-        _, blocks, conditioning = self._through_blocks(x_t, t, given, keep=True)
+    def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Float[Array, "..."]]:
+        _, blocks, conditioning = self._through_blocks(x_t, t, cond, keep=True)
         return {"conditioning": conditioning, **blocks}
 
     def _through_blocks(
-        self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
+        self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], dict[str, Float[Array, "layers B N D"]], Float[Array, "B #f D"]]:
         """The stream after the last block, where it is kept after every layer, and the conditioning vector."""
         config, blocks = self.config, self.blocks
         conditioning = self.t_embedder(per_patch_frame(t, config.patch_size))
         if self.y_embedder is not None:
-            conditioning = conditioning + self.y_embedder(required(given))[:, None].astype(conditioning.dtype)
+            conditioning = conditioning + self.y_embedder(required(cond))[:, None].astype(conditioning.dtype)
         conditioning = constrain(conditioning, "batch", None, None)
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
-        text, num_frames = self._text(given), x_t.shape[1] // config.patch_size[0]
+        text, num_frames = self._text(cond), x_t.shape[1] // config.patch_size[0]
         places = sincos_positions(latent_shape(x_t), config.patch_size, config.hidden_size, grid=config.position_grid)
         x = self.x_embedder(to_tokens(x_t, config.patch_size)) + places.astype(self.dtype)
         frames = jnp.asarray(frame_positions(num_frames, config.hidden_size), self.dtype)[None]
@@ -285,10 +284,10 @@ class Latte(Network):
             x = through("blocks", two_steps, x, (blocks, is_first))
         return x, kept, conditioning
 
-    def _text(self, given: Given | None) -> Text | None:
+    def _text(self, cond: Cond | None) -> Text | None:
         if self.text_encoder is None or self.text_embedder is None:
             return None
-        text = self.text_encoder(required(given))
+        text = self.text_encoder(required(cond))
         return text._replace(tokens=constrain(self.text_embedder(jnp.asarray(text.tokens)), "batch", None, None))
 
 

@@ -16,28 +16,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Output, Text, Time
-from dit_video.dit.condition import Condition, Given, TextCondition, required
+from dit_video.distributed.sharding import constrain
+from dit_video.dit.condition import Cond, Condition, required
+from dit_video.dit.known import AsChannels, refuse_channels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, QKNorm
-from dit_video.nn.embed import (
-    AdaLN,
-    TimeEmbedding,
-    VectorEmbedding,
-    at_patches,
-    from_tokens,
-    gated,
-    latent_shape,
-    linear,
-    modulate,
-    patch_angles,
-    per_patch_frame,
-    sincos_axes,
-    to_tokens,
-)
+from dit_video.nn.embed import TimeEmbedding, VectorEmbedding
 from dit_video.nn.joint_attention import JointAttention
+from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
+from dit_video.nn.modulation import AdaLN, gated, modulate
 from dit_video.nn.norm import layer_normalize
-from dit_video.sharding import constrain
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.positions import at_patches, patch_angles, sincos_axes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +108,16 @@ class MMDiTConfig(NetworkConfig):
     def mlp_size(self) -> int:
         return int(self.hidden_size * self.mlp_ratio)
 
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "MMDiT":
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> "MMDiT":
+        refuse_channels(type(self).__name__, known)
         return MMDiT(self, channels, condition, dtype=dtype, rngs=rngs)
 
 
@@ -182,7 +182,7 @@ class Block(nnx.Module):
         shift, scale, gate, shift_m, scale_m, gate_m, *second = self.video_modulation(conditioning.video)
         of_text = self.text_modulation(conditioning.text)
         # As published, scale comes before shift where these two are all.
-        shift_t, scale_t, *others = of_text[::-1] if self.text_mlp is None else of_text
+        shift_t, scale_t, *rest = of_text[::-1] if self.text_mlp is None else of_text
         normed = layer_normalize(video)
         read, read_text = self.attention(
             modulate(normed, shift, scale), modulate(layer_normalize(text), shift_t, scale_t), angles, num_text
@@ -194,7 +194,7 @@ class Block(nnx.Module):
         video = video + gated(gate_m, self.video_mlp(modulate(layer_normalize(video), shift_m, scale_m)))
         if self.text_mlp is not None:
             assert read_text is not None, "text that has an MLP is written"
-            gate_t, shift_tm, scale_tm, gate_tm = others
+            gate_t, shift_tm, scale_tm, gate_tm = rest
             text = text + gated(gate_t, read_text)
             text = text + gated(gate_tm, self.text_mlp(modulate(layer_normalize(text), shift_tm, scale_tm)))
         return Streams(video, text)
@@ -222,7 +222,7 @@ class MMDiT(Network):
                 f"config.task.condition={condition}: an MMDiT has a stream of text; give it a TextCondition or an "
                 "EmbeddedText"
             )
-        if config.attend_padding and isinstance(condition, TextCondition):
+        if config.attend_padding and condition is not None and condition.num_text_tokens is None:
             raise ValueError(
                 "config.task.network.attend_padding=True: captions of bytes are padded to the length of their batch, "
                 "and would mean something else at another; leave it False"
@@ -250,16 +250,16 @@ class MMDiT(Network):
         zeros = nnx.initializers.zeros
         self.final_layer = linear(D, patch_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
-    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
+    def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
         """No variance is learnt."""
-        conditioning, x, _ = self._through_blocks(x_t, t, given, keep=False)
+        conditioning, x, _ = self._through_blocks(x_t, t, cond, keep=False)
         scale, shift = self.final_modulation(conditioning.video)  # as published, in this order
         tokens = self.final_layer(modulate(layer_normalize(x.video), shift, scale))
         cells = from_tokens(tokens, self.config.patch_size, latent_shape(x_t))
         return Output(cells.astype(jnp.float32), None)
 
-    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
-        conditioning, _, kept = self._through_blocks(x_t, t, given, keep=True)
+    def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
+        conditioning, _, kept = self._through_blocks(x_t, t, cond, keep=True)
         return {
             "conditioning": conditioning.video,
             "blocks.video": jnp.concatenate([part.video for part in kept]),
@@ -267,10 +267,10 @@ class MMDiT(Network):
         }
 
     def _through_blocks(
-        self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
+        self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Conditioning, Streams, list[Streams]]:
         """What modulates, the streams after the last block, and, where they are kept, those of every stack."""
-        text: Text = self.text_encoder(required(given))
+        text: Text = self.text_encoder(required(cond))
         conditioning = self._conditioning(t, text)
         num_text = None if self.config.attend_padding else jnp.asarray(text.num_tokens)
         video, angles = self._placed(self.x_embedder(to_tokens(x_t, self.config.patch_size)), latent_shape(x_t))

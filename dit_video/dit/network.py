@@ -14,8 +14,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Time
-from dit_video.dit.condition import Condition, Given
-from dit_video.nn.embed import PatchSize
+from dit_video.config.bounds import at_least
+from dit_video.dit.condition import Cond, Condition
+from dit_video.dit.known import AsChannels
+from dit_video.nn.patches import PatchSize
 
 
 class Remat(enum.Enum):
@@ -75,12 +77,12 @@ def split_variance(cells: Float[Array, "B t h w k"]) -> Output:
 class Network(nnx.Module):
     """Denoiser of video latents: (x_t, t, what is given) -> prediction of x_t's shape."""
 
-    def __call__(self, x_t: Latents, t: Time, given: Given | None) -> Latents:
+    def __call__(self, x_t: Latents, t: Time, cond: Cond | None) -> Latents:
         """The prediction of `output`."""
-        return self.output(x_t, t, given).prediction
+        return self.output(x_t, t, cond).prediction
 
     @abc.abstractmethod
-    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
+    def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
         """Predicts what the objective asks for, from noisy latents.
 
         Args:
@@ -90,7 +92,7 @@ class Network(nnx.Module):
         """
 
     @abc.abstractmethod
-    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
+    def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
         """What `output` comes by: the vector that modulates, and the stream of tokens after every block, stacked."""
 
 
@@ -113,9 +115,7 @@ class NetworkConfig(abc.ABC):
     remat: Remat = Remat.NOTHING_RECOMPUTED
 
     def __post_init__(self):
-        for name in ("hidden_size", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{type(self).__name__}.{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "hidden_size", "depth", "num_heads")
         if min(self.patch_size) < 1:
             raise ValueError(f"{type(self).__name__}.patch_size={self.patch_size}: each must be at least 1")
 
@@ -130,8 +130,19 @@ class NetworkConfig(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Network:
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> Network:
         """The network for latents of `channels`, with fresh parameters.
+
+        Args:
+            known: channels of known frames that it is to take beside those of x_t.
 
         Raises:
             ValueError: it cannot be conditioned so.

@@ -8,12 +8,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Captions, Text
+from dit_video.distributed.sharding import constrain
 from dit_video.nn.attention import Attention
-from dit_video.nn.embed import rope_angles
 from dit_video.nn.mlp import SwiGLU, swiglu_size
 from dit_video.nn.norm import RMSNorm, rms_normalize
+from dit_video.nn.positions import rope_angles
 from dit_video.nn.softmax_attention import cross_attention
-from dit_video.sharding import constrain
 
 _NUM_BYTES = 256
 _MLP_RATIO = 4.0

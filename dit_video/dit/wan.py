@@ -18,34 +18,26 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dit_video.arrays import Framed, Latents, Output, Time
-from dit_video.dit.condition import Condition, EmbeddedText, Given, required
-from dit_video.dit.first_frame import FirstFrame
+from dit_video.arrays import ImageCond, Latents, Output, Time
+from dit_video.config.bounds import at_least
+from dit_video.distributed.sharding import constrain
+from dit_video.dit.condition import Cond, Condition, required
+from dit_video.dit.known import AsChannels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm, kernel_init, to_heads
-from dit_video.nn.embed import (
-    AdaLN,
-    Modulation,
-    ModulationOffset,
-    TimeEmbedding,
-    from_tokens,
-    gated,
-    latent_shape,
-    linear,
-    modulate,
-    patch_angles,
-    per_patch_frame,
-    to_tokens,
-)
+from dit_video.nn.embed import TimeEmbedding
+from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
+from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
 from dit_video.nn.norm import LayerNorm, layer_normalize
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.positions import patch_angles
 from dit_video.nn.softmax_attention import cross_attention
-from dit_video.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanConfig(NetworkConfig):
-    """What a Wan is. Whether it continues an image is said by its condition (`FirstFrame`).
+    """What a Wan is. Whether it continues an image is said by the task (`FirstFrame`).
 
     Attributes:
         mlp_width: width of the MLP of a block.
@@ -58,24 +50,29 @@ class WanConfig(NetworkConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mlp_width < 1:
-            raise ValueError(f"WanConfig.mlp_width={self.mlp_width}: must be at least 1")
+        at_least(self, 1, "mlp_width", "text_length")
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"WanConfig.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an even head size"
             )
-        if self.text_length is not None and self.text_length < 1:
-            raise ValueError(f"WanConfig.text_length={self.text_length}: must be at least 1, or None")
 
     @property
     def mlp_size(self) -> int:
         return self.mlp_width
 
-    def build(self, channels: int, condition: Condition | None, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "Wan":
-        return Wan(self, channels, condition, dtype=dtype, rngs=rngs)
+    def build(
+        self,
+        channels: int,
+        condition: Condition | None,
+        *,
+        known: AsChannels | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> "Wan":
+        return Wan(self, channels, condition, known=known, dtype=dtype, rngs=rngs)
 
 
-# Wan 2.1 (2503.20314), and 2.2, whose 14B networks are of the same size. With a `FirstFrame` they are the networks of
+# Wan 2.1 (2503.20314), and 2.2, whose 14B networks are of the same size. With `AsChannels` they are the networks of
 # image to video.
 WAN_1_3B = WanConfig(hidden_size=1536, depth=30, num_heads=12, mlp_width=8960, text_length=512)
 WAN_14B = WanConfig(hidden_size=5120, depth=40, num_heads=40, mlp_width=13824, text_length=512)
@@ -111,16 +108,16 @@ class ImageTextAttention(CrossAttention):
     def __call__(
         self,
         x: Float[Array, "B N D"],
-        others: Float[Array, "B L D"],
-        num_others: Int[Array, "B"] | None,
+        context: Float[Array, "B L D"],
+        num_context: Int[Array, "B"] | None,
         image: Float[Array, "B I D"],
     ) -> Float[Array, "B N D"]:
         """As in `CrossAttention`, and to all tokens of the image."""
         assert self.query_norm is not None, "it is made with norms"
         assert self.key_norm is not None, "it is made with norms"
         q = self.query_norm(self.query(x))
-        k, v = jnp.moveaxis(self.key_value(others), 2, 0)
-        to_text = cross_attention(q, self.key_norm(k), v, num_others)
+        k, v = jnp.moveaxis(self.key_value(context), 2, 0)
+        to_text = cross_attention(q, self.key_norm(k), v, num_context)
         k, v = jnp.moveaxis(self.image_key_value(image), 2, 0)
         return self.out(to_text + cross_attention(q, self.image_key_norm(k), v, None))
 
@@ -144,7 +141,7 @@ class Block(nnx.Module):
         self.mlp = PlainMLP(D, config.mlp_size, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B N D"], shared: Modulation, angles: Float[Array, "N r"], others: Sequence[Array | None]
+        self, x: Float[Array, "B N D"], shared: Modulation, angles: Float[Array, "N r"], context: Sequence[Array | None]
     ) -> Float[Array, "B N D"]:
         """One step of depth.
 
@@ -155,7 +152,7 @@ class Block(nnx.Module):
         """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(shared)
         x = _added(x, gate_a, self.attention(_modulated(x, shift_a, scale_a), angles))
-        x = x + self.cross_attention(self.cross_norm(x), *others)
+        x = x + self.cross_attention(self.cross_norm(x), *context)
         return _added(x, gate_m, self.mlp(_modulated(x, shift_m, scale_m)))
 
 
@@ -173,7 +170,7 @@ def _added(
 
 
 class Wan(Network):
-    """The network of a `WanConfig`, for a condition on text, or on text and a first frame."""
+    """The network of a `WanConfig`, for a condition on text, with or without known frames as channels."""
 
     def __init__(
         self,
@@ -181,29 +178,29 @@ class Wan(Network):
         channels: int,
         condition: Condition | None,
         *,
+        known: AsChannels | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.config, self.patch_size, self.dtype = config, config.patch_size, dtype
-        frame = condition if isinstance(condition, FirstFrame) else None
-        words = condition if frame is None else frame.text
-        text_encoder = None if words is None else words.text_encoder(dtype=dtype, rngs=rngs)
-        if text_encoder is None:
+        text_encoder = None if condition is None else condition.text_encoder(dtype=dtype, rngs=rngs)
+        if condition is None or text_encoder is None:
             raise ValueError(
-                f"config.task.condition={condition}: every block of a Wan attends to text; give it a TextCondition, an "
-                "EmbeddedText, or a FirstFrame with one of them"
+                f"config.task.condition={condition}: every block of a Wan attends to text; give it a TextCondition "
+                "or an EmbeddedText"
             )
-        if isinstance(words, EmbeddedText) and words.num_tokens > (config.text_length or words.num_tokens):
-            raise ValueError(_too_long(words.num_tokens, config.text_length))
+        num_tokens = condition.num_text_tokens
+        if num_tokens is not None and num_tokens > (config.text_length or num_tokens):
+            raise ValueError(_too_long(num_tokens, config.text_length))
         self.text_encoder = text_encoder
         D, cells = config.hidden_size, math.prod(config.patch_size)
-        channels_in = channels if frame is None else channels + frame.num_channels(channels)
+        channels_in = channels if known is None else channels + known.num_channels(channels)
         self.x_embedder = linear(cells * channels_in, D, (None, "embed"), rngs=rngs, dtype=dtype)
         # In float32 whatever the blocks are computed in, as published.
         self.t_embedder = TimeEmbedding(D, dtype=jnp.float32, rngs=rngs)
         self.shared_modulation = AdaLN(6, D, dtype=jnp.float32, rngs=rngs)
         self.text_embedder = PlainMLP(text_encoder.hidden_size, D, D, dtype=dtype, rngs=rngs)
-        image_size = None if frame is None else frame.image_size
+        image_size = None if known is None else known.image_size
         self.image_embedder = None if image_size is None else ImageEmbedder(image_size, D, dtype=dtype, rngs=rngs)
         # One stacked Block: every parameter gains a leading axis of `depth` layers.
         self.blocks = jax.vmap(lambda key: Block(config, image_size is not None, dtype=dtype, rngs=nnx.Rngs(key)))(
@@ -213,40 +210,40 @@ class Wan(Network):
         zeros = nnx.initializers.zeros
         self.final_layer = linear(D, cells * channels, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
-    def output(self, x_t: Latents, t: Time, given: Given | None) -> Output:
-        x, _, conditioning = self._through_blocks(x_t, t, given, keep=False)
+    def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
+        x, _, conditioning = self._through_blocks(x_t, t, cond, keep=False)
         shift, scale = self.final_modulation([conditioning, conditioning])
         x = self.final_layer(_modulated(x, shift, scale))
         return Output(from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32), None)
 
-    def layers(self, x_t: Latents, t: Time, given: Given | None) -> dict[str, Array]:
-        _, blocks, conditioning = self._through_blocks(x_t, t, given, keep=True)
+    def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
+        _, blocks, conditioning = self._through_blocks(x_t, t, cond, keep=True)
         assert blocks is not None, "they are kept"
         return {"conditioning": conditioning, "blocks": blocks}
 
     def _through_blocks(
-        self, x_t: Latents, t: Time, given: Given | None, *, keep: bool
+        self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
         """The stream after the last block, where it is kept after every one, and the embedded noise level."""
-        given = required(given)
-        cells = jnp.concatenate([x_t, given.cells], axis=-1) if isinstance(given, Framed) else x_t
+        cond = required(cond)
+        cells = jnp.concatenate([x_t, cond.cells], axis=-1) if isinstance(cond, ImageCond) else x_t
         conditioning = constrain(self.t_embedder(per_patch_frame(t, self.patch_size)), "batch", None, None)
         shared = self.shared_modulation(conditioning)
-        others = self._others(given)
+        context = self._context(cond)
         frames, rows, columns = (n // p for n, p in zip(latent_shape(x_t), self.patch_size))
         # Positions count patches.
         angles = patch_angles((frames, rows, columns), (1, 1, 1), self.config.hidden_size // self.config.num_heads)
 
         def apply_block(x, block):
-            return block(constrain(x, "batch", "tokens", None), shared, angles, others)
+            return block(constrain(x, "batch", "tokens", None), shared, angles, context)
 
         x = self.x_embedder(to_tokens(cells, self.patch_size))
         x, blocks = scan_blocks(apply_block, x, self.blocks, remat=self.config.remat, keep=keep)
         return x, blocks, conditioning
 
-    def _others(self, given: Any) -> tuple[Array | None, ...]:
+    def _context(self, cond: Any) -> tuple[Array | None, ...]:
         """What blocks attend to: tokens of the text, how many of them (None: all), and tokens of the image if any."""
-        caption: Any = given.text if isinstance(given, Framed) else given
+        caption: Any = cond.text if isinstance(cond, ImageCond) else cond
         text = self.text_encoder(caption)
         tokens, num_tokens = jnp.asarray(text.tokens), jnp.asarray(text.num_tokens)
         if self.config.text_length is not None:
@@ -254,7 +251,7 @@ class Wan(Network):
         tokens = constrain(self.text_embedder(tokens), "batch", None, None)
         if self.image_embedder is None:
             return tokens, num_tokens
-        image = self.image_embedder(given.image.astype(self.dtype))
+        image = self.image_embedder(cond.image.astype(self.dtype))
         return tokens, num_tokens, constrain(image, "batch", None, None)
 
 

@@ -1,4 +1,4 @@
-"""Cards: a value together with the protocol that decides its scale and the subject that was judged.
+"""Evaluation cards: a metric's value with the protocol that decides its scale and the subject that was evaluated.
 
     {"metric": "FVD", "value": 123.4, "interval": {"low": ..., "high": ..., "level": 0.95},
      "mean_term": ..., "covariance_term": ..., "kernel_distance": ...,
@@ -26,8 +26,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from dit_video.config.json_file import read_object
 from dit_video.evaluation.distance import Distance
-from dit_video.json_file import read_object
 
 Card = Mapping[str, Any]
 Named = tuple[str, Card]
@@ -44,10 +44,10 @@ def make_card(
     references: Mapping[str, Any],
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A card with nothing beside its value yet; a protocol with few clips (`num_clips`) gets a note that says so.
+    """Makes a card of a value and its protocol; one with few clips (`num_clips`) gets a warning note.
 
     Args:
-        references: where real clips come from; said, but no part of what is compared.
+        references: where real clips come from; informative, not part of the comparison of protocols.
     """
     note = small_sample_note(metric, protocol["num_clips"], distance)
     return {
@@ -64,7 +64,7 @@ def make_card(
 
 
 def finished(card: Card) -> dict[str, Any]:
-    """The card as it comes back from its file: tuples are lists and keys are strings from here on.
+    """Normalises a card to plain JSON, as it comes back from its file: tuples become lists, keys strings.
 
     Raises:
         TypeError: a field is not a JSON value.
@@ -74,7 +74,7 @@ def finished(card: Card) -> dict[str, Any]:
 
 
 def small_sample_note(metric: str, num_clips: int, distance: Distance) -> str | None:
-    """What to say of a Frechet distance of so few clips; None where they are enough."""
+    """Warning note for a Frechet distance of too few clips; None where they are enough."""
     if num_clips >= USUAL_NUM_CLIPS:
         return None
     if distance.limit is None:
@@ -99,7 +99,7 @@ def write_card(path: Path, card: Card) -> None:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Reads what `write_card` wrote.
+    """Reads a card that `write_card` wrote.
 
     Raises:
         ValueError: the file is not a card.
@@ -125,7 +125,7 @@ def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def table(cards: Sequence[Card], names: Sequence[str] | None = None) -> Group:
-    """Cards to print: one table for each protocol, and never two protocols in one.
+    """Comparison tables of cards: one for each protocol, and never two protocols in one.
 
     A column is one card, headed by its name and the fields in which the subjects of its table differ. Further tables
     say in which fields their protocol differs from the first one's.
@@ -165,19 +165,19 @@ def _table_of_equals(named: Sequence[Named]) -> Table:
     return shown
 
 
-def _limit(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _limit(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
         return ""
-    return _with_interval(found) if found["settled"] else f"below {_number(found['interval']['high'])}"
+    return _with_interval(measured) if measured["settled"] else f"below {_number(measured['interval']['high'])}"
 
 
-def _with_interval(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _with_interval(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
         return ""
-    interval = found.get("interval")
+    interval = measured.get("interval")
     if interval is None:
-        return _number(found["value"])
-    return f"{_number(found['value'])} [{_number(interval['low'])}, {_number(interval['high'])}]"
+        return _number(measured["value"])
+    return f"{_number(measured['value'])} [{_number(interval['low'])}, {_number(interval['high'])}]"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -197,13 +197,13 @@ def _by_protocol(named: Sequence[Named]) -> list[list[Named]]:
 
 
 def differing_scale(a: Card, b: Card) -> list[str]:
-    """Everything that makes two values incomparable: the metric and the protocol."""
+    """Fields that make two values incomparable: the metric and the protocol."""
     metric = [] if a["metric"] == b["metric"] else ["metric"]
     return metric + differing_fields(a["protocol"], b["protocol"])
 
 
 def _headings(named: Sequence[Named]) -> list[str]:
-    """Its name, and what tells each card's subject from those beside it."""
+    """Column headings: each card's name, and the fields in which its subject differs from the others."""
     subjects = [_flat(card["subject"]) for _, card in named]
     first = named[0][1]["subject"]
     differing = dict.fromkeys(name for _, card in named[1:] for name in differing_fields(first, card["subject"]))
@@ -224,7 +224,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A digest by its first letters, anything else as it is."""
+    """Shortens digests; other values are unchanged."""
     text = str(value)
     is_digest = len(text) >= 32 and set(text) <= set("0123456789abcdef")
     return text[:8] if is_digest else text

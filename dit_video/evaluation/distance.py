@@ -1,4 +1,4 @@
-"""Everything that is said of the distance between two sets of features: the value, its parts and how sure it is."""
+"""Distances between two feature sets: Frechet and kernel distance, confidence interval, extrapolation to many clips."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ KERNEL_BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distance:
-    """The distance of a set of clips from another.
+    """Frechet and kernel distance of a set of clips from another, with uncertainty.
 
     Attributes:
         terms: the squared Frechet distance in its two terms (FVD, where the features are I3D's logits).
@@ -41,17 +41,17 @@ class Distance:
         }
 
 
-def measure(judged: Features, reference: Features) -> Distance:
-    """All of it for features `[N D]` of two sets.
+def measure(samples: Features, reference: Features) -> Distance:
+    """Computes all distances for features `[N D]` of two sets.
 
     Raises:
         ValueError: as `frechet.frechet_terms`.
     """
-    enough = min(len(judged), len(reference)) >= NUM_GROUPS
-    interval, limit = both(judged, reference) if enough else (None, None)
+    enough = min(len(samples), len(reference)) >= NUM_GROUPS
+    interval, limit = both(samples, reference) if enough else (None, None)
     return Distance(
-        terms=frechet_terms(judged, reference),
-        kernel=kernel_distance(judged, reference, block_size=KERNEL_BLOCK),
+        terms=frechet_terms(samples, reference),
+        kernel=kernel_distance(samples, reference, block_size=KERNEL_BLOCK),
         interval=interval,
         limit=limit,
     )

@@ -1,4 +1,4 @@
-"""Features of clips: the seam for the network that extracts them, pooling over a mesh, and a cache for real sets.
+"""Feature extraction of clips for FVD: extractor protocol, batching over a mesh, and a cache for real sets.
 
 A Frechet distance needs the features of all clips at once, and only them: clips go to the mesh batch by batch, rows
 that fill up a batch are dropped, and what is kept is [N D] on the host, pooled over all devices and processes.
@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from dit_video.arrays import Video
-from dit_video.sharding import even_batch, fetch, place_whole
-from dit_video.user_cache import user_cache
-from dit_video.weights_file import write_safetensors
+from dit_video.distributed.sharding import even_batch, fetch, place_whole
+from dit_video.storage.user_cache import user_cache
+from dit_video.weights.files import write_safetensors
 
 VERSION = 1
 """Another one wherever code that decides features changes: decoding, cutting, I3D. What was kept is then not used."""
@@ -31,7 +31,7 @@ VERSION = 1
 
 @runtime_checkable
 class Extractor(Protocol):
-    """A frozen network that turns uint8 clips into features; values of this protocol are fields of an experiment.
+    """Feature extractor: a frozen network from uint8 clips to features; a field of an experiment.
 
     `evaluation.i3d.I3DLogits` is the one that FVD is defined on. Another one (VideoMAE for content-debiased FVD,
     V-JEPA) plugs in as a frozen dataclass with these members; `weights_file.convert` turns a published file into
@@ -40,7 +40,7 @@ class Extractor(Protocol):
 
     @property
     def metric(self) -> str:
-        """What the Frechet distance of these features is called, such as "FVD"."""
+        """Name of the Frechet distance of these features, such as "FVD"."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class Extractor(Protocol):
         ...
 
     def protocol(self) -> Mapping[str, Any]:
-        """JSON values that decide the features of given clips: digest of the weights, preprocessing."""
+        """JSON values that determine the features of a clip: digest of the weights, preprocessing."""
         ...
 
     def on(self, mesh: Mesh) -> Callable[[Video], Float[Array, "B D"]]:
@@ -59,7 +59,7 @@ class Extractor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FromFile:
-    """An extractor that a Python file has made. The file's digest belongs to its protocol: edit it, and features that
+    """Feature extractor from a user's Python file. The file's digest is in its protocol: edit it, and features that
     were kept before are not used, nor values ranked with those from before.
     """
 
@@ -82,7 +82,7 @@ class FromFile:
 
 
 class Pool:
-    """Extracts features of clips, the first `num_frames` of each, on a mesh.
+    """Batched feature extraction of clips, the first `num_frames` of each, on a mesh.
 
     Clips come in any number; `batch_size` of them at a time cost least.
     """
@@ -94,19 +94,19 @@ class Pool:
 
     def features(self, video: UInt8[np.ndarray, "n T H W 3"]) -> Float[np.ndarray, "n D"]:
         """One row for each clip; every process gives all clips and gets all rows."""
-        found = []
+        parts = []
         for start in range(0, len(video), self.batch_size):
             batch = video[start : start + self.batch_size, : self._num_frames]
             # One shape is compiled: a short batch is filled up with its last clip, and the surplus dropped.
             rows = np.minimum(np.arange(self.batch_size), len(batch) - 1)
             with jax.set_mesh(self._mesh):
-                rows_found = fetch(self._extract(place_whole(batch[rows], self._mesh)))
-            found.append(rows_found[: len(batch)].astype(np.float32))
-        return np.concatenate(found)
+                pooled = fetch(self._extract(place_whole(batch[rows], self._mesh)))
+            parts.append(pooled[: len(batch)].astype(np.float32))
+        return np.concatenate(parts)
 
 
 def cached(key: Mapping[str, Any], extract: Callable[[], Float[np.ndarray, "N D"]]) -> Float[np.ndarray, "N D"]:
-    """Features that were extracted before under this key, or `extract()`, which are then kept.
+    """Cached features under this key, or those of `extract()`, which are then cached.
 
     Args:
         key: JSON values that determine the features: extractor, preprocessing, digest of the clips' own bytes. Equal
@@ -114,9 +114,9 @@ def cached(key: Mapping[str, Any], extract: Callable[[], Float[np.ndarray, "N D"
     """
     text = json.dumps({"program": version("dit-video"), "features_version": VERSION, **key}, sort_keys=True)
     file = cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
-    kept = _agreed(_read(file, text))
-    if kept is not None:
-        return kept
+    stored = _agreed(_read(file, text))
+    if stored is not None:
+        return stored
     features = np.ascontiguousarray(extract())
     if jax.process_index() == 0:
         try:
@@ -127,12 +127,12 @@ def cached(key: Mapping[str, Any], extract: Callable[[], Float[np.ndarray, "N D"
 
 
 def cache_folder() -> Path:
-    """Where features are kept."""
+    """Folder of the feature cache."""
     return user_cache() / "features"
 
 
 def _read(file: Path, key: str) -> Float[np.ndarray, "N D"] | None:
-    """What was kept under `key`, or None; a file that was cut short or changed is as good as none."""
+    """Reads cached features of `key`; None where there are none, or the file is damaged."""
     if not file.is_file():
         return None
     try:
@@ -143,14 +143,14 @@ def _read(file: Path, key: str) -> Float[np.ndarray, "N D"] | None:
     return features if metadata == {"key": key, "sha256": _sha256(features)} else None
 
 
-def _agreed(kept: Float[np.ndarray, "N D"] | None) -> Float[np.ndarray, "N D"] | None:
-    """What the first process has, on all: extraction is collective, so either all of them extract or none."""
+def _agreed(stored: Float[np.ndarray, "N D"] | None) -> Float[np.ndarray, "N D"] | None:
+    """Broadcasts the first process's cached features: extraction is collective, so all processes extract or none."""
     if jax.process_count() == 1:
-        return kept
-    shape = multihost_utils.broadcast_one_to_all(np.array((0, 0) if kept is None else kept.shape))
+        return stored
+    shape = multihost_utils.broadcast_one_to_all(np.array((0, 0) if stored is None else stored.shape))
     if not shape.any():
         return None
-    mine = kept if jax.process_index() == 0 and kept is not None else np.zeros(shape, np.float32)
+    mine = stored if jax.process_index() == 0 and stored is not None else np.zeros(shape, np.float32)
     return np.asarray(multihost_utils.broadcast_one_to_all(mine))
 
 

@@ -1,4 +1,4 @@
-"""Distances between two sets of features: Frechet (FID, FVD) and kernel (KID, KVD). NumPy, float64 inside.
+"""Frechet distance (FID, FVD) and kernel distance (KID, KVD) between two sets of features. NumPy, float64 inside.
 
 Heusel et al. (2017): d^2 = |mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)); covariances over N - 1, as TF-GAN.
 Binkowski et al., "Demystifying MMD GANs" (2018): the kernel distance.
@@ -15,7 +15,7 @@ Features = Array | np.ndarray
 
 
 class FrechetTerms(NamedTuple):
-    """The squared Frechet distance and what it is made of."""
+    """The squared Frechet distance by its two terms, of means and of covariances."""
 
     mean_term: float
     """|mu_x - mu_y|^2"""
@@ -28,7 +28,7 @@ class FrechetTerms(NamedTuple):
 
 
 def frechet_distance(x: Features, y: Features) -> float:
-    """Squared Frechet distance of two Gaussians fitted to the rows of x and y: the number called FVD or FID.
+    """Frechet distance (FVD, FID): squared, of two Gaussians fitted to the rows of x and y.
 
     Raises:
         ValueError: not [N D] with N >= 2, different D, or a value that is not finite.
@@ -37,7 +37,7 @@ def frechet_distance(x: Features, y: Features) -> float:
 
 
 def frechet_terms(x: Features, y: Features) -> FrechetTerms:
-    """As `frechet_distance`, in its two terms.
+    """Frechet distance by its two terms, of means and of covariances.
 
     With centred features X and Y, tr (S_x S_y)^(1/2) is the sum of the singular values of X Y^T over
     sqrt((N_x - 1) (N_y - 1)). No root of a covariance is taken, so rank deficiency (N <= D) does no harm.
@@ -53,7 +53,7 @@ def frechet_terms(x: Features, y: Features) -> FrechetTerms:
 
 
 def kernel_distance(x: Features, y: Features, *, block_size: int | None = None) -> float:
-    """Unbiased squared maximum mean discrepancy under (a . b / D + 1)^3: the number called KVD or KID.
+    """Kernel distance (KVD, KID): unbiased squared maximum mean discrepancy (MMD) under (a . b / D + 1)^3.
 
     Its expectation is zero for two sets of one distribution at any N, so it may be negative.
 
@@ -82,7 +82,7 @@ def kernel_distance(x: Features, y: Features, *, block_size: int | None = None) 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureMoments:
-    """Count, mean and scatter of features seen so far: what a Frechet distance needs, whatever their number.
+    """Streaming moments of features (count, mean, scatter), from which a Frechet distance follows.
 
     Merging is exact and symmetric up to rounding, so shards may be pooled in any order.
     """
@@ -116,7 +116,7 @@ class FeatureMoments:
 
     @property
     def covariance(self) -> Float64[np.ndarray, "D D"]:
-        """Over count - 1.
+        """Covariance matrix, over count - 1.
 
         Raises:
             ValueError: fewer than two rows were seen.
@@ -126,7 +126,7 @@ class FeatureMoments:
         return self.scatter / (self.count - 1)
 
     def frechet_terms(self, other: "FeatureMoments") -> FrechetTerms:
-        """As `frechet_terms` of the features, within 1e-6 tr(S_x + S_y).
+        """Frechet distance from moments by its two terms, within 1e-6 tr(S_x + S_y).
 
         Roots of the covariances' eigenvalues are needed here. Those below the rounding of the largest count as zero,
         and each may lose 1e-8 of its root; the features themselves, where they are kept, give full precision.

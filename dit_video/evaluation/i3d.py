@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from dit_video.arrays import Video
+from dit_video.distributed.sharding import replicated
 from dit_video.evaluation import i3d_weights
-from dit_video.sharding import replicated
 
 SIZE = 224
 NUM_CLASSES = 400
@@ -39,7 +39,7 @@ OUTPUTS = 4
 
 
 class ResizeRule(enum.StrEnum):
-    """How frames get to 224x224: both bilinear without antialiasing, with source coordinates as below.
+    """Resize rule to 224x224: bilinear without antialiasing, with source coordinates as below.
 
     Logits differ between the two by far more than rounding, so the rule belongs to the protocol of an FVD.
     """
@@ -51,7 +51,7 @@ class ResizeRule(enum.StrEnum):
 
 
 class I3D(nnx.Module):
-    """Logits of uint8 clips, preprocessing included."""
+    """I3D network: logits of uint8 clips, preprocessing included."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray]):
         """Builds the network from tensors named as `i3d_weights.load` says; each is used exactly once.
@@ -97,7 +97,7 @@ class I3D(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """Four branches over channels: 1x1x1; 1x1x1 then 3x3x3, twice; 3x3x3 max pool then 1x1x1. ReLU after each."""
+    """Inception block of four branches: 1x1x1; 1x1x1 then 3x3x3, twice; 3x3x3 max pool then 1x1x1. ReLU after each."""
 
     def __init__(self, tensors: dict[str, np.ndarray], name: str, widest: Callable[..., Any]):
         """Takes its tensors out of the dict. `widest` computes branch 1, which has most of the arithmetic."""
@@ -220,9 +220,9 @@ def minimal_filter(num_taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     of_taps = np.zeros((num_products, num_taps))
     to_outputs = np.zeros((OUTPUTS, num_products))
     for i, point in enumerate(points):
-        others = np.delete(points, i)
-        of_inputs[i, :-1] = np.poly(others)[::-1]
-        of_taps[i] = point ** np.arange(num_taps) / np.prod(point - others)
+        rest = np.delete(points, i)
+        of_inputs[i, :-1] = np.poly(rest)[::-1]
+        of_taps[i] = point ** np.arange(num_taps) / np.prod(point - rest)
         to_outputs[:, i] = point ** np.arange(OUTPUTS)
     of_inputs[-1] = np.poly(points)[::-1]
     of_taps[-1, -1] = 1

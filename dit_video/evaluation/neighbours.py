@@ -1,4 +1,4 @@
-"""Are samples copies of training clips, and do they differ among themselves? Distances in feature space."""
+"""Nearest neighbours in feature space: memorisation (novelty) and diversity of samples."""
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -9,14 +9,14 @@ Training = Float[Array | np.ndarray, "M D"]
 
 
 def nearest(x: Samples, among: Training) -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N"]]:
-    """For each row of `x` the nearest row of `among` and its Euclidean distance."""
+    """Nearest neighbour of each row of `x` among the rows of `among`, and its Euclidean distance."""
     squared = _squared_distances(x, among)
     index = squared.argmin(axis=1)
     return index, np.sqrt(squared[np.arange(len(index)), index])
 
 
 def novelty(samples: Samples, held_out: HeldOut, training: Training) -> float | None:
-    """Median distance of samples to their nearest training clip, over that of held-out clips.
+    """Novelty: median distance of samples to their nearest training clip, over that of held-out clips.
 
     0 where samples are training clips, 1 where they keep the distance that real clips keep which nobody has seen.
     Far above 1 says nothing good either: such samples are like no real clip. None where held-out clips are themselves
@@ -27,7 +27,7 @@ def novelty(samples: Samples, held_out: HeldOut, training: Training) -> float | 
 
 
 def diversity(samples: Samples, held_out: HeldOut) -> float:
-    """Mean distance between two samples over that between two held-out clips; 0 where all samples are one."""
+    """Diversity: mean distance between two samples over that of held-out clips; 0 where all samples are equal."""
     return _mean_distance(samples) / max(_mean_distance(held_out), float(np.finfo(np.float32).tiny))
 
 

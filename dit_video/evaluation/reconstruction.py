@@ -1,4 +1,4 @@
-"""How near a reconstruction is to its original: PSNR and SSIM, per clip, differentiable."""
+"""PSNR and SSIM of reconstructions, per clip, differentiable."""
 
 import functools
 
@@ -19,7 +19,7 @@ K_2 = 0.03
 
 
 def psnr(x: AnyVideo, y: AnyVideo, *, data_range: float | None = None) -> Float[Array, "B"]:
-    """Peak signal-to-noise ratio of each clip in decibels, from the mean squared error over the whole clip.
+    """Peak signal-to-noise ratio (PSNR) of each clip in decibels, from the mean squared error over the whole clip.
 
     Args:
         x, y: uint8 or float video of equal shape and dtype.
@@ -34,7 +34,7 @@ def psnr(x: AnyVideo, y: AnyVideo, *, data_range: float | None = None) -> Float[
 
 
 def ssim(x: AnyVideo, y: AnyVideo, *, data_range: float | None = None) -> Float[Array, "B"]:
-    """Structural similarity of each clip: the mean over frames, channels and window positions. Wang et al. (2004).
+    """Structural similarity (SSIM) of each clip: mean over frames, channels and window positions. Wang et al. (2004).
 
     Gaussian window of 11x11 with sigma 1.5, inside the frame only; K1 = 0.01, K2 = 0.03; moments are weighted
     means without Bessel's correction, as the authors define them.
@@ -71,7 +71,7 @@ def _ssim(x: Array, y: Array, data_range: float) -> Float[Array, "B"]:
 
 
 def _blur(x: Float[Array, "B T H W C"]) -> Float[Array, "B T h w C"]:
-    """Gaussian mean over windows that lie inside the frame: h = H - 10, w = W - 10."""
+    """Gaussian blur over windows inside the frame: h = H - 10, w = W - 10."""
     for axis in (2, 3):
         matrix = _window_matrix(x.shape[axis])
         blurred = jnp.tensordot(matrix, x, axes=(1, axis), precision=Precision.HIGHEST)

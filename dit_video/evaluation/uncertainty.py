@@ -1,4 +1,4 @@
-"""How sure one can be of a Frechet distance (FVD) of N clips: its scatter at that N, and its limit for many clips.
+"""Confidence intervals of a Frechet distance (FVD) by the jackknife, and its bias-free limit for infinitely many clips.
 
 The distance of N clips exceeds that of the distributions by about b / N, where b depends on the model (Chong and
 Forsyth, 1911.07023), and scatters around that mean. Both are read off distances of subsets drawn without
@@ -30,7 +30,7 @@ _BIAS_TOLERANCE = 0.1
 
 
 class Interval(NamedTuple):
-    """Holds what its maker says it covers in a fraction `level` of repetitions with other clips."""
+    """Confidence interval: covers the true value in a fraction `level` of repetitions with other clips."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ class Interval(NamedTuple):
 
 
 class Extrapolation(NamedTuple):
-    """The Frechet distance of the two distributions, as far as N clips tell."""
+    """Frechet distance extrapolated to infinitely many clips (FVD_infinity)."""
 
     value: float
     """The distance extrapolated to N = infinity. Below zero by chance where the distributions are close."""
@@ -51,7 +51,7 @@ class Extrapolation(NamedTuple):
 
 
 def frechet_interval(x: Features, y: Features, *, level: float = 0.95, seed: int = 0) -> Interval:
-    """An interval for the expected Frechet distance at these N: what other clips, as many, would give on average.
+    """Confidence interval for the expected Frechet distance at this number of clips.
 
     It says how much of a difference between two distances at equal N is chance. It does not cover the distance of the
     distributions, below which the distance at N lies by its bias: see `extrapolate`.
@@ -110,7 +110,7 @@ def _extrapolate(
 
 
 def _without_each_group(x: np.ndarray, y: np.ndarray, seed: int) -> Float64[np.ndarray, "G"]:
-    """Distances of what is left of both sets, each group left out in turn."""
+    """Jackknife: distances with each group left out of both sets in turn."""
     groups = zip(_blocks(len(x), NUM_GROUPS, (seed, 0)), _blocks(len(y), NUM_GROUPS, (seed, 0)))
     return np.array([frechet_distance(np.delete(x, i, axis=0), np.delete(y, j, axis=0)) for i, j in groups])
 

@@ -1,4 +1,4 @@
-"""Stored videos as clips to judge: no training run is needed, and any program may have made them."""
+"""Evaluation of stored videos, made by any program, without a training run."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dit_video.data.batch import Split
+from dit_video.data.record import Split
 from dit_video.data.transforms import ClipTransform, usable
-from dit_video.data.video_folder import OpenedVideos
 from dit_video.evaluation.fvd import numbered
-from dit_video.tasks.task import EvaluationData
+from dit_video.ingest.video_folder import OpenedVideos
+from dit_video.tasks.evaluator import EvaluationData
 
 Size = tuple[int, int]
 """(height, width)"""
 
 
 def clip_transform(videos: OpenedVideos, *, num_frames: int, stride: int, size: Size | None) -> ClipTransform:
-    """How clips are cut from these videos: whole frames, or scaled to cover `size` and cropped to it.
+    """Transform that cuts clips from these videos: whole frames, or scaled to cover `size` and cropped to it.
 
     Raises:
         ValueError: no size is given and the videos have several.
@@ -31,19 +31,19 @@ def clip_transform(videos: OpenedVideos, *, num_frames: int, stride: int, size: 
 
 
 def num_videos(videos: OpenedVideos, transform: ClipTransform) -> int:
-    """Videos that are long enough for a clip."""
+    """Number of videos that are long enough for a clip."""
     return len(usable(videos.examples, transform))
 
 
-class Stored:
-    """Samples that another program has written, as `evaluation.fvd.Judged`."""
+class StoredSamples:
+    """Stored samples of any program, as a `fvd.SampleSource`."""
 
     paired = False
     # Through what codec they came, if any, is not known.
     reconstruct = None
 
     def __init__(self, videos: OpenedVideos, transform: ClipTransform, environment: Mapping[str, Any], *, seed: int):
-        """`environment` is what the card says of software and hardware."""
+        """`environment` describes software and hardware for the card."""
         self._environment = environment
         self._data = EvaluationData.of(
             {Split.HELD_OUT: videos.examples},

@@ -1,1 +1,1 @@
-"""Weights and programs for the rest of the world, checked against what they came from."""
+"""Export of weights and programs (safetensors, diffusers, StableHLO, PyTorch), each compared with its run."""

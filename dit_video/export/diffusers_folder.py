@@ -1,4 +1,4 @@
-"""A folder that diffusers loads, compared with the run's own network before it is called done.
+"""Export to diffusers: a folder that diffusers loads, compared with the run's own network.
 
 Tensors are read back by the table that wrote them and compared bit by bit. Where torch and diffusers are installed,
 the folder is then loaded as its users will, and both networks are called with the same input.
@@ -17,14 +17,14 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import dit_video
-from dit_video.export import names
-from dit_video.export.family import Family, Pair, Shape
 from dit_video.export.folder import README
-from dit_video.export.names import Dialect, Table
-from dit_video.export.recognise import denoiser_family, vae_family
-from dit_video.export.source import CONFIG, WEIGHTS, open_published
 from dit_video.export.weights import Content, ExportMismatch, Origin, compare
 from dit_video.nn.module import params_of
+from dit_video.published.family import Family, Pair, Shape
+from dit_video.published.recognise import denoiser_family, vae_family
+from dit_video.weights import names
+from dit_video.weights.names import Dialect, Table
+from dit_video.weights.source import CONFIG, WEIGHTS, open_published
 
 # Largest difference over largest value, both in float32.
 TOLERANCE = 1e-4
@@ -32,7 +32,7 @@ TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """What was compared.
+    """Result of the comparison of an export with its run.
 
     Attributes:
         num_tensors: bit-equal after reading them back.
@@ -71,7 +71,7 @@ def write_diffusers(content: Content, folder: Path) -> Parity:
 
 
 def _subject(content: Content) -> tuple[Family, nnx.Module, Shape]:
-    """What of a run diffusers has a class for, the module whose weights it takes, and the shape of its input.
+    """The family, module and input shape of the part of a run that diffusers has a class for.
 
     Raises:
         ValueError: there is none; names the field that says so.
@@ -102,7 +102,7 @@ def write_tensors(table: Table, dialect: Dialect, params: Mapping[str, np.ndarra
 def compare_layers(
     family: Family, params: Mapping[str, np.ndarray], folder: Path, shape: Shape, num_tensors: int
 ) -> Parity:
-    """Calls both networks with the same random input and compares what comes out of layers and at the end.
+    """Runs both networks on the same random input and compares layers and outputs.
 
     Raises:
         ExportMismatch: something differs by more than `TOLERANCE`; names the first layer where it does.
@@ -116,7 +116,7 @@ def compare_layers(
 
 
 def compare_pairs(pairs: Iterable[Pair], whose: str) -> tuple[float, int]:
-    """Goes through pairs, which torch and JAX compute as they are asked for.
+    """Compares pairs, which torch and JAX compute lazily.
 
     Args:
         whose: who computes theirs, for the message.
@@ -143,7 +143,7 @@ def compare_pairs(pairs: Iterable[Pair], whose: str) -> tuple[float, int]:
 
 
 def relative_error(pair: Pair) -> float:
-    """Largest difference over largest value; not a number where shapes differ."""
+    """Relative error: largest difference over largest value; NaN where shapes differ."""
     if pair.ours.shape != pair.theirs.shape:
         return float("nan")
     scale = max(float(np.max(np.abs(pair.theirs))), float(np.finfo(np.float32).tiny))
@@ -165,7 +165,7 @@ tags: [dit-video]
 
 
 def provenance(origin: Origin, written_as: str) -> str:
-    """For a model card: which run the weights are of, and what that was imported from. Markdown."""
+    """Provenance section of a model card: the run of the weights, and what it was imported from. Markdown."""
     weights = "ema" if origin.ema else "raw"
     imported = "" if origin.imported is None else f"\n{_imported(origin.imported)}"
     written_by = f"Written by `dit-video export --format {written_as}` {dit_video.__version__}"
@@ -174,8 +174,7 @@ the run `{origin.run}`, whose experiment has the fingerprint {origin.fingerprint
 {imported}"""
 
 
-def _imported(said: Mapping[str, Any]) -> str:
-    files = "".join(f"\n- `{name}`, SHA-256 {digest}" for name, digest in said["sha256"].items())
-    return (
-        f"The run is the import of `{said['source']}`, {said['dtype']} tensors with {said['dialect']} names:\n{files}"
-    )
+def _imported(imported: Mapping[str, Any]) -> str:
+    files = "".join(f"\n- `{name}`, SHA-256 {digest}" for name, digest in imported["sha256"].items())
+    source, dtype, dialect = (imported[name] for name in ("source", "dtype", "dialect"))
+    return f"The run is the import of `{source}`, {dtype} tensors with {dialect} names:\n{files}"

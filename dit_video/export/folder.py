@@ -1,4 +1,4 @@
-"""The folder that an export is: there whole or not at all, and it says itself how it is loaded."""
+"""Export folder: written atomically, with a README on how to load it."""
 
 import contextlib
 import os
@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dit_video.dit.condition import Condition
-from dit_video.export.given import Input, inputs_of
+from dit_video.export.inputs import Input
 
 README = "README.md"
 
@@ -23,7 +22,7 @@ _FILES = {
 
 @contextlib.contextmanager
 def fresh_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name when the block ends, and is removed when it fails.
+    """Temporary folder beside `out` that is renamed to it when the block ends, and removed when it fails.
 
     Raises FileExistsError where `out` holds something already.
     """
@@ -40,17 +39,13 @@ def fresh_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def write_readme(folder: Path, config: Mapping[str, Any], condition: Condition | None) -> None:
-    """Writes README.md for the files in `folder` and its config.json: what each is and how it is loaded.
-
-    Args:
-        condition: of its network.
-    """
+def write_readme(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes README.md for the files in `folder` and its config.json: what each is and how it is loaded."""
     origin, versions, network = config["origin"], config["versions"], config["network"]
     present = {path.name for path in folder.iterdir()}
     programs = {name for name in present if name.endswith(".stablehlo")}
-    given = [] if not network else inputs_of(condition, tuple(config["latent_shape"]), network["caption_bytes"])
-    words = "".join(f", {one.name}" for one in given)
+    inputs = [] if not network else [Input(**one) for one in network["inputs"]]
+    words = "".join(f", {one.name}" for one in inputs)
     parts = [
         f"# {origin['run']}",
         f"Written by `dit-video export` {versions['dit_video']}: {origin['weights']} weights of step {origin['step']} "
@@ -63,15 +58,15 @@ def write_readme(folder: Path, config: Mapping[str, Any], condition: Condition |
             "releases of the six months after it):",
             _programs_code(programs, words),
         ]
-    parts += ["With `dit_video`, for clips of any length and size:", _package_code(network is not None, given)]
-    parts += ["\n".join(_conventions(config, given))]
+    parts += ["With `dit_video`, for clips of any length and size:", _package_code(network is not None, inputs)]
+    parts += ["\n".join(_conventions(config, inputs))]
     (folder / README).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _programs_code(programs: set[str], given: str) -> str:
+def _programs_code(programs: set[str], inputs: str) -> str:
     lines = ["import jax.export, safetensors.numpy as st  # and flatbuffers installed"]
     calls = {
-        "denoiser": f'prediction = denoiser.call(st.load_file("model.safetensors"), x_t, t{given})',
+        "denoiser": f'prediction = denoiser.call(st.load_file("model.safetensors"), x_t, t{inputs})',
         "decoder": 'video = decoder.call(st.load_file("codec.safetensors"), latents)',
     }
     for name, call in calls.items():
@@ -80,17 +75,17 @@ def _programs_code(programs: set[str], given: str) -> str:
     return _fenced(lines)
 
 
-def _package_code(denoiser: bool, given: Sequence[Input]) -> str:
+def _package_code(denoiser: bool, inputs: Sequence[Input]) -> str:
     lines = ["import pathlib, dit_video.export.weights", 'export = dit_video.export.weights.load(pathlib.Path("."))']
     if denoiser:
-        names = [one.name for one in given]
+        names = [one.name for one in inputs]
         if len(names) < 2:
             words = names[0] if names else "None"
         else:
-            lines.insert(0, "from dit_video.arrays import Framed, Text")
+            lines.insert(0, "from dit_video.arrays import ImageCond, Text")
             text = f"Text({', '.join(names[:3])})" if "pooled" in names else names[0]
-            beside = names[3:] if "pooled" in names else names[1:]
-            words = f"Framed({', '.join([text, *beside])})" if beside else text
+            rest = names[3:] if "pooled" in names else names[1:]
+            words = f"ImageCond({', '.join([text, *rest])})" if rest else text
         lines.append(f"prediction = export.network(x_t, t, {words})")
     return _fenced([*lines, "video = export.codec.decode(latents)"])
 
@@ -99,8 +94,8 @@ def _fenced(lines: list[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _conventions(config: Mapping[str, Any], given: Sequence[Input]) -> list[str]:
-    """A line for each array that goes in or out."""
+def _conventions(config: Mapping[str, Any], inputs: Sequence[Input]) -> list[str]:
+    """README lines for each input and output array."""
     network, codec = config["network"], config["codec"]
     t, h, w, c = config["latent_shape"]
     T, H, W = config["clip_shape"]
@@ -116,7 +111,7 @@ def _conventions(config: Mapping[str, Any], given: Sequence[Input]) -> list[str]
             "and 1 for noise.",
             "- `prediction`, float32 like `x_t`: what `task.objective` in `config.json` says, as it says x_t of t.",
         ]
-        for one in given:
+        for one in inputs:
             shape = " ".join(["b", *map(str, one.shape[1:])])
             lines.append(f"- `{one.name}`, {one.dtype} `[{shape}]`: {one.meaning}.")
     return lines

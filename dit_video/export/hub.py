@@ -1,4 +1,4 @@
-"""An exported folder, pushed to the Hugging Face Hub by its own library."""
+"""Upload of an exported folder to the Hugging Face Hub."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +7,7 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may writ
 
 
 def check(repo: str) -> None:
-    """Whether a push to `repo`, OWNER/NAME, can be tried, by what this machine knows: before anything is written.
+    """Checks before an export that a push to `repo`, OWNER/NAME, can be tried: library, name and login.
 
     Raises:
         ValueError: huggingface_hub is not installed, the name is none, or nobody is logged in; says what to do.
@@ -31,7 +31,7 @@ def check(repo: str) -> None:
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:
-    """Makes the repository unless it is there, and commits the files of `folder` to it.
+    """Creates the repository unless it exists, and commits the files of `folder` to it.
 
     Returns:
         the address of the commit.

@@ -6,8 +6,9 @@ steps of training do. Baked in they would double the folder, be constants that X
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax import export
 from jaxtyping import Array
 from safetensors.numpy import load_file
 
-from dit_video.export.given import random_given
+from dit_video.export.inputs import random_cond
 from dit_video.export.weights import CODEC, MODEL, Content, Denoiser, ExportMismatch, define_codec
 from dit_video.nn.module import Params, define, params_of
 
@@ -36,7 +37,7 @@ Inputs = tuple[np.ndarray, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """How far a program on disk is from the network it was made from, over all of `BATCH_SIZES`."""
+    """Largest difference between an exported program and its network, over all of `BATCH_SIZES`."""
 
     file: str
     error: float
@@ -45,13 +46,13 @@ class Compared:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class ExportedProgram:
     """A function of (weights by name, inputs) to be exported.
 
     Attributes:
         weights: file whose tensors are its first argument.
         example: (batch size) -> random inputs of that size.
-        distance: of two outputs, in the words of `measure`.
+        distance: of two outputs, as `measure` names it.
     """
 
     file: str
@@ -74,7 +75,7 @@ def write_programs(content: Content, folder: Path) -> list[Compared]:
     """
     programs = [_decoder(content)]
     if content.denoiser is not None:
-        programs.insert(0, _denoiser(content.denoiser, content.latent_shape, content.caption_bytes))
+        programs.insert(0, _denoiser(content.denoiser, content.latent_shape, content.signals))
     compared = []
     for program in programs:
         (folder / program.file).write_bytes(_serialize(program))
@@ -82,24 +83,24 @@ def write_programs(content: Content, folder: Path) -> list[Compared]:
     return compared
 
 
-def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_bytes: int | None) -> Program:
-    """(weights, x_t [b t h w c], t [b 1], the arrays of what is given) -> prediction; t is [b t] where each frame has
+def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], signals: Mapping[str, Any]) -> ExportedProgram:
+    """(weights, x_t [b t h w c], t [b 1], the arrays of its condition) -> prediction; t is [b t] where each frame has
     its own.
     """
     task = denoiser.task
     definition = define(task.init)
-    given_as = jax.tree.structure(random_given(task.condition, 1, shape, caption_bytes))
+    cond_tree = jax.tree.structure(random_cond(task, 1, shape, signals))
 
-    def denoise(params: Params, x_t: Array, t: Array, *given: Array) -> Array:
-        return definition.bind(params)(x_t, t, jax.tree.unflatten(given_as, given))
+    def denoise(params: Params, x_t: Array, t: Array, *cond: Array) -> Array:
+        return definition.bind(params)(x_t, t, jax.tree.unflatten(cond_tree, cond))
 
     def example(batch_size: int) -> Inputs:
         rng = np.random.default_rng(0)
         x_t = rng.standard_normal((batch_size, *shape), np.float32)
         t = rng.random((batch_size, shape[0] if task.objective.per_frame else 1), np.float32)
-        return x_t, t, *jax.tree.leaves(random_given(task.condition, batch_size, shape, caption_bytes))
+        return x_t, t, *jax.tree.leaves(random_cond(task, batch_size, shape, signals))
 
-    return Program(
+    return ExportedProgram(
         file=DENOISER,
         weights=MODEL,
         call=denoise,
@@ -111,8 +112,8 @@ def _denoiser(denoiser: Denoiser, shape: tuple[int, int, int, int], caption_byte
     )
 
 
-def _decoder(content: Content) -> Program:
-    """(weights, whitened latents [b t h w c]) -> uint8 video [b T H W 3]."""
+def _decoder(content: Content) -> ExportedProgram:
+    """Decoder program: (weights, whitened latents [b t h w c]) -> uint8 video [b T H W 3]."""
     vae, shape = content.codec.vae, content.latent_shape
     dtype = jnp.dtype(vae.dtype)
     definition = define_codec(vae.config, dtype)
@@ -123,7 +124,7 @@ def _decoder(content: Content) -> Program:
     def example(batch_size: int) -> Inputs:
         return (np.random.default_rng(0).standard_normal((batch_size, *shape), np.float32),)
 
-    return Program(
+    return ExportedProgram(
         file=DECODER,
         weights=CODEC,
         call=decode,
@@ -140,24 +141,24 @@ def _tolerance(dtype: jnp.dtype) -> tuple[float, float]:
     return EXACT_TOLERANCE if exact else ROUNDED_TOLERANCE
 
 
-def _serialize(program: Program) -> bytearray:
+def _serialize(program: ExportedProgram) -> bytearray:
     (b,) = export.symbolic_shape("b")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.params)
     inputs = [jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype) for x in program.example(1)]
     return export.export(jax.jit(program.call), platforms=PLATFORMS)(shapes, *inputs).serialize()
 
 
-def _compare(program: Program, folder: Path) -> Compared:
+def _compare(program: ExportedProgram, folder: Path) -> Compared:
     path = folder / program.file
     exported = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
     weights = load_file(folder / program.weights)
     inputs = program.example(max(BATCH_SIZES))
-    wanted = np.asarray(jax.jit(program.call)(jax.device_get(program.params), *inputs))
+    expected = np.asarray(jax.jit(program.call)(jax.device_get(program.params), *inputs))
     error = 0.0
     for batch_size in BATCH_SIZES:
         # The network sees each clip by itself, so its outputs for the largest batch serve for all sizes.
-        found = np.asarray(exported(weights, *(x[:batch_size] for x in inputs)))
-        distance = program.distance(found, wanted[:batch_size])
+        actual = np.asarray(exported(weights, *(x[:batch_size] for x in inputs)))
+        distance = program.distance(actual, expected[:batch_size])
         # Not `>`: a difference that is no number is too large as well.
         if not distance <= program.tolerance:
             raise ExportMismatch(

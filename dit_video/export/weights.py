@@ -1,4 +1,4 @@
-"""Weights to take away: safetensors with a config.json that rebuilds what they belong to, compared after writing.
+"""Export of weights: safetensors with a config.json that rebuilds the network, compared after writing.
 
 Tensors keep their dotted names (nn/module.py), so no table of names is needed. A codec's export is codec.safetensors
 (VAE, and mean and deviation of its latents); a denoiser's is that and model.safetensors, complete in itself.
@@ -20,33 +20,38 @@ from jaxtyping import Array, Key
 from safetensors.numpy import save_file
 
 import dit_video
-from dit_video import components
-from dit_video.checkpoint import digest_leaves, weights_digest
+from dit_video.config import components, old_records
+from dit_video.config.json_file import read_object
+from dit_video.config.user_file import ExperimentError
+from dit_video.data.signals import CAPTION
 from dit_video.dit.condition import Condition
+from dit_video.dit.known import AsChannels
 from dit_video.dit.network import Network, NetworkConfig, Remat
-from dit_video.json_file import read_object
+from dit_video.export.inputs import inputs_of
 from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import ClipShape
-from dit_video.user_file import ExperimentError
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.vae import VAEConfig
+from dit_video.weights.digest import digest_leaves, weights_digest
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 CODEC = "codec.safetensors"
-VERSION = 2
+# 2: classes by their addresses, no channels of known frames.
+VERSION = 3
+_READ = (2, VERSION)
 
 Kind = TypeVar("Kind")
 
 
 class ExportMismatch(ValueError):
-    """An export does not hold what its config.json says, or what it was made from."""
+    """An export differs from its config.json, or from the run it was made from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where exported weights come from.
+    """Origin of exported weights.
 
     Attributes:
         task: the run's task as JSON data: objective, sampler and guidance go with the weights.
@@ -73,31 +78,36 @@ class Denoiser:
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What is exported.
+    """Content of an export.
 
     Attributes:
         denoiser: None where the run trained a codec.
         codec: the codec that the denoiser was trained on, or the one that the run trained.
         clip: (T, H, W) of the clips that the run was trained on.
-        caption_bytes: length of the captions that it was trained on, where it was.
+        signals: of one clip, in the shapes of training.
     """
 
     denoiser: Denoiser | None
     codec: LatentCodec
     clip: ClipShape
     origin: Origin
-    caption_bytes: int | None = None
+    signals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def caption_bytes(self) -> int | None:
+        """Length of the captions that it was trained on, where it was."""
+        return self.signals[CAPTION].shape[1] if CAPTION in self.signals else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of a clip's latents."""
+        """Latent shape (t, h, w, c) of a clip."""
         vae = self.codec.vae.config
         return (*vae.latent_shape(self.clip), vae.latent_channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """An export loaded from its folder alone; `network` is None where a codec was exported."""
+    """A loaded export; `network` is None where a codec was exported."""
 
     config: dict[str, Any]
     network: Network | None
@@ -124,10 +134,34 @@ def write_weights(content: Content, folder: Path) -> tuple[dict[str, Any], int]:
     loaded = load(folder)
     num_tensors = compare(folder / CODEC, params_of(loaded.codec), params_of(content.codec))
     if content.denoiser is not None:
-        assert loaded.network is not None, "config.json names the network"
+        assert loaded.network is not None, "the content has a denoiser, so its config.json has a network"
         own = params_of(content.denoiser.network)
         num_tensors += compare(folder / MODEL, params_of(loaded.network), own)
     return config, num_tensors
+
+
+def write_params(params: Params, origin: Origin, folder: Path) -> int:
+    """Writes the parameters of any task and a config.json with the task, and compares what was read back.
+
+    Returns:
+        how many tensors were compared, bit by bit.
+
+    Raises:
+        ExportMismatch: what was read back differs; the message names the first tensor that does.
+    """
+    said = {"step": origin.step, "weights": "ema" if origin.ema else "raw", "fingerprint": origin.fingerprint}
+    config = {
+        "format_version": VERSION,
+        "origin": {"run": origin.run, **said},
+        "task": origin.task,
+        "digest": weights_digest(params),
+        "versions": {"dit_video": dit_video.__version__, "jax": jax.__version__},
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    _write(folder / MODEL, params, {name: str(value) for name, value in said.items()})
+    with safetensors.safe_open(folder / MODEL, framework="numpy") as file:
+        written = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return compare(folder / MODEL, written, params)
 
 
 def load(folder: Path) -> Exported:
@@ -143,29 +177,29 @@ def load(folder: Path) -> Exported:
             f"{folder}: not an export (no {CONFIG}); `dit-video export --workdir RUN --out` makes one"
         )
     config = read_object(path)
-    if config.get("format_version") != VERSION:
+    if config.get("format_version") not in _READ:
         raise ExportMismatch(
             f"{path}: format_version={config.get('format_version')}, this version of dit_video reads {VERSION}; "
             f"it was written by dit_video {config.get('versions', {}).get('dit_video')}"
         )
     sizes = _part(config["codec"]["config"], f"{path}: codec.config", VAEConfig)
     codec = _load_part(folder / CODEC, define_codec(sizes, jnp.dtype(config["codec"]["dtype"])))
-    found = weights_digest(params_of(codec.vae))
-    if found != config["codec"]["digest"]:
-        raise ExportMismatch(f"{folder / CODEC}: holds the VAE {found}, {CONFIG} says {config['codec']['digest']}")
+    digest = weights_digest(params_of(codec.vae))
+    if digest != config["codec"]["digest"]:
+        raise ExportMismatch(f"{folder / CODEC}: holds the VAE {digest}, {CONFIG} says {config['codec']['digest']}")
     network = None
     if config["network"] is not None:
         network = _load_part(folder / MODEL, _define_network(config["network"], path))
-        found = weights_digest(params_of(network))
-        if found != config["network"]["digest"]:
+        digest = weights_digest(params_of(network))
+        if digest != config["network"]["digest"]:
             raise ExportMismatch(
-                f"{folder / MODEL}: holds the weights {found}, {CONFIG} says {config['network']['digest']}"
+                f"{folder / MODEL}: holds the weights {digest}, {CONFIG} says {config['network']['digest']}"
             )
     return Exported(config, network, codec)
 
 
 def define_codec(sizes: VAEConfig, dtype: jnp.dtype) -> Definition:
-    """The definition of a codec with its statistics, the owner of the names in codec.safetensors."""
+    """Definition of a codec with its statistics, whose parameter names are those of codec.safetensors."""
 
     def build(key: Key[Array, ""]) -> LatentCodec:
         return LatentCodec(sizes.build(dtype=dtype, rngs=nnx.Rngs(key)))
@@ -174,7 +208,7 @@ def define_codec(sizes: VAEConfig, dtype: jnp.dtype) -> Definition:
 
 
 def _config(content: Content) -> dict[str, Any]:
-    """config.json: what `load` rebuilds from (network, codec), and what a reader wants to know."""
+    """Makes config.json: network and codec for `load`, and information for readers."""
     codec, origin = content.codec, content.origin
     network = None
     if content.denoiser is not None:
@@ -185,7 +219,8 @@ def _config(content: Content) -> dict[str, Any]:
             "config": components.to_json(sizes),
             "channels": task.codec.vae.latent_channels,
             "condition": components.to_json(task.condition),
-            "caption_bytes": content.caption_bytes,
+            "known": None if task.known is None else components.to_json(task.known.channels),
+            "inputs": [dataclasses.asdict(i) for i in inputs_of(task, content.latent_shape, content.signals)],
             "per_frame": task.objective.per_frame,
             "dtype": task.precision.value,
             "digest": weights_digest(params_of(content.denoiser.network)),
@@ -216,33 +251,37 @@ def _config(content: Content) -> dict[str, Any]:
 
 def _define_network(config: Mapping[str, Any], path: Path) -> Definition:
     sizes = _part(config["config"], f"{path}: network.config", NetworkConfig)
-    condition = condition_of(config, path)
+    condition, known = _seen(config, path)
 
     def build(key: Key[Array, ""]) -> Network:
-        return sizes.build(config["channels"], condition, dtype=jnp.dtype(config["dtype"]), rngs=nnx.Rngs(key))
+        dtype, rngs = jnp.dtype(config["dtype"]), nnx.Rngs(key)
+        return sizes.build(config["channels"], condition, known=known, dtype=dtype, rngs=rngs)
 
     return define(build)
 
 
-def condition_of(config: Mapping[str, Any], path: Path) -> Condition | None:
-    """That of the network of a config.json at `path`."""
-    said = config["condition"]
-    return None if said is None else _part(said, f"{path}: network.condition", Condition)
+def _seen(config: Mapping[str, Any], path: Path) -> tuple[Condition | None, AsChannels | None]:
+    """What the network of a config.json at `path` is conditioned on, and the channels of known frames that it takes."""
+    said, known = config["condition"], config.get("known")
+    if said is not None and "known" not in config:
+        said, known = old_records.condition_and_channels(said)
+    condition = None if said is None else _part(said, f"{path}: network.condition", Condition)
+    return condition, None if known is None else _part(known, f"{path}: network.known", AsChannels)
 
 
 def _part(data: Any, where: str, kind: type[Kind]) -> Kind:
-    """The component of a config.json.
+    """Deserialises a component of a config.json.
 
     Raises:
         ExportMismatch: it is none of this version, or of another kind; names it.
     """
     try:
-        found = components.from_json(data, where)
+        value = components.from_json(data, where)
     except ExperimentError as error:
         raise ExportMismatch(str(error)) from error
-    if not isinstance(found, kind):
-        raise ExportMismatch(f"{where}: is {type(found).__name__}, no {kind.__name__}")
-    return found
+    if not isinstance(value, kind):
+        raise ExportMismatch(f"{where}: is {type(value).__name__}, no {kind.__name__}")
+    return value
 
 
 def _write(path: Path, params: Params, origin: Mapping[str, str]) -> None:
@@ -260,7 +299,7 @@ def _write(path: Path, params: Params, origin: Mapping[str, str]) -> None:
 
 
 def _load_part(path: Path, definition: Definition) -> Any:
-    """The network of `definition` with the tensors of a file, each checked before it is used."""
+    """Loads a network from a file; every tensor is checked before it is used."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; export again, with --format safetensors")
     try:
@@ -275,11 +314,12 @@ def _load_part(path: Path, definition: Definition) -> Any:
             f"{path}: its tensors are not those of {CONFIG}: missing {', '.join(sorted(missing)) or 'none'}; "
             f"surplus {', '.join(sorted(surplus)) or 'none'}"
         )
-    for name, wanted in definition.shapes.items():
-        found = tensors[name]
-        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+    for name, expected in definition.shapes.items():
+        actual = tensors[name]
+        if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
             raise ExportMismatch(
-                f"{path}: {name} is {found.dtype}{list(found.shape)}, {CONFIG} says {wanted.dtype}{list(wanted.shape)}"
+                f"{path}: {name} is {actual.dtype}{list(actual.shape)}, {CONFIG} says "
+                f"{expected.dtype}{list(expected.shape)}"
             )
     params = {name: jnp.asarray(value) for name, value in tensors.items()}
     written = json.loads(metadata.get("digests", "{}"))
@@ -289,13 +329,13 @@ def _load_part(path: Path, definition: Definition) -> Any:
     return definition.bind(params)
 
 
-def compare(path: Path, found: Mapping[str, Array | np.ndarray], wanted: Mapping[str, Array | np.ndarray]) -> int:
-    """The number of tensors, or an error that names the first one whose name, shape, type or bits differ."""
-    for name in sorted(found.keys() ^ wanted.keys()):
-        raise ExportMismatch(f"{path}: {name} is {'surplus' if name in found else 'missing'}")
-    for name in wanted:
-        a, b = (np.asarray(p[name], order="C") for p in (found, wanted))
+def compare(path: Path, actual: Mapping[str, Array | np.ndarray], expected: Mapping[str, Array | np.ndarray]) -> int:
+    """Compares tensors bit by bit and counts them; the error names the first with another name, shape, type or bits."""
+    for name in sorted(actual.keys() ^ expected.keys()):
+        raise ExportMismatch(f"{path}: {name} is {'surplus' if name in actual else 'missing'}")
+    for name in expected:
+        a, b = (np.asarray(p[name], order="C") for p in (actual, expected))
         same = (a.shape, a.dtype) == (b.shape, b.dtype)
         if not same or not np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)):
             raise ExportMismatch(f"{path}: {name} differs from the checkpoint")
-    return len(wanted)
+    return len(expected)

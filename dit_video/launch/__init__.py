@@ -1,1 +1,1 @@
-"""The same command on N hosts: local processes, Slurm, GKE, TPU VMs."""
+"""Launching a command on N hosts: local processes, Slurm, GKE, TPU VMs."""

@@ -1,4 +1,4 @@
-"""A job for Google Kubernetes Engine: the JobSet manifest that kubectl reads."""
+"""Google Kubernetes Engine (GKE) jobs: the JobSet manifest for kubectl."""
 
 import dataclasses
 import re
@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
+from dit_video.distributed.processes import COORDINATOR, NUM_PROCESSES
+from dit_video.distributed.targets import TPUS, Target
 from dit_video.launch.hosts import Hosts, hosts_of
 from dit_video.launch.local import STOPPED
 from dit_video.launch.submission import Submission
-from dit_video.processes import COORDINATOR, NUM_PROCESSES
-from dit_video.targets import TPUS, Target
 
 # Values of the node labels cloud.google.com/gke-tpu-accelerator and gke-accelerator.
 _TPU_ACCELERATORS = {
@@ -37,7 +37,7 @@ _MAX_POD_NAME = 63
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GKE:
-    """A JobSet with one pod for each host of the target, labelled as XPK labels its workloads.
+    """GKE JobSet with one pod for each host of the target, labelled as XPK labels its workloads.
 
     A pod that stopped early and saved, or was evicted, restarts all pods, as often as it happens; any other failure
     does so `max_restarts` times. The same command goes on from the last checkpoint.
@@ -89,7 +89,7 @@ class GKE:
         )
 
     def manifest(self, command: Sequence[str]) -> dict[str, Any]:
-        """The JobSet as data."""
+        """The JobSet manifest as data."""
         hosts = hosts_of(self.target)
         labels = {"xpk.google.com/workload": self.name}
         metadata = {"name": self.name, "labels": labels.copy()}

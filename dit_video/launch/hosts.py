@@ -1,9 +1,9 @@
-"""How many hosts a target has and how many devices each: the slices of TPUs that can be had, nodes of GPUs."""
+"""Number of hosts of a target and of devices per host, for TPU slices and GPU nodes."""
 
 import dataclasses
 import math
 
-from dit_video.targets import GPUS, TPUS, Target
+from dit_video.distributed.targets import GPUS, TPUS, Target
 
 # docs.cloud.google.com/tpu/docs/v5e and v6e: flat slices come in these sizes only.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -16,7 +16,7 @@ _MAX_GPUS_PER_NODE = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """Machines of a target; each runs one process for all its devices.
+    """Hosts of a target; each runs one process for all its devices.
 
     Attributes:
         num_slices: groups that only a data-centre network joins; 1 for GPUs.
@@ -30,7 +30,7 @@ class Hosts:
 
 
 def hosts_of(target: Target) -> Hosts:
-    """Machines of a target of TPUs or GPUs.
+    """Hosts of a TPU or GPU target.
 
     Raises:
         ValueError: there is no such slice, with those that there are; or no such node.

@@ -1,4 +1,4 @@
-"""N processes of one program on this machine: started together, ended together."""
+"""Local multi-process launch: N processes of one program on this machine, started and ended together."""
 
 import collections
 import contextlib
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dit_video.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID
+from dit_video.distributed.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID
 
 # Exit code of a program that stopped early and saved: not a failure, and the others are given time to do the same.
 STOPPED = 3
@@ -25,7 +25,7 @@ _DRAIN_SECONDS = 2.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
-    """Processes on this machine, which find each other by the variables that `dit_video.processes` reads.
+    """Processes on this machine, which join by the variables that `dit_video.distributed.processes` reads.
 
     GPUs of the machine are shared out evenly, in order.
 
@@ -47,7 +47,7 @@ class Local:
             raise ValueError(f"grace_seconds={self.grace_seconds}: must not be negative")
 
     def environments(self) -> list[dict[str, str]]:
-        """What each process finds in its environment beside that of this one.
+        """Environment variables of each process, in addition to those of this one.
 
         Raises:
             ValueError: the machine's GPUs cannot be shared out evenly.
@@ -71,7 +71,7 @@ class Local:
 
 
 def shared_out(gpus: Sequence[str], num_processes: int) -> list[Sequence[str]]:
-    """An equal part of the GPUs for every process, neighbours together; nothing where there are none.
+    """Divides the GPUs evenly among processes, neighbours together; empty parts where there are none.
 
     Raises:
         ValueError: they do not divide.
@@ -86,7 +86,7 @@ def shared_out(gpus: Sequence[str], num_processes: int) -> list[Sequence[str]]:
 
 
 def written_out(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> str:
-    """The commands as lines for a shell, one for each process."""
+    """The commands as shell lines, one for each process."""
     lines = []
     for environment in environments:
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
@@ -95,20 +95,20 @@ def written_out(command: Sequence[str], environments: Sequence[Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How it ended.
+class ExitStatus:
+    """Exit code and message of a local launch.
 
     Attributes:
         exit_code: 0, or `STOPPED`, or that of the process that failed first; 128 + N where signal N ended it.
-        message: which process failed, how, and what it said last; None where none failed.
+        message: which process failed, how, and its last lines; None where none failed.
     """
 
     exit_code: int
     message: str | None
 
 
-class _Process:
-    """One process; what it writes goes on to `write`, line by line, with its index before it."""
+class _LocalProcess:
+    """A local process; its output is passed to `write` line by line, prefixed with its index."""
 
     def __init__(
         self, index: int, command: Sequence[str], environment: Mapping[str, str], write: Callable[[str], None]
@@ -131,19 +131,19 @@ class _Process:
         self._reader.start()
 
     def _read(self, write: Callable[[str], None]) -> None:
-        assert self.popen.stdout is not None
+        assert self.popen.stdout is not None, "Popen was called with stdout=PIPE"
         with self.popen.stdout as lines:
             for line in lines:
                 self.last_lines.append(line)
                 write(f"[{self.index}] {line}")
 
     def drain(self) -> None:
-        """Waits until what it wrote has gone on; not for ever, because a child of it may hold the pipe open."""
+        """Waits until its output was passed on; with a limit, because a child of it may keep the pipe open."""
         self._reader.join(_DRAIN_SECONDS)
 
     @property
     def exit_code(self) -> int:
-        """As a shell has it. Of a process that has ended."""
+        """Exit code as a shell reports it, of a process that has ended."""
         code = self.popen.returncode
         return 128 - code if code < 0 else code
 
@@ -159,7 +159,7 @@ def run_together(
     *,
     grace_seconds: float,
     write: Callable[[str], None],
-) -> Outcome:
+) -> ExitStatus:
     """Runs one process for each environment until all have ended. SIGINT and SIGTERM go on to every one.
 
     A process that ends with anything but 0 or `STOPPED`, or by a signal, ends the others: SIGTERM, then SIGKILL. They
@@ -175,31 +175,31 @@ def run_together(
             write(line)
 
     # One queue for both kinds of news, so that a signal can come at any time, even before all processes are there.
-    news: queue.SimpleQueue[_Process | int] = queue.SimpleQueue()
-    processes: list[_Process] = []
+    news: queue.SimpleQueue[_LocalProcess | int] = queue.SimpleQueue()
+    processes: list[_LocalProcess] = []
     with _signals_to(news), _none_left(processes):
         for index, environment in enumerate(environments):
-            process = _Process(index, command, environment, write_line)
+            process = _LocalProcess(index, command, environment, write_line)
             processes.append(process)
             threading.Thread(target=_tell_of_end, args=(process, news), daemon=True).start()
         failed = _until_all_ended(processes, news, grace_seconds, write_line)
     for process in processes:
         process.drain()
     if failed is None:
-        return Outcome(max(process.exit_code for process in processes), None)
-    said = "".join(f"  {line}" for line in failed.last_lines) or "  (it wrote nothing)\n"
-    return Outcome(
-        failed.exit_code, f"process {failed.index} of {len(processes)} {failed.ending}; its last lines:\n{said}"
+        return ExitStatus(max(process.exit_code for process in processes), None)
+    last_lines = "".join(f"  {line}" for line in failed.last_lines) or "  (it wrote nothing)\n"
+    return ExitStatus(
+        failed.exit_code, f"process {failed.index} of {len(processes)} {failed.ending}; its last lines:\n{last_lines}"
     )
 
 
 def _until_all_ended(
-    processes: Sequence[_Process],
-    news: "queue.SimpleQueue[_Process | int]",
+    processes: Sequence[_LocalProcess],
+    news: "queue.SimpleQueue[_LocalProcess | int]",
     grace_seconds: float,
     write: Callable[[str], None],
-) -> _Process | None:
-    """Passes signals on until every process has ended; the one that failed first, if one did."""
+) -> _LocalProcess | None:
+    """Forwards signals until every process has ended; returns the one that failed first, if one did."""
     failed, deadline = None, None
     living = list(processes)
     while living:
@@ -225,13 +225,13 @@ def _until_all_ended(
     return failed
 
 
-def _tell_of_end(process: _Process, news: "queue.SimpleQueue[_Process | int]") -> None:
+def _tell_of_end(process: _LocalProcess, news: "queue.SimpleQueue[_LocalProcess | int]") -> None:
     process.popen.wait()
     news.put(process)
 
 
 @contextlib.contextmanager
-def _signals_to(news: "queue.SimpleQueue[_Process | int]") -> Iterator[None]:
+def _signals_to(news: "queue.SimpleQueue[_LocalProcess | int]") -> Iterator[None]:
     # SimpleQueue.put may be called within a signal handler; that of Queue may not.
     before = {s: signal.signal(s, lambda number, _: news.put(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -242,8 +242,8 @@ def _signals_to(news: "queue.SimpleQueue[_Process | int]") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _none_left(processes: Sequence[_Process]) -> Iterator[None]:
-    """However this ends, no process outlives it."""
+def _none_left(processes: Sequence[_LocalProcess]) -> Iterator[None]:
+    """Context in which no process outlives the block."""
     try:
         yield
     finally:
@@ -259,7 +259,7 @@ def _free_port() -> int:
 
 
 def _gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them. JAX is not asked, because it would take their memory."""
+    """GPUs of this machine, as CUDA_VISIBLE_DEVICES names them. JAX is not asked: it would take their memory."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name not in ("", "-1")]

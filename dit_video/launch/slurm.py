@@ -1,4 +1,4 @@
-"""A job for Slurm: the script that sbatch reads."""
+"""Slurm jobs: the batch script for sbatch."""
 
 import dataclasses
 import re
@@ -14,14 +14,14 @@ _WAIT_SECONDS = 60
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """Nodes of GPUs, with one process for each GPU.
+    """Slurm job on GPU nodes, with one process for each GPU.
 
     That is what JAX takes a Slurm task to be (`jax.distributed.initialize`: under Slurm `local_device_ids` "will
     default to a single device per process"), and it finds coordinator and index by Slurm's variables.
 
     Attributes:
         time: limit of the job, as Slurm writes it: minutes, hours:minutes:seconds, days-hours, ...
-        grace_seconds: before the limit, processes are told by SIGTERM to stop and save.
+        grace_seconds: before the limit, processes get SIGTERM, on which they save and stop.
         requeue: a job that stopped early and saved goes back into the queue, where the same command goes on.
         setup: shell lines that run first, on the first node; processes inherit what they export.
         options: further options of sbatch, each `--name` or `--name=value`.
@@ -98,7 +98,7 @@ class Slurm:
 
 
 def seconds_of(time: str) -> int:
-    """Seconds of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+    """Parses a Slurm time limit into seconds: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
 
     Raises:
         ValueError: it is none of these.

@@ -1,4 +1,4 @@
-"""What a platform is handed, and handing it over."""
+"""Job submission: a script or manifest, and the program that it is piped to (sbatch, kubectl, bash)."""
 
 import dataclasses
 import shutil
@@ -7,7 +7,7 @@ import subprocess
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A text and the program that takes it.
+    """A job script or manifest and the program that submits it.
 
     Attributes:
         text: the script or manifest; ends with a newline.
@@ -21,7 +21,7 @@ class Submission:
 
 
 def submit(submission: Submission) -> int:
-    """Hands it over; the exit code of the program that takes it.
+    """Submits a job; returns the exit code of the submitting program.
 
     Raises:
         ValueError: the tool is not on this machine.

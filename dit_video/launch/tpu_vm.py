@@ -1,4 +1,4 @@
-"""A job for TPU VMs: the script that asks for them, waits, and starts the command on every one."""
+"""Cloud TPU VM jobs: a script that creates a queued resource, waits for it, and starts the command on every VM."""
 
 import dataclasses
 import math
@@ -6,10 +6,10 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from dit_video.distributed.processes import AUTO, COORDINATOR
+from dit_video.distributed.targets import TPUS, Target
 from dit_video.launch.hosts import hosts_of
 from dit_video.launch.submission import Submission
-from dit_video.processes import AUTO, COORDINATOR
-from dit_video.targets import TPUS, Target
 
 # docs.cloud.google.com/tpu/docs/runtimes. TPU7x is not there: the Cloud TPU API does not have it.
 _RUNTIMES = {"v5e": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
@@ -18,9 +18,9 @@ _POLL_SECONDS = 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TPUVM:
-    """A queued resource of TPU VMs, each of which runs the command for its chips.
+    """Queued resource of TPU VMs, each of which runs the command for its chips.
 
-    The VMs know their neighbours from their metadata, which JAX reads when it is told to. The command goes on when the
+    The VMs know their neighbours from their metadata, which JAX reads. The command goes on when the
     connection is closed; what it writes is in NAME.log on each VM, and its process id in NAME.pid.
 
     Attributes:
@@ -58,8 +58,8 @@ class TPUVM:
         on_all = self._gcloud("ssh", "--node=all", "--worker=all", f"--command={self._remote(command)}")
         follow = self._gcloud("ssh", "--node=0", "--worker=0", f"--command=tail -f {self.name}.log")
         stop = self._gcloud("ssh", "--node=all", "--worker=all", f"--command=kill -TERM $(cat {self.name}.pid)")
-        give_back = self._gcloud("delete", "--force")
-        told = f"it runs; follow: {follow}\nstop and save: {stop}\ngive the TPUs back: {give_back}"
+        release = self._gcloud("delete", "--force")
+        advice = f"it runs; follow: {follow}\nstop and save: {stop}\ngive the TPUs back: {release}"
         return f"""#!/bin/bash
 set -e
 {describe} > /dev/null 2>&1 ||
@@ -68,13 +68,13 @@ until state=$({describe}); [ "$state" = ACTIVE ]; do
   echo "{self.name}: ${{state:-its state is not known}}"
   case "$state" in
     FAILED | SUSPENDING | SUSPENDED | DELETING)
-      echo {shlex.quote(f"give it back and launch again: {give_back}")} >&2
+      echo {shlex.quote(f"give it back and launch again: {release}")} >&2
       exit 1 ;;
   esac
   sleep {_POLL_SECONDS}
 done
 {on_all}
-echo {shlex.quote(told)}
+echo {shlex.quote(advice)}
 """
 
     def _gcloud(self, verb: str, *rest: str) -> str:
@@ -95,7 +95,7 @@ echo {shlex.quote(told)}
         return [*asked, f"--node-count={self.target.num_slices}", f"--node-prefix={self.name}"]
 
     def _remote(self, command: Sequence[str]) -> str:
-        """For the shell of a VM. `exec` makes the process id that of the command."""
+        """Shell command for a VM. `exec` makes the process id that of the command."""
         run = f"exec env {COORDINATOR}={AUTO} nohup {shlex.join(command)}"
         body = f"{self.setup} && {run}" if self.setup else run
         return f"{{ {body}; }} > {self.name}.log 2>&1 < /dev/null & echo $! > {self.name}.pid"

@@ -1,1 +1,1 @@
-"""Layers with parameters, and no opinion about video or diffusion."""
+"""Neural network layers: attention, convolutions, norms, MLPs, positions, modulation."""

@@ -1,4 +1,4 @@
-"""Multi-head attention over tokens: of one sequence to itself, and of one to another."""
+"""Multi-head self-attention and cross-attention, with QK normalisation and rotary positions."""
 
 import enum
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.nn.attention_mask import FULL, AttentionMask, Full
-from dit_video.nn.embed import rotate
+from dit_video.nn.positions import rotate
 from dit_video.nn.softmax_attention import cross_attention, self_attention
 
 _XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -22,7 +22,7 @@ Attend = Callable[..., _Heads]
 
 
 class QKNorm(enum.Enum):
-    """Over what queries and keys are normalised, each with a learnt scale."""
+    """QK normalisation: over what queries and keys are RMS-normalised, each with a learnt scale."""
 
     NONE = "none"
     PER_HEAD = "per_head"
@@ -30,7 +30,7 @@ class QKNorm(enum.Enum):
 
 
 class HeadsNorm(nnx.Module):
-    """RMS normalisation of queries or keys; sharded over heads as they are."""
+    """RMS normalisation of queries or keys, sharded over heads like them."""
 
     def __init__(self, kind: QKNorm, num_heads: int, head_dim: int, *, rngs: nnx.Rngs):
         across = kind is QKNorm.ACROSS_HEADS
@@ -46,7 +46,7 @@ class HeadsNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention, with RMS-normalised queries and keys and rotary positions where they are asked for.
+    """Multi-head self-attention, with optional QK normalisation and rotary positions.
 
     Normalising queries and keys bounds the logits, which keeps bf16 training stable (Dehghani et al., ViT-22B,
     2302.05442; used by SD3, 2403.03206 section 5.3.2). One kernel holds q, k and v with a `heads` axis of its
@@ -91,7 +91,7 @@ class Attention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Attention from tokens to those of another sequence, of width `others_size`; normalised as in `Attention`.
+    """Attention from tokens to those of another sequence, of width `context_size`; normalised as in `Attention`.
 
     It gives zero until it has learnt otherwise: a block that gains it stays the function it was.
     """
@@ -117,15 +117,15 @@ class CrossAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B N D"],
-        others: Float[Array | np.ndarray, "B L E"],
-        num_others: Int[Array | np.ndarray, "B"] | None,
+        context: Float[Array | np.ndarray, "B L E"],
+        num_context: Int[Array | np.ndarray, "B"] | None,
     ) -> Float[Array, "B N D"]:
-        """Attends from every token to the first `num_others` of the others, at least one; None: to all of them."""
-        k, v = jnp.moveaxis(self.key_value(jnp.asarray(others)), 2, 0)
+        """Attends from every token to the first `num_context` tokens of `context`, at least one; None: to all."""
+        k, v = jnp.moveaxis(self.key_value(jnp.asarray(context)), 2, 0)
         q = self.query(x)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        return self.out(cross_attention(q, k, v, None if num_others is None else jnp.asarray(num_others)))
+        return self.out(cross_attention(q, k, v, None if num_context is None else jnp.asarray(num_context)))
 
 
 def heads_norm(kind: QKNorm, num_heads: int, head_dim: int, *, rngs: nnx.Rngs) -> HeadsNorm | None:
@@ -133,7 +133,7 @@ def heads_norm(kind: QKNorm, num_heads: int, head_dim: int, *, rngs: nnx.Rngs) -
 
 
 def kernel_init(qk_norm: QKNorm) -> nnx.Initializer:
-    """The scale of queries and keys matters where nothing normalises them: there it is as DiT's."""
+    """Initialiser of the qkv kernel: without QK normalisation their scale matters, and is as in DiT."""
     return nnx.initializers.xavier_uniform() if qk_norm is QKNorm.NONE else _XAVIER
 
 
@@ -151,7 +151,7 @@ def to_heads(
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.LinearGeneral:
-    """features -> (heads, head size), or several of these side by side."""
+    """Linear layer from features to (heads, head size), or to several of these side by side (qkv)."""
     axes = (None, "heads", "head_dim")[-len(heads) :]
     return nnx.LinearGeneral(
         features,

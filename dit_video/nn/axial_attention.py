@@ -1,4 +1,4 @@
-"""Softmax attention of tokens of places and frames with those of the same frame, or of the same place.
+"""Axial (factorised) attention: spatial attention within a frame, temporal attention at a place.
 
 Tokens are in the order of `patchify`: a place with all its frames, then the next. Devices that split tokens split
 places, so that attention over time sends nothing.
@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dit_video.distributed.sharding import map_parts
 from dit_video.nn.softmax_attention import self_attention
-from dit_video.sharding import map_parts
 
 Heads = Float[Array, "B N K d"]
 _BY_PLACE = ("batch", "tokens", None, "heads", "head_dim")
 
 
 def spatial_attention(q: Heads, k: Heads, v: Heads, num_frames: int) -> Heads:
-    """Every token with those of its own frame."""
+    """Spatial attention: every token with those of its own frame."""
     B, N, K, d = q.shape
     places = N // num_frames
 
@@ -28,7 +28,7 @@ def spatial_attention(q: Heads, k: Heads, v: Heads, num_frames: int) -> Heads:
 
 
 def temporal_attention(q: Heads, k: Heads, v: Heads, num_frames: int) -> Heads:
-    """Every token with those of its own place.
+    """Temporal attention: every token with those of its own place.
 
     By XLA on every platform: of each token and head it holds as many logits as there are frames, about as many numbers
     as a query has, and fused kernels fill up so short sequences with padding.
@@ -44,7 +44,7 @@ def temporal_attention(q: Heads, k: Heads, v: Heads, num_frames: int) -> Heads:
 
 
 def split_attention(q: Heads, k: Heads, v: Heads, num_frames: int) -> Heads:
-    """Half of the heads over space, the other half over time; the kernel that follows adds up what they see.
+    """Half of the heads attend over space, the other half over time.
 
     They take turns, so that devices which share heads out have as many of either kind.
     """

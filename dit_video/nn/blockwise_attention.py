@@ -1,4 +1,4 @@
-"""Softmax attention under a mask, block by block in XLA: exact in value and gradient, without the logits of all pairs.
+"""Blockwise masked attention and ring attention in XLA: exact, and without the [N N] logits.
 
 FlashAttention's algorithms (2205.14135, 1 and 4) as loops of XLA: the softmax of a query is made up from one block of
 keys after another, and the backward pass computes logits again from the log-sum-exp. Pairs of blocks that the mask
@@ -31,7 +31,7 @@ _LOWEST = float(np.finfo(np.float32).min)
 def attend_in_blocks(
     q: Heads, k: Heads, v: Heads, mask: AttentionMask, axis: str | None = None, block_size: int = BLOCK_SIZE
 ) -> Heads:
-    """softmax(q k^T / sqrt(d)) v over the keys that the mask allows; zero where it allows none.
+    """Masked attention softmax(q k^T / sqrt(d)) v over the keys that the mask allows; zero where it allows none.
 
     What is kept for the backward pass is the result and its log-sum-exp; the ring goes round once more, with the
     gradients of keys and values travelling along.
@@ -88,8 +88,8 @@ def _merge(seen: _Seen, logits: Float[Array, "B K Q M"], v: Float[Array, "B M K 
     return _Seen(total, seen.weight * fade + p.sum(-1), highest)
 
 
-def _backward(axis: str | None, block_size: int, kept, d_out: Heads):
-    q, k, v, mask, out, logsumexp = kept
+def _backward(axis: str | None, block_size: int, residuals, d_out: Heads):
+    q, k, v, mask, out, logsumexp = residuals
     blocks = _cut(mask, q.shape[1], axis, block_size)
     hide = blocks.hide(mask)
     queries, *kv, d_out, out = (blocks.enter(x) for x in (q, k, v, d_out, out))

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float
 Stride = tuple[int, int, int]  # frames, rows, columns
 
 
-class Before(enum.Enum):
-    """What a causal convolution sees in front of a clip."""
+class Padding(enum.Enum):
+    """Temporal padding of a causal convolution before the first frame."""
 
     # The first frame again: a still video then gives the same output at every frame, and an image (T = 1) gives what
     # it gives inside a still video.
@@ -32,7 +32,7 @@ class Before(enum.Enum):
 
 
 class CausalConv3d(nnx.Module):
-    """Convolution that sees no later frame than those of its own step: the present one and `kernel[0] - 1` before it.
+    """Causal 3-D convolution: output frames see the present frame and `kernel[0] - 1` before it.
 
     Computed as one 2-D convolution per temporal tap over the stacked frames [B*T H W C], summed. With 32 to
     128 channels on two CPU cores, forward and backward took 2.2 to 3.4 times less than XLA's 3-D convolution,
@@ -50,7 +50,7 @@ class CausalConv3d(nnx.Module):
         kernel: tuple[int, int, int] = (3, 3, 3),
         *,
         stride: Stride = (1, 1, 1),
-        before: Before = Before.FIRST,
+        padding: Padding = Padding.FIRST,
         zero_init: bool = False,
         out_axis: str = "channels_out",
         dtype: DTypeLike = jnp.float32,
@@ -61,13 +61,13 @@ class CausalConv3d(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (*kernel, in_channels, out_channels), jnp.float32))
         bias_init = nnx.with_metadata(nnx.initializers.zeros, axes=(out_axis,))
         self.bias = nnx.Param(bias_init(rngs.params(), (out_channels,), jnp.float32))
-        self.stride, self.before = stride, before
+        self.stride, self.padding = stride, padding
         self.dtype = dtype
 
     def __call__(
         self, x: Float[Array, "B T H W C"], cache: Float[Array, "B p H W C"] | None = None
     ) -> tuple[Float[Array, "B t h w D"], Float[Array, "B p H W C"]]:
-        """Returns the output and the `kernel[0] - stride[0]` last input frames, which the next chunk needs.
+        """Convolves a chunk; returns the output and the `kernel[0] - stride[0]` last input frames for the next chunk.
 
         Raises:
             ValueError: frames that do not make whole steps.
@@ -79,7 +79,7 @@ class CausalConv3d(nnx.Module):
         num_frames, step = x.shape[1], self.stride[0]
         past = kernel.shape[0] - step
         if cache is None:
-            first = x[:, :1] if self.before is Before.FIRST else jnp.zeros_like(x, shape=(len(x), 1, *x.shape[2:]))
+            first = x[:, :1] if self.padding is Padding.FIRST else jnp.zeros_like(x, shape=(len(x), 1, *x.shape[2:]))
             cache = jnp.repeat(first, past, axis=1)
         x = jnp.concatenate([cache, x], axis=1) if past else x
         taps = [x[:, tap : tap + num_frames : step] for tap in range(kernel.shape[0])]
@@ -90,7 +90,7 @@ class CausalConv3d(nnx.Module):
 def _conv2d(
     x: Float[Array, "B T H W C"], kernel: Float[Array, "kh kw C D"], stride: tuple[int, int]
 ) -> Float[Array, "B T h w D"]:
-    """The same 2-D convolution on every frame, zero-padded so that every `stride` rows and columns give one."""
+    """2-D convolution on every frame, zero-padded so that every `stride` rows and columns give one."""
     if kernel.shape[:2] == stride == (1, 1):
         return x @ kernel[0, 0]
     frames = x.reshape(-1, *x.shape[2:])
@@ -100,7 +100,7 @@ def _conv2d(
 
 
 def fold(x: Float[Array, "B T H W C"], stride: Stride, *, first: bool) -> Float[Array, "B T_out H_out W_out D"]:
-    """Moves cells of `stride` (frames, rows, columns) onto channels: C -> stride * C (pixel-unshuffle).
+    """Space-time pixel-unshuffle: moves cells of `stride` (frames, rows, columns) onto channels, C -> stride * C.
 
     `first`: the chunk begins a clip. Its frame 0 is repeated to fill its cell, so T = 1 + k * s gives 1 + k.
     Frame j of the output holds frames up to j * s and none later.
@@ -115,7 +115,7 @@ def fold(x: Float[Array, "B T H W C"], stride: Stride, *, first: bool) -> Float[
 
 
 def unfold(x: Float[Array, "B T H W C"], stride: Stride, *, first: bool) -> Float[Array, "B T_out H_out W_out D"]:
-    """Inverse of `fold`: in a first chunk frame 0 gives the last frame of its cell, later ones all."""
+    """Space-time pixel-shuffle, the inverse of `fold`: in a first chunk frame 0 gives the last frame of its cell."""
     frames, rows, columns = stride
     b, t, h, w, c = x.shape
     c //= math.prod(stride)
@@ -125,7 +125,7 @@ def unfold(x: Float[Array, "B T H W C"], stride: Stride, *, first: bool) -> Floa
 
 
 class Downsample(nnx.Module):
-    """`fold`, then a projection to `out_channels`, plus the mean of groups of folded channels as a shortcut.
+    """Downsampling: `fold`, then a projection to `out_channels`, plus channel averaging as a shortcut (DC-AE).
 
     The parameter-free shortcut (DC-AE, arXiv:2410.10733, section 3.2) gives deep compression a path for
     gradients from the start. A fold with a pointwise projection is a convolution whose kernel is its stride;
@@ -155,7 +155,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Mirror of `Downsample`: a projection plus repeated channels as a shortcut, then `unfold`."""
+    """Upsampling, the mirror of `Downsample`: a projection plus channel duplication as a shortcut, then `unfold`."""
 
     def __init__(
         self,
@@ -178,12 +178,12 @@ class Upsample(nnx.Module):
 
 
 def stream(
-    layers: Sequence[nnx.Module], x: Float[Array, "B T H W C"], cache: tuple | None = None, *given: Array
+    layers: Sequence[nnx.Module], x: Float[Array, "B T H W C"], cache: tuple | None = None, *cond: Array
 ) -> tuple[Float[Array, "B T_out H_out W_out D"], tuple]:
-    """Calls streaming layers one after the other, each with what is `given`; the cache is the tuple of theirs."""
+    """Applies streaming layers in order, each with the arguments `given`; the cache is the tuple of theirs."""
     caches = []
     for index, layer in enumerate(layers):
-        x, layer_cache = layer(x, None if cache is None else cache[index], *given)
+        x, layer_cache = layer(x, None if cache is None else cache[index], *cond)
         caches.append(layer_cache)
     return x, tuple(caches)
 
@@ -196,7 +196,7 @@ def in_chunks(
     first: int,
     later: int,
 ) -> tuple[Array, tuple]:
-    """Streams `x` [B T ...] through `apply(part, cache)`, `later` frames at a time, and a rest.
+    """Streams `x` [B T ...] through `apply(part, cache)` in chunks of `later` frames, and a rest.
 
     Equal chunks run in one `lax.scan`, so the program does not grow with the clip.
 

@@ -1,4 +1,4 @@
-"""Attention of two streams to both of them, each with weights of its own (SD3, 2403.03206, section 4).
+"""Joint attention of MMDiT: video and text streams attend to both, each with its own weights (SD3, 2403.03206).
 
 Tokens of video may be split over devices; those of text, which are few, are on every one.
 """
@@ -14,17 +14,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dit_video.distributed.sharding import map_parts, platform, split_over
 from dit_video.nn.attention import QKNorm, from_heads, heads_norm, kernel_init, to_heads
-from dit_video.nn.embed import rotate
+from dit_video.nn.positions import rotate
 from dit_video.nn.softmax_attention import Kernel, attend_local, choose_kernel
-from dit_video.sharding import map_parts, platform, split_over
 
 Heads = Float[Array, "B N K d"]
 TextHeads = Float[Array, "B L K d"]
 
 
 class QKV(NamedTuple):
-    """Queries, keys and values of a stream, of which the queries may be fewer."""
+    """Queries, keys and values of a stream; queries may be fewer."""
 
     q: Float[Array, "B Q K d"]
     k: Float[Array, "B N K d"]
@@ -32,9 +32,9 @@ class QKV(NamedTuple):
 
 
 class Stream(nnx.Module):
-    """What a stream has of its own in joint attention: one kernel for q, k and v as in `Attention`, norms, and `out`.
+    """Weights of one stream in joint attention: one kernel for q, k and v as in `Attention`, norms, and `out`.
 
-    Where nothing is to be written back, there is no `out`.
+    A stream that is only read has no `out`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Stream(nnx.Module):
         self.out = from_heads(num_heads, hidden_size, init, dtype=dtype, rngs=rngs) if writes else None
 
     def heads(self, x: Float[Array, "B N D"]) -> QKV:
-        """Queries and keys are normalised; queries are as many as will be read."""
+        """Normalised queries, keys and values; no queries where the stream is only read."""
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -55,7 +55,7 @@ class Stream(nnx.Module):
 
 
 class JointAttention(nnx.Module):
-    """Every token of video and of text attends to all of both.
+    """Joint attention layer: every token of video and of text attends to all of both.
 
     Without `text_output` text is read and not written. As published it has the weights of queries all the same, which
     nothing uses.
@@ -81,7 +81,7 @@ class JointAttention(nnx.Module):
         angles: Float[Array | np.ndarray, "N r"] | None,
         num_text: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B L D"] | None]:
-        """What is added to each stream; None for text that is not written.
+        """Attention outputs for each stream; None for text that is only read.
 
         Args:
             angles: rotary positions of the tokens of video, those of `rope_angles`; text has none.
@@ -90,13 +90,13 @@ class JointAttention(nnx.Module):
         of_video, of_text = self.video.heads(video), self.text.heads(text)
         if angles is not None:
             of_video = of_video._replace(q=rotate(of_video.q, angles), k=rotate(of_video.k, angles))
-        found, found_text = attend_jointly(of_video, of_text, num_text)
-        assert self.video.out is not None, "video is written"
-        return self.video.out(found), None if self.text.out is None else self.text.out(found_text)
+        output, text_output = attend_jointly(of_video, of_text, num_text)
+        assert self.video.out is not None, "the video stream is made with an output projection"
+        return self.video.out(output), None if self.text.out is None else self.text.out(text_output)
 
 
 def attend_jointly(video: QKV, text: QKV, num_text: Int[Array, "B"] | None) -> tuple[Heads, Array]:
-    """softmax(q k^T / sqrt(d)) v over the keys of both streams, for the queries of each.
+    """Joint softmax attention over the keys of both streams, for the queries of each; sharded by Ulysses or all-gather.
 
     Exact in value and gradient, however tokens of video are split: an all-to-all then gives each device all of them
     for some heads, and a second one undoes it (Ulysses, 2309.14509). Where heads do not divide over these devices,
@@ -122,7 +122,7 @@ def _attend(
     *,
     kernel: Kernel,
 ) -> tuple[Heads, TextHeads]:
-    """On one device. Text comes last, so that its padding does."""
+    """Joint attention on one device. Text comes last, so that its padding does."""
     num_queries, num_keys = q.shape[1], None if num_text is None else num_text + k.shape[1]
     q, k, v = (jnp.concatenate(pair, axis=1) for pair in ((q, q_text), (k, k_text), (v, v_text)))
     out = attend_local(q, k, v, num_keys, kernel=kernel)
@@ -130,7 +130,7 @@ def _attend(
 
 
 def _across(axis: str, kernel: Kernel) -> Callable[..., tuple[Array, Array]]:
-    """As `_attend`, inside shard_map: each device along a mesh axis has some tokens of video."""
+    """As `_attend`, inside shard_map: video tokens are split over a mesh axis."""
 
     def by_heads(*arrays: Array) -> tuple[Array, Array]:
         video, text, num_text = arrays[:3], arrays[3:6], arrays[6:]
@@ -138,16 +138,16 @@ def _across(axis: str, kernel: Kernel) -> Callable[..., tuple[Array, Array]]:
         first = jax.lax.axis_index(axis) * num_heads
         gather = functools.partial(jax.lax.all_to_all, axis_name=axis, split_axis=2, concat_axis=1, tiled=True)
         own = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=num_heads, axis=2)
-        found, found_text = _attend(*map(gather, video), *map(own, text), *num_text, kernel=kernel)
-        found = jax.lax.all_to_all(found, axis, split_axis=1, concat_axis=2, tiled=True)
-        return found, jax.lax.all_gather(found_text, axis, axis=2, tiled=True)
+        output, text_output = _attend(*map(gather, video), *map(own, text), *num_text, kernel=kernel)
+        output = jax.lax.all_to_all(output, axis, split_axis=1, concat_axis=2, tiled=True)
+        return output, jax.lax.all_gather(text_output, axis, axis=2, tiled=True)
 
     def by_queries(q: Array, k: Array, v: Array, *text: Array) -> tuple[Array, Array]:
         gather = functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, tiled=True)
         return _attend(q, gather(k), gather(v), *text, kernel=kernel)
 
-    def attend(q: Array, *others: Array) -> tuple[Array, Array]:
+    def attend(q: Array, *rest: Array) -> tuple[Array, Array]:
         divides = q.shape[2] % jax.lax.axis_size(axis) == 0
-        return (by_heads if divides else by_queries)(q, *others)
+        return (by_heads if divides else by_queries)(q, *rest)
 
     return attend

@@ -1,4 +1,4 @@
-"""The MLP of a transformer block: gated, or as it was published first."""
+"""MLP of a transformer block: SwiGLU or GELU."""
 
 import enum
 
@@ -6,17 +6,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dit_video.nn.embed import linear
+from dit_video.nn.linear import linear
 
 
 class MLPKind(enum.Enum):
-    """What lies between two products of matrices."""
+    """Activation of the MLP: SwiGLU (gated) or GELU."""
 
     SWIGLU = "swiglu"
     GELU = "gelu"
 
     def size(self, hidden_size: int, mlp_ratio: float) -> int:
-        """Width of the MLP."""
+        """Hidden width of the MLP."""
         return swiglu_size(hidden_size, mlp_ratio) if self is MLPKind.SWIGLU else int(hidden_size * mlp_ratio)
 
     def build(self, hidden_size: int, mlp_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "SwiGLU | PlainMLP":
@@ -29,7 +29,7 @@ def swiglu_size(hidden_size: int, mlp_ratio: float) -> int:
 
 
 class SwiGLU(nnx.Module):
-    """Gated MLP, silu(x W) * (x V), then W_2 (Shazeer, 2002.05202, eq. 6)."""
+    """SwiGLU, a gated MLP: silu(x W) * (x V), then W_2 (Shazeer, 2002.05202, eq. 6)."""
 
     def __init__(self, hidden_size: int, mlp_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.gate = linear(hidden_size, mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
@@ -41,12 +41,12 @@ class SwiGLU(nnx.Module):
 
 
 class PlainMLP(nnx.Module):
-    """W_2 gelu(x W_1), with the tanh form of GELU (Hendrycks and Gimpel, 1606.08415, section 2)."""
+    """GELU MLP: W_2 gelu(x W_1), with the tanh form of GELU (Hendrycks and Gimpel, 1606.08415, section 2)."""
 
     def __init__(
         self, features_in: int, mlp_size: int, features_out: int | None = None, *, dtype: DTypeLike, rngs: nnx.Rngs
     ):
-        """`features_out` are as many as go in unless it says otherwise."""
+        """`features_out` defaults to `features_in`."""
         self.up = linear(features_in, mlp_size, ("embed", "mlp"), rngs=rngs, dtype=dtype)
         self.down = linear(mlp_size, features_out or features_in, ("mlp", "embed"), rngs=rngs, dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""The bridge between NNX modules, which define networks, and plain dicts of arrays, which training moves around.
+"""Split of Flax NNX modules into a static definition and a flat dict of parameters, and back.
 
 A network is split once into a `Definition` (static) and `params`: one flat dict from a dotted name such as
 "blocks.attention.qkv.kernel" to an array. Optimizers, checkpoints, digests and exports all speak these names.
@@ -19,7 +19,7 @@ Params = dict[str, Array]
 
 
 class Precision(enum.Enum):
-    """What networks compute in. Parameters, norms, softmax and losses are float32 in either."""
+    """Compute precision of networks (float32 or bfloat16). Parameters, norms, softmax and losses are always float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -31,7 +31,7 @@ class Precision(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Definition:
-    """Everything about a network but its numbers: `bind` makes it callable again.
+    """Static definition of a network, without its parameters: `bind` makes it callable again.
 
     Attributes:
         axes: logical axis names of each parameter, for the sharding table and the optimizer; the leading axes that
@@ -45,7 +45,7 @@ class Definition:
     shapes: dict[str, jax.ShapeDtypeStruct]
 
     def bind(self, params: Mapping[str, Array]) -> Any:
-        """The network with `params` as its parameters, of the class that was defined.
+        """Binds parameters to the definition: the network, of its own class.
 
         Raises:
             ValueError: naming parameters that are missing or too many.
@@ -62,7 +62,7 @@ class Definition:
 
 
 def define(build: Callable[[Array], nnx.Module]) -> Definition:
-    """The definition of the network that `build(key)` makes, without computing or allocating anything."""
+    """Traces `build(key)` abstractly: the definition of its network, without computing or allocating anything."""
     graph, state = nnx.split(nnx.eval_shape(build, jax.eval_shape(lambda: jax.random.key(0))))
     variables = {_name(path): variable for path, variable in nnx.to_flat_state(state)}
     axes, shapes = {}, {}
@@ -75,7 +75,7 @@ def define(build: Callable[[Array], nnx.Module]) -> Definition:
 
 
 def params_of(module: nnx.Module) -> Params:
-    """The flat dict of a network's parameters."""
+    """Flat dict of a network's parameters by dotted name."""
     return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(module))}
 
 

@@ -1,4 +1,4 @@
-"""Normalisation that looks at one position only, so that chunks, tiles and whole clips agree."""
+"""RMSNorm and LayerNorm: per position, so that chunks, tiles and whole clips agree."""
 
 import enum
 
@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 
 
 def rms_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
-    """x / rms(x) over the last axis, in float32; the result has the input's dtype."""
+    """RMS normalisation, x / rms(x) over the last axis, in float32; the result has the input's dtype."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
     return y.astype(x.dtype)
 
 
 def layer_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
-    """(x - mean) / deviation over the last axis, in float32, without scale or bias; the input's dtype."""
+    """Layer normalisation over the last axis, in float32, without scale or bias; the input's dtype."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
@@ -24,7 +24,7 @@ def layer_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -
 
 
 class Norm(enum.Enum):
-    """How the stream of tokens is normalised before it is modulated."""
+    """Kind of pre-norm of a transformer block, before modulation."""
 
     RMS = "rms"
     LAYER = "layer"

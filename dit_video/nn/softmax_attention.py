@@ -1,4 +1,4 @@
-"""Softmax attention over heads, by what is fastest on the devices at hand, whole or with tokens split over devices.
+"""Softmax attention with fused kernels (cuDNN, splash) and sequence parallelism (Ulysses, ring attention).
 
 The kind of device is that of the mesh at trace time, so a program that is compiled for accelerators that are not there
 contains their kernels: cuDNN's fused attention on GPUs, the Pallas kernel "splash" on TPUs, XLA elsewhere. The first
@@ -21,9 +21,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dit_video.distributed.sharding import map_parts, platform, split_over
 from dit_video.nn.attention_mask import FULL, AttentionMask, Full
 from dit_video.nn.blockwise_attention import attend_in_blocks
-from dit_video.sharding import map_parts, platform, split_over
 
 Heads = Float[Array, "B N K d"]
 _TOKENS_AND_HEADS = ("batch", "tokens", "heads", "head_dim")
@@ -33,7 +33,7 @@ _LANES = 128
 
 
 class Kernel(enum.Enum):
-    """An implementation of attention on one device."""
+    """Attention kernel on one device."""
 
     XLA = enum.auto()
     CUDNN = enum.auto()
@@ -41,7 +41,7 @@ class Kernel(enum.Enum):
 
 
 def choose_kernel(on: str | None, dtype: DTypeLike, head_dim: int) -> Kernel:
-    """The kernel for devices of a platform; None is no mesh, where programs are only counted or tested."""
+    """Chooses the kernel for a platform; None means no mesh, where programs are only counted or tested."""
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     # cuDNN takes half precision and head sizes up to 128 in steps of 8, on every generation since Ampere.
     if on == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
@@ -50,7 +50,7 @@ def choose_kernel(on: str | None, dtype: DTypeLike, head_dim: int) -> Kernel:
 
 
 def self_attention(q: Heads, k: Heads, v: Heads, mask: AttentionMask = FULL) -> Heads:
-    """softmax(q k^T / sqrt(d)) v, every token with those that the mask allows it; tokens may be split over devices.
+    """Self-attention softmax(q k^T / sqrt(d)) v over the keys that the mask allows; tokens may be split over devices.
 
     Exact in value and gradient, however it is split. What sees nothing gives zero.
 
@@ -76,13 +76,13 @@ def self_attention(q: Heads, k: Heads, v: Heads, mask: AttentionMask = FULL) -> 
 def cross_attention(
     q: Heads, k: Float[Array, "B L K d"], v: Float[Array, "B L K d"], num_keys: Int[Array, "B"] | None
 ) -> Heads:
-    """As `self_attention`, but over L other tokens, which are on every device: the first `num_keys`, at least one; None
+    """Cross-attention to L other tokens, which are on every device: the first `num_keys`, at least one; None
     stands for all.
     """
     kernel = choose_kernel(platform(), q.dtype, q.shape[-1])
-    others = ("batch", None, "heads", "head_dim")
+    whole = ("batch", None, "heads", "head_dim")
     attend = functools.partial(attend_local, kernel=kernel)
-    labels = [_TOKENS_AND_HEADS, others, others]
+    labels = [_TOKENS_AND_HEADS, whole, whole]
     if num_keys is None:
         return map_parts(attend, labels)(q, k, v)
     return map_parts(attend, [*labels, ("batch",)])(q, k, v, num_keys)
@@ -108,7 +108,7 @@ def attend_local(
 
 
 def _cudnn(q: Heads, k: Array, v: Array, num_keys: Array | None) -> Heads:
-    """Pads tokens to even numbers: JAX refuses the backward pass of others."""
+    """cuDNN fused attention; tokens are padded to even numbers, since JAX refuses the backward pass of others."""
     num_queries, num_tokens = q.shape[1], k.shape[1]
     if num_keys is None and num_tokens % 2:
         num_keys = jnp.full(len(k), num_tokens, jnp.int32)
@@ -118,7 +118,7 @@ def _cudnn(q: Heads, k: Array, v: Array, num_keys: Array | None) -> Heads:
 
 
 def _splash(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: bool) -> Heads:
-    """Pads tokens to whole blocks, which a segment of their own keeps out of the softmax."""
+    """Splash attention on TPU; tokens are padded to whole blocks, which a segment of their own masks."""
     num_queries, num_tokens = q.shape[1], k.shape[1]
     (block_q, padded_q), (block_k, padded_k) = _blocks(num_queries), _blocks(num_tokens)
     q = _pad(q * q.shape[-1] ** -0.5, padded_q)
@@ -149,7 +149,7 @@ def _splash(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: boo
 
 
 def _blocks(num_tokens: int) -> tuple[int, int]:
-    """Size of a block, and the least number of tokens that is made of whole blocks."""
+    """Block size of splash attention, and the number of tokens padded to whole blocks."""
     lanes = -(-num_tokens // _LANES) * _LANES
     block = min(_SPLASH_BLOCK, lanes)
     return block, -(-num_tokens // block) * block
@@ -165,7 +165,7 @@ def _attend(q: Heads, k: Heads, v: Heads, mask: AttentionMask, kernel: Kernel) -
 
 
 def ulysses(q: Heads, k: Heads, v: Heads, axis: str, attend: Callable[[Heads, Heads, Heads], Heads]) -> Heads:
-    """Inside shard_map: all tokens of K / devices heads, attended to, and back to all heads of this device's tokens."""
+    """Ulysses sequence parallelism, inside shard_map: all-to-all to all tokens of some heads, attention, and back."""
     gather = functools.partial(jax.lax.all_to_all, axis_name=axis, split_axis=2, concat_axis=1, tiled=True)
     out = attend(gather(q), gather(k), gather(v))
     return jax.lax.all_to_all(out, axis, split_axis=1, concat_axis=2, tiled=True)

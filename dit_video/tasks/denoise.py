@@ -1,86 +1,77 @@
 """Learn to denoise video latents: the codec, the DiT, its condition and a Gaussian objective meet here."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from dit_video.arrays import Latents, Output, Time, Video
+from dit_video.arrays import Latents, Output, Time
+from dit_video.arrays import Video as Clips
+from dit_video.config.components import to_json
 from dit_video.data.batch import Batch
+from dit_video.data.dataset import Data
+from dit_video.data.signals import examples_of
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import Gaussian, rectified_flow
-from dit_video.diffusion.prediction import DenoiseFn
-from dit_video.diffusion.sampler import Euler, Sampler, noise
-from dit_video.dit.condition import Condition, Given
-from dit_video.dit.first_frame import FirstFrame
+from dit_video.diffusion.process import Known
+from dit_video.diffusion.sampler import Euler, Sampler
+from dit_video.dit.condition import Cond, Condition
+from dit_video.dit.known import AsChannels
 from dit_video.dit.network import Network, NetworkConfig
-from dit_video.image.clip import CLIPVisionModel
-from dit_video.image.pretrained import PretrainedImage
+from dit_video.encoders.clip_image import CLIPVisionModel
+from dit_video.encoders.image import PretrainedImage
+from dit_video.encoders.text import PretrainedText
 from dit_video.nn.module import Precision
-from dit_video.tasks.first_frame import (
-    after_first,
-    by_frame,
-    first_frame,
-    followed_by_zeros,
-    grey_after_first,
-    held,
-    image_tokens,
+from dit_video.tasks import diffuse
+from dit_video.tasks.known_frames import FirstFrame, first_frame, followed_by_zeros, grey_after_first, image_tokens
+from dit_video.tasks.media import Video
+from dit_video.tasks.opener import Opener
+from dit_video.tasks.task import (
+    GENERATE,
+    RECONSTRUCT,
+    VALIDATE,
+    ClipShape,
+    Encoders,
+    Function,
+    Metrics,
+    Task,
+    fill,
+    latent_cells,
 )
-from dit_video.tasks.task import ClipShape, Metrics
-from dit_video.text.pretrained import PretrainedText
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.vae import VAEConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainedCodec:
-    """Which codec makes the latents.
-
-    Attributes:
-        vae: its network.
-        run: folder of the run that trained it.
-        digest: digest of its weights; left None, it is looked up when the run starts and recorded then.
-    """
-
-    vae: VAEConfig
-    run: str
-    digest: str | None = None
-
-    def blank(self, rng: Key[Array, ""]) -> LatentCodec:
-        """The codec with random weights: for shapes, FLOPs and tests, where no trained one is at hand."""
-        vae = self.vae.build(rngs=nnx.Rngs(rng))
-        channels = self.vae.latent_channels
-        return LatentCodec(vae, jnp.zeros(channels), jnp.ones(channels))
+from dit_video.vae.trained import TrainedCodec
 
 
 class Frozen(NamedTuple):
     """The parts of a diffusion run that are used and not trained.
 
     Attributes:
-        nothing: what guidance has instead of a condition, for one clip `[1 ...]`; None where the condition makes it
-            (`Condition.null`).
+        null: the null condition of guidance, for one clip `[1 ...]`; None where the condition makes it
+            (`Condition.empty`).
         image: the encoder of first frames, where the network attends to tokens of such.
     """
 
     codec: LatentCodec
-    nothing: Given | None = None
+    null: Cond | None = None
     image: CLIPVisionModel | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Denoise:
-    """The task of a diffusion run.
+class Denoise(Task):
+    """Latent diffusion of video: a network learns to denoise the latents of a trained codec.
 
     Attributes:
         text: the frozen encoders that embed captions for `condition`; None where it reads none of theirs, or where a
             text cache is all there is.
-        image: the frozen encoder of the first frame; None where `condition` has no tokens of an image.
-        hold_first_frame: the first latent frame of a clip is known: it has noise level 0 while the others are denoised,
-            and counts in no loss, so that a network continues images that has no other way to be told them (as Wan 2.2
-            TI2V-5B does).
+        image: the frozen encoder of the first frame; None where the network attends to no tokens of an image.
+        known: which frames of a clip are known before it is generated, and how the network sees them; None where none
+            are.
         held_out_logsnr: noise levels, as log(alpha^2 / sigma^2), at which the held-out error of x_0 is measured; the
             same levels and the same noise for every objective, so that epsilon, v and velocity compare.
     """
@@ -93,65 +84,98 @@ class Denoise:
     objective: Gaussian = dataclasses.field(default_factory=rectified_flow)
     sampler: Sampler = dataclasses.field(default_factory=lambda: Euler(num_steps=50))
     guidance: Guidance = dataclasses.field(default_factory=Guidance)
-    hold_first_frame: bool = False
+    known: FirstFrame | None = None
     held_out_logsnr: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0)
     precision: Precision = Precision.FLOAT32
 
     def __post_init__(self):
         if self.objective.variance is not None and not self.network.learns_variance:
             raise ValueError(
-                f"Denoise.objective.variance={self.objective.variance}: the network says nothing of a variance; set "
+                f"Denoise.objective.variance={self.objective.variance}: the network predicts no variance; set "
                 "network.learned_variance=True, or objective.variance=None"
-            )
-        attended = self.condition.image_size if isinstance(self.condition, FirstFrame) else None
-        if self.image is None and attended is not None:
-            raise ValueError(
-                f"Denoise.image=None: condition.image_size={attended}, so the network attends to tokens of an image "
-                "encoder; name it, Denoise.image=PretrainedImage(...), or import the folder of a whole pipeline"
-            )
-        if self.image is not None and attended != self.image.encoder.hidden_size:
-            raise ValueError(
-                f"Denoise.image.encoder.hidden_size={self.image.encoder.hidden_size}: the network attends to tokens of "
-                f"condition.image_size={attended}; make them the same"
-                if attended is not None
-                else f"Denoise.image={self.image}: the network attends to no tokens of an image; leave it None"
             )
         if self.condition is None and self.guidance.scale != 1:
             raise ValueError(
                 f"Denoise.guidance.scale={self.guidance.scale}: there is no condition to be followed; leave it 1, or "
-                "give a condition"
+                "name a condition"
             )
-        if (self.hold_first_frame or isinstance(self.condition, FirstFrame)) and self.codec.vae.frame_group != 1:
+        self._check_image()
+        self._check_known()
+
+    def _check_image(self) -> None:
+        attended = None if self._channels is None else self._channels.image_size
+        if self.image is None and attended is not None:
             raise ValueError(
-                f"Denoise.codec.vae={type(self.codec.vae).__name__}: it takes {self.codec.vae.frame_group} latent "
-                "frames at once, so that the first is another alone than in its clip; a first frame cannot be given"
+                f"Denoise.image=None: known.shown.image_size={attended}, so the network attends to tokens of an image "
+                "encoder; name it, Denoise.image=PretrainedImage(...), or import the folder of a whole pipeline"
             )
-        if isinstance(self.condition, FirstFrame) and self.condition.mask_channels != self.codec.vae.compression[0]:
+        if self.image is not None and attended is None:
+            raise ValueError(f"Denoise.image={self.image}: the network attends to no tokens of an image; leave it None")
+        if self.image is not None and attended != self.image.encoder.hidden_size:
             raise ValueError(
-                f"Denoise.condition.mask_channels={self.condition.mask_channels}: there is one for each frame that "
-                f"shares a latent frame, of {type(self.codec.vae).__name__} {self.codec.vae.compression[0]}; set it so"
+                f"Denoise.image.encoder.hidden_size={self.image.encoder.hidden_size}: the network attends to tokens of "
+                f"known.shown.image_size={attended}; make them the same"
             )
-        if self.hold_first_frame and isinstance(self.condition, FirstFrame):
-            raise ValueError("Denoise.hold_first_frame=True: the condition is a FirstFrame, which tells it already")
-        if self.hold_first_frame and self.network.patch_size[0] != 1:
+
+    def _check_known(self) -> None:
+        if self.known is None:
+            return
+        vae = self.codec.vae
+        if vae.frame_group != 1:
             raise ValueError(
-                f"Denoise.hold_first_frame=True: frames that share a patch share their noise level; network.patch_size="
+                f"Denoise.codec.vae={type(vae).__name__}: it takes {vae.frame_group} latent frames at once, so that "
+                "the first is another alone than in its clip; no first frame can be known"
+            )
+        if self._channels is not None and self._channels.mask_channels != vae.compression[0]:
+            raise ValueError(
+                f"Denoise.known.shown.mask_channels={self._channels.mask_channels}: there is one for each frame that "
+                f"shares a latent frame, of {type(vae).__name__} {vae.compression[0]}; set it so"
+            )
+        if self.known.at_level_zero and self.network.patch_size[0] != 1:
+            raise ValueError(
+                f"Denoise.known={self.known}: frames that share a patch share their noise level; network.patch_size="
                 f"{self.network.patch_size} must be of one frame"
             )
 
     @property
+    def _channels(self) -> AsChannels | None:
+        return None if self.known is None else self.known.channels
+
+    def check(self, data: Data, mesh: Mesh | None) -> None:
+        del mesh
+        cells, patch = latent_cells(self.codec.vae, data), self.network.patch_size
+        if any(n % p for n, p in zip(cells, patch)):
+            clip = (data.clips.num_frames, *data.clips.size)
+            raise ValueError(
+                f"config.data.clips (num_frames, size) = {clip}: latents of {cells} do not divide into "
+                f"config.task.network.patch_size={patch}"
+            )
+
+    @property
     def paired(self) -> bool:
-        """Where the first frame of each clip is given, which is then continued; labels and captions make no pairs."""
-        return self.hold_first_frame or isinstance(self.condition, FirstFrame)
+        """Where the first frame of each clip is known, which is then continued; labels and captions make no pairs."""
+        return self.known is not None
 
     def init(self, rng: Key[Array, ""]) -> Network:
-        channels = self.codec.vae.latent_channels
-        return self.network.build(channels, self.condition, dtype=self.precision.dtype, rngs=nnx.Rngs(rng))
+        return self.network.build(
+            self.codec.vae.latent_channels,
+            self.condition,
+            known=self._channels,
+            dtype=self.precision.dtype,
+            rngs=nnx.Rngs(rng),
+        )
+
+    def open(self, opener: Opener) -> tuple["Denoise", Frozen]:
+        named, codec = opener.codec(self.codec)
+        blank = None if self.condition is None else self.condition.blank_null()
+        sizes = None if blank is None else (*blank.tokens.shape[1:], blank.pooled.shape[1])
+        null = opener.empty_text(sizes)
+        image, encoder = (None, None) if self.image is None else opener.image(self.image)
+        return dataclasses.replace(self, codec=named, image=image), Frozen(codec, null, encoder)
 
     def blank(self, rng: Key[Array, ""]) -> Frozen:
-        """The frozen parts with random weights: for shapes, FLOPs and tests, where no trained ones are at hand."""
-        nothing = None if self.condition is None else self.condition.blank_nothing()
-        return Frozen(self.codec.blank(rng), nothing, None if self.image is None else self.image.blank(rng))
+        null = None if self.condition is None else self.condition.blank_null()
+        return Frozen(self.codec.blank(rng), null, None if self.image is None else self.image.blank(rng))
 
     def loss(
         self, model: Network, frozen: Frozen, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
@@ -159,83 +183,177 @@ class Denoise:
         del step  # the objective is the same at every step
         corruption, posterior, dropping = jax.random.split(rng, 3)
         x_0 = _latents(frozen.codec, batch, posterior)
-        given = self._given(frozen, batch, x_0.shape[1])
-        if self.condition is not None and given is not None:
-            given = self.condition.drop(dropping, given, self._nothing(self.condition, frozen, given))
-        corrupted = self.objective.corrupt(corruption, x_0)
-        output = model.output(*held(corrupted.x_t, corrupted.t, self._held_of(x_0)), given)
-        if self.hold_first_frame:
-            output, corrupted = after_first(output), after_first(by_frame(corrupted))
-        return self.objective.loss(output, corrupted)
+        cond = self._cond(batch)
+        if self.condition is not None:
+            cond = self.condition.drop(dropping, cond, self.condition.null(cond, frozen.null))
+        cond = self._shown(frozen, batch, cond, x_0.shape[1])
+        known = self._known(x_0[:, :1], x_0.shape[1])
+        return diffuse.training_loss(self.objective, lambda x_t, t: model.output(x_t, t, cond), x_0, corruption, known)
+
+    def functions(self) -> Mapping[str, Function]:
+        return {
+            VALIDATE: Function(lambda model, frozen, batch, keys, shape: self.validate(model, frozen, batch, keys)),
+            GENERATE: Function(self.generate, Video),
+            RECONSTRUCT: Function(
+                lambda model, frozen, batch, keys, shape: self.reconstruct(model, frozen, batch), Video
+            ),
+        }
 
     def validate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
         """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean."""
         x_0 = _latents(frozen.codec, batch, None)
-        given = self._given(frozen, batch, x_0.shape[1])
-        eps = noise(rngs, x_0.shape[1:])
+        cond = self._shown(frozen, batch, self._cond(batch), x_0.shape[1])
+        eps, known = self.objective.prior(rngs, x_0.shape[1:]), self._known(x_0[:, :1], x_0.shape[1])
+        unknown = None if known is None else ~known.mask[:, :, None, None, None]
 
         def error(logsnr: Float[Array, ""]) -> Float[Array, "B"]:
             t = jnp.full((x_0.shape[0], 1), self.objective.path.time_of_logsnr(logsnr))
             x_t = self.objective.corrupt_with(x_0, eps, t).x_t
-            denoised = self.objective.denoised(model(*held(x_t, t, self._held_of(x_0)), given), x_t, t)
-            error = jnp.square(denoised - x_0)
-            return jnp.mean(after_first(error) if self.hold_first_frame else error, axis=(1, 2, 3, 4))
+            seen = (x_t, t) if known is None else known.clean(x_t, t)
+            error = jnp.square(self.objective.denoised(model(*seen, cond), x_t, t) - x_0)
+            return jnp.mean(error, axis=(1, 2, 3, 4), where=unknown)
 
         errors = jax.lax.map(error, jnp.asarray(self.held_out_logsnr))
         named = {f"x_0_error/logsnr_{level:+g}": e for level, e in zip(self.held_out_logsnr, errors)}
         return {"x_0_error": errors.mean(0)} | named
 
-    def generate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
+    def generate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Clips:
         """Samples a clip for each row of `batch`, of its label or its caption where the network is conditioned."""
-        latents = self.codec.vae.latent_shape(shape)
-        given = self._given(frozen, batch, latents[0])
-        x_1 = noise(rngs, (*latents, self.codec.vae.latent_channels))
-        first = first_frame(frozen.codec, batch) if self.hold_first_frame else None
+        latents, channels = self.codec.vae.latent_shape(shape), self.codec.vae.latent_channels
+        cond = self._cond(batch)
+        null = self.condition.null(cond, frozen.null) if self.condition is not None and self.guided else None
+        known = None if not self._holds else self._known(first_frame(frozen.codec, batch), latents[0])
 
-        def conditional(x_t: Latents, t: Time) -> Output:
-            return model.output(*held(x_t, t, first), given)
+        def network(x_t: Latents, t: Time, cond: Cond) -> Output:
+            return model.output(x_t, t, cond)
 
-        denoise: DenoiseFn = conditional
-        if self.condition is not None and given is not None:
-            nothing = self._nothing(self.condition, frozen, given)
-            both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), given, nothing)
+        x_0 = diffuse.sample(
+            self.objective,
+            self.sampler,
+            network,
+            self.objective.prior(rngs, (*latents, channels)),
+            rngs,
+            cond=self._shown(frozen, batch, cond, latents[0]),
+            null=None if null is None else self._shown(frozen, batch, null, latents[0]),
+            guidance=self.guidance,
+            known=known,
+        )
+        return frozen.codec.decode(x_0)
 
-            def pair(x_t: Latents, t: Time) -> tuple[Output, Output]:
-                # One forward pass over the conditional and the unconditional half.
-                x_t_twice, t_twice = (jnp.concatenate([x, x]) for x in held(x_t, t, first))
-                output = model.output(x_t_twice, t_twice, both)
-                num_clips = x_t.shape[0]
-                return jax.tree.map(lambda x: x[:num_clips], output), jax.tree.map(lambda x: x[num_clips:], output)
-
-            denoise = self.guidance.classifier_free(conditional, pair)
-        x_0 = self.sampler(denoise, self.objective, x_1, rngs)
-        return frozen.codec.decode(x_0 if first is None else x_0.at[:, :1].set(first))
-
-    def reconstruct(self, model: Network, frozen: Frozen, batch: Batch) -> Video:
+    def reconstruct(self, model: Network, frozen: Frozen, batch: Batch) -> Clips:
         """The clips of `batch` encoded and decoded by the codec."""
         del model
         codec = frozen.codec
         return codec.decode(codec.whiten(codec.moments(batch.require_video()), None))
 
-    def _given(self, frozen: Frozen, batch: Batch, num_frames: int) -> Given | None:
-        """What the network is told of each clip of so many latent frames."""
-        if self.condition is None:
-            return None
-        given = self.condition.read(label=batch.label, caption=batch.caption, text=batch.text)
-        if isinstance(self.condition, FirstFrame):
-            image = None if frozen.image is None else image_tokens(frozen.image, batch)
-            if self.condition.grey_frames:
-                return self.condition.framed(given, grey_after_first(frozen.codec, batch, num_frames), image)
-            return self.condition.framed(given, followed_by_zeros(first_frame(frozen.codec, batch), num_frames), image)
-        return given
+    def _cond(self, batch: Batch) -> Cond | None:
+        """What the network is conditioned on, without what it is shown of known frames."""
+        return None if self.condition is None else self.condition.read(batch.signals)
 
-    def _held_of(self, x_0: Latents) -> Float[Array, "B 1 h w c"] | None:
+    @property
+    def _holds(self) -> bool:
+        return self.known is not None and self.known.at_level_zero
+
+    def _known(self, first: Float[Array, "B 1 h w c"], num_frames: int) -> Known | None:
         """What is known of x_0 before anything is denoised."""
-        return x_0[:, :1] if self.hold_first_frame else None
+        return None if self.known is None else self.known.known(first, num_frames)
 
-    def _nothing(self, condition: Condition, frozen: Frozen, given: Given) -> Any:
-        """What guidance has instead of what is given, for each clip or for one."""
-        return condition.nothing(given, frozen.nothing)
+    def _shown(self, frozen: Frozen, batch: Batch, cond: Cond | None, num_frames: int) -> Cond | None:
+        """`cond` with the channels and image tokens of known frames, where the network takes them."""
+        if self._channels is None:
+            return cond
+        image = None if frozen.image is None else image_tokens(frozen.image, batch)
+        if self._channels.grey_frames:
+            return self._channels.show(cond, grey_after_first(frozen.codec, batch, num_frames), image)
+        return self._channels.show(cond, followed_by_zeros(first_frame(frozen.codec, batch), num_frames), image)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.condition is None else (self.condition.reads,)
+
+    @property
+    def guided(self) -> bool:
+        return self.condition is not None and self.guidance.scale != 1
+
+    def check_prompt(self, signals: Mapping[str, Any]) -> None:
+        if self.condition is not None:
+            self.condition.check(signals)
+
+    def with_negative(self, frozen: Frozen, signals: Mapping[str, Any]) -> Frozen:
+        if self.condition is None:
+            raise ValueError("this run follows no label and no text")
+        return frozen._replace(null=self.condition.read(signals))
+
+    def with_sampling(
+        self, sampler: type[Sampler] | None, num_steps: int | None, guidance_scale: float | None
+    ) -> "Denoise":
+        """Another sampler keeps steps and spacing of the run's own."""
+        if guidance_scale is not None and self.condition is None:
+            raise ValueError(f"--guidance={guidance_scale}: this run follows no label and no text; leave it out")
+        steps = self.sampler.num_steps if num_steps is None else num_steps
+        kind = type(self.sampler) if sampler is None else sampler
+        scale = self.guidance.scale if guidance_scale is None else guidance_scale
+        return dataclasses.replace(
+            self,
+            sampler=kind(num_steps=steps, spacing=self.sampler.spacing),
+            guidance=dataclasses.replace(self.guidance, scale=scale),
+        )
+
+    def continuing_images(self) -> "Denoise | None":
+        """The task that continues a picture: itself if it was trained so, or with its first frame at level 0 if it was
+        trained with a noise level for each frame; None where it cannot.
+        """
+        if self.known is not None:
+            return self
+        return dataclasses.replace(self, known=FirstFrame()) if self.objective.per_frame else None
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "codec": self.codec.digest,
+            "sampler": to_json(self.sampler),
+            "guidance": to_json(self.guidance),
+        }
+
+    def example(self, data: Data, batch_size: int) -> Batch:
+        signals = examples_of(data.signals, batch_size)
+        if self.condition is not None:
+            signals = dict(self.condition.example(signals, batch_size))
+        if data.cache is None:
+            return super().example(data, batch_size)._replace(signals=signals)
+        moments = (batch_size, *latent_cells(self.codec.vae, data), 2 * self.codec.vae.latent_channels)
+        return Batch(moments=np.zeros(moments, np.float32), signals=signals)
+
+    def random(self, rng: np.random.Generator, batch: Batch) -> Batch:
+        filled = fill(rng, batch)
+        return filled if self.condition is None else filled._replace(signals=self.condition.random(rng, batch.signals))
+
+    def num_tokens(self, data: Data) -> int:
+        return int(np.prod([n // p for n, p in zip(latent_cells(self.codec.vae, data), self.network.patch_size)]))
+
+    def in_float32(self) -> "Denoise":
+        return dataclasses.replace(self, precision=Precision.FLOAT32)
+
+    @property
+    def backbone(self) -> NetworkConfig:
+        return self.network
+
+    def with_backbone(self, backbone: NetworkConfig) -> "Denoise":
+        return dataclasses.replace(self, network=backbone)
+
+    def trained_codec(self) -> TrainedCodec:
+        return self.codec
+
+    def with_codec(self, codec: TrainedCodec) -> "Denoise":
+        return dataclasses.replace(self, codec=codec)
+
+    def latent_denoiser(self) -> "Denoise":
+        return self
+
+    def encoders(self) -> Encoders:
+        return Encoders(self.text, self.image)
+
+    def with_encoders(self, encoders: Encoders) -> "Denoise":
+        return dataclasses.replace(self, text=encoders.text, image=encoders.image)
 
 
 def _latents(codec: LatentCodec, batch: Batch, rng: Key[Array, ""] | None) -> Latents:

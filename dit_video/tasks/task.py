@@ -1,229 +1,244 @@
-"""The protocols that training and evaluation know a task by, and weights bound to their task.
+"""Task: what is learnt. Everything that the house asks of one, with defaults for what most need not say.
 
-A task is the only place where a network, an objective and a batch meet. The loop never learns what is inside.
+A task is the only place where a network, an objective and a batch meet; the loop never learns what is inside. One of
+your own is a frozen dataclass of this type in the experiment's file: `init` and `loss` are all that training needs.
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key
 
-from dit_video.arrays import Video
-from dit_video.data.batch import Batch, Examples, Split
-from dit_video.data.loader import held_out_batches, held_out_digest
-from dit_video.data.text_cache import Embeddings
-from dit_video.data.transforms import ClipTransform
-from dit_video.nn.module import Definition, Params
-from dit_video.sharding import even_batch, fetch, place_whole
+from dit_video.data.batch import Batch
+from dit_video.data.dataset import Data
+from dit_video.data.signals import examples_of
+from dit_video.diffusion.sampler import Sampler
+from dit_video.dit.network import NetworkConfig
+from dit_video.encoders.image import PretrainedImage
+from dit_video.encoders.text import PretrainedText
+from dit_video.tasks.media import Media
+from dit_video.tasks.opener import Opener
+from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.vae import VAEConfig
 
 Metrics = dict[str, Array]
 # (frames, height, width) of a clip in pixels.
 ClipShape = tuple[int, int, int]
 
-
-def purpose_key(seed: int | Int[Array, ""], purpose: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
-    """The key for one purpose at one step. Nothing is split and stored, so resuming is exact by construction."""
-    # A stable number for the name: Python's hash changes from process to process.
-    number = int.from_bytes(purpose.encode(), "little") % (2**31 - 1)
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
+# Names of functions that evaluators and commands of this package call.
+VALIDATE, GENERATE, RECONSTRUCT = "validate", "generate", "reconstruct"
 
 
-def clip_keys(seed: int, clips: Sequence[int] | np.ndarray, purpose: str = "sample") -> Key[Array, "B"]:
-    """One key for each of the clips numbered `clips`: that of clip i is a function of (seed, purpose, i), whatever the
-    batch.
-    """
-    key = purpose_key(seed, purpose)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(np.asarray(clips)))
+class Function(NamedTuple):
+    """Something that a trained task can do, compiled once for each shape of a batch.
 
-
-@runtime_checkable
-class Task(Protocol):
-    """What is learnt. Values of this protocol are fields of an experiment.
-
-    `frozen` is whatever trained parts the task uses but does not train (a codec); it travels as an argument, so
-    that its weights are never baked into a compiled program. `model` is the module that `init` makes; its type, and
-    that of `frozen`, are the task's own business.
+    Attributes:
+        call: (model, frozen, batch, keys, shape) -> a pytree of arrays [B ...]. Row i uses keys[i] alone, so that it is
+            the same in any batch; `shape` is that of the clips to be made, known when it is compiled.
+        medium: what it makes, which writes itself to files; None where it makes numbers.
     """
 
-    @property
-    def paired(self) -> bool:
-        """Whether `generate` is shown pixels of each clip of the batch, so that those and its own are pairs."""
-        ...
+    call: Callable[[Any, Any, Batch, Key[Array, "B"], ClipShape], Any]
+    medium: type[Media] | None = None
 
+
+class Encoders(NamedTuple):
+    """Published encoders of a task, None where it has none.
+
+    Attributes:
+        text: those that embed captions.
+        image: that of first frames.
+    """
+
+    text: PretrainedText | None = None
+    image: PretrainedImage | None = None
+
+
+class Task(abc.ABC):
+    """What is learnt. Values of this type are fields of an experiment.
+
+    `frozen` is whatever trained parts the task uses but does not train (a codec); it travels as an argument, so that
+    its weights are never baked into a compiled program. `model` is the module that `init` makes; its type, and that of
+    `frozen`, are the task's own business.
+    """
+
+    # What training asks.
+
+    @abc.abstractmethod
     def init(self, rng: Key[Array, ""]) -> nnx.Module:
         """The network with fresh parameters."""
-        ...
 
+    @abc.abstractmethod
     def loss(
         self, model: Any, frozen: Any, batch: Batch, rng: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Loss of one batch and scalars to record."""
-        ...
 
-    def validate(self, model: Any, frozen: Any, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
-        """Errors on held-out clips, one value per clip `[B]`; clip i uses rngs[i] alone, the same at every call."""
-        ...
+    def check(self, data: Data, mesh: Mesh | None) -> None:
+        """Rules between fields of the task, the data and the mesh, checked before anything is read or compiled.
 
-    def generate(self, model: Any, frozen: Any, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Video:
-        """Clips of `shape` made for what the task conditions on in `batch`; clip i uses rngs[i] alone."""
-        ...
+        Raises:
+            ValueError: names the field, the value and the remedy.
+        """
+        del data, mesh
 
-    def reconstruct(self, model: Any, frozen: Any, batch: Batch) -> Video:
-        """The clips of `batch` through the codec alone: the best that `generate` can look."""
-        ...
+    def open(self, opener: Opener) -> tuple["Task", Any]:
+        """The frozen parts with their trained weights, and the task with the digests of these."""
+        del opener
+        return self, None
 
+    def blank(self, rng: Key[Array, ""]) -> Any:
+        """The frozen parts with random weights: for shapes, FLOPs and proofs, where no trained ones are needed."""
+        del rng
+        return None
 
-class Subject:
-    """Weights bound to their task: what is evaluated. Each function is compiled once per batch shape.
+    # What it can do once it is trained.
 
-    Attributes:
-        description: what a card says of the subject beside its weights: run, codec, sampler, guidance, versions.
-        paired: see `Task.paired`.
-        params, step, ema: the weights in hand, where they come from, and whether they are the moving average.
-    """
+    def functions(self) -> Mapping[str, Function]:
+        """By name, what evaluators and commands may call: "validate", "generate", "reconstruct", whatever it can do.
 
-    def __init__(
-        self,
-        task: Task,
-        definition: Definition,
-        frozen: Any,
-        mesh: Mesh,
-        description: Mapping[str, Any],
-    ):
-        self.mesh, self.description, self.paired = mesh, description, task.paired
-        self._frozen = frozen
+        "validate" returns errors by name, one value per clip. "generate" makes one clip, text or other medium for each
+        row of a batch, and "reconstruct" clips through the codec alone: the best that "generate" can look.
+        """
+        return {}
 
-        def validate(params, frozen, batch, rngs):
-            return task.validate(definition.bind(params), frozen, batch, rngs)
+    def judges(self) -> Mapping[str, Any]:
+        """Evaluators of the task's own for `dit-video evaluate run`, by name; those of this package are chosen by the
+        names of `functions` (evaluation/defaults.py).
+        """
+        return {}
 
-        def generate(params, frozen, batch, rngs, shape):
-            return task.generate(definition.bind(params), frozen, batch, rngs, shape)
-
-        def reconstruct(params, frozen, batch):
-            return task.reconstruct(definition.bind(params), frozen, batch)
-
-        self._validate = jax.jit(validate)
-        self._generate = jax.jit(generate, static_argnames="shape")
-        self._reconstruct = jax.jit(reconstruct)
-
-    def hold(self, params: Params, *, step: int, ema: bool) -> "Subject":
-        """The same subject with these weights from now on."""
-        self.params, self.step, self.ema = params, step, ema
-        return self
-
-    def batch_size(self, wanted: int) -> int:
-        """The least batch of at least `wanted` rows that the mesh splits evenly."""
-        return even_batch(wanted, self.mesh)
-
-    # In the methods below every process gives the whole batch and gets the whole result.
-
-    def validate(self, batch: Batch, rngs: Key[Array, "B"]) -> dict[str, np.ndarray]:
-        """Errors per clip of a host batch."""
-        with jax.set_mesh(self.mesh):
-            errors = self._validate(self.params, self._frozen, place_whole(batch, self.mesh), rngs)
-        return {name: fetch(value) for name, value in errors.items()}
-
-    def generate(self, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> UInt8[np.ndarray, "B T H W C"]:
-        """Clips for the conditions of a host batch, on the host."""
-        with jax.set_mesh(self.mesh):
-            video = self._generate(self.params, self._frozen, place_whole(batch, self.mesh), rngs, shape)
-        return fetch(video)
-
-    def reconstruct(self, batch: Batch) -> UInt8[np.ndarray, "B T H W C"]:
-        """The clips of a host batch through the codec, on the host."""
-        with jax.set_mesh(self.mesh):
-            return fetch(self._reconstruct(self.params, self._frozen, place_whole(batch, self.mesh)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What an evaluator found.
-
-    Attributes:
-        scalars: values by name, for the record and the curves.
-        media: videos `uint8 [T H W 3]` by name, to look at.
-        cards: numbers that carry their protocol, by name.
-    """
-
-    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    media: Mapping[str, UInt8[np.ndarray, "T H W 3"]] = dataclasses.field(default_factory=dict)
-    cards: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationData:
-    """Clips to judge by, the same ones at every call.
-
-    Attributes:
-        batches: (split, num_clips, batch_size) -> batches of clips and how many of their rows are real.
-        digest: (split, num_clips) -> sha256 of what decides these clips: stored content, first frames, cut.
-        splits: which of them there are.
-        shape: (T, H, W) of a clip.
-        fps: frames per second of a clip.
-        protocol: how clips are cut: stride, size, crop.
-        references: where the clips come from, by split or otherwise; named on cards, no part of what is compared.
-    """
-
-    batches: Callable[[Split, int, int], Iterator[tuple[Batch, int]]]
-    digest: Callable[[Split, int], str]
-    splits: tuple[Split, ...]
-    shape: ClipShape
-    fps: float
-    protocol: Mapping[str, Any]
-    references: Mapping[str, Any]
-
-    @classmethod
-    def of(
-        cls,
-        examples: Mapping[Split, Examples],
-        transforms: Mapping[Split, ClipTransform],
-        *,
-        seed: int,
-        references: Mapping[str, Any],
-        caption_bytes: int | None = None,
-        texts: Embeddings | None = None,
-    ) -> "EvaluationData":
-        """Clips cut from records; `seed` decides which windows, `caption_bytes` and `texts` are as in `collate`."""
-
-        def batches(split: Split, num_clips: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
-            return held_out_batches(
-                examples[split],
-                transforms[split],
-                num_clips=num_clips,
-                batch_size=batch_size,
-                seed=seed,
-                caption_bytes=caption_bytes,
-                texts=texts,
-            )
-
-        @functools.cache
-        def digest(split: Split, num_clips: int) -> str:
-            return held_out_digest(examples[split], transforms[split], num_clips=num_clips, seed=seed)
-
-        cut = transforms[Split.HELD_OUT]
-        return cls(
-            batches=batches,
-            digest=digest,
-            splits=tuple(examples),
-            shape=(cut.num_frames, *cut.size),
-            fps=examples[Split.HELD_OUT][0].fps / cut.stride,
-            protocol=cut.protocol,
-            references=references,
-        )
-
-
-@runtime_checkable
-class Evaluator(Protocol):
-    """Judges a subject every `every` steps. Values of this protocol are fields of an experiment."""
+    def describe(self) -> Mapping[str, Any]:
+        """What a card says of the task beside its weights, as JSON values: codec, sampler, guidance."""
+        return {}
 
     @property
-    def every(self) -> int: ...
+    def paired(self) -> bool:
+        """Whether "generate" is shown pixels of each clip of the batch, so that those and its own are pairs."""
+        return False
 
-    def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report: ...
+    # What plans, proofs and exports ask, where there are no data and no devices.
+
+    def example(self, data: Data, batch_size: int) -> Batch:
+        """A batch of the shapes of training, with nothing in it."""
+        T, (H, W) = data.clips.num_frames, data.clips.size
+        video = np.zeros((batch_size, T, H, W, 3), np.uint8)
+        return Batch(video=video, signals=examples_of(data.signals, batch_size))
+
+    def random(self, rng: np.random.Generator, batch: Batch) -> Batch:
+        """A batch of the shapes of `batch` with random values that the task can be trained on; on the host."""
+        return fill(rng, batch)
+
+    def num_tokens(self, data: Data) -> int | None:
+        """Tokens of one clip, for rates; None where there are none."""
+        del data
+        return None
+
+    def in_float32(self) -> "Task":
+        """The same task computed in float32, whose rounding leaves an error of sharding no room to hide."""
+        return self
+
+    @property
+    def backbone(self) -> NetworkConfig | None:
+        """The transformer in which most of a step is spent, for plans: depth, heads, rematerialisation."""
+        return None
+
+    def with_backbone(self, backbone: NetworkConfig) -> "Task":
+        """The same task with another `backbone`, for plans that change its rematerialisation."""
+        raise TypeError(f"{type(self).__name__}.backbone is None: there is none to replace by {backbone}")
+
+    # What `dit-video sample` asks.
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The signals that "generate" is prompted by."""
+        return ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance leads away from a null condition."""
+        return False
+
+    def check_prompt(self, signals: Mapping[str, Any]) -> None:
+        """Raises ValueError where a prompt has a value that the task was not trained on."""
+        del signals
+
+    def with_negative(self, frozen: Any, signals: Mapping[str, Any]) -> Any:
+        """The frozen parts with another null condition: what guidance leads away from."""
+        raise ValueError(f"a {type(self).__name__} has no guidance that could lead away from a negative prompt")
+
+    def with_sampling(
+        self, sampler: type[Sampler] | None, num_steps: int | None, guidance_scale: float | None
+    ) -> "Task":
+        """The same task sampled otherwise; what is None stays.
+
+        Raises:
+            ValueError: it has no such choice; names the option.
+        """
+        options = {"--sampler": sampler, "--num_steps": num_steps, "--guidance": guidance_scale}
+        for name, value in options.items():
+            if value is not None:
+                raise ValueError(f"{name}: a {type(self).__name__} has no such choice; leave it out")
+        return self
+
+    def continuing_images(self) -> "Task | None":
+        """The task that makes clips which continue a picture; None where it cannot."""
+        return None
+
+    # What prepares data and weights asks.
+
+    def trained_codec(self) -> TrainedCodec | None:
+        """The codec whose latents are learnt; None where pixels or tokens are."""
+        return None
+
+    def with_codec(self, codec: TrainedCodec) -> "Task":
+        """The same task on the latents of another codec."""
+        raise TypeError(f"{type(self).__name__}: learns no latents; there is no codec to replace by {codec}")
+
+    def encoders(self) -> Encoders:
+        """The published encoders of captions and first frames that are used and not trained."""
+        return Encoders()
+
+    def with_encoders(self, encoders: Encoders) -> "Task":
+        """The same task with its encoders in other places."""
+        raise TypeError(f"{type(self).__name__}: uses no published encoders; there are none to replace by {encoders}")
+
+    def latent_denoiser(self) -> Any:
+        """The task as a `Denoise`, whose network other formats and libraries know; None where it is none."""
+        return None
+
+    @property
+    def learnt_vae(self) -> VAEConfig | None:
+        """The VAE that is learnt, where the run is to be the codec of others: `model.vae` is its module."""
+        return None
+
+
+def latent_cells(vae: VAEConfig, data: Data) -> tuple[int, int, int]:
+    """(t, h, w) of the latents of a training clip.
+
+    Raises:
+        ValueError: clips do not fill whole latent cells.
+    """
+    clip = (data.clips.num_frames, *data.clips.size)
+    try:
+        return vae.latent_shape(clip)
+    except ValueError as error:
+        raise ValueError(f"config.data.clips (num_frames, size) = {clip}: {error}") from error
+
+
+def fill(rng: np.random.Generator, tree: Any) -> Any:
+    """A pytree of shapes with random values: normal numbers, bytes of any value, other integers zero."""
+
+    def value(leaf: Any) -> np.ndarray:
+        if leaf.dtype == np.uint8:
+            return rng.integers(0, 256, leaf.shape, np.uint8)
+        if np.issubdtype(leaf.dtype, np.integer):
+            return np.zeros(leaf.shape, leaf.dtype)
+        return rng.normal(size=leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map(value, tree)

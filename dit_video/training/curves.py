@@ -1,4 +1,4 @@
-"""curves.png: what a run's record says, at a glance."""
+"""Training curves: plots of every metric of a run over steps, in curves.png."""
 
 import io
 from collections import defaultdict
@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dit_video.training.patient_files import PatientFile
+from dit_video.storage.retrying_files import RetryingFile
 from dit_video.training.tracker import parsed
 
 FILE = "curves.png"
 
 
-def plot_record(record: PatientFile, picture: PatientFile) -> None:
-    """Draws every quantity in the record of a run over steps, as PNG.
+def plot_record(record: RetryingFile, picture: RetryingFile) -> None:
+    """Plots every metric of metrics.jsonl over steps, as a PNG.
 
     Step metrics are drawn raw in grey with a running median above, since single steps are noisy.
     """

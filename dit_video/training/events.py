@@ -1,8 +1,8 @@
-"""What went wrong in a run and what was done about it: RUN/events.jsonl, one line each.
+"""Log of training faults (NaN, loss spike, undecodable record) and the reaction to each: RUN/events.jsonl.
 
-Where a run goes on from step s, after a kill or a roll-back, it forgets the events of the steps after s as it forgets
-their metrics: those steps are done again. A roll-back belongs to the step that it went back to, so whoever goes on from
-there knows of it, and goes on with the batch that it named.
+Where a run resumes at step s, after a kill or a roll-back, it drops the events of the steps after s as it drops
+their metrics: those steps are done again. A roll-back belongs to the step that it went back to, so a run that resumes
+there has it in its history, and continues with the batch that it names.
 """
 
 import collections
@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dit_video.training.patient_files import PatientFile
+from dit_video.storage.retrying_files import RetryingFile
 
 FILE = "events.jsonl"
 
 
 class Kind(enum.StrEnum):
-    """What went wrong."""
+    """Kind of training fault."""
 
     NOT_FINITE = "not finite"
     SPIKE = "spike"
@@ -27,7 +27,7 @@ class Kind(enum.StrEnum):
 
 
 class Done(enum.StrEnum):
-    """What was done about it."""
+    """Reaction to a training fault."""
 
     STOPPED = "stopped"
     SKIPPED = "update skipped"
@@ -38,7 +38,7 @@ class Done(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """One line of the file.
+    """A training fault and the reaction to it, one line of events.jsonl.
 
     Attributes:
         step: where it happened.
@@ -58,7 +58,7 @@ class Event:
 
     @property
     def belongs_to(self) -> int:
-        """The step that a run must have come to, to know of this."""
+        """The event is part of the history of a run from this step on."""
         return self.step if self.to is None else self.to
 
     def to_json(self) -> dict[str, Any]:
@@ -78,10 +78,10 @@ class Event:
 
 
 class EventLog:
-    """The events of a run until now. Processes that train together all hold the same; one of them writes."""
+    """Events of a run so far. All processes of a run keep the same list; only one has a file to write."""
 
-    def __init__(self, events: Iterable[Event], file: PatientFile | None = None):
-        """`file` is written where given."""
+    def __init__(self, events: Iterable[Event], file: RetryingFile | None = None):
+        """`file`, if any, is kept equal to the list."""
         self._events, self._file = list(events), file
         self._write()
 
@@ -94,12 +94,12 @@ class EventLog:
             self._file.append(_line(event))
 
     def rewind(self, step: int) -> None:
-        """Forgets what belongs to steps after this one."""
+        """Drops the events of steps after this one."""
         self._events = [event for event in self._events if event.belongs_to <= step]
         self._write()
 
     def next_batch(self, step: int) -> int | None:
-        """The batch to go on with from a step that was gone back to; None where it never was."""
+        """The batch to resume with at a step that the run was rolled back to; None where it never was."""
         return next((event.next_batch for event in reversed(self._events) if event.to == step), None)
 
     def _write(self) -> None:
@@ -112,7 +112,7 @@ def _line(event: Event) -> bytes:
 
 
 def read_events(workdir: Path, *, last: int | None = None) -> list[Event]:
-    """The events that a run knows of at step `last`; a half-written last line, as a kill leaves it, is left out."""
+    """Events of a run up to step `last`; a half-written last line, as a kill leaves it, is left out."""
     path = workdir / FILE
     if not path.exists():
         return []
@@ -128,7 +128,7 @@ def read_events(workdir: Path, *, last: int | None = None) -> list[Event]:
 
 
 def summary(events: Iterable[Event]) -> str:
-    """One line: how often what happened, "" where nothing did."""
+    """Counts by kind and reaction as one line of text; empty where there are no events."""
     counts = collections.Counter({(event.kind, event.done): 0 for event in events})
     for event in events:
         counts[event.kind, event.done] += len(event.what) if event.done is Done.REPLACED else 1

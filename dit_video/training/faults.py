@@ -1,4 +1,4 @@
-"""What to do about faults of training, as a value of an experiment, and who decides when one has happened.
+"""Policies for training faults (NaN loss, loss spikes, undecodable records): stop, skip the update, roll back, note.
 
 Decisions are made on the host, wherever metrics are fetched anyway, from numbers that all processes hold alike and that
 stand in the record: a run that was killed takes the same decisions again.
@@ -20,21 +20,21 @@ _MAD_TO_DEVIATION = 1.4826
 
 
 class TrainingFault(ValueError):
-    """Training cannot go on as its experiment allows. Raised in all processes alike."""
+    """A fault after which the experiment's policy ends training. Raised in all processes alike."""
 
 
 class NotFinite(TrainingFault):
-    """The loss or its gradient stopped being a number."""
+    """The loss or the gradient norm is NaN or infinite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop:
-    """The run ends; its last checkpoint is from before the fault."""
+    """Policy: end the run; its last checkpoint is from before the fault."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Skip:
-    """The update is not made: weights, average and optimizer stay as they are; step and data go on.
+    """Policy: skip the update. Weights, average and optimizer stay as they are; step and data advance.
 
     Attributes:
         limit: more updates in a row than these end the run.
@@ -48,7 +48,7 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RollBack:
-    """The run goes back to its last good checkpoint and on with the batch after the one at fault.
+    """Policy: roll back to the last good checkpoint and continue with the batch after the one at fault.
 
     The batches between are left out, too. How far it goes back depends on how often checkpoints are saved; the first is
     saved before the first step, and a run that is stopped saves one more.
@@ -65,12 +65,12 @@ class RollBack:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
-    """It is written down, and the run goes on."""
+    """Policy: record the event and continue."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spike:
-    """A loss far above those before it.
+    """Loss-spike detection: a loss far above the running median.
 
     Attributes:
         window: how many steps before are looked at; until there are as many, nothing is a spike.
@@ -91,7 +91,7 @@ class Spike:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What to do when training goes wrong.
+    """Policies for training faults, as a value of an experiment.
 
     Attributes:
         not_finite: about a loss or a gradient norm that is not finite.
@@ -110,24 +110,24 @@ class Faults:
 
     @property
     def rolls_back(self) -> bool:
-        """Whether a checkpoint is needed to go back to."""
+        """Whether any policy rolls back, so that a checkpoint is needed before the first step."""
         action = None if self.spike is None else self.spike.action
         return isinstance(self.not_finite, RollBack) or isinstance(action, RollBack)
 
     @property
     def num_past(self) -> int:
-        """How many steps before the next one decide about it."""
+        """How many of the preceding steps decide about the next one."""
         in_a_row = self.not_finite.limit if isinstance(self.not_finite, Skip) else 0
         return max(in_a_row, 0 if self.spike is None else self.spike.window)
 
     def roll_backs(self, kind: Kind) -> int:
-        """How many to the same step are allowed."""
+        """How many roll-backs to the same step are allowed."""
         action = self.spike.action if kind is Kind.SPIKE and self.spike is not None else self.not_finite
         return action.limit if isinstance(action, RollBack) else 0
 
 
-class Judge:
-    """Finds faults in the metrics of consecutive steps."""
+class FaultDetector:
+    """Detects faults in the metrics of consecutive steps: values that are not finite, spikes, replaced records."""
 
     def __init__(
         self, faults: Faults, *, batch_size: int, past: Iterable[Mapping[str, float]], events: Iterable[Event]
@@ -147,11 +147,11 @@ class Judge:
         Args:
             replaced: the records of its batch that were, in words.
         """
-        found = self._replaced(step, batch, replaced) + self._not_finite(step, batch, values)
-        if not found or found[-1].kind is Kind.UNDECODABLE:
-            found += self._spike(step, batch, values)
+        faults = self._replaced(step, batch, replaced) + self._not_finite(step, batch, values)
+        if not faults or faults[-1].kind is Kind.UNDECODABLE:
+            faults += self._spike(step, batch, values)
         self._remember(values)
-        return found
+        return faults
 
     def _remember(self, values: Mapping[str, float]) -> None:
         self._in_a_row = self._in_a_row + 1 if _not_finite(values) else 0
@@ -193,7 +193,7 @@ class Judge:
         return [Event(step=step, batch=batch, kind=Kind.SPIKE, done=done, what=(what,))]
 
     def error(self, event: Event) -> TrainingFault:
-        """What to raise where `event` ends the run."""
+        """The exception for an `event` that ends the run."""
         where = f"step {event.step}, batch {event.batch}"
         if event.kind is Kind.UNDECODABLE:
             names = "\n".join(f"  {what}" for what in event.what)
@@ -222,7 +222,7 @@ class Judge:
 
 def _not_finite(values: Mapping[str, float]) -> list[str]:
     names = {"loss": "loss", "grad_norm": "gradient norm"}
-    return [said for name, said in names.items() if not math.isfinite(values[name])]
+    return [label for name, label in names.items() if not math.isfinite(values[name])]
 
 
 def _at_least_one(policy: Skip | RollBack) -> None:

@@ -1,4 +1,4 @@
-"""FLOPs of a program, counted on its jaxpr: exact for any network, and no device is touched.
+"""FLOP counting on the jaxpr of a function: exact for any network, without a device, for MFU.
 
 XLA's own cost analysis counts the body of a scan once and is not available before compilation. Counting on the
 jaxpr multiplies scans by their length and sees matrix products and convolutions, which are all that model FLOPs
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.extend.core import Var
 
-from dit_video.hardware import chip_of
+from dit_video.distributed.hardware import chip_of
 
 
 def count_flops(function: Callable, *args: Any) -> int:
@@ -21,7 +21,7 @@ def count_flops(function: Callable, *args: Any) -> int:
 
 
 def count_dependent_flops(function: Callable, first: Any, *rest: Any) -> int:
-    """FLOPs of what depends on `first`: of a loss and its parameters, what a gradient goes back through."""
+    """FLOPs of the operations that depend on `first`: for a loss and its parameters, those with a backward pass."""
     closed = jax.make_jaxpr(function)(first, *rest)
     num = len(jax.tree.leaves(first))
     return _count_dependent(closed.jaxpr, set(closed.jaxpr.invars[:num]))
@@ -50,18 +50,18 @@ def _count_one(equation: Any) -> int:
 
 
 def _count_dependent(jaxpr: Any, dependent: set[Any]) -> int:
-    """`dependent` are those of its arguments that count."""
+    """FLOPs of the operations that depend on the variables `dependent`."""
     total = 0
     for equation in jaxpr.eqns:
         # Literals, which depend on nothing, have no hash.
-        found = [isinstance(x, Var) and x in dependent for x in equation.invars]
-        if not any(found):
+        depends = [isinstance(x, Var) and x in dependent for x in equation.invars]
+        if not any(depends):
             continue
         dependent |= set(equation.outvars)
         inner = _inner_jaxprs(equation.params)
         if equation.primitive.name == "jit":
             (called,) = inner
-            total += _count_dependent(called, {x for x, counts in zip(called.invars, found) if counts})
+            total += _count_dependent(called, {x for x, counts in zip(called.invars, depends) if counts})
         else:
             total += _count_one(equation)
     return total

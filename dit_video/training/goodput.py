@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes: every second is booked, over all its sessions.
+"""Goodput: wall time of a run by activity (step, data, compile, checkpoint, evaluation, lost), over all its sessions.
 
 Goodput is the share of steps whose work still counts. A run that was killed or rolled back does some steps twice: the
 first time is booked as lost once the run goes on from the checkpoint before them.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from dit_video.training.patient_files import PatientFile
+from dit_video.storage.retrying_files import RetryingFile
 
 FILE = "goodput.jsonl"
 
@@ -33,9 +33,9 @@ class Activity(enum.StrEnum):
 
 
 class Ledger:
-    """Books the time of session number `session` and knows that of the sessions before it."""
+    """Time accounting of one session of a run, added to that of the sessions before it."""
 
-    def __init__(self, file: PatientFile, *, start: int, began: float, clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, file: RetryingFile, *, start: int, began: float, clock: Callable[[], float] = time.perf_counter):
         """`start` is the step that this session goes on from, `began` the clock's time when it began."""
         earlier = list(_lines(file.read()))
         self._earlier = _settled(earlier, start)
@@ -46,13 +46,13 @@ class Ledger:
         self._spent = dict.fromkeys(Activity, 0.0)
 
     def now(self, activity: Activity) -> None:
-        """What was going on until now is booked; from now on it is `activity`."""
+        """Books the time since the last call under the activity until now; `activity` begins."""
         moment = self._clock()
         self._spent[self._activity] += moment - self._since
         self._activity, self._since = activity, moment
 
     def rewind(self, step: int, start: int) -> None:
-        """The run has come to `step` and goes on from an earlier one, as a new session would."""
+        """Rolls back from `step` to `start`: a new session begins there."""
         self.write(step)
         self._earlier = _settled(list(_lines(self._file.read())), start)
         self.session += 1
@@ -60,14 +60,14 @@ class Ledger:
         self.write(start)
 
     def write(self, step: int) -> None:
-        """Puts on file what was spent until `step`."""
+        """Appends the seconds spent until `step` to the file."""
         self.now(self._activity)
         seconds = {activity.value: spent for activity, spent in self._spent.items() if spent}
         # The line before may have been cut short by a kill.
         self._file.append(("\n" + json.dumps({"session": self.session, "step": step, "seconds": seconds})).encode())
 
     def seconds(self) -> dict[Activity, float]:
-        """Over all sessions until now."""
+        """Seconds by activity, over all sessions until now."""
         self.now(self._activity)
         return {activity: self._earlier[activity] + self._spent[activity] for activity in Activity}
 
@@ -86,7 +86,7 @@ def summary(seconds: Mapping[Activity, float]) -> str:
 
 
 def _settled(lines: list[dict], start: int | None) -> dict[Activity, float]:
-    """What sessions have spent; the steps of each beyond where the next one went on are lost.
+    """Seconds by activity over sessions; steps beyond the checkpoint that the next session resumed from count as lost.
 
     `start` is where the session after the last one goes on; None where there is none yet.
     """
@@ -101,9 +101,9 @@ def _settled(lines: list[dict], start: int | None) -> dict[Activity, float]:
         spent = session[-1]["seconds"]
         for name, seconds in spent.items():
             total[Activity(name)] += seconds
-        kept = [line["seconds"] for line in session if went_on is None or line["step"] <= went_on]
+        counted = [line["seconds"] for line in session if went_on is None or line["step"] <= went_on]
         for activity in (Activity.STEP, Activity.DATA):
-            before = kept[-1].get(activity.value, 0.0) if kept else 0.0
+            before = counted[-1].get(activity.value, 0.0) if counted else 0.0
             again = spent.get(activity.value, 0.0) - before
             total[activity] -= again
             total[Activity.LOST] += again

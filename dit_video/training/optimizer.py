@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules, parameter groups and the moving average, as values of an experiment."""
+"""Optimizers (AdamW, Muon), learning-rate schedules, parameter groups and the exponential moving average (EMA)."""
 
 import dataclasses
 import enum
@@ -10,12 +10,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
+from dit_video.distributed.sharding import LogicalAxes
 from dit_video.nn.module import Params
-from dit_video.sharding import LogicalAxes
 
 
 class Decay(enum.Enum):
-    """Learning rate after warm-up."""
+    """Learning-rate decay after warm-up."""
 
     CONSTANT = "constant"
     COSINE = "cosine"  # to zero at the last step
@@ -23,7 +23,7 @@ class Decay(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parameters whose name starts with `prefix` learn at a rate of their own, clipped by themselves."""
+    """Parameter group: parameters whose name starts with `prefix`, with their own learning rate and clipping."""
 
     prefix: str
     learning_rate: float
@@ -118,7 +118,7 @@ class EMA:
 
 
 def schedule(peak: float, warmup_steps: int, decay: Decay, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear over `warmup_steps`, then constant or cosine to 0 at `num_steps`."""
+    """Learning-rate schedule: linear warm-up over `warmup_steps`, then constant or cosine decay to 0 at `num_steps`."""
     if decay is Decay.COSINE:
         after = optax.cosine_decay_schedule(peak, max(1, num_steps - warmup_steps))
     else:
@@ -157,7 +157,7 @@ def _restrict(values: Mapping[str, object]):
 
 
 def _is_kernel(axes: LogicalAxes) -> bool:
-    """Maps from or to the residual stream, or from channels to channels; biases and tables of vectors do not."""
+    """Whether a parameter is a weight matrix or a convolution kernel; biases and embedding tables are not."""
     streams = "embed" in axes or "channels_in" in axes
     return streams and sum(a != "layers" for a in axes) >= 2 and "vocab" not in axes
 

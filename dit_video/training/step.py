@@ -1,4 +1,4 @@
-"""TrainState and the one jitted step that every task is trained by."""
+"""TrainState and the jitted train step of every task, with gradient accumulation, EMA and sharded state."""
 
 import dataclasses
 import functools
@@ -12,16 +12,17 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
 from dit_video.data.batch import Batch
+from dit_video.distributed.sharding import replicated, shard_params
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.sharding import replicated, shard_params
-from dit_video.tasks.task import Metrics, Task, purpose_key
+from dit_video.tasks.keys import purpose_key
+from dit_video.tasks.task import Metrics, Task
 from dit_video.training.optimizer import EMA, Optimizer
 
 CompilerOptions = Mapping[str, bool | int | str]
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. Plain arrays, so that what is saved is what there is."""
+    """Training state: step, parameters, their exponential moving average and optimizer state, as plain arrays."""
 
     step: Int[Array, ""]
     params: Params
@@ -31,7 +32,7 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A task made ready to train on a mesh: how its state is born and how a step changes it.
+    """A task's compiled functions on a mesh: initialisation of the state, train step and gradient.
 
     Attributes:
         definition: the network without its numbers.
@@ -62,7 +63,7 @@ def make_program(
     compiler_options: CompilerOptions | None = None,
     skip_not_finite: bool = False,
 ) -> Program:
-    """Builds init and step of `task`; nothing is computed yet.
+    """Builds init, train step and gradient of `task` for a mesh; nothing is compiled or computed yet.
 
     Args:
         num_steps: length of the run, for learning-rate decay.
@@ -103,8 +104,8 @@ def make_program(
         new = TrainState(state.step + 1, params, averaged, opt_state)
         if skip_not_finite:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-            new = kept._replace(step=new.step)
+            updated = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+            new = updated._replace(step=new.step)
             metrics |= {"skipped": 1.0 - finite.astype(jnp.float32)}
         return new, metrics
 
@@ -139,7 +140,7 @@ def _fresh(shapes: Mapping[str, jax.ShapeDtypeStruct], rule: optax.GradientTrans
 
 
 def _mean_gradient(loss, num_microbatches: int, state: TrainState, frozen, batch: Batch, rng):
-    """Gradient and metrics of the batch, computed in parts by a scan so that memory is that of one part."""
+    """Gradient accumulation: mean gradient and metrics over microbatches, scanned so that memory is that of one."""
     grad = jax.grad(loss, has_aux=True)
     if num_microbatches == 1:
         return grad(state.params, frozen, batch, rng, state.step)
@@ -159,10 +160,10 @@ def _mean_gradient(loss, num_microbatches: int, state: TrainState, frozen, batch
 
 
 def _shard(state: TrainState, params: dict[str, NamedSharding], mesh: Mesh) -> TrainState:
-    """Gives every array of the abstract state its sharding.
+    """Sharding of every array of the abstract training state.
 
     Whatever stands under a parameter's name and has its shape lives where the parameter lives: the average, moments.
-    Without being told so they would silently be replicated, because inside jit zeros_like forgets shardings.
+    Without explicit shardings they would silently be replicated, because inside jit zeros_like forgets shardings.
     """
 
     def sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

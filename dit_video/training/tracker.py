@@ -1,4 +1,4 @@
-"""The record of a run: a JSONL file that is the source of truth, TensorBoard, pictures, and the console."""
+"""Experiment tracking: metrics.jsonl (the source of truth), TensorBoard, curves, sample videos and the console."""
 
 import collections
 import json
@@ -8,25 +8,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dit_video import processes
-from dit_video.data.video import encode_mp4
+from dit_video.distributed import processes
+from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFile, RetryingFiles
+from dit_video.tasks.media import Media, Video
 from dit_video.training import events, goodput
 from dit_video.training.events import Event, EventLog
 from dit_video.training.goodput import Activity, Ledger
-from dit_video.training.patient_files import PICTURES_LIMIT, PatientFile, PatientFiles
-from dit_video.training.watchdog import Pulse
+from dit_video.training.watchdog import Heartbeat
 
-RECORD = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
 @runtime_checkable
 class Recorder(Protocol):
-    """What the loop tells of a run as it goes, and may ask of what went before.
+    """Interface of a tracker, as the training loop uses it: what to record, and what was recorded before.
 
     Attributes:
         events: what went wrong until now.
@@ -35,17 +33,17 @@ class Recorder(Protocol):
     events: EventLog
 
     def now(self, activity: Activity) -> None:
-        """From now on the time of the run goes into `activity`."""
+        """Books wall time under `activity` from now on (goodput)."""
         ...
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None: ...
 
     def past(self, count: int) -> list[dict[str, float]]:
-        """The metrics of the last `count` steps, fewer where there are not so many; all processes ask together."""
+        """Metrics of the last `count` steps, or fewer; a collective call of all processes."""
         ...
 
     def rewind(self, step: int) -> None:
-        """Forgets all that was recorded of the steps after `step`: the run goes on from there."""
+        """Drops the records of the steps after `step`: the run continues from there."""
         ...
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None: ...
@@ -54,15 +52,15 @@ class Recorder(Protocol):
 
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None: ...
 
-    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None: ...
+    def media(self, step: int, name: str, medium: Media) -> None: ...
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None: ...
 
     def note(self, message: str) -> None: ...
 
 
-class Onlooker:
-    """Records nothing: where several processes train together one of them writes, and the others have this."""
+class NullTracker:
+    """Tracker that records nothing, for all processes of a run but the first, which writes."""
 
     def __init__(self, evaluations: Iterable[tuple[int, str]], known: Iterable[Event]):
         """All processes must agree on what is still to do and on what went wrong.
@@ -73,10 +71,10 @@ class Onlooker:
         """
         self._evaluations = set(evaluations)
         self.events = EventLog(known)
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
 
     def now(self, activity: Activity) -> None:
-        self.pulse.now(activity)
+        self.heartbeat.now(activity)
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         pass
@@ -88,7 +86,7 @@ class Onlooker:
         self.events.rewind(step)
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
-        self.pulse.end_window()
+        self.heartbeat.end_window()
 
     def has_evaluation(self, step: int, name: str) -> bool:
         return (step, name) in self._evaluations
@@ -96,7 +94,7 @@ class Onlooker:
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
         pass
 
-    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
+    def media(self, step: int, name: str, medium: Media) -> None:
         pass
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
@@ -107,12 +105,12 @@ class Onlooker:
 
 
 class Tracker:
-    """Writes what happens in a run to its folder and shows it. A folder that cannot be written ends no run.
+    """Tracker that writes to the run folder and the console. A folder that cannot be written ends no run.
 
-    `goodput` books where its time goes, `events` says what went wrong, `pulse` how long things usually take.
+    `goodput` books where its time goes, `events` says what went wrong, `heartbeat` how long things usually take.
 
     `metrics.jsonl` has one line per step with that step's own values (never a mean over a window, so that a
-    resumed run writes the same lines), and one per evaluation and per rate measurement, told apart by the keys
+    resumed run writes the same lines), and one per evaluation and per rate measurement, distinguished by the keys
     "loss", "evaluation" and "rates". Starting at step s, or going back to it, forgets lines after s: they will be
     written again.
     """
@@ -120,7 +118,7 @@ class Tracker:
     def __init__(
         self,
         workdir: Path,
-        files: PatientFiles,
+        files: RetryingFiles,
         *,
         start: int,
         num_steps: int,
@@ -132,19 +130,19 @@ class Tracker:
         Whoever made `files` waits until they are written.
         """
         self._workdir, self._files, self._console = workdir, files, console
-        self._record = files.file(workdir / RECORD)
+        self._record = files.file(workdir / METRICS_FILE)
         began = time.perf_counter() if began is None else began
         self.goodput = Ledger(files.file(workdir / goodput.FILE), start=start, began=began)
         self.goodput.write(start)
         self.events = EventLog(events.read_events(workdir, last=start), files.file(workdir / events.FILE))
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         self._num_steps = num_steps
         self._open(start)
         recorded = {line["step"] for line in self._lines() if "loss" in line}
         if missing := set(range(min(recorded, default=start + 1), start + 1)) - recorded:
             self.note(
-                f"{workdir / RECORD}: {len(missing)} steps from {min(missing)} to {max(missing)} have no line; the "
-                "run was killed while they could not be written"
+                f"{workdir / METRICS_FILE}: {len(missing)} steps from {min(missing)} to {max(missing)} have no line; "
+                "the run was killed while they could not be written"
             )
         self._progress: Progress | None = None
         self._printed = -math.inf
@@ -164,18 +162,18 @@ class Tracker:
         self._clock = (time.perf_counter(), start)
 
     def now(self, activity: Activity) -> None:
-        """From now on the time of the run goes into `activity`."""
+        """Books wall time under `activity` from now on (goodput)."""
         self.goodput.now(activity)
-        self.pulse.now(activity)
+        self.heartbeat.now(activity)
         if activity is Activity.CHECKPOINT:
             self._files.retry()  # who goes on from there should find the record of the way there
 
     def past(self, count: int) -> list[dict[str, float]]:
-        """The metrics of the last `count` steps, fewer where there are not so many; all processes ask together."""
+        """Metrics of the last `count` steps, or fewer; a collective call of all processes."""
         return processes.from_first(lambda: self._past(count)) if count else []
 
     def rewind(self, step: int) -> None:
-        """Forgets all that was recorded of the steps after `step`: the run goes on from there."""
+        """Drops the records of the steps after `step`: the run continues from there."""
         self.goodput.rewind(self._step, step)
         self.events.rewind(step)
         self._open(step)
@@ -185,15 +183,17 @@ class Tracker:
         if steps := list(lines):
             self._write(*({"step": step, **values} for step, values in steps))
             self._step, values = steps[-1]
-            self._board.scalars(self._step, "train", values)
+            self._tensorboard.scalars(self._step, "train", values)
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
-        """Records speed at `step` and shows it."""
+        """Records throughput at `step` and prints it."""
         self._write({"step": step, "rates": dict(rates)})
-        self._board.scalars(step, "rates", rates)
+        self._tensorboard.scalars(step, "rates", rates)
         self.goodput.write(step)
-        self.pulse.end_window()
-        self._board.scalars(step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()})
+        self.heartbeat.end_window()
+        self._tensorboard.scalars(
+            step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()}
+        )
         status = f"loss {loss:.4f}  {rates['clips_per_second']:.1f} clips/s"
         if "tokens_per_second" in rates:
             status += f"  {rates['tokens_per_second']:.0f} tokens/s"
@@ -207,30 +207,34 @@ class Tracker:
             self._console.print(f"step {step}/{self._num_steps}  {status}  ETA {self._eta(step)}", highlight=False)
 
     def has_evaluation(self, step: int, name: str) -> bool:
-        """Whether the record that this run goes on with holds what this evaluator measured at this step."""
+        """Whether the record has the result of this evaluator at this step."""
         return (step, name) in self._evaluations
 
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
-        """Records what an evaluator measured."""
+        """Records the scalars of an evaluation."""
         self._write({"step": step, "evaluation": name, **scalars})
-        self._board.scalars(step, name, scalars)
+        self._tensorboard.scalars(step, name, scalars)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in list(scalars.items())[:6])
         if shown:
             self._console.print(f"step {step}  [bold]{name}[/]  {shown}", highlight=False)
 
-    def media(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
-        """Saves a video under samples/ and shows it in TensorBoard."""
-        path = self._workdir / "samples" / f"step_{step:07d}_{name}.mp4"
-        self._files.file(path, limit=PICTURES_LIMIT).replace(encode_mp4(video, fps))
-        self._board.video(step, name, video, fps)
+    def media(self, step: int, name: str, medium: Media) -> None:
+        """Saves a video, picture or text under samples/, and shows videos in TensorBoard."""
+        suffix = medium.suffixes[0]
+        path = self._workdir / "samples" / f"step_{step:07d}_{name}{suffix}"
+        self._files.file(path, limit=PICTURES_LIMIT).replace(medium.encode(suffix))
+        if isinstance(medium, Video):
+            self._tensorboard.video(step, name, medium.frames, medium.fps)
+        for line in medium.lines():
+            self.note(f"step {step}  {name}  {line}")
 
     def card(self, step: int, name: str, card: Mapping[str, Any]) -> None:
-        """Saves a number with its protocol under cards/."""
+        """Saves an evaluation card under cards/."""
         path = self._workdir / "cards" / f"step_{step:07d}_{name}.json"
         self._files.file(path).replace((json.dumps(card, indent=1) + "\n").encode())
 
     def note(self, message: str) -> None:
-        """Says something to the person at the console."""
+        """Prints a message to the console."""
         self._console.print(message, markup=False, highlight=False)
 
     def close(self) -> None:
@@ -242,15 +246,17 @@ class Tracker:
             self.note(f"faults of the run so far, {faults}; see {self._workdir / events.FILE}")
 
     def _open(self, step: int) -> None:
-        """Goes on with the record of the steps up to `step`."""
+        """Opens the record for appending after `step`."""
         self._step = step
         kept = [line for line in self._lines() if line["step"] <= step]
         self._evaluations = set(_evaluations(kept))
         self._record.replace(b"".join(map(_encoded, kept)))
         # Here, for its library brings PyTorch along where that is installed, which takes a second.
-        from dit_video.training.board import Board
+        from dit_video.training.tensorboard import TensorBoardFile
 
-        self._board = Board(self._files, self._workdir / "tensorboard", session=self.goodput.session, start=step)
+        self._tensorboard = TensorBoardFile(
+            self._files, self._workdir / "tensorboard", session=self.goodput.session, start=step
+        )
 
     def _past(self, count: int) -> list[dict[str, float]]:
         last = collections.deque((line for line in self._lines() if "loss" in line), maxlen=count)
@@ -269,15 +275,15 @@ class Tracker:
         return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
 
 
-def recorded_scores(record: PatientFile, evaluator: str, scalar: str) -> dict[int, float]:
-    """By step, one of the numbers that an evaluator measured."""
+def recorded_scores(record: RetryingFile, evaluator: str, scalar: str) -> dict[int, float]:
+    """One scalar of an evaluator by step."""
     lines = (line for line in parsed(record.read()) if line.get("evaluation") == evaluator)
     return {line["step"]: line[scalar] for line in lines if scalar in line}
 
 
 def read_record(workdir: Path, *, last: int | None = None) -> Iterable[dict[str, Any]]:
     """Lines of the record in a run's folder, up to step `last`."""
-    path = workdir / RECORD
+    path = workdir / METRICS_FILE
     lines = parsed(path.read_bytes()) if path.exists() else ()
     return (line for line in lines if last is None or line["step"] <= last)
 

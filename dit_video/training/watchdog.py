@@ -1,8 +1,8 @@
-"""Says when a run seems to hang, and shows what all its threads are doing: in RUN/stacks_*.txt. It ends nothing.
+"""Hang detection: a watchdog thread warns when a run is stuck and dumps all stacks to RUN/stacks_*.txt.
 
-What is usual, the run itself says: of each stretch between two measurements of speed the longest time that an activity
-took at once, and the median of these stretches. So a step that waits for all those sent off before it, as every fetch
-of metrics does, is usual, and the one compilation of an evaluation is not.
+It ends nothing. What is usual is measured in the run itself: the longest duration of an activity between two
+measurements of throughput, and the median of these. So a step that waits for all those dispatched before it, as every
+fetch of metrics does, is usual, and the one compilation of an evaluation is not.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from dit_video import processes
+from dit_video.distributed import processes
 from dit_video.training.goodput import Activity
 
 # Stretches that are remembered, and how many must be known.
@@ -26,8 +26,8 @@ _FEW_STRETCHES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Patience:
-    """When an activity takes far too long.
+class HangTimeouts:
+    """Time limits after which an activity counts as hanging.
 
     Attributes:
         factor: so many times what is usual.
@@ -48,15 +48,15 @@ class Patience:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """What a run does without a break: the `number`-th of all, since `since` on the clock."""
+    """An uninterrupted activity of a run: the `number`-th of all, since `since` on the clock."""
 
     activity: Activity
     since: float
     number: int
 
 
-class Pulse:
-    """What a run is doing, since when, and how long that usually takes. One thread writes, others may read."""
+class Heartbeat:
+    """Current activity of a run, since when, and its usual duration. One thread writes, others may read."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
@@ -70,7 +70,7 @@ class Pulse:
         self.span = Span(activity, moment, before.number + 1)
 
     def end_window(self) -> None:
-        """A stretch of the run has been measured."""
+        """Ends a window: the longest duration of each activity in it is remembered."""
         self.now(self.span.activity)
         for activity, longest in self._longest.items():
             # A new tuple: whoever reads the old one at this moment may go on.
@@ -78,34 +78,34 @@ class Pulse:
         self._longest = {}
 
     def usual(self, activity: Activity) -> float | None:
-        """Seconds; None where it is not known yet."""
+        """Median over windows of the longest duration, in seconds; None where it is not known yet."""
         stretches = self._stretches.get(activity, ())
         return statistics.median(stretches) if len(stretches) >= _FEW_STRETCHES else None
 
 
 class Watchdog:
-    """Looks at a pulse and tells once of each span that takes too long."""
+    """Watches a heartbeat and warns once of each activity that takes too long."""
 
     def __init__(
         self,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
         folder: Path,
         *,
         waits_for: Mapping[Activity, Callable[[], str]],
-        patience: Patience = Patience(),
+        timeouts: HangTimeouts = HangTimeouts(),
     ):
-        """`waits_for` says what the run waits for while it is at an activity."""
-        self._pulse, self._folder, self._waits_for, self._patience = pulse, folder, waits_for, patience
-        self._told = -1
+        """`waits_for` names what the run waits for during an activity, such as the record that is being read."""
+        self._heartbeat, self._folder, self._waits_for, self._timeouts = heartbeat, folder, waits_for, timeouts
+        self._reported = -1
         self._name, self._suffix = processes.name(), f"_process_{jax.process_index()}" if processes.joined() else ""
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Looks now and then, from a thread of its own."""
+        """Runs the watchdog in a thread of its own."""
         done = threading.Event()
 
         def look() -> None:
-            while not done.wait(self._patience.least / 10):
+            while not done.wait(self._timeouts.least / 10):
                 self.look()
 
         thread = threading.Thread(target=look, name="watchdog", daemon=True)
@@ -117,30 +117,30 @@ class Watchdog:
             thread.join()
 
     def look(self) -> None:
-        """Tells if the run is at something for too long, and has not told so."""
-        span = self._pulse.span
-        usual = self._pulse.usual(span.activity)
-        lasted = self._pulse.clock() - span.since
-        if span.number == self._told or lasted <= self._patience.limit(span.activity, usual):
+        """Warns if the current activity takes too long and was not reported yet."""
+        span = self._heartbeat.span
+        usual = self._heartbeat.usual(span.activity)
+        lasted = self._heartbeat.clock() - span.since
+        if span.number == self._reported or lasted <= self._timeouts.limit(span.activity, usual):
             return
-        self._told = span.number
+        self._reported = span.number
         known = "" if usual is None else f", which usually takes at most {usual:.1f} s"
         waits_for = self._waits_for.get(span.activity)
         file = self._folder / f"stacks_{time.strftime('%Y%m%d_%H%M%S')}{self._suffix}.txt"
-        self._say(f"warning: at {span.activity} since {lasted:.0f} s{known}; what all threads do goes to {file}")
+        self._warn(f"warning: at {span.activity} since {lasted:.0f} s{known}; what all threads do goes to {file}")
         if waits_for is not None:
-            self._say(f"waiting for {waits_for()}")
+            self._warn(f"waiting for {waits_for()}")
         try:
             file.write_text(_stacks(), encoding="utf-8")
         except OSError as error:
-            self._say(f"it cannot be written: {error}")
+            self._warn(f"it cannot be written: {error}")
 
-    def _say(self, message: str) -> None:
+    def _warn(self, message: str) -> None:
         print(f"{self._name}{message}", file=sys.stderr, flush=True)
 
 
 def _stacks() -> str:
-    """Of all threads, the main one first. (faulthandler names none and leaves out all after a hundred.)"""
+    """Stack traces of all threads, the main one first. (faulthandler names none and stops after a hundred.)"""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident
     frames = sorted(sys._current_frames().items(), key=lambda item: item[0] != main)

@@ -1,1 +1,1 @@
-"""VAEs, our own and published ones, and the codec between pixels and latents."""
+"""Video VAEs (VideoVAE, Wan, CogVideoX, AutoencoderKL), their losses, and the latent codec."""

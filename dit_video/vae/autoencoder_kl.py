@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Moments, Pixels
 from dit_video.nn.conv import CausalConv3d, Stride
 from dit_video.nn.group_norm import GroupNorm
-from dit_video.vae.levels import (
+from dit_video.vae.encoder_decoder import (
     Decoder,
     DownsampleRows,
     Encoder,
@@ -140,5 +140,5 @@ class AutoencoderKL(LeveledVAE):
 
 
 def _pictures(x: Float[Array, "B T H W C"]) -> Float[Array, "B_T 1 H W C"]:
-    """Every frame as a clip of its own, so that norms see one frame."""
+    """Reshapes every frame to a clip of its own, so that norms see one frame."""
     return x.reshape(-1, 1, *x.shape[2:])

@@ -1,4 +1,4 @@
-"""LatentCodec: uint8 video <-> moments <-> whitened latents, for any length and any frame size."""
+"""Latent codec: uint8 video <-> VAE moments <-> whitened latents, chunked in time and tiled in space."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,11 +14,11 @@ from dit_video.vae.vae import VAE, posterior, sample_posterior
 
 
 class LatentStatistic(nnx.Variable):
-    """Per channel of unwhitened latents: measured over the training set, not trained."""
+    """Per-channel statistic of unwhitened latents: measured over the training set, not trained."""
 
 
 class LatentCodec(nnx.Module):
-    """A trained VAE with the mean and standard deviation of its latents.
+    """Latent codec: a trained VAE with the mean and standard deviation of its latents.
 
     Long clips and large frames go through in parts: `chunk` latent frames at a time (exact: the VAE is
     causal and its caches carry the past) and square tiles of `tile` latent cells (approximate: a convolution
@@ -41,7 +41,7 @@ class LatentCodec(nnx.Module):
         self.std = LatentStatistic(jnp.asarray(np.ones(channels) if std is None else std, jnp.float32))
 
     def moments(self, video: Video, *, tile: int | None = None, chunk: int | None = None) -> Moments:
-        """Mean and log-variance of each latent cell of uint8 clips, T = 1 + s * k; see the class for parts.
+        """Encodes uint8 clips, T = 1 + s * k, to posterior mean and log-variance; see the class for chunks and tiles.
 
         Raises ValueError where frames, rows or columns do not fill latent cells.
         """
@@ -65,18 +65,18 @@ class LatentCodec(nnx.Module):
         return in_tiles(encode, video, tile, cells_in=config.compression[1:], cells_out=(1, 1))
 
     def whiten(self, moments: Moments, rng: jax.Array | None = None) -> Latents:
-        """Latents of zero mean and unit variance per channel: a posterior sample; without `rng` its mean."""
+        """Whitens moments to latents of zero mean and unit variance: a posterior sample; without `rng` its mean."""
         z = posterior(moments)[0] if rng is None else sample_posterior(moments, rng)
         return (z - self.mean[...]) / self.std[...]
 
     def unwhiten(self, latents: Latents) -> Float[Array, "B t h w c"]:
-        """What the VAE decodes: inverse of `whiten`."""
+        """Inverse of `whiten`: latents for the VAE's decoder."""
         return latents.astype(jnp.float32) * self.std[...] + self.mean[...]
 
     def decode(
         self, latents: Latents, *, tile: int | None = None, chunk: int | None = None
     ) -> UInt8[Array, "B T H W C"]:
-        """uint8 clips of 1 + s * (t - 1) frames from whitened latents; see the class for parts."""
+        """Decodes whitened latents to uint8 clips of 1 + s * (t - 1) frames; see the class for chunks and tiles."""
 
         def decode(z: Array) -> Array:
             if chunk is None:
@@ -89,7 +89,7 @@ class LatentCodec(nnx.Module):
         return to_video(in_tiles(decode, z, tile, cells_in=(1, 1), cells_out=self.vae.config.compression[1:]))
 
     def _whole(self, chunk: int) -> int:
-        """A number of latent frames that the VAE can take at once; ValueError where it cannot."""
+        """Checks that the VAE can take `chunk` latent frames at once; else ValueError."""
         group = self.vae.config.frame_group
         if chunk < 1 or chunk % group:
             raise ValueError(

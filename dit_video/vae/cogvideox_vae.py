@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Moments, Pixels
 from dit_video.nn.conv import CausalConv3d, Stride, in_chunks
 from dit_video.nn.group_norm import GroupNorm
-from dit_video.vae.levels import (
+from dit_video.vae.encoder_decoder import (
     Decoder,
     DownsampleRows,
     Encoder,
@@ -135,14 +135,14 @@ class CogVideoXVAE(LeveledVAE):
         return x.astype(jnp.float32), cache
 
     def layers(self, pixels: Pixels, z: Float[Array, "B t h w c"]) -> dict[str, Array]:
-        """Those of the first frames that are normalised together."""
+        """Outputs of each part for the first frames that are normalised together."""
         frames = self.config.compression[0] * self.config.frame_group
         first = z[:, : 1 + self.config.frame_group]
         return layers_of(self, pixels[:, : 1 + frames], first, first)
 
 
 class SpatialNorm(nnx.Module):
-    """Group normalisation with scale and bias linear in the latents there (Zheng et al. 2022, arXiv:2209.09002)."""
+    """Spatially conditional group norm: scale and bias linear in the latents (MoVQ, arXiv:2209.09002)."""
 
     def __init__(self, features: int, *, latent_channels: int, num_groups: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = GroupNorm(features, num_groups=num_groups, rngs=rngs)
@@ -159,7 +159,7 @@ class SpatialNorm(nnx.Module):
 
 
 def _stretch(x: Float[Array, "B t h w C"], size: Stride) -> Float[Array, "B T H W C"]:
-    """Nearest neighbours; of an odd number of frames the first stands alone."""
+    """Nearest-neighbour resize; of an odd number of frames the first stands alone."""
     frames, rows, columns = size
     x = x.repeat(rows // x.shape[2], axis=2).repeat(columns // x.shape[3], axis=3)
     if frames == x.shape[1]:
@@ -170,7 +170,7 @@ def _stretch(x: Float[Array, "B t h w C"], size: Stride) -> Float[Array, "B T H 
 
 
 class CogDownsample(nnx.Module):
-    """Half as many rows and columns, and the mean of every two frames after the first."""
+    """Downsampling by two of rows and columns, and by averaging of every two frames after the first."""
 
     def __init__(self, channels: int, *, frames: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.frames = frames
@@ -188,7 +188,7 @@ class CogDownsample(nnx.Module):
 
 
 class CogUpsample(nnx.Module):
-    """Twice as many rows and columns, and every frame after the first twice."""
+    """Nearest-neighbour upsampling by two of rows and columns, and of every frame after the first."""
 
     def __init__(self, channels: int, *, frames: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.frames = frames

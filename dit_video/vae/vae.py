@@ -1,4 +1,4 @@
-"""The seam between codecs and everything that uses one: what a VAE is, whoever published it.
+"""Interface of video VAEs: config and network, with streaming encode and decode.
 
 A VAE here is causal in time: frame 0 stands alone, later frames come in cells, and a clip that is streamed gives what
 the whole clip gives. One that encodes frame by frame is the case of cells of one frame.
@@ -20,7 +20,7 @@ from dit_video.nn.conv import Stride
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig(abc.ABC):
-    """Sizes of a VAE: the experiment-facing value that `build` makes a network of.
+    """Config of a VAE, from which `build` makes the network.
 
     latent_channels: c of the latents; moments have 2c channels.
     """
@@ -34,7 +34,7 @@ class VAEConfig(abc.ABC):
 
     @property
     def frame_group(self) -> int:
-        """Latent frames after the first come in groups of so many, which the network takes at once."""
+        """Number of latent frames after the first that the network takes at once."""
         return 1
 
     @abc.abstractmethod
@@ -61,7 +61,7 @@ class VAEConfig(abc.ABC):
 
 
 class VAE(nnx.Module):
-    """Pixels [B 1+s*k H W 3] -> moments [B 1+k h w 2c]; latents [B 1+k h w c] -> pixels.
+    """Video VAE: pixels [B 1+s*k H W 3] -> moments [B 1+k h w 2c]; latents [B 1+k h w c] -> pixels.
 
     Moments and pixels come out as float32. A cache is a pytree of arrays of static shapes; None begins a clip.
     """
@@ -70,11 +70,11 @@ class VAE(nnx.Module):
     dtype: DTypeLike
 
     def encode(self, pixels: Pixels) -> Moments:
-        """Moments of whole clips, T = 1 + s * k."""
+        """Encodes whole clips, T = 1 + s * k, to moments."""
         return self.encode_stream(pixels)[0]
 
     def decode(self, z: Float[Array, "B t h w c"]) -> Pixels:
-        """Pixels of whole clips of unwhitened latents; not clipped to [-1, 1]."""
+        """Decodes unwhitened latents of whole clips to pixels; not clipped to [-1, 1]."""
         return self.decode_stream(z)[0]
 
     @abc.abstractmethod
@@ -90,7 +90,7 @@ class VAE(nnx.Module):
 
 
 class Autoencoded(NamedTuple):
-    """What a training step of a VAE gives: pixels from a posterior sample, and the posterior's moments."""
+    """Output of a VAE in training: pixels from a posterior sample, and the posterior's moments."""
 
     reconstruction: Pixels
     moments: Moments

@@ -1,4 +1,4 @@
-"""VideoVAE: a causal 3-D autoencoder from pixels to moments, and from latents back to pixels.
+"""VideoVAE: a causal 3-D video autoencoder with factorised convolutions.
 
 The structure follows the factorised causal video tokenizers (VidTok, arXiv:2412.13061; Cosmos tokenizer,
 arXiv:2501.03575): a fold of pixels onto channels first, so that no convolution runs at full resolution;
@@ -72,7 +72,7 @@ class VideoVAEConfig(VAEConfig):
 
 
 class ResidualBlock(nnx.Module):
-    """x + temporal 3-tap convolution of a spatial 3x3 convolution, each after RMSNorm and SiLU."""
+    """Factorised residual block: spatial 3x3 then causal temporal 3-tap convolution, each after RMSNorm and SiLU."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.space_norm = RMSNorm(channels, rngs=rngs)
@@ -91,7 +91,7 @@ class ResidualBlock(nnx.Module):
 
 
 class Project(nnx.Module):
-    """RMSNorm, SiLU and a spatial 3x3 convolution: the way out of the encoder and of the decoder."""
+    """Output projection of the encoder and the decoder: RMSNorm, SiLU and a spatial 3x3 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = RMSNorm(in_channels, rngs=rngs)

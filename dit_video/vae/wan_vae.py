@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Moments, Pixels
-from dit_video.nn.conv import Before, CausalConv3d, Stride, fold, unfold
+from dit_video.nn.conv import CausalConv3d, Padding, Stride, fold, unfold
 from dit_video.nn.norm import RMSNorm
-from dit_video.vae.levels import (
+from dit_video.vae.encoder_decoder import (
     Decoder,
     DownsampleRows,
     Encoder,
@@ -99,12 +99,12 @@ class WanVAE(LeveledVAE):
         self.pixel_fold = (1, config.patch_size, config.patch_size)
         c, cell = config.latent_channels, 3 * config.patch_size**2
         norm = functools.partial(RMSNorm, epsilon=_EPSILON, rngs=rngs)
-        conv = functools.partial(CausalConv3d, kernel=_KERNEL, before=Before.ZEROS, dtype=dtype, rngs=rngs)
-        head = functools.partial(Head, norm=norm, kernel=_KERNEL, before=Before.ZEROS, dtype=dtype, rngs=rngs)
+        conv = functools.partial(CausalConv3d, kernel=_KERNEL, padding=Padding.ZEROS, dtype=dtype, rngs=rngs)
+        head = functools.partial(Head, norm=norm, kernel=_KERNEL, padding=Padding.ZEROS, dtype=dtype, rngs=rngs)
 
         def blocks(in_channels: int, out_channels: int, number: int) -> list[ResidualConvs]:
             inputs = [in_channels] + [out_channels] * (number - 1)
-            same = {"norm": norm, "kernel": _KERNEL, "before": Before.ZEROS, "dtype": dtype, "rngs": rngs}
+            same = {"norm": norm, "kernel": _KERNEL, "padding": Padding.ZEROS, "dtype": dtype, "rngs": rngs}
             return [ResidualConvs(size, out_channels, **same) for size in inputs]
 
         def middle(width: int) -> Middle:
@@ -152,7 +152,7 @@ class WanVAE(LeveledVAE):
 
 
 class WanDownsample(nnx.Module):
-    """Half as many rows and columns; of frames after the first, every two become one with the frame before them."""
+    """Downsampling by two of rows and columns, and causally of the frames after the first."""
 
     def __init__(self, channels: int, *, frames: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.space = DownsampleRows(channels, dtype=dtype, rngs=rngs)
@@ -172,10 +172,10 @@ class WanDownsample(nnx.Module):
 
 
 class WanUpsample(nnx.Module):
-    """Twice as many rows and columns; each frame after the first becomes two, which never see the first."""
+    """Upsampling by two of rows and columns, and of the frames after the first, which never see the first."""
 
     def __init__(self, in_channels: int, out_channels: int, *, frames: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        conv = functools.partial(CausalConv3d, kernel=(3, 1, 1), before=Before.ZEROS, dtype=dtype, rngs=rngs)
+        conv = functools.partial(CausalConv3d, kernel=(3, 1, 1), padding=Padding.ZEROS, dtype=dtype, rngs=rngs)
         self.time = conv(in_channels, 2 * in_channels) if frames else None
         self.space = UpsampleRows(in_channels, out_channels, dtype=dtype, rngs=rngs)
 
@@ -192,7 +192,7 @@ class WanUpsample(nnx.Module):
 
 
 class ShrinkingLevel(nnx.Module):
-    """A level of the encoder, plus the mean of groups of channels of its input, folded to the size of its output."""
+    """Encoder level with a parameter-free shortcut: its input folded to the output's size, channels averaged."""
 
     def __init__(self, level: Level, channels: int, step: Stride):
         self.level, self.channels, self.step = level, channels, step
@@ -214,7 +214,7 @@ class ShrinkingLevel(nnx.Module):
 
 
 class GrowingLevel(nnx.Module):
-    """A level of the decoder, plus its input's channels, repeated and unfolded to the size of its output."""
+    """Decoder level with a parameter-free shortcut: its input's channels repeated and unfolded to the output's size."""
 
     def __init__(self, level: Level, channels: int, step: Stride):
         self.level, self.channels, self.step = level, channels, step

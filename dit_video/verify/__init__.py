@@ -1,1 +1,1 @@
-"""Proofs on a user's own experiment: splitting it over devices changes nothing, and killing it loses nothing."""
+"""Verification of a user's experiment: sharding changes no numbers, and resuming after kills is exact."""

@@ -1,4 +1,4 @@
-"""Prove on a user's own experiment that killing a run loses nothing.
+"""Verify exact resume on a user's experiment: a run killed and resumed equals an undisturbed one, bit for bit.
 
 The experiment is trained twice by the command that users type: once undisturbed, and once killed by SIGKILL, which no
 program can answer, at random moments and while a checkpoint is being written, and gone on with. All that the two runs
@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dit_video.checkpoint import FOLDER, Checkpoints
+from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.checkpoint.folder import FOLDER
 from dit_video.training.tracker import read_record
 
 # A half-written checkpoint of a small network is there for some tens of milliseconds.
@@ -26,7 +27,7 @@ _NUM_LAST_LINES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """One SIGKILL: the last step that the run had recorded, and whether a checkpoint was half-written on disk."""
+    """A SIGKILL: the last recorded step of the run, and whether a checkpoint was half-written on disk."""
 
     step: int
     inside_save: bool
@@ -34,7 +35,7 @@ class Kill:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was compared.
+    """Result of the comparison of two runs.
 
     Attributes:
         difference: the first one found, in words; None where all is equal.
@@ -57,23 +58,23 @@ def verify_resume(
     num_kills: int,
     num_steps: int,
     seed: int = 0,
-    say: Callable[[str], None] = lambda _: None,
+    show: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
     """Trains in `folder` undisturbed and with `num_kills` kills, and compares.
 
     Args:
         command: trains `num_steps` steps and records each at once; a --workdir is added to it.
         seed: of the moments of the kills.
-        say: is told what happens.
+        show: is called with messages on progress.
 
     Raises:
-        ValueError: a run fails of itself; with its last lines.
+        ValueError: a run fails without being killed; with its last lines.
     """
     undisturbed, disturbed = folder / "undisturbed", folder / "killed"
     began = time.monotonic()
     _Session(command, undisturbed).finish()
     first = time.monotonic() - began
-    say(f"undisturbed: {num_steps} steps in {first:.0f} s")
+    show(f"undisturbed: {num_steps} steps in {first:.0f} s")
     moments, kills = random.Random(seed), []
     began = time.monotonic()
     for number in range(num_kills):
@@ -86,7 +87,7 @@ def verify_resume(
         if not session.run_until(lambda s, t=target, w=wants_save: s.is_saving() if w else last_step(disturbed) >= t):
             break  # it was done sooner
         kill = session.kill()
-        say(f"kill {number + 1} of {num_kills}: after step {kill.step}{', inside a save' if kill.inside_save else ''}")
+        show(f"kill {number + 1} of {num_kills}: after step {kill.step}{', inside a save' if kill.inside_save else ''}")
         kills.append(kill)
     _Session(command, disturbed).finish()
     second = time.monotonic() - began
@@ -95,9 +96,9 @@ def verify_resume(
 
 
 def compare_runs(one: Path, other: Path) -> tuple[str | None, int, int]:
-    """The first difference of two runs in words, None where there is none; numbers of lines and arrays compared."""
+    """Compares two runs: their first difference in words, or None; numbers of lines and arrays compared."""
     lines = [[line for line in read_record(run) if "rates" not in line] for run in (one, other)]
-    found = next(
+    difference = next(
         (
             f"metrics: {_short(a)} undisturbed, {_short(b)} killed"
             for a, b in itertools.zip_longest(*lines)
@@ -107,7 +108,7 @@ def compare_runs(one: Path, other: Path) -> tuple[str | None, int, int]:
     )
     ends = [_end(run) for run in (one, other)]
     names = sorted(ends[0].keys() | ends[1].keys())
-    found = found or next(
+    difference = difference or next(
         (
             f"last checkpoint: {name} is {ends[0].get(name)} undisturbed, {ends[1].get(name)} killed"
             for name in names
@@ -115,7 +116,7 @@ def compare_runs(one: Path, other: Path) -> tuple[str | None, int, int]:
         ),
         None,
     )
-    return found, len(lines[0]), len(names) - 2
+    return difference, len(lines[0]), len(names) - 2
 
 
 def _end(run: Path) -> Mapping[str, Any]:
@@ -128,12 +129,12 @@ def _end(run: Path) -> Mapping[str, Any]:
 
 
 def last_step(run: Path) -> int:
-    """The last step that a run has recorded; 0 where there is none."""
+    """Last recorded step of a run; 0 where there is none."""
     return max((line["step"] for line in read_record(run)), default=0)
 
 
 class _Session:
-    """One process that trains in a folder."""
+    """A training process in a folder."""
 
     def __init__(self, command: Sequence[str], workdir: Path):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,7 @@ class _Session:
         self._check()
 
     def run_until(self, reached: Callable[["_Session"], bool]) -> bool:
-        """Waits until the run has reached a moment; False where it is done before."""
+        """Waits until `reached()`; False where the run is done before."""
         while self._process.poll() is None:
             if reached(self):
                 return True
@@ -162,7 +163,7 @@ class _Session:
         return Kill(last_step(self._workdir), self.is_saving())
 
     def is_saving(self) -> bool:
-        """Whether there is a half-written checkpoint of this session's own."""
+        """Whether this session has a half-written checkpoint on disk."""
         return bool(self._half_written() - self._before)
 
     def _half_written(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""Prove on a user's own experiment that splitting it over devices changes where numbers are, and nothing else.
+"""Verify sharding on a user's experiment: loss and gradients on every mesh equal those on one device.
 
 The real train step, on one device and on eight in every way the mesh can be, from the same weights and the same batch:
 loss, the gradient of each parameter, and the losses of several steps of training. Weights, batch and codec are random:
@@ -8,22 +8,20 @@ neither data nor a trained codec is needed. It is computed in float32, whose rou
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dit_video import run, workload
-from dit_video.collectives import Traffic, read_traffic
+from dit_video.config.user_file import ExperimentError
 from dit_video.data.batch import Batch
-from dit_video.data.captions import encode_captions
-from dit_video.dit.condition import ClassCondition
-from dit_video.experiment import Experiment, ExperimentError
-from dit_video.nn.module import Precision
-from dit_video.preconditions import check_mesh
-from dit_video.sharding import MeshShape, Uneven, make_mesh, place_whole, shard_frozen
-from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise, Frozen
+from dit_video.distributed.collectives import Traffic, read_traffic
+from dit_video.distributed.sharding import MeshShape, Uneven, make_mesh, place_whole, shard_frozen
+from dit_video.experiment import Experiment
+from dit_video.run import workload
+from dit_video.run.checks import check_fields, check_mesh
+from dit_video.run.open import program_of
 from dit_video.training.step import Program, TrainState
 
 NUM_DEVICES = 8
@@ -46,7 +44,7 @@ TRAINING_TOLERANCE = 1e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One way of splitting against one device.
+    """Comparison of a mesh with one device.
 
     Attributes:
         refused: why the experiment cannot be split so; nothing else is known then.
@@ -69,7 +67,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Within the tolerances; what is not a number is not."""
+        """Whether all differences are within the tolerances; NaN is not."""
         return (
             self.loss <= LOSS_TOLERANCE
             and self.gradient[1] <= GRADIENT_TOLERANCE
@@ -79,7 +77,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """What a mesh makes of the random weights. On the host."""
+    """Results of training on a mesh from the random weights, on the host."""
 
     loss: float
     gradient: dict[str, np.ndarray]
@@ -93,24 +91,25 @@ def compare_shardings(
     experiment = _in_float32(experiment)
     batch = random_batch(experiment)
     one = make_mesh(MeshShape(data=1), jax.devices()[:1])
-    program = run.program_of(experiment, one)
+    program = program_of(experiment, one)
     state = _random_state(program)
-    frozen = jax.device_get(_random_frozen(experiment))
+    frozen = jax.device_get(jax.jit(experiment.task.blank)(jax.random.key(0)))
     reference, _ = _train(program, state, frozen, batch, one, num_steps)
     for shape in meshes:
         mesh = make_mesh(shape, jax.devices()[: math.prod(dataclasses.astuple(shape))])
         try:
+            check_fields(experiment, mesh)
             check_mesh(experiment, mesh)
-            program = run.program_of(experiment, mesh)
-            found, traffic = _train(program, state, frozen, batch, mesh, num_steps)
+            program = program_of(experiment, mesh)
+            split, traffic = _train(program, state, frozen, batch, mesh, num_steps)
         except (Uneven, ExperimentError) as error:
             yield Comparison(mesh=shape, refused=str(error))
             continue
         yield Comparison(
             mesh=shape,
-            loss=abs(found.loss / reference.loss - 1),
-            gradient=_largest_difference(reference.gradient, found.gradient),
-            training=float(np.abs(found.losses / reference.losses - 1).max()),
+            loss=abs(split.loss / reference.loss - 1),
+            gradient=_largest_difference(reference.gradient, split.gradient),
+            training=float(np.abs(split.losses / reference.losses - 1).max()),
             state=sum(_bytes(leaf.sharding.shard_shape(leaf.shape), leaf) for leaf in jax.tree.leaves(program.shapes)),
             whole=sum(_bytes(leaf.shape, leaf) for leaf in jax.tree.leaves(program.shapes)),
             traffic=traffic,
@@ -118,63 +117,42 @@ def compare_shardings(
 
 
 def random_batch(experiment: Experiment) -> Batch:
-    """Noise in the shapes of a training batch, of as few rows as every mesh can split."""
+    """Random batch in the shapes of a training batch, with as few rows as every mesh can split."""
     ways = NUM_DEVICES * experiment.num_microbatches
-    rng, condition = np.random.default_rng(0), getattr(experiment.task, "condition", None)
-    num_classes = condition.num_classes if isinstance(condition, ClassCondition) else 1
-
-    def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        shape = (ways, *leaf.shape[1:])
-        if leaf.dtype == np.uint8:
-            return rng.integers(0, 256, shape, np.uint8)
-        if np.issubdtype(leaf.dtype, np.integer):
-            return rng.integers(0, num_classes, shape, leaf.dtype)
-        return rng.normal(size=shape).astype(leaf.dtype)
-
-    batch = jax.tree.map(fill, workload.abstract_batch(experiment))
-    if batch.caption is None:
-        return batch
-    # Captions of every length: what is behind them must not matter on any mesh.
-    texts = ["a" * rng.integers(batch.caption.shape[1]) for _ in range(ways)]
-    return batch._replace(caption=encode_captions(texts, batch.caption.shape[1]))
+    batch = jax.tree.map(
+        lambda leaf: np.zeros((ways, *leaf.shape[1:]), leaf.dtype), workload.abstract_batch(experiment)
+    )
+    return experiment.task.random(np.random.default_rng(0), batch)
 
 
 def _in_float32(experiment: Experiment) -> Experiment:
-    task = experiment.task
-    if isinstance(task, Denoise | Autoencode):
-        task = dataclasses.replace(task, precision=Precision.FLOAT32)
     return dataclasses.replace(
         experiment,
-        task=task,
+        task=experiment.task.in_float32(),
         data=dataclasses.replace(experiment.data, batch_size=NUM_DEVICES * experiment.num_microbatches),
     )
 
 
 def _random_state(program: Program) -> TrainState:
-    """Fresh weights and noise, on the host: fresh ones alone have zeros, behind which gradients vanish."""
+    """Initial weights plus noise, on the host: without it zero-initialised layers block gradients."""
     rng, fresh = np.random.default_rng(0), jax.device_get(program.init(0))
     params = {name: p + 0.02 * rng.standard_normal(p.shape, np.float32) for name, p in sorted(fresh.params.items())}
     return fresh._replace(params=params, ema=params)
 
 
-def _random_frozen(experiment: Experiment) -> Frozen | None:
-    task = experiment.task
-    return jax.jit(task.blank)(jax.random.key(0)) if isinstance(task, Denoise) else None
-
-
-def _placed(frozen: Frozen | None, mesh: Mesh) -> Frozen | None:
+def _placed(frozen: Any, mesh: Mesh) -> Any:
     return None if frozen is None else jax.device_put(frozen, shard_frozen(frozen, mesh))
 
 
 def _train(
-    program: Program, state: TrainState, frozen: Frozen | None, batch: Batch, mesh: Mesh, num_steps: int
+    program: Program, state: TrainState, frozen: Any, batch: Batch, mesh: Mesh, num_steps: int
 ) -> tuple[_Trained, Traffic]:
     state = jax.device_put(state, jax.tree.map(lambda shape: shape.sharding, program.shapes))
     placed, frozen = place_whole(batch, mesh), _placed(frozen, mesh)
     gradient, metrics = jax.device_get(program.gradient(state, frozen, placed, 0))
     step = program.lower(_abstract(frozen), _abstract(placed)).compile()
     text = step.as_text()
-    assert text is not None, "the CPU compiler says this"
+    assert text is not None, "XLA's CPU compiler provides the program's text"
     losses = []
     for _ in range(num_steps):
         state, stepped = step(state, frozen, placed, 0)
@@ -183,10 +161,10 @@ def _train(
     return trained, read_traffic(text, mesh.shape, [0] * mesh.size)
 
 
-def _largest_difference(reference: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tuple[str, float]:
-    """The parameter whose gradient differs most, relative to its norm; of norms that are rounding alone, to all."""
+def _largest_difference(reference: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> tuple[str, float]:
+    """The parameter whose gradient differs most, relative to its norm, or to the total norm where that is rounding."""
     floor = 1e-6 * math.sqrt(sum(float(np.square(g).sum()) for g in reference.values()))
-    errors = {n: float(np.linalg.norm(found[n] - g) / max(np.linalg.norm(g), floor)) for n, g in reference.items()}
+    errors = {n: float(np.linalg.norm(actual[n] - g) / max(np.linalg.norm(g), floor)) for n, g in reference.items()}
     # A gradient that is no number is the worst of all, and max would step over it.
     return max(errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 

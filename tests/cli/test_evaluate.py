@@ -8,10 +8,10 @@ import pytest
 
 from dit_video.cli.evaluate import spelled_out
 from dit_video.cli.main import main
-from dit_video.data.ingest import ingest
-from dit_video.data.video import encode_mp4
 from dit_video.evaluation.card import read_card
 from dit_video.evaluation.frechet import frechet_distance
+from dit_video.ingest.ingest import ingest
+from dit_video.video.encode import encode_mp4
 
 NUM_VIDEOS = 18
 EXTRACTOR = """

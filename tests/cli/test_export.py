@@ -8,10 +8,13 @@ import pytest
 from toys import SMALL_VAE, Weights, small_mesh
 
 from dit_video import experiment as experiments
-from dit_video.checkpoint import Checkpoints, weights_digest
+from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.cli.main import main
+from dit_video.config.components import to_json
+from dit_video.config.json_file import write_json
 from dit_video.nn.module import define, params_of
-from dit_video.run_folder import record, write_json
+from dit_video.run.folder import record
+from dit_video.weights.digest import weights_digest
 
 EXPERIMENT = """
 from dit_video.data.dataset import Data
@@ -53,7 +56,7 @@ def folder(tmp_path_factory):
         random = {n: 0.1 * rng.standard_normal(s.shape, np.float32) for n, s in definition.shapes.items()}
         params = {n: jnp.asarray(x) for n, x in random.items()}
         record(experiment, folder / name, (), allow_change=False)
-        with Checkpoints(folder / name, experiment=experiments.to_json(experiment)) as checkpoints:
+        with Checkpoints(folder / name, experiment=to_json(experiment)) as checkpoints:
             checkpoints.finish(1, Weights(1, params, params), next_batch=1)
         if name == "vae":
             with Checkpoints(folder / name) as checkpoints:

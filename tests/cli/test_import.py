@@ -15,17 +15,20 @@ from safetensors.numpy import load_file, save_file
 from toys import SMALL_VAE, Weights, small_mesh
 
 from dit_video import experiment as experiments
-from dit_video import run
-from dit_video.checkpoint import Checkpoints, weights_digest
+from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.cli.main import main
-from dit_video.export import names
+from dit_video.config.components import to_json
+from dit_video.config.json_file import write_json
 from dit_video.export.diffusers_folder import compare_layers
-from dit_video.export.families.dit import ClassDiT
-from dit_video.export.names import Dialect
-from dit_video.export.source import WEIGHTS, open_published
 from dit_video.export.weights import ExportMismatch
 from dit_video.nn.module import define, params_of
-from dit_video.run_folder import record, write_json
+from dit_video.published.dit import ClassDiT
+from dit_video.run.folder import record
+from dit_video.run.open import open_run
+from dit_video.weights import names
+from dit_video.weights.digest import weights_digest
+from dit_video.weights.names import Dialect
+from dit_video.weights.source import WEIGHTS, open_published
 
 EXPERIMENT = """
 import dataclasses
@@ -85,7 +88,7 @@ def _as_a_run(folder: Path, out: Path, config: str) -> Path:
     shapes = define(experiment.task.init).shapes
     params = {n: jnp.asarray(0.1 * rng.standard_normal(s.shape, np.float32)) for n, s in shapes.items()}
     record(experiment, out, (), allow_change=False)
-    with Checkpoints(out, experiment=experiments.to_json(experiment)) as checkpoints:
+    with Checkpoints(out, experiment=to_json(experiment)) as checkpoints:
         checkpoints.finish(1, Weights(1, params, params), next_batch=1)
     return out
 
@@ -106,7 +109,7 @@ def _save_codec(folder: Path) -> None:
 def official(folder: Path) -> list[tuple[str, np.ndarray]]:
     """The tensors of the diffusers folder as the official code stores them."""
     tensors = load_file(folder / "published" / "transformer" / WEIGHTS)
-    source = {n: names.Stored(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
+    source = {n: names.StoredTensor(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
     network = ClassDiT.of_diffusers(json.loads((folder / "published" / "transformer" / "config.json").read_text()))
     table = network.table()
     params = dict(names.read(table, Dialect.DIFFUSERS, source))
@@ -168,7 +171,7 @@ def test_an_official_checkpoint_becomes_a_run_that_diffusers_would_compute_other
     assert "give its published sha256" in capsys.readouterr().err
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert bring(folder, path, out, "official", f"--sha256={digest}") == 0
-    opened = run.open_run(out)
+    opened = open_run(out)
     np.testing.assert_array_equal(opened.params["final_layer.kernel"], tensors["final_layer.linear.weight"].numpy().T)
     assert main(["export", f"--workdir={out}", f"--out={tmp_path / 'back'}", "--format=diffusers"]) == 1
     assert "time_frequency_shift=0: diffusers computes DiT with 1" in capsys.readouterr().err

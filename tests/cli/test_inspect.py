@@ -12,14 +12,17 @@ from rich.console import Console
 from test_whole_way import EXPERIMENT
 
 from dit_video import experiment as experiments
-from dit_video import run
-from dit_video.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints, DamagedCheckpoint, weights_digest
+from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
+from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER
 from dit_video.cli.main import main
+from dit_video.config.components import to_json
 from dit_video.nn.module import define
-from dit_video.run_folder import RECORD, record
+from dit_video.run.folder import EXPERIMENT_FILE, record
+from dit_video.run.open import open_run
+from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind
-from dit_video.training.patient_files import PatientFiles
 from dit_video.training.step import TrainState
+from dit_video.weights.digest import weights_digest
 
 CODEC = "--config=tiny.py:vae"
 
@@ -31,7 +34,7 @@ def template(tmp_path_factory) -> Path:
     (folder / "tiny.py").write_text(EXPERIMENT)
     experiment = experiments.load(f"{folder / 'tiny.py'}:vae")
     record(experiment, folder / "vae", [], False)
-    with Checkpoints(folder / "vae", experiment=experiments.to_json(experiment)) as checkpoints:
+    with Checkpoints(folder / "vae", experiment=to_json(experiment)) as checkpoints:
         for step in (4, 8):
             checkpoints.save(step, state_at(step, experiment), next_batch=step)
             checkpoints.wait()
@@ -127,12 +130,12 @@ def test_what_went_wrong_and_other_data_are_shown(capsys, folder):
     events = [Event(step=s, batch=s, kind=Kind.SPIKE, done=Done.NOTED, what=(f"high {s}",)) for s in range(1, 13)]
     back = {"kind": Kind.NOT_FINITE, "done": Done.ROLLED_BACK, "to": 12, "next_batch": 15}
     events.append(Event(step=14, batch=14, what=("loss",), **back))
-    log = EventLog([], PatientFiles(print).file(folder / FILE))
+    log = EventLog([], RetryingFiles(print).file(folder / FILE))
     for event in events:
         log.add(event)
-    record = json.loads((folder / RECORD).read_text())
+    record = json.loads((folder / EXPERIMENT_FILE).read_text())
     old, new = ({"source": identity(number), "cache": None} for number in (40, 42))
-    (folder / RECORD).write_text(
+    (folder / EXPERIMENT_FILE).write_text(
         json.dumps(record | {"data": new, "data_changes": [{"batch": 9, "old": old, "new": new}]})
     )
     found = inspect(capsys, folder)
@@ -168,13 +171,13 @@ def test_a_run_without_checkpoints_and_a_folder_that_is_no_run(capsys, folder):
 def test_commands_that_only_read_use_the_last_good_step_and_move_nothing(capsys, folder, monkeypatch):
     (folder / FOLDER / "8" / "ema" / "manifest.ocdbt").unlink()
     before = files(folder)
-    opened = run.open_run(folder, console=Console())
+    opened = open_run(folder, console=Console())
     assert opened.step == 4
     assert all(float(value.max()) == 2 for value in opened.params.values())
     out = " ".join(capsys.readouterr().out.split())
     assert f"{FOLDER}/8: " in out
     assert "using step 4" in out
     with pytest.raises(DamagedCheckpoint, match="/8: cannot be read"):
-        run.open_run(folder, step=8)
+        open_run(folder, step=8)
     assert files(folder) == before
     assert not (folder / DAMAGED_FOLDER).exists()

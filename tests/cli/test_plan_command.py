@@ -10,10 +10,10 @@ import pytest
 
 from dit_video.cli import plan as command
 from dit_video.cli.main import main
-from dit_video.collectives import Collective, Traffic
-from dit_video.plan import Memory, Part, Plan
-from dit_video.plan_search import Remedy, Trial
-from dit_video.roofline import Bound
+from dit_video.distributed.collectives import Collective, Traffic
+from dit_video.plan.compile import Memory, MemoryPart, Plan
+from dit_video.plan.roofline import Bound
+from dit_video.plan.search import Remedy, Trial
 
 ROOT = Path(__file__).parent.parent.parent
 QUICKSTART = f"--config={ROOT}/experiments/quickstart.py"
@@ -23,7 +23,7 @@ FITS = Plan(
     target="v6e:2x2",
     device_kind="TPU v6 lite",
     mesh={"data": 1, "fsdp": 4, "context": 1, "tensor": 1},
-    memory=Memory((Part("parameters", GIB, 0), Part("batch", 10, 4)), 0, 2 * GIB, 4 * GIB, 32 * GIB),
+    memory=Memory((MemoryPart("parameters", GIB, 0), MemoryPart("batch", 10, 4)), 0, 2 * GIB, 4 * GIB, 32 * GIB),
     traffic=Traffic((Collective("all-gather", ("fsdp",), 12, 3 * GIB, 0),), 0),
     flops=10**15,
     clips=8,

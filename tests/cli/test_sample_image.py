@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_video.cli.first_frame import continuing, read_frame
+from dit_video.cli.picture import continuing, read_frame
 from dit_video.data.batch import Batch
+from dit_video.diffusion.objective import diffusion_forcing
 from dit_video.dit.condition import TextCondition
-from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.known import AsChannels
+from dit_video.dit.wan import WanConfig
+from dit_video.tasks.known_frames import FirstFrame
 
 WORDS = TextCondition(hidden_size=16, depth=1, num_heads=2)
-ROWS = [Batch(caption=np.full((1, 4), n, np.uint8)) for n in range(2)]
+ROWS = [Batch(signals={"caption": np.full((1, 4), n, np.uint8)}) for n in range(2)]
 
 
 @pytest.fixture
@@ -25,12 +28,21 @@ def picture(tmp_path):
 
 
 def test_every_row_begins_with_the_picture(denoise, picture):
-    task = dataclasses.replace(denoise, condition=FirstFrame(text=WORDS))
-    for told in (task, dataclasses.replace(denoise, hold_first_frame=True)):
-        rows = continuing(picture, told, ROWS, (16, 16))
+    wan = WanConfig(hidden_size=16, depth=1, num_heads=1, mlp_width=16, patch_size=(1, 1, 1))
+    shown = dataclasses.replace(denoise, network=wan, condition=WORDS, known=FirstFrame(shown=AsChannels()))
+    for task in (shown, dataclasses.replace(denoise, known=FirstFrame())):
+        continues, rows = continuing(picture, task, ROWS, (16, 16))
+        assert continues == task
         for row, before in zip(rows, ROWS):
             np.testing.assert_array_equal(row.video, read_frame(picture, (16, 16)))
-            assert row.caption is before.caption
+            assert row.signals is before.signals
+
+
+def test_a_network_with_a_level_for_each_frame_continues_pictures_though_it_was_not_trained_to(denoise, picture):
+    forcing = dataclasses.replace(denoise, objective=diffusion_forcing(denoise.objective))
+    continues, _ = continuing(picture, forcing, ROWS, (16, 16))
+    assert continues == dataclasses.replace(forcing, known=FirstFrame())
+    assert continuing(None, forcing, ROWS, (16, 16)) == (forcing, ROWS)
 
 
 def test_it_is_scaled_to_cover_the_clip_and_cropped_at_its_centre(picture):
@@ -47,15 +59,15 @@ def test_grey_and_transparent_pictures_are_pictures_too(tmp_path):
         assert read_frame(path, (4, 4)).shape == (1, 1, 4, 4, 3)
 
 
-def test_a_run_that_is_told_no_first_frame_takes_no_picture(denoise, picture):
-    assert continuing(None, denoise, ROWS, (16, 16)) == ROWS
-    with pytest.raises(ValueError, match=r"--image=.*halves.png: this run is not told a first frame; leave it out"):
+def test_a_run_that_continues_no_first_frame_takes_no_picture(denoise, picture):
+    assert continuing(None, denoise, ROWS, (16, 16)) == (denoise, ROWS)
+    with pytest.raises(ValueError, match=r"--image=.*halves.png: this run continues no first frame, .* leave it out"):
         continuing(picture, denoise, ROWS, (16, 16))
 
 
 def test_a_run_that_continues_a_picture_asks_for_one(denoise):
     with pytest.raises(ValueError, match="--image=None: this run makes clips that continue a first frame"):
-        continuing(None, dataclasses.replace(denoise, condition=FirstFrame(text=WORDS)), ROWS, (16, 16))
+        continuing(None, dataclasses.replace(denoise, known=FirstFrame()), ROWS, (16, 16))
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path):

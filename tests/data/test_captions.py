@@ -1,12 +1,14 @@
-"""Laws of captions on their way: nothing but a cut is lost, and every batch of them has one shape."""
+"""Laws of encoded captions: nothing but a cut is lost, and every batch of them has one shape."""
 
 import numpy as np
 import pytest
 
-from dit_video.data.batch import Clip, Record, Split, collate
+from dit_video.data.batch import collate
 from dit_video.data.captions import BEGIN, encode_captions, room_for
 from dit_video.data.dataset import Data
 from dit_video.data.latent_cache import write_latent_cache
+from dit_video.data.record import Clip, Record, Split
+from dit_video.data.signals import CaptionBytes, open_all
 from dit_video.data.sources import LatentCache, MovingDigits
 from dit_video.data.transforms import ClipTransform
 
@@ -25,10 +27,10 @@ def test_a_caption_is_read_back_as_far_as_whole_characters_fit(num_bytes):
     rows = encode_captions(TEXTS, num_bytes)
     assert (rows.shape, rows.dtype) == ((len(TEXTS), num_bytes), np.uint8)
     for text, row in zip(TEXTS, rows):
-        kept = read(row)
-        assert text.startswith(kept)
-        rest = text[len(kept) :]
-        assert not rest or len((kept + rest[0]).encode()) > room_for(num_bytes)
+        read_back = read(row)
+        assert text.startswith(read_back)
+        rest = text[len(read_back) :]
+        assert not rest or len((read_back + rest[0]).encode()) > room_for(num_bytes)
 
 
 def test_no_character_looks_like_the_beginning_or_like_padding():
@@ -41,20 +43,33 @@ def test_no_character_looks_like_the_beginning_or_like_padding():
 
 def test_batches_have_captions_where_they_are_asked_for():
     clips = [Clip(key=text, start=0, video=np.zeros((1, 2, 2, 3), np.uint8), caption=text, fps=1.0) for text in TEXTS]
-    assert collate(clips).caption is None
-    np.testing.assert_array_equal(collate(clips, 24).caption, encode_captions(TEXTS, 24))
+    assert collate(clips).signals == {}
+    signals = collate(clips, open_all({"caption": CaptionBytes(num_bytes=24)})).signals
+    np.testing.assert_array_equal(signals["caption"], encode_captions(TEXTS, 24))
 
 
 @pytest.fixture
 def data(tmp_path) -> Data:
     digits = MovingDigits(directory=str(tmp_path / "digits"), num_train=6, num_held_out=4, size=16, digit_size=10)
-    return Data(source=digits, clips=ClipTransform(num_frames=5, size=(16, 16)), batch_size=6, caption_bytes=48)
+    return Data(
+        source=digits,
+        clips=ClipTransform(num_frames=5, size=(16, 16)),
+        batch_size=6,
+        signals={"caption": CaptionBytes(num_bytes=48)},
+    )
 
 
 def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path):
     records = list(data.source.open(Split.TRAIN))
-    wanted = {record.caption for record in records}
-    assert {text.split(" moving ")[0] for text in wanted} == {"a zero", "a one", "a two", "a three", "a four", "a five"}
+    expected = {record.caption for record in records}
+    assert {text.split(" moving ")[0] for text in expected} == {
+        "a zero",
+        "a one",
+        "a two",
+        "a three",
+        "a four",
+        "a five",
+    }
 
     def encoded(record: Record) -> Clip:
         moments = np.zeros((2, 2, 2, 8), np.float32)
@@ -67,13 +82,13 @@ def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path)
         batches = source.train(0, 0)
         batch = next(batches)
         batches.close()
-        assert batch.caption is not None
-        assert {read(row) for row in batch.caption} == wanted
+        assert {read(row) for row in batch.signals["caption"]} == wanted
     (batch, _), *_ = data.judged(Split.HELD_OUT, 4, 4, seed=0)
-    assert batch.caption is not None
-    assert {read(row) for row in batch.caption} == {record.caption for record in data.source.open(Split.HELD_OUT)}
+    assert {read(row) for row in batch.signals["caption"]} == {
+        record.caption for record in data.source.open(Split.HELD_OUT)
+    }
 
 
-def test_captions_without_room_are_refused(data):
-    with pytest.raises(ValueError, match="caption_bytes=1: must be at least 2"):
-        Data(source=data.source, clips=data.clips, batch_size=1, caption_bytes=1)
+def test_captions_without_room_are_refused():
+    with pytest.raises(ValueError, match=r"CaptionBytes\.num_bytes=1: must be at least 2"):
+        CaptionBytes(num_bytes=1)

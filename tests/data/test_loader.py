@@ -1,17 +1,20 @@
 """Laws of the loader: the order of examples is a function of (seed, batch index) and of nothing else."""
 
+import hashlib
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
 from sample_videos import waves
 
-from dit_video.data.batch import Examples, Record, Split, collate
-from dit_video.data.loader import held_out_batches, held_out_clips, train_batches
+from dit_video.data.batch import collate
+from dit_video.data.loader import held_out_batches, held_out_clips, held_out_digest, train_batches
+from dit_video.data.record import Examples, Record, Split, content_digest
 from dit_video.data.sources import VideoSet
 from dit_video.data.transforms import ClipTransform, usable
-from dit_video.data.video import encode_mp4
+from dit_video.video.encode import encode_mp4
 
 CUT = ClipTransform(num_frames=4, stride=2, size=(16, 16), random_crop=True, flip_rate=0.5)
 
@@ -41,9 +44,9 @@ class InMemory(Examples):
 def batches(examples, num: int, **options) -> list:
     options = {"batch_size": 8, "seed": 1, "num_threads": 2} | options
     iterator = train_batches(examples, CUT, **options)
-    found = [next(iterator) for _ in range(num)]
+    batches = [next(iterator) for _ in range(num)]
     iterator.close()
-    return found
+    return batches
 
 
 @pytest.mark.parametrize(
@@ -59,8 +62,8 @@ def test_the_global_batch_is_the_same_whoever_makes_its_rows(shares):
     whole = batches(examples, 5)
     for rows in shares:
         for made, batch in zip(batches(examples, 5, rows=rows), whole):
-            for field in ("video", "label"):
-                np.testing.assert_array_equal(getattr(made, field), getattr(batch, field)[rows])
+            np.testing.assert_array_equal(made.video, batch.video[rows])
+            np.testing.assert_array_equal(made.signals["label"], batch.signals["label"][rows])
 
 
 def test_order_does_not_depend_on_threads_and_resumes_anywhere():
@@ -72,14 +75,14 @@ def test_order_does_not_depend_on_threads_and_resumes_anywhere():
 
 
 def test_an_epoch_visits_every_record_once_and_epochs_differ():
-    labels = np.concatenate([batch.label for batch in batches(InMemory([9] * 16), 6)]).reshape(3, 16)
+    labels = np.concatenate([batch.signals["label"] for batch in batches(InMemory([9] * 16), 6)]).reshape(3, 16)
     assert all(sorted(epoch) == list(range(16)) for epoch in labels)
     assert not np.array_equal(labels[0], labels[1])
 
 
 def test_clips_begin_everywhere_and_differ_between_epochs_and_seeds():
-    found = [b.video[:, 0, 0, 0, 1] for b in batches(InMemory([12]), 20)]
-    assert set(np.concatenate(found)) == set(range(12 - CUT.span + 1))
+    starts = [b.video[:, 0, 0, 0, 1] for b in batches(InMemory([12]), 20)]
+    assert set(np.concatenate(starts)) == set(range(12 - CUT.span + 1))
     assert not np.array_equal(batches(InMemory([12]), 1, seed=2)[0].video, batches(InMemory([12]), 1)[0].video)
 
 
@@ -140,18 +143,18 @@ def test_a_damaged_record_is_replaced_by_the_same_one_everywhere():
 
     def made(num: int, **more) -> tuple[list, list]:
         iterator = train_batches(examples, CUT, **options, **more)
-        found = [next(iterator) for _ in range(num)]
+        drawn = [next(iterator) for _ in range(num)]
         replaced = iterator.take_replaced()
         assert iterator.take_replaced() == []
         iterator.close()
-        return found, replaced
+        return drawn, replaced
 
     whole, replaced = made(5)
-    missing = {(b, r): i for b, batch in enumerate(sound) for r, i in enumerate(batch.label) if i in (2, 5)}
+    missing = {(b, r): i for b, batch in enumerate(sound) for r, i in enumerate(batch.signals["label"]) if i in (2, 5)}
     assert len(missing) >= 5
     assert {(r.batch, r.row): r.why for r in replaced} == {k: f"record {i} is damaged" for k, i in missing.items()}
     for number, (batch, other) in enumerate(zip(whole, sound)):
-        assert not set(batch.label) & {2, 5}
+        assert not set(batch.signals["label"]) & {2, 5}
         kept = [row for row in range(8) if (number, row) not in missing]
         np.testing.assert_array_equal(batch.video[kept], other.video[kept])
     for rows in ([0, 1, 2, 3], [4, 5, 6, 7]):
@@ -230,9 +233,9 @@ def test_held_out_clips_are_the_same_every_time_and_all_different():
 
 
 def test_the_last_held_out_batch_is_filled_with_its_last_row():
-    found = list(held_out_batches(InMemory([9, 12, 7]), CUT, num_clips=5, batch_size=4, seed=0))
-    assert [num_real for _, num_real in found] == [4, 1]
-    last = found[1][0].video
+    batches_and_sizes = list(held_out_batches(InMemory([9, 12, 7]), CUT, num_clips=5, batch_size=4, seed=0))
+    assert [num_real for _, num_real in batches_and_sizes] == [4, 1]
+    last = batches_and_sizes[1][0].video
     assert last.shape[0] == 4
     assert all(np.array_equal(last[0], row) for row in last)
 
@@ -267,3 +270,123 @@ def test_batches_do_not_end():
     iterator = train_batches(InMemory([12] * 2), CUT, batch_size=2, seed=0, start=10**9)
     assert len(list(itertools.islice(iterator, 3))) == 3
     iterator.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"start": -1}, "start=-1: must be at least 0"),
+        ({"rows": [-1]}, r"rows=\[-1\]"),
+        ({"rows": [8]}, r"rows=\[8\]"),
+    ],
+)
+def test_impossible_batches_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        train_batches(InMemory([12]), CUT, **({"batch_size": 8, "seed": 0} | options))
+    train_batches(InMemory([12]), CUT, batch_size=1, seed=0, start=0, rows=[0]).close()
+
+
+@pytest.mark.parametrize(("num_records", "num_tried"), [(1, 1), (3, 3), (100, 100), (150, 100)])
+def test_a_hundred_records_at_most_are_tried_for_one(num_records, num_tried):
+    tried = []
+
+    class AllDamaged(InMemory):
+        def __getitem__(self, index: int) -> Record:
+            tried.append(index)
+            raise ValueError(f"record {index} is damaged")
+
+    make = train_batches(AllDamaged([12] * num_records), CUT, batch_size=1, seed=0, replace=True)._make
+    with pytest.raises(ValueError, match="nor can the records after it"):
+        make(0)
+    assert len(tried) == len(set(tried)) == num_tried
+
+
+def test_a_record_is_replaced_by_the_next_in_the_order_of_its_epoch():
+    """After the last comes the first of the same epoch."""
+    sound = np.concatenate([batch.label for batch in batches(InMemory([12] * 4), 4, batch_size=4)]).reshape(4, 4)
+
+    class OneDamaged(InMemory):
+        def __getitem__(self, index: int) -> Record:
+            if index == 2:
+                raise ValueError("damaged")
+            return super().__getitem__(index)
+
+    found = np.concatenate([b.label for b in batches(OneDamaged([12] * 4), 4, batch_size=4, replace=True)]).reshape(
+        4, 4
+    )
+    places = set()
+    for epoch, made in zip(sound, found):
+        [place] = np.flatnonzero(epoch == 2)
+        places.add(int(place))
+        expected = epoch.copy()
+        expected[place] = epoch[(place + 1) % 4]
+        np.testing.assert_array_equal(made, expected)
+    assert len(places) > 1
+
+
+def test_waiting_is_measured_and_added_up():
+    class Slow(InMemory):
+        def __getitem__(self, index: int) -> Record:
+            time.sleep(0.05)
+            return super().__getitem__(index)
+
+    iterator = train_batches(Slow([12]), CUT, batch_size=1, seed=0, num_threads=1)
+    began, waited = time.perf_counter(), [iterator.wait_seconds]
+    for _ in range(3):
+        next(iterator)
+        waited.append(iterator.wait_seconds)
+    iterator.close()
+    assert waited[0] == 0.0
+    assert waited == sorted(waited)
+    assert 0.04 < waited[-1] <= time.perf_counter() - began
+    assert iterator._make.reading() == "idle"
+
+
+def test_the_longest_read_is_named_first():
+    maker = train_batches(InMemory([12]), CUT, batch_size=1, seed=0)._make
+    now = time.perf_counter()
+    maker._reading.update({1: (7, now - 3), 2: (5, now - 60), 3: (6, now)})
+    assert maker.reading() == "record 5 since 60 s, record 7 since 3 s, record 6 since 0 s"
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_digest_of_held_out_clips_is_sha256_of_what_decides_them(draws):
+    """Cards hold these. Where crops are drawn, the seed and the turn of a record decide too."""
+    examples, seed = InMemory([9, 12, 7]), 3
+    cut = ClipTransform(num_frames=4, stride=2, size=(8, 8), random_crop=draws)
+    clips = list(held_out_clips(examples, cut, num_clips=7, seed=seed))
+    turns, lines = dict.fromkeys("012", 0), [repr(cut.protocol) + (repr(seed) if draws else "")]
+    for clip in clips:
+        turn = turns[clip.key] if draws else ""
+        lines.append(f"{content_digest(examples, [int(clip.key)])} {clip.start} {turn}")
+        turns[clip.key] += 1
+    expected = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert held_out_digest(examples, cut, num_clips=7, seed=seed) == expected
+    shorter = ClipTransform(num_frames=4, stride=2, size=(8, 9), random_crop=draws)
+    assert held_out_digest(examples, shorter, num_clips=7, seed=seed) != expected
+
+
+def test_held_out_moments_keep_where_they_begin_and_each_is_one_clip():
+    examples = InMemory([0] * 5, moments=True)
+    clips = list(held_out_clips(examples, CUT, num_clips=5, seed=0))
+    assert sorted(clip.key for clip in clips) == list("01234")
+    assert {clip.start for clip in clips} == {3}
+    with pytest.raises(ValueError, match="num_clips=6: the records give only 5 different clips"):
+        list(held_out_clips(examples, CUT, num_clips=6, seed=0))
+
+
+def test_held_out_clips_do_not_depend_on_how_many_are_asked_for():
+    """What is drawn for one comes from (seed, record, turn)."""
+    cut = ClipTransform(num_frames=1, size=(4, 4), random_crop=True, flip_rate=0.5)
+    clips = list(held_out_clips(InMemory([40]), cut, num_clips=40, seed=0))
+    few = list(held_out_clips(InMemory([40]), cut, num_clips=10, seed=0))
+    assert sorted(clip.start for clip in clips) == list(range(40))
+    assert all(np.array_equal(a.video, b.video) for a, b in zip(few, clips))
+
+
+def test_batches_that_are_full_have_no_rest():
+    found = list(held_out_batches(InMemory([9, 12, 7]), CUT, num_clips=4, batch_size=2, seed=0))
+    assert [(num_real, len(batch.label)) for batch, num_real in found] == [(2, 2), (2, 2)]
+    clips = list(held_out_clips(InMemory([9, 12, 7]), CUT, num_clips=4, seed=0))
+    np.testing.assert_array_equal(np.concatenate([batch.video for batch, _ in found]), [c.video for c in clips])

@@ -10,11 +10,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sample_videos import waves
 
-from dit_video.data.batch import NO_LABEL, Clip, Split
 from dit_video.data.builders import DigitSettings, moving_digit
 from dit_video.data.latent_cache import write_latent_cache
+from dit_video.data.record import NO_LABEL, Clip, Split
 from dit_video.data.sources import LatentCache, MovingDigits, TFDSSet, VideoSet
-from dit_video.data.video import decode
+from dit_video.video.decode import decode
 
 DIGITS = {"num_train": 12, "num_held_out": 11, "size": 24, "num_frames": 5, "digit_size": 16, "seed": 0}
 

@@ -83,9 +83,30 @@ def test_half_precision_predictions_are_mixed_in_float32():
     [
         ({"scale": -1.0}, r"Guidance\.scale=-1\.0"),
         ({"interval": (0.5, 0.5)}, r"Guidance\.interval=\(0\.5, 0\.5\)"),
+        ({"interval": (-0.1, 1.0)}, r"Guidance\.interval=\(-0\.1, 1\.0\)"),
         ({"interval": (0.0, 2.0)}, r"Guidance\.interval=\(0\.0, 2\.0\)"),
     ],
 )
 def test_impossible_values_are_refused_by_name(fields, match):
     with pytest.raises(ValueError, match=match):
         Guidance(**fields)
+
+
+def test_nothing_is_guided_where_nothing_is_said():
+    assert Guidance() == Guidance(scale=1.0, interval=(0.0, 1.0))
+    assert Guidance(scale=0.0, interval=(0.0, 0.1)).scale == 0
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.25, 0.75)])
+def test_a_learnt_variance_is_the_conditional_one_s_and_predictions_are_float32(interval):
+    def with_variance(denoise, value):
+        return lambda x_t, t: Output(denoise(x_t, t).prediction.astype(jnp.bfloat16), jnp.full_like(x_t, value))
+
+    first, second = with_variance(conditional, 0.5), with_variance(unconditional, -0.5)
+    guided = Guidance(scale=2.0, interval=interval).classifier_free(
+        first, lambda x_t, t: (first(x_t, t), second(x_t, t))
+    )
+    for time in (0.1, 0.5):
+        out = guided(X_T, jnp.full((2, 1), time))
+        assert out.prediction.dtype == jnp.float32
+        np.testing.assert_array_equal(out.variance, 0.5)

@@ -10,7 +10,6 @@ import pytest
 from dit_video.arrays import Output
 from dit_video.diffusion.objective import (
     NUM_BINS,
-    Corrupted,
     LogitNormal,
     MinSNR,
     Uniform,
@@ -21,6 +20,7 @@ from dit_video.diffusion.objective import (
 )
 from dit_video.diffusion.path import Cosine, Linear, LinearBeta, TokenShift
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
+from dit_video.diffusion.process import Corrupted
 
 OBJECTIVES = {
     "ddpm": ddpm(),
@@ -197,7 +197,9 @@ def test_objectives_are_values():
 @pytest.mark.parametrize(
     ("component", "fields", "match"),
     [
+        (UniformLevels, {"num_steps": 0}, r"UniformLevels\.num_steps=0"),
         (LogitNormal, {"std": 0.0}, r"LogitNormal\.std=0\.0"),
+        (MinSNR, {"gamma": 0.0}, r"MinSNR\.gamma=0\.0"),
         (MinSNR, {"gamma": -1.0}, r"MinSNR\.gamma=-1\.0"),
     ],
 )
@@ -208,3 +210,10 @@ def test_impossible_values_are_refused_by_name(component, fields, match):
 
 def _bin_names() -> list[str]:
     return [f"t_{i / NUM_BINS:.2f}_{(i + 1) / NUM_BINS:.2f}" for i in range(NUM_BINS)]
+
+
+def test_the_least_possible_values_are_taken_and_defaults_are_those_of_the_papers():
+    assert UniformLevels(num_steps=1).quantile(jnp.array([0.0, 0.5, 1.0])).tolist() == [1, 1, 1]
+    assert LogitNormal(std=0.01).std == 0.01
+    assert MinSNR(gamma=0.01).gamma == 0.01
+    assert (UniformLevels().num_steps, LogitNormal().mean, LogitNormal().std, MinSNR().gamma) == (1000, 0, 1, 5)

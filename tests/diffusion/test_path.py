@@ -135,6 +135,9 @@ def test_a_constant_shift_knows_no_size():
     [
         (DiscreteBetas, {"num_steps": 0}, r"DiscreteBetas\.num_steps=0"),
         (DiscreteBetas, {"beta_first": 0.1}, r"DiscreteBetas\.beta_first=0\.1"),
+        (DiscreteBetas, {"beta_first": 0.0}, r"DiscreteBetas\.beta_first=0\.0"),
+        (DiscreteBetas, {"beta_last": 1.0}, r"beta_last=1\.0"),
+        (ExponentialShift, {"low_positions": 0}, r"ExponentialShift\.low_positions=0"),
         (ConstantShift, {"shift": 0.0}, r"ConstantShift\.shift=0\.0"),
         (ExponentialShift, {"low_positions": 16384}, r"ExponentialShift\.low_positions=16384"),
         (LinearBeta, {"beta_min": 0.0}, r"LinearBeta\.beta_min=0\.0"),
@@ -146,3 +149,29 @@ def test_a_constant_shift_knows_no_size():
 def test_impossible_values_are_refused_by_name(component, fields, match):
     with pytest.raises(ValueError, match=match):
         component(**fields)
+
+
+def test_the_least_possible_values_are_taken():
+    np.testing.assert_allclose(DiscreteBetas(num_steps=1).alpha(jnp.array([0.0, 1.0])), [1, (1 - 1e-4) ** 0.5])
+    assert DiscreteBetas(beta_first=0.01, beta_last=0.01).beta_last == 0.01
+    assert LinearBeta(beta_min=0.01, beta_max=0.01).beta_max == 0.01
+    assert ConstantShift(shift=0.01).factor(7) == 0.01
+    assert ExponentialShift(low_positions=1, high_positions=2, low=0.0, high=1.0).factor(2) == pytest.approx(np.e)
+    assert [TokenShift(base=1, limit=1.0).factor(n) for n in (1, 4)] == [1, 1]
+    assert [TokenShift().factor(n) for n in (256, 1024, 10**6)] == [1, 2, 5]
+
+
+def test_logsnr_is_clipped_at_its_limit():
+    t = jnp.array([1e-6, 1 - 1e-6])
+    np.testing.assert_array_equal(Linear().logsnr(t), [LOGSNR_LIMIT, -LOGSNR_LIMIT])
+    # Just inside.
+    inside = jax.nn.sigmoid(jnp.array([-9.9, 9.9]))
+    np.testing.assert_allclose(Linear().logsnr(inside), [19.8, -19.8], rtol=1e-3)
+
+
+def test_a_slope_without_end_is_that_of_the_least_sigma():
+    """d sigma = beta alpha^2 / (2 sigma), with sigma no less than 1e-4."""
+    zero = jnp.array(0.0)
+    np.testing.assert_allclose(LinearBeta().d_sigma(zero), 0.1 / 2 / 1e-4, rtol=1e-5)
+    # log(alpha) falls by -log(1 - beta_first) / 2 in the first of 1000 steps.
+    np.testing.assert_allclose(DiscreteBetas().d_sigma(zero), -1000 * np.log1p(-1e-4) / 2 / 1e-4, rtol=1e-4)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from dit_video.diffusion.spacing import Leading, Linspace, Trailing
 from jax.experimental import io_callback
 
 from dit_video.arrays import Output
@@ -20,8 +21,8 @@ from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.objective import Gaussian, Uniform
 from dit_video.diffusion.path import ConstantShift, DiscreteBetas, ExponentialShift, Linear
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
-from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler, noise
-from dit_video.diffusion.spacing import Leading, Linspace, Trailing
+from dit_video.diffusion.process import noise
+from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler
 from dit_video.diffusion.variance import LearnedVariance
 
 # NumPy's, for what diffusers does with tensors.

@@ -28,15 +28,15 @@ def test_data_and_noise_come_back_from_the_target(path, prediction, t):
     target = prediction.target(path, X_0, EPS, t)
     # Rounding of x_t, divided by what x_t holds of the unknown; nothing is promised below MIN_DETERMINANT.
     rounding = 1e-6
-    for recovered, truth, held in (
+    for recovered, truth, determinant in (
         (prediction.x_0(path, target, x_t, t), X_0, path.alpha(t)),
         (prediction.eps(path, target, x_t, t), EPS, path.sigma(t)),
     ):
         direct = (isinstance(prediction, X0) and truth is X_0) or (isinstance(prediction, Epsilon) and truth is EPS)
         stable = direct or isinstance(prediction, V | Velocity)
         error = jnp.max(jnp.abs(recovered - truth), axis=(2, 3, 4))
-        tolerance = jnp.full_like(t, 1e-5) if stable else rounding / held + 1e-6
-        known = stable | (held >= MIN_DETERMINANT)
+        tolerance = jnp.full_like(t, 1e-5) if stable else rounding / determinant + 1e-6
+        known = stable | (determinant >= MIN_DETERMINANT)
         assert jnp.all(jnp.isfinite(recovered))
         assert jnp.all(jnp.where(known, error < tolerance, True)), (error, tolerance)
 

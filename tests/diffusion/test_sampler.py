@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dit_video.diffusion.spacing import Spacing
 
 from dit_video.arrays import Output
 from dit_video.diffusion.guidance import Guidance
@@ -19,8 +20,8 @@ from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.objective import ddpm, rectified_flow
 from dit_video.diffusion.path import Cosine, Linear, LinearBeta, Path, over_latents
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
-from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, noise
-from dit_video.diffusion.spacing import Spacing
+from dit_video.diffusion.process import noise
+from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun
 
 MEAN, STD = 0.8, 0.5
 PATHS = [Linear(), Cosine(), LinearBeta()]

@@ -5,7 +5,7 @@ import pytest
 
 from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
-from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, Given, TextCondition
+from dit_video.dit.condition import ClassCondition, Cond, Condition, EmbeddedText, TextCondition
 
 TEXT = {"hidden_size": 32, "depth": 1, "num_heads": 2}
 LABELS = jnp.arange(20_000) % 3
@@ -14,17 +14,17 @@ CAPTIONS = jnp.asarray(encode_captions(["up", "down", "七"], 8))[LABELS]
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1, 0.7])
 @pytest.mark.parametrize(
-    ("kind", "arguments", "given"),
+    ("kind", "arguments", "cond"),
     [(ClassCondition, {"num_classes": 3}, LABELS), (TextCondition, TEXT, CAPTIONS)],
     ids=["class", "text"],
 )
 def test_clips_lose_their_condition_at_the_given_rate_and_otherwise_keep_it(
-    kind: type[Condition], arguments: dict, given: Given, drop_rate: float
+    kind: type[Condition], arguments: dict, cond: Cond, drop_rate: float
 ):
     condition = kind(drop_rate=drop_rate, **arguments)
     kept, null, found = (
-        np.asarray(x).reshape(len(given), -1)
-        for x in (given, condition.null(given), condition.drop(jax.random.key(0), given, condition.null(given)))
+        np.asarray(x).reshape(len(cond), -1)
+        for x in (cond, condition.null(cond), condition.drop(jax.random.key(0), cond, condition.null(cond)))
     )
     dropped = (found == null).all(axis=1)
     # Five standard errors.
@@ -34,7 +34,7 @@ def test_clips_lose_their_condition_at_the_given_rate_and_otherwise_keep_it(
 
 def test_a_clip_without_a_label_is_null_and_dropping_does_not_change_that():
     condition = ClassCondition(num_classes=3, drop_rate=0.5)
-    known = condition.read(label=jnp.array([-1, 0, 2]))
+    known = condition.read({"label": jnp.array([-1, 0, 2])})
     np.testing.assert_array_equal(known, [3, 0, 2])
     np.testing.assert_array_equal(condition.null(known), [3, 3, 3])
     assert condition.drop(jax.random.key(0), known, condition.null(known))[0] == 3
@@ -42,16 +42,16 @@ def test_a_clip_without_a_label_is_null_and_dropping_does_not_change_that():
 
 def test_no_text_is_the_empty_caption():
     condition = TextCondition(**TEXT)
-    known = condition.read(caption=encode_captions(["up", "", "七"], 8))
+    known = condition.read({"caption": encode_captions(["up", "", "七"], 8)})
     np.testing.assert_array_equal(condition.null(known), encode_captions([""] * 3, 8))
 
 
 def test_a_batch_must_have_what_the_condition_reads():
     labels, captions = np.zeros(2, np.int32), encode_captions(["a", "b"], 4)
-    with pytest.raises(ValueError, match=r"Batch.label=None: .* needs labels"):
-        ClassCondition(num_classes=3).read(label=None, caption=captions)
-    with pytest.raises(ValueError, match=r"Batch.caption=None: .* config.data.caption_bytes"):
-        TextCondition(**TEXT).read(label=labels, caption=None)
+    with pytest.raises(ValueError, match=r"has no 'label', .* it has caption: add one to config.data.signals"):
+        ClassCondition(num_classes=3).read({"caption": captions})
+    with pytest.raises(ValueError, match=r"has no 'caption', .* it has label: add one to config.data.signals"):
+        TextCondition(**TEXT).read({"label": labels})
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_impossible_conditions_are_refused(kind, arguments, message):
 def test_embedded_text_is_replaced_whole_by_the_embedding_of_nothing():
     condition = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4, drop_rate=0.5)
     rng = np.random.default_rng(0)
-    given = condition.read(text=Text(rng.normal(size=(64, 4, 3)), rng.integers(1, 5, 64), rng.normal(size=(64, 2))))
-    nothing = Text(rng.normal(size=(1, 4, 3)), np.array([1]), rng.normal(size=(1, 2)))
-    found = condition.drop(jax.random.key(0), given, nothing)
-    dropped = [(a == b).reshape(64, -1).all(axis=1) for a, b in zip(found, nothing)]
+    cond = condition.read({"text": Text(rng.normal(size=(64, 4, 3)), rng.integers(1, 5, 64), rng.normal(size=(64, 2)))})
+    null = Text(rng.normal(size=(1, 4, 3)), np.array([1]), rng.normal(size=(1, 2)))
+    found = condition.drop(jax.random.key(0), cond, null)
+    dropped = [(a == b).reshape(64, -1).all(axis=1) for a, b in zip(found, null)]
     np.testing.assert_array_equal(dropped[0], dropped[2])
     assert 0 < dropped[0].sum() < 64
-    for kept, left in zip(given, found):
+    for kept, left in zip(cond, found):
         np.testing.assert_array_equal(left[~dropped[0]], kept[~dropped[0]])
 
 
@@ -86,8 +86,39 @@ def test_embedded_text_of_another_shape_is_refused_and_nothing_cannot_be_made():
     condition = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4)
     text = Text(np.zeros((2, 5, 3)), np.ones(2, np.int32), np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"\(5, 3, 2\), config.task.condition says \(4, 3, 2\)"):
-        condition.read(text=text)
-    with pytest.raises(ValueError, match=r"Batch.text=None: .* config.data.text"):
-        condition.read(text=None)
+        condition.read({"text": text})
+    with pytest.raises(ValueError, match=r"has no 'text', .* it has none: add one to config.data.signals"):
+        condition.read({})
     with pytest.raises(ValueError, match="has to be loaded"):
         condition.null(text)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        ClassCondition(num_classes=3),
+        TextCondition(**TEXT),
+        EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4),
+    ],
+)
+def test_random_values_of_what_is_read_can_be_read_and_have_a_meaning_each(condition):
+    """What plans, proofs and exports call a network with where there are no data."""
+    data = {"label": np.full(6, -1, np.int32), "caption": encode_captions([""] * 6, 8)}
+    signals = condition.random(np.random.default_rng(0), condition.example(data, 6))
+    leaves = jax.tree.leaves(condition.read(signals))
+    assert len(leaves) == len(condition.inputs())
+    assert all(len(leaf) == 6 and np.ptp(np.asarray(leaf, np.float32), axis=0).any() for leaf in leaves)
+    condition.check(signals)
+
+
+def test_a_label_beyond_the_classes_is_refused_by_both_numbers():
+    with pytest.raises(ValueError, match="label 3: must be a number under num_classes=3"):
+        ClassCondition(num_classes=3).check({"label": np.array([0, 3])})
+
+
+def test_a_blank_embedding_of_nothing_is_one_text_of_the_right_shape():
+    condition = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4)
+    tokens, length, pooled = condition.read({"text": condition.blank_null()})
+    np.testing.assert_array_equal(tokens, np.zeros((1, 4, 3)))
+    np.testing.assert_array_equal(length, [1])
+    np.testing.assert_array_equal(pooled, np.zeros((1, 2)))

@@ -9,9 +9,10 @@ from flax import nnx
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, Block, DiT, DiTConfig
 from dit_video.dit.network import Remat
-from dit_video.nn.embed import patch_angles, patchify, unpatchify
 from dit_video.nn.module import Params, define, params_of
 from dit_video.nn.norm import rms_normalize
+from dit_video.nn.patches import patchify, unpatchify
+from dit_video.nn.positions import patch_angles
 
 CONFIG = DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=(1, 2, 2))
 CONDITION = ClassCondition(num_classes=3)
@@ -159,15 +160,15 @@ def test_shared_modulation_is_modulation_by_the_same_kernel_in_every_block(x_t):
     """adaLN-single is adaLN whose blocks differ in their biases alone."""
     shared = define(build(dataclasses.replace(CONFIG, shared_modulation=True)))
     rng = np.random.default_rng(0)
-    given = {n: 0.2 * rng.standard_normal(s.shape, np.float32) for n, s in shared.shapes.items()}
-    own = {n: p for n, p in given.items() if n in DEFINITION.shapes}
-    of_all, offsets = "shared_modulation.projection", given["blocks.modulation.table"]
-    own["blocks.modulation.projection.kernel"] = np.stack([given[f"{of_all}.kernel"]] * CONFIG.depth)
-    own["blocks.modulation.projection.bias"] = given[f"{of_all}.bias"] + offsets
+    cond = {n: 0.2 * rng.standard_normal(s.shape, np.float32) for n, s in shared.shapes.items()}
+    own = {n: p for n, p in cond.items() if n in DEFINITION.shapes}
+    of_all, offsets = "shared_modulation.projection", cond["blocks.modulation.table"]
+    own["blocks.modulation.projection.kernel"] = np.stack([cond[f"{of_all}.kernel"]] * CONFIG.depth)
+    own["blocks.modulation.projection.bias"] = cond[f"{of_all}.bias"] + offsets
     t = jnp.array([[0.3, 0.3, 0.9], [0.8, 0.8, 0.8]])
-    found = jax.jit(lambda p: shared.bind(p)(x_t, t, LABEL))(given)
+    found = jax.jit(lambda p: shared.bind(p)(x_t, t, LABEL))(cond)
     np.testing.assert_allclose(found, apply(own, x_t, t), rtol=1e-3, atol=1e-3 * float(jnp.abs(found).max()))
-    without = given | {"blocks.modulation.table": 0 * offsets}
+    without = cond | {"blocks.modulation.table": 0 * offsets}
     assert not np.allclose(jax.jit(lambda p: shared.bind(p)(x_t, t, LABEL))(without), found, rtol=0.1)
 
 

@@ -12,10 +12,10 @@ from toys import SMALL_DENOISE, small_mesh, untrained
 
 from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
+from dit_video.distributed.sharding import MeshShape, shard_params
 from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, TextCondition
 from dit_video.dit.latte import LATTE_B, LATTE_L, LATTE_S, LATTE_TEXT, LATTE_XL, LatteConfig, Variant
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.sharding import MeshShape, shard_params
 from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.verify.sharding import compare_shardings
 
@@ -174,10 +174,10 @@ def test_a_gradient_reaches_every_parameter(variant, condition):
     of_text = condition is TEXT
     definition = defined(dataclasses.replace(CONFIG, variant=variant, shared_modulation=of_text), condition)
     params, x_t = random_params(definition), random_latents(3, 2, 2, 2)
-    given = caption_of(2, 5) if of_text else LABEL
+    cond = caption_of(2, 5) if of_text else LABEL
 
     def loss(params):
-        return sum(jnp.sum(jnp.square(part)) for part in definition.bind(params).output(x_t, T, given))
+        return sum(jnp.sum(jnp.square(part)) for part in definition.bind(params).output(x_t, T, cond))
 
     for name, gradient in jax.jit(jax.grad(loss))(params).items():
         # Keys have a bias that moves all logits of a query alike, and labels a table of which two rows were used.
@@ -201,8 +201,8 @@ def test_in_half_precision_it_is_the_same_but_for_rounding(condition):
     config = dataclasses.replace(CONFIG, shared_modulation=condition is TEXT)
     half = define(lambda key: config.build(2, condition, dtype=jnp.bfloat16, rngs=nnx.Rngs(key)))
     params, x_t = random_params(half), random_latents(3, 2, 2, 2)
-    given = caption_of(2, 5) if condition is TEXT else LABEL
-    found, wanted = (applied(d)(params, x_t, T, given) for d in (half, defined(config, condition)))
+    cond = caption_of(2, 5) if condition is TEXT else LABEL
+    found, wanted = (applied(d)(params, x_t, T, cond) for d in (half, defined(config, condition)))
     assert found.dtype == jnp.float32
     assert 0 < float(jnp.abs(found - wanted).max()) < 0.05 * float(jnp.abs(wanted).max())
 

@@ -15,11 +15,11 @@ from toys import small_mesh
 from dit_video.arrays import Text
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
+from dit_video.distributed.sharding import place, shard_params
 from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
 from dit_video.dit.mmdit import SD3_5_LARGE, SD3_5_MEDIUM, SD3_MEDIUM, MMDiTConfig, PositionTable
 from dit_video.dit.network import Remat
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.sharding import place, shard_params
 from dit_video.tasks.denoise import Denoise, Frozen
 
 # One block of each kind: with a second attention, without, and the last.
@@ -233,7 +233,7 @@ class Step(NamedTuple):
 def step_of(task: Denoise, codec, moments: np.ndarray, mesh: Mesh) -> Step:
     """Of random weights."""
     definition = define(task.init)
-    batch = Batch(moments=moments, caption=encode_captions(["up", "down", "", "left"] * 2, 8))
+    batch = Batch(moments=moments, signals={"caption": encode_captions(["up", "down", "", "left"] * 2, 8)})
 
     def loss(params: Params, batch: Batch) -> jax.Array:
         return task.loss(definition.bind(params), Frozen(codec), batch, jax.random.key(0), jnp.int32(0))[0]

@@ -35,9 +35,9 @@ def test_no_table_of_all_tokens_is_a_constant_of_the_program(config: NetworkConf
     """Such a table is as large as the stream: hundreds of megabytes for the video of a network of a billion."""
     definition = define(lambda key: config.build(4, WORDS, dtype=jnp.float32, rngs=nnx.Rngs(key)))
     x_t, t = jax.ShapeDtypeStruct((1, 16, 64, 64, 4), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.float32)
-    given = jax.eval_shape(lambda: Text(*map(jnp.asarray, WORDS.blank_nothing())))
+    cond = jax.eval_shape(lambda: Text(*map(jnp.asarray, WORDS.blank_null())))
     program = jax.jit(lambda params, *seen: definition.bind(params).output(*seen)).lower(
-        definition.shapes, x_t, t, given
+        definition.shapes, x_t, t, cond
     )
     num_tokens = 16 * 32 * 32
     assert len(program.as_text()) < num_tokens * SIZE["hidden_size"]

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from toys import small_mesh
 
+from dit_video.distributed.sharding import shard_params
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, Positions, published
 from dit_video.nn.module import Definition, Params, define
-from dit_video.sharding import shard_params
 from dit_video.training.flops import count_flops
 
 CONFIG = published(DiTConfig(hidden_size=32, depth=2, num_heads=4))

@@ -14,11 +14,11 @@ from toys import small_mesh
 from dit_video.arrays import Text
 from dit_video.data.batch import Batch
 from dit_video.data.captions import BEGIN, encode_captions
+from dit_video.distributed.sharding import place, shard_params
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import Block, DiT, DiTConfig
-from dit_video.nn.embed import patch_angles
 from dit_video.nn.module import Params, define, params_of
-from dit_video.sharding import place, shard_params
+from dit_video.nn.positions import patch_angles
 from dit_video.tasks.denoise import Frozen
 
 CONFIG = DiTConfig(hidden_size=32, depth=2, num_heads=4, patch_size=(1, 1, 1), shared_modulation=True)
@@ -139,7 +139,7 @@ def test_a_caption_is_learnt(denoise, codec):
     rule, definition = optax.adam(1e-2), define(task.init)
 
     def loss(params: Params, caption, number) -> jax.Array:
-        batch = Batch(moments=moments, caption=caption)
+        batch = Batch(moments=moments, signals={"caption": caption})
         return task.loss(definition.bind(params), Frozen(codec), batch, jax.random.key(number), number)[0]
 
     @jax.jit

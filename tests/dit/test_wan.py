@@ -7,13 +7,14 @@ import pytest
 from flax import nnx
 from toys import untrained
 
-from dit_video.arrays import Framed, Text
+from dit_video.arrays import ImageCond, Text
 from dit_video.data.captions import encode_captions
+from dit_video.data.signals import CaptionBytes
+from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
-from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.known import AsChannels
 from dit_video.dit.wan import Wan, WanConfig
 from dit_video.nn.module import Params, define, params_of
-from dit_video.sharding import MeshShape
 from dit_video.tasks.denoise import Frozen
 from dit_video.training.optimizer import AdamW
 from dit_video.verify.sharding import compare_shardings
@@ -22,7 +23,7 @@ CONFIG = WanConfig(hidden_size=32, depth=2, num_heads=2, mlp_width=40)
 WORDS = TextCondition(hidden_size=8, depth=1, num_heads=2)
 CAPTIONS = jnp.asarray(encode_captions(["a seven moving up", "two"], 24))
 ENCODED = EmbeddedText(hidden_size=6, pooled_size=1, num_tokens=5)
-FRAME = FirstFrame(text=ENCODED, image_size=10)
+FRAME = AsChannels(image_size=10)
 # The same sums in another order.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -41,8 +42,8 @@ DEFINITION = define(build(WORDS))
 
 
 @jax.jit
-def apply(params: Params, x_t, t, given=CAPTIONS):
-    return DEFINITION.bind(params)(x_t, t, given)
+def apply(params: Params, x_t, t, cond=CAPTIONS):
+    return DEFINITION.bind(params)(x_t, t, cond)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,11 @@ def x_t() -> jax.Array:
     return jax.random.normal(jax.random.key(1), (2, 3, 4, 6, 4))
 
 
-def framed(x_t: jax.Array) -> Framed:
+def shown(x_t: jax.Array) -> ImageCond:
     """Of the first frame of x_t, in a network that sees tokens of an image as well."""
     tokens = jax.random.normal(jax.random.key(2), (2, 5, 6))
     text = Text(tokens, jnp.array([5, 2], jnp.int32), jnp.zeros((2, 1)))
-    return FRAME.framed(text, x_t, jax.random.normal(jax.random.key(3), (2, 7, 10)))
+    return FRAME.show(text, x_t, jax.random.normal(jax.random.key(3), (2, 7, 10)))
 
 
 def test_a_fresh_network_predicts_zero(x_t):
@@ -119,21 +120,21 @@ def test_positions_count_patches(params):
 
 
 def test_what_stands_beside_x_t_and_the_image_reach_the_output(x_t):
-    definition = define(build(FRAME))
-    some, given, t = random_params(definition), framed(x_t), jnp.full((2, 1), 0.5)
-    network = jax.jit(lambda given: definition.bind(some)(x_t, t, given))
-    before = network(given)
-    assert given.cells.shape == (2, 3, 4, 6, 8)
+    definition = define(build(ENCODED, known=FRAME))
+    some, cond, t = random_params(definition), shown(x_t), jnp.full((2, 1), 0.5)
+    network = jax.jit(lambda cond: definition.bind(some)(x_t, t, cond))
+    before = network(cond)
+    assert cond.cells.shape == (2, 3, 4, 6, 8)
     for name in ("cells", "image"):
-        other = getattr(given, name).at[1].multiply(jnp.linspace(0, 1, getattr(given, name).shape[-1]))
-        moved = network(given._replace(**{name: other})) - before
+        other = getattr(cond, name).at[1].multiply(jnp.linspace(0, 1, getattr(cond, name).shape[-1]))
+        moved = network(cond._replace(**{name: other})) - before
         np.testing.assert_array_equal(moved[0], 0.0)
         assert (jnp.abs(moved[1]).max(axis=-1) > 1e-6).all(), name
 
 
 def test_the_gradient_reaches_every_parameter(x_t):
-    definition, t = define(build(FRAME)), jnp.array([[0.2, 0.5, 0.7], [0.1, 0.1, 0.9]])
-    loss = lambda p: jnp.sum(jnp.square(definition.bind(p)(x_t, t, framed(x_t))))  # noqa: E731
+    definition, t = define(build(ENCODED, known=FRAME)), jnp.array([[0.2, 0.5, 0.7], [0.1, 0.1, 0.9]])
+    loss = lambda p: jnp.sum(jnp.square(definition.bind(p)(x_t, t, shown(x_t))))  # noqa: E731
     for name, value in jax.jit(jax.grad(loss))(random_params(definition)).items():
         # Of each layer, so that none of a stack is left out.
         assert (jnp.abs(value).reshape(len(value), -1).max(axis=1) > 0).all(), name
@@ -214,7 +215,9 @@ def test_it_learns_to_denoise_captioned_clips(task, codec, cached):
 
 def test_eight_devices_compute_what_one_does(task):
     experiment = dataclasses.replace(untrained(task, size=(32, 32)), optimizer=AdamW(learning_rate=1e-3))
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, caption_bytes=16))
+    experiment = dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, signals={"caption": CaptionBytes(num_bytes=16)})
+    )
     found = next(compare_shardings(experiment, [MeshShape(data=1, fsdp=2, context=2, tensor=2)], num_steps=2))
     assert found.refused is None
     assert found.loss <= 1e-6

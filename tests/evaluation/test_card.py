@@ -114,21 +114,21 @@ def test_a_table_shows_value_interval_and_what_stands_beside_it():
 
 
 @pytest.mark.parametrize(
-    ("settled", "said"), [(True, "biased upwards by about 3,"), (False, "biased upwards by about at least 3,")]
+    ("settled", "phrase"), [(True, "biased upwards by about 3,"), (False, "biased upwards by about at least 3,")]
 )
-def test_small_samples_are_called_smoke_and_their_bias_is_named(settled, said):
+def test_small_samples_are_called_smoke_and_their_bias_is_named(settled, phrase):
     assert small_sample_note("FVD", 2048, distance(30.0)) is None
     note = small_sample_note("FVD", 32, distance(30.0, settled=settled))
     assert "smoke value: FVD at N=32" in note
-    assert said in note
+    assert phrase in note
     few = card(num_clips=32)
     assert few["notes"] == [small_sample_note("FVD", 32, distance(30.0))]
     assert "smoke value: FVD at N=32 is biased upwards by about 3" in printed([few])
 
 
 def test_so_few_clips_that_nothing_can_be_said_of_the_bias_are_smoke_too():
-    found = Distance(terms=FrechetTerms(20.0, 10.0), kernel=0.25, interval=None, limit=None)
-    assert "mostly bias" in small_sample_note("FVD", 8, found)
+    distance = Distance(terms=FrechetTerms(20.0, 10.0), kernel=0.25, interval=None, limit=None)
+    assert "mostly bias" in small_sample_note("FVD", 8, distance)
 
 
 def test_what_could_not_be_extrapolated_is_a_bound_in_the_table():

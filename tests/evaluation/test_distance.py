@@ -15,24 +15,24 @@ def features() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_every_number_is_of_the_same_two_sets(features):
-    found = measure(*features)
-    assert found.terms == frechet_terms(*features)
-    assert found.value == found.terms.mean_term + found.terms.covariance_term
-    assert found.kernel == kernel_distance(*features)
-    assert found.interval.low < found.value < found.interval.high
-    assert found.limit.value + found.limit.bias == pytest.approx(found.value)
+    distance = measure(*features)
+    assert distance.terms == frechet_terms(*features)
+    assert distance.value == distance.terms.mean_term + distance.terms.covariance_term
+    assert distance.kernel == kernel_distance(*features)
+    assert distance.interval.low < distance.value < distance.interval.high
+    assert distance.limit.value + distance.limit.bias == pytest.approx(distance.value)
 
 
 def test_too_few_clips_have_a_value_and_no_interval(features):
-    found = measure(*(x[: NUM_GROUPS - 1] for x in features))
-    assert found.value > 0
-    assert found.interval is None
-    assert found.limit is None
+    distance = measure(*(x[: NUM_GROUPS - 1] for x in features))
+    assert distance.value > 0
+    assert distance.interval is None
+    assert distance.limit is None
 
 
 def test_json_keeps_every_field(features):
-    found = measure(*features).as_json()
-    assert json.loads(json.dumps(found)) == found
-    assert found.keys() == {"value", "interval", "mean_term", "covariance_term", "kernel_distance", "limit"}
-    assert found["interval"].keys() == {"low", "high", "level"}
-    assert found["limit"].keys() == {"value", "bias", "interval", "settled"}
+    distance = measure(*features).as_json()
+    assert json.loads(json.dumps(distance)) == distance
+    assert distance.keys() == {"value", "interval", "mean_term", "covariance_term", "kernel_distance", "limit"}
+    assert distance["interval"].keys() == {"low", "high", "level"}
+    assert distance["limit"].keys() == {"value", "bias", "interval", "settled"}

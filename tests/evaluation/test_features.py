@@ -31,9 +31,9 @@ def test_extractors_have_the_members_of_the_protocol():
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_clip_has_one_row_however_clips_are_batched_and_spread(clips, num_devices, axes, batch_size):
     """Rows that only fill up a batch are never counted."""
-    found = pooled(clips, num_devices, batch_size, **axes)
-    assert found.shape == (7, 10)
-    np.testing.assert_array_equal(found, pooled(clips, 1, 7))
+    features = pooled(clips, num_devices, batch_size, **axes)
+    assert features.shape == (7, 10)
+    np.testing.assert_array_equal(features, pooled(clips, 1, 7))
 
 
 def test_frames_beyond_those_judged_do_not_count(clips):
@@ -66,11 +66,11 @@ def test_features_are_extracted_once_for_each_key():
 def test_a_kept_file_that_was_changed_is_made_anew():
     extract = Counted()
     for damage in (lambda data: data[:-5], lambda data: data[:-5] + b"\x01" + data[-4:], lambda data: b""):
-        kept = cached({"content": "a"}, extract)
+        first = cached({"content": "a"}, extract)
         (file,) = cache_folder().iterdir()
         file.write_bytes(damage(file.read_bytes()))
         before = extract.times
-        np.testing.assert_array_equal(cached({"content": "a"}, extract), kept)
+        np.testing.assert_array_equal(cached({"content": "a"}, extract), first)
         assert extract.times == before + 1, "what was damaged must not be used"
 
 

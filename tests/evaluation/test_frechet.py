@@ -4,13 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from dit_video.evaluation.frechet import (
-    FeatureMoments,
-    FrechetTerms,
-    frechet_distance,
-    frechet_terms,
-    kernel_distance,
-)
+from dit_video.evaluation.frechet import FeatureMoments, FrechetTerms, frechet_distance, frechet_terms, kernel_distance
 
 
 def features(seed, num_rows, size, *, decay=0.0):
@@ -153,5 +147,8 @@ def test_bad_blocks_and_moments_are_named():
         kernel_distance(x, np.zeros((40, 4)), block_size=4)
     with pytest.raises(ValueError, match="count=1, must be at least 2"):
         _ = FeatureMoments.of(x[:1]).covariance
-    with pytest.raises(ValueError, match="D=4 and D=3 differ"):
-        FeatureMoments.of(x).merge(FeatureMoments.of(x[:, :3]))
+    four, three = FeatureMoments.of(x), FeatureMoments.of(x[:, :3])
+    for combine in (FeatureMoments.merge, FeatureMoments.frechet_terms):
+        for one, other, message in ((four, three, "D=4 and D=3 differ"), (three, four, "D=3 and D=4 differ")):
+            with pytest.raises(ValueError, match=message):
+                combine(one, other)

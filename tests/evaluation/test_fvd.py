@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from toys import Brightness, FitLines, Videos, judged_by, small_mesh
 
-from dit_video.checkpoint import weights_digest
-from dit_video.data.batch import Batch, Split
+from dit_video.data.batch import Batch
+from dit_video.data.record import Split
 from dit_video.data.transforms import ClipTransform
 from dit_video.evaluation import i3d, i3d_weights
 from dit_video.evaluation.card import differing_scale
@@ -14,7 +14,9 @@ from dit_video.evaluation.features import cache_folder
 from dit_video.evaluation.frechet import frechet_distance
 from dit_video.evaluation.fvd import FVD, Generated, numbered, shuffle_frames
 from dit_video.nn.module import define, params_of
-from dit_video.tasks.task import EvaluationData, Report, Subject
+from dit_video.tasks.evaluator import EvaluationData, Report
+from dit_video.tasks.subject import Subject
+from dit_video.weights.digest import weights_digest
 
 YARDSTICKS = {
     "training clips",
@@ -34,14 +36,14 @@ def subject_on(num_devices: int = 1, **axes: int) -> Subject:
     """Its samples are grey by label; its reconstructions are perfect."""
     definition = define(FitLines().init)
     subject = Subject(FitLines(), definition, None, small_mesh(num_devices, **axes), {"run": "toys", "sampler": "none"})
-    return subject.hold(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
+    return subject.with_weights(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
 
 
 @pytest.fixture(scope="module")
 def stills() -> Batch:
     """Clips of ten frames in which nothing moves."""
     images = np.random.default_rng(0).integers(0, 256, (NUM_CLIPS, 1, 8, 8, 3), np.uint8)
-    return Batch(video=np.repeat(images, 10, axis=1), label=np.arange(NUM_CLIPS, dtype=np.int32) * 10)
+    return Batch(video=np.repeat(images, 10, axis=1), signals={"label": np.arange(NUM_CLIPS, dtype=np.int32) * 10})
 
 
 @pytest.fixture
@@ -161,10 +163,10 @@ def test_samples_stand_above_their_nearest_training_clips(stills):
 
 def test_a_sample_is_made_again_as_it_was(stills):
     data = judged_by(stills)
-    judged = Generated(subject_on(), data, 3)
-    every = np.concatenate(list(judged.batches(NUM_CLIPS, 6)))
+    generated = Generated(subject_on(), data, 3)
+    every = np.concatenate(list(generated.batches(NUM_CLIPS, 6)))
     some = np.array([17, 2, 2, 11])
-    np.testing.assert_array_equal(judged.numbered(some, NUM_CLIPS, 6), every[some])
+    np.testing.assert_array_equal(generated.numbered(some, NUM_CLIPS, 6), every[some])
     np.testing.assert_array_equal(numbered(data, Split.TRAIN, some, NUM_CLIPS, 6).video, np.asarray(stills.video)[some])
 
 
@@ -191,7 +193,7 @@ class Rebuilt(FitLines):
 def test_a_codec_is_never_ranked_with_what_makes_new_clips(report, stills):
     definition = define(FitLines().init)
     subject = Subject(Rebuilt(), definition, None, small_mesh(), {})
-    subject.hold(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
+    subject.with_weights(params_of(FitLines().init(jax.random.key(0))), step=7, ema=True)
     card = judge()(subject, judged_by(stills), 5).cards["fvd"]
     assert differing_scale(card, report.cards["fvd"]) == ["pairs"]
     assert card["value"] == pytest.approx(0, abs=1e-9)

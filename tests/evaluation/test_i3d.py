@@ -96,8 +96,8 @@ def reference():
 def test_logits_agree_with_an_independent_float64_network(reference, shape, rule):
     videos = moving_stripes(*shape)
     expected = reference(videos[-1], rule)
-    found = i3d.logits(videos, resize=rule, batch_size=2)[-1]
-    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
+    actual = i3d.logits(videos, resize=rule, batch_size=2)[-1]
+    assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -42,3 +42,10 @@ def test_one_sample_over_and_over_has_no_diversity(clouds):
 def test_held_out_clips_that_are_training_clips_leave_nothing_to_compare_with(clouds):
     _, training, samples = clouds
     assert novelty(samples, training, training) is None
+
+
+def test_diversity_is_a_ratio_of_mean_distances_between_two_rows():
+    """Of all ordered pairs of different rows, however many rows either set has."""
+    pair, triple = np.array([[0.0], [2.0]]), np.array([[0.0], [1.0], [2.0]])
+    assert diversity(pair, triple) == pytest.approx(2 / ((1 + 1 + 2) / 3), rel=1e-12)
+    assert diversity(triple, pair) == pytest.approx((1 + 1 + 2) / 3 / 2, rel=1e-12)

@@ -23,7 +23,7 @@ def start(folder: Path, address: str, num_devices: int, num_processes: int, inde
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[str, dict]:
+def runs(tmp_path_factory) -> dict[str, dict]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -38,8 +38,8 @@ def found(tmp_path_factory) -> dict[str, dict]:
     return results
 
 
-def test_processes_and_devices_are_what_they_should_be(found):
-    assert {name: (run["devices"], run["processes"]) for name, run in found.items()} == {
+def test_processes_and_devices_are_what_they_should_be(runs):
+    assert {name: (run["devices"], run["processes"]) for name, run in runs.items()} == {
         "one device": (1, 1),
         "eight": (8, 1),
         "first of two": (8, 2),
@@ -47,21 +47,21 @@ def test_processes_and_devices_are_what_they_should_be(found):
     }
 
 
-def test_two_processes_agree_with_one_on_as_many_devices(found):
-    assert found["first of two"]["scalars"] == found["second of two"]["scalars"]
-    for ours, theirs in zip(found["first of two"]["scalars"], found["eight"]["scalars"]):
+def test_two_processes_agree_with_one_on_as_many_devices(runs):
+    assert runs["first of two"]["scalars"] == runs["second of two"]["scalars"]
+    for ours, theirs in zip(runs["first of two"]["scalars"], runs["eight"]["scalars"]):
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
 
 
-def test_real_clips_measure_alike_on_one_device_and_on_eight(found):
-    for ours, theirs in zip(found["one device"]["scalars"], found["eight"]["scalars"]):
+def test_real_clips_measure_alike_on_one_device_and_on_eight(runs):
+    for ours, theirs in zip(runs["one device"]["scalars"], runs["eight"]["scalars"]):
         for name in ("fbd training clips, first frame held still", "fbd training clips"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9)
 
 
-def test_samples_measure_alike_on_one_device_and_on_eight(found):
+def test_samples_measure_alike_on_one_device_and_on_eight(runs):
     """Sample i comes from noise f(seed, i), wherever it is made; rounding may tip a grey level over."""
-    for ours, theirs in zip(found["one device"]["scalars"], found["eight"]["scalars"]):
+    for ours, theirs in zip(runs["one device"]["scalars"], runs["eight"]["scalars"]):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-9)
-    first, other = (seed["fbd"] for seed in found["eight"]["scalars"])
+    first, other = (seed["fbd"] for seed in runs["eight"]["scalars"])
     assert abs(first - other) > 0.01 * first, "another seed is other noise"

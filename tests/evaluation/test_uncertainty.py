@@ -3,9 +3,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from dit_video.evaluation.frechet import frechet_distance
-from dit_video.evaluation.uncertainty import NUM_GROUPS, extrapolate, frechet_interval
+from dit_video.evaluation.uncertainty import NUM_GROUPS, _student_quantile, extrapolate, frechet_interval
 
 NUM_DRAWS = 120
 # A coverage of 0.95 shows less than 0.90 in 120 draws with probability 0.01.
@@ -174,3 +175,32 @@ def test_too_few_rows_bad_levels_and_bad_features_are_named(estimate):
         estimate(x, x[:, :3])
     with pytest.raises(ValueError, match="1 of 16 rows are not finite, first row 0"):
         estimate(x, np.where(x == x[0, 0], np.nan, x))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_units_and_origin_of_features_decide_nothing(scale):
+    """Distances go with the square of a scale; whether the excess has settled depends on neither."""
+    rng = np.random.default_rng(2)
+    for num_rows, settled in ((24, False), (160, True)):
+        x, y = rng.normal(size=(num_rows, 40)), 1 + rng.normal(size=(num_rows, 40))
+        limit, scaled = extrapolate(x, y), extrapolate(scale * x, scale * y)
+        assert limit.settled == scaled.settled == settled
+        np.testing.assert_allclose(scaled[:2], np.multiply(limit[:2], scale**2), rtol=1e-6)
+        far = 1e5 * np.arange(40)
+        assert extrapolate(x + far, y + far).settled == settled
+
+
+def test_rounding_of_widely_spread_features_does_not_unsettle():
+    """Equal rows in another order: distance and excess are rounding of the square of the spread, however wide."""
+    for seed in range(5):
+        x = 1e4 * np.random.default_rng(seed).normal(size=(40, 12))
+        assert extrapolate(x, np.array(x)).settled
+
+
+@pytest.mark.parametrize("probability", [0.6, 0.75, 0.9, 0.975, 0.995])
+def test_quantiles_of_student_s_t_lack_the_fourth_order_alone(probability):
+    """Abramowitz and Stegun 26.7.5, whose next term is g_4(z) / freedom^4."""
+    z, freedom = scipy.stats.norm.ppf(probability), 500
+    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160 / freedom**4
+    exact = scipy.stats.t.ppf(probability, freedom)
+    np.testing.assert_allclose(_student_quantile(probability, freedom) + fourth, exact, atol=5e-12, rtol=0)

@@ -114,25 +114,25 @@ def test_a_private_repository_is_asked_for(folder, server):
 
 def test_nothing_goes_to_a_public_repository_that_should_be_private(folder, server):
     server.private = False
-    said = push(folder, server.address, private=True)
-    assert f"could not: --push_to {REPO}: is there and public, and stays so" in said
+    printed = push(folder, server.address, private=True)
+    assert f"could not: --push_to {REPO}: is there and public, and stays so" in printed
     assert not server.files
 
 
-def test_who_is_not_let_in_is_told_what_to_do_and_keeps_the_folder(folder, server):
+def test_a_refused_login_names_the_remedy_and_keeps_the_folder(folder, server):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    said = push(folder, server.address, token="wrong")
-    assert f"could not: {folder} is complete, but could not be pushed to {REPO}" in said
-    assert "hf auth login" in said
-    assert f"hf upload {REPO} {folder} ." in said
+    printed = push(folder, server.address, token="wrong")
+    assert f"could not: {folder} is complete, but could not be pushed to {REPO}" in printed
+    assert "hf auth login" in printed
+    assert f"hf upload {REPO} {folder} ." in printed
     assert not server.files
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_host_that_does_not_answer_is_named(folder, server):
     address = server.address.replace("127.0.0.1", "127.0.0.2")
-    said = push(folder, address)
-    assert f"could not: {folder} is complete, but could not be pushed to {REPO} at {address}" in said
+    printed = push(folder, address)
+    assert f"could not: {folder} is complete, but could not be pushed to {REPO} at {address}" in printed
 
 
 @pytest.mark.parametrize("repo", ["videos", "a/b/c", "somebody/", "somebody/vi deos", "--/videos"])
@@ -141,7 +141,7 @@ def test_a_name_of_no_repository_is_an_error(repo):
         hub.check(repo)
 
 
-def test_who_is_not_logged_in_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_missing_login_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(ValueError, match="nobody is logged in to the Hub; log in with `hf auth login`"):

@@ -39,17 +39,17 @@ def test_the_readme_is_enough_to_run_them_in_a_fresh_process(programs, content):
     assert len(code.splitlines()) == 5
     rng = np.random.default_rng(0)
     x_t, latents = rng.standard_normal((2, 2, 2, 4, 4, 4), np.float32)
-    given = {"x_t": x_t, "t": rng.random((2, 1), np.float32), "label": np.int32([1, 3])}
-    np.savez(programs / "given.npz", **given, latents=latents)
+    inputs = {"x_t": x_t, "t": rng.random((2, 1), np.float32), "label": np.int32([1, 3])}
+    np.savez(programs / "given.npz", **inputs, latents=latents)
     (programs / "code.py").write_text(code)
     subprocess.run([sys.executable, "-c", FRESH_PROCESS], cwd=programs, check=True)
-    found = np.load(programs / "found.npz")
-    wanted = jax.jit(lambda network, inputs: network(*inputs))(content.denoiser.network, tuple(given.values()))
-    assert np.std(wanted) > 0.1
-    np.testing.assert_allclose(found["prediction"], wanted, rtol=1e-5, atol=1e-5)
+    actual = np.load(programs / "found.npz")
+    expected = jax.jit(lambda network, inputs: network(*inputs))(content.denoiser.network, tuple(inputs.values()))
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose(actual["prediction"], expected, rtol=1e-5, atol=1e-5)
     video = jax.jit(lambda codec, latents: codec.decode(latents))(content.codec, latents)
-    assert found["video"].shape == (2, 5, 32, 32, 3)
-    np.testing.assert_allclose(found["video"].astype(int), video, atol=1)
+    assert actual["video"].shape == (2, 5, 32, 32, 3)
+    np.testing.assert_allclose(actual["video"].astype(int), video, atol=1)
 
 
 def test_a_program_called_with_other_weights_than_the_network_has_is_refused(programs, content):

@@ -11,19 +11,19 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dit_video.checkpoint import weights_digest
 from dit_video.dit.dit import DiTConfig, published
 from dit_video.export.weights import CODEC, CONFIG, MODEL, Denoiser, ExportMismatch, compare, load, write_weights
 from dit_video.nn.module import define, params_of
+from dit_video.weights.digest import weights_digest
 
 
 def test_network_and_codec_are_rebuilt_from_the_folder_alone(exported, content):
     loaded = load(exported)
-    for found, wanted in ((loaded.network, content.denoiser.network), (loaded.codec, content.codec)):
-        found, wanted = params_of(found), params_of(wanted)
-        assert found.keys() == wanted.keys()
-        for name, value in wanted.items():
-            np.testing.assert_array_equal(found[name], value, strict=True)
+    for actual, expected in ((loaded.network, content.denoiser.network), (loaded.codec, content.codec)):
+        actual, expected = params_of(actual), params_of(expected)
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(actual[name], value, strict=True)
     assert loaded.codec.vae.config == content.codec.vae.config
     assert loaded.network.patch_size == content.denoiser.network.patch_size
     assert loaded.config["latent_shape"] == [2, 4, 4, 4]
@@ -165,7 +165,7 @@ def test_a_missing_file_is_named(spoilt, name):
 
 
 @pytest.mark.parametrize(
-    ("found", "named"),
+    ("actual", "named"),
     [
         ({"a": np.float32([0.0])}, "b is missing"),
         ({"a": np.float32([0.0]), "b": np.float32([1, 2]), "c": np.float32([0.0])}, "c is surplus"),
@@ -174,8 +174,8 @@ def test_a_missing_file_is_named(spoilt, name):
         ({"a": np.float32([0.0]), "b": np.int32([1, 2])}, "b differs"),
     ],
 )
-def test_comparison_is_of_bits_and_names_the_first_difference(found, named):
-    wanted = {"a": np.float32([0.0]), "b": np.float32([1, 2])}
-    assert compare(Path(MODEL), wanted, wanted) == 2
+def test_comparison_is_of_bits_and_names_the_first_difference(actual, named):
+    expected = {"a": np.float32([0.0]), "b": np.float32([1, 2])}
+    assert compare(Path(MODEL), expected, expected) == 2
     with pytest.raises(ExportMismatch, match=named):
-        compare(Path(MODEL), found, wanted)
+        compare(Path(MODEL), actual, expected)

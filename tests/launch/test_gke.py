@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
+from dit_video.distributed.targets import parse_target
 from dit_video.launch.gke import GKE
-from dit_video.targets import parse_target
 
 COMMAND = ["dit-video", "train", "--config=a file.py:x", "--config.name=it's $HOME $(HOME) $$\n: *"]
 
@@ -38,7 +38,7 @@ def test_four_slices_of_tpus():
     assert not [e for e in pod["containers"][0]["env"] if e["name"].startswith("DIT_VIDEO")]
 
 
-def test_gpus_are_told_where_the_first_pod_is():
+def test_gpu_pods_get_the_address_of_the_first_pod():
     manifest = gke("h100:16x8").manifest(COMMAND)
     job, pod = job_and_pod(manifest)
     assert job["parallelism"] == job["completions"] == 16

@@ -1,9 +1,9 @@
-"""Targets: how many machines, and no slice that cannot be had."""
+"""Hosts of targets: their number, and an error for slices that do not exist."""
 
 import pytest
 
+from dit_video.distributed.targets import parse_target
 from dit_video.launch.hosts import Hosts, hosts_of
-from dit_video.targets import parse_target
 
 
 @pytest.mark.parametrize(

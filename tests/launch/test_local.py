@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from dit_video.launch.local import Local, Outcome, run_together, shared_out, written_out
+from dit_video.launch.local import ExitStatus, Local, run_together, shared_out, written_out
 
 TWO = Local(num_processes=2).environments()
 INDEX = "import os, signal, sys, time; index = int(os.environ['DIT_VIDEO_PROCESS_ID']); "
 
 
-def run(program: str, grace_seconds: float = 10.0) -> tuple[Outcome, list[str]]:
+def run(program: str, grace_seconds: float = 10.0) -> tuple[ExitStatus, list[str]]:
     """Two processes of a Python program."""
     lines: list[str] = []
     outcome = run_together([sys.executable, "-c", program], TWO, grace_seconds=grace_seconds, write=lines.append)
@@ -24,7 +24,7 @@ def run(program: str, grace_seconds: float = 10.0) -> tuple[Outcome, list[str]]:
 
 def test_lines_come_with_the_index_of_their_process():
     outcome, lines = run(INDEX + "print('out', index); print('error', index, file=sys.stderr)")
-    assert outcome == Outcome(0, None)
+    assert outcome == ExitStatus(0, None)
     assert sorted(lines) == ["[0] error 0\n", "[0] out 0\n", "[1] error 1\n", "[1] out 1\n"]
 
 
@@ -74,7 +74,7 @@ def test_one_that_is_killed_ends_the_others():
 
 def test_one_that_stopped_and_saved_lets_the_others_do_so():
     outcome, lines = run(INDEX + "time.sleep(index); print('saved'); sys.exit(3)")
-    assert outcome == Outcome(3, None)
+    assert outcome == ExitStatus(3, None)
     assert sorted(lines) == ["[0] saved\n", "[1] saved\n"]
 
 
@@ -98,7 +98,7 @@ def test_a_signal_goes_to_every_process_once(number):
             threading.Thread(target=os.kill, args=(os.getpid(), number)).start()
 
     outcome = run_together([sys.executable, "-c", program], TWO, grace_seconds=5.0, write=write)
-    assert outcome == Outcome(3, None)
+    assert outcome == ExitStatus(3, None)
     assert sorted(line for line in lines if "signals" in line) == ["[0] signals 1 True\n", "[1] signals 1 True\n"]
     assert signal.getsignal(number) == before
 

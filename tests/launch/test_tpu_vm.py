@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from dit_video.distributed.targets import parse_target
 from dit_video.launch.tpu_vm import TPUVM
-from dit_video.targets import parse_target
 
 COMMAND = ["dit-video", "train", "--config=a file.py:x", '--config.name=it\'s $HOME "and" `more`\n*']
 # Writes down what it is told; `describe` gives one line of `states` after the other; `ssh` runs its command.

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_video.nn.attention import Attention, CrossAttention, QKNorm
-from dit_video.nn.embed import patch_angles, rope_angles, rotate
+from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm
 from dit_video.nn.norm import rms_normalize
+from dit_video.nn.positions import patch_angles, rope_angles, rotate
 from dit_video.nn.softmax_attention import cross_attention
 
 FLOAT32 = jnp.dtype("float32")
@@ -85,15 +85,65 @@ def cross() -> CrossAttention:
 def test_cross_attention_equals_softmax_head_by_head_over_each_rows_own_number_of_others(cross, tokens):
     awake = nnx.clone(cross)
     awake.out.kernel[...] = jax.random.normal(jax.random.key(3), cross.out.kernel[...].shape)
-    others, num_others = jax.random.normal(jax.random.key(2), (2, 5, 12)), (2, 5)
-    found = jax.jit(lambda a, *args: a(*args))(awake, tokens, others, jnp.array(num_others))
-    for row, length in enumerate(num_others):
-        q, (k, v) = rms_normalize(awake.query(tokens[row])), jnp.moveaxis(awake.key_value(others[row, :length]), 1, 0)
+    context, num_context = jax.random.normal(jax.random.key(2), (2, 5, 12)), (2, 5)
+    actual = jax.jit(lambda a, *args: a(*args))(awake, tokens, context, jnp.array(num_context))
+    for row, length in enumerate(num_context):
+        q, (k, v) = rms_normalize(awake.query(tokens[row])), jnp.moveaxis(awake.key_value(context[row, :length]), 1, 0)
         logits = jnp.einsum("nkd,lkd->knl", q, rms_normalize(k)) / np.sqrt(16)
         expected = awake.out(jnp.einsum("knl,lkd->nkd", jax.nn.softmax(logits), v))
-        np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual[row], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fresh_cross_attention_gives_zero(cross, tokens):
     others = jax.random.normal(jax.random.key(2), (2, 5, 12))
     np.testing.assert_array_equal(cross(tokens, others, jnp.array([1, 5])), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "shape"), [(QKNorm.PER_HEAD, -1, (4,)), (QKNorm.ACROSS_HEADS, (-2, -1), (3, 4))]
+)
+def test_queries_are_divided_by_their_root_mean_square_and_scaled(kind, axes, shape):
+    """Small ones too, where 1e-6 beside the mean square tells."""
+    norm = HeadsNorm(kind, 3, 4, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(norm.scale[...], np.ones(shape))
+    norm.scale[...] = 1 + jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape)
+    x = 1e-3 * np.random.default_rng(0).normal(size=(2, 5, 3, 4)).astype(np.float32)
+    expected = x / np.sqrt(np.square(x).mean(axes, keepdims=True) + 1e-6) * np.asarray(norm.scale[...])
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-4)
+    assert norm(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_fresh_kernels_have_the_scale_that_their_norm_asks_for():
+    """Variance 1 / fan-in where queries and keys are normalised; else Xavier's uniform, as in DiT."""
+    normed, plain = (
+        Attention(64, 4, dtype=FLOAT32, rngs=nnx.Rngs(0), qk_norm=n) for n in (QKNorm.PER_HEAD, QKNorm.NONE)
+    )
+    assert normed.qkv.kernel.shape == (64, 3, 4, 16)
+    assert float(jnp.std(normed.qkv.kernel[...])) == pytest.approx(64**-0.5, rel=0.03)
+    assert float(jnp.std(normed.out.kernel[...])) == pytest.approx(64**-0.5, rel=0.03)
+    # Uniform within +-sqrt(6 / (64 + 192)), whose deviation is sqrt(2 / (64 + 192)).
+    assert float(jnp.abs(plain.qkv.kernel[...]).max()) == pytest.approx((6 / 256) ** 0.5, rel=0.01)
+    assert float(jnp.std(plain.qkv.kernel[...])) == pytest.approx((2 / 256) ** 0.5, rel=0.03)
+
+
+def test_kernels_and_biases_name_their_logical_axes(attention, cross):
+    axes = lambda param: param.get_metadata()["axes"]  # noqa: E731
+    assert axes(attention.qkv.kernel) == ("embed", None, "heads", "head_dim")
+    assert axes(attention.qkv.bias) == (None, "heads", "head_dim")
+    assert axes(attention.out.kernel) == ("heads", "head_dim", "embed")
+    assert axes(attention.out.bias) == ("embed",)
+    assert axes(cross.query.kernel) == ("embed", "heads", "head_dim")
+    assert axes(cross.key_value.kernel) == ("embed", None, "heads", "head_dim")
+    assert axes(HeadsNorm(QKNorm.ACROSS_HEADS, 2, 4, rngs=nnx.Rngs(0)).scale) == ("heads", None)
+
+
+def test_without_norms_cross_attention_is_softmax_of_the_products_over_all(tokens):
+    plain = CrossAttention(32, 12, 2, dtype=FLOAT32, rngs=nnx.Rngs(0), qk_norm=QKNorm.NONE)
+    plain.out.kernel[...] = jax.random.normal(jax.random.key(3), plain.out.kernel[...].shape)
+    others = jax.random.normal(jax.random.key(2), (2, 5, 12))
+    q, (k, v) = plain.query(tokens), jnp.moveaxis(plain.key_value(others), 2, 0)
+    weights = jax.nn.softmax(jnp.einsum("bnkd,blkd->bknl", q, k) / np.sqrt(16), axis=-1)
+    expected = plain.out(jnp.einsum("bknl,blkd->bnkd", weights, v))
+    np.testing.assert_allclose(
+        jax.jit(lambda a, x, o: a(x, o, None))(plain, tokens, others), expected, rtol=1e-4, atol=1e-4
+    )

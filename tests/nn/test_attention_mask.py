@@ -87,8 +87,8 @@ def test_it_allows_what_its_definition_does_token_by_token(name):
     expected = by_loops(name)
     np.testing.assert_array_equal(np.broadcast_to(mask.allowed(tokens, tokens), expected.shape), expected)
     # Of indices that only the program knows, and of a mask that is an argument of it.
-    found = jax.jit(lambda mask, q, k: mask.allowed(q, k))(mask, tokens[1:4], tokens[::2])
-    np.testing.assert_array_equal(np.broadcast_to(found, (2, 3, len(tokens[::2]))), expected[:, 1:4, ::2])
+    actual = jax.jit(lambda mask, q, k: mask.allowed(q, k))(mask, tokens[1:4], tokens[::2])
+    np.testing.assert_array_equal(np.broadcast_to(actual, (2, 3, len(tokens[::2]))), expected[:, 1:4, ::2])
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
@@ -108,10 +108,10 @@ def test_stretches_are_hidden_only_where_every_pair_is(name):
         - sums[last[q] + 1, first[k]]
         + sums[first[q], first[k]]
     )
-    found = mask.any_allowed(Span(first[q], last[q]), Span(first[k], last[k]))
-    assert not ((among > 0) & ~found).any()
+    actual = mask.any_allowed(Span(first[q], last[q]), Span(first[k], last[k]))
+    assert not ((among > 0) & ~actual).any()
     if not isinstance(mask, Packed):
-        np.testing.assert_array_equal(found, among > 0)
+        np.testing.assert_array_equal(actual, among > 0)
 
 
 def test_an_empty_stretch_sees_nothing():

@@ -1,4 +1,4 @@
-"""Attention along one axis: what sees what, and that devices share it out without another result."""
+"""Axial attention: which tokens see which, and the same result on any mesh."""
 
 import functools
 import re
@@ -55,8 +55,8 @@ MESHES = ({"context": 8}, {"fsdp": 2, "context": 2, "tensor": 2}, {"context": 4,
 def test_any_mesh_computes_the_same(attend, over_space, axes, heads):
     del over_space
     with jax.set_mesh(small_mesh(8, **axes)):
-        found = jax.jit(functools.partial(attend, num_frames=FRAMES))(*heads)
-    np.testing.assert_allclose(found, attend(*heads, FRAMES), rtol=1e-4, atol=1e-5)
+        actual = jax.jit(functools.partial(attend, num_frames=FRAMES))(*heads)
+    np.testing.assert_allclose(actual, attend(*heads, FRAMES), rtol=1e-4, atol=1e-5)
 
 
 def test_over_time_devices_that_share_tokens_send_nothing(heads):

@@ -11,13 +11,13 @@ from flax import nnx
 from test_attention_mask import DEFINITIONS, IDS, by_loops
 from toys import small_mesh
 
-from dit_video.collectives import read_traffic
+from dit_video.distributed.collectives import read_traffic
+from dit_video.distributed.sharding import map_parts
 from dit_video.nn.attention import Attention
 from dit_video.nn.attention_mask import AttentionMask, BlockCausal, Full, Interleaved, Packed, TwoCopy
 from dit_video.nn.axial_attention import temporal_attention
 from dit_video.nn.blockwise_attention import attend_in_blocks
 from dit_video.nn.softmax_attention import self_attention
-from dit_video.sharding import map_parts
 
 # Float32 sums of a few dozen numbers of size 1.
 ROUNDING = {"rtol": 1e-6, "atol": 1e-6}
@@ -56,8 +56,8 @@ def value_and_gradients(attend, mask: AttentionMask, *heads: jax.Array) -> list[
     return [out, *pull(d_out)]
 
 
-def equal(found, expected) -> None:
-    for one, other in zip(found, expected, strict=True):
+def equal(actual, expected) -> None:
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, **ROUNDING)
 
 
@@ -143,8 +143,8 @@ def test_two_copies_are_as_many_passes_as_there_are_blocks(window):
 @pytest.mark.parametrize("attend", [self_attention, IN_FOURS], ids=["whole", "in blocks"])
 def test_what_sees_nothing_gives_zero_and_takes_no_gradient(attend):
     heads = random_heads(12)
-    found = value_and_gradients(attend, Packed(IDS), *heads)
-    for x in found:
+    actual = value_and_gradients(attend, Packed(IDS), *heads)
+    for x in actual:
         np.testing.assert_array_equal(x[IDS == 0], 0)
         assert jnp.isfinite(x).all()
     for x in value_and_gradients(attend, Packed(np.zeros_like(IDS)), *heads):
@@ -171,9 +171,9 @@ def test_half_precision_rounds_as_it_does_without_a_mask():
     exact = by_definition(np.ones((2, 12, 12), bool), *(x.astype(jnp.bfloat16) for x in heads))
     errors = {}
     for mask in (Full(), BlockCausal(12)):
-        found = value_and_gradients(self_attention, mask, *(x.astype(jnp.bfloat16) for x in heads))
-        assert {x.dtype for x in found} == {jnp.dtype(jnp.bfloat16)}
-        errors[mask] = np.array([np.abs(np.asarray(x, np.float64) - e).mean() for x, e in zip(found, exact)])
+        actual = value_and_gradients(self_attention, mask, *(x.astype(jnp.bfloat16) for x in heads))
+        assert {x.dtype for x in actual} == {jnp.dtype(jnp.bfloat16)}
+        errors[mask] = np.array([np.abs(np.asarray(x, np.float64) - e).mean() for x, e in zip(actual, exact)])
     assert (errors[BlockCausal(12)] < 1.2 * errors[Full()] + 1e-4).all()
 
 

@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_video.nn.embed import (
-    AdaLN,
-    LabelEmbedding,
-    TimeEmbedding,
-    gated,
-    modulate,
-    patch_angles,
-    patchify,
-    rope_angles,
-    rotate,
-    sincos_positions,
-    sinusoid,
-    unpatchify,
-)
+from dit_video.nn.embed import LabelEmbedding, TimeEmbedding, VectorEmbedding, sinusoid
+from dit_video.nn.linear import linear
+from dit_video.nn.modulation import AdaLN, ModulationOffset, gated, modulate
+from dit_video.nn.patches import from_tokens, latent_shape, patchify, per_patch_frame, to_tokens, unpatchify
+from dit_video.nn.positions import patch_angles, rope_angles, rotate, sincos_places, sincos_positions
 
 SHAPES = [((2, 4, 6), (1, 2, 2)), ((6, 6, 5), (2, 3, 1)), ((3, 4, 10), (3, 1, 5)), ((1, 2, 2), (1, 1, 1))]
 FLOAT32 = jnp.dtype("float32")
@@ -170,8 +161,8 @@ def test_fresh_modulation_is_the_identity_with_its_gate_shut():
 
 def test_modulation_is_affine_per_frame():
     x, shift, scale = numbers(2, 12, 8), numbers(2, 3, 8), 2 * numbers(2, 3, 8)
-    found, by_frame = modulate(x, shift, scale).reshape(2, 4, 3, 8), x.reshape(2, 4, 3, 8)
-    np.testing.assert_allclose(found[1, 3, 2], by_frame[1, 3, 2] * (1 + scale[1, 2]) + shift[1, 2], rtol=1e-6)
+    actual, by_frame = modulate(x, shift, scale).reshape(2, 4, 3, 8), x.reshape(2, 4, 3, 8)
+    np.testing.assert_allclose(actual[1, 3, 2], by_frame[1, 3, 2] * (1 + scale[1, 2]) + shift[1, 2], rtol=1e-6)
     np.testing.assert_array_equal(gated(scale, x).reshape(2, 4, 3, 8)[1, 3, 2], by_frame[1, 3, 2] * scale[1, 2])
 
 
@@ -189,3 +180,80 @@ def test_frames_that_share_their_vectors_are_modulated_as_a_clip():
     three = [jnp.repeat(vector, 3, axis=1) for vector in (shift, scale)]
     np.testing.assert_array_equal(modulate(x, *three), modulate(x, shift, scale))
     np.testing.assert_array_equal(gated(three[0], x), gated(shift, x))
+
+
+@pytest.mark.parametrize(("shape", "patch_size"), SHAPES)
+def test_tokens_are_a_place_with_all_its_frames_and_then_the_next(shape, patch_size):
+    latents = numbers(2, *shape, 3)
+    tokens, patches = to_tokens(latents, patch_size), patchify(latents, patch_size)
+    np.testing.assert_array_equal(tokens, patches.reshape(2, -1, patches.shape[-1]))
+    np.testing.assert_array_equal(from_tokens(tokens, patch_size, shape), latents)
+    assert latent_shape(latents) == shape
+
+
+def test_frames_that_share_a_patch_share_the_level_of_the_first():
+    levels = jnp.arange(12.0).reshape(2, 6)
+    np.testing.assert_array_equal(per_patch_frame(levels, (2, 3, 5)), levels[:, [0, 2, 4]])
+    np.testing.assert_array_equal(per_patch_frame(levels, (1, 3, 5)), levels)
+    np.testing.assert_array_equal(per_patch_frame(levels[:, :1], (2, 3, 5)), levels[:, :1])
+
+
+def test_angles_are_positions_times_a_ladder_of_frequencies():
+    """theta^(-i / n) for plane i of the n that an axis has (2104.09864, equation 15)."""
+    positions = np.array([[2.0, 3.0]], np.float32)
+    expected = [2, 2 * 10_000 ** (-1 / 3), 2 * 10_000 ** (-2 / 3), 3, 3 * 10_000**-0.5]
+    np.testing.assert_allclose(rope_angles(positions, 10)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        rope_angles(positions, 10, theta=100.0)[0], [2, *[2 * 100 ** (-i / 3) for i in (1, 2)], 3, 0.3], rtol=1e-6
+    )
+    # An axis without planes has no angles.
+    np.testing.assert_allclose(rope_angles(np.array([[2.0, 3.0, 4.0]], np.float32), 2), [[2.0]])
+
+
+def test_places_of_a_grid_are_sums_of_rows_and_columns_in_row_major_order():
+    rows, columns = np.arange(2.0), np.arange(3.0)
+    np.testing.assert_allclose(sincos_places(rows, columns, 16), sincos_positions((1, 2, 3), (1, 1, 1), 16), atol=1e-6)
+
+
+def test_a_linear_layer_is_xavier_s_with_its_axes_named():
+    layer = linear(64, 192, ("embed", "mlp"), rngs=nnx.Rngs(0), dtype=FLOAT32)
+    assert float(jnp.abs(layer.kernel[...]).max()) == pytest.approx((6 / 256) ** 0.5, rel=0.01)
+    np.testing.assert_array_equal(layer.bias[...], np.zeros(192))
+    assert layer.kernel.get_metadata()["axes"] == ("embed", "mlp")
+    assert layer.bias.get_metadata()["axes"] == ("mlp",)
+    assert linear(2, 3, (None, None), rngs=nnx.Rngs(0), dtype=FLOAT32, use_bias=False).bias is None
+
+
+def test_a_vector_is_embedded_by_two_layers_with_silu_between():
+    embed = VectorEmbedding(5, 64, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    assert float(jnp.std(embed.down.kernel[...])) == pytest.approx(0.02, rel=0.05)
+    x = numbers(3, 5)
+    inner = x @ embed.up.kernel[...]
+    np.testing.assert_allclose(embed(x), (inner * jax.nn.sigmoid(inner)) @ embed.down.kernel[...], rtol=1e-4, atol=1e-7)
+
+
+def test_a_level_is_embedded_by_the_256_features_of_its_sinusoid():
+    embed = TimeEmbedding(16, dtype=FLOAT32, rngs=nnx.Rngs(0), offset=1, frequency_shift=1)
+    t = jnp.array([[0.25, 0.5]])
+    features = sinusoid(t, 256, offset=1, frequency_shift=1)
+    np.testing.assert_allclose(embed(t), VectorEmbedding.__call__(embed, features), rtol=1e-6)
+    plain = TimeEmbedding(16, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(plain(t), VectorEmbedding.__call__(plain, sinusoid(t, 256)), rtol=1e-6)
+
+
+def test_an_offset_is_zero_at_first_and_then_added_vector_by_vector():
+    offset = ModulationOffset(3, 8, rngs=nnx.Rngs(0))
+    shared = [numbers(2, 1, 8).astype(jnp.bfloat16) for _ in range(3)]
+    for found, vector in zip(offset(shared), shared, strict=True):
+        np.testing.assert_array_equal(found, vector, strict=True)
+    offset.table[...] = jnp.arange(24.0).reshape(3, 8)
+    for i, (found, vector) in enumerate(zip(offset(shared), shared, strict=True)):
+        np.testing.assert_array_equal(found, vector + jnp.arange(8 * i, 8 * i + 8).astype(jnp.bfloat16))
+
+
+def test_modulation_is_a_projection_of_silu_of_the_condition():
+    layer, condition = AdaLN(2, 8, dtype=FLOAT32, rngs=nnx.Rngs(0)), numbers(2, 3, 8)
+    layer.projection.kernel[...] = numbers(8, 2, 8)
+    inner = condition * jax.nn.sigmoid(condition)
+    for i, vector in enumerate(layer(condition)):
+        np.testing.assert_allclose(vector, inner @ numbers(8, 2, 8)[:, i], rtol=1e-5, atol=1e-5)

@@ -15,8 +15,8 @@ def test_it_is_that_of_torch_over_frames_rows_and_columns():
     norm.scale[...], norm.bias[...] = jnp.arange(6.0), jnp.ones(6)
     theirs = torch.nn.GroupNorm(3, 6, eps=1e-3)
     theirs.load_state_dict({"weight": torch.arange(6.0), "bias": torch.ones(6)})
-    wanted = theirs(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).detach().numpy()
-    np.testing.assert_allclose(jax.jit(norm)(x), np.moveaxis(wanted, 1, -1), rtol=1e-4, atol=1e-5)
+    expected = theirs(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).detach().numpy()
+    np.testing.assert_allclose(jax.jit(norm)(x), np.moveaxis(expected, 1, -1), rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_is_normalised_in_float32():

@@ -34,15 +34,15 @@ def by_hand(video: QKV, text: QKV, num_text: jax.Array | None) -> tuple[jax.Arra
 @pytest.mark.parametrize("num_text", [None, NUM_TEXT], ids=["all", "masked"])
 def test_it_is_softmax_over_both_streams(num_text):
     video, text = random_heads(0, 8), random_heads(1, 5)
-    for found, wanted in zip(jax.jit(attend_jointly)(video, text, num_text), by_hand(video, text, num_text)):
-        np.testing.assert_allclose(found, wanted, **ROUNDING)
+    for actual, expected in zip(jax.jit(attend_jointly)(video, text, num_text), by_hand(video, text, num_text)):
+        np.testing.assert_allclose(actual, expected, **ROUNDING)
 
 
 def test_text_that_asks_nothing_is_read_all_the_same():
     video, text = random_heads(0, 8), random_heads(1, 5)
-    found, nothing = jax.jit(attend_jointly)(video, text._replace(q=text.q[:, :0]), NUM_TEXT)
-    assert nothing.shape == (2, 0, 4, 8)
-    np.testing.assert_allclose(found, by_hand(video, text, NUM_TEXT)[0], **ROUNDING)
+    actual, empty = jax.jit(attend_jointly)(video, text._replace(q=text.q[:, :0]), NUM_TEXT)
+    assert empty.shape == (2, 0, 4, 8)
+    np.testing.assert_allclose(actual, by_hand(video, text, NUM_TEXT)[0], **ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_tokens_that_are_split_give_the_same_values_and_gradients(axes, num_head
     weights = jax.tree.map(lambda q, seed: jax.random.normal(jax.random.key(seed), q.shape), (video.q, text.q), (2, 3))
 
     def value(video, text):
-        found = attend_jointly(video, text, NUM_TEXT)
-        return sum(jnp.sum(w * x) for w, x in zip(weights, found)), found
+        actual = attend_jointly(video, text, NUM_TEXT)
+        return sum(jnp.sum(w * x) for w, x in zip(weights, actual)), actual
 
     differentiate = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
-    wanted = jax.jit(differentiate)(video, text)
+    expected = jax.jit(differentiate)(video, text)
     with jax.set_mesh(small_mesh(8, **{"data": 1, **axes})):
-        found = jax.jit(differentiate)(video, text)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+        actual = jax.jit(differentiate)(video, text)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, **ROUNDING)
 
 

@@ -7,7 +7,7 @@ from flax import nnx
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_XL, DiT
 from dit_video.nn.conv import CausalConv3d
-from dit_video.nn.embed import linear
+from dit_video.nn.linear import linear
 from dit_video.nn.module import Precision, define, params_of
 
 

@@ -56,3 +56,22 @@ def test_a_norm_is_the_function_it_names():
     x = 1.0 + jax.random.normal(jax.random.key(0), (3, 8))
     np.testing.assert_array_equal(Norm.RMS(x, 1e-3), rms_normalize(x, 1e-3))
     np.testing.assert_array_equal(Norm.LAYER(x, 1e-3), layer_normalize(x, 1e-3))
+
+
+def test_of_small_numbers_a_millionth_beside_their_mean_square_tells():
+    x = jnp.array([[1e-3, -3e-3, 2e-3, 5e-3]])
+    root = np.sqrt(np.square(x).mean() + 1e-6)
+    np.testing.assert_allclose(rms_normalize(x), x / root, rtol=1e-5)
+    np.testing.assert_allclose(RMSNorm(4, rngs=nnx.Rngs(0))(x), x / root, rtol=1e-5)
+    centred = x - x.mean()
+    root = np.sqrt(np.square(centred).mean() + 1e-6)
+    for norm in (layer_normalize, LayerNorm(4, rngs=nnx.Rngs(0)), Norm.LAYER):
+        np.testing.assert_allclose(norm(x), centred / root, rtol=1e-4)
+    np.testing.assert_allclose(Norm.RMS(x), rms_normalize(x), rtol=1e-6)
+
+
+def test_a_learnt_scale_multiplies_each_feature_in_float32():
+    norm = RMSNorm(4, rngs=nnx.Rngs(0), epsilon=1e-3)
+    norm.scale[...] = jnp.arange(4.0)
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    np.testing.assert_allclose(norm(x), rms_normalize(x, 1e-3) * jnp.arange(4.0), rtol=1e-6)

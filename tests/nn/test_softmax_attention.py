@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from toys import small_mesh
 
-from dit_video.collectives import read_traffic
+from dit_video.distributed.collectives import read_traffic
 from dit_video.nn.softmax_attention import Kernel, attend_local, choose_kernel, cross_attention, self_attention
 
 # Heads, devices along the axes, and the collectives of forward and backward.
@@ -58,9 +58,9 @@ def test_split_over_devices_value_and_gradients_are_the_same(num_heads, axes, ki
     placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*names))) for x in (q, k, v)]
     with jax.set_mesh(mesh):
         step = jax.jit(functools.partial(value_and_gradients, self_attention)).lower(*placed).compile()
-    (_, found), found_gradients = step(*placed)
-    np.testing.assert_allclose(found, expected, **ROUNDING)
-    for one, other in zip(found_gradients, gradients):
+    (_, actual), actual_gradients = step(*placed)
+    np.testing.assert_allclose(actual, expected, **ROUNDING)
+    for one, other in zip(actual_gradients, gradients):
         np.testing.assert_allclose(one, other, **ROUNDING)
     traffic = read_traffic(step.as_text(), mesh.shape, [0] * 8)
     # The sum over all devices that the test makes is the only reduction.
@@ -91,11 +91,11 @@ def test_attending_to_other_tokens_counts_only_those_there_are(axes):
     num_keys = jnp.array([1, 2, 3, 4, 5, 6, 6, 1], jnp.int32)
     (_, expected), gradients = jax.jit(functools.partial(value_and_gradients, by_definition))(q, k, v, num_keys)
     with jax.set_mesh(mesh):
-        (_, found), found_gradients = jax.jit(functools.partial(value_and_gradients, cross_attention))(
+        (_, actual), actual_gradients = jax.jit(functools.partial(value_and_gradients, cross_attention))(
             q, k, v, num_keys
         )
-    np.testing.assert_allclose(found, expected, **ROUNDING)
-    for one, other in zip(found_gradients, gradients):
+    np.testing.assert_allclose(actual, expected, **ROUNDING)
+    for one, other in zip(actual_gradients, gradients):
         np.testing.assert_allclose(one, other, **ROUNDING)
 
 
@@ -107,9 +107,9 @@ def test_the_tpu_kernel_interpreted_here_is_exact_at_any_length(num_queries, num
     there = jnp.array([num_keys, max(1, num_keys // 2)], jnp.int32)
     interpreted = functools.partial(attend_local, kernel=Kernel.SPLASH, interpret=True)
     (_, expected), gradients = jax.jit(functools.partial(value_and_gradients, by_definition))(q, k, v, there)
-    (_, found), found_gradients = jax.jit(functools.partial(value_and_gradients, interpreted))(q, k, v, there)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    for one, other in zip(found_gradients, gradients):
+    (_, actual), actual_gradients = jax.jit(functools.partial(value_and_gradients, interpreted))(q, k, v, there)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    for one, other in zip(actual_gradients, gradients):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from dit_video.nn.module import Params, define, params_of
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.task import clip_keys
-from dit_video.vae.adversary import AutoencodeLoss
+from dit_video.tasks.keys import clip_keys
 from dit_video.vae.codec import to_pixels, to_video
+from dit_video.vae.losses import AutoencodeLoss
 from dit_video.vae.vae import posterior
 
 

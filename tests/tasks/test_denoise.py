@@ -11,12 +11,19 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import ddpm, rectified_flow
 from dit_video.diffusion.path import Cosine, Linear
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
-from dit_video.diffusion.sampler import Euler, noise
+from dit_video.diffusion.process import noise
+from dit_video.diffusion.sampler import Euler
 from dit_video.diffusion.variance import LearnedVariance
+from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import DiT
+from dit_video.dit.wan import WanConfig
+from dit_video.encoders.clip_block import Activation
+from dit_video.encoders.clip_image import CLIPVisionConfig
+from dit_video.encoders.image import PretrainedImage
 from dit_video.nn.module import Params, Precision, define, params_of
 from dit_video.tasks.denoise import Denoise, Frozen
-from dit_video.tasks.task import clip_keys
+from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.known_frames import FirstFrame
 from dit_video.vae.codec import LatentCodec
 
 SHAPE = (5, 16, 16)
@@ -68,7 +75,7 @@ def test_cached_moments_are_the_videos_they_were_made_of(denoise, params, codec,
     moments = np.asarray(jax.jit(lambda c, video: c.moments(video))(codec, clips.video))
     key = jax.random.key(3)
     from_video, from_cache = (
-        loss(denoise, params, codec, batch, key) for batch in (clips, Batch(moments=moments, label=clips.label))
+        loss(denoise, params, codec, batch, key) for batch in (clips, Batch(moments=moments, signals=clips.signals))
     )
     assert from_cache == pytest.approx(float(from_video), rel=1e-5)
     assert loss(denoise, params, codec, clips, jax.random.key(4)) != from_video
@@ -80,6 +87,31 @@ def test_a_variance_can_only_be_learnt_by_a_network_that_has_one(denoise):
         dataclasses.replace(denoise, objective=learns)
     network = dataclasses.replace(denoise.network, learned_variance=True)
     assert dataclasses.replace(denoise, objective=learns, network=network).objective is learns
+
+
+def test_an_image_encoder_and_what_attends_to_it_come_together(denoise):
+    """And are of one width."""
+    image = PretrainedImage(
+        encoder=CLIPVisionConfig(hidden_size=8, depth=2, num_heads=2, mlp_size=12, activation=Activation.GELU),
+        model="none",
+    )
+    words = TextCondition(hidden_size=8, depth=1, num_heads=2)
+    network = WanConfig(hidden_size=16, depth=1, num_heads=2, mlp_width=16, patch_size=(1, 1, 1))
+
+    def with_image(image: PretrainedImage | None, image_size: int | None) -> Denoise:
+        condition = FirstFrame(text=words, image_size=image_size)
+        return dataclasses.replace(denoise, network=network, condition=condition, image=image)
+
+    assert with_image(None, None).image is None
+    assert with_image(image, 8).image is image
+    with pytest.raises(ValueError, match=r"Denoise.image=None: condition.image_size=8"):
+        with_image(None, 8)
+    for width in (7, 9):
+        with pytest.raises(ValueError, match=rf"encoder.hidden_size=8: .*image_size={width}; make them the same"):
+            with_image(image, width)
+    for condition in (denoise.condition, FirstFrame(text=words), None):
+        with pytest.raises(ValueError, match=r"Denoise.image=.*: the network attends to no tokens of an image"):
+            dataclasses.replace(denoise, condition=condition, image=image)
 
 
 def test_latents_are_a_new_posterior_sample_at_every_step(denoise, params, codec, cached):
@@ -197,7 +229,7 @@ def test_guidance_and_labels_change_what_is_made(sampling, params, codec, clips)
     guided = generate(sampling, params, codec, batch, keys)
     unguided = generate(plain, params, codec, batch, keys)
     assert largest_difference(guided, unguided) > 2
-    other = batch._replace(label=(batch.label + 1) % 3)
+    other = batch._replace(label=(batch.signals["label"] + 1) % 3)
     assert largest_difference(generate(sampling, params, codec, other, keys), guided) > 2
     # Without a label there is nothing to follow.
     none = batch._replace(label=np.full(2, -1, np.int32))

@@ -1,4 +1,4 @@
-"""Image to video: the first frame of a clip is known, by channels beside x_t or by holding it at noise level 0."""
+"""Image to video: the first frame of a clip is known, by channels beside x_t or by known it at noise level 0."""
 
 import dataclasses
 
@@ -10,13 +10,14 @@ import pytest
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
 from dit_video.diffusion.guidance import Guidance
-from dit_video.diffusion.sampler import Euler, noise
+from dit_video.diffusion.process import noise
+from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import TextCondition
-from dit_video.dit.first_frame import FirstFrame
+from dit_video.dit.known import AsChannels, LevelZero
 from dit_video.dit.wan import WanConfig
 from dit_video.nn.module import define
 from dit_video.tasks.denoise import Denoise, Frozen
-from dit_video.tasks.first_frame import first_frame, grey_after_first
+from dit_video.tasks.known_frames import FirstFrame, first_frame, grey_after_first
 from dit_video.vae.codec import LatentCodec, to_pixels
 from dit_video.vae.cogvideox_vae import CogVideoXVAEConfig
 
@@ -27,7 +28,7 @@ SHAPE = (5, 16, 16)
 
 @pytest.fixture(scope="module")
 def batch(clips) -> Batch:
-    return Batch(video=clips.video, caption=encode_captions([f"clip {n}" for n in range(8)], 12))
+    return Batch(video=clips.video, signals={"caption": encode_captions([f"clip {n}" for n in range(8)], 12)})
 
 
 def task_of(denoise: Denoise, **fields) -> Denoise:
@@ -36,13 +37,13 @@ def task_of(denoise: Denoise, **fields) -> Denoise:
 
 
 @pytest.fixture(scope="module")
-def told(denoise) -> Denoise:
-    return task_of(denoise, condition=FirstFrame(text=WORDS))
+def shown(denoise) -> Denoise:
+    return task_of(denoise, condition=WORDS, known=FirstFrame(shown=AsChannels()))
 
 
 @pytest.fixture(scope="module")
-def holding(denoise) -> Denoise:
-    return task_of(denoise, condition=WORDS, hold_first_frame=True)
+def known(denoise) -> Denoise:
+    return task_of(denoise, condition=WORDS, known=FirstFrame(shown=LevelZero()))
 
 
 def model_of(task: Denoise):
@@ -88,7 +89,7 @@ def test_after_it_frames_are_grey(codec, batch):
     np.testing.assert_allclose(jax.jit(lambda b: grey_after_first(codec, b, 2))(batch), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["told", "holding"])
+@pytest.mark.parametrize("kind", ["shown", "known"])
 def test_clips_are_made_from_their_first_frame_and_from_no_other(kind, request, codec, batch):
     task = request.getfixturevalue(kind)
     made = generate(task, codec, batch)
@@ -100,32 +101,32 @@ def test_clips_are_made_from_their_first_frame_and_from_no_other(kind, request, 
     assert task.paired
 
 
-def test_a_frame_that_is_held_is_what_the_codec_makes_of_it(holding, codec, batch):
-    made = generate(holding, codec, batch)
+def test_a_frame_that_is_held_is_what_the_codec_makes_of_it(known, codec, batch):
+    made = generate(known, codec, batch)
     alone = jax.jit(lambda batch: codec.decode(first_frame(codec, batch)))(batch)
     np.testing.assert_allclose(np.asarray(made[:, :1], int), alone, atol=1)
 
 
-def test_a_frame_that_is_held_counts_in_no_loss(holding, codec, batch):
+def test_a_frame_that_is_held_counts_in_no_loss(known, codec, batch):
     """With a network that predicts nothing, the loss is that of the later frames' targets."""
-    zero = jax.tree.map(jnp.zeros_like, model_of(holding))
+    zero = jax.tree.map(jnp.zeros_like, model_of(known))
     of = lambda t: jax.jit(  # noqa: E731
         lambda batch: t.loss(zero, Frozen(codec), batch, jax.random.key(4), jnp.int32(0))
     )
-    value, metrics = of(holding)(batch)
-    plain, _ = of(dataclasses.replace(holding, hold_first_frame=False))(batch)
+    value, metrics = of(known)(batch)
+    plain, _ = of(dataclasses.replace(known, known=None))(batch)
     assert float(value) != pytest.approx(float(plain), rel=1e-3)
     # One level for each of the eight clips' only later latent frame.
     assert sum(float(n) for name, n in metrics.items() if name.startswith("count/")) == 8
     # Another first frame moves the others' loss by what the network sees of it alone: nothing.
-    moved, _ = of(holding)(batch._replace(video=None, moments=moments_with_other_first(codec, batch)))
-    same, _ = of(holding)(batch._replace(video=None, moments=jax.jit(codec.moments)(batch.video)))
+    moved, _ = of(known)(batch._replace(video=None, moments=moments_with_other_first(codec, batch)))
+    same, _ = of(known)(batch._replace(video=None, moments=jax.jit(codec.moments)(batch.video)))
     assert float(moved) == pytest.approx(float(same), rel=1e-6)
 
 
 @pytest.fixture(scope="module")
-def never_dropped(holding) -> Denoise:
-    return dataclasses.replace(holding, condition=dataclasses.replace(WORDS, drop_rate=0.0))
+def never_dropped(known) -> Denoise:
+    return dataclasses.replace(known, condition=dataclasses.replace(WORDS, drop_rate=0.0))
 
 
 def test_the_loss_of_a_held_frame_by_hand(never_dropped, codec, batch):
@@ -138,7 +139,7 @@ def test_the_loss_of_a_held_frame_by_hand(never_dropped, codec, batch):
         x_0 = codec.whiten(codec.moments(batch.video), of_posterior)
         x_t, t, target, weight = task.objective.corrupt(of_noise, x_0)
         seen, levels = jnp.concatenate([x_0[:, :1], x_t[:, 1:]], axis=1), jnp.concatenate([0 * t, t], axis=1)
-        error = jnp.square(model(seen, levels, batch.caption) - target)
+        error = jnp.square(model(seen, levels, batch.signals["caption"]) - target)
         return jnp.mean(weight[:, :, None, None, None] * error[:, 1:]), jnp.mean(error[:, :1])
 
     found, _ = loss(task, codec, batch)
@@ -157,7 +158,7 @@ def test_the_error_beside_a_held_frame_by_hand(never_dropped, codec, batch):
         eps, t = noise(rngs, x_0.shape[1:]), jnp.full((8, 1), task.objective.path.time_of_logsnr(logsnr))
         x_t = task.objective.path.x_t(x_0, eps, t)
         seen, levels = jnp.concatenate([x_0[:, :1], x_t[:, 1:]], axis=1), jnp.concatenate([0 * t, t], axis=1)
-        denoised = task.objective.denoised(model(seen, levels, batch.caption), x_t, t)
+        denoised = task.objective.denoised(model(seen, levels, batch.signals["caption"]), x_t, t)
         return jnp.mean(jnp.square(denoised - x_0)[:, 1:], axis=(1, 2, 3, 4))
 
     found = jax.jit(lambda batch: task.validate(model, Frozen(codec), batch, rngs))(batch)
@@ -170,7 +171,7 @@ def moments_with_other_first(codec: LatentCodec, batch: Batch) -> jax.Array:
     return jax.jit(codec.moments)(batch.video).at[:, :1].add(1.0)
 
 
-@pytest.mark.parametrize("kind", ["told", "holding"])
+@pytest.mark.parametrize("kind", ["shown", "known"])
 def test_the_gradient_reaches_every_parameter(kind, request, codec, batch):
     task = request.getfixturevalue(kind)
     definition = define(task.init)
@@ -181,17 +182,17 @@ def test_the_gradient_reaches_every_parameter(kind, request, codec, batch):
         assert float(jnp.abs(value).max()) > 0, name
 
 
-def test_cached_latents_are_enough_unless_frames_after_the_first_are_grey(told, codec, batch):
+def test_cached_latents_are_enough_unless_frames_after_the_first_are_grey(shown, codec, batch):
     cached = batch._replace(video=None, moments=jax.jit(codec.moments)(batch.video))
     with pytest.raises(ValueError, match="read them from a source of video, not a latent cache"):
-        loss(told, codec, cached)
-    zeros = dataclasses.replace(told, condition=FirstFrame(text=WORDS, grey_frames=False))
+        loss(shown, codec, cached)
+    zeros = dataclasses.replace(shown, known=FirstFrame(shown=AsChannels(grey_frames=False)))
     assert np.isfinite(float(loss(zeros, codec, cached)[0]))
 
 
-def test_errors_are_measured_where_frames_are_not_known(holding, codec, batch):
+def test_errors_are_measured_where_frames_are_not_known(known, codec, batch):
     rngs = jax.random.split(jax.random.key(5), 8)
-    task = dataclasses.replace(holding, held_out_logsnr=(0.0,))
+    task = dataclasses.replace(known, held_out_logsnr=(0.0,))
     call = jax.jit(lambda model, batch: task.validate(model, Frozen(codec), batch, rngs)["x_0_error"])
     zero = jax.tree.map(jnp.zeros_like, model_of(task))
     moments = jax.jit(codec.moments)(batch.video)
@@ -200,22 +201,20 @@ def test_errors_are_measured_where_frames_are_not_known(holding, codec, batch):
     np.testing.assert_allclose(call(zero, batch._replace(video=None, moments=moments.at[:, 0].add(1.0))), found)
 
 
-def test_a_frame_cannot_be_held_where_it_could_not_be_told_from_others(holding, told, codec):
+def test_a_frame_cannot_be_known_where_its_level_is_that_of_others(known, shown, codec):
     with pytest.raises(ValueError, match=r"network.patch_size=\(2, 1, 1\) must be of one frame"):
-        dataclasses.replace(holding, network=dataclasses.replace(NETWORK, patch_size=(2, 1, 1)))
-    with pytest.raises(ValueError, match="the condition is a FirstFrame, which tells it already"):
-        dataclasses.replace(told, hold_first_frame=True)
-    image = Batch(video=np.zeros((1, 1, 16, 16, 3), np.uint8), caption=encode_captions(["one"], 12))
+        dataclasses.replace(known, network=dataclasses.replace(NETWORK, patch_size=(2, 1, 1)))
+    image = Batch(video=np.zeros((1, 1, 16, 16, 3), np.uint8), signals={"caption": encode_captions(["one"], 12)})
     with pytest.raises(ValueError, match="clips of one latent frame have none after it"):
-        loss(holding, codec, image)
+        loss(known, codec, image)
 
 
-def test_the_mask_has_a_channel_for_each_frame_of_a_latent_frame(told):
+def test_the_mask_has_a_channel_for_each_frame_of_a_latent_frame(shown):
     with pytest.raises(ValueError, match=r"mask_channels=3: .* of VideoVAEConfig 4; set it so"):
-        dataclasses.replace(told, condition=FirstFrame(text=WORDS, mask_channels=3))
+        dataclasses.replace(shown, known=FirstFrame(shown=AsChannels(mask_channels=3)))
 
 
 def test_a_codec_that_mixes_first_frames_with_others_is_refused(denoise):
     vae = CogVideoXVAEConfig()
     with pytest.raises(ValueError, match=r"CogVideoXVAEConfig: it takes 2 latent frames at once"):
-        dataclasses.replace(denoise, codec=dataclasses.replace(denoise.codec, vae=vae), hold_first_frame=True)
+        dataclasses.replace(denoise, codec=dataclasses.replace(denoise.codec, vae=vae), known=FirstFrame())

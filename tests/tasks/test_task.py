@@ -7,7 +7,9 @@ import pytest
 from toys import FitLines, line_batch, small_mesh
 
 from dit_video.nn.module import define, params_of
-from dit_video.tasks.task import Subject, Task, clip_keys, purpose_key
+from dit_video.tasks.keys import clip_keys, purpose_key
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import Task
 
 
 def numbers(key: jax.Array) -> bytes:
@@ -50,7 +52,7 @@ def test_a_subject_judges_the_weights_it_holds(mesh):
     subject = Subject(task, definition, None, mesh, {"run": "toys"})
     errors = []
     for step, params in enumerate(weights):
-        held = subject.hold(params, step=step, ema=step == 0)
+        held = subject.with_weights(params, step=step, ema=step == 0)
         assert (held, held.step, held.ema) == (subject, step, step == 0)
         found = held.validate(batch, clip_keys(0, range(8)))["error"]
         x, y = np.split(batch.moments, 2, axis=-1)
@@ -65,7 +67,7 @@ def test_a_subject_makes_host_clips_in_the_order_of_the_batch():
     task = FitLines()
     definition = define(task.init)
     subject = Subject(task, definition, None, small_mesh(8), {})
-    subject.hold(params_of(task.init(jax.random.key(0))), step=0, ema=True)
+    subject.with_weights(params_of(task.init(jax.random.key(0))), step=0, ema=True)
     made = subject.generate(line_batch(0), clip_keys(0, range(8)), (3, 4, 5))
     assert isinstance(made, np.ndarray)
     assert made.shape == (8, 3, 4, 5, 3)

@@ -14,10 +14,10 @@ SMALL = Case(name="small", size=DiTConfig(hidden_size=32, depth=1, num_heads=2),
 
 @pytest.mark.parametrize("latents", [(1, 8, 8), (4, 4, 4)], ids=str)
 def test_steps_that_are_timed_are_of_one_network(latents):
-    found = bench_step.measure(dataclasses.replace(SMALL, latents=latents), Peer(name="diffusers"), 2, half=False)
-    assert found.difference < 1e-4
-    assert len(found.ratios) == 2
-    assert min(*found.ours, *found.theirs) > 0
+    measured = bench_step.measure(dataclasses.replace(SMALL, latents=latents), Peer(name="diffusers"), 2, half=False)
+    assert measured.difference < 1e-4
+    assert len(measured.ratios) == 2
+    assert min(*measured.ours, *measured.theirs) > 0
 
 
 def test_another_network_is_not_timed(monkeypatch):
@@ -32,14 +32,14 @@ def test_another_network_is_not_timed(monkeypatch):
 
 
 def test_the_table_has_medians_ratios_and_their_range():
-    found = Measured(
+    measured = Measured(
         case=SMALL, peer="a", ours=(1.0, 2.0, 1.0), theirs=(2.0, 2.0, 1.5), difference=2e-7, flops=int(1e12)
     )
-    np.testing.assert_allclose(found.ratios, [2.0, 1.0, 1.5])
-    *_, line = bench_step.rows([found], peak=None)
+    np.testing.assert_allclose(measured.ratios, [2.0, 1.0, 1.5])
+    *_, line = bench_step.rows([measured], peak=None)
     assert line == "| small | 4 x 4 x 4 | 2 | a | 1000 ms | 2000 ms | 1.50 | 1.00 to 2.00 | 2e-07 |"
-    *_, line = bench_step.rows([found], peak=4e12)
+    *_, line = bench_step.rows([measured], peak=4e12)
     assert line.endswith("| 25% | 12% |")
-    text = bench_step.page([found], "command", 3, "machine", None)
+    text = bench_step.page([measured], "command", 3, "machine", None)
     assert "    command\n" in text
     assert "machine\n\n| network |" in text

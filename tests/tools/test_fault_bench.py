@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_video.checkpoint import Checkpoints
+from dit_video.checkpoint.checkpoints import Checkpoints
 from tools import flip_bench, reliability_page
 
 

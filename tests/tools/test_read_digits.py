@@ -1,4 +1,4 @@
-"""The reader of digits: what it promises of its numbers, its controls and its cache."""
+"""The digit classifier of tools/read_digits.py: its scores, control sets and cache."""
 
 import dataclasses
 import importlib.util
@@ -12,13 +12,14 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from dit_video.data.batch import NO_LABEL, Split
 from dit_video.data.dataset import Data
+from dit_video.data.record import NO_LABEL, Split
 from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
+from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.nn.module import define, params_of
-from dit_video.sharding import MeshShape, make_mesh
-from dit_video.tasks.task import Subject, Task
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import Task
 
 FILE = Path(__file__).parents[2] / "tools" / "read_digits.py"
 SPEC = importlib.util.spec_from_file_location("read_digits", FILE)
@@ -97,7 +98,7 @@ class Painter(Task):
         return nnx.Linear(1, 1, rngs=nnx.Rngs(rng))
 
     def generate(self, model, frozen, batch, rngs, shape):
-        label = jnp.where(batch.label == NO_LABEL, 255, batch.label).astype(jnp.uint8)
+        label = jnp.where(batch.signals["label"] == NO_LABEL, 255, batch.signals["label"]).astype(jnp.uint8)
         noise = jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint8))(rngs)
         video = jnp.stack([label, noise, noise], -1)[:, None, None, None]
         return jnp.broadcast_to(video, (len(label), *shape, 3))
@@ -108,30 +109,30 @@ def painter() -> Subject:
     task = Painter()
     params = params_of(task.init(jax.random.key(0)))
     subject = Subject(task, define(task.init), None, make_mesh(MeshShape()), {})
-    return subject.hold(params, step=0, ema=True)
+    return subject.with_weights(params, step=0, ema=True)
 
 
-def generated(painter, num_clips, *, told):
+def generated(painter, num_clips, *, with_labels):
     """Label painted, noise painted and label wanted of every real row."""
     labels = np.arange(num_clips, dtype=np.int32) % 10
-    batches = read_digits.generations(painter, labels, (1, 2, 2), seed=3, told=told)
+    batches = read_digits.generations(painter, labels, (1, 2, 2), seed=3, with_labels=with_labels)
     rows = [(video[:n, 0, 0, 0, 0], video[:n, 0, 0, 0, 1], label[:n]) for video, label, n in batches]
     return [np.concatenate(column) for column in zip(*rows)]
 
 
 def test_generated_clips_are_balanced_and_none_is_counted_twice(painter):
     assert 40 % read_digits.BATCH_SIZE != 0  # the last batch is filled up with rows that do not count
-    painted, _, wanted = generated(painter, 40, told=True)
-    assert painted.tolist() == wanted.tolist()
-    assert np.bincount(wanted).tolist() == [4] * 10
+    painted, _, expected = generated(painter, 40, with_labels=True)
+    assert painted.tolist() == expected.tolist()
+    assert np.bincount(expected).tolist() == [4] * 10
 
 
-def test_withholding_labels_changes_what_the_network_is_told_and_nothing_else(painter):
-    _, noise, wanted = generated(painter, 20, told=True)
-    painted, same_noise, same_wanted = generated(painter, 20, told=False)
+def test_withholding_labels_changes_the_condition_alone(painter):
+    _, noise, expected = generated(painter, 20, with_labels=True)
+    painted, same_noise, same_expected = generated(painter, 20, with_labels=False)
     assert set(painted.tolist()) == {255}
     assert noise.tolist() == same_noise.tolist()
-    assert wanted.tolist() == same_wanted.tolist()
+    assert expected.tolist() == same_expected.tolist()
     assert len(set(noise.tolist())) > 10
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.curves import FILE, plot_record
-from dit_video.training.patient_files import PatientFiles
-from dit_video.training.tracker import RECORD
+from dit_video.training.tracker import METRICS_FILE
 
 
 def read(path: Path) -> np.ndarray:
@@ -22,13 +22,13 @@ def ink(picture: np.ndarray) -> int:
 
 def draw(folder: Path) -> Path:
     """The picture of the record in a folder."""
-    files, path = PatientFiles(print), folder / FILE
-    plot_record(files.file(folder / RECORD), files.file(path))
+    files, path = RetryingFiles(print), folder / FILE
+    plot_record(files.file(folder / METRICS_FILE), files.file(path))
     return path
 
 
 def write(folder: Path, lines: list[dict]) -> None:
-    (folder / RECORD).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.mark.parametrize("num_steps", [3, 150], ids=["raw", "smoothed"])

@@ -1,4 +1,4 @@
-"""Laws of training that goes wrong: what was found, what was done, and that a kill changes neither."""
+"""Laws of training faults: detection, reaction, and that neither changes when the run is killed."""
 
 import functools
 import json
@@ -11,10 +11,10 @@ from line_training import Killed, Run, line_program, train_lines, without_rates
 from toys import line_batch
 
 from dit_video.data.batch import Batch
+from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind, read_events, summary
-from dit_video.training.faults import Faults, Judge, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
+from dit_video.training.faults import FaultDetector, Faults, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
 from dit_video.training.goodput import Activity, read_goodput
-from dit_video.training.patient_files import PatientFiles
 
 NUM_STEPS = 10
 WHAT = ("loss", "gradient norm")
@@ -154,8 +154,8 @@ def test_so_many_roll_backs_to_one_step_and_no_more(program, tmp_path):
 # --- spikes ---
 
 
-def found(losses, spike: Spike) -> list[int]:
-    judge = Judge(Faults(spike=spike), batch_size=8, past=[], events=[])
+def spikes_in(losses, spike: Spike) -> list[int]:
+    judge = FaultDetector(Faults(spike=spike), batch_size=8, past=[], events=[])
     values = [{"loss": float(loss), "grad_norm": 1.0} for loss in losses]
     return [number for number, value in enumerate(values) if judge.find(number, number, value, [])]
 
@@ -163,13 +163,13 @@ def found(losses, spike: Spike) -> list[int]:
 def test_a_spike_is_found_and_there_is_none_in_noise():
     noise = 1 + 0.1 * np.random.default_rng(0).normal(size=2000)
     spike = Spike(window=50, num_deviations=8.0)
-    assert found(noise, spike) == []
+    assert spikes_in(noise, spike) == []
     planted = noise.copy()
     planted[[700, 701, 1200]] = 4.0
-    assert found(planted, spike) == [700, 701, 1200]
+    assert spikes_in(planted, spike) == [700, 701, 1200]
     # A slow descent is none either, nor is what stands still.
-    assert found(np.linspace(10, 1, 500), spike) == []
-    assert found([1.0] * 100 + [2.0], spike) == []
+    assert spikes_in(np.linspace(10, 1, 500), spike) == []
+    assert spikes_in([1.0] * 100 + [2.0], spike) == []
 
 
 @pytest.mark.parametrize("action", [Note(), RollBack()])
@@ -207,7 +207,7 @@ def test_replaced_records_are_counted_over_kills_and_over_the_share_the_run_stop
 def test_events_are_forgotten_with_the_steps_they_belong_to(tmp_path):
     plain = [Event(step=s, batch=s, kind=Kind.SPIKE, done=Done.NOTED, what=("high",)) for s in (2, 5, 8)]
     back = Event(step=7, batch=7, kind=Kind.SPIKE, done=Done.ROLLED_BACK, what=("high",), to=4, next_batch=8)
-    log = EventLog([], PatientFiles(print).file(tmp_path / FILE))
+    log = EventLog([], RetryingFiles(print).file(tmp_path / FILE))
     for event in (*plain[:2], back, plain[2]):
         log.add(event)
     assert log.next_batch(4) == 8

@@ -1,7 +1,7 @@
 import pytest
 
+from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.goodput import FILE, Activity, Ledger, read_goodput, summary
-from dit_video.training.patient_files import PatientFiles
 
 
 class Clock:
@@ -20,7 +20,7 @@ def session(tmp_path):
 
     def play(start: int, *script) -> Ledger:
         clock = Clock()
-        ledger = Ledger(PatientFiles(print).file(tmp_path / FILE), start=start, began=clock.time, clock=clock)
+        ledger = Ledger(RetryingFiles(print).file(tmp_path / FILE), start=start, began=clock.time, clock=clock)
         ledger.write(start)
         for item in script:
             if isinstance(item, int):

@@ -12,15 +12,17 @@ import pytest
 from line_training import NUM_STEPS, Killed, Run, line_program, train_lines, without_rates
 from toys import line_batch
 
-from dit_video.checkpoint import Checkpoints
+from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.data.batch import Batch
-from dit_video.tasks.task import EvaluationData, Report, Subject
+from dit_video.tasks.evaluator import EvaluationData, Report
+from dit_video.tasks.subject import Subject
 from dit_video.training.faults import NotFinite
 from dit_video.training.goodput import Activity, read_goodput
-from dit_video.training.loop import Profile, Schedule, Work
+from dit_video.training.intervals import Profile, Schedule
+from dit_video.training.preemption import StopSignal
 from dit_video.training.step import Program
-from dit_video.training.stop import StopSignal
-from dit_video.training.tracker import RECORD, read_record
+from dit_video.training.throughput import Work
+from dit_video.training.tracker import METRICS_FILE, read_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_record(train, straight, tmp_p
     evaluators = {"norm": Norm(every=2)}
     with pytest.raises(Killed):
         train(evaluators=evaluators, before=kill, save_every=save_every)
-    with open(tmp_path / "run" / RECORD, "a") as record:
+    with open(tmp_path / "run" / METRICS_FILE, "a") as record:
         record.write('{"step": 5, "lo')
     second = train(evaluators=evaluators)
     assert without_rates(second.record) == without_rates(straight.record)

@@ -40,8 +40,8 @@ def updates(rule: optax.GradientTransformation, gradients: list[Params]) -> list
         return state, update
 
     stacked = jax.tree.map(lambda *g: jnp.stack(g), *gradients)
-    _, found = jax.jit(lambda g: jax.lax.scan(step, rule.init(params), g))(stacked)
-    return [jax.tree.map(lambda u, i=i: u[i], found) for i in range(len(gradients))]
+    _, updates = jax.jit(lambda g: jax.lax.scan(step, rule.init(params), g))(stacked)
+    return [jax.tree.map(lambda u, i=i: u[i], updates) for i in range(len(gradients))]
 
 
 def test_warm_up_is_linear_and_cosine_ends_at_zero():
@@ -87,8 +87,8 @@ def test_adamw_is_optax_adamw_after_clipping():
 
 def test_only_kernels_decay():
     """Without a gradient, what is left of an update is the decay: - rate x decay x parameter."""
-    nothing = jax.tree.map(jnp.zeros_like, draw(0))
-    update = updates(AdamW(learning_rate=0.01, weight_decay=0.1).build(100, AXES), [nothing])[0]
+    zeros = jax.tree.map(jnp.zeros_like, draw(0))
+    update = updates(AdamW(learning_rate=0.01, weight_decay=0.1).build(100, AXES), [zeros])[0]
     for name, param in draw(0).items():
         expected = -0.001 * param if name in KERNELS else np.zeros_like(param)
         np.testing.assert_allclose(update[name], expected, rtol=1e-5, err_msg=name)

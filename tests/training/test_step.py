@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import Mesh
 from toys import WIDTH, FitLines, line_batch, small_mesh
 
-from dit_video.sharding import place
+from dit_video.distributed.sharding import place
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import Program, TrainState, make_program
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute] (of protobuf)
 from tensorboardX.record_writer import masked_crc32c
 
-from dit_video.data.video import read_video
-from dit_video.training.patient_files import PatientFiles
-from dit_video.training.tracker import RECORD, Tracker, read_record
+from dit_video.storage.retrying_files import RetryingFiles
+from dit_video.training.tracker import METRICS_FILE, Tracker, read_record
+from dit_video.video.decode import read_video
 
 RATES = {"clips_per_second": 10.0, "data_wait_share": 0.25, "flops_per_second": 1e9}
 
@@ -29,7 +29,7 @@ def start(tmp_path, output):
 
     def open_at(step: int) -> Tracker:
         console = Console(file=output, width=200)
-        opened.append(Tracker(tmp_path, PatientFiles(console.print), start=step, num_steps=6, console=console))
+        opened.append(Tracker(tmp_path, RetryingFiles(console.print), start=step, num_steps=6, console=console))
         return opened[-1]
 
     yield open_at
@@ -85,7 +85,7 @@ def test_a_half_written_last_line_is_left_out_and_written_over(start, tmp_path, 
     tracker = start(0)
     tracker.steps(steps(1, 3))
     tracker.close()
-    path = tmp_path / RECORD
+    path = tmp_path / METRICS_FILE
     path.write_text(path.read_text()[:-cut])
     assert [line["step"] for line in read_record(tmp_path)] == ([1, 2, 3] if cut == 1 else [1, 2])
     again = start(2)
@@ -162,4 +162,4 @@ def test_steps_whose_lines_were_in_the_memory_of_a_run_that_was_killed_are_named
     tracker.steps(steps(5, 6))
     assert "no line" not in output.getvalue()
     start(6)
-    assert f"{RECORD}: 2 steps from 3 to 4 have no line" in output.getvalue()
+    assert f"{METRICS_FILE}: 2 steps from 3 to 4 have no line" in output.getvalue()

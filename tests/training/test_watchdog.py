@@ -1,4 +1,4 @@
-"""The watchdog tells once of what takes far longer than it usually does, shows all threads, and else is silent."""
+"""The watchdog warns once of an activity that takes far longer than usual, dumps all stacks, and else is silent."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dit_video.training.goodput import Activity
-from dit_video.training.watchdog import Patience, Pulse, Watchdog
+from dit_video.training.watchdog import HangTimeouts, Heartbeat, Watchdog
 
 DATA, STEP, EVALUATE = Activity.DATA, Activity.STEP, Activity.EVALUATE
 
@@ -28,14 +28,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def pulse(clock) -> Pulse:
-    return Pulse(clock)
+def heartbeat(clock) -> Heartbeat:
+    return Heartbeat(clock)
 
 
 @pytest.fixture
-def told(pulse, tmp_path, capsys):
+def printed(heartbeat, tmp_path, capsys):
     """What the watchdog says when it looks now."""
-    watchdog = Watchdog(pulse, tmp_path, waits_for={DATA: lambda: "batch 7: record 3"})
+    watchdog = Watchdog(heartbeat, tmp_path, waits_for={DATA: lambda: "batch 7: record 3"})
 
     def look() -> str:
         watchdog.look()
@@ -44,65 +44,65 @@ def told(pulse, tmp_path, capsys):
     return look
 
 
-def train(pulse: Pulse, clock: Clock, told, stretches: int) -> None:
+def train(heartbeat: Heartbeat, clock: Clock, printed, stretches: int) -> None:
     """Stretches of ten steps of two seconds, which are waited for at their end."""
     for _ in range(stretches):
         for _ in range(10):
-            pulse.now(DATA)
+            heartbeat.now(DATA)
             clock.time += 0.1
-            pulse.now(STEP)
-            assert told() == ""
+            heartbeat.now(STEP)
+            assert printed() == ""
         clock.time += 20
-        assert told() == ""
-        pulse.end_window()
+        assert printed() == ""
+        heartbeat.end_window()
 
 
-def test_a_run_as_usual_is_told_nothing_of(pulse, clock, told, tmp_path):
-    train(pulse, clock, told, 10)
-    pulse.now(EVALUATE)
+def test_a_usual_run_is_not_reported(heartbeat, clock, printed, tmp_path):
+    train(heartbeat, clock, printed, 10)
+    heartbeat.now(EVALUATE)
     clock.time += 900  # for the first time, with all its compilation
-    assert told() == ""
-    train(pulse, clock, told, 3)
+    assert printed() == ""
+    train(heartbeat, clock, printed, 3)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_step_that_hangs_is_told_of_once(pulse, clock, told, tmp_path):
-    train(pulse, clock, told, 5)
-    pulse.now(STEP)
+def test_a_step_that_hangs_is_reported_once(heartbeat, clock, printed, tmp_path):
+    train(heartbeat, clock, printed, 5)
+    heartbeat.now(STEP)
     clock.time += 199
-    assert told() == ""
+    assert printed() == ""
     clock.time += 2
-    said = told()
-    assert "warning: at step since 201 s, which usually takes at most 20.0 s" in said
+    text = printed()
+    assert "warning: at step since 201 s, which usually takes at most 20.0 s" in text
     [file] = tmp_path.glob("stacks_*.txt")
-    assert str(file) in said
-    assert "test_a_step_that_hangs_is_told_of_once" in file.read_text()
+    assert str(file) in text
+    assert "test_a_step_that_hangs_is_reported_once" in file.read_text()
     clock.time += 1000
-    assert told() == ""
+    assert printed() == ""
     # It went on, and hangs again: another incident.
-    pulse.now(STEP)
+    heartbeat.now(STEP)
     clock.time += 1000
-    assert "at step since 1000 s" in told()
+    assert "at step since 1000 s" in printed()
 
 
-def test_what_is_waited_for_is_named_from_the_first_minute_on(pulse, clock, told):
-    pulse.now(DATA)
+def test_what_is_waited_for_is_named_from_the_first_minute_on(heartbeat, clock, printed):
+    heartbeat.now(DATA)
     clock.time += 59
-    assert told() == ""
+    assert printed() == ""
     clock.time += 2
-    assert told().endswith("waiting for batch 7: record 3\n")
+    assert printed().endswith("waiting for batch 7: record 3\n")
 
 
-def test_a_folder_that_is_gone_is_no_harm(pulse, clock, told, tmp_path):
+def test_a_folder_that_is_gone_is_no_harm(heartbeat, clock, printed, tmp_path):
     tmp_path.rmdir()
-    pulse.now(DATA)
+    heartbeat.now(DATA)
     clock.time += 61
-    assert "it cannot be written" in told()
+    assert "it cannot be written" in printed()
 
 
 def test_a_thread_looks_while_one_watches(tmp_path, capfd):
     """The stacks show the thread that hangs, wherever it is."""
-    pulse, patience = Pulse(), Patience(least=0.2)
+    heartbeat, timeouts = Heartbeat(), HangTimeouts(least=0.2)
     release, threads = threading.Event(), threading.active_count()
 
     def stuck_in_a_store() -> None:
@@ -110,8 +110,8 @@ def test_a_thread_looks_while_one_watches(tmp_path, capfd):
 
     worker = threading.Thread(target=stuck_in_a_store)
     worker.start()
-    with Watchdog(pulse, tmp_path, waits_for={DATA: lambda: "the store"}, patience=patience).watch():
-        pulse.now(DATA)
+    with Watchdog(heartbeat, tmp_path, waits_for={DATA: lambda: "the store"}, timeouts=timeouts).watch():
+        heartbeat.now(DATA)
         deadline = time.monotonic() + 20
         while not has_stacks(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.02)

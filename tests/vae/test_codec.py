@@ -7,15 +7,7 @@ import pytest
 from flax import nnx
 from toys import TWO_LEVEL_VAE
 
-from dit_video.vae.codec import (
-    LatentCodec,
-    in_tiles,
-    latent_statistics,
-    tile_ramp,
-    tile_starts,
-    to_pixels,
-    to_video,
-)
+from dit_video.vae.codec import LatentCodec, in_tiles, latent_statistics, tile_ramp, tile_starts, to_pixels, to_video
 from dit_video.vae.video_vae import VideoVAE
 
 
@@ -125,3 +117,83 @@ def test_tiles_cover_all_and_overlap_by_a_quarter(size, tile):
 def test_wrong_sizes_are_refused_before_tiling(codec):
     with pytest.raises(ValueError, match="frames=8"):
         codec.moments(video(8), tile=2)
+
+
+def test_ramps_rise_from_either_edge_over_a_quarter_of_a_tile():
+    """Through the middles of output positions; of a tile of fewer than four cells, over one cell."""
+    np.testing.assert_array_equal(tile_ramp(4, 1), [0.5, 1, 1, 0.5])
+    np.testing.assert_array_equal(tile_ramp(2, 2), [0.25, 0.75, 0.75, 0.25])
+    rise = [0.125, 0.375, 0.625, 0.875]
+    np.testing.assert_array_equal(tile_ramp(8, 2), [*rise, *[1] * 8, *rise[::-1]])
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "starts"),
+    [
+        (5, 5, [0]),
+        (9, 8, [0, 1]),
+        (14, 8, [0, 6]),
+        (15, 8, [0, 4, 7]),
+        (21, 8, [0, 4, 9, 13]),
+        (64, 16, [0, 12, 24, 36, 48]),
+        (17, 5, [0, 4, 8, 12]),
+        (3, 2, [0, 1]),
+    ],
+)
+def test_tiles_are_the_fewest_that_overlap_by_a_quarter_and_lie_evenly(size, tile, starts):
+    assert tile_starts(size, tile) == starts
+
+
+def test_tiles_that_disagree_are_blended_by_their_ramps():
+    """Of cells of 2 x 3 positions and 4 x 1, what a loop over tiles makes of maps that see all of their tile."""
+    cells_in, cells_out, tile = (2, 3), (4, 1), 4
+    x = np.random.default_rng(5).normal(size=(1, 2, 7 * 2, 9 * 3, 1)).astype(np.float32)
+
+    def apply(part):
+        b, t, h, w, _ = part.shape
+        rows, columns = h // 2 * 4, w // 3
+        slope = jnp.arange(rows)[:, None, None] - 2.0 * jnp.arange(columns)[None, :, None]
+        return part.mean((2, 3, 4))[..., None, None, None] * slope * jnp.ones((b, t, 1, 1, 2))
+
+    total, weights = np.zeros((1, 2, 28, 9, 2)), np.zeros((28, 9, 1))
+    for row, column in itertools.product(tile_starts(7, 4), tile_starts(9, 4)):
+        weight = np.multiply.outer(tile_ramp(4, 4), tile_ramp(4, 1))[..., None]
+        part = x[:, :, 2 * row : 2 * (row + 4), 3 * column : 3 * (column + 4)]
+        total[:, :, 4 * row : 4 * (row + 4), column : column + 4] += apply(part) * weight
+        weights[4 * row : 4 * (row + 4), column : column + 4] += weight
+    blended = in_tiles(apply, jnp.asarray(x), tile, cells_in=cells_in, cells_out=cells_out)
+    np.testing.assert_allclose(blended, total / weights, rtol=1e-5, atol=1e-5)
+
+
+def test_sides_shorter_than_a_tile_are_taken_whole():
+    x = normal(1, 1, 3, 9, 1)
+    seen = []
+    in_tiles(lambda part: seen.append(part.shape) or part, x, 4, cells_in=(1, 1), cells_out=(1, 1))
+    assert set(seen) == {(1, 1, 3, 4, 1)}
+    assert in_tiles(lambda part: part.sum() + part, x, 9, cells_in=(1, 1), cells_out=(1, 1)).shape == x.shape
+
+
+def test_a_tile_is_of_two_cells_at_least():
+    x = normal(1, 1, 3, 3, 1)
+    np.testing.assert_allclose(in_tiles(lambda p: p, x, 2, cells_in=(1, 1), cells_out=(1, 1)), x, rtol=1e-5)
+
+
+def test_chunks_are_of_whole_latent_frames(codec):
+    for call in (lambda: codec.moments(video(9), chunk=0), lambda: codec.decode(latents(), chunk=0)):
+        with pytest.raises(ValueError, match="chunk=0: must be a multiple of 1"):
+            call()
+
+
+def test_without_statistics_latents_are_whitened_already(codec):
+    plain = LatentCodec(codec.vae)
+    moments = normal(1, 2, 2, 2, 8)
+    np.testing.assert_array_equal(plain.whiten(moments), moments[..., :4])
+    np.testing.assert_allclose(codec.whiten(moments), (moments[..., :4] - codec.mean) / codec.std, rtol=1e-6)
+
+
+def test_grey_levels_are_rounded_to_the_nearest():
+    pixels = jnp.asarray([-1.0, 0.0, 1.0, 10.4 / 127.5 - 1, 10.6 / 127.5 - 1]).reshape(1, 1, 1, 5, 1)
+    np.testing.assert_array_equal(to_video(pixels).ravel(), [0, 128, 255, 10, 11])
+    np.testing.assert_allclose(
+        to_pixels(np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3, 1)).ravel(), [-1, -0.6, 1]
+    )

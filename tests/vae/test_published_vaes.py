@@ -1,4 +1,4 @@
-"""Laws of the VAEs of SD, Wan and CogVideoX; tests/export/test_peers_vaes.py compares them with diffusers."""
+"""Laws of the VAEs of SD, Wan and CogVideoX; tests/published/test_peers_vaes.py compares them with diffusers."""
 
 import dataclasses
 import functools
@@ -124,9 +124,9 @@ def test_the_task_of_a_codec_trains_each_parameter(config, filled):
 
         return jax.value_and_grad(loss)(params)
 
-    loss, found = gradients(params)
+    loss, by_name = gradients(params)
     assert np.isfinite(loss)
-    for name, gradient in found.items():
+    for name, gradient in by_name.items():
         # Attention does not see what is added to all its keys.
         gradient = gradient[: gradient.size // 3] if name.endswith("qkv.bias") else gradient
         assert np.isfinite(gradient).all(), name

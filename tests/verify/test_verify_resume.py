@@ -1,4 +1,4 @@
-"""A run that is really killed leaves what an undisturbed one leaves; and where it does not, that is found."""
+"""verify-resume: a killed and resumed run equals an undisturbed one, and a difference is detected."""
 
 import json
 import os
@@ -14,7 +14,7 @@ EXPERIMENT = """
 from dit_video.data.dataset import Data
 from dit_video.data.sources import MovingDigits
 from dit_video.data.transforms import ClipTransform
-from dit_video.evaluation.monitor import Reconstruction
+from dit_video.evaluation.evaluators import Reconstruction
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.training.loop import Schedule

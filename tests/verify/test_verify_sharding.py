@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from toys import untrained
 
+from dit_video.distributed.sharding import RULES, MeshShape
 from dit_video.dit.dit import DiTConfig
 from dit_video.experiment import Experiment
-from dit_video.sharding import RULES, MeshShape
 from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.denoise import Denoise
 from dit_video.training.optimizer import AdamW
@@ -44,7 +44,7 @@ def network(denoise) -> Denoise:
 
 @pytest.fixture(scope="module")
 def split(network) -> dict[MeshShape, Comparison]:
-    return {found.mesh: found for found in compare_shardings(experiment_of(network, size=(32, 32)))}
+    return {comparison.mesh: comparison for comparison in compare_shardings(experiment_of(network, size=(32, 32)))}
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +57,17 @@ def ring(network) -> Comparison:
 @pytest.fixture(scope="module")
 def autoencoder(autoencode: Autoencode) -> dict[MeshShape, Comparison]:
     experiment = experiment_of(autoencode, size=(16, 16))
-    return {found.mesh: found for found in compare_shardings(experiment, [MESHES[0], MESHES[1], MESHES[2]])}
+    return {
+        comparison.mesh: comparison for comparison in compare_shardings(experiment, [MESHES[0], MESHES[1], MESHES[2]])
+    }
 
 
-def assert_equal(found: Comparison) -> None:
-    assert found.refused is None
-    assert found.loss <= 1e-6
-    assert found.gradient[1] <= 1e-5, found.gradient[0]
-    assert found.training <= 1e-5
-    assert found.equal
+def assert_equal(comparison: Comparison) -> None:
+    assert comparison.refused is None
+    assert comparison.loss <= 1e-6
+    assert comparison.gradient[1] <= 1e-5, comparison.gradient[0]
+    assert comparison.training <= 1e-5
+    assert comparison.equal
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
@@ -107,12 +109,12 @@ def test_where_axes_meet_little_moves_between_them(mesh, split):
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_device_holds_its_part_of_the_state(mesh, split):
-    found = split[mesh]
+    comparison = split[mesh]
     ways = math.prod(getattr(mesh, axis) for axis in ("fsdp", "context"))
     # What "embed" does not split are biases and norms; "tensor" splits no embedding, no first and no last layer.
-    assert found.whole / (ways * mesh.tensor) <= found.state < 1.13 * found.whole / ways
+    assert comparison.whole / (ways * mesh.tensor) <= comparison.state < 1.13 * comparison.whole / ways
     if mesh.tensor > 1:
-        assert found.state < 1.7 * found.whole / (ways * mesh.tensor)
+        assert comparison.state < 1.7 * comparison.whole / (ways * mesh.tensor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,10 +129,10 @@ class Forgetful(Denoise):
 
 def test_a_gradient_that_is_wrong_is_found(network):
     fields = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)}
-    found = next(compare_shardings(experiment_of(Forgetful(**fields), size=(32, 32)), [MESHES[0]], num_steps=1))
-    assert found.loss <= 1e-6
-    assert found.gradient[1] == pytest.approx(1e-3, rel=0.01)
-    assert not found.equal
+    comparison = next(compare_shardings(experiment_of(Forgetful(**fields), size=(32, 32)), [MESHES[0]], num_steps=1))
+    assert comparison.loss <= 1e-6
+    assert comparison.gradient[1] == pytest.approx(1e-3, rel=0.01)
+    assert not comparison.equal
 
 
 def test_what_is_no_number_is_not_equal():

@@ -1,0 +1,223 @@
+"""The folder of a run's checkpoint steps, on a file system or in a bucket: which are complete, and setting steps aside.
+
+In a file system a step has another name until it is complete. A bucket cannot rename: there Orbax writes a file into a
+step that says so when all else is written.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from etils import epath
+
+from dit_video.config.json_file import read_object
+from dit_video.storage.bucket import files_of_buckets
+from dit_video.storage.failures import Vanished, as_os_errors
+from dit_video.storage.mirror import address_of
+
+FOLDER = "checkpoints"
+DAMAGED_FOLDER = "checkpoints_damaged"
+
+AnyPath: TypeAlias = Path | epath.Path
+
+_COMPLETE = "commit_success.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Aside:
+    """A step that was set aside, with its note."""
+
+    folder: str
+    bytes: int
+    why: str | None
+    found: str | None
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """Checkpoint steps: folders named by their number, below `path`."""
+
+    path: AnyPath
+
+    def check(self) -> None:
+        """Checks that the folder is still there: an unmounted file system must not be written under its mount point.
+
+        Raises:
+            Vanished: the folder was there when this was made.
+        """
+        ...
+
+    def exists(self) -> bool:
+        """Whether the folder exists."""
+        ...
+
+    def has(self, step: int) -> bool:
+        """Whether this step exists and is complete."""
+        ...
+
+    def unfinished(self) -> list[str]:
+        """Names of steps whose save is in progress, or was killed."""
+        ...
+
+    def half_written(self, step: int) -> list[str]:
+        """Names of half-written folders of one step."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Deletes as much of a step as possible."""
+        ...
+
+    def set_aside(self, name: str, why: str) -> str:
+        """Moves a step aside, with a note of the reason; returns its new path."""
+        ...
+
+    def aside(self) -> list[Aside]:
+        """Steps that were set aside."""
+        ...
+
+    def size(self, step: int) -> int:
+        """Bytes of all files of a step."""
+        ...
+
+
+class LocalSteps:
+    """Checkpoint steps on a file system."""
+
+    def __init__(self, workdir: Path):
+        self.path: AnyPath = (workdir / FOLDER).resolve()  # Orbax takes no relative path
+        self._aside = workdir / DAMAGED_FOLDER
+
+    def check(self) -> None:
+        if not self.path.is_dir():
+            raise Vanished(f"{self.path} is gone; look whether its file system is mounted")
+
+    def exists(self) -> bool:
+        return self.path.is_dir()
+
+    def has(self, step: int) -> bool:
+        return (self.path / str(step)).is_dir()
+
+    def unfinished(self) -> list[str]:
+        return sorted(path.name for path in self.path.glob("*.orbax-checkpoint-tmp*"))
+
+    def half_written(self, step: int) -> list[str]:
+        return sorted(path.name for path in self.path.glob(f"{step}.orbax-checkpoint-tmp*"))
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def set_aside(self, name: str, why: str) -> str:
+        target, numbers = self._aside / name, itertools.count(2)
+        while target.exists():
+            target = self._aside / f"{name}_{next(numbers)}"
+        self._aside.mkdir(exist_ok=True)
+        target.with_name(f"{target.name}.json").write_bytes(_note(why))
+        shutil.move(self.path / name, target)
+        return str(target)
+
+    def aside(self) -> list[Aside]:
+        asides = []
+        for folder in sorted(path for path in self._aside.glob("*") if path.is_dir()):
+            note = folder.with_name(f"{folder.name}.json")
+            note_content = read_object(note) if note.is_file() else {}
+            asides.append(Aside(str(folder), _num_bytes(folder), note_content.get("why"), note_content.get("found")))
+        return asides
+
+    def size(self, step: int) -> int:
+        return _num_bytes(self.path / str(step))
+
+
+class BucketSteps:
+    """Checkpoint steps in a bucket, at `where`, which is gs://bucket/run."""
+
+    def __init__(self, where: str):
+        self._files = files_of_buckets()
+        self._folder, self._aside = f"{where}/{FOLDER}", f"{where}/{DAMAGED_FOLDER}"
+        self.path: AnyPath = epath.Path(self._folder)
+
+    def check(self) -> None:
+        pass  # a bucket that does not answer says so
+
+    @as_os_errors()
+    def exists(self) -> bool:
+        return self._files.isdir(self._folder)
+
+    @as_os_errors()
+    def has(self, step: int) -> bool:
+        return self._files.exists(f"{self._folder}/{step}/{_COMPLETE}")
+
+    @as_os_errors()
+    def unfinished(self) -> list[str]:
+        try:
+            paths = self._files.ls(self._folder, detail=False)
+        except FileNotFoundError:
+            return []
+        names = [name.rstrip("/").rpartition("/")[2] for name in paths]
+        return sorted(name for name in names if name.isdigit() and not self.has(int(name)))
+
+    @as_os_errors()
+    def half_written(self, step: int) -> list[str]:
+        return [str(step)] if self._files.isdir(f"{self._folder}/{step}") and not self.has(step) else []
+
+    @as_os_errors()
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm(f"{self._folder}/{name}", recursive=True)
+
+    @as_os_errors()
+    def set_aside(self, name: str, why: str) -> str:
+        source, target = f"{self._folder}/{name}", f"{self._aside}/{name}"
+        numbers = itertools.count(2)
+        while self._files.exists(target):
+            target = f"{self._aside}/{name}_{next(numbers)}"
+        self._files.pipe_file(f"{target}.json", _note(why))
+        self._files.copy(source, target, recursive=True)
+        # First what says that it is complete: nobody who looks now takes it for a good one.
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(f"{source}/{_COMPLETE}")
+        self.remove(name)
+        return target
+
+    @as_os_errors()
+    def aside(self) -> list[Aside]:
+        try:
+            files = self._files.find(self._aside, detail=True)
+        except FileNotFoundError:
+            return []
+        sizes: Counter[str] = Counter()
+        notes = {}
+        for path, about in files.items():
+            name, inside, _ = path.partition(f"/{DAMAGED_FOLDER}/")[2].partition("/")
+            if inside:
+                sizes[name] += about["size"]
+            else:
+                notes[name] = json.loads(self._files.cat_file(path))
+        note_of = {name: notes.get(f"{name}.json", {}) for name in sizes}
+        return [
+            Aside(f"{self._aside}/{name}", size, note_of[name].get("why"), note_of[name].get("found"))
+            for name, size in sorted(sizes.items())
+        ]
+
+    @as_os_errors()
+    def size(self, step: int) -> int:
+        return self._files.du(f"{self._folder}/{step}")
+
+
+def steps_of(workdir: Path) -> Steps:
+    """Checkpoint steps of the run in `workdir`, which may be a copy of one in a bucket."""
+    where = address_of(workdir)
+    return LocalSteps(workdir) if where is None else BucketSteps(where)
+
+
+def _num_bytes(folder: AnyPath) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _note(why: str) -> bytes:
+    return (json.dumps({"found": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "why": why}, indent=1) + "\n").encode()

@@ -1,0 +1,70 @@
+"""Workarounds for Orbax: its errors on damaged files, log output, leftover tasks, and reads without barriers."""
+
+import contextlib
+import functools
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+# What Orbax and TensorStore raise on reading a damaged file. Orbax wraps all else just the same: a full memory,
+# Ctrl-C and a store that does not answer must not count as damage.
+DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    StopIteration,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+NO_DAMAGE = re.compile("PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|CANCELLED|ABORTED")
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
+
+
+def each_for_itself() -> ocp.Context:
+    """Reads without Orbax's barriers, at which processes would wait for one that cannot read."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    return ocp.Context(multiprocessing_options=alone)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences Orbax, which prints pages about a damaged file; the error raised here is one line."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of coroutines never awaited
+            yield
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+def ignore_late_tasks() -> None:
+    """Ignores late errors of TensorStore tasks that continue after Orbax has given up."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+    if not (isinstance(hook, functools.partial) and hook.func is _all_but_late_tasks):
+        sys.unraisablehook = functools.partial(_all_but_late_tasks, hook)
+
+
+def _all_but_late_tasks(hook: Callable[[Any], object], unraisable: Any) -> None:
+    left_behind = inspect.iscoroutine(unraisable.object) and "orbax" in unraisable.object.cr_code.co_filename
+    if not left_behind and str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)

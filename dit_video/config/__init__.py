@@ -1,0 +1,1 @@
+"""Configuration: dataclass trees as JSON, command-line overrides, and users' Python config files."""

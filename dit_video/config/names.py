@@ -1,0 +1,60 @@
+"""Names of components in records: a record says "TrainedCodec", and this table where that class lives now.
+
+Files may move, names may not: what stands here once stays, and a class that is renamed keeps its old name here.
+"""
+
+from collections.abc import Mapping
+
+# Of records as they are written now; old_records.py reads those from before.
+FORMAT = 2
+
+_ROOMS: Mapping[str, tuple[str, ...]] = {
+    "experiment": ("Experiment",),
+    "checkpoint.retention": ("Best", "Keep"),
+    "data.dataset": ("Data",),
+    "data.signals": ("CaptionBytes", "ClassLabel"),
+    "data.sources": ("LatentCache", "MovingDigits", "NoData", "TFDSSet", "VideoSet"),
+    "data.text_cache": ("TextCache",),
+    "data.transforms": ("ClipTransform",),
+    "diffusion.guidance": ("Guidance",),
+    "diffusion.multistep": ("DPMSolver", "UniPC"),
+    "diffusion.objective": ("Gaussian", "LogitNormal", "MinSNR", "Uniform", "UniformLevels", "Unweighted"),
+    "diffusion.path": (
+        "ConstantShift", "Cosine", "DiscreteBetas", "ExponentialShift", "Linear", "LinearBeta", "TokenShift",
+    ),
+    "diffusion.prediction": ("Epsilon", "V", "Velocity", "X0"),
+    "diffusion.sampler": ("Ancestral", "DDIM", "Euler", "Heun"),
+    "diffusion.timestep_spacing": ("Leading", "Linspace", "Trailing"),
+    "diffusion.variance": ("LearnedVariance",),
+    "distributed.sharding": ("MeshShape",),
+    "dit.condition": ("ClassCondition", "EmbeddedText", "TextCondition"),
+    "dit.dit": ("DiTConfig",),
+    "dit.known": ("AsChannels", "LevelZero"),
+    "dit.latte": ("LatteConfig",),
+    "dit.mmdit": ("MMDiTConfig", "PositionTable"),
+    "dit.wan": ("WanConfig",),
+    "encoders.clip_image": ("CLIPVisionConfig",),
+    "encoders.clip_text": ("CLIPTextConfig",),
+    "encoders.image": ("PretrainedImage",),
+    "encoders.t5": ("T5Config",),
+    "encoders.text": ("FrozenCLIP", "FrozenT5", "PretrainedText", "ZeroTokens"),
+    "evaluation.features": ("FromFile",),
+    "evaluation.fvd": ("FVD",),
+    "evaluation.i3d": ("I3DLogits",),
+    "evaluation.evaluators": ("HeldOutError", "Reconstruction", "Samples"),
+    "tasks.autoencode": ("Autoencode",),
+    "tasks.denoise": ("Denoise",),
+    "tasks.known_frames": ("FirstFrame",),
+    "training.faults": ("Faults", "Note", "RollBack", "Skip", "Spike", "Stop"),
+    "training.optimizer": ("EMA", "AdamW", "Group", "Muon"),
+    "training.intervals": ("Schedule",),
+    "vae.losses": ("AutoencodeLoss",),
+    "vae.autoencoder_kl": ("AutoencoderKLConfig",),
+    "vae.cogvideox_vae": ("CogVideoXVAEConfig",),
+    "vae.trained": ("TrainedCodec",),
+    "vae.video_vae": ("VideoVAEConfig",),
+    "vae.wan_vae": ("WanVAEConfig",),
+}  # fmt: skip
+
+# The module of each name.
+MODULES: Mapping[str, str] = {name: f"dit_video.{room}" for room, names in _ROOMS.items() for name in names}

@@ -1,0 +1,111 @@
+"""Records of a set as a source returns them, the clips cut from them, and the splits they stand on."""
+
+import enum
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+# The label of a record that has none.
+NO_LABEL = -1
+
+
+class Split(enum.StrEnum):
+    """Which side of the fence a record stands on; decided once, per source file, when a set is made."""
+
+    TRAIN = "train"
+    HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One stored example, as a source returns it.
+
+    At most one of `video` (encoded bytes of any container, or decoded frames) and `moments` (the cached output of the
+    VAE's encoder) is set; a record of text alone has neither.
+
+    Attributes:
+        key: name of the record, unique within its set.
+        label: index into the source's class names, or NO_LABEL.
+        num_frames: of `video`; None where there is none.
+        fps: frames per second of the video, or of the clip that was encoded into `moments`.
+        start: for `moments`, the frame of the source video where the encoded clip begins.
+    """
+
+    key: str
+    video: bytes | UInt8[np.ndarray, "T H W 3"] | None = None
+    moments: Float[np.ndarray, "t h w m"] | None = None
+    label: int = NO_LABEL
+    caption: str = ""
+    num_frames: int | None = None
+    fps: float
+    start: int = 0
+
+    def __post_init__(self):
+        if self.video is not None and self.moments is not None:
+            raise ValueError(f"Record {self.key!r}: give one of video and moments, or neither")
+        if (self.video is None) != (self.num_frames is None):
+            raise ValueError(f"Record {self.key!r}: num_frames belongs to a video")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A window of a record in the shape training wants.
+
+    Attributes:
+        start: frame of the source video where the clip begins.
+        fps: frames per second of the clip, after its stride.
+    """
+
+    key: str
+    start: int
+    video: UInt8[np.ndarray, "T H W 3"] | None = None
+    moments: Float[np.ndarray, "t h w m"] | None = None
+    label: int = NO_LABEL
+    caption: str = ""
+    fps: float
+
+
+class Examples(ABC):
+    """The records of one split, by position; safe to read from many threads."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Record:
+        """The record at a position.
+
+        Raises:
+            ValueError: its bytes are damaged; names it.
+        """
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    @abstractmethod
+    def num_frames(self) -> Int[np.ndarray, "num_records"] | None:
+        """Frames of each record, known without decoding; None for cached moments, used whole."""
+
+
+def content_digest(examples: Examples, positions: Sequence[int]) -> str:
+    """sha256 over key and stored content of the records at `positions`, in that order; nothing is decoded.
+
+    A manifest's digest says what a set was made of; this one also changes with any byte changed since then.
+    """
+    sha256 = hashlib.sha256()
+    for position in positions:
+        record = examples[position]
+        content = record.video if record.video is not None else record.moments
+        # File names, and so keys, need not be valid UTF-8.
+        if isinstance(content, np.ndarray):
+            sha256.update(f"{record.key}\n{content.dtype.str} {content.shape}\n".encode(errors="surrogateescape"))
+            sha256.update(np.ascontiguousarray(content).data)
+        elif content is not None:
+            sha256.update(f"{record.key}\n{len(content)}\n".encode(errors="surrogateescape"))
+            sha256.update(content)
+    return sha256.hexdigest()

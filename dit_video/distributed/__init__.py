@@ -1,0 +1,1 @@
+"""Device mesh, sharding rules, multi-process (multi-host) setup, and chip specifications."""

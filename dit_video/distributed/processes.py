@@ -1,0 +1,269 @@
+"""Multi-process (multi-host) setup: how processes join with `jax.distributed`, agree, and end together.
+
+Every process runs the same command, on as many hosts as one likes. Their number and indices come from flags, from
+DIT_VIDEO_* variables (which `dit-video launch` sets), or from a cluster that JAX knows: srun, mpirun, pods of TPUs on
+GKE. Without any of these a process is alone and listens nowhere.
+
+The first process, number 0, writes files and prints. A process that fails ends at once: the others find its
+connections closed, or miss its heartbeats, and end too.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+COORDINATOR = "DIT_VIDEO_COORDINATOR"
+NUM_PROCESSES = "DIT_VIDEO_NUM_PROCESSES"
+PROCESS_ID = "DIT_VIDEO_PROCESS_ID"
+INDEX_OF_JOB = "JOB_COMPLETION_INDEX"
+"""Where Kubernetes puts the number of a pod of an Indexed Job."""
+
+AUTO = "auto"
+"""A coordinator that JAX finds itself, as it can on Cloud TPU VMs, whose environment says nothing."""
+
+JOIN_TIMEOUT = 300
+"""Seconds until all processes must have come: hosts of one job may differ by the time it takes to pull an image."""
+
+HEARTBEAT_TIMEOUT = 30
+"""Seconds without a sign of life after which a process counts as gone, and all others end."""
+
+SHUTDOWN_TIMEOUT = 120
+"""Seconds that a process which is done waits for the others to be."""
+
+_LOOPBACK = re.compile(r"localhost|127\.[\d.]+|\[::1\]")
+
+
+class JoinError(ValueError):
+    """Processes could not join, or their settings contradict each other."""
+
+
+class FirstFailed(ValueError):
+    """Work that only the first process does has failed there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Coordinator address, number and index of this process; JAX detects what is None.
+
+    Attributes:
+        coordinator: HOST:PORT where the first process listens and all others meet.
+        local_devices: the devices of this host that are this process's own; all of them, if None.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    local_devices: tuple[int, ...] | None = None
+
+
+def choose_seat(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    environment: Mapping[str, str],
+) -> Seat | None:
+    """Process settings from flags, else DIT_VIDEO_* variables, else the cluster; None where the process is alone.
+
+    Raises:
+        JoinError: naming the flag or variable that is missing or wrong.
+    """
+    flags = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    if any(value is not None for value in flags.values()):
+        return _explicit(flags)
+    variables = {name: environment.get(name) for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)}
+    if any(variables.values()):
+        if not variables[PROCESS_ID] and INDEX_OF_JOB in environment:
+            del variables[PROCESS_ID]
+            variables[INDEX_OF_JOB] = environment[INDEX_OF_JOB]
+        return _explicit(variables)
+    return _by_cluster(environment)
+
+
+def start(seat: Seat | None, *, join_timeout: int, stops_together: bool) -> None:
+    """Joins the other processes (`jax.distributed.initialize`), before any device is used; alone, it does nothing.
+
+    Args:
+        join_timeout: seconds until all processes must have come.
+        stops_together: SIGTERM no longer ends this process: `stop_agreed` says when all of them stop.
+
+    Raises:
+        JoinError: there is no cluster where one was said to be. Where not all come in time, the process ends with a
+            message: neither waiting nor what waits for it can be called off.
+    """
+    if seat is None:
+        return
+    jax.config.update("jax_enable_preemption_service", stops_together)
+    where = seat.coordinator or "the coordinator that JAX found"
+
+    def give_up() -> None:
+        print(
+            f"{_name(seat.process_id, seat.num_processes)}error: not all processes met at {where} within "
+            f"{join_timeout} s: look whether each was started, with the same coordinator and number of processes, and "
+            "whether the port can be reached; --join_timeout gives them longer",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    # JAX itself ends the process without a word that helps; it must not be the first to lose patience.
+    watch = threading.Timer(join_timeout, give_up)
+    watch.daemon = True
+    watch.start()
+    local = seat.coordinator is not None and _LOOPBACK.fullmatch(seat.coordinator.rpartition(":")[0])
+    try:
+        jax.distributed.initialize(
+            coordinator_address=seat.coordinator,
+            num_processes=seat.num_processes,
+            process_id=seat.process_id,
+            local_device_ids=seat.local_devices,
+            cluster_detection_method=None if seat.coordinator is None else "deactivate",
+            coordinator_bind_address=seat.coordinator if local else None,
+            initialization_timeout=join_timeout + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise JoinError(
+            f"{_name(seat.process_id, seat.num_processes)}cannot join the others at {where}: {error}; "
+            "say who they are with --coordinator, --num_processes and --process_id"
+        ) from error
+    finally:
+        watch.cancel()
+
+
+def joined() -> bool:
+    """Whether this process is one of several that have joined."""
+    return jax.distributed.is_initialized()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks; touches no device where it is alone."""
+    return not joined() or jax.process_index() == 0
+
+
+def name() -> str:
+    """Prefix of messages of this process: "process 1 of 2: ", empty where it is alone."""
+    return _name(jax.process_index(), jax.process_count()) if joined() else ""
+
+
+def finish() -> None:
+    """Waits until all processes are done, and shuts the connection down."""
+    jax.distributed.shutdown()
+
+
+def leave(code: int) -> None:
+    """Ends this process at once: on its usual way out it would wait for processes that wait for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def stop_agreed(step: int) -> bool:
+    """Whether this is the step at which all processes stop, because one of them has got SIGTERM.
+
+    To be called by all with the same steps; asks no device.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def gather(text: str) -> list[str]:
+    """Gathers a text from every process, in order; a collective call that waits for all."""
+    if jax.process_count() == 1:
+        return [text]
+    mine = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(mine)))
+    padded = np.zeros(max(1, int(lengths.max())), np.uint8)
+    padded[: len(mine)] = mine
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths)]
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """Calls `make` in the first process and broadcasts the JSON value that it returns.
+
+    Raises:
+        FirstFailed: it raised ValueError or OSError there; that process raises the error itself.
+    """
+    if not joined():
+        return make()
+    if not is_first():
+        answer = json.loads(gather("")[0])
+        if "error" in answer:
+            raise FirstFailed(answer["error"])
+        return answer["value"]
+    try:
+        value = make()
+    except (ValueError, OSError) as error:
+        gather(json.dumps({"error": str(error)}))
+        raise
+    gather(json.dumps({"value": value}))
+    return value
+
+
+@contextlib.contextmanager
+def entered_by_first(context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    """Enters and leaves `context` in the first process alone; raises what `from_first` raises."""
+    with contextlib.ExitStack() as stack:
+        from_first(lambda: stack.enter_context(context))
+        yield
+
+
+def _explicit(variables: Mapping[str, Any]) -> Seat | None:
+    """Process settings from three explicit values."""
+    where, count, index = variables
+    if variables[where] == AUTO:
+        return Seat()
+    missing = [name for name, value in variables.items() if value is None or value == ""]
+    present = ", ".join(f"{name}={value}" for name, value in variables.items() if name not in missing)
+    if missing:
+        raise JoinError(
+            f"{present}: {' and '.join(missing)} must be given too, so that each of several processes knows the others"
+        )
+    num_processes, process_id = (_count(variables, name) for name in (count, index))
+    if num_processes < 1:
+        raise JoinError(f"{count}={num_processes}: must be at least 1")
+    if process_id >= num_processes:
+        raise JoinError(f"{index}={process_id}: must be less than {count}={num_processes}; processes count from 0")
+    host, _, port = str(variables[where]).rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise JoinError(f"{where}={variables[where]}: must be HOST:PORT of process 0, such as 10.0.0.2:8476, or {AUTO}")
+    if num_processes == 1:
+        return None
+    return Seat(coordinator=str(variables[where]), num_processes=num_processes, process_id=process_id)
+
+
+def _count(variables: Mapping[str, Any], name: str) -> int:
+    text = str(variables[name])
+    if not text.isdigit():
+        raise JoinError(f"{name}={text}: must be a whole number from 0 on")
+    return int(text)
+
+
+def _by_cluster(environment: Mapping[str, str]) -> Seat | None:
+    """Process settings that JAX detects from a cluster's environment variables."""
+    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    if all(name in environment for name in slurm) and int(environment["SLURM_NTASKS"]) > 1:
+        # JAX gives each task one device, which is not meant where a task has a node to itself.
+        alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+        return Seat(local_devices=tuple(range(int(gpus))) if alone and gpus.isdigit() and int(gpus) else None)
+    if "OMPI_MCA_orte_hnp_uri" in environment and int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return Seat()
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
+    if hosts and ("," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1):
+        return Seat()
+    return None
+
+
+def _name(process_id: int | None, num_processes: int | None) -> str:
+    return "" if process_id is None else f"process {process_id} of {num_processes}: "

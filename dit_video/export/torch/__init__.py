@@ -1,0 +1,1 @@
+"""Export to plain PyTorch: self-contained module files with weights."""

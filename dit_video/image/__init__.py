@@ -1,1 +1,0 @@
-"""Frozen image encoders as others have published them."""

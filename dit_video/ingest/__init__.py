@@ -1,0 +1,1 @@
+"""Ingestion: untrusted video files are probed, decoded and written into a video set."""

@@ -1,0 +1,154 @@
+"""Listing of the files in folders and tar archives, and a path on disk for each.
+
+A tar is never unpacked by its own names: each member is copied to a file of our naming, one at a time,
+so that an archive cannot write anywhere.
+"""
+
+import os
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file in a folder or tar, before it is opened.
+
+    Attributes:
+        name: its path within the source, with '/'.
+        key: `name`, or source/name where two sources hold the same name; unique.
+        reason: why it will not be opened; empty when it will.
+    """
+
+    source: Path
+    name: str
+    key: str
+    reason: str = ""
+
+
+def list_files(sources: Sequence[Path]) -> list[SourceFile]:
+    """Lists folders (recursively, sorted) and tars (in their order) without opening the files in them.
+
+    Raises:
+        FileNotFoundError: a source is missing.
+        ValueError: a source is neither folder nor tar, or a broken tar; two files have the same name.
+    """
+    items = []
+    for source in sources:
+        items += [_source_file(source, name, reason) for name, reason in _list(source)]
+    counts = Counter(item.key for item in items)
+    if len(counts) < len(items):
+        items = [replace(item, key=f"{item.source.name}/{item.name}") for item in items]
+        for key, count in Counter(item.key for item in items).items():
+            if count > 1:
+                raise ValueError(f"{key}: {count} files of this name; give each source once, under a name of its own")
+    return items
+
+
+def _source_file(source: Path, name: str, reason: str) -> SourceFile:
+    # Python keeps bytes of names that are not UTF-8 as characters that no file of text, TFDS or terminal takes.
+    key = name.encode("utf-8", "backslashreplace").decode()
+    return SourceFile(source=source, name=name, key=key, reason=reason if key == name else "its name is not UTF-8")
+
+
+def _list(source: Path) -> Iterator[tuple[str, str]]:
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such folder or tar")
+    if source.is_dir():
+        yield from _list_folder(source)
+    elif tarfile.is_tarfile(source):
+        for member in _members(source):
+            if not member.isdir():
+                yield member.name, _member_problem(member)
+    else:
+        raise ValueError(
+            f"{source}: neither a folder nor a tar; unpack other archives, put single videos into a folder"
+        )
+
+
+def _list_folder(folder: Path) -> Iterator[tuple[str, str]]:
+    unreadable: list[OSError] = []
+    for here, folders, files in os.walk(folder, onerror=unreadable.append):
+        folders.sort()
+        links = [name for name in folders if (Path(here) / name).is_symlink()]
+        for name in sorted(files + links):
+            path = Path(here) / name
+            yield path.relative_to(folder).as_posix(), _file_problem(path)
+    for error in unreadable:
+        yield Path(error.filename).relative_to(folder).as_posix(), f"cannot be listed: {error.strerror}"
+
+
+def _file_problem(path: Path) -> str:
+    if path.is_dir():
+        return "a link to a folder; give that folder itself"
+    if not path.exists():
+        return "a link to nothing"
+    if not path.is_file():
+        return "not a regular file"
+    return _content_problem(path.name, path.stat().st_size)
+
+
+def _member_problem(member: tarfile.TarInfo) -> str:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        return "its name leads out of the archive"
+    if member.issym() or member.islnk():
+        return f"a link (to {member.linkname})"
+    if not member.isfile():
+        return "not a regular file"
+    return _content_problem(path.name, member.size)
+
+
+def _content_problem(name: str, size: int) -> str:
+    if size == 0:
+        return "an empty file"
+    if name.startswith("."):
+        return "a hidden file"
+    return "an archive; give a tar as a source of its own" if name.endswith(_ARCHIVES) else ""
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    with tarfile.open(path) as archive:
+        yield from _until_broken(path, archive)
+
+
+def _until_broken(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    count = 0
+    try:
+        for member in archive:
+            count += 1
+            yield member
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: the archive breaks off after {count} members ({error}); fetch it again") from error
+
+
+def files(items: Sequence[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Path]]:
+    """Yields a path for each file, in order;
+    members of a tar are copied into `spool` one by one, as they are asked for.
+    """
+    for source in dict.fromkeys(item.source for item in items):
+        of_source = [item for item in items if item.source == source]
+        if source.is_dir():
+            yield from ((item, source / item.name) for item in of_source)
+        else:
+            yield from _extracted(source, of_source, spool)
+
+
+def _extracted(source: Path, items: list[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Path]]:
+    # The listing and this pass see the same members in the same order.
+    expected = iter(items)
+    with tarfile.open(source) as archive:
+        for member in _until_broken(source, archive):
+            if member.isdir():
+                continue
+            item = next(expected)
+            path = spool / f"{source.name}-{member.offset}{PurePosixPath(member.name).suffix}"
+            if not item.reason and (content := archive.extractfile(member)):
+                with content, path.open("wb") as copy:
+                    shutil.copyfileobj(content, copy)
+            yield item, path

@@ -1,0 +1,201 @@
+"""Videos for evaluation from any program: a video set, a folder of videos, or an array of decoded frames.
+
+Nothing is re-encoded: what is judged are the pixels that the files themselves decode to (ingest.py may scale
+and encode anew). A folder is read where it lies: each file is probed once for its size, rate and number of
+frames, and its own bytes are handed over when its turn comes.
+"""
+
+import math
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from numpy.lib.npyio import NpzFile
+
+from dit_video.data.record import Examples, Record, Split
+from dit_video.data.sources import VideoSet
+from dit_video.data.video_set import MANIFEST, Entry
+from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
+from dit_video.ingest.ingest import Progress, nothing_usable
+from dit_video.ingest.listing import SourceFile, list_files
+from dit_video.ingest.probe import probe
+from dit_video.video.decode import VideoError
+
+_ARRAYS = (".npy", ".npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedVideos:
+    """Opened videos for evaluation, with their identification.
+
+    Attributes:
+        examples: in a fixed order; `Record.video` is the file's own bytes, or decoded frames of an array.
+        sizes: height and width of each video by position: upright, in stored pixels, as it decodes.
+        description: as JSON: name (last part of the path), kind ("folder", "set" or "array"), split (of a
+            set), fps (of an array, as assumed), num_videos, and skipped: the reason for each file of a folder
+            that is not among the examples. What a set left out is in its own manifest.
+    """
+
+    examples: Examples
+    sizes: Int[np.ndarray, "num_videos 2"]
+    description: dict[str, Any]
+
+
+def open_videos(
+    path: Path,
+    split: Split = Split.HELD_OUT,
+    *,
+    fps: float = 25.0,
+    num_workers: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> OpenedVideos:
+    """Opens a video set, a folder of videos of any container, or frames in a .npy or .npz file.
+
+    A folder is read recursively, in the order of its names. Damage beyond the first frame of a file may show
+    only when that part is decoded; it is then an error that names the record.
+
+    Args:
+        split: of a video set; folders and arrays have none.
+        fps: of an array, which does not say.
+        num_workers: files probed at once; default one per core.
+        progress: called as ("probing", files done, files in all).
+
+    Raises:
+        FileNotFoundError: `path` does not exist.
+        ValueError: it holds no videos, lacks the split, is a single video, an archive or an array of another
+            kind; says what to do.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder, video set or array")
+    if path.suffix.lower() in _ARRAYS and path.is_file():
+        return _open_array(path, fps)
+    if path.is_file() and tarfile.is_tarfile(path):
+        ingest = f"dit-video data ingest {path.name} --out DIR"
+        raise ValueError(f"{path}: a tar; unpack it into a folder, or make a set of it: {ingest}")
+    if path.is_file():
+        raise ValueError(f"{path}: a single file; put the videos to judge into a folder and give that")
+    # A manifest.json alone may be any program's.
+    if (path / MANIFEST).exists() and any(path.glob("*.array_record*")):
+        return _open_set(path, split)
+    return _open_folder(path, num_workers or os.cpu_count() or 1, progress)
+
+
+def _open_set(path: Path, split: Split) -> OpenedVideos:
+    source = VideoSet(directory=os.fspath(path))
+    manifest = source.manifest()
+    entries = manifest.stored(split)
+    if not entries:
+        present = " and ".join(other for other in Split if manifest.stored(other))
+        raise ValueError(f"{path}: has no split {split.value!r}; it has {present}")
+    return _opened(path, "set", source.open(split), entries, split=split.value)
+
+
+def _opened(path: Path, kind: str, examples: Examples, entries: Sequence[Entry], **more: Any) -> OpenedVideos:
+    about = {"name": path.resolve().name, "kind": kind, "num_videos": len(entries), "skipped": {}}
+    sizes = np.array([(entry.height, entry.width) for entry in entries])
+    return OpenedVideos(examples=examples, sizes=sizes, description=about | more)
+
+
+class _Videos(Examples):
+    """Records of videos without labels; `content` reads one when it is requested."""
+
+    def __init__(self, entries: list[Entry], content: Callable[[int], bytes | UInt8[np.ndarray, "T H W 3"]]):
+        self._entries = entries
+        self._content = content
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Record:
+        entry = self._entries[index]
+        return Record(key=entry.file, video=self._content(index), num_frames=entry.frames, fps=entry.fps)
+
+    @property
+    def num_frames(self) -> Int[np.ndarray, "num_records"]:
+        return np.array([entry.frames for entry in self._entries])
+
+
+def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVideos:
+    items = list_files([path])
+    entries = []
+    with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
+        for entry in pool.map(lambda item: _probed(item, decoding), items):
+            entries.append(entry)
+            progress("probing", len(entries), len(items))
+    videos = [entry for entry in entries if not entry.reason]
+    if not videos:
+        raise ValueError(nothing_usable([path], entries))
+    examples = _Videos(videos, lambda index: (path / videos[index].file).read_bytes())
+    skipped = {entry.file: entry.reason for entry in entries if entry.reason}
+    return _opened(path, "folder", examples, videos, skipped=skipped)
+
+
+def _probed(item: SourceFile, decoding: DecodingProcesses) -> Entry:
+    """Probes a file: frames, rate and size, or the reason why it is left out."""
+    entry = Entry(file=item.key, source=item.source.name, reason=item.reason)
+    if item.reason:
+        return entry
+    try:
+        return replace(entry, **decoding.run(probe, item.source / item.name))
+    except VideoError as error:
+        return replace(entry, reason=str(error))
+
+
+def _open_array(path: Path, fps: float) -> OpenedVideos:
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps={fps}: must be above 0")
+    videos = _load(path)
+    if problem := _problem(videos):
+        raise ValueError(f"{path}: {videos.dtype} of shape {videos.shape}: {problem}")
+    num_videos, num_frames, height, width, _ = videos.shape
+    facts = {"frames": num_frames, "fps": fps, "height": height, "width": width}
+    entries = [Entry(file=str(index), source=path.name, **facts) for index in range(num_videos)]
+    examples = _Videos(entries, lambda index: np.asarray(videos[index]))
+    return _opened(path, "array", examples, entries, fps=fps)
+
+
+def _load(path: Path) -> np.ndarray:
+    """Loads the array of a .npy, memory-mapped, or the only one of a .npz, read whole."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file, NpzFile(file, allow_pickle=False) as archive:
+            names = archive.files
+            if len(names) == 1:
+                return archive[names[0]]
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: no readable array of numbers ({error}); save it with np.save") from error
+    raise ValueError(f"{path}: holds {len(names)} arrays ({', '.join(names)}); save one of them alone")
+
+
+def _problem(videos: np.ndarray) -> str:
+    """Why an array is not uint8 [N T H W 3] in 0..255, with the remedy; empty when it is."""
+    if videos.ndim != 5 or videos.shape[-1] != 3:
+        remedy = ""
+        if videos.ndim == 4 and videos.shape[-1] == 3:
+            remedy = "; a single video needs an axis in front: video[None]"
+        elif videos.ndim == 5 and 3 in (channels := videos.shape[1:3]):
+            remedy = f"; move the channels to the end: np.moveaxis(videos, {1 + channels.index(3)}, -1)"
+        elif videos.ndim == 5 and videos.shape[-1] == 1:
+            remedy = "; repeat the grey channel: np.repeat(videos, 3, axis=-1)"
+        return f"must be uint8 of shape [N T H W 3]: videos, frames, height, width, RGB{remedy}"
+    if 0 in videos.shape:
+        return "holds no pixel"
+    if videos.dtype == np.uint8:
+        dark = all(video.max() <= 1 for video in videos)
+        return "no value is above 1; scale to 0..255 and round before astype(np.uint8)" if dark else ""
+    if videos.dtype.kind not in "biuf":
+        return "must be uint8 in 0..255"
+    low, high = float(videos[0].min()), float(videos[0].max())
+    remedy = "bring the values to 0..255, round, astype uint8"
+    if low >= -1 and high <= 1:
+        scaled = "255 * videos" if low >= 0 else "127.5 * (videos + 1)"
+        remedy = f"scale to 0..255, round, astype uint8: np.rint({scaled}).astype(np.uint8)"
+    return f"must be uint8 in 0..255, but the first video has values from {low:.4g} to {high:.4g}; {remedy}"

@@ -1,0 +1,105 @@
+"""Position embeddings: rotary (RoPE) and sine-cosine."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dit_video.nn.patches import PatchSize
+
+
+def rope_angles(
+    positions: Float[np.ndarray, "N A"], head_dim: int, *, theta: float = 10_000.0
+) -> Float[np.ndarray, "N R"]:
+    """Rotation angles of axial rotary position embedding (RoFormer, arXiv 2104.09864, eq. 15, per axis).
+
+    The R = head_dim / 2 planes are shared out among the A axes as evenly as possible, the first axis
+    (time) taking what is left over; each axis has its own geometric ladder of frequencies.
+    """
+    if head_dim % 2:
+        raise ValueError(f"{head_dim=}: rotary position embedding needs an even head size")
+    num_axes = positions.shape[1]
+    base = head_dim // 2 // num_axes
+    planes = [head_dim // 2 - base * (num_axes - 1)] + [base] * (num_axes - 1)
+    angles = [
+        positions[:, axis, None] * theta ** (-np.arange(n, dtype=np.float64) / max(n, 1))
+        for axis, n in enumerate(planes)
+    ]
+    return np.concatenate(angles, axis=-1).astype(np.float32)
+
+
+def patch_angles(shape: tuple[int, int, int], patch_size: PatchSize, head_dim: int) -> Float[Array, "N R"]:
+    """`rope_angles` of the true (frame, row, column) of each patch's first cell, in the order of `patchify`.
+
+    In latent cells, not patches: a model keeps its sense of distance when the patch size changes.
+    """
+
+    def of_axis(axis: int) -> Float[np.ndarray, "n R"]:
+        cells = np.arange(0, shape[axis], patch_size[axis])
+        positions = np.zeros((len(cells), 3), np.float32)
+        positions[:, axis] = cells
+        return rope_angles(positions, head_dim)
+
+    # Angles are linear in positions, and each axis has planes of its own: the sum is exact.
+    return at_patches(rows=of_axis(1), columns=of_axis(2), frames=of_axis(0))
+
+
+def sincos_positions(
+    shape: tuple[int, int, int], patch_size: PatchSize, hidden_size: int, *, grid: int | None = None
+) -> Float[Array, "N D"]:
+    """2-D sine-cosine position embedding of each patch within its frame, in `patchify` order (2212.09748, appendix A).
+
+    It is the same for all frames.
+
+    Args:
+        shape: (t, h, w) of the latents.
+        hidden_size: a multiple of 4.
+        grid: rows and columns of patches that the positions are of; latents that have other numbers of them are
+            stretched over it. None: positions count patches, however many there are.
+    """
+    frames, rows, columns = (n // p for n, p in zip(shape, patch_size))
+    at_rows, at_columns = (np.arange(n) * (1.0 if grid is None else grid / n) for n in (rows, columns))
+    return at_patches(*sincos_axes(at_rows, at_columns, hidden_size), np.zeros((frames, hidden_size), np.float32))
+
+
+def sincos_places(
+    rows: Float[np.ndarray, "R"], columns: Float[np.ndarray, "C"], hidden_size: int
+) -> Float[np.ndarray, "s D"]:
+    """2-D sine-cosine table of a grid, in row-major order, as weight files store it."""
+    of_rows, of_columns = sincos_axes(rows, columns, hidden_size)
+    return (of_rows[:, None] + of_columns).reshape(-1, hidden_size)
+
+
+def sincos_axes(
+    rows: Float[np.ndarray, "R"], columns: Float[np.ndarray, "C"], hidden_size: int
+) -> tuple[Float[np.ndarray, "R D"], Float[np.ndarray, "C D"]]:
+    """Sine-cosine vectors of rows and of columns, whose sum embeds a place.
+
+    The first half of the features tells the column and the second the row; of each, the first half are sines and the
+    second cosines of the same frequencies.
+    """
+    frequencies = 10_000.0 ** (-np.arange(hidden_size // 4, dtype=np.float64) / (hidden_size // 4))
+
+    def encode(position: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n half"]:
+        phase = position[:, None] * frequencies
+        return np.concatenate([np.sin(phase), np.cos(phase)], axis=1).astype(np.float32)
+
+    half = hidden_size // 2
+    return np.pad(encode(rows), ((0, 0), (half, 0))), np.pad(encode(columns), ((0, 0), (0, half)))
+
+
+def at_patches(
+    rows: Float[np.ndarray, "R D"], columns: Float[np.ndarray, "C D"], frames: Float[np.ndarray, "f D"]
+) -> Float[Array, "N D"]:
+    """Position embedding of each patch as the sum of its row's, column's and frame's vectors, in `patchify` order.
+
+    Added up inside the program: the sum would be a constant of it as large as the stream of tokens of a clip.
+    """
+    of_rows, of_columns, of_frames = (jnp.asarray(table) for table in (rows, columns, frames))
+    return (of_rows[:, None, None] + of_columns[:, None] + of_frames).reshape(-1, rows.shape[1])
+
+
+def rotate(x: Float[Array, "B N K d"], angles: Float[Array | np.ndarray, "N r"]) -> Float[Array, "B N K d"]:
+    """Applies rotary position embedding: rotates each plane (x[i], x[i + d/2]) of every head, in float32."""
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)

@@ -1,0 +1,130 @@
+"""diffusers schedulers: scheduler_config.json read as an objective and a sampler of ours."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dit_video.diffusion.multistep import DPMSolver, UniPC
+from dit_video.diffusion.objective import Gaussian
+from dit_video.diffusion.path import ConstantShift, DiscreteBetas
+from dit_video.diffusion.prediction import X0, Epsilon, Prediction, V
+from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler
+from dit_video.diffusion.timestep_spacing import Leading, Linspace, Spacing, Trailing
+
+NUM_STEPS = 50
+
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": Epsilon(), "v_prediction": V(), "sample": X0()}
+_SINGLE_STEP: dict[str, Spacing] = {"leading": Leading(), "trailing": Trailing(), "linspace": Linspace()}
+_MULTISTEP: dict[str, Spacing] = {"trailing": Trailing(), "linspace": Linspace(drop_last=True)}
+
+# Of paths that are a table: the sampler of a class, its spacings by name, and the name that stands for none.
+_ON_TABLES: dict[str, tuple[type[Sampler], dict[str, Spacing], str]] = {
+    "DDIMScheduler": (DDIM, _SINGLE_STEP, "leading"),
+    "DDPMScheduler": (Ancestral, _SINGLE_STEP, "leading"),
+    "EulerDiscreteScheduler": (DDIM, _SINGLE_STEP, "linspace"),
+    "DPMSolverMultistepScheduler": (DPMSolver, _MULTISTEP, "linspace"),
+    "UniPCMultistepScheduler": (UniPC, _MULTISTEP, "linspace"),
+}
+
+# What samplers here compute, as the fields of diffusers say it; where a config has a field with another value, that is
+# not followed. `clip_sample` is True where a DDIM or DDPM does not say.
+_FOLLOWED = {
+    "algorithm_type": "dpmsolver++",
+    "clip_sample": False,
+    "disable_corrector": [],
+    "euler_at_final": False,
+    "final_sigmas_type": "zero",
+    "interpolation_type": "linear",
+    "invert_sigmas": False,
+    "lower_order_final": True,
+    "predict_x0": True,
+    "rescale_betas_zero_snr": False,
+    "set_alpha_to_one": True,
+    "shift_terminal": None,
+    "solver_order": 2,
+    "steps_offset": 0,
+    "stochastic_sampling": False,
+    "thresholding": False,
+    "use_beta_sigmas": False,
+    "use_dynamic_shifting": False,
+    "use_exponential_sigmas": False,
+    "use_karras_sigmas": False,
+    "use_lu_lambdas": False,
+}
+_SOLVER_TYPES = {"DPMSolverMultistepScheduler": "midpoint", "UniPCMultistepScheduler": "bh2"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """Objective and sampler read from a scheduler.
+
+    Attributes:
+        not_followed: fields of the scheduler that ask for something that samplers here do not do, with their values.
+    """
+
+    objective: Gaussian
+    sampler: Sampler
+    not_followed: tuple[str, ...]
+
+
+def sampled_as(config: Mapping[str, Any], objective: Gaussian) -> Sampled:
+    """Objective and sampler of a scheduler_config.json; `config` is empty where there is none.
+
+    Args:
+        objective: that of the network's family, which keeps what the config does not say.
+
+    Raises:
+        ValueError: the scheduler is on another path than the network's, or of a class that has no counterpart here;
+            names the field.
+    """
+    on_table = isinstance(objective.path, DiscreteBetas)
+    if not config:
+        sampler = DDIM(num_steps=NUM_STEPS, spacing=Leading()) if on_table else Euler(num_steps=NUM_STEPS)
+        return Sampled(objective, sampler, ())
+    if config.get("num_train_timesteps", 1000) != 1000:
+        raise _refused(config, "num_train_timesteps", "1000")
+    name = str(config.get("_class_name"))
+    read = _on_table(name, config, objective) if on_table else _on_flow(name, config, objective)
+    followed = _FOLLOWED | ({"solver_type": _SOLVER_TYPES[name]} if name in _SOLVER_TYPES else {})
+    unsaid = {"clip_sample": True} if name in ("DDIMScheduler", "DDPMScheduler") else {}
+    other = {n: v for n, v in (unsaid | dict(config)).items() if n in followed and v != followed[n]}
+    return Sampled(*read, tuple(f"{n}={v!r}" for n, v in other.items()))
+
+
+def _on_table(name: str, config: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:
+    if name not in _ON_TABLES:
+        raise _refused(config, "_class_name", " or ".join(_ON_TABLES))
+    for field, value in {"beta_schedule": "linear", "trained_betas": None}.items():
+        if config.get(field, value) != value:
+            raise _refused(config, field, repr(value))
+    kind, spacings, unsaid = _ON_TABLES[name]
+    prediction, spacing = config.get("prediction_type", "epsilon"), config.get("timestep_spacing", unsaid)
+    if prediction not in _PREDICTIONS:
+        raise _refused(config, "prediction_type", " or ".join(_PREDICTIONS))
+    if spacing not in spacings:
+        raise _refused(config, "timestep_spacing", " or ".join(spacings))
+    betas = DiscreteBetas(beta_first=config.get("beta_start", 1e-4), beta_last=config.get("beta_end", 0.02))
+    objective = dataclasses.replace(objective, path=betas, prediction=_PREDICTIONS[prediction])
+    return objective, kind(num_steps=NUM_STEPS, spacing=spacings[spacing])
+
+
+def _on_flow(name: str, config: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:
+    if name == "FlowMatchEulerDiscreteScheduler":
+        shift = float(config.get("shift", 1.0))
+        # diffusers spaces from the shifted level of its first timestep, then shifts again.
+        sampler = Euler(num_steps=NUM_STEPS, spacing=Linspace(last=shift / (1000 + shift - 1)))
+    elif name in _SOLVER_TYPES:
+        for field, value in {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}.items():
+            if config.get(field) != value:
+                raise _refused(config, field, repr(value))
+        shift = float(config.get("flow_shift", 1.0))
+        unipc = UniPC(num_steps=NUM_STEPS, spacing=Linspace(drop_last=True))
+        dpm = DPMSolver(num_steps=NUM_STEPS, spacing=Trailing(first=0.999))
+        sampler = unipc if name == "UniPCMultistepScheduler" else dpm
+    else:
+        raise _refused(config, "_class_name", " or ".join(["FlowMatchEulerDiscreteScheduler", *_SOLVER_TYPES]))
+    return dataclasses.replace(objective, shift=ConstantShift(shift=shift)), sampler
+
+
+def _refused(config: Mapping[str, Any], field: str, must_be: str) -> ValueError:
+    return ValueError(f"scheduler_config.json: {field}={config.get(field)!r}: must be {must_be} for this network")

@@ -1,0 +1,1 @@
+"""A run in a folder: trained, opened, imported; its record, lock, checks and caches."""

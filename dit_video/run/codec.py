@@ -1,0 +1,105 @@
+"""A codec that a run trained: opened by folder and digest, its latent statistics, and caches of its latents."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from rich.console import Console
+
+from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.config.json_file import read_object, write_json
+from dit_video.config.user_file import ExperimentError
+from dit_video.data.record import Split
+from dit_video.distributed.processes import from_first
+from dit_video.distributed.sharding import fetch, place_whole, shard_frozen
+from dit_video.experiment import Experiment
+from dit_video.nn.module import define, params_of
+from dit_video.progress import counted
+from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
+from dit_video.storage.mirror import local_copy
+from dit_video.vae.codec import LatentCodec, latent_statistics
+from dit_video.vae.trained import TrainedCodec
+from dit_video.weights.digest import weights_digest
+
+STATISTICS = "latent_statistics.json"
+
+
+def codec_of_run(
+    workdir: Path, mesh: Mesh, console: Console, like: Experiment
+) -> tuple[LatentCodec, str, Mapping[str, Any]]:
+    """The codec that a run trained, the digest of its weights, and its latent statistics.
+
+    `like` has the classes of the user's own that its experiment is made of.
+
+    Statistics are measured over the training set once for these weights, and kept in the run folder.
+    """
+    experiment = read_experiment(workdir, like)
+    task = experiment.task
+    if task.learnt_vae is None:
+        raise ExperimentError(f"{workdir}: trained {type(task).__name__}, not a codec; name the run of a VAE")
+    definition = define(task.init)
+    checkpoints = Checkpoints(workdir)
+    try:
+        params = checkpoints.restore_params(definition.shapes, mesh, ema=True)
+    finally:
+        checkpoints.close()
+    vae = definition.bind(params).vae
+    digest = weights_digest(params_of(vae))
+    path = workdir / STATISTICS
+    found = from_first(lambda: read_object(path) if path.is_file() else {})
+    if found.get("codec") != digest:
+        found = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
+        from_first(lambda: write_json(path, found))
+    codec = LatentCodec(vae, jnp.asarray(found["mean"], jnp.float32), jnp.asarray(found["std"], jnp.float32))
+    return jax.device_put(codec, shard_frozen(codec, mesh)), digest, found
+
+
+def write_statistics(workdir: Path, digest: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Latent statistics that were published with the VAE of a run, whose weights have this digest: none is measured."""
+    write_json(workdir / STATISTICS, {"codec": digest, "mean": list(mean), "std": list(std)})
+
+
+def trained_codec(
+    codec: TrainedCodec, mesh: Mesh, console: Console, like: Experiment
+) -> tuple[LatentCodec, str, Mapping[str, Any]]:
+    folder = local_copy(Path(codec.run), EXPERIMENT_FILE)
+    if not (folder / EXPERIMENT_FILE).is_file():
+        raise ExperimentError(
+            f"config.task.codec.run={codec.run!r}: there is no run in this folder; train its VAE first, "
+            f"with --workdir {codec.run}, or name another with --config.task.codec.run=FOLDER"
+        )
+    opened, digest, statistics = codec_of_run(folder, mesh, console, like)
+    if opened.vae.config != codec.vae:
+        raise ExperimentError(
+            f"config.task.codec.vae: the run {codec.run} trained {opened.vae.config}, the experiment says {codec.vae}"
+        )
+    if codec.digest is not None and codec.digest != digest:
+        raise ExperimentError(
+            f"config.task.codec.digest={codec.digest[:12]}...: the codec in {codec.run} is now {digest[:12]}...; it "
+            "has been trained on since, so latents would change under this run: restore it, or start a new workdir"
+        )
+    return opened, digest, statistics
+
+
+def _measure_statistics(experiment: Experiment, vae: nnx.Module, mesh: Mesh, console: Console) -> dict[str, Any]:
+    """Per-channel mean and deviation of latents over the training set: one clip of every video."""
+    source = experiment.data.source
+    total = source.info().num_records[Split.TRAIN]
+    size = experiment.data.batch_size
+    encode = jax.jit(lambda vae, video: LatentCodec(vae, jnp.zeros(1), jnp.ones(1)).moments(video))
+    batches = experiment.data.judged(Split.TRAIN, total, size, seed=experiment.seed)
+
+    def moments():
+        shown = counted(batches, "latent statistics", total=total, size=lambda item: item[1], console=console)
+        for batch, valid in shown:
+            with jax.set_mesh(mesh):
+                yield fetch(encode(vae, place_whole(batch.video, mesh)))[:valid]
+
+    # float32, as the codec holds them, so that records of them compare equal.
+    mean, std = (np.asarray(x, np.float32).tolist() for x in latent_statistics(moments()))
+    return {"num_clips": total, "set": source.info().digest, "mean": mean, "std": std}

@@ -1,0 +1,114 @@
+"""The latent cache: clips encoded once by the codec of an experiment, and held against it later."""
+
+import dataclasses
+import itertools
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from dit_video.config.components import to_json
+from dit_video.config.json_file import other_values
+from dit_video.config.old_records import upgrade
+from dit_video.config.user_file import ExperimentError
+from dit_video.data.batch import collate
+from dit_video.data.latent_cache import write_latent_cache
+from dit_video.data.loader import held_out_clips
+from dit_video.data.record import Clip, Split
+from dit_video.data.transforms import ClipTransform, Usable, usable
+from dit_video.data.video_set import MANIFEST
+from dit_video.distributed.sharding import make_mesh, place
+from dit_video.experiment import Experiment
+from dit_video.progress import counted
+from dit_video.run.codec import trained_codec
+from dit_video.run.compiled import keep_compiled_programs
+from dit_video.vae.codec import LatentCodec
+
+
+def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, console: Console) -> None:
+    """Writes the latent cache that `experiment.data.cache` names: moments of both splits of its source."""
+    data, named = experiment.data, experiment.task.trained_codec()
+    if data.cache is None or named is None:
+        raise ExperimentError("config.data.cache is None: this experiment trains on video and has no cache to write")
+    keep_compiled_programs()
+    mesh = make_mesh(experiment.mesh)
+    codec, digest, statistics = trained_codec(named, mesh, console, experiment)
+    folder, info = Path(data.cache.directory), data.source.info()
+    totals = {
+        split: _num_clips(usable(data.source.open(split), data.clips), data.clips, clips_per_video) for split in Split
+    }
+    made_with = provenance(experiment, digest, statistics)
+    if folder.exists() and overwrite:
+        data.cache.info()  # an error unless it is a latent cache: nothing else is ever deleted
+        shutil.rmtree(folder)
+    if (folder / MANIFEST).exists() and (upgrade(data.cache.provenance()), data.cache.info().num_records) == (
+        made_with,
+        totals,
+    ):
+        console.print(f"latent cache: {folder} is there already", highlight=False)
+        return
+    moments_of = jax.jit(lambda codec, video: codec.moments(video))
+
+    def clips(split: Split) -> Iterator[Clip]:
+        total = totals[split]
+        cut = held_out_clips(data.source.open(split), data.clips, num_clips=total, seed=experiment.seed)
+        for rows in _chunks(counted(cut, f"encoding {split}", total=total, console=console), data.batch_size):
+            # One shape is compiled: a short last batch is filled up with its last clip.
+            filled = rows + [rows[-1]] * (data.batch_size - len(rows))
+            with jax.set_mesh(mesh):
+                found = np.asarray(moments_of(codec, place(collate(filled, {}).video, mesh)))
+            for clip, moments in zip(rows, found):
+                yield dataclasses.replace(clip, video=None, moments=moments)
+
+    write_latent_cache(
+        folder,
+        {split: clips(split) for split in Split},
+        class_names=info.class_names,
+        split_digests=info.split_digest,
+        provenance=made_with,
+    )
+    console.print(f"latent cache: {folder}", highlight=False)
+
+
+def _num_clips(records: Usable, transform: ClipTransform, clips_per_video: int) -> int:
+    if records.num_frames is None:
+        raise ExperimentError("config.data.source: holds latents already; name a source of video")
+    return int(np.minimum(transform.num_starts(records.num_frames), clips_per_video).sum())
+
+
+def check_cache(experiment: Experiment, frozen: Any) -> None:
+    """Raises ExperimentError where the latent cache was not made by the codec of `frozen`, or for other clips."""
+    cache, named = experiment.data.cache, experiment.task.trained_codec()
+    if cache is None:
+        return
+    if named is None or named.digest is None:
+        raise ExperimentError("config.data.cache: only a run on latents reads a latent cache; leave it None")
+    codec: LatentCodec = frozen.codec
+    statistics = {"mean": np.asarray(codec.mean[...]).tolist(), "std": np.asarray(codec.std[...]).tolist()}
+    expected = provenance(experiment, named.digest, statistics)
+    if lines := other_values(upgrade(cache.provenance()), expected, "this run"):
+        raise ExperimentError(
+            f"latent cache {cache.directory} was not made for this run; these fields differ:\n"
+            + "\n".join(lines)
+            + "\nencode again: dit-video encode --config ... --overwrite"
+        )
+
+
+def provenance(experiment: Experiment, digest: str, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a latent cache must have been made with to serve `experiment`."""
+    return {
+        "codec": digest,
+        "statistics": {"mean": list(statistics["mean"]), "std": list(statistics["std"])},
+        "clips": to_json(experiment.data.clips),
+        "source": experiment.data.source.info().digest,
+    }
+
+
+def _chunks(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
+    iterator = iter(clips)
+    while rows := list(itertools.islice(iterator, size)):
+        yield rows

@@ -1,0 +1,139 @@
+"""Opening a run: its experiment, weights and frozen parts, to be judged, sampled from or exported."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from dit_video import experiment as experiments
+from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.config.overrides import override
+from dit_video.data.record import Split
+from dit_video.data.sources import NoData
+from dit_video.distributed.sharding import make_mesh, platform_of
+from dit_video.experiment import Experiment
+from dit_video.nn.module import Definition, Params, define
+from dit_video.run.compiled import keep_compiled_programs
+from dit_video.run.folder import EXPERIMENT_FILE, environment, read_experiment
+from dit_video.run.frozen import with_codec_inside, with_frozen
+from dit_video.storage.mirror import local_copy
+from dit_video.tasks.evaluator import EvaluationData
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import ClipShape
+from dit_video.training.faults import Skip
+from dit_video.training.step import Program, make_program
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRun:
+    """A finished or interrupted run, opened to be judged, sampled from or exported.
+
+    `params` are the averaged weights where `ema`, else the raw ones. Of a run in a bucket `workdir` is a copy.
+    """
+
+    workdir: Path
+    experiment: Experiment
+    definition: Definition
+    params: Params
+    frozen: Any
+    mesh: Mesh
+    step: int
+    ema: bool
+
+    def subject(self) -> Subject:
+        about = description(self.experiment, self.workdir)
+        subject = Subject(self.experiment.task, self.definition, self.frozen, self.mesh, about)
+        return subject.with_weights(self.params, step=self.step, ema=self.ema)
+
+
+def open_run(
+    workdir: Path,
+    *,
+    step: int | None = None,
+    ema: bool = True,
+    like: Experiment | None = None,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> OpenRun:
+    """Opens a run folder with its averaged (or raw) weights of `step`, by default the latest that is not damaged.
+
+    Args:
+        like: has the classes of the user's own that the run is made of.
+        overrides: of its experiment, "--config.task.codec.run=FOLDER" where the codec is elsewhere now.
+    """
+    console = console or Console()
+    keep_compiled_programs()
+    workdir = local_copy(workdir, EXPERIMENT_FILE)
+    experiment = with_codec_inside(read_experiment(workdir, like), workdir)
+    if overrides:
+        experiment = override(experiment, overrides)
+    mesh = make_mesh(experiment.mesh)
+    experiment, frozen = with_frozen(experiment, mesh, console)
+    definition = define(experiment.task.init)
+    checkpoints = Checkpoints(workdir)
+    try:
+        restore = functools.partial(checkpoints.restore_params, definition.shapes, mesh, ema=ema)
+        if step is not None:
+            params = restore(step=step)
+        else:
+            # Nothing is moved here: the run may be training at this moment.
+            (step, params), damaged = checkpoints.last_good(lambda step: (step, restore(step=step)))
+            for message in damaged.values():
+                _plain(console)(f"damaged checkpoint left out: {message}; using step {step}")
+    finally:
+        checkpoints.close()
+    return OpenRun(workdir, experiment, definition, params, frozen, mesh, step, ema)
+
+
+def program_of(experiment: Experiment, mesh: Mesh) -> Program:
+    """The experiment's task made ready to train on `mesh`; nothing is computed yet."""
+    return make_program(
+        experiment.task,
+        experiment.optimizer,
+        experiment.ema,
+        num_steps=experiment.schedule.num_steps,
+        num_microbatches=experiment.num_microbatches,
+        mesh=mesh,
+        compiler_options=experiment.compiler_options.get(platform_of(mesh)),
+        skip_not_finite=isinstance(experiment.faults.not_finite, Skip),
+    )
+
+
+def evaluation_data(experiment: Experiment) -> EvaluationData:
+    """The clips that a run is judged on, and where they come from."""
+    data = experiment.data
+    info = data.source.info()
+    splits = [split for split in Split if info.num_records.get(split)]
+    if not splits:
+        data.source.open(Split.HELD_OUT)  # which says what is missing
+    return EvaluationData.of(
+        {split: data.source.open(split) for split in splits},
+        dict.fromkeys(splits, data.clips),
+        seed=experiment.seed,
+        references={"set": info.digest, "splits": {split.value: d for split, d in info.split_digest.items()}},
+        signals=data.signals,
+    )
+
+
+def sampled_clip(experiment: Experiment) -> tuple[ClipShape, float]:
+    """(T, H, W) and frames per second of the clips that a run was trained on, and so makes."""
+    data = experiment.data
+    shape = (data.clips.num_frames, *data.clips.size)
+    if isinstance(data.source, NoData):
+        return shape, data.source.fps
+    return shape, data.source.open(Split.HELD_OUT)[0].fps / data.clips.stride
+
+
+def description(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    """What a card says of a run beside its weights."""
+    about: dict[str, Any] = {"run": workdir.name, "fingerprint": experiments.fingerprint(experiment)}
+    return {**about, **experiment.task.describe(), "environment": environment()}
+
+
+def _plain(console: Console) -> Callable[[str], None]:
+    """Prints messages that hold names and paths, which are no markup."""
+    return functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)

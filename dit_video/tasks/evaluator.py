@@ -1,0 +1,121 @@
+"""Evaluators: what judges a subject while it trains or afterwards, the clips it judges by, and what it reports."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from dit_video.data.batch import Batch
+from dit_video.data.dataset import Data
+from dit_video.data.loader import held_out_batches, held_out_digest
+from dit_video.data.record import Examples, Split
+from dit_video.data.signals import DEFAULT_SIGNALS, Signal
+from dit_video.data.transforms import ClipTransform
+from dit_video.tasks.media import Media
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an evaluator found.
+
+    Attributes:
+        scalars: values by name, for the record and the curves.
+        media: what is to be looked at or read, by name.
+        cards: numbers that carry their protocol, by name.
+    """
+
+    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    media: Mapping[str, Media] = dataclasses.field(default_factory=dict)
+    cards: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+    """Clips to judge by, the same ones at every call.
+
+    Attributes:
+        batches: (split, num_clips, batch_size) -> batches of clips and how many of their rows are real.
+        digest: (split, num_clips) -> sha256 of what decides these clips: stored content, first frames, cut.
+        splits: which of them there are.
+        shape: (T, H, W) of a clip.
+        fps: frames per second of a clip.
+        protocol: how clips are cut: stride, size, crop.
+        references: where the clips come from, by split or otherwise; named on cards, no part of what is compared.
+    """
+
+    batches: Callable[[Split, int, int], Iterator[tuple[Batch, int]]]
+    digest: Callable[[Split, int], str]
+    splits: tuple[Split, ...]
+    shape: tuple[int, int, int]
+    fps: float
+    protocol: Mapping[str, Any]
+    references: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        examples: Mapping[Split, Examples],
+        transforms: Mapping[Split, ClipTransform],
+        *,
+        seed: int,
+        references: Mapping[str, Any],
+        signals: Mapping[str, Signal] = DEFAULT_SIGNALS,
+    ) -> "EvaluationData":
+        """Clips cut from records; `seed` decides which windows, `signals` accompany them."""
+
+        def batches(split: Split, num_clips: int, batch_size: int) -> Iterator[tuple[Batch, int]]:
+            return held_out_batches(
+                examples[split],
+                transforms[split],
+                num_clips=num_clips,
+                batch_size=batch_size,
+                seed=seed,
+                signals=signals,
+            )
+
+        @functools.cache
+        def digest(split: Split, num_clips: int) -> str:
+            return held_out_digest(examples[split], transforms[split], num_clips=num_clips, seed=seed)
+
+        cut = transforms[Split.HELD_OUT]
+        return cls(
+            batches=batches,
+            digest=digest,
+            splits=tuple(examples),
+            shape=(cut.num_frames, *cut.size),
+            fps=examples[Split.HELD_OUT][0].fps / cut.stride,
+            protocol=cut.protocol,
+            references=references,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator(abc.ABC):
+    """Judges a subject every `every` steps. Values of this type are fields of an experiment.
+
+    Attributes:
+        needs: functions of the task that it calls.
+    """
+
+    every: int
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report: ...
+
+    def check(self, task: Task, data: Data) -> None:
+        """Rules between the evaluator, the task and the data, checked before anything is read or compiled.
+
+        Raises:
+            ValueError: the task cannot do what is judged, or the data lack it; says what to change.
+        """
+        del data
+        functions = task.functions()
+        if missing := [name for name in self.needs if name not in functions]:
+            raise ValueError(
+                f"{type(self).__name__} calls {' and '.join(map(repr, missing))}, but a {type(task).__name__} has "
+                f"{', '.join(functions) or 'no functions'}; take the evaluator out of config.evaluators"
+            )

@@ -1,0 +1,78 @@
+"""Weights bound to their task: what is evaluated, sampled from and judged."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from dit_video.data.batch import Batch
+from dit_video.distributed.sharding import even_batch, fetch, place_whole
+from dit_video.nn.module import Definition, Params
+from dit_video.tasks.media import Media
+from dit_video.tasks.task import ClipShape, Task
+
+
+class Subject:
+    """Weights bound to their task: what is evaluated. Each function is compiled once per batch shape.
+
+    Attributes:
+        description: what a card says of the subject beside its weights: run, codec, sampler, guidance, versions.
+        paired: see `Task.paired`.
+        functions: what it can do, by name (`Task.functions`).
+        params, step, ema: the weights in hand, where they come from, and whether they are the moving average.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        definition: Definition,
+        frozen: Any,
+        mesh: Mesh,
+        description: Mapping[str, Any],
+    ):
+        self.mesh, self.description, self.paired = mesh, description, task.paired
+        self.functions, self._frozen = task.functions(), frozen
+
+        def compiled(call):
+            def bound(params, frozen, batch, keys, shape):
+                return call(definition.bind(params), frozen, batch, keys, shape)
+
+            return jax.jit(bound, static_argnames="shape")
+
+        self._compiled = {name: compiled(function.call) for name, function in self.functions.items()}
+
+    def with_weights(self, params: Params, *, step: int, ema: bool) -> "Subject":
+        """The same subject with these weights from now on."""
+        self.params, self.step, self.ema = params, step, ema
+        return self
+
+    def batch_size(self, at_least: int) -> int:
+        """The least batch of at least so many rows that the mesh splits evenly."""
+        return even_batch(at_least, self.mesh)
+
+    def __call__(
+        self, name: str, batch: Batch, keys: Key[Array, "B"] | None = None, shape: ClipShape | None = None
+    ) -> Any:
+        """What the function `name` of the task makes of a host batch, on the host: arrays [B ...].
+
+        Every process passes the whole batch and gets the whole result.
+
+        Raises:
+            ValueError: the task has no such function.
+        """
+        self.require(name)
+        with jax.set_mesh(self.mesh):
+            result = self._compiled[name](self.params, self._frozen, place_whole(batch, self.mesh), keys, shape)
+        return jax.tree.map(fetch, result)
+
+    def require(self, name: str) -> None:
+        """Raises ValueError where the task has no function `name`; says which it has."""
+        if name not in self.functions:
+            raise ValueError(f"this task has no function {name!r}; it has {', '.join(self.functions) or 'none'}")
+
+    def show(self, name: str, rows: Any, columns: int, fps: float) -> Media | None:
+        """Rows of what `name` made as one thing to look at; None where it makes numbers."""
+        medium = self.functions[name].medium
+        return None if medium is None else medium.of_rows(rows, columns, fps)

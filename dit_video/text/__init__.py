@@ -1,1 +1,0 @@
-"""Frozen text encoders as others have published them, and their tokenizers."""

@@ -1,0 +1,103 @@
+"""Handling of training faults in the loop: metrics are fetched, recorded and checked; a run rolls back or stops."""
+
+import dataclasses
+import json
+import math
+from typing import NoReturn
+
+import jax
+
+from dit_video.data.loader import Replaced
+from dit_video.distributed import processes
+from dit_video.training.events import Done, Event
+from dit_video.training.faults import FaultDetector, Faults
+from dit_video.training.goodput import Activity
+from dit_video.training.protocols import Batches, Saver
+from dit_video.training.step import Program, TrainState
+from dit_video.training.tracker import Recorder
+
+
+class FaultHandler:
+    """Keeps device metrics until they are fetched, records them, and applies the fault policies to them."""
+
+    def __init__(self, faults: Faults, batches: Batches, tracker: Recorder, batch_size: int):
+        self._faults, self._batches, self._tracker, self._batch_size = faults, batches, tracker, batch_size
+        self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Starts detection from the end of the record."""
+        past, events = self._tracker.past(self._faults.num_past), self._tracker.events
+        self._detector = FaultDetector(self._faults, batch_size=self._batch_size, past=past, events=events)
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._pending.append((step, self._batches.next_batch - 1, metrics))
+
+    def fetch(self) -> tuple[float, Event | None]:
+        """Fetches and records pending metrics; returns the last step's loss and the event to roll back for, if any.
+
+        Raises:
+            TrainingFault: training cannot go on.
+        """
+        lines = [(step, batch, {k: float(v) for k, v in m.items()}) for step, batch, m in jax.device_get(self._pending)]
+        self._pending.clear()
+        replaced = self._replaced()
+        fatal = None
+        for number, (step, batch, values) in enumerate(lines):
+            for event in self._detector.find(step, batch, values, replaced.get(batch, [])):
+                if event.done in (Done.STOPPED, Done.ROLLED_BACK):
+                    fatal, lines = event, lines[: number + 1]
+                    break
+                self._tracker.events.add(event)
+            if fatal is not None:
+                break
+        self._tracker.steps((step, values) for step, _, values in lines)
+        if fatal is not None and fatal.done is Done.STOPPED:
+            self._stop(fatal)
+        return lines[-1][2]["loss"] if lines else math.nan, fatal
+
+    def roll_back(self, event: Event, program: Program, state: TrainState, saver: Saver) -> TrainState:
+        """Restores the last good checkpoint before `event`, to continue with the batches after it; `state` is deleted.
+
+        Raises:
+            TrainingFault: the run has been rolled back to that step as often as is allowed.
+        """
+        tracker = self._tracker
+        tracker.now(Activity.CHECKPOINT)
+        saver.wait()
+        for leaf in jax.tree.leaves(state):
+            leaf.delete()  # there may be no room for two
+        saved = saver.resume(program.shapes, tracker.note)
+        if saved is None or sum(e.to == saved.step for e in tracker.events) >= self._faults.roll_backs(event.kind):
+            self._stop(event)
+        tracker.rewind(saved.step)
+        event = dataclasses.replace(event, to=saved.step, next_batch=event.batch + 1)
+        tracker.events.add(event)
+        self._batches.seek(event.batch + 1)
+        self._begin()
+        tracker.note(
+            f"{event.kind} at step {event.step}, {' and '.join(event.what)}: back to step {saved.step}, on with batch "
+            f"{event.next_batch}"
+        )
+        return saved.state
+
+    def _replaced(self) -> dict[int, list[str]]:
+        """Replaced records of all processes, by batch; several processes may have made the same rows."""
+        if not self._faults.undecodable_share:
+            return {}
+        rows = {(r.batch, r.row): r.why for text in processes.gather(self._own_replaced()) for r in _parsed(text)}
+        replaced: dict[int, list[str]] = {}
+        for (batch, _), why in sorted(rows.items()):
+            replaced.setdefault(batch, []).append(why)
+        return replaced
+
+    def _own_replaced(self) -> str:
+        return json.dumps(self._batches.take_replaced())
+
+    def _stop(self, event: Event) -> NoReturn:
+        self._tracker.events.add(dataclasses.replace(event, done=Done.STOPPED))
+        raise self._detector.error(event)
+
+
+def _parsed(text: str) -> list[Replaced]:
+    return [Replaced(*row) for row in json.loads(text)]

@@ -1,0 +1,32 @@
+"""How many steps a run trains, the intervals at which it logs and saves, and the steps that are profiled."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Profiler trace of these steps, counted from the first step after compilation, written to `folder`."""
+
+    folder: str
+    first: int = 3
+    num_steps: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Length of a run in steps, and the intervals of logging and checkpointing.
+
+    Attributes:
+        num_steps: the run ends after this many steps.
+        log_every: steps between fetching metrics from the device; every step's metrics are recorded.
+        save_every: steps between checkpoints; the last step is always saved.
+    """
+
+    num_steps: int
+    log_every: int = 50
+    save_every: int = 1000
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"Schedule.{field.name}={getattr(self, field.name)}: must be at least 1")

@@ -1,0 +1,59 @@
+"""TensorBoard event files: scalars and GIFs, written without a thread that a failing disk could end.
+
+tensorboardX has a writer too. Its thread ends at the first failure of the store, and ten events later whoever adds one
+waits for it for ever; so only its messages are used here.
+"""
+
+import io
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute] (of protobuf)
+from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute] (of protobuf)
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
+
+from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
+
+
+class TensorBoardFile:
+    """A TensorBoard event file; every session of a run writes its own."""
+
+    def __init__(self, files: RetryingFiles, folder: Path, *, session: int, start: int):
+        """Starts a session at step `start`: what older files in `folder` have of later steps is hidden."""
+        # TensorBoard knows its files by this name; two sessions may begin in one second.
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{session}"
+        self._file = files.file(folder / name, limit=PICTURES_LIMIT)
+        self._add(Event(file_version="brain.Event:2"))
+        if start:
+            self._add(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
+        summary = Summary()
+        for name, value in values.items():
+            summary.value.extend(scalar(f"{prefix}/{name}", value).value)
+        self._add(Event(step=step, summary=summary))
+
+    def video(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
+        """Adds a video as a GIF, which TensorBoard plays."""
+        gif = io.BytesIO()
+        frames = [Image.fromarray(frame) for frame in video]
+        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+        image = Summary.Image(
+            height=video.shape[1], width=video.shape[2], colorspace=3, encoded_image_string=gif.getvalue()
+        )
+        self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
+
+    def _add(self, event: Event) -> None:
+        """Appends one TFRecord: length, its checksum, content, its checksum."""
+        event.wall_time = time.time()
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
+        self._file.append(length + checksums[0] + content + checksums[1])

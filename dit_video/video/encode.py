@@ -1,0 +1,125 @@
+"""Video encoding: H.264 mp4, GIF, and grids of clips."""
+
+import io
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from jaxtyping import UInt8
+from PIL import Image
+
+from dit_video.video.decode import _MATRIX_TAG, VideoError, _interpolation
+
+
+def encode_frames(
+    file: io.BytesIO | str | os.PathLike,
+    frames: Iterable[VideoFrame],
+    fps: float | int | Fraction,
+    *,
+    size: tuple[int, int],
+    crf: int,
+    preset: str,
+    key_frame_every: int = 32,
+) -> int:
+    """Writes frames as H.264 (yuv420p) mp4, streamed; one FFmpeg build writes the same bytes every time.
+
+    Args:
+        size: height and width of the result, both even; frames of another size are scaled.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        VideoError: there are no frames.
+    """
+    reformatter = VideoReformatter()
+    rate = Fraction(fps).limit_denominator(1001)
+    num_frames = 0
+    with av.open(file if isinstance(file, io.BytesIO) else os.fspath(file), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": preset})
+        context = stream.codec_context
+        context.thread_count = 1
+        context.pix_fmt = "yuv420p"
+        context.gop_size = key_frame_every
+        context.time_base = 1 / rate
+        for frame in frames:
+            # Broadcast range and one of two matrices, both written into the file,
+            # so that every player agrees on colours.
+            matrix = Colorspace.ITU709 if frame.colorspace == Colorspace.ITU709 else Colorspace.ITU601
+            if num_frames == 0:
+                context.height, context.width = size
+                context.color_range = ColorRange.MPEG
+                context.colorspace = _MATRIX_TAG[matrix]
+            yuv = reformatter.reformat(
+                frame,
+                height=size[0],
+                width=size[1],
+                format="yuv420p",
+                dst_colorspace=matrix,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=_interpolation(frame, size),
+                threads=1,
+            )
+            yuv.pts, yuv.time_base = num_frames, context.time_base
+            # The encoder chooses its own key frames, not the source's.
+            yuv.pict_type = PictureType.NONE
+            container.mux(stream.encode(yuv))
+            num_frames += 1
+        if num_frames == 0:
+            raise VideoError("holds no frame")
+        container.mux(stream.encode(None))
+    return num_frames
+
+
+def encode_mp4(
+    video: UInt8[np.ndarray, "T H W 3"], fps: float | int, *, crf: int = 14, preset: str = "medium"
+) -> bytes:
+    """H.264 mp4 of decoded frames.
+    Odd sizes gain a row or column, a copy of the last: yuv420p holds even sizes only.
+    """
+    height, width = video.shape[1:3]
+    padded = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    frames = (VideoFrame.from_ndarray(frame, format="rgb24") for frame in padded)
+    buffer = io.BytesIO()
+    encode_frames(buffer, frames, fps, size=padded.shape[1:3], crf=crf, preset=preset)
+    return buffer.getvalue()
+
+
+def write_mp4(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps: float | int) -> None:
+    """Writes `encode_mp4(video, fps)` to a file."""
+    with open(path, "wb") as file:
+        file.write(encode_mp4(video, fps))
+
+
+def write_gif(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps: float | int) -> None:
+    """Writes an endless GIF with one palette for all frames (a palette per frame flickers)."""
+    sampled = video[:: max(1, len(video) // 8)]
+    palette = Image.fromarray(np.concatenate(sampled)).quantize(256, method=Image.Quantize.MEDIANCUT)
+    frames = [Image.fromarray(frame).quantize(palette=palette) for frame in video]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+
+
+def grid(
+    videos: UInt8[np.ndarray, "N T H W 3"], columns: int, *, separator: int = 2
+) -> UInt8[np.ndarray, "T gridH gridW 3"]:
+    """Lays videos out row by row, thin white lines between them; missing cells are white."""
+    num_videos, num_frames, height, width, _ = videos.shape
+    if num_videos < 1 or columns < 1:
+        raise ValueError(f"grid: {num_videos} videos in {columns} columns; both must be at least 1")
+    columns = min(columns, num_videos)
+    rows = -(-num_videos // columns)
+    shape = (
+        num_frames,
+        rows * (height + separator) - separator,
+        columns * (width + separator) - separator,
+        3,
+    )
+    picture = np.full(shape, 255, dtype=np.uint8)
+    for index, video in enumerate(videos):
+        top, left = (index // columns) * (height + separator), (index % columns) * (width + separator)
+        picture[:, top : top + height, left : left + width] = video
+    return picture

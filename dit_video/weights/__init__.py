@@ -1,0 +1,1 @@
+"""Published weights: safetensors and PyTorch files, mapping of parameter names, digests."""

@@ -1,0 +1,208 @@
+"""One training in a run folder at a time, with real processes that are really killed."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from dit_video.cli.main import main
+from dit_video.run import lock as run_lock
+from dit_video.run.lock import LOCK, RunInUse, acquire
+
+HOLDER = """
+import sys
+from pathlib import Path
+from dit_video import run_lock
+from dit_video.run_lock import RunInUse, hold
+run_lock.REFRESH_SECONDS = float(sys.argv[2])
+sys.stdin.readline()
+try:
+    with hold(Path(sys.argv[1]), lambda note: print(note, file=sys.stderr)):
+        print("in", flush=True)
+        sys.stdin.readline()
+except RunInUse:
+    print("refused", flush=True)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts processes that take the lock of tmp_path on a line of input, and give it back on the next."""
+    started = []
+
+    def start(refresh: float = run_lock.REFRESH_SECONDS) -> subprocess.Popen:
+        words = [sys.executable, "-c", HOLDER, str(tmp_path), str(refresh)]
+        started.append(subprocess.Popen(words, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def go(process: subprocess.Popen) -> str:
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def write_lock(folder: Path, **changes) -> None:
+    """A lock as this process would have it, with some fields changed."""
+    with acquire(folder, print):
+        text = (folder / LOCK).read_text()
+    (folder / LOCK).write_text(json.dumps(json.loads(text) | changes))
+
+
+def test_the_second_is_refused_with_host_pid_and_since_when(tmp_path, holder):
+    first = holder()
+    assert go(first) == "in"
+    before = (tmp_path / LOCK).read_text()
+    expected = rf"process {first.pid} on {re.escape(socket.gethostname())} trains here since 20\d\d-\d\d-\d\dT"
+    with pytest.raises(RunInUse, match=expected), acquire(tmp_path, print):
+        pytest.fail("two hold it")
+    assert (tmp_path / LOCK).read_text() == before
+    first.communicate("\n")
+    with acquire(tmp_path, print):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_a_killed_process_leaves_a_lock_that_is_taken_over_with_a_note(tmp_path, holder):
+    first = holder()
+    assert go(first) == "in"
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    notes = []
+    with acquire(tmp_path, notes.append):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert [str(first.pid) in note for note in notes] == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_every_way_out_gives_it_back(tmp_path, way):
+    with pytest.raises(way), acquire(tmp_path, print):
+        raise way
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pid_that_was_given_out_again_is_not_the_process_that_took_the_lock(tmp_path, holder):
+    other = holder()
+    write_lock(tmp_path, pid=other.pid, process_started="1")
+    notes = []
+    with acquire(tmp_path, notes.append):
+        assert len(notes) == 1
+
+
+def as_old_as(folder: Path, seconds: float) -> None:
+    """Of another host, and last touched so long ago."""
+    write_lock(folder, host="elsewhere", pid=2**22 + 1)
+    then = (folder / LOCK).stat().st_mtime - seconds
+    os.utime(folder / LOCK, (then, then))
+
+
+def test_a_lock_of_another_host_that_nobody_touches_any_more_is_taken_over(tmp_path):
+    as_old_as(tmp_path, run_lock.GONE_SECONDS + 1)
+    notes = []
+    with acquire(tmp_path, notes.append):
+        assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
+    assert ["taken over" in note for note in notes] == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_of_another_host_is_waited_for_until_it_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.01)
+    as_old_as(tmp_path, run_lock.GONE_SECONDS - 10)
+    touched = threading.Event()
+    threading.Timer(0.2, lambda: (touched.set(), os.utime(tmp_path / LOCK))).start()
+    notes = []
+    with pytest.raises(RunInUse, match=rf"on elsewhere trains here.*remove {re.escape(str(tmp_path / LOCK))}"):
+        acquire(tmp_path, notes.append).__enter__()
+    assert touched.is_set()
+    assert ["waiting for a sign of life, 10 s at most" in note for note in notes] == [True]
+
+
+def test_a_host_that_has_just_gone_is_waited_out(tmp_path, monkeypatch):
+    """A scheduler starts the job elsewhere at once."""
+    monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.01)
+    as_old_as(tmp_path, run_lock.GONE_SECONDS - 0.3)
+    with acquire(tmp_path, print):
+        assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
+
+
+def test_the_holder_touches_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "REFRESH_SECONDS", 0.01)
+    with acquire(tmp_path, print):
+        os.utime(tmp_path / LOCK, (0, 0))
+        until = time.monotonic() + 10
+        while (tmp_path / LOCK).stat().st_mtime == 0:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_a_lock_of_a_version_that_did_not_touch_it_stays_until_a_person_removes_it(tmp_path):
+    as_old_as(tmp_path, 10 * run_lock.GONE_SECONDS)
+    lock = json.loads((tmp_path / LOCK).read_text())
+    del lock["refresh_seconds"]
+    (tmp_path / LOCK).write_text(json.dumps(lock))
+    with pytest.raises(RunInUse, match="on elsewhere trains here"):
+        acquire(tmp_path, print).__enter__()
+    (tmp_path / LOCK).unlink()
+    with acquire(tmp_path, print):
+        pass
+
+
+def test_a_process_that_was_halted_and_has_lost_its_folder_ends(tmp_path, holder):
+    first = holder(refresh=0.05)
+    assert go(first) == "in"
+    (tmp_path / LOCK).write_text("another run's")
+    assert first.wait(timeout=10) == 1
+    assert "another run has taken this folder over" in first.stderr.read()
+    assert (tmp_path / LOCK).read_text() == "another run's"
+
+
+def test_a_lock_that_cannot_be_read_refuses_and_says_what_to_do(tmp_path):
+    for text in ("{", "{}", "[]", '{"host": 1, "pid": "x", "process_started": 0, "since": 0}'):
+        (tmp_path / LOCK).write_text(text)
+        with pytest.raises(RunInUse, match="if no training runs in this folder, remove it"):
+            acquire(tmp_path, print).__enter__()
+
+
+def test_a_lock_that_another_run_has_got_meanwhile_is_left_to_it(tmp_path):
+    with acquire(tmp_path, print):
+        (tmp_path / LOCK).write_text("another run's")
+    assert (tmp_path / LOCK).read_text() == "another run's"
+
+
+def test_of_many_that_find_a_stale_lock_one_gets_in(tmp_path, holder):
+    dead = holder()
+    dead.kill()
+    dead.wait()
+    write_lock(tmp_path, pid=dead.pid)
+    rivals = [holder() for _ in range(6)]
+    for rival in rivals:
+        rival.stdin.write("\n")
+        rival.stdin.flush()
+    assert sorted(rival.stdout.readline().strip() for rival in rivals) == ["in"] + 5 * ["refused"]
+
+
+def test_train_refuses_a_folder_in_use_and_leaves_it_as_it_was(tmp_path, holder, monkeypatch, capsys):
+    from test_whole_way import EXPERIMENT
+
+    (tmp_path / "tiny.py").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    assert go(holder()) == "in"
+    words = ["train", "--config=tiny.py:vae", f"--workdir={tmp_path}", "--config.data.batch_size=8"]
+    assert main(words) == 1
+    assert "trains here since" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.py", "digits", LOCK}
