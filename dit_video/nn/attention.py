@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dit_video.nn.attention_mask import FULL, AttentionMask, Full
 from dit_video.nn.positions import rotate
 from dit_video.nn.softmax_attention import cross_attention, self_attention
 
@@ -17,7 +18,7 @@ _XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _ZEROS = nnx.initializers.zeros
 _QK_NORM_EPSILON = 1e-6
 _Heads = Float[Array, "B N K d"]
-Attend = Callable[[_Heads, _Heads, _Heads], _Heads]
+Attend = Callable[..., _Heads]
 
 
 class QKNorm(enum.Enum):
@@ -73,19 +74,20 @@ class Attention(nnx.Module):
         x: Float[Array, "B N D"],
         angles: Float[Array | np.ndarray, "N r"] | None,
         attend: Attend = self_attention,
+        mask: AttentionMask = FULL,
     ) -> Float[Array, "B N D"]:
-        """Attends from every token to every token, or to those that `attend` lets it see.
+        """Attends from every token to those that `mask` allows.
 
         Args:
             angles: those of `rope_angles`; None leaves queries and keys without positions.
-            attend: softmax attention of queries, keys and values.
+            attend: softmax attention of queries, keys and values; it takes a `mask` where one is given.
         """
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return self.out(attend(q, k, v))
+        return self.out(attend(q, k, v) if isinstance(mask, Full) else attend(q, k, v, mask=mask))
 
 
 class CrossAttention(nnx.Module):

@@ -2,7 +2,7 @@
 
 The kind of device is that of the mesh at trace time, so a program that is compiled for accelerators that are not there
 contains their kernels: cuDNN's fused attention on GPUs, the Pallas kernel "splash" on TPUs, XLA elsewhere. The first
-two never hold the [N N] logits; XLA does.
+two never hold the [N N] logits; XLA does. Under a mask it is XLA on every kind of device, in blocks.
 
 Where tokens are split over devices, two exact ways bring queries and keys together:
 - Ulysses (Jacobs et al., 2309.14509): an all-to-all gives each device all tokens of some heads, a second one undoes it;
@@ -12,7 +12,7 @@ Ulysses sends less and keeps the kernels; it is taken wherever the heads of a de
 
 import enum
 import functools
-import math
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -22,6 +22,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.distributed.sharding import map_parts, platform, split_over
+from dit_video.nn.attention_mask import FULL, AttentionMask, Full
+from dit_video.nn.blockwise_attention import attend_in_blocks
 
 Heads = Float[Array, "B N K d"]
 _TOKENS_AND_HEADS = ("batch", "tokens", "heads", "head_dim")
@@ -47,15 +49,28 @@ def choose_kernel(on: str | None, dtype: DTypeLike, head_dim: int) -> Kernel:
     return Kernel.SPLASH if on == "tpu" else Kernel.XLA
 
 
-def self_attention(q: Heads, k: Heads, v: Heads) -> Heads:
-    """Self-attention softmax(q k^T / sqrt(d)) v; tokens may be split over devices.
+def self_attention(q: Heads, k: Heads, v: Heads, mask: AttentionMask = FULL) -> Heads:
+    """Self-attention softmax(q k^T / sqrt(d)) v over the keys that the mask allows; tokens may be split over devices.
 
-    Exact in value and gradient, however it is split.
+    Exact in value and gradient, however it is split. What sees nothing gives zero.
+
+    Raises:
+        ValueError: the mask is for sequences of another length.
     """
+    mask.check(q.shape[1])
     kernel = choose_kernel(platform(), q.dtype, q.shape[-1])
     axis = split_over("tokens")
-    attend = functools.partial(attend_local, kernel=kernel) if axis is None else _across(axis, kernel)
-    return map_parts(attend, [_TOKENS_AND_HEADS] * 3)(q, k, v)
+    arrays, structure = jax.tree.flatten(mask)
+
+    def attend(q: Heads, k: Heads, v: Heads, *arrays: Array) -> Heads:
+        mask = jax.tree.unflatten(structure, arrays)
+        if axis is None:
+            return _attend(q, k, v, mask, kernel)
+        if q.shape[2] % jax.lax.axis_size(axis) == 0:
+            return ulysses(q, k, v, axis, functools.partial(_attend, mask=mask, kernel=kernel))
+        return attend_in_blocks(q, k, v, mask, axis)
+
+    return map_parts(attend, [*[_TOKENS_AND_HEADS] * 3, *[("batch", None)] * len(arrays)])(q, k, v, *arrays)
 
 
 def cross_attention(
@@ -144,90 +159,13 @@ def _pad(x: Array, num_tokens: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, num_tokens - x.shape[1]), (0, 0), (0, 0)))
 
 
-def _across(axis: str, kernel: Kernel):
-    """Sequence-parallel attention of tokens that are split over a mesh axis: Ulysses or ring."""
-
-    def attend(q: Heads, k: Heads, v: Heads) -> Heads:
-        if q.shape[2] % jax.lax.axis_size(axis) == 0:
-            return ulysses(q, k, v, axis, kernel)
-        return ring(q, k, v, axis)
-
-    return attend
+def _attend(q: Heads, k: Heads, v: Heads, mask: AttentionMask, kernel: Kernel) -> Heads:
+    """Attention of a whole sequence on one device; the kernels know no mask."""
+    return attend_local(q, k, v, kernel=kernel) if isinstance(mask, Full) else attend_in_blocks(q, k, v, mask)
 
 
-def ulysses(q: Heads, k: Heads, v: Heads, axis: str, kernel: Kernel) -> Heads:
+def ulysses(q: Heads, k: Heads, v: Heads, axis: str, attend: Callable[[Heads, Heads, Heads], Heads]) -> Heads:
     """Ulysses sequence parallelism, inside shard_map: all-to-all to all tokens of some heads, attention, and back."""
     gather = functools.partial(jax.lax.all_to_all, axis_name=axis, split_axis=2, concat_axis=1, tiled=True)
-    out = attend_local(gather(q), gather(k), gather(v), kernel=kernel)
+    out = attend(gather(q), gather(k), gather(v))
     return jax.lax.all_to_all(out, axis, split_axis=1, concat_axis=2, tiled=True)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def ring(q: Heads, k: Heads, v: Heads, axis: str) -> Heads:
-    """Ring attention, inside shard_map: this device's queries with the keys of all devices along `axis`.
-
-    Keys and values of one device at a time: the logits are [B K N/n N/n] for n devices. The backward pass sends the
-    ring round again, with the gradients of keys and values travelling along, so that nothing but the result and its
-    log-sum-exp is kept (as in FlashAttention, 2205.14135, algorithm 4).
-    """
-    return _ring_forward(q, k, v, axis)[0]
-
-
-def _ring_forward(q: Heads, k: Heads, v: Heads, axis: str):
-    def see(seen, k, v):
-        total, weight, peak = seen
-        logits = _logits(q, k)
-        highest = jnp.maximum(peak, logits.max(-1))
-        p, fade = jnp.exp(logits - highest[..., None]), jnp.exp(peak - highest)
-        total = total * fade[..., None] + _sum("bhqk,bkhd->bhqd", p.astype(v.dtype), v)
-        return total, weight * fade + p.sum(-1), highest
-
-    def visit(carry, _):
-        seen, kv = carry
-        # Sent before it is used, so that sending and computing overlap.
-        return (see(seen, *kv), _pass_on(kv, axis)), None
-
-    B, N, K, d = q.shape
-    seen = (jnp.zeros((B, K, N, d)), jnp.zeros((B, K, N)), jnp.full((B, K, N), -jnp.inf))
-    (seen, kv), _ = jax.lax.scan(visit, (seen, (k, v)), None, length=jax.lax.axis_size(axis) - 1)
-    total, weight, peak = see(seen, *kv)
-    out = jnp.swapaxes(total / weight[..., None], 1, 2).astype(q.dtype)
-    return out, (q, k, v, out, peak + jnp.log(weight))
-
-
-def _ring_backward(axis: str, residuals, d_out: Heads):
-    q, k, v, out, logsumexp = residuals
-    # The softmax's own term: the gradient with respect to the logits is p (dp - delta).
-    delta = _sum("bqhd,bqhd->bhq", d_out, out)
-
-    def visit(carry, _):
-        d_q, (k, v, d_k, d_v) = carry
-        p = jnp.exp(_logits(q, k) - logsumexp[..., None])
-        d_logits = p * (_sum("bqhd,bkhd->bhqk", d_out, v) - delta[..., None]) / math.sqrt(q.shape[-1])
-        p, d_logits = p.astype(q.dtype), d_logits.astype(q.dtype)
-        d_q += _sum("bhqk,bkhd->bqhd", d_logits, k)
-        d_k += _sum("bhqk,bqhd->bkhd", d_logits, q)
-        d_v += _sum("bhqk,bqhd->bkhd", p, d_out)
-        return (d_q, _pass_on((k, v, d_k, d_v), axis)), None
-
-    zeros = jnp.zeros(q.shape)
-    # As many rounds as devices: the gradients then have come home.
-    carry = (zeros, (k, v, zeros, zeros))
-    (d_q, (_, _, d_k, d_v)), _ = jax.lax.scan(visit, carry, None, length=jax.lax.axis_size(axis))
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
-
-
-ring.defvjp(_ring_forward, _ring_backward)
-
-
-def _pass_on(x, axis: str):
-    num_devices = jax.lax.axis_size(axis)
-    return jax.lax.ppermute(x, axis, [(i, (i + 1) % num_devices) for i in range(num_devices)])
-
-
-def _logits(q: Heads, k: Heads) -> Float[Array, "B K N M"]:
-    return _sum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
-
-
-def _sum(indices: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(indices, a, b, preferred_element_type=jnp.float32)
