@@ -26,6 +26,7 @@ from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.media import Video
 from dit_video.tasks.task import GENERATE, RECONSTRUCT, VALIDATE, Function, Task
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 from dit_video.vae.trained import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig

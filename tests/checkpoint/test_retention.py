@@ -11,7 +11,7 @@ SCORES = {100: 5.0, 200: 2.0, 300: math.nan, 400: 2.0, 500: 7.0, 600: math.inf}
 
 
 def kept(keep: Keep, scores: dict[int, float] = SCORES) -> set[int]:
-    return set(STEPS) - keep.unwanted(STEPS, scores)
+    return set(STEPS) - keep.to_delete(STEPS, scores)
 
 
 def best(num: int = 1, higher: bool = False) -> Best:
@@ -40,7 +40,7 @@ def test_the_best_stay_and_of_equal_ones_the_later(higher, order, num):
 def test_whatever_any_rule_wants_stays():
     assert kept(Keep(latest=2, every=300, best=best())) == {600, 700, 300, 400}
     assert kept(Keep(latest=1, best=best()), {}) == {700}
-    assert Keep(latest=1).unwanted([], {}) == set()
+    assert Keep(latest=1).to_delete([], {}) == set()
 
 
 def test_three_stay_where_nothing_else_is_said():

@@ -25,6 +25,7 @@ from dit_video.nn.module import define
 from dit_video.run.open import OpenRun
 from dit_video.run.prompts import rows, typed, with_negative
 from dit_video.tasks.denoise import Frozen
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 
 CLASS = ClassCondition(num_classes=10)

@@ -82,7 +82,7 @@ def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path)
         batches = source.train(0, 0)
         batch = next(batches)
         batches.close()
-        assert {read(row) for row in batch.signals["caption"]} == wanted
+        assert {read(row) for row in batch.signals["caption"]} == expected
     (batch, _), *_ = data.judged(Split.HELD_OUT, 4, 4, seed=0)
     assert {read(row) for row in batch.signals["caption"]} == {
         record.caption for record in data.source.open(Split.HELD_OUT)

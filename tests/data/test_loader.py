@@ -340,11 +340,11 @@ def test_waiting_is_measured_and_added_up():
     assert waited[0] == 0.0
     assert waited == sorted(waited)
     assert 0.04 < waited[-1] <= time.perf_counter() - began
-    assert iterator._make.reading() == "idle"
 
 
 def test_the_longest_read_is_named_first():
     maker = train_batches(InMemory([12]), CUT, batch_size=1, seed=0)._make
+    assert maker.reading() == "idle"
     now = time.perf_counter()
     maker._reading.update({1: (7, now - 3), 2: (5, now - 60), 3: (6, now)})
     assert maker.reading() == "record 5 since 60 s, record 7 since 3 s, record 6 since 0 s"

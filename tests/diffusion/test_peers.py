@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from dit_video.diffusion.spacing import Leading, Linspace, Trailing
 from jax.experimental import io_callback
 
 from dit_video.arrays import Output
@@ -23,6 +22,7 @@ from dit_video.diffusion.path import ConstantShift, DiscreteBetas, ExponentialSh
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
 from dit_video.diffusion.process import noise
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler
+from dit_video.diffusion.timestep_spacing import Leading, Linspace, Trailing
 from dit_video.diffusion.variance import LearnedVariance
 
 # NumPy's, for what diffusers does with tensors.

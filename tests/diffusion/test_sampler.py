@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dit_video.diffusion.spacing import Spacing
 
 from dit_video.arrays import Output
 from dit_video.diffusion.guidance import Guidance
@@ -22,6 +21,7 @@ from dit_video.diffusion.path import Cosine, Linear, LinearBeta, Path, over_late
 from dit_video.diffusion.prediction import X0, Epsilon, V, Velocity
 from dit_video.diffusion.process import noise
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun
+from dit_video.diffusion.timestep_spacing import Spacing
 
 MEAN, STD = 0.8, 0.5
 PATHS = [Linear(), Cosine(), LinearBeta()]

@@ -4,7 +4,14 @@ import math
 import numpy as np
 import pytest
 
-from dit_video.evaluation.frechet import FeatureMoments, FrechetTerms, frechet_distance, frechet_terms, kernel_distance
+from dit_video.evaluation.frechet import (
+    FeatureMoments,
+    FrechetTerms,
+    _compressed,
+    frechet_distance,
+    frechet_terms,
+    kernel_distance,
+)
 
 
 def features(seed, num_rows, size, *, decay=0.0):
@@ -152,3 +159,12 @@ def test_bad_blocks_and_moments_are_named():
         for one, other, message in ((four, three, "D=4 and D=3 differ"), (three, four, "D=3 and D=4 differ")):
             with pytest.raises(ValueError, match=message):
                 combine(one, other)
+
+
+@pytest.mark.parametrize("num_rows", [3, 6, 400])
+def test_many_rows_are_compressed_to_as_many_as_directions(num_rows):
+    """r^T r = x^T x: a product of two such has the singular values of that of all rows, at a fraction of its size."""
+    x = features(0, num_rows, 6)
+    r = _compressed(x)
+    assert r is x if num_rows <= 6 else r.shape == (6, 6)
+    np.testing.assert_allclose(r.T @ r, x.T @ x, atol=1e-10)

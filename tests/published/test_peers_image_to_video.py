@@ -18,7 +18,6 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from dit_video.diffusion.spacing import Linspace
 from PIL import Image
 from toys import small_mesh
 from transformers import CLIPImageProcessorPil
@@ -29,6 +28,7 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import rectified_flow
 from dit_video.diffusion.process import noise
 from dit_video.diffusion.sampler import Euler
+from dit_video.diffusion.timestep_spacing import Linspace
 from dit_video.dit.condition import EmbeddedText
 from dit_video.dit.known import LevelZero
 from dit_video.encoders import clip_image_names

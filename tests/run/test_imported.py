@@ -18,7 +18,6 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanTransformer3DModel,
 )
-from dit_video.diffusion.spacing import Leading, Linspace
 from published_text import save_t5
 from safetensors.numpy import save_file
 
@@ -27,6 +26,7 @@ from dit_video.data.batch import Batch
 from dit_video.diffusion.multistep import UniPC
 from dit_video.diffusion.path import ConstantShift
 from dit_video.diffusion.process import noise
+from dit_video.diffusion.timestep_spacing import Leading, Linspace
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig, published
 from dit_video.encoders.text import wan_text

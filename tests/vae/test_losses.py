@@ -170,11 +170,11 @@ def of_differences(*values: float) -> jax.Array:
 @pytest.mark.parametrize(
     ("kind", "law"),
     [
-        (Reconstruction.L1, lambda d: np.abs(d).mean()),
-        (Reconstruction.CHARBONNIER, lambda d: np.sqrt(d**2 + 1e-4).mean()),
-        (Reconstruction.GAUSSIAN, lambda d: (np.log(d**2 + 6e-7) / 2).mean()),
+        (ReconstructionLoss.L1, lambda d: np.abs(d).mean()),
+        (ReconstructionLoss.CHARBONNIER, lambda d: np.sqrt(d**2 + 1e-4).mean()),
+        (ReconstructionLoss.GAUSSIAN, lambda d: (np.log(d**2 + 6e-7) / 2).mean()),
     ],
-    ids=list(Reconstruction),
+    ids=list(ReconstructionLoss),
 )
 def test_distances_of_even_differences_have_closed_forms(kind, law):
     d = np.array([0.0, -0.01, 0.5, 1e-3])
@@ -201,7 +201,7 @@ def test_detail_of_a_slope_doubles_with_every_octave(num_frames, expected):
 
 def test_the_scalar_is_the_sum_of_its_terms_by_weight(critic):
     config = AutoencodeLoss(
-        reconstruction=Reconstruction.L1, kl=0.3, perceptual=0.7, adversarial=0.2, adversarial_start=5
+        reconstruction=ReconstructionLoss.L1, kl=0.3, perceptual=0.7, adversarial=0.2, adversarial_start=5
     )
     moments = jnp.asarray(np.random.default_rng(2).standard_normal(MOMENTS.shape), jnp.float32)
     total, terms = autoencode_loss(config, Autoencoded(clips(0), moments), clips(1), critic, 5)
