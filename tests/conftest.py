@@ -157,6 +157,7 @@ def content() -> Content:
         codec=LatentCodec(vae, mean=np.arange(4.0), std=np.asarray([0.5, 1.0, 2.0, 4.0])),
         clip=(5, 32, 32),
         origin=Origin(run="dit", step=7, ema=True, fingerprint="0123456789abcdef", task={"seed": 1}),
+        signals={"label": np.zeros(1, np.int32)},
     )
 
 

@@ -1,4 +1,4 @@
-"""`dit-video train` of tests/run/trained_by_processes.py in processes of its own, and what they wrote.
+"""`dit-video train` of tests/trained_by_processes.py in processes of its own, and what they wrote.
 
 Losses are compared with LOSS_TOLERANCE, since sums over a mesh are made in another order; batches are compared exactly.
 """

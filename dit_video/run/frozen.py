@@ -32,13 +32,13 @@ def with_frozen(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[E
     Raises:
         ExperimentError: a part is not there, or is not what the experiment says; names the field.
     """
-    opener = _FolderOpener(experiment, mesh, console)
+    opener = FolderOpener(experiment, mesh, console)
     task, frozen = experiment.task.open(opener)
     opener.check_all_read()
     return dataclasses.replace(experiment, task=task, data=opener.data), frozen
 
 
-class _FolderOpener:
+class FolderOpener:
     """Opens what lies in folders and buckets.
 
     Attributes:

@@ -61,9 +61,10 @@ from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import ClassCondition
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.tasks.task import Report
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.evaluator import Evaluator, Report
+from dit_video.training.intervals import Schedule
+from dit_video.vae.trained import TrainedCodec
 from dit_video.training.optimizer import AdamW
 from dit_video.vae.video_vae import VideoVAEConfig
 from parts import Digits, Narrow
@@ -87,9 +88,7 @@ class Halved(Denoise):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Size:
-    every: int
-
+class Size(Evaluator):
     def __call__(self, subject, data, seed):
         return Report(scalars={"parameters": float(sum(x.size for x in jax.tree.leaves(subject.params)))})
 

@@ -8,6 +8,7 @@ import pytest
 from dit_video.data.batch import Batch, collate
 from dit_video.data.captions import encode_captions
 from dit_video.data.record import Clip, Examples, Record, content_digest
+from dit_video.data.signals import DEFAULT_SIGNALS, CaptionBytes, open_all
 
 FRAMES = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 MOMENTS = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
@@ -41,9 +42,8 @@ STORED = Listed(
 def test_a_record_is_a_video_with_its_length_or_moments():
     defaults = Record(key="a", moments=MOMENTS, fps=1.0)
     assert (defaults.label, defaults.caption, defaults.start) == (-1, "", 0)
-    with pytest.raises(ValueError, match="Record 'a': give exactly one of video and moments"):
-        Record(key="a", fps=1.0)
-    with pytest.raises(ValueError, match="Record 'a': give exactly one"):
+    assert Record(key="a", caption="text alone", fps=1.0).video is None
+    with pytest.raises(ValueError, match="Record 'a': give one of video and moments, or neither"):
         Record(key="a", video=FRAMES, moments=MOMENTS, num_frames=2, fps=1.0)
     with pytest.raises(ValueError, match="Record 'a': num_frames belongs to a video"):
         Record(key="a", video=FRAMES, fps=1.0)
@@ -80,11 +80,14 @@ def clip(key: str, **fields) -> Clip:
 
 def test_a_batch_stacks_what_its_clips_have():
     clips = [clip("a", video=FRAMES, label=2, caption="up"), clip("b", video=FRAMES + 1, caption="down")]
-    batch = collate(clips)
+    batch = collate(clips, open_all(DEFAULT_SIGNALS))
     np.testing.assert_array_equal(batch.video, [FRAMES, FRAMES + 1])
-    np.testing.assert_array_equal(batch.label, np.array([2, -1], np.int32), strict=True)
-    assert (batch.moments, batch.caption, batch.text) == (None, None, None)
-    np.testing.assert_array_equal(collate(clips, 6).caption, encode_captions(["up", "down"], 6))
+    np.testing.assert_array_equal(batch.signals["label"], np.array([2, -1], np.int32), strict=True)
+    assert (batch.moments, set(batch.signals)) == (None, {"label"})
+    np.testing.assert_array_equal(
+        collate(clips, open_all({"caption": CaptionBytes(num_bytes=6)})).signals["caption"],
+        encode_captions(["up", "down"], 6),
+    )
     moments = collate([clip("a", moments=MOMENTS)])
     assert moments.video is None
     np.testing.assert_array_equal(moments.moments, [MOMENTS])
@@ -105,10 +108,10 @@ def test_clips_of_another_shape_or_kind_are_named():
 
 
 def test_who_needs_what_a_batch_lacks_is_told():
-    batch = Batch(video=FRAMES[None], label=np.zeros(1, np.int32))
+    batch = Batch(video=FRAMES[None], signals={"label": np.zeros(1, np.int32)})
     assert batch.require_video() is batch.video
-    assert batch.require_label() is batch.label
+    assert batch.require_signal("label") is batch.signals["label"]
     with pytest.raises(ValueError, match=r"Batch.video=None: this needs clips"):
         batch._replace(video=None).require_video()
-    with pytest.raises(ValueError, match=r"Batch.label=None: this needs labels; -1 means no label"):
-        batch._replace(label=None).require_label()
+    with pytest.raises(ValueError, match=r"Batch.signals has no 'label', .* it has none: add one to"):
+        batch._replace(signals={}).require_signal("label")

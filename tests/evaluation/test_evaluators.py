@@ -61,7 +61,7 @@ def test_the_noise_of_a_held_out_clip_is_its_own_however_clips_are_batched(lines
 
 def test_samples_stand_below_held_out_clips_of_their_label(videos):
     report = Samples(every=1, num_clips=4)(subject_of(FitLines()), judged_by(videos), 0)
-    picture = report.media["samples"]
+    picture = report.media["samples"].frames
     # Two rows of four cells of 16x16, white lines of two pixels between.
     assert picture.shape == (3, 16 + 2 + 16, 4 * 16 + 3 * 2, 3)
     for clip in range(4):
@@ -80,7 +80,7 @@ def test_reconstruction_is_judged_per_clip_beside_what_ignores_motion(videos):
     still = video.mean(axis=1, keepdims=True).round()
     error = np.square(video - still).mean(axis=(1, 2, 3, 4))
     assert report.scalars["psnr_mean_frame"] == pytest.approx((10 * np.log10(255**2 / error)).mean(), rel=1e-4)
-    picture = report.media["reconstruction"]
+    picture = report.media["reconstruction"].frames
     np.testing.assert_array_equal(picture[:, 18:, :16], videos.video[0] ^ 1)
     assert picture.shape[2] == 3 * 16 + 2 * 2
 

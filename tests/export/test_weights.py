@@ -141,7 +141,7 @@ def test_a_file_cut_short_is_an_error_that_names_it(spoilt):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"format_version": 1}, "format_version=1, this version of dit_video reads 2"),
+        ({"format_version": 1}, "format_version=1, this version of dit_video reads 3"),
         ({"network": {"digest": "0" * 64}}, "model.safetensors: holds the weights .* config.json says 0000"),
         ({"codec": {"digest": "0" * 64}}, "codec.safetensors: holds the VAE .* config.json says 0000"),
     ],

@@ -294,7 +294,7 @@ def test_the_model_card_says_what_goes_in(config):
     card = network.usage((3, 4, 6))
     assert f"[b {network.channels_in} 3 4 6]" in card
     assert ("encoder_hidden_states_image" in card) == (network.image_size is not None)
-    assert ("of a mask" in card) == (network.frame is not None)
+    assert ("of a mask" in card) == (network.known is not None)
 
 
 def test_it_is_sampled_as_it_was_published():

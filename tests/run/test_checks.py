@@ -26,7 +26,7 @@ def test_rows_must_divide_over_devices_and_microbatches(experiment):
 @pytest.mark.parametrize("axis", ["context", "tensor"])
 def test_an_autoencoder_has_no_work_for_other_axes(experiment, axis):
     with pytest.raises(ExperimentError, match=rf"config\.mesh\.{axis}=4: an autoencoder is split along data and fsdp"):
-        checks.check_mesh(experiment, small_mesh(8, data=2, **{axis: 4}))
+        checks.check_fields(experiment, small_mesh(8, data=2, **{axis: 4}))
 
 
 def test_compiler_options_are_those_of_the_devices_and_xla_knows_them(experiment):

@@ -14,6 +14,7 @@ import transformers
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from PIL import Image
 from published_text import save_t5
+from rich.console import Console
 from toys import small_mesh
 
 from dit_video.cli.main import main
@@ -31,7 +32,7 @@ from dit_video.experiment import from_json
 from dit_video.nn.module import define, params_of
 from dit_video.run import workload
 from dit_video.run.folder import read_experiment
-from dit_video.run.frozen import with_image
+from dit_video.run.frozen import FolderOpener
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.known_frames import FirstFrame
 from dit_video.training.optimizer import EMA, AdamW
@@ -92,15 +93,20 @@ def test_a_network_alone_needs_the_encoder_of_its_pipeline(pipeline, imported, t
 
 def test_an_encoder_that_is_not_the_recorded_one_is_refused(pipeline, imported, tmp_path):
     experiment = read_experiment(imported)
-    opened, _ = with_image(experiment, small_mesh())
-    assert with_image(opened, small_mesh())[0] == opened
+
+    def with_image(experiment):
+        image, _ = FolderOpener(experiment, small_mesh(), Console()).image(experiment.task.image)
+        return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, image=image))
+
+    opened = with_image(experiment)
+    assert with_image(opened) == opened
     assert from_json(to_json(opened)) == opened
 
     def refused(message: str, error: type[Exception] = ExperimentError, **change) -> None:
         image = dataclasses.replace(opened.task.image, **change)
         task = dataclasses.replace(opened.task, image=image)
         with pytest.raises(error, match=message):
-            with_image(dataclasses.replace(opened, task=task), small_mesh())
+            with_image(dataclasses.replace(opened, task=task))
 
     refused("config.task.image.digest=000000000000", digest="0" * 64)
     refused("config.task.image.model='nowhere': is no folder", model="nowhere")

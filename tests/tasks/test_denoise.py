@@ -16,6 +16,7 @@ from dit_video.diffusion.sampler import Euler
 from dit_video.diffusion.variance import LearnedVariance
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import DiT
+from dit_video.dit.known import AsChannels
 from dit_video.dit.wan import WanConfig
 from dit_video.encoders.clip_block import Activation
 from dit_video.encoders.clip_image import CLIPVisionConfig
@@ -99,19 +100,19 @@ def test_an_image_encoder_and_what_attends_to_it_come_together(denoise):
     network = WanConfig(hidden_size=16, depth=1, num_heads=2, mlp_width=16, patch_size=(1, 1, 1))
 
     def with_image(image: PretrainedImage | None, image_size: int | None) -> Denoise:
-        condition = FirstFrame(text=words, image_size=image_size)
-        return dataclasses.replace(denoise, network=network, condition=condition, image=image)
+        known = FirstFrame(shown=AsChannels(image_size=image_size))
+        return dataclasses.replace(denoise, network=network, condition=words, known=known, image=image)
 
     assert with_image(None, None).image is None
     assert with_image(image, 8).image is image
-    with pytest.raises(ValueError, match=r"Denoise.image=None: condition.image_size=8"):
+    with pytest.raises(ValueError, match=r"Denoise.image=None: known.shown.image_size=8"):
         with_image(None, 8)
     for width in (7, 9):
         with pytest.raises(ValueError, match=rf"encoder.hidden_size=8: .*image_size={width}; make them the same"):
             with_image(image, width)
-    for condition in (denoise.condition, FirstFrame(text=words), None):
+    for known in (None, FirstFrame(), FirstFrame(shown=AsChannels())):
         with pytest.raises(ValueError, match=r"Denoise.image=.*: the network attends to no tokens of an image"):
-            dataclasses.replace(denoise, condition=condition, image=image)
+            dataclasses.replace(denoise, network=network, condition=words, known=known, image=image)
 
 
 def test_latents_are_a_new_posterior_sample_at_every_step(denoise, params, codec, cached):
@@ -125,12 +126,12 @@ def test_latents_are_a_new_posterior_sample_at_every_step(denoise, params, codec
 def test_labels_matter_until_they_are_dropped(denoise, params, codec, cached):
     def with_rate(rate: float, label: np.ndarray) -> float:
         task = dataclasses.replace(denoise, condition=dataclasses.replace(denoise.condition, drop_rate=rate))
-        return float(loss(task, params, codec, cached._replace(label=label), jax.random.key(0)))
+        return float(loss(task, params, codec, cached._replace(signals={"label": label}), jax.random.key(0)))
 
-    other, none = (cached.label + 1) % 3, np.full(8, -1, np.int32)
-    assert len({with_rate(0.0, label) for label in (cached.label, other, none)}) == 3
+    other, none = (cached.signals["label"] + 1) % 3, np.full(8, -1, np.int32)
+    assert len({with_rate(0.0, label) for label in (cached.signals["label"], other, none)}) == 3
     # Nearly all labels are dropped: what is left is the loss without any.
-    assert with_rate(0.9999, cached.label) == with_rate(0.9999, none) == with_rate(0.0, none)
+    assert with_rate(0.9999, cached.signals["label"]) == with_rate(0.9999, none) == with_rate(0.0, none)
 
 
 def test_bfloat16_compute_gives_float32_gradients_near_those_of_float32(denoise, params, codec, cached):
@@ -229,7 +230,7 @@ def test_guidance_and_labels_change_what_is_made(sampling, params, codec, clips)
     guided = generate(sampling, params, codec, batch, keys)
     unguided = generate(plain, params, codec, batch, keys)
     assert largest_difference(guided, unguided) > 2
-    other = batch._replace(label=(batch.signals["label"] + 1) % 3)
+    other = batch._replace(signals={"label": (batch.signals["label"] + 1) % 3})
     assert largest_difference(generate(sampling, params, codec, other, keys), guided) > 2
     # Without a label there is nothing to follow.
     none = batch._replace(label=np.full(2, -1, np.int32))
@@ -242,7 +243,7 @@ def test_a_network_without_a_condition_needs_no_labels(sampling, codec, cached):
     task = dataclasses.replace(sampling, condition=None, guidance=Guidance())
     shapes = define(task.init).shapes
     assert not [name for name in shapes if name.startswith("y_embedder")]
-    unlabelled = cached._replace(label=None)
+    unlabelled = cached._replace(signals={})
     assert jax.eval_shape(functools.partial(loss, task), shapes, codec, unlabelled, jax.random.key(0)).shape == ()
     made = jax.eval_shape(functools.partial(generate, task), shapes, codec, unlabelled, clip_keys(0, range(8)))
     assert made.shape == (8, *SHAPE, 3)

@@ -38,7 +38,7 @@ def test_a_clip_has_its_key_whatever_its_batch():
     assert numbers(clip_keys(6, [0])) != numbers(all_at_once[:1])
 
 
-def test_a_task_is_whatever_has_its_methods(denoise, autoencode):
+def test_tasks_are_of_one_type(denoise, autoencode):
     for task in (FitLines(), denoise, autoencode):
         assert isinstance(task, Task)
     assert not isinstance(denoise.network, Task)
@@ -54,7 +54,7 @@ def test_a_subject_judges_the_weights_it_holds(mesh):
     for step, params in enumerate(weights):
         held = subject.with_weights(params, step=step, ema=step == 0)
         assert (held, held.step, held.ema) == (subject, step, step == 0)
-        found = held.validate(batch, clip_keys(0, range(8)))["error"]
+        found = held("validate", batch, clip_keys(0, range(8)))["error"]
         x, y = np.split(batch.moments, 2, axis=-1)
         model = definition.bind(params)
         expected = np.square(np.asarray(model(jnp.asarray(x))) - y).mean(axis=(1, 2, 3, 4))
@@ -68,7 +68,9 @@ def test_a_subject_makes_host_clips_in_the_order_of_the_batch():
     definition = define(task.init)
     subject = Subject(task, definition, None, small_mesh(8), {})
     subject.with_weights(params_of(task.init(jax.random.key(0))), step=0, ema=True)
-    made = subject.generate(line_batch(0), clip_keys(0, range(8)), (3, 4, 5))
+    made = subject("generate", line_batch(0), clip_keys(0, range(8)), (3, 4, 5))
     assert isinstance(made, np.ndarray)
+    with pytest.raises(ValueError, match="has no function 'rollout'; it has validate, generate, reconstruct"):
+        subject("rollout", line_batch(0))
     assert made.shape == (8, 3, 4, 5, 3)
     np.testing.assert_array_equal(made[:, 0, 0, 0, 0], np.arange(8))

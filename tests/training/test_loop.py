@@ -14,7 +14,8 @@ from toys import line_batch
 
 from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.data.batch import Batch
-from dit_video.tasks.evaluator import EvaluationData, Report
+from dit_video.tasks.evaluator import EvaluationData, Evaluator, Report
+from dit_video.tasks.media import Video
 from dit_video.tasks.subject import Subject
 from dit_video.training.faults import NotFinite
 from dit_video.training.goodput import Activity, read_goodput
@@ -26,10 +27,9 @@ from dit_video.training.tracker import METRICS_FILE, read_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Norm:
+class Norm(Evaluator):
     """The norm of the weights in hand, and the first pixel of a sample; `then` is called when all is measured."""
 
-    every: int
     then: Callable[[], None] = lambda: None
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
@@ -37,7 +37,7 @@ class Norm:
         self.then()
         return Report(
             scalars={"norm": float(np.linalg.norm(kernel)), "is_ema": float(subject.ema)},
-            media={"clip": np.zeros((2, 16, 16, 3), np.uint8)},
+            media={"clip": Video(np.zeros((2, 16, 16, 3), np.uint8), 8.0)},
             cards={"norm": {"step": subject.step}},
         )
 

@@ -11,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[mi
 from tensorboardX.record_writer import masked_crc32c
 
 from dit_video.storage.retrying_files import RetryingFiles
+from dit_video.tasks.media import Video
 from dit_video.training.tracker import METRICS_FILE, Tracker, read_record
 from dit_video.video.decode import read_video
 
@@ -100,7 +101,7 @@ def test_a_folder_without_a_record_has_no_lines(tmp_path):
 def test_media_are_videos_one_can_play(start, tmp_path):
     video = np.zeros((5, 32, 48, 3), np.uint8)
     video[:, :, 24:] = 255
-    start(0).media(12, "samples", video, fps=8.0)
+    start(0).media(12, "samples", Video(video, 8.0))
     path = tmp_path / "samples" / "step_0000012_samples.mp4"
     decoded, fps = read_video(path)
     assert (decoded.shape, fps) == (video.shape, 8.0)
@@ -139,7 +140,7 @@ def test_tensorboard_gets_scalars_and_pictures(start, tmp_path):
     start(0).steps(steps(1, 2))
     tracker = start(2)
     tracker.evaluation(2, "held-out error", {"psnr": 20.0})
-    tracker.media(200, "samples", np.zeros((2, 8, 16, 3), np.uint8), fps=8.0)
+    tracker.media(200, "samples", Video(np.zeros((2, 8, 16, 3), np.uint8), 8.0))
     first, second = sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.suffix)
     assert [path.name.startswith("events.out.tfevents.") for path in (first, second)] == [True, True]
     version, scalars = board_events(first)

@@ -77,11 +77,6 @@ VAES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OtherClass(ClassCondition):
-    """A condition of the user's own."""
-
-
 def content_of(network: DiTConfig, condition, clip=(5, 32, 32), vae=SMALL_VAE, scale: float = 0.2, **fields) -> Content:
     """A run whose parameters are all random: an untrained DiT predicts zeros, whatever its weights are."""
     rng = np.random.default_rng(0)
@@ -346,11 +341,6 @@ def test_a_denoiser_leaves_without_an_autoencoder_that_is_not_ours(tmp_path):
     ("network", "condition", "message"),
     [
         (LatteConfig(hidden_size=24, depth=2, num_heads=2), None, "network=LatteConfig: there is a torch module of a"),
-        (
-            SMALL,
-            OtherClass(num_classes=3),
-            "condition=OtherClass.*: the torch module takes ClassCondition, TextCondition, EmbeddedText",
-        ),
     ],
 )
 def test_another_network_is_an_error_that_says_what_can_be_done(network, condition, message):

@@ -29,6 +29,8 @@ from dit_video.distributed.sharding import constrain
 from dit_video.evaluation.evaluators import HeldOutError
 from dit_video.experiment import Experiment
 from dit_video.nn.linear import linear
+from dit_video.tasks.media import Video
+from dit_video.tasks.task import GENERATE, RECONSTRUCT, VALIDATE, Function, Task
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 
@@ -88,15 +90,11 @@ class TwoLayers(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MendTokens:
+class MendTokens(Task):
     """To find tokens again behind noise that is added to them.
 
     The metric `rows` is exact, and another one wherever a batch has other rows, or the same in another order.
     """
-
-    @property
-    def paired(self) -> bool:
-        return False
 
     def init(self, rng):
         return TwoLayers(rngs=nnx.Rngs(rng))
@@ -111,11 +109,12 @@ class MendTokens:
         x = _tokens(batch.video)
         return {"error": jnp.mean(jnp.square(model(x) - x), axis=(1, 2))}
 
-    def generate(self, model, frozen, batch, rngs, shape):
-        return batch.video
-
-    def reconstruct(self, model, frozen, batch):
-        return batch.video
+    def functions(self):
+        return {
+            VALIDATE: Function(lambda model, frozen, batch, keys, shape: self.validate(model, frozen, batch, keys)),
+            GENERATE: Function(lambda model, frozen, batch, keys, shape: batch.video, Video),
+            RECONSTRUCT: Function(lambda model, frozen, batch, keys, shape: batch.video, Video),
+        }
 
 
 def _tokens(video):
