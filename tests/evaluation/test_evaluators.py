@@ -8,16 +8,17 @@ from toys import FitLines, judged_by, line_batch, small_mesh
 from dit_video.data.batch import Batch
 from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.nn.module import define, params_of
+from dit_video.tasks.media import Video
 from dit_video.tasks.subject import Subject
-from dit_video.tasks.task import Task
+from dit_video.tasks.task import Function, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flipped(FitLines):
     """Its reconstruction is off by one grey level everywhere."""
 
-    def reconstruct(self, model, frozen, batch):
-        return batch.video ^ 1
+    def functions(self):
+        return {"reconstruct": Function(lambda model, frozen, batch, keys, shape: batch.video ^ 1, Video)}
 
 
 def subject_of(task: Task) -> Subject:

@@ -37,7 +37,7 @@ def test_files_say_what_they_hold(exported, content):
         assert set(file.keys()) == set(params)
     assert metadata["digest"] == weights_digest(params)
     assert {n: metadata[n] for n in ("format_version", "step", "weights", "fingerprint")} == {
-        "format_version": "2",
+        "format_version": "3",
         "step": "7",
         "weights": "ema",
         "fingerprint": "0123456789abcdef",

@@ -233,7 +233,7 @@ def test_guidance_and_labels_change_what_is_made(sampling, params, codec, clips)
     other = batch._replace(signals={"label": (batch.signals["label"] + 1) % 3})
     assert largest_difference(generate(sampling, params, codec, other, keys), guided) > 2
     # Without a label there is nothing to follow.
-    none = batch._replace(label=np.full(2, -1, np.int32))
+    none = batch._replace(signals={"label": np.full(2, -1, np.int32)})
     assert largest_difference(*(generate(task, params, codec, none, keys) for task in (sampling, plain))) <= 1
 
 
