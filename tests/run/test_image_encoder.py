@@ -139,7 +139,7 @@ def attending(denoise) -> Denoise:
 
 @pytest.fixture(scope="module")
 def batch(clips) -> Batch:
-    return clips._replace(caption=np.full((8, 4), 65, np.uint8))
+    return clips._replace(signals={"caption": np.full((8, 4), 65, np.uint8)})
 
 
 def model_of(task: Denoise):
