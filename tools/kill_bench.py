@@ -23,7 +23,7 @@ from dit_video.data.transforms import ClipTransform
 from dit_video.evaluation.evaluators import Reconstruction
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.training.loop import Schedule
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 from dit_video.vae.video_vae import VideoVAEConfig
 

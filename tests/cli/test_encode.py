@@ -9,7 +9,7 @@ import dataclasses
 from toys import SMALL_DENOISE, untrained
 from dit_video.data.text_cache import TextCache
 from dit_video.dit.condition import EmbeddedText
-from dit_video.text.pretrained import wan_text
+from dit_video.encoders.text import wan_text
 
 def get_config(arg=""):
     experiment = untrained(SMALL_DENOISE)

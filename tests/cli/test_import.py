@@ -39,8 +39,9 @@ from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_S, DiTConfig, published
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
+from dit_video.vae.trained import TrainedCodec
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 from toys import SMALL_VAE
 

@@ -22,12 +22,12 @@ from dit_video.run.lock import LOCK, RunInUse, acquire
 HOLDER = """
 import sys
 from pathlib import Path
-from dit_video import run_lock
-from dit_video.run_lock import RunInUse, hold
+from dit_video.run import lock as run_lock
+from dit_video.run.lock import RunInUse, acquire
 run_lock.REFRESH_SECONDS = float(sys.argv[2])
 sys.stdin.readline()
 try:
-    with hold(Path(sys.argv[1]), lambda note: print(note, file=sys.stderr)):
+    with acquire(Path(sys.argv[1]), lambda note: print(note, file=sys.stderr)):
         print("in", flush=True)
         sys.stdin.readline()
 except RunInUse:

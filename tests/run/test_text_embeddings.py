@@ -32,9 +32,10 @@ from dit_video.dit.dit import DiTConfig
 from dit_video.evaluation.evaluators import Samples
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise, TrainedCodec
-from dit_video.text.pretrained import wan_text
-from dit_video.training.loop import Schedule
+from dit_video.tasks.denoise import Denoise
+from dit_video.vae.trained import TrainedCodec
+from dit_video.encoders.text import wan_text
+from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 from dit_video.vae.video_vae import VideoVAEConfig
 
@@ -56,7 +57,8 @@ def get_config(arg="dit"):
         sampler=Euler(num_steps=2),
         guidance=Guidance(scale=3.0),
     )
-    data = dataclasses.replace(data, cache=LatentCache(directory="latents"), text=TextCache(directory="texts"))
+    signals = {"label": ClassLabel(), "text": TextCache(directory="texts")}
+    data = dataclasses.replace(data, cache=LatentCache(directory="latents"), signals=signals)
     return Experiment(task=task, data=data, evaluators={"samples": Samples(every=2, num_clips=2)}, **rest)
 """
 
@@ -94,7 +96,7 @@ def sampled(name: str, *words: str) -> np.ndarray:
 def test_captions_of_both_splits_and_the_empty_one_are_there_once(here):
     experiment = load("tiny.py")
     captions = {record.caption for split in Split for record in experiment.data.source.open(split)} | {""}
-    held = experiment.data.text.open()
+    held = experiment.data.signals["text"].embeddings()
     assert len(held) == len(captions) < 24 + 8
     assert all(caption in held for caption in captions)
 
@@ -103,7 +105,7 @@ def test_the_cache_holds_what_the_encoders_make(here):
     experiment = load("tiny.py")
     captions = ["", *(record.caption for record in experiment.data.source.open(Split.TRAIN))]
     encoders = TextEncoders(experiment.task.text, small_mesh())
-    wanted, found = encoders(captions), experiment.data.text.open()(captions)
+    wanted, found = encoders(captions), experiment.data.signals["text"].embeddings()(captions)
     np.testing.assert_array_equal(found.num_tokens, wanted.num_tokens)
     for there, here_ in zip(found, wanted):
         np.testing.assert_array_equal(there, here_.astype(there.dtype))
@@ -111,9 +113,9 @@ def test_the_cache_holds_what_the_encoders_make(here):
 
 def test_nothing_is_the_embedding_of_an_empty_caption_and_is_loaded_with_the_run(here):
     opened = open_run(Path("dit"), console=Console(file=io.StringIO()))
-    empty = opened.experiment.data.text.open()([""])
+    empty = opened.experiment.data.signals["text"].embeddings()([""])
     jax.tree.map(np.testing.assert_array_equal, opened.frozen.null, empty)
-    assert opened.experiment.data.text.digest == opened.experiment.data.text.manifest().digest
+    assert opened.experiment.data.signals["text"].digest == opened.experiment.data.signals["text"].manifest().digest
 
 
 def test_a_caption_makes_the_same_clip_whether_it_was_in_the_cache_or_not(here):

@@ -205,7 +205,7 @@ TRACED = """
 import sys
 from pathlib import Path
 from line_training import line_program, train_lines
-from dit_video.training.loop import Profile
+from dit_video.training.intervals import Profile
 folder = Path(sys.argv[1])
 (folder / "file").touch()
 print(train_lines(line_program(), folder / "run", profile=Profile(folder=str(folder / "file" / "trace"))).step)
