@@ -23,6 +23,7 @@ EXPERIMENT = """
 import dataclasses
 from dit_video.data.dataset import Data
 from dit_video.data.sources import LatentCache, MovingDigits
+from dit_video.data.signals import ClassLabel
 from dit_video.data.text_cache import TextCache
 from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.guidance import Guidance
