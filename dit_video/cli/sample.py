@@ -118,7 +118,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.npy is not None:
         np.save(arguments.npy, made)
     num_made, files = len(batches) * arguments.num_clips, " ".join(map(str, arguments.out))
-    console.print(f"{num_made} samples, clips of {shape}: {files}", highlight=False)
+    what = f"clips of {shape}" if issubclass(function.medium, Video) else "samples"
+    console.print(f"{num_made} {what}: {files}", highlight=False)
     return 0
 
 

@@ -102,7 +102,7 @@ def test_a_pipeline_makes_the_same_pictures_here_and_there(pipeline, imported):
         video = task.generate(
             opened.definition.bind(opened.params),
             opened.frozen,
-            Batch(label=np.array(label, np.int32)),
+            Batch(signals={"label": np.array(label, np.int32)}),
             keys,
             (1, 16, 16),
         )

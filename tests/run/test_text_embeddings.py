@@ -145,7 +145,7 @@ def test_without_encoders_a_new_caption_is_an_error_that_says_what_to_do(here, c
     finally:
         shutil.move("elsewhere", "pipeline")
     said = " ".join(capfd.readouterr().err.split())
-    assert "texts: has no embedding of 'an owl', and the encoders are not at hand" in said
+    assert "texts: has no embedding of 'an owl', and its encoders are not here" in said
     assert "--only=text --caption='an owl'" in said
 
 
@@ -156,7 +156,7 @@ def test_encoding_again_adds_what_is_missing_and_leaves_the_rest(here, capfd):
     before = files()
     assert main(["encode", "--config=tiny.py"]) == 0
     assert files() == before
-    num, said = len(experiment_with().data.text.open()), capfd.readouterr().out
+    num, said = len(experiment_with().data.signals["text"].embeddings()), capfd.readouterr().out
     assert f"has {num} of {num} captions" in said
     assert "latents is there already" in said
     assert main(["encode", "--config=tiny.py", "--only=latents", "--config.data.clips.flip_rate=0.5"]) == 1
@@ -176,5 +176,5 @@ def test_a_cache_of_other_encoders_is_refused(here, tmp_path, capfd):
 
 
 def test_a_run_records_of_which_embeddings_it_is(here):
-    text = json.loads(Path("dit/experiment.json").read_text())["experiment"]["data"]["text"]
-    assert text["digest"] == experiment_with().data.text.manifest().digest
+    text = json.loads(Path("dit/experiment.json").read_text())["experiment"]["data"]["signals"]["text"]
+    assert text["digest"] == experiment_with().data.signals["text"].manifest().digest

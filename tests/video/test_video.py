@@ -105,7 +105,7 @@ def test_grid_places_every_video():
 
 
 def test_a_window_beyond_the_end_is_an_error_wherever_it_begins():
-    data = videos.encode_mp4(waves(3, num_frames=10), 10.0)
+    data = encode_mp4(waves(3, num_frames=10), 10.0)
     for start, num_frames, message in ((10, 1, "frame 10: 0 of 1"), (9, 2, "frame 10: 1 of 2"), (20, 2, "frame 21: 0")):
         with pytest.raises(VideoError, match=f"ends before {message}"):
             videos.decode_window(data, start=start, num_frames=num_frames)
@@ -123,7 +123,7 @@ def test_a_window_of_frames_that_share_their_times_equals_a_slice_too(tmp_path):
 
 def test_a_window_needs_no_frame_before_the_key_frame_at_its_start():
     """What comes earlier is not decoded: it may as well be damaged."""
-    data = videos.encode_mp4(waves(2, num_frames=80), 10.0)
+    data = encode_mp4(waves(2, num_frames=80), 10.0)
     with videos.open_video(data) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size]
     keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
