@@ -97,6 +97,54 @@ def test_nothing_lies_outside_of_a_room():
     assert loose <= LOOSE, f"these belong into a room: {loose - LOOSE}"
 
 
+# Classes that only their own room may ask for, and networks as others publish them.
+ASKED_AT_HOME = {
+    "Task", "Denoise", "Autoencode", "Condition", "ClassCondition", "TextCondition", "EmbeddedText", "FirstFrame",
+    "AsChannels", "LevelZero",
+}  # fmt: skip
+HOMES = ("tasks", "published")
+
+
+def asked_for(tree: ast.AST) -> list[tuple[int, str]]:
+    """Lines that ask a value for one of these classes, or whether it has an attribute of a task or condition."""
+    found = []
+    for node in ast.walk(tree):
+        names: list[str] = []
+        match node:
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kinds]):
+                names = [n.id for n in ast.walk(kinds) if isinstance(n, ast.Name)]
+            case ast.Call(func=ast.Name(id="hasattr" | "getattr"), args=[value, *_]):
+                asked = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)}
+                asked |= {n.attr for n in ast.walk(value) if isinstance(n, ast.Attribute)}
+                names = ["Task" for name in asked if name in ("task", "condition")]
+            case ast.MatchClass(cls=ast.Name(id=name)):
+                names = [name]
+            case ast.Compare(left=left, comparators=sides):
+                calls = [n for n in (left, *sides) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+                if any(call.func.id == "type" for call in calls):
+                    names = [n.id for side in (left, *sides) for n in ast.walk(side) if isinstance(n, ast.Name)]
+        found += [(node.lineno, name) for name in names if name in ASKED_AT_HOME]
+    return found
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "isinstance(x, Denoise)", "issubclass(k, Task | int)", "type(x) is Autoencode", "getattr(run.task, 'known', 0)",
+        "hasattr(condition, 'num_classes')", "match x:\n case TextCondition(): pass",
+    ],
+)  # fmt: skip
+def test_the_question_for_a_class_is_found(question):
+    assert asked_for(ast.parse(question))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_task_and_a_condition_answer_for_themselves(path):
+    """No class of theirs is asked for away from home: a new one would have to be added there."""
+    if path.is_relative_to(ROOT / "dit_video") and path.relative_to(ROOT / "dit_video").parts[0] not in HOMES:
+        assert not asked_for(ast.parse(path.read_text())), path
+
+
 def test_tests_mirror_the_package():
     rooms = {p.name for p in (ROOT / "dit_video").iterdir() if p.is_dir() and not p.name.startswith("_")}
     tested = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and not p.name.startswith("_")}
