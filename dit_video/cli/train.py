@@ -40,6 +40,11 @@ def add_parser(subparsers) -> None:
         help="go on although the data are not those it was started with; batches are others from the next one on",
     )
     parser.add_argument("--profile", action="store_true", help="trace a few steps into RUN/profile (view in Perfetto)")
+    parser.add_argument(
+        "--random_frozen",
+        action="store_true",
+        help="train on a codec and encoders with random weights, and without caches: for proofs and measurements",
+    )
     add_processes(parser)
     parser.set_defaults(run=main)
 
@@ -60,6 +65,7 @@ def _train(arguments: argparse.Namespace) -> int:
         allow_change=arguments.allow_change,
         allow_data_change=arguments.allow_data_change,
         profile=arguments.profile,
+        random_frozen=arguments.random_frozen,
         console=console,
     )
     if not outcome.finished:

@@ -66,7 +66,8 @@ def _training(arguments: argparse.Namespace) -> list[str]:
     """The command that trains, with a checkpoint between any two kills and each step on record at once."""
     save_every = max(1, arguments.num_steps // (arguments.kills + 2))
     return [
-        *(sys.executable, "-m", "dit_video.cli.main", "train", f"--config={arguments.config}", *arguments.overrides),
+        *(sys.executable, "-m", "dit_video.cli.main", "train", "--random_frozen"),
+        *(f"--config={arguments.config}", *arguments.overrides),
         f"--config.schedule.num_steps={arguments.num_steps}",
         f"--config.schedule.save_every={save_every}",
         "--config.schedule.log_every=1",

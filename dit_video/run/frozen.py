@@ -11,7 +11,7 @@ from rich.console import Console
 from dit_video.arrays import Text
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.dataset import Data
-from dit_video.distributed.sharding import replicated
+from dit_video.distributed.sharding import replicated, shard_frozen
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.open_image import opened
@@ -21,6 +21,7 @@ from dit_video.run.codec import trained_codec
 from dit_video.run.folder import EXPERIMENT_FILE
 from dit_video.run.text import open_cache, text_cache
 from dit_video.storage import bucket
+from dit_video.tasks.keys import purpose_key
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.trained import TrainedCodec
 from dit_video.weights.digest import weights_digest
@@ -36,6 +37,18 @@ def with_frozen(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[E
     task, frozen = experiment.task.open(opener)
     opener.check_all_read()
     return dataclasses.replace(experiment, task=task, data=opener.data), frozen
+
+
+def with_random_frozen(experiment: Experiment, mesh: Mesh) -> tuple[Experiment, Any]:
+    """Frozen parts with random weights, the same at every start, and the experiment without a latent cache.
+
+    For proofs and measurements of a run whose codec is not trained yet: what is learnt means nothing.
+    """
+    task, key = experiment.task, purpose_key(experiment.seed, "random frozen parts")
+    frozen = jax.jit(task.blank)(key)
+    data = dataclasses.replace(experiment.data, cache=None)
+    placed = None if frozen is None else jax.device_put(frozen, shard_frozen(frozen, mesh))
+    return dataclasses.replace(experiment, data=data), placed
 
 
 class FolderOpener:

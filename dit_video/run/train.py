@@ -46,7 +46,7 @@ from dit_video.run.checks import (
 from dit_video.run.codec import codec_of_run
 from dit_video.run.compiled import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, check_data, record, record_data
-from dit_video.run.frozen import with_frozen
+from dit_video.run.frozen import with_frozen, with_random_frozen
 from dit_video.run.latents import check_cache
 from dit_video.run.open import _plain, description, evaluation_data, program_of
 from dit_video.storage.mirror import Copying, address_of, local_copy, record_of
@@ -82,6 +82,7 @@ def train(
     allow_change: bool = False,
     allow_data_change: bool = False,
     profile: bool = False,
+    random_frozen: bool = False,
     console: Console | None = None,
 ) -> Outcome:
     """Trains `experiment` in `workdir`, going on from its last checkpoint where there is one.
@@ -90,6 +91,7 @@ def train(
         init_from: another run whose averaged weights a new run starts from.
         allow_change: go on although the experiment is not the one this folder was started with.
         allow_data_change: go on although the data are not; from the next batch on, batches are then others.
+        random_frozen: train on frozen parts with random weights, for proofs and measurements.
     """
     console = console or Console()
     kept = record_of(workdir)
@@ -105,8 +107,11 @@ def train(
     check_fields(experiment, mesh)
     check_mesh(experiment, mesh)
     check_compiler_options(experiment, mesh)
-    experiment, frozen = with_frozen(experiment, mesh, console)
-    check_cache(experiment, frozen)
+    if random_frozen:
+        experiment, frozen = with_random_frozen(experiment, mesh)
+    else:
+        experiment, frozen = with_frozen(experiment, mesh, console)
+        check_cache(experiment, frozen)
     check_source(experiment)
     data = experiment.data.identity()
 
