@@ -13,7 +13,7 @@ from dit_video.config.components import record
 from dit_video.config.json_file import read_object
 from dit_video.export import hub
 from dit_video.export.diffusers_folder import TOLERANCE, Parity, write_diffusers
-from dit_video.export.folder import fresh_folder, write_readme
+from dit_video.export.folder import README, fresh_folder, write_readme
 from dit_video.export.stablehlo import BATCH_SIZES, write_programs
 from dit_video.export.torch.folder import write_torch
 from dit_video.export.weights import Content, Denoiser, Origin, write_params, write_weights
@@ -81,7 +81,8 @@ def main(arguments: argparse.Namespace) -> int:
     for path in sorted(arguments.out.iterdir()):
         table.add_row(path.name, f"{path.stat().st_size:,}")
     console.print(table)
-    lines.append(f"done: {arguments.out}; README.md in it says how to load it")
+    readme = "; README.md in it says how to load it" if (arguments.out / README).is_file() else ""
+    lines.append(f"done: {arguments.out}{readme}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     if arguments.push_to is not None:
         address = hub.push(arguments.out, arguments.push_to, private=arguments.private)

@@ -131,7 +131,7 @@ def write_weights(content: Content, folder: Path) -> tuple[dict[str, Any], int]:
     else:
         _write(folder / CODEC, params_of(content.codec), {})
         _write(folder / MODEL, params_of(content.denoiser.network), origin)
-    loaded = load(folder)
+    loaded = load(folder, None if content.denoiser is None else content.denoiser.task)
     num_tensors = compare(folder / CODEC, params_of(loaded.codec), params_of(content.codec))
     if content.denoiser is not None:
         assert loaded.network is not None, "the content has a denoiser, so its config.json has a network"
@@ -164,8 +164,11 @@ def write_params(params: Params, origin: Origin, folder: Path) -> int:
     return compare(folder / MODEL, written, params)
 
 
-def load(folder: Path) -> Exported:
+def load(folder: Path, like: Any = None) -> Exported:
     """Rebuilds network and codec from an export, without the run it came from.
+
+    Args:
+        like: a task or experiment with the classes of the user's own that the network is made of.
 
     Raises:
         FileNotFoundError: config.json or a file of weights is not there.
@@ -182,14 +185,15 @@ def load(folder: Path) -> Exported:
             f"{path}: format_version={config.get('format_version')}, this version of dit_video reads {VERSION}; "
             f"it was written by dit_video {config.get('versions', {}).get('dit_video')}"
         )
-    sizes = _part(config["codec"]["config"], f"{path}: codec.config", VAEConfig)
+    own = {} if like is None else components.own_classes(like)
+    sizes = _part(config["codec"]["config"], f"{path}: codec.config", VAEConfig, own)
     codec = _load_part(folder / CODEC, define_codec(sizes, jnp.dtype(config["codec"]["dtype"])))
     digest = weights_digest(params_of(codec.vae))
     if digest != config["codec"]["digest"]:
         raise ExportMismatch(f"{folder / CODEC}: holds the VAE {digest}, {CONFIG} says {config['codec']['digest']}")
     network = None
     if config["network"] is not None:
-        network = _load_part(folder / MODEL, _define_network(config["network"], path))
+        network = _load_part(folder / MODEL, _define_network(config["network"], path, own))
         digest = weights_digest(params_of(network))
         if digest != config["network"]["digest"]:
             raise ExportMismatch(
@@ -249,9 +253,9 @@ def _config(content: Content) -> dict[str, Any]:
     }
 
 
-def _define_network(config: Mapping[str, Any], path: Path) -> Definition:
-    sizes = _part(config["config"], f"{path}: network.config", NetworkConfig)
-    condition, known = _seen(config, path)
+def _define_network(config: Mapping[str, Any], path: Path, own: Mapping[str, type]) -> Definition:
+    sizes = _part(config["config"], f"{path}: network.config", NetworkConfig, own)
+    condition, known = _seen(config, path, own)
 
     def build(key: Key[Array, ""]) -> Network:
         dtype, rngs = jnp.dtype(config["dtype"]), nnx.Rngs(key)
@@ -260,23 +264,23 @@ def _define_network(config: Mapping[str, Any], path: Path) -> Definition:
     return define(build)
 
 
-def _seen(config: Mapping[str, Any], path: Path) -> tuple[Condition | None, AsChannels | None]:
+def _seen(config: Mapping[str, Any], path: Path, own: Mapping[str, type]) -> tuple[Condition | None, AsChannels | None]:
     """What the network of a config.json at `path` is conditioned on, and the channels of known frames that it takes."""
     said, known = config["condition"], config.get("known")
     if said is not None and "known" not in config:
         said, known = old_records.condition_and_channels(said)
-    condition = None if said is None else _part(said, f"{path}: network.condition", Condition)
-    return condition, None if known is None else _part(known, f"{path}: network.known", AsChannels)
+    condition = None if said is None else _part(said, f"{path}: network.condition", Condition, own)
+    return condition, None if known is None else _part(known, f"{path}: network.known", AsChannels, own)
 
 
-def _part(data: Any, where: str, kind: type[Kind]) -> Kind:
+def _part(data: Any, where: str, kind: type[Kind], own: Mapping[str, type]) -> Kind:
     """Deserialises a component of a config.json.
 
     Raises:
         ExportMismatch: it is none of this version, or of another kind; names it.
     """
     try:
-        value = components.from_json(data, where)
+        value = components.from_json(data, where, own)
     except ExperimentError as error:
         raise ExportMismatch(str(error)) from error
     if not isinstance(value, kind):
