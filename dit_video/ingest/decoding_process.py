@@ -29,7 +29,7 @@ MAX_SECONDS, MAX_SECONDS_PER_MIB = 600, 60
 
 _FUNCTIONS = {function.__name__: function for function in (storable, probe)}
 # By our own path: the package may lie where only this process looks.
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from dit_video.data import decoding_process as d; d.serve{limits}"
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from dit_video.ingest import decoding_process as d; d.serve{limits}"
 
 
 class DecodingProcesses:

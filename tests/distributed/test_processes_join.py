@@ -101,7 +101,7 @@ def test_variables_that_make_no_seat_are_named(changed, message):
 def test_who_is_alone_is_the_first_and_asks_nobody():
     """And no device: whoever only wants to know who speaks must not start a backend."""
     program = """
-from dit_video import processes
+from dit_video.distributed import processes
 assert processes.is_first() and processes.name() == ""
 assert processes.from_first(lambda: 3) == 3
 """
