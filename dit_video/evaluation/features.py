@@ -34,7 +34,7 @@ class Extractor(Protocol):
     """Feature extractor: a frozen network from uint8 clips to features; a field of an experiment.
 
     `evaluation.i3d.I3DLogits` is the one that FVD is defined on. Another one (VideoMAE for content-debiased FVD,
-    V-JEPA) plugs in as a frozen dataclass with these members; `weights_file.convert` turns a published file into
+    V-JEPA) plugs in as a frozen dataclass with these members; `weights.files.convert` turns a published file into
     safetensors after checking its digest, and `docs/fvd.md` shows how.
     """
 

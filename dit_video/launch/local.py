@@ -181,7 +181,7 @@ def run_together(
         for index, environment in enumerate(environments):
             process = _LocalProcess(index, command, environment, write_line)
             processes.append(process)
-            threading.Thread(target=_tell_of_end, args=(process, news), daemon=True).start()
+            threading.Thread(target=_report_end, args=(process, news), daemon=True).start()
         failed = _until_all_ended(processes, news, grace_seconds, write_line)
     for process in processes:
         process.drain()
@@ -225,7 +225,7 @@ def _until_all_ended(
     return failed
 
 
-def _tell_of_end(process: _LocalProcess, news: "queue.SimpleQueue[_LocalProcess | int]") -> None:
+def _report_end(process: _LocalProcess, news: "queue.SimpleQueue[_LocalProcess | int]") -> None:
     process.popen.wait()
     news.put(process)
 
