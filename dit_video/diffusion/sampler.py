@@ -8,6 +8,7 @@ batch of any size and on any number of devices, up to the network's own rounding
 import abc
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from dit_video.config.bounds import at_least
 from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.prediction import DenoiseFn
-from dit_video.diffusion.process import Process
+from dit_video.diffusion.process import Data, Process
 from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 
 
@@ -33,10 +34,10 @@ class Sampler(abc.ABC):
         at_least(self, 1, "num_steps")
 
     @abc.abstractmethod
-    def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
+    def __call__(self, denoise: DenoiseFn, objective: Process, x_1: Data, keys: Key[Array, "B"]) -> Data:
         """Latents x_0 from standard normal x_1. Deterministic samplers make no use of `keys`."""
 
-    def time_grid(self, objective: Gaussian, x_1: Latents) -> Float[Array, "steps"]:
+    def time_grid(self, objective: Process, x_1: Data) -> Float[Array, "steps"]:
         """The objective's, for latents of x_1's size."""
         return objective.time_grid(self.num_steps, math.prod(jax.tree.leaves(x_1)[0].shape[1:4]), self.spacing)
 
@@ -45,7 +46,7 @@ class Sampler(abc.ABC):
 class SingleStep(Sampler):
     """Base of single-step samplers, without memory of the steps before."""
 
-    def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
+    def __call__(self, denoise: DenoiseFn, objective: Process, x_1: Data, keys: Key[Array, "B"]) -> Data:
         grid = self.time_grid(objective, x_1)
 
         def body(x_t, step):
@@ -58,9 +59,7 @@ class SingleStep(Sampler):
         return x_0
 
     @abc.abstractmethod
-    def step(
-        self, denoise: DenoiseFn, objective: Gaussian, x_t: Latents, t: Time, s: Time, keys: Key[Array, "B"]
-    ) -> Latents:
+    def step(self, denoise: DenoiseFn, objective: Any, x_t: Any, t: Time, s: Time, keys: Key[Array, "B"]) -> Any:
         """x_s from x_t, s < t. `keys` are fresh in each step."""
 
 
@@ -116,9 +115,7 @@ class DDIM(SingleStep):
 class Ancestral(SingleStep):
     """The process's own step back, with fresh noise: DDPM's of a Gaussian objective (2006.11239), for any process."""
 
-    def step(
-        self, denoise: DenoiseFn, objective: Process, x_t: Latents, t: Time, s: Time, keys: Key[Array, "B"]
-    ) -> Latents:
+    def step(self, denoise: DenoiseFn, objective: Process, x_t: Data, t: Time, s: Time, keys: Key[Array, "B"]) -> Data:
         return objective.step(denoise(x_t, t), x_t, t, s, keys)
 
 

@@ -1,14 +1,10 @@
-"""A task of one's own: a masked-token model of byte strings, with its own process, source and judge.
+"""A task of one's own: masked diffusion of byte strings (2406.07524), with its own process, source, network and judge.
 
-    dit-video train --config=masked_text.py --workdir=runs/words
-    dit-video sample --config=masked_text.py --workdir=runs/words --out=words.jsonl
-
-The process masks each byte with probability t and learns to say what it was (2406.07524, with one cross-entropy for
-all t); a step from t to s shows each masked byte with probability (t - s) / t.
+dit-video train --config=masked_text.py --workdir=runs/words
+dit-video sample --config=masked_text.py --workdir=runs/words --out=words.jsonl
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +33,7 @@ WORDS, LENGTH, MASK, WIDTH = ("red", "green", "blue", "white"), 8, 255, 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Words(Examples):
-    """A source in memory: the same records in both splits."""
-
-    num_frames: ClassVar[None] = None  # none is a video
+    num_frames = None  # none is a video
 
     def __len__(self):
         return 64
@@ -51,13 +45,11 @@ class Words(Examples):
         return self
 
     def info(self):
-        counts, digests = dict.fromkeys(Split, len(self)), dict.fromkeys(Split, "words 1")
-        return SourceInfo(class_names=(), num_records=counts, digest="words 1", split_digest=digests)
+        of_each = {"num_records": dict.fromkeys(Split, 64), "split_digest": dict.fromkeys(Split, "1")}
+        return SourceInfo(class_names=(), digest="1", **of_each)
 
 
-class Masked:
-    """The process: x is uint8 [B L], the network answers with logits [B L 256]."""
-
+class Masked:  # the process: of x, uint8 [B L], each byte is masked with probability t
     def prior(self, keys, shape):
         return jnp.full((len(keys), *shape), MASK, jnp.uint8)
 
@@ -80,14 +72,13 @@ class Masked:
 
 
 class Mixer(nnx.Module):
-    def __init__(self, *, rngs):
+    def __init__(self, rngs):
         of = {"rngs": rngs, "dtype": jnp.dtype("float32")}
         self.mix = linear(LENGTH * 256, WIDTH, ("embed", "mlp"), **of)
         self.out = linear(WIDTH, LENGTH * 256, ("mlp", "embed"), **of)
 
     def __call__(self, x):
-        hidden = nnx.gelu(self.mix(jax.nn.one_hot(x, 256).reshape(len(x), -1)))
-        return self.out(hidden).reshape(*x.shape, 256)
+        return self.out(nnx.gelu(self.mix(jax.nn.one_hot(x, 256).reshape(len(x), -1)))).reshape(*x.shape, 256)
 
 
 class Spelt(Text):
@@ -97,23 +88,21 @@ class Spelt(Text):
 
 
 def generate(model, frozen, batch, keys, shape):
-    x_1, network = Masked().prior(keys, (LENGTH,)), lambda x, t, cond: model(x)
-    return diffuse.sample(Masked(), Ancestral(num_steps=8), network, x_1, keys)
+    x_1 = Masked().prior(keys, (LENGTH,))
+    return diffuse.sample(Masked(), Ancestral(num_steps=8), lambda x, t, cond: model(x), x_1, keys)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spelling(Evaluator):
-    """The share of samples that are words."""
-
     def __call__(self, subject, data, seed):
         texts = subject.show(GENERATE, subject(GENERATE, Batch(), clip_keys(seed, range(32))), 1, 1.0).lines()
-        return Report(scalars={"words": sum(text in WORDS for text in texts) / len(texts)})
+        return Report(scalars={"words": sum(text in WORDS for text in texts) / 32})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedText(Task):
     def init(self, rng):
-        return Mixer(rngs=nnx.Rngs(rng))
+        return Mixer(nnx.Rngs(rng))
 
     def loss(self, model, frozen, batch, rng, step):
         return diffuse.training_loss(Masked(), lambda x, t: model(x), jnp.asarray(batch.signals["caption"]), rng)
@@ -128,5 +117,4 @@ class MaskedText(Task):
 def get_config(arg=""):
     signals, clips = {"caption": CaptionBytes(num_bytes=LENGTH)}, ClipTransform(num_frames=1, size=(1, 1))
     data = Data(source=Words(), clips=clips, batch_size=16, signals=signals)
-    schedule, optimizer = Schedule(num_steps=200, log_every=20), AdamW(learning_rate=3e-3)
-    return Experiment(task=MaskedText(), data=data, optimizer=optimizer, schedule=schedule)
+    return Experiment(task=MaskedText(), data=data, optimizer=AdamW(), schedule=Schedule(num_steps=200))
