@@ -13,22 +13,26 @@ from dit_video.encoders.text import wan_text
 
 def get_config(arg=""):
     experiment = untrained(SMALL_DENOISE)
-    text = TextCache(directory="texts") if "cache" in arg else None
+    signals = {"text": TextCache(directory="texts")} if "cache" in arg else {}
     encoders = wan_text("nowhere") if "encoders" in arg else None
     task = dataclasses.replace(SMALL_DENOISE, text=encoders)
-    return dataclasses.replace(experiment, task=task, data=dataclasses.replace(experiment.data, cache=None, text=text))
+    return dataclasses.replace(experiment, task=task, data=dataclasses.replace(experiment.data, cache=None, signals=signals))
 """
 
 
 @pytest.mark.parametrize(
     ("arg", "words", "message"),
     [
-        ("", [], "config.data.cache and config.data.text are None"),
+        ("", [], "config.data.cache is None and config.data.signals has no text cache"),
         ("", ["--only=latents"], "config.data.cache is None"),
-        ("", ["--only=text"], "config.data.text: names no text cache"),
+        ("", ["--only=text"], "config.data.signals.text: names no text cache"),
         ("cache", [], "config.task.text: names no encoders"),
         ("", ["--only=latents", "--caption=a fox"], "--caption='a fox': this writes no embeddings"),
-        ("cache", ["--config.data.text.directory=gs://b/x"], "config.data.text.directory=gs://b/x: is written here"),
+        (
+            "cache",
+            ["--config.data.signals.text.directory=gs://b/x"],
+            "config.data.signals.text.directory=gs://b/x: is written here",
+        ),
         ("cache,encoders", [], "config.task.text.t5.model='nowhere/text_encoder': is no folder"),
     ],
 )

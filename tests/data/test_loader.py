@@ -107,7 +107,7 @@ def test_pixels_stay_uint8_and_moments_pass_through():
 
 def test_videos_too_short_are_left_out_counted_and_said(caplog):
     iterator = train_batches(InMemory([3, 12, 6, 12]), CUT, batch_size=4, seed=0)
-    assert set(next(iterator).label) == {1, 3}
+    assert set(next(iterator).signals["label"]) == {1, 3}
     assert iterator.num_too_short == 2
     assert "2 of 4 videos are left out" in caplog.text
     iterator.close()
@@ -304,7 +304,9 @@ def test_a_hundred_records_at_most_are_tried_for_one(num_records, num_tried):
 
 def test_a_record_is_replaced_by_the_next_in_the_order_of_its_epoch():
     """After the last comes the first of the same epoch."""
-    sound = np.concatenate([batch.label for batch in batches(InMemory([12] * 4), 4, batch_size=4)]).reshape(4, 4)
+    sound = np.concatenate([batch.signals["label"] for batch in batches(InMemory([12] * 4), 4, batch_size=4)]).reshape(
+        4, 4
+    )
 
     class OneDamaged(InMemory):
         def __getitem__(self, index: int) -> Record:
@@ -312,9 +314,9 @@ def test_a_record_is_replaced_by_the_next_in_the_order_of_its_epoch():
                 raise ValueError("damaged")
             return super().__getitem__(index)
 
-    found = np.concatenate([b.label for b in batches(OneDamaged([12] * 4), 4, batch_size=4, replace=True)]).reshape(
-        4, 4
-    )
+    found = np.concatenate(
+        [b.signals["label"] for b in batches(OneDamaged([12] * 4), 4, batch_size=4, replace=True)]
+    ).reshape(4, 4)
     places = set()
     for epoch, made in zip(sound, found):
         [place] = np.flatnonzero(epoch == 2)
@@ -387,6 +389,6 @@ def test_held_out_clips_do_not_depend_on_how_many_are_asked_for():
 
 def test_batches_that_are_full_have_no_rest():
     found = list(held_out_batches(InMemory([9, 12, 7]), CUT, num_clips=4, batch_size=2, seed=0))
-    assert [(num_real, len(batch.label)) for batch, num_real in found] == [(2, 2), (2, 2)]
+    assert [(num_real, len(batch.signals["label"])) for batch, num_real in found] == [(2, 2), (2, 2)]
     clips = list(held_out_clips(InMemory([9, 12, 7]), CUT, num_clips=4, seed=0))
     np.testing.assert_array_equal(np.concatenate([batch.video for batch, _ in found]), [c.video for c in clips])

@@ -152,7 +152,7 @@ def test_half_precision_computes_close_to_float32_and_predicts_float32(params, x
 
 
 def test_a_conditioned_network_asks_for_its_label(params, x_t):
-    with pytest.raises(ValueError, match="this network is conditioned: pass `given`"):
+    with pytest.raises(ValueError, match="this network is conditioned: pass `cond`"):
         DEFINITION.bind(params)(x_t, jnp.full((2, 1), 0.5), None)
 
 

@@ -58,7 +58,7 @@ def judge(**settings) -> FVD:
 
 def test_fvd_is_the_distance_of_logits(stills):
     report = FVD(every=1, num_clips=3, num_frames=9, batch_size=3, yardsticks=False)(subject_on(), judged_by(stills), 5)
-    grey = np.broadcast_to(stills.label.astype(np.uint8)[:3, None, None, None, None], (3, 9, 8, 8, 3))
+    grey = np.broadcast_to(stills.signals["label"].astype(np.uint8)[:3, None, None, None, None], (3, 9, 8, 8, 3))
     real = np.asarray(stills.video)[:3, :9]
     expected = frechet_distance(*(i3d.logits(np.ascontiguousarray(x), batch_size=3) for x in (grey, real)))
     assert report.scalars["fvd"] == pytest.approx(expected, rel=1e-4)
@@ -142,7 +142,7 @@ def test_real_clips_are_extracted_once_and_again_when_a_byte_changes(stills, mon
 
 def test_samples_stand_above_their_nearest_training_clips(stills):
     """Training clips are the grey samples themselves, in another order: each finds its own."""
-    grey = np.broadcast_to(stills.label.astype(np.uint8)[:, None, None, None, None], stills.video.shape)
+    grey = np.broadcast_to(stills.signals["label"].astype(np.uint8)[:, None, None, None, None], stills.video.shape)
     order = np.random.default_rng(1).permutation(NUM_CLIPS)
     held_out, training = judged_by(stills), judged_by(stills._replace(video=np.ascontiguousarray(grey[order])))
 

@@ -34,7 +34,7 @@ def programs(exported, content):
 
 
 def test_the_readme_is_enough_to_run_them_in_a_fresh_process(programs, content):
-    write_readme(programs, load(programs).config, content.denoiser.task.condition)
+    write_readme(programs, load(programs).config)
     code = re.findall(r"```python\n(.*?)```", (programs / README).read_text(), re.DOTALL)[0]
     assert len(code.splitlines()) == 5
     rng = np.random.default_rng(0)

@@ -18,8 +18,9 @@ from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
 from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.nn.module import define, params_of
+from dit_video.tasks.media import Video
 from dit_video.tasks.subject import Subject
-from dit_video.tasks.task import Task
+from dit_video.tasks.task import Function, Task
 
 FILE = Path(__file__).parents[2] / "tools" / "read_digits.py"
 SPEC = importlib.util.spec_from_file_location("read_digits", FILE)
@@ -90,12 +91,14 @@ def test_other_videos_than_digits_are_refused():
 class Painter(Task):
     """A task that paints the label it is told, and the clip's key, as grey values."""
 
-    @property
-    def paired(self):
-        return False
-
     def init(self, rng):
         return nnx.Linear(1, 1, rngs=nnx.Rngs(rng))
+
+    def loss(self, model, frozen, batch, rng, step):
+        return jnp.zeros(()), {}
+
+    def functions(self):
+        return {"generate": Function(self.generate, Video)}
 
     def generate(self, model, frozen, batch, rngs, shape):
         label = jnp.where(batch.signals["label"] == NO_LABEL, 255, batch.signals["label"]).astype(jnp.uint8)
