@@ -17,9 +17,9 @@ EXAMPLES = """  dit-video encode --config=experiments/quickstart.py
 
 Reads config.data.source. Latents are made with the codec of config.task.codec.run and go to
 config.data.cache.directory; embeddings of captions are made with the encoders of config.task.text and go to
-config.data.signals.text.directory, each caption once, and those that are there already are left as they are. A cache carries
-what it was made with: the digests of codec or encoders, the preprocessing, and for latents the digest of the source;
-training refuses another."""
+config.data.signals.text.directory, each caption once, and those that are there already are left as they are. A cache
+carries what it was made with: the digests of codec or encoders, the preprocessing, and for latents the digest of the
+source; training refuses another."""
 
 
 class Part(enum.Enum):

@@ -44,7 +44,7 @@ def write_readme(folder: Path, config: Mapping[str, Any]) -> None:
     origin, versions, network = config["origin"], config["versions"], config["network"]
     present = {path.name for path in folder.iterdir()}
     programs = {name for name in present if name.endswith(".stablehlo")}
-    inputs = [] if not network else [Input(**one) for one in network["inputs"]]
+    inputs = [] if not network else [Input(**one | {"shape": tuple(one["shape"])}) for one in network["inputs"]]
     words = "".join(f", {one.name}" for one in inputs)
     parts = [
         f"# {origin['run']}",

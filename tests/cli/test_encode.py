@@ -16,7 +16,8 @@ def get_config(arg=""):
     signals = {"text": TextCache(directory="texts")} if "cache" in arg else {}
     encoders = wan_text("nowhere") if "encoders" in arg else None
     task = dataclasses.replace(SMALL_DENOISE, text=encoders)
-    return dataclasses.replace(experiment, task=task, data=dataclasses.replace(experiment.data, cache=None, signals=signals))
+    data = dataclasses.replace(experiment.data, cache=None, signals=signals)
+    return dataclasses.replace(experiment, task=task, data=data)
 """
 
 

@@ -151,7 +151,7 @@ def test_samples_stand_above_their_nearest_training_clips(stills):
 
     data = judged_by(stills)
     report = judge()(subject_on(), type(data)(**{**vars(data), "batches": batches}), 5)
-    picture = report.media["nearest"]
+    picture = report.media["nearest"].frames
     assert picture.shape == (10, 8 + 2 + 8, 8 * 8 + 7 * 2, 3)
     np.testing.assert_array_equal(picture[:, :8], picture[:, 10:])
     assert len(np.unique(picture[0, 0])) == 8 + 1, "eight different samples, and the white between"
