@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Minutes of real processes.
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 import dataclasses
 from dit_video.data.dataset import Data

@@ -15,6 +15,9 @@ from dit_video.config.components import to_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.run import folder as run_folder
 
+# Minutes of real processes.
+pytestmark = pytest.mark.slow
+
 # A module beside the experiment: a source and a network.
 PARTS = """
 import dataclasses

@@ -229,6 +229,7 @@ def test_a_step_of_training_lowers_the_loss_that_it_is_of(variant, codec, cached
     assert float(after) < float(before)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does():
     """Loss, gradients and a step of training, with every axis of the mesh split but that of whole clips."""
     experiment = untrained(task_of(Variant.INTERLEAVED), size=(16, 16))

@@ -213,6 +213,7 @@ def test_it_learns_to_denoise_captioned_clips(task, codec, cached):
     assert float(step(params, jax.random.key(1))[0]) < float(before)
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(task):
     experiment = dataclasses.replace(untrained(task, size=(32, 32)), optimizer=AdamW(learning_rate=1e-3))
     experiment = dataclasses.replace(

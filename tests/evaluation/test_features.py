@@ -79,6 +79,7 @@ def test_nothing_is_left_behind_but_the_features():
     assert [file.suffix for file in cache_folder().iterdir()] == [".safetensors"]
 
 
+@pytest.mark.slow
 def test_logits_do_not_depend_on_the_number_of_devices():
     """FVD of equal clips is the same to 1e-6 relative if every logit is much nearer than that to its size."""
     clips = np.random.default_rng(1).integers(0, 256, (8, 9, 16, 16, 3), np.uint8)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Minutes of real processes.
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).parent / "judged_by_processes.py"
 
 

@@ -76,6 +76,7 @@ def test_it_is_sampled_judged_and_exported(name, trained, monkeypatch, capsys):
     assert "tensors bit-equal" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_it_computes_the_same_on_eight_devices_and_can_be_planned(name, folder, monkeypatch):
     monkeypatch.chdir(folder)

@@ -12,6 +12,9 @@ from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.cli.main import main
 from dit_video.storage.mirror import local_copy
 
+# Minutes of real processes.
+pytestmark = pytest.mark.slow
+
 WHERE = "gs://bucket/runs/tokens"
 
 

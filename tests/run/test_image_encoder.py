@@ -71,6 +71,7 @@ def imported(pipeline, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_pipeline_comes_with_its_image_encoder_and_continues_pictures(pipeline, imported, tmp_path):
     image = read_experiment(imported).task.image
     assert (image.model, image.encoder.hidden_size) == (f"{pipeline}/image_encoder", 8)
@@ -167,6 +168,7 @@ def test_what_the_encoder_makes_of_the_first_frame_moves_the_clip_and_no_later_f
     assert (np.abs(call(frozen, batch._replace(video=first, moments=moments)) - seen) > 1e-6).all()
 
 
+@pytest.mark.slow
 def test_a_step_trains_every_parameter_where_the_encoder_is_split_over_devices(attending, batch):
     mesh = small_mesh(4, fsdp=2, tensor=2)
     program = make_program(attending, AdamW(), EMA(), num_steps=1, num_microbatches=1, mesh=mesh)

@@ -230,6 +230,7 @@ def wan(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_video_pipeline_comes_with_its_text_encoder_and_goes_back(wan, tmp_path, capsys):
     out = tmp_path / "wan"
     assert main(["import", str(wan), f"--out={out}"]) == 0

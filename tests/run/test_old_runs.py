@@ -160,6 +160,7 @@ def test_an_old_set_and_an_old_cache_are_read(folder):
     assert isinstance(read_experiment(folder / "dit").data.cache, LatentCache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_goes_on_as_it_did(folder, tmp_path, monkeypatch, name):
     """Two more steps on the same data, in a copy."""

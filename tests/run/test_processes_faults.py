@@ -11,6 +11,9 @@ from trained_by_processes import get_config
 
 from dit_video.data.batch import Batch
 
+# Minutes of real processes.
+pytestmark = pytest.mark.slow
+
 FAULTS = """
 import dataclasses
 import trained_by_processes

@@ -32,6 +32,9 @@ from training_processes import (
 from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.run.open import program_of
 
+# Minutes of real processes.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

@@ -10,6 +10,9 @@ import pytest
 from dit_video.cli.main import main
 from dit_video.verify.resume import Verdict, compare_runs, verify_resume
 
+# Minutes of real processes.
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 from dit_video.data.dataset import Data
 from dit_video.data.sources import MovingDigits
