@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 
+from dit_video.config.bounds import at_least
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
@@ -26,8 +28,7 @@ class Best:
     num: int = 1
 
     def __post_init__(self):
-        if self.num < 1:
-            raise ValueError(f"Best.num={self.num}: must be at least 1; leave out Keep.best to keep none")
+        at_least(self, 1, "num", why="leave out Keep.best to keep none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,7 @@ class Keep:
     best: Best | None = None
 
     def __post_init__(self):
-        for name in ("latest", "every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"Keep.{name}={value}: must be at least 1")
+        at_least(self, 1, "latest", "every")
 
     def to_delete(self, steps: Iterable[int], scores: Mapping[int, float]) -> set[int]:
         """Steps that no rule keeps; `scores` are those that `best` names, by step."""

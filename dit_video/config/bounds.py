@@ -15,7 +15,7 @@ def at_least(component: Any, least: int | float, *fields: str, why: str = "") ->
     for field in fields:
         value = getattr(component, field)
         if value is not None and not value >= least:
-            _refuse(component, field, value, f"must be at least {least}", why)
+            _refuse(component, field, value, "must not be negative" if least == 0 else f"must be at least {least}", why)
 
 
 def above(component: Any, bound: int | float, *fields: str, why: str = "") -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from dit_video.config.bounds import at_least
 from dit_video.data.record import Split
 from dit_video.data.video_set import MANIFEST, Entry, Manifest, new_directory, read_manifest, write_video_set
 from dit_video.video.encode import encode_mp4
@@ -51,9 +52,7 @@ class DigitSettings:
     seed: int
 
     def __post_init__(self):
-        for name in ("num_train", "num_held_out", "num_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"MovingDigits.{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "num_train", "num_held_out", "num_frames")
         if self.size < 2 or self.size % 2:
             raise ValueError(f"MovingDigits.size={self.size}: must be even, for mp4 holds even sizes only")
         if not _SCAN <= self.digit_size < self.size:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from dit_video.config.bounds import at_least, between
 from dit_video.data.record import Clip, Examples, Record
 from dit_video.video.decode import VideoError, decode_window, scale
 
@@ -32,13 +33,10 @@ class ClipTransform:
     flip_rate: float = 0.0
 
     def __post_init__(self):
-        for name in ("num_frames", "stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ClipTransform.{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "num_frames", "stride")
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"ClipTransform.size={self.size}: must be (height, width), both at least 1")
-        if not 0 <= self.flip_rate <= 1:
-            raise ValueError(f"ClipTransform.flip_rate={self.flip_rate}: must be between 0 and 1")
+        between(self, 0, 1, "flip_rate")
 
     @property
     def protocol(self) -> dict[str, Any]:

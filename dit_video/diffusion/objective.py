@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dit_video.arrays import Latents, Output, Time
+from dit_video.config.bounds import above, at_least
 from dit_video.diffusion.path import Cosine, Level, Linear, Path, Shift, TokenShift, over_latents, shift_time
 from dit_video.diffusion.prediction import Epsilon, Prediction, Velocity
 from dit_video.diffusion.process import Corrupted, Known, noise
@@ -47,8 +48,7 @@ class UniformLevels(Times):
     num_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"UniformLevels.num_steps={self.num_steps}: must be at least 1; DDPM's is 1000")
+        at_least(self, 1, "num_steps", why="DDPM's is 1000")
 
     def quantile(self, u: Level) -> Level:
         return (jnp.minimum(jnp.floor(u * self.num_steps), self.num_steps - 1) + 1) / self.num_steps
@@ -62,8 +62,7 @@ class LogitNormal(Times):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.std <= 0:
-            raise ValueError(f"LogitNormal.std={self.std}: must be positive; SD3 uses 1.0")
+        above(self, 0, "std", why="SD3 uses 1.0")
 
     def quantile(self, u: Level) -> Level:
         return jax.nn.sigmoid(self.mean + self.std * jax.scipy.special.ndtri(u))
@@ -96,8 +95,7 @@ class MinSNR(Weighting):
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.gamma <= 0:
-            raise ValueError(f"MinSNR.gamma={self.gamma}: must be positive; the paper uses 5.0")
+        above(self, 0, "gamma", why="the paper uses 5.0")
 
     def weight(self, path: Path, prediction: Prediction, t: Level) -> Level:
         return jnp.minimum(jnp.exp(path.logsnr(t)), self.gamma) * prediction.squared_gain(path, t)

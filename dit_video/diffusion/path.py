@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from dit_video.arrays import Latents, Time
+from dit_video.config.bounds import above, at_least
 
 Level = Float[Array, "..."]
 
@@ -173,8 +174,7 @@ class DiscreteBetas(Path):
     beta_last: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"DiscreteBetas.num_steps={self.num_steps}: must be at least 1; DDPM's is 1000")
+        at_least(self, 1, "num_steps", why="DDPM's is 1000")
         if not 0 < self.beta_first <= self.beta_last < 1:
             raise ValueError(
                 f"DiscreteBetas.beta_first={self.beta_first}, beta_last={self.beta_last}: must be 0 < beta_first <= "
@@ -252,8 +252,7 @@ class ConstantShift(Shift):
     shift: float
 
     def __post_init__(self) -> None:
-        if self.shift <= 0:
-            raise ValueError(f"ConstantShift.shift={self.shift}: must be positive; 1.0 means no shift")
+        above(self, 0, "shift", why="1.0 means no shift")
 
     def factor(self, num_positions: int) -> float:
         return self.shift
@@ -296,10 +295,8 @@ class TokenShift(Shift):
     limit: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.base < 1:
-            raise ValueError(f"TokenShift.base={self.base}: must be at least 1, the number of positions without shift")
-        if self.limit < 1:
-            raise ValueError(f"TokenShift.limit={self.limit}: must be at least 1; 1 means no shift")
+        at_least(self, 1, "base", why="it is the number of positions without shift")
+        at_least(self, 1, "limit", why="1 means no shift")
 
     def factor(self, num_positions: int) -> float:
         return min(max((num_positions / self.base) ** 0.5, 1.0), self.limit)

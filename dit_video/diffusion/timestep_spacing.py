@@ -10,6 +10,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from dit_video.config.bounds import at_least
+
 Times = Float[np.ndarray, "steps"]
 
 
@@ -66,8 +68,7 @@ class Leading(Spacing):
     num_train_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.num_train_steps < 1:
-            raise ValueError(f"Leading.num_train_steps={self.num_train_steps}: must be at least 1; DDPM's is 1000")
+        at_least(self, 1, "num_train_steps", why="DDPM's is 1000")
 
     def times(self, num_steps: int) -> Times:
         stride = self.num_train_steps // num_steps

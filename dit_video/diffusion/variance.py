@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Time
+from dit_video.config.bounds import at_least
 from dit_video.diffusion.path import Level, Path, over_latents
 
 # DDPM's last step is judged as if data were 8-bit in [-1, 1] (2006.11239, section 3.3), and so was DiT on latents.
@@ -33,10 +34,8 @@ class LearnedVariance:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.num_steps < 2:
-            raise ValueError(f"LearnedVariance.num_steps={self.num_steps}: must be at least 2; DDPM's is 1000")
-        if self.weight < 0:
-            raise ValueError(f"LearnedVariance.weight={self.weight}: must not be negative; DiT's is 1")
+        at_least(self, 2, "num_steps", why="DDPM's is 1000")
+        at_least(self, 0, "weight", why="DiT's is 1")
 
     def log_variance(self, path: Path, variance: Latents, t: Time, s: Time) -> Latents:
         """Log-variance of x_s given x_t, s < t (equation 15).

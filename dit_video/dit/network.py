@@ -75,7 +75,7 @@ def split_variance(cells: Float[Array, "B t h w k"]) -> Output:
 
 
 class Network(nnx.Module):
-    """Denoiser of video latents: (x_t, t, what is given) -> prediction of x_t's shape."""
+    """Denoiser of video latents: (x_t, t, cond) -> prediction of x_t's shape."""
 
     def __call__(self, x_t: Latents, t: Time, cond: Cond | None) -> Latents:
         """The prediction of `output`."""
@@ -88,7 +88,7 @@ class Network(nnx.Module):
         Args:
             x_t: latents at noise level t; (t, h, w) must divide by the patch size.
             t: noise level in [0, 1], one per clip `[B 1]` or per latent frame `[B t]`.
-            given: what the condition of the network makes of a batch (`Condition.read`); None where it has none.
+            cond: what the condition of the network makes of a batch (`Condition.read`); None where it has none.
         """
 
     @abc.abstractmethod

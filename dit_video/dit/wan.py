@@ -148,7 +148,7 @@ class Block(nnx.Module):
         Args:
             shared: the vectors that modulate all blocks, float32.
             angles: rotary positions of the tokens, in the order of x.
-            others: what the tokens attend to: those of `Wan._others`.
+            context: what the tokens attend to, as of `Wan._context`.
         """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(shared)
         x = _added(x, gate_a, self.attention(_modulated(x, shift_a, scale_a), angles))

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, UInt8
 
+from dit_video.config.bounds import at_least
 from dit_video.distributed.sharding import constrain
 from dit_video.encoders.clip_block import Activation, CLIPBlock
 from dit_video.nn.linear import linear
@@ -45,8 +46,7 @@ class CLIPVisionConfig:
     norm_epsilon: float = 1e-5
 
     def __post_init__(self):
-        if self.depth < 2:
-            raise ValueError(f"CLIPVisionConfig.depth={self.depth}: must be at least 2, since the last is left out")
+        at_least(self, 2, "depth", why="the last is left out")
         for name, divisor in (("hidden_size", "num_heads"), ("image_size", "patch_size")):
             if getattr(self, name) % getattr(self, divisor):
                 raise ValueError(

@@ -16,7 +16,12 @@ from dit_video.weights.source import open_published
 
 
 def opened(image: PretrainedImage, mesh: Mesh) -> CLIPVisionModel:
-    """Opens the network in a folder, its weights in `image.precision` on the mesh; errors as of `with_image`."""
+    """Opens the network in a folder, its weights in `image.precision` on the mesh.
+
+    Raises:
+        ExperimentError: the folder is missing, or holds another network than `image.encoder`.
+        NamesMismatch: its tensors are not those of the network.
+    """
     folder, dtype = Path(image.model), image.precision.dtype
     if not folder.is_dir():
         raise ExperimentError(

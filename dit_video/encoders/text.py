@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Text
+from dit_video.config.bounds import at_least
 from dit_video.encoders.clip_text import CLIPTextModel
 from dit_video.encoders.t5 import T5Encoder
 from dit_video.encoders.tokenizer import Cleaning, Tokens
@@ -82,8 +83,7 @@ class ZeroTokens:
 
     def __post_init__(self):
         _check_tokens(self)
-        if self.hidden_size < 1:
-            raise ValueError(f"ZeroTokens.hidden_size={self.hidden_size}: must be at least 1")
+        at_least(self, 1, "hidden_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,6 +198,4 @@ def _t5_alone(pipeline: str, *, num_tokens: int, cleaning: Cleaning) -> Pretrain
 
 
 def _check_tokens(encoder: FrozenCLIP | FrozenT5 | ZeroTokens) -> None:
-    # The tokens around a caption, and one of its own.
-    if encoder.num_tokens < 3:
-        raise ValueError(f"{type(encoder).__name__}.num_tokens={encoder.num_tokens}: must be at least 3")
+    at_least(encoder, 3, "num_tokens", why="two stand around a caption")

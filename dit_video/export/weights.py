@@ -266,11 +266,13 @@ def _define_network(config: Mapping[str, Any], path: Path, own: Mapping[str, typ
 
 def _seen(config: Mapping[str, Any], path: Path, own: Mapping[str, type]) -> tuple[Condition | None, AsChannels | None]:
     """What the network of a config.json at `path` is conditioned on, and the channels of known frames that it takes."""
-    said, known = config["condition"], config.get("known")
-    if said is not None and "known" not in config:
-        said, known = old_records.condition_and_channels(said)
-    condition = None if said is None else _part(said, f"{path}: network.condition", Condition, own)
-    return condition, None if known is None else _part(known, f"{path}: network.known", AsChannels, own)
+    condition, known = config["condition"], config.get("known")
+    if condition is not None and "known" not in config:
+        condition, known = old_records.condition_and_channels(condition)
+    return (
+        None if condition is None else _part(condition, f"{path}: network.condition", Condition, own),
+        None if known is None else _part(known, f"{path}: network.known", AsChannels, own),
+    )
 
 
 def _part(data: Any, where: str, kind: type[Kind], own: Mapping[str, type]) -> Kind:

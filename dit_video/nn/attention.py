@@ -91,7 +91,7 @@ class Attention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Attention from tokens to those of another sequence, of width `context_size`; normalised as in `Attention`.
+    """Attention from tokens to those of another sequence, of width `others_size`; normalised as in `Attention`.
 
     It gives zero until it has learnt otherwise: a block that gains it stays the function it was.
     """

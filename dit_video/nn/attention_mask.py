@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from dit_video.config.bounds import at_least
+
 _STATIC = {"static": True}  # no leaf of the pytree
 _UNLIMITED = np.iinfo(np.int32).max
 Indices = Int[Array | np.ndarray, "..."]
@@ -99,7 +101,7 @@ class BlockCausal(AttentionMask):
     window: int | None = dataclasses.field(default=None, metadata=_STATIC)
 
     def __post_init__(self):
-        _at_least_one(self, "block_size", "window")
+        at_least(self, 1, "block_size", "window")
 
     def places(self, tokens):
         return tokens // self.block_size
@@ -131,7 +133,7 @@ class TwoCopy(AttentionMask):
     window: int | None = dataclasses.field(default=None, metadata=_STATIC)
 
     def __post_init__(self):
-        _at_least_one(self, "block_size", "num_tokens", "window")
+        at_least(self, 1, "block_size", "num_tokens", "window")
 
     def check(self, num_tokens):
         if num_tokens != 2 * self.num_tokens:
@@ -214,7 +216,7 @@ class Interleaved(AttentionMask):
     num_frames: int = dataclasses.field(metadata=_STATIC)
 
     def __post_init__(self):
-        _at_least_one(self, "num_places", "num_frames")
+        at_least(self, 1, "num_places", "num_frames")
 
     def check(self, num_tokens):
         if num_tokens != self.num_places * self.num_frames:
@@ -248,9 +250,3 @@ def _any_behind(queries: Span, keys: Span, block_size: int, least: int, below: i
 
 def _nonempty(tokens: Span) -> Bool[np.ndarray, "..."]:
     return tokens.first <= tokens.last
-
-
-def _at_least_one(mask: AttentionMask, *names: str) -> None:
-    for name in names:
-        if (value := getattr(mask, name)) is not None and value < 1:
-            raise ValueError(f"{type(mask).__name__}.{name}={value}: must be at least 1")

@@ -180,7 +180,7 @@ class Upsample(nnx.Module):
 def stream(
     layers: Sequence[nnx.Module], x: Float[Array, "B T H W C"], cache: tuple | None = None, *cond: Array
 ) -> tuple[Float[Array, "B T_out H_out W_out D"], tuple]:
-    """Applies streaming layers in order, each with the arguments `given`; the cache is the tuple of theirs."""
+    """Applies streaming layers in order, each with the arguments `cond`; the cache is the tuple of theirs."""
     caches = []
     for index, layer in enumerate(layers):
         x, layer_cache = layer(x, None if cache is None else cache[index], *cond)

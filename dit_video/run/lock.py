@@ -72,7 +72,7 @@ def acquire(run: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
     Args:
         run: its folder, or gs://bucket/run.
-        say: told of a lock that is waited for, and of a stale one that is taken over.
+        warn: told of a lock that is waited for, and of a stale one that is taken over.
 
     Raises:
         RunInUse: naming host, pid and since when.

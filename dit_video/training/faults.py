@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from dit_video.config.bounds import at_least
 from dit_video.training.events import Done, Event, Kind
 
 # A share of a few says nothing: so many records may always be replaced.
@@ -43,7 +44,7 @@ class Skip:
     limit: int = 10
 
     def __post_init__(self):
-        _at_least_one(self)
+        at_least(self, 1, "limit")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class RollBack:
     limit: int = 3
 
     def __post_init__(self):
-        _at_least_one(self)
+        at_least(self, 1, "limit")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,7 @@ class Spike:
     action: Note | RollBack = Note()
 
     def __post_init__(self):
-        if self.window < 3:
-            raise ValueError(f"Spike.window={self.window}: must be at least 3; fewer losses have no deviation")
+        at_least(self, 3, "window", why="fewer losses have no deviation")
         if not 0 < self.num_deviations < math.inf:
             raise ValueError(f"Spike.num_deviations={self.num_deviations}: must be above 0 and finite")
 
@@ -223,8 +223,3 @@ class FaultDetector:
 def _not_finite(values: Mapping[str, float]) -> list[str]:
     names = {"loss": "loss", "grad_norm": "gradient norm"}
     return [label for name, label in names.items() if not math.isfinite(values[name])]
-
-
-def _at_least_one(policy: Skip | RollBack) -> None:
-    if policy.limit < 1:
-        raise ValueError(f"{type(policy).__name__}.limit={policy.limit}: must be at least 1")

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from dit_video.config.bounds import at_least
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
@@ -27,6 +29,4 @@ class Schedule:
     save_every: int = 1000
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"Schedule.{field.name}={getattr(self, field.name)}: must be at least 1")
+        at_least(self, 1, "num_steps", "log_every", "save_every")

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Moments, Pixels
+from dit_video.config.bounds import at_least
 from dit_video.nn.conv import CausalConv3d, Stride
 from dit_video.nn.group_norm import GroupNorm
 from dit_video.vae.encoder_decoder import (
@@ -52,9 +53,7 @@ class AutoencoderKLConfig(VAEConfig):
     middle_attention: bool = True
 
     def __post_init__(self):
-        for name in ("num_blocks", "num_groups", "latent_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"AutoencoderKLConfig.{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "num_blocks", "num_groups", "latent_channels")
         if not self.widths or any(width < 1 or width % self.num_groups for width in self.widths):
             raise ValueError(
                 f"AutoencoderKLConfig.widths={self.widths}: must be multiples of num_groups={self.num_groups}"

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Moments, Pixels
+from dit_video.config.bounds import at_least
 from dit_video.nn.conv import CausalConv3d, Stride, in_chunks
 from dit_video.nn.group_norm import GroupNorm
 from dit_video.vae.encoder_decoder import (
@@ -51,9 +52,7 @@ class CogVideoXVAEConfig(VAEConfig):
     latent_channels: int = 16
 
     def __post_init__(self):
-        for name in ("num_blocks", "num_groups", "latent_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"CogVideoXVAEConfig.{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "num_blocks", "num_groups", "latent_channels")
         if len(self.widths) < 3 or any(width < 1 or width % self.num_groups for width in self.widths):
             raise ValueError(
                 f"CogVideoXVAEConfig.widths={self.widths}: must be three or more multiples of "

@@ -2,7 +2,7 @@
 
 SD's, Wan's and CogVideoX's VAEs are one structure (Esser et al. 2021, arXiv:2012.09841, appendix A) with another norm,
 another kernel in time and another way between levels. Every layer is called as those of nn/conv.py are; what else a
-norm needs (CogVideoX's needs the latents) is `given` to all.
+norm needs (CogVideoX's needs the latents) goes to all of them as `cond`.
 """
 
 import abc
@@ -135,7 +135,7 @@ class Head(nnx.Module):
 
 
 class Coder(nnx.Module):
-    """Base of encoder and decoder: a convolution and further parts called in order; all but the first get `given`."""
+    """Base of encoder and decoder: a convolution and further parts called in order; all but the first get `cond`."""
 
     conv: CausalConv3d
 

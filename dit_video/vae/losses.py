@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Pixels
+from dit_video.config.bounds import at_least
 from dit_video.nn.conv import CausalConv3d, fold
 from dit_video.nn.norm import RMSNorm
 from dit_video.vae.vae import Autoencoded, posterior
@@ -49,9 +50,7 @@ class AutoencodeLoss:
     adversarial_start: int = 0
 
     def __post_init__(self):
-        for name in ("kl", "perceptual", "adversarial", "adversarial_start"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"AutoencodeLoss.{name}={getattr(self, name)}: must not be negative")
+        at_least(self, 0, "kl", "perceptual", "adversarial", "adversarial_start")
 
 
 class Critic(nnx.Module):

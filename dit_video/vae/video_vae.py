@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Moments, Pixels
+from dit_video.config.bounds import at_least
 from dit_video.nn.conv import CausalConv3d, Downsample, Upsample, fold, stream, unfold
 from dit_video.nn.norm import RMSNorm
 from dit_video.vae.vae import VAE, VAEConfig
@@ -40,9 +41,7 @@ class VideoVAEConfig(VAEConfig):
     latent_channels: int = 16
 
     def __post_init__(self):
-        for name in ("channels", "num_blocks", "num_decoder_blocks", "latent_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"VideoVAEConfig.{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "channels", "num_blocks", "num_decoder_blocks", "latent_channels")
         if len(self.multipliers) != len(self.strides) or not self.strides:
             raise ValueError(
                 f"VideoVAEConfig.multipliers={self.multipliers} and strides={self.strides}: give one "

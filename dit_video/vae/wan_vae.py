@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Moments, Pixels
+from dit_video.config.bounds import at_least
 from dit_video.nn.conv import CausalConv3d, Padding, Stride, fold, unfold
 from dit_video.nn.norm import RMSNorm
 from dit_video.vae.encoder_decoder import (
@@ -61,9 +62,7 @@ class WanVAEConfig(VAEConfig):
     latent_channels: int = 16
 
     def __post_init__(self):
-        for name in ("channels", "decoder_channels", "num_blocks", "patch_size", "latent_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"WanVAEConfig.{name}={getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "channels", "decoder_channels", "num_blocks", "patch_size", "latent_channels")
         if len(self.halve_frames) != len(self.multipliers) - 1:
             raise ValueError(
                 f"WanVAEConfig.halve_frames={self.halve_frames}: give one for each but the last of the "
