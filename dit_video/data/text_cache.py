@@ -27,7 +27,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_video.arrays import Text
 from dit_video.config.json_file import read_object
-from dit_video.data.signals import Reader, Signal
+from dit_video.data.signals import ClassNames, Reader, Signal
 
 MANIFEST = "manifest.json"
 _FORMAT = "dit_video.text_cache"
@@ -122,7 +122,7 @@ class TextCache(Signal):
     def example(self, batch_size: int) -> None:
         """The condition says what sizes it reads, so that shapes are known where the folder is not."""
 
-    def parse(self, word: str, class_names: Callable[[], Sequence[str]], warn: Callable[[str], None]) -> Text:
+    def parse(self, word: str, class_names: ClassNames, warn: Callable[[str], None]) -> Text:
         del class_names, warn
         return self.embeddings()([word])
 

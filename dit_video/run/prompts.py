@@ -121,7 +121,10 @@ def _values(opened: OpenRun, prompt: Typed, name: str, warn: Callable[[str], Non
     if name not in data.signals:
         raise ExperimentError(f"{prompt.option}: config.data.signals has no {name!r}, so it cannot be typed")
     signal = data.signals[name]
-    class_names = lambda: data.source.info().class_names  # noqa: E731
+
+    def class_names() -> Sequence[str]:
+        return data.source.info().class_names
+
     words = list(prompt.words)
     if words == [ALL] and (choices := signal.choices(class_names)):
         words = list(choices)
