@@ -50,7 +50,7 @@ def test_clips_fit_the_networks(experiment):
 
 
 def test_show_works_where_there_is_no_data_and_no_codec(tmp_path):
-    command = [sys.executable, "-m", "dit_video.cli.main", "show", f"--config={ROOT}/experiments/quickstart.py"]
+    command = [sys.executable, "-m", "dit_video", "show", f"--config={ROOT}/experiments/quickstart.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "config.task.network.hidden_size" in result.stdout

@@ -62,7 +62,7 @@ def command(*words: str, folder: Path) -> subprocess.Popen:
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    words = (sys.executable, "-m", "dit_video.cli.main", *words)
+    words = (sys.executable, "-m", "dit_video", *words)
     return subprocess.Popen(
         words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -59,7 +59,7 @@ def start(
             }
         if index == num_processes - 1:
             environment |= variables
-        command = (sys.executable, "-m", "dit_video.cli.main", "train", "--config=tokens.py", f"--workdir={workdir}")
+        command = (sys.executable, "-m", "dit_video", "train", "--config=tokens.py", f"--workdir={workdir}")
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen((*command, *words), cwd=folder, env=environment, text=True, **streams))
     return started

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_video.evaluation import i3d, i3d_weights
+from dit_video.evaluation.protocol import ResizeRule
 from dit_video.training.flops import count_flops
 
 
@@ -51,7 +52,7 @@ def main() -> None:
             print(f"batch {batch_size}, {name:9s} {value / batch_size:.3f} s/clip, {batch_size / value:.2f} clips/s")
         print(f"         compiled in {compile_seconds:.1f} s")
         flops = count_flops(
-            lambda weights, clips: i3d.forward(definition, weights, clips, i3d.ResizeRule.TF1), weights, video
+            lambda weights, clips: i3d.forward(definition, weights, clips, ResizeRule.TF1), weights, video
         )
         print(
             f"         {flops / batch_size / 1e9:.1f} GFLOP a clip, {flops / seconds['dit_video'] / 1e9:.0f} GFLOP/s: "
@@ -85,7 +86,7 @@ def best(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float
 def jax_run(video: np.ndarray) -> Callable[[], np.ndarray]:
     """Compiles our network for this shape."""
     definition, weights = i3d.pretrained()
-    compiled = i3d.forward.lower(definition, weights, video, i3d.ResizeRule.TF1).compile()
+    compiled = i3d.forward.lower(definition, weights, video, ResizeRule.TF1).compile()
     return lambda: np.asarray(compiled(weights, video))
 
 
@@ -110,7 +111,7 @@ def torch_run(video: np.ndarray) -> Callable[[], np.ndarray]:
         )
         for name, (kernel, bias) in folded.items()
     }
-    x_0 = np.array(jax.jit(i3d.preprocess, static_argnums=1)(video, i3d.ResizeRule.TF1))
+    x_0 = np.array(jax.jit(i3d.preprocess, static_argnums=1)(video, ResizeRule.TF1))
 
     def same(x, window, stride, value):
         padding = []

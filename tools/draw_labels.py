@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from dit_video.cli.weights import add_weights, open_weights
+from dit_video.cli.usage.arguments import add_weights
+from dit_video.cli.weights import open_weights
 from dit_video.data.batch import Batch
 from dit_video.data.record import NO_LABEL, Split
 from dit_video.data.signals import LABEL

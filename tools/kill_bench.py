@@ -130,7 +130,7 @@ def training(folder: Path, *, num_steps: int, save_every: int) -> list[str]:
     """The command that trains the smallest experiment; a --workdir is to be added."""
     path = folder / "smallest.py"
     path.write_text(EXPERIMENT.format(folder=folder, num_steps=num_steps, save_every=save_every))
-    return [sys.executable, "-m", "dit_video.cli.main", "train", f"--config={path}"]
+    return [sys.executable, "-m", "dit_video", "train", f"--config={path}"]
 
 
 @contextmanager

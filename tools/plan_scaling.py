@@ -135,7 +135,7 @@ def run_rows(rows: Sequence[Row], limit_s: int) -> None:
         started = time.monotonic()
         try:
             result = subprocess.run(
-                [sys.executable, "-m", "dit_video.cli.main", "plan", *row.words, "--json"],
+                [sys.executable, "-m", "dit_video", "plan", *row.words, "--json"],
                 capture_output=True,
                 text=True,
                 cwd=ROOT,

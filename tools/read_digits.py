@@ -37,7 +37,8 @@ from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
 from dit_video.arrays import Video
-from dit_video.cli.weights import add_weights, open_weights
+from dit_video.cli.usage.arguments import add_weights
+from dit_video.cli.weights import open_weights
 from dit_video.config.components import to_json
 from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data

@@ -3,7 +3,6 @@
 import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -11,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dit_video.cli.arguments import command, local_path
 from dit_video.data.record import Split
 from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
@@ -20,71 +18,8 @@ from dit_video.ingest.ingest import ingest
 from dit_video.progress import bar
 from dit_video.video.encode import grid
 
-INGEST = """  dit-video data ingest videos/ --out data/mine
-      every video below videos/, in any container and codec; first-level sub-folders are classes
-
-  dit-video data ingest clips.tar more.tar.gz --out data/mine --max_size 256
-      tars; videos with a longer short side than 256 pixels are scaled down
-
-  dit-video data ingest grid_train.tar grid_test.tar --out data/grid \\
-      --labels grid_labels.tsv --key key --label digit --caption caption --split split
-      labels, captions and the split from the columns of a CSV or TSV; the key is a path within the source
-      (with or without extension) or a bare file name
-
-Files that are no videos, broken, empty, sound only, or copies of another are named in DIR/manifest.json with
-the reason. Without a split column or folders named train/ and test/, files are held out by their sha256: the
-same files every time.
-"""
-
-INSPECT = """  dit-video data inspect data/mine
-  dit-video data inspect data/mine --out contact_sheet.png"""
-
-DIGITS = """  dit-video data digits --out data/moving_digits
-  dit-video data digits --out data/digits64 --size 64 --digit_size 40 --num_frames 17"""
-
 _SHEET_ROWS, _SHEET_FRAMES, _SHEET_HEIGHT = 8, 6, 96
 _MOST_REASONS = 20
-
-
-def add_parser(subparsers) -> None:
-    parser = command(subparsers, "data", "make and look at data sets", "\n\n".join((INGEST, INSPECT, DIGITS)))
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    _add_ingest(commands)
-    _add_inspect(commands)
-    _add_digits(commands)
-
-
-def _add_ingest(commands) -> None:
-    parser = command(commands, "ingest", "turn folders and tars of videos into a data set", INGEST)
-    parser.add_argument("sources", nargs="+", metavar="FOLDER_OR_TAR")
-    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="new folder for the set")
-    parser.add_argument("--labels", metavar="FILE", help="CSV or TSV with a header; its rows describe the files")
-    parser.add_argument("--key", default="key", metavar="COL", help="column that names a file (default: key)")
-    parser.add_argument("--label", metavar="COL", help="column with the class")
-    parser.add_argument("--caption", metavar="COL", help="column with a sentence")
-    parser.add_argument("--split", metavar="COL", help="column with train, test, val, validation or held_out")
-    parser.add_argument(
-        "--held_out_fraction", type=float, default=0.1, metavar="F", help="share held out (default 0.1)"
-    )
-    parser.add_argument("--max_size", type=int, metavar="PIXELS", help="longest short side (default: keep sizes)")
-    parser.add_argument("--num_workers", type=int, metavar="N", help="files decoded at once (default: one per core)")
-    parser.set_defaults(run=run_ingest)
-
-
-def _add_inspect(commands) -> None:
-    parser = command(commands, "inspect", "show what a data set holds", INSPECT)
-    parser.add_argument("directory", metavar="DIR")
-    parser.add_argument("--out", type=local_path, metavar="FILE.png", help="draw a contact sheet")
-    parser.set_defaults(run=run_inspect)
-
-
-def _add_digits(commands) -> None:
-    parser = command(commands, "digits", "make the moving-digits set, which needs no download", DIGITS)
-    parser.add_argument("--out", type=local_path, default=Path(MovingDigits.directory), metavar="DIR")
-    for name in ("num_train", "num_held_out", "size", "num_frames", "digit_size", "seed"):
-        default = getattr(MovingDigits, name)
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
-    parser.set_defaults(run=run_digits)
 
 
 def run_ingest(arguments: argparse.Namespace) -> int:

@@ -8,33 +8,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dit_video.cli import evaluate, export, sample
-from dit_video.cli.arguments import command, local_path
+from dit_video.cli.usage import evaluate, export, sample
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.sources import MovingDigits
 from dit_video.experiment import Experiment, load
 from dit_video.run.latents import encode
 from dit_video.run.train import train
 
-EXAMPLES = """  dit-video demo
-  dit-video demo --workdir=somewhere_else
-
-Chains the two runs of experiments/quickstart.py: moving digits are prepared, a video VAE learns them, latents are
-encoded, a DiT learns those, is judged by FVD, sampled from and exported. Started again, it goes on where it stopped."""
-
 EXPERIMENT = "experiments/quickstart.py"
 NUM_CLIPS = 32
 NUM_FRAMES = 9
 # Subfolders of --workdir.
 DIGITS, LATENTS, VAE = "moving_digits", "latents", "vae"
-
-
-def add_parser(subparsers) -> None:
-    parser = command(subparsers, "demo", "the whole way on embedded data, in minutes on two CPU cores", EXAMPLES)
-    parser.add_argument(
-        "--workdir", type=local_path, default=Path("runs/demo"), help="folder of everything (runs/demo)"
-    )
-    parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -8,21 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video.cli.arguments import command
 from dit_video.config.components import diff
 from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
 from dit_video.storage.mirror import local_copy
-
-EXAMPLES = """  dit-video diff experiments/quickstart.py experiments/grid_dit.py
-  dit-video diff runs/a runs/b
-  dit-video diff runs/a experiments/quickstart.py:dit"""
-
-
-def add_parser(subparsers) -> None:
-    parser = command(subparsers, "diff", "print the fields in which two experiments or runs differ", EXAMPLES)
-    parser.add_argument("a", metavar="A", help="experiment file (FILE.py[:arg]) or run folder")
-    parser.add_argument("b", metavar="B", help="likewise")
-    parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:

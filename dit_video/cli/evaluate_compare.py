@@ -4,23 +4,11 @@ import argparse
 import itertools
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from dit_video.cli.arguments import command
 from dit_video.evaluation.card import Card, differing_scale, read_card, table
-
-EXAMPLES = """  dit-video evaluate compare runs/{a,b,c}/evaluation/step_0005000_ema_fvd_n2048.json
-      ranks cards of one protocol; refuses others and says in which fields they differ (exit code 1)"""
-
-
-def add_parser(commands) -> None:
-    parser = command(commands, "compare", "rank cards whose protocols are equal; refuse others", EXAMPLES)
-    parser.add_argument("cards", nargs="+", type=Path, metavar="CARD.json")
-    parser.add_argument("--json", action="store_true", help="print the ranking as JSON and nothing else")
-    parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:

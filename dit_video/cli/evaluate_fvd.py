@@ -7,50 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dit_video.cli.arguments import add_extractor, command, extractor_of, local_path, parse_size
+from dit_video.cli.arguments import extractor_of, parse_size
 from dit_video.data.record import Split
 from dit_video.data.transforms import ClipTransform
 from dit_video.distributed.sharding import MeshShape, make_mesh
-from dit_video.evaluation.card import USUAL_NUM_CLIPS, table, write_card
+from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.fvd import FVD
+from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
 from dit_video.evaluation.video_sets import StoredSamples, clip_transform, num_videos
 from dit_video.ingest.video_folder import OpenedVideos, open_videos
 from dit_video.progress import bar
 from dit_video.run.folder import environment
 from dit_video.tasks.evaluator import EvaluationData
-
-EXAMPLES = """  dit-video evaluate fvd --real real_videos/ --fake made_by_any_program/
-  dit-video evaluate fvd --real data/grid --fake samples.npy --num_frames=16 --stride=2 --size=64,64 --out=card.json
-  dit-video evaluate fvd --real data/grid --fake samples/ --train data/grid:train --resize=half_pixel --json
-
-A set is what `dit-video data ingest` wrote (its held-out split, or DIR:train); a folder is read as it lies, every
-video in it; an array is uint8 [N T H W 3] in a .npy file. One clip is cut from each video, and as many clips are
-judged on both sides. --stride belongs to the real side: samples are mostly stored at their own rate, without one."""
-
-DESCRIPTION_OF_TRAIN = "clips the model was trained on: finds samples that are copies"
-
-
-def add_parser(commands) -> None:
-    parser = command(commands, "fvd", "FVD of any two folders or sets of videos", EXAMPLES)
-    for name, text in (("real", "reference clips"), ("fake", "clips to judge"), ("train", DESCRIPTION_OF_TRAIN)):
-        parser.add_argument(f"--{name}", required=name != "train", metavar="DIR_OR_SET", help=text)
-    parser.add_argument("--num_clips", type=int, help=f"clips of each side (default: all, at most {USUAL_NUM_CLIPS})")
-    parser.add_argument("--num_frames", type=int, default=16, help="frames of a clip (default 16)")
-    parser.add_argument("--stride", type=int, default=1, help="frames from one to the next, real side (default 1)")
-    parser.add_argument("--fake_stride", type=int, default=1, help="the same of the fake side (default 1)")
-    parser.add_argument(
-        "--size", metavar="H,W", help="scale and crop frames of both sides to this before (default: whole frames)"
-    )
-    parser.add_argument("--batch_size", type=int, default=16, help="clips at a time (default 16)")
-    parser.add_argument("--seed", type=int, default=0, help="of the windows that clips are cut from (default 0)")
-    parser.add_argument("--fps", type=float, default=25.0, help="of .npy arrays, which do not say (default 25)")
-    add_extractor(parser)
-    parser.add_argument("--no_yardsticks", action="store_true", help="judge the fake side alone")
-    parser.add_argument(
-        "--out", type=local_path, metavar="CARD.json", help="where the card goes (default: fvd_REAL_FAKE.json)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the card as JSON and nothing else")
-    parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video.cli.arguments import command, local_path
-from dit_video.cli.weights import add_weights, open_weights
+from dit_video.cli.usage.export import ALONE, DEFAULT, DIFFUSERS, HUB, SAFETENSORS, STABLEHLO, TORCH
+from dit_video.cli.weights import open_weights
 from dit_video.config.components import record
 from dit_video.config.json_file import read_object
 from dit_video.export import hub
@@ -22,46 +22,8 @@ from dit_video.run.open import OpenRun
 from dit_video.tasks.task import Task
 from dit_video.weights.source import PROVENANCE
 
-SAFETENSORS, STABLEHLO, DIFFUSERS, TORCH, HUB = "safetensors", "stablehlo", "diffusers", "torch", "hub"
-_DEFAULT = (SAFETENSORS, STABLEHLO)
-# Formats that are a folder of their own.
-_ALONE = {DIFFUSERS: write_diffusers, TORCH: write_torch}
-
-EXAMPLES = """  dit-video export --workdir=runs/grid_dit --out=exported
-  dit-video export --workdir=runs/grid_dit --out=exported_raw --step=5000 --raw
-  dit-video export --workdir=runs/grid_vae --out=exported_vae --format=safetensors
-  dit-video export --workdir=runs/dit_xl --out=for_diffusers --format=diffusers
-  dit-video export --workdir=runs/grid_dit --out=for_torch --format torch hub --push_to=somebody/videos --private
-
-safetensors  weights of denoiser and codec by name, and config.json, which rebuilds them
-stablehlo    that, and denoiser and decoder as programs for CPU, CUDA and TPU: any batch size, called with those weights
-diffusers    a folder that a class of diffusers loads with from_pretrained: of networks that it has a class for
-torch        a folder with the networks as PyTorch modules in files of their own, which need torch and safetensors
-hub          pushes the finished folder to --push_to on the Hugging Face Hub; beside the formats that it is to have
-
-Everything is loaded again from disk and compared with the checkpoint before the folder gets its name; the README.md in
-it says how to load it."""
-
-
-def add_parser(subparsers) -> None:
-    parser = command(
-        subparsers, "export", "write the weights of a run, and programs that use them, to take away", EXAMPLES
-    )
-    add_weights(parser)
-    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="folder to write: new, or empty")
-    parser.add_argument(
-        "--format",
-        choices=(*_DEFAULT, *_ALONE, HUB),
-        nargs="+",
-        default=[],
-        help=f"what to write (default: {' '.join(_DEFAULT)}; {' and '.join(_ALONE)} are folders of their own), and "
-        f"{HUB} to push it",
-    )
-    parser.add_argument(
-        "--push_to", metavar="OWNER/NAME", help=f"repository that {HUB} pushes to; made if it is not there"
-    )
-    parser.add_argument("--private", action="store_true", help="push to a private repository")
-    parser.set_defaults(run=main)
+# How the formats that are a folder of their own are written.
+_WRITERS = {DIFFUSERS: write_diffusers, TORCH: write_torch}
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -69,13 +31,13 @@ def main(arguments: argparse.Namespace) -> int:
     formats = _formats(arguments)
     with fresh_folder(arguments.out) as folder:
         opened = open_weights(arguments, console)
-        alone = next((name for name in formats if name in _ALONE), None)
+        alone = next((name for name in formats if name in ALONE), None)
         if _is_own(opened.experiment.task):
             lines = _write_own(opened, folder, arguments)
         elif alone is None:
             lines = _write(_content(arguments, opened, console), folder, STABLEHLO in formats)
         else:
-            lines = _compared(_ALONE[alone](_content(arguments, opened, console), folder), alone)
+            lines = _compared(_WRITERS[alone](_content(arguments, opened, console), folder), alone)
     table = Table("file", "bytes")
     table.columns[1].justify = "right"
     for path in sorted(arguments.out.iterdir()):
@@ -96,8 +58,8 @@ def _formats(arguments: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: not into one folder, or it could not be pushed; says what to do.
     """
-    formats = [name for name in arguments.format if name != HUB] or list(_DEFAULT)
-    if len(formats) > 1 and (alone := [name for name in formats if name in _ALONE]):
+    formats = [name for name in arguments.format if name != HUB] or list(DEFAULT)
+    if len(formats) > 1 and (alone := [name for name in formats if name in ALONE]):
         raise ValueError(f"--format {' '.join(formats)}: {alone[0]} is a folder of its own; export twice")
     if HUB in arguments.format:
         if arguments.push_to is None:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +14,7 @@ from dit_video import experiment as experiments
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint.folder import Steps, steps_of
 from dit_video.checkpoint.integrity import Contents, contents, verify
-from dit_video.cli.arguments import add_like, command, like_of
+from dit_video.cli.arguments import like_of
 from dit_video.config.user_file import ExperimentError
 from dit_video.experiment import Experiment
 from dit_video.progress import bar
@@ -25,27 +24,10 @@ from dit_video.storage.mirror import local_copy
 from dit_video.training import events
 from dit_video.training.goodput import Activity, read_goodput, summary
 
-EXAMPLES = """  dit-video inspect runs/grid_dit                  steps, sizes, what is in them, digests of the weights
-  dit-video inspect runs/grid_dit --verify         reads every array and compares it with the digest it was saved with
-  dit-video inspect runs/grid_dit --verify --json > checkpoints.json
-
-Also what went wrong in training and what was done about it, changes of the data, and where the time went.
-Without --verify a step "looks good" where its metadata and its index of arrays are whole. Exits with 1 where a step is
-damaged, and names it. Nothing is moved or changed: `dit-video train` sets aside what is damaged when it goes on."""
-
 # The last that are shown.
 _NUM_EVENTS = 10
 
 GOOD, LOOKS_GOOD, DAMAGED = "good", "looks good", "damaged"
-
-
-def add_parser(subparsers) -> None:
-    parser = command(subparsers, "inspect", "list the checkpoints of a run and say which are damaged", EXAMPLES)
-    parser.add_argument("workdir", type=Path, metavar="RUN", help="folder of the run, or gs://bucket/run")
-    add_like(parser)
-    parser.add_argument("--verify", action="store_true", help="read all arrays and compare their digests")
-    parser.add_argument("--json", action="store_true", help="print the list as JSON and nothing else")
-    parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:

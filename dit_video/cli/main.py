@@ -1,11 +1,14 @@
-"""`dit-video COMMAND`: finds the command, and turns a user's mistake into one message and an exit code."""
+"""`dit-video COMMAND`: finds the command, and turns a user's mistake into one message and an exit code.
+
+What takes time to import is imported by the command that is run, so that help and wrong usage answer at once.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 import dit_video
-from dit_video.cli import (
+from dit_video.cli.usage import (
     data,
     demo,
     diff,
@@ -22,24 +25,24 @@ from dit_video.cli import (
     verify_resume,
     verify_sharding,
 )
-from dit_video.cli.together import report
 
+# In the order of work.
 COMMANDS = (
-    train,
-    evaluate,
-    sample,
-    encode,
-    export,
-    import_weights,
+    demo,
     data,
-    inspect,
     show,
     plan,
+    train,
+    encode,
+    evaluate,
+    sample,
+    inspect,
+    diff,
+    export,
+    import_weights,
     launch,
     verify_sharding,
     verify_resume,
-    diff,
-    demo,
 )
 
 DESCRIPTION = """Train latent video diffusion transformers, judge them by FVD on held-out clips, take the weights away.
@@ -69,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except (KeyboardInterrupt, ValueError, OSError) as error:
+        from dit_video.cli.together import report
+
         return report(error, trace=arguments.traceback)
 
 

@@ -7,23 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video.cli.arguments import add_config, command, experiment_of
+from dit_video.cli.arguments import experiment_of
 from dit_video.config.components import flatten, record
 from dit_video.nn.module import define
 from dit_video.run import workload
-
-EXAMPLES = """  dit-video show --config=experiments/quickstart.py:vae
-  dit-video show --config=experiments/grid_dit.py --config.data.batch_size=256
-  dit-video show --config=experiments/grid_dit.py --json > resolved.json"""
-
-
-def add_parser(subparsers) -> None:
-    parser = command(
-        subparsers, "show", "print a resolved experiment, its parameters and FLOPs, without touching a device", EXAMPLES
-    )
-    add_config(parser)
-    parser.add_argument("--json", action="store_true", help="print the experiment as JSON and nothing else")
-    parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Commands that may run as several processes: their flags, and how they begin and end together."""
+"""How a command that may run as several processes begins and ends in all of them together."""
 
 import argparse
 import os
@@ -12,32 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from dit_video.distributed import processes
+from dit_video.distributed.seat import choose_seat
 
 # XLA says of whatever goes wrong with a shared computation what kind of error it is, and raises it as one of these.
 _OF_XLA = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
-
-
-def add_processes(parser: argparse.ArgumentParser) -> None:
-    """--coordinator, --num_processes, --process_id, --join_timeout."""
-    group = parser.add_argument_group(
-        "several processes",
-        "The same command on each host. `dit-video launch` does it all; srun, mpirun and GKE are recognised; "
-        f"{processes.COORDINATOR}, {processes.NUM_PROCESSES} and {processes.PROCESS_ID} stand in for the flags.",
-    )
-    group.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help=f"where process 0 listens; `{processes.AUTO}` on the VMs of a TPU pod",
-    )
-    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
-    group.add_argument(
-        "--join_timeout",
-        type=int,
-        default=processes.JOIN_TIMEOUT,
-        metavar="SECONDS",
-        help=f"how long to wait until all have come (default {processes.JOIN_TIMEOUT})",
-    )
 
 
 class Together:
@@ -54,7 +32,7 @@ class Together:
         arguments = self._arguments
         if arguments.join_timeout < 1:
             raise ValueError(f"--join_timeout={arguments.join_timeout}: must be at least 1")
-        seat = processes.choose_seat(arguments.coordinator, arguments.num_processes, arguments.process_id, os.environ)
+        seat = choose_seat(arguments.coordinator, arguments.num_processes, arguments.process_id, os.environ)
         processes.start(seat, join_timeout=arguments.join_timeout, stops_together=self._stops_together)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -8,24 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dit_video.cli.arguments import add_config, command, experiment_of
+from dit_video.cli.arguments import experiment_of
 from dit_video.verify.resume import verify_resume
-
-EXAMPLES = """  dit-video verify-resume --config=experiments/quickstart.py:vae
-  dit-video verify-resume --config=experiments/mine.py --kills=20 --num_steps=100
-
-Trains the experiment twice, for a few steps: undisturbed, and killed by SIGKILL at random moments, inside saves too,
-and gone on with by the same command. Compares every line of metrics and every array of the last checkpoint bit for
-bit, prints the first difference and exits with 1 where there is one."""
-
-
-def add_parser(subparsers) -> None:
-    parser = command(subparsers, "verify-resume", "prove that a run that is killed goes on exactly", EXAMPLES)
-    add_config(parser)
-    parser.add_argument("--kills", type=int, default=5, metavar="N", help="how often to kill (5)")
-    parser.add_argument("--num_steps", type=int, default=40, metavar="N", help="length of the run (40)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments at which it is killed (0)")
-    parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -66,7 +50,7 @@ def _training(arguments: argparse.Namespace) -> list[str]:
     """The command that trains, with a checkpoint between any two kills and each step on record at once."""
     save_every = max(1, arguments.num_steps // (arguments.kills + 2))
     return [
-        *(sys.executable, "-m", "dit_video.cli.main", "train", "--random_frozen"),
+        *(sys.executable, "-m", "dit_video", "train", "--random_frozen"),
         *(f"--config={arguments.config}", *arguments.overrides),
         f"--config.schedule.num_steps={arguments.num_steps}",
         f"--config.schedule.save_every={save_every}",

@@ -7,7 +7,7 @@ import dataclasses
 from rich.console import Console
 from rich.table import Table
 
-from dit_video.cli.arguments import add_config, command, experiment_of, use_fake_devices
+from dit_video.cli.arguments import experiment_of, use_fake_devices
 from dit_video.distributed.collectives import Traffic
 from dit_video.progress import counted
 from dit_video.verify.sharding import (
@@ -19,23 +19,6 @@ from dit_video.verify.sharding import (
     Comparison,
     compare_shardings,
 )
-
-EXAMPLES = f"""  dit-video verify-sharding --config=experiments/quickstart.py
-  dit-video verify-sharding --config=experiments/mine.py --config.task.network.num_heads=8
-
-Trains on one and on {NUM_DEVICES} fake CPU devices, split in {len(MESHES)} ways, from the same random weights, batch
-and codec, and compares loss, every gradient and the losses of some steps. No data, no trained codec, no accelerator.
-For a network of your own: what is split wrongly shows here and not as a worse model weeks later. Exit code 1 where
-anything differs."""
-
-
-def add_parser(subparsers) -> None:
-    parser = command(
-        subparsers, "verify-sharding", "prove that an experiment computes the same however it is split", EXAMPLES
-    )
-    add_config(parser)
-    parser.add_argument("--num_steps", type=int, default=10, metavar="N", help="steps of training to compare (10)")
-    parser.set_defaults(run=main)
 
 
 def main(arguments: argparse.Namespace) -> int:

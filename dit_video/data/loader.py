@@ -12,9 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
-import grain
 import numpy as np
 
 from dit_video.data.batch import Batch, collate
@@ -86,7 +85,10 @@ class BatchIterator(Iterator[Batch]):
         """Stops reading ahead."""
         self._iterator.close()
 
-    def _from(self, start: int) -> grain.DatasetIterator:
+    def _from(self, start: int) -> Any:
+        """Grain's iterator from batch `start` on."""
+        import grain
+
         options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._num_threads)
         iterator = iter(grain.MapDataset.range(_ENDLESS).map(self._make).to_iter_dataset(options))
         iterator.set_state({"next_index": start})
@@ -151,6 +153,8 @@ class _BatchMaker:
         self._records, self._transform = records, transform
         self._batch_size, self._seed, self._rows = batch_size, seed, rows
         self._readers, self._replace = readers, replace
+        import grain
+
         self._order = grain.MapDataset.source(_Positions(len(records))).seed(seed).shuffle().repeat()
         self._clips = self._order.random_map(self._clip)
         # By thread: the position of a record, and since when it is being read.

@@ -8,23 +8,14 @@ NoData        none: of a run that was made of published weights
 """
 
 import hashlib
-import reprlib
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import tensorflow_datasets as tfds
-from google.protobuf import json_format, message
-from jaxtyping import Int
-
 from dit_video.config.json_file import read_object
 from dit_video.data import builders, latent_cache
-from dit_video.data.record import NO_LABEL, Examples, Record, Split
+from dit_video.data.record import Examples, Split
 from dit_video.data.video_set import MANIFEST, Manifest, read_manifest
-from dit_video.video.decode import VideoError, count_frames, frame_rate, open_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +60,7 @@ class VideoSet:
         return read_manifest(self.directory, remedy=remedy)
 
     def open(self, split: Split) -> Examples:
-        return _StoredVideos(self.directory, self.manifest(), split)
+        return _stored_videos(self.directory, self.manifest(), split)
 
     def info(self) -> SourceInfo:
         return _video_set_info(self.directory, self.manifest())
@@ -99,7 +90,7 @@ class MovingDigits:
         return builders.prepared_digits(self.directory, self._settings())
 
     def open(self, split: Split) -> Examples:
-        return _StoredVideos(self.directory, self.manifest(), split)
+        return _stored_videos(self.directory, self.manifest(), split)
 
     def info(self) -> SourceInfo:
         return _video_set_info(self.directory, self.manifest())
@@ -118,6 +109,13 @@ class MovingDigits:
         self._settings()
 
 
+def _stored_videos(directory: str, manifest: Manifest, split: Split) -> Examples:
+    # Here, so that an experiment is read without what reads its data.
+    from dit_video.data.stored_videos import StoredVideos
+
+    return StoredVideos(directory, manifest, split)
+
+
 def _video_set_info(directory: str, manifest: Manifest) -> SourceInfo:
     counts = {split: len(manifest.stored(split)) for split in Split}
     splits = [split for split in Split if counts[split]]
@@ -127,95 +125,6 @@ def _video_set_info(directory: str, manifest: Manifest) -> SourceInfo:
         digest=hashlib.sha256((Path(directory) / MANIFEST).read_bytes()).hexdigest(),
         split_digest={split: manifest.split_digest(split) for split in splits},
     )
-
-
-# What TFDS, ArrayRecord and protobuf were seen to raise on damaged files; none of them says.
-_DAMAGE = (
-    *(json_format.Error, message.Error, ArithmeticError, AttributeError, ImportError, LookupError, OSError),
-    *(RuntimeError, TypeError, ValueError),
-)
-# TFDS imports whatever module the description of a feature names.
-_FEATURES = "tensorflow_datasets.core.features."
-
-
-def _opened(directory: Path) -> tfds.core.DatasetBuilder:
-    """Opens a prepared TFDS set.
-
-    Raises:
-        ValueError: its description is damaged, or names a class that is no feature of TFDS.
-    """
-    for name in _class_names(read_object(directory / "features.json")):
-        if not (isinstance(name, str) and name.startswith(_FEATURES)):
-            raise ValueError(f"{directory / 'features.json'}: {reprlib.repr(name)} is no feature of TFDS: not opened")
-    try:
-        return tfds.builder_from_directory(directory)
-    except _DAMAGE as error:
-        raise ValueError(f"{directory}: no prepared TFDS set, dataset_info.json or features.json: {error}") from error
-
-
-def _class_names(description: Any) -> Iterator[Any]:
-    """Class names of all features in a description, in the spellings that TFDS reads."""
-    waiting = [description]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            yield from (value[key] for key in ("pythonClassName", "python_class_name", "type") if key in value)
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-
-
-class _StoredVideos(Examples):
-    """One split of a video set."""
-
-    def __init__(self, directory: str, manifest: Manifest, split: Split):
-        self._entries = manifest.stored(split)
-        if not self._entries:
-            raise ValueError(
-                f"{directory}: holds no {split} videos; ingest with another held_out_fraction or split column"
-            )
-        self._where = f"{directory} ({split})"
-        builder = _opened(Path(directory))
-        if split.value not in builder.info.splits:
-            raise ValueError(f"{self._where}: the manifest names such videos, but dataset_info.json has no such split")
-        try:
-            self._records: Any = builder.as_data_source(split=split.value)
-            num_records = len(self._records)
-        except _DAMAGE as error:
-            raise ValueError(f"{self._where}: its records are damaged: {error}; make the set again") from error
-        if num_records != len(self._entries):
-            raise ValueError(
-                f"{self._where}: {num_records} records, but the manifest names {len(self._entries)}; "
-                "the folder was changed after it was made: make it again"
-            )
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, index: int) -> Record:
-        entry = self._entries[index]
-        try:
-            fields: Any = self._records[index]
-            # bytes() of a number would take that much memory.
-            if not isinstance(fields["video"], bytes):
-                raise TypeError(f"its video is {type(fields['video']).__name__}")
-            record = Record(
-                key=fields["key"].decode(),
-                video=fields["video"],
-                label=int(fields["label"]),
-                caption=fields["caption"].decode(),
-                num_frames=int(fields["num_frames"]),
-                fps=float(fields["fps"]),
-            )
-        except _DAMAGE as error:
-            raise ValueError(f"{self._where}: record {index} ({entry.file!r}) is damaged: {error}") from error
-        if record.key != entry.file:
-            raise ValueError(f"{self._where}: record {index} is {record.key!r}, but the manifest says {entry.file!r}")
-        return record
-
-    @property
-    def num_frames(self) -> Int[np.ndarray, "num_records"]:
-        return np.array([entry.frames for entry in self._entries])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,17 +201,29 @@ class TFDSSet:
     fps: float = 25.0
 
     def open(self, split: Split) -> Examples:
-        return _TFDSVideos(self, self._builder(), split)
+        from dit_video.data.stored_videos import FeatureVideos
+
+        name = self.train if split is Split.TRAIN else self.held_out
+        return FeatureVideos(
+            self._builder().as_data_source(split=name),
+            f"{self.name}/{name}",
+            video=self.video,
+            label=self.label,
+            caption=self.caption,
+            fps=self.fps,
+        )
 
     def info(self) -> SourceInfo:
+        from dit_video.data.tfds_sets import class_names
+
         builder = self._builder()
         # TFDS keeps no digests of its sources; sizes and counts of every shard stand in for them.
         facts = (Path(builder.data_dir) / "dataset_info.json").read_bytes()
         splits = {Split.TRAIN: self.train, Split.HELD_OUT: self.held_out}
         label = builder.info.features[self.label] if self.label else None
-        names = label.names if isinstance(label, tfds.features.ClassLabel) and label.num_classes else ()
+        names = class_names(label) if label is not None else ()
         return SourceInfo(
-            class_names=tuple(names),
+            class_names=names,
             num_records={split: builder.info.splits[name].num_examples for split, name in splits.items()},
             digest=hashlib.sha256(facts).hexdigest(),
             split_digest={s: hashlib.sha256(facts + name.encode()).hexdigest() for s, name in splits.items()},
@@ -321,9 +242,13 @@ class TFDSSet:
             versions = [path for path in versions if path.name == version]
         if not versions:
             raise FileNotFoundError(f"TFDSSet.name={self.name!r}: {folder} holds no prepared version {version or ''}")
-        return max(versions, key=lambda path: tfds.core.Version(path.name))
+        from dit_video.data.tfds_sets import version_of
 
-    def _builder(self) -> tfds.core.DatasetBuilder:
+        return max(versions, key=version_of)
+
+    def _builder(self) -> Any:
+        from dit_video.data.tfds_sets import open_set
+
         directory = self._directory()
         file_format = read_object(directory / "dataset_info.json").get("fileFormat", "tfrecord")
         if file_format != "array_record":
@@ -347,49 +272,4 @@ class TFDSSet:
                     "be opened without TensorFlow; where TensorFlow is installed, write its clips as mp4 "
                     "files, then: dit-video data ingest FOLDER --out DIR, and use VideoSet"
                 )
-        return _opened(directory)
-
-
-class _TFDSVideos(Examples):
-    """One split of a prepared TFDS set."""
-
-    def __init__(self, source: TFDSSet, builder: tfds.core.DatasetBuilder, split: Split):
-        self._source = source
-        self._split = source.train if split is Split.TRAIN else source.held_out
-        self._records: Any = builder.as_data_source(split=self._split)
-        self._num_frames: np.ndarray | None = None
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        source, key = self._source, f"{self._source.name}/{self._split}/{index}"
-        fields: Any = self._records[index]
-        video, fps = fields[source.video], source.fps
-        try:
-            if isinstance(video, bytes):
-                num_frames = count_frames(video)
-                with open_video(video) as (_, stream):
-                    fps = float(frame_rate(stream))
-            else:
-                video = np.stack(list(video))
-                num_frames = len(video)
-        except VideoError as error:
-            raise ValueError(f"record {key!r}: feature {source.video!r}: {error}") from error
-        return Record(
-            key=key,
-            video=video,
-            label=int(fields[source.label]) if source.label else NO_LABEL,
-            caption=fields[source.caption].decode() if source.caption else "",
-            num_frames=num_frames,
-            fps=fps,
-        )
-
-    @property
-    def num_frames(self) -> Int[np.ndarray, "num_records"]:
-        """Read from every record once, for TFDS does not store it."""
-        with self._lock:
-            if self._num_frames is None:
-                self._num_frames = np.array([self[index].num_frames for index in range(len(self))])
-        return self._num_frames
+        return open_set(directory)

@@ -15,13 +15,10 @@ import os
 import reprlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
-
-import numpy as np
-import tensorflow_datasets as tfds
 
 from dit_video.config.json_file import read_object
 from dit_video.data.record import NO_LABEL, Split
@@ -96,54 +93,6 @@ class Manifest:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-class VideoSetBuilder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder that writes records given to it."""
-
-    name = "video_set"
-    VERSION = tfds.core.Version("1.0.0")
-    # TFDS looks for checksums of downloads beside a builder's code; nothing is downloaded here.
-    code_path = None
-
-    def __init__(
-        self,
-        *,
-        records: Mapping[Split, Callable[[], Iterator[dict[str, Any]]]],
-        class_names: Sequence[str],
-        data_dir: str,
-    ):
-        self._records = records
-        self._class_names = list(class_names)
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _log_download_bytes(self) -> None:
-        """Keeps TFDS from announcing a download that does not take place."""
-
-    def _log_download_done(self) -> None:
-        """Keeps TFDS from naming the temporary folder it wrote to."""
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "key": tfds.features.Text(),
-            # Bytes of an mp4: Text is the feature that hands bytes through without TensorFlow.
-            "video": tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=self._class_names),
-            "caption": tfds.features.Text(),
-            "fps": np.float32,
-            "num_frames": np.int32,
-        }
-        return tfds.core.DatasetInfo(
-            builder=self, description="Videos as mp4.", features=tfds.features.FeaturesDict(features)
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager
-        return {split.value: self._generate_examples(split) for split in self._records}
-
-    def _generate_examples(self, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
-        for record in self._records[split]():
-            yield record["key"], record
-
-
 def write_video_set(
     directory: Path,
     manifest: Manifest,
@@ -163,7 +112,6 @@ def write_video_set(
     Returns:
         The manifest as written, with the position of every record.
     """
-    tfds.disable_progress_bar()
     labels = {name: index for index, name in enumerate(manifest.class_names)}
     chosen = {split: [e for e in manifest.entries if e.split == split] for split in Split}
     total, done = sum(map(len, chosen.values())), 0
@@ -182,27 +130,11 @@ def write_video_set(
             done += 1
             on_record(done, total)
 
-    builder = VideoSetBuilder(
-        records={split: lambda e=entries: records(e) for split, entries in chosen.items() if entries},
-        class_names=manifest.class_names,
-        data_dir=os.fspath(directory / "tfds"),
-    )
-    config = tfds.download.DownloadConfig(
-        try_download_gcs=False, min_shard_size=min(shard_size, 64 << 20), max_shard_size=shard_size
-    )
-    builder.download_and_prepare(download_config=config)
-    for path in Path(builder.data_dir).iterdir():
-        path.rename(directory / path.name)
-    shutil.rmtree(directory / "tfds")
+    # Here, so that a manifest is read without TFDS.
+    from dit_video.data.tfds_sets import write_records
 
-    # TFDS orders records by a hash of their key;
-    # reading them back tells where each is and that all can be read.
-    index = {}
-    written = tfds.builder_from_directory(directory)
-    for split, entries in chosen.items():
-        if entries:
-            source: Any = written.as_data_source(split=split.value)
-            index |= {(split, record["key"].decode()): i for i, record in enumerate(source)}
+    make = {split: lambda e=entries: records(e) for split, entries in chosen.items() if entries}
+    index = write_records(directory, make, manifest.class_names, shard_size=shard_size)
     manifest = replace(
         manifest,
         entries=tuple(e if e.split is None else replace(e, index=index[(e.split, e.file)]) for e in manifest.entries),

@@ -1,38 +1,26 @@
 """Multi-process (multi-host) setup: how processes join with `jax.distributed`, agree, and end together.
 
-Every process runs the same command, on as many hosts as one likes. Their number and indices come from flags, from
-DIT_VIDEO_* variables (which `dit-video launch` sets), or from a cluster that JAX knows: srun, mpirun, pods of TPUs on
-GKE. Without any of these a process is alone and listens nowhere.
+Every process runs the same command, on as many hosts as one likes; `dit_video.distributed.seat` says which of them one
+is. A process that is alone listens nowhere.
 
 The first process, number 0, writes files and prints. A process that fails ends at once: the others find its
 connections closed, or miss its heartbeats, and end too.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-COORDINATOR = "DIT_VIDEO_COORDINATOR"
-NUM_PROCESSES = "DIT_VIDEO_NUM_PROCESSES"
-PROCESS_ID = "DIT_VIDEO_PROCESS_ID"
-INDEX_OF_JOB = "JOB_COMPLETION_INDEX"
-"""Where Kubernetes puts the number of a pod of an Indexed Job."""
-
-AUTO = "auto"
-"""A coordinator that JAX finds itself, as it can on Cloud TPU VMs, whose environment says nothing."""
-
-JOIN_TIMEOUT = 300
-"""Seconds until all processes must have come: hosts of one job may differ by the time it takes to pull an image."""
+from dit_video.distributed.seat import JoinError, Seat
 
 HEARTBEAT_TIMEOUT = 30
 """Seconds without a sign of life after which a process counts as gone, and all others end."""
@@ -43,50 +31,8 @@ SHUTDOWN_TIMEOUT = 120
 _LOOPBACK = re.compile(r"localhost|127\.[\d.]+|\[::1\]")
 
 
-class JoinError(ValueError):
-    """Processes could not join, or their settings contradict each other."""
-
-
 class FirstFailed(ValueError):
     """Work that only the first process does has failed there."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Seat:
-    """Coordinator address, number and index of this process; JAX detects what is None.
-
-    Attributes:
-        coordinator: HOST:PORT where the first process listens and all others meet.
-        local_devices: the devices of this host that are this process's own; all of them, if None.
-    """
-
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-    local_devices: tuple[int, ...] | None = None
-
-
-def choose_seat(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    environment: Mapping[str, str],
-) -> Seat | None:
-    """Process settings from flags, else DIT_VIDEO_* variables, else the cluster; None where the process is alone.
-
-    Raises:
-        JoinError: naming the flag or variable that is missing or wrong.
-    """
-    flags = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
-    if any(value is not None for value in flags.values()):
-        return _explicit(flags)
-    variables = {name: environment.get(name) for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)}
-    if any(variables.values()):
-        if not variables[PROCESS_ID] and INDEX_OF_JOB in environment:
-            del variables[PROCESS_ID]
-            variables[INDEX_OF_JOB] = environment[INDEX_OF_JOB]
-        return _explicit(variables)
-    return _by_cluster(environment)
 
 
 def start(seat: Seat | None, *, join_timeout: int, stops_together: bool) -> None:
@@ -216,53 +162,6 @@ def entered_by_first(context: contextlib.AbstractContextManager[None]) -> Iterat
     with contextlib.ExitStack() as stack:
         from_first(lambda: stack.enter_context(context))
         yield
-
-
-def _explicit(variables: Mapping[str, Any]) -> Seat | None:
-    """Process settings from three explicit values."""
-    where, count, index = variables
-    if variables[where] == AUTO:
-        return Seat()
-    missing = [name for name, value in variables.items() if value is None or value == ""]
-    present = ", ".join(f"{name}={value}" for name, value in variables.items() if name not in missing)
-    if missing:
-        raise JoinError(
-            f"{present}: {' and '.join(missing)} must be given too, so that each of several processes knows the others"
-        )
-    num_processes, process_id = (_count(variables, name) for name in (count, index))
-    if num_processes < 1:
-        raise JoinError(f"{count}={num_processes}: must be at least 1")
-    if process_id >= num_processes:
-        raise JoinError(f"{index}={process_id}: must be less than {count}={num_processes}; processes count from 0")
-    host, _, port = str(variables[where]).rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise JoinError(f"{where}={variables[where]}: must be HOST:PORT of process 0, such as 10.0.0.2:8476, or {AUTO}")
-    if num_processes == 1:
-        return None
-    return Seat(coordinator=str(variables[where]), num_processes=num_processes, process_id=process_id)
-
-
-def _count(variables: Mapping[str, Any], name: str) -> int:
-    text = str(variables[name])
-    if not text.isdigit():
-        raise JoinError(f"{name}={text}: must be a whole number from 0 on")
-    return int(text)
-
-
-def _by_cluster(environment: Mapping[str, str]) -> Seat | None:
-    """Process settings that JAX detects from a cluster's environment variables."""
-    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-    if all(name in environment for name in slurm) and int(environment["SLURM_NTASKS"]) > 1:
-        # JAX gives each task one device, which is not meant where a task has a node to itself.
-        alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
-        gpus = environment.get("SLURM_GPUS_ON_NODE", "")
-        return Seat(local_devices=tuple(range(int(gpus))) if alone and gpus.isdigit() and int(gpus) else None)
-    if "OMPI_MCA_orte_hnp_uri" in environment and int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        return Seat()
-    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
-    if hosts and ("," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1):
-        return Seat()
-    return None
 
 
 def _name(process_id: int | None, num_processes: int | None) -> str:

@@ -28,11 +28,10 @@ from rich.text import Text
 
 from dit_video.config.json_file import read_object
 from dit_video.evaluation.distance import Distance
+from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
 
 Card = Mapping[str, Any]
 Named = tuple[str, Card]
-
-USUAL_NUM_CLIPS = 2048
 
 
 def make_card(

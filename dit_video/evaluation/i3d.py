@@ -11,7 +11,6 @@ that take most of the arithmetic, minimal filtering along time halves it (see `F
 """
 
 import dataclasses
-import enum
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from jaxtyping import Array, Float, PyTree
 from dit_video.arrays import Video
 from dit_video.distributed.sharding import replicated
 from dit_video.evaluation import i3d_weights
+from dit_video.evaluation.protocol import ResizeRule
 
 SIZE = 224
 NUM_CLASSES = 400
@@ -36,18 +36,6 @@ PRECISION = jax.lax.Precision.HIGHEST
 """Otherwise GPUs round to TF32 and TPUs to bfloat16, which moves logits by 1e-3 and more."""
 OUTPUTS = 4
 """Frames that one step of minimal filtering gives."""
-
-
-class ResizeRule(enum.StrEnum):
-    """Resize rule to 224x224: bilinear without antialiasing, with source coordinates as below.
-
-    Logits differ between the two by far more than rounding, so the rule belongs to the protocol of an FVD.
-    """
-
-    TF1 = "tf1"
-    """i * in/out: TF1 `resize_bilinear`, which the published FVD uses."""
-    HALF_PIXEL = "half_pixel"
-    """(i + 1/2) * in/out - 1/2: what the PyTorch ports use."""
 
 
 class I3D(nnx.Module):

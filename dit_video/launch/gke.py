@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dit_video.distributed.processes import COORDINATOR, NUM_PROCESSES
+from dit_video.distributed.seat import COORDINATOR, NUM_PROCESSES
 from dit_video.distributed.targets import TPUS, Target
 from dit_video.launch.hosts import Hosts, hosts_of
 from dit_video.launch.local import STOPPED

@@ -17,7 +17,6 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -119,6 +118,9 @@ def _cudnn(q: Heads, k: Array, v: Array, num_keys: Array | None) -> Heads:
 
 def _splash(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: bool) -> Heads:
     """Splash attention on TPU; tokens are padded to whole blocks, which a segment of their own masks."""
+    # Here: only programs for TPUs need Pallas.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     num_queries, num_tokens = q.shape[1], k.shape[1]
     (block_q, padded_q), (block_k, padded_k) = _blocks(num_queries), _blocks(num_tokens)
     q = _pad(q * q.shape[-1] ** -0.5, padded_q)

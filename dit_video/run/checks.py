@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from dit_video.config.user_file import ExperimentError
 from dit_video.distributed import processes
+from dit_video.distributed.seat import AUTO
 from dit_video.distributed.sharding import batch_ways, platform_of
 from dit_video.experiment import Experiment
 from dit_video.run.folder import EXPERIMENT_FILE
@@ -17,7 +18,7 @@ def check_joined() -> None:
     if jax.process_count() > 1 and not processes.joined():
         raise ExperimentError(
             f"the devices here belong to {jax.process_count()} processes, which have not joined: start each with "
-            f"--coordinator={processes.AUTO}"
+            f"--coordinator={AUTO}"
         )
 
 

@@ -4,8 +4,6 @@ import io
 from collections import defaultdict
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from dit_video.storage.retrying_files import RetryingFile
 from dit_video.training.tracker import parsed
@@ -18,6 +16,10 @@ def plot_record(record: RetryingFile, picture: RetryingFile) -> None:
 
     Step metrics are drawn raw in grey with a running median above, since single steps are noisy.
     """
+    # Here: a run draws when it ends, and starts sooner without.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in parsed(record.read()):
         if "rates" in line:

@@ -19,7 +19,7 @@ TPU_VM = ["launch", "tpu_vm", "--target=v6e:4x4", "--name=video", "--zone=us-eas
 
 def test_two_processes_run_the_command(tmp_path):
     """And the exit code of a usage that only the command itself can find wrong is the command's."""
-    command = [sys.executable, "-m", "dit_video.cli.main", "launch", "local", "--num_processes=2", "--"]
+    command = [sys.executable, "-m", "dit_video", "launch", "local", "--num_processes=2", "--"]
     result = subprocess.run(
         [*command, "inspect", str(tmp_path / "no run")], capture_output=True, text=True, cwd=tmp_path
     )

@@ -49,7 +49,7 @@ FAKE = dataclasses.replace(FITS, memory=dataclasses.replace(FITS.memory, hbm=Non
 
 def dit_video_plan(*words: str) -> tuple[int, str, str]:
     result = subprocess.run(
-        [sys.executable, "-m", "dit_video.cli.main", "plan", QUICKSTART, *words], capture_output=True, text=True
+        [sys.executable, "-m", "dit_video", "plan", QUICKSTART, *words], capture_output=True, text=True
     )
     return result.returncode, result.stdout, result.stderr
 

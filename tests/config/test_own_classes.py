@@ -116,7 +116,7 @@ def run(folder: Path, *words: str) -> subprocess.Popen:
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-m", "dit_video.cli.main", *words]
+    command = [sys.executable, "-m", "dit_video", *words]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from dit_video.distributed.processes import JoinError, Seat, choose_seat, from_first, gather, is_first, joined, name
+from dit_video.distributed.processes import from_first, gather, is_first, joined, name
+from dit_video.distributed.seat import JoinError, Seat, choose_seat
 
 OURS = {
     "DIT_VIDEO_COORDINATOR": "host-0:8476",

@@ -6,7 +6,7 @@ from flax import nnx
 
 from dit_video.evaluation import i3d, i3d_weights
 from dit_video.evaluation.frechet import frechet_distance
-from dit_video.evaluation.i3d import ResizeRule
+from dit_video.evaluation.protocol import ResizeRule
 
 
 def moving_stripes(num_clips, num_frames, height, width):

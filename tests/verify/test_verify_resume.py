@@ -48,7 +48,7 @@ def trained(tmp_path_factory) -> tuple[Path, Verdict]:
         patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        command = [sys.executable, "-m", "dit_video.cli.main", "train", "--config=tiny.py"]
+        command = [sys.executable, "-m", "dit_video", "train", "--config=tiny.py"]
         return folder, verify_resume(command, folder / "runs", num_kills=2, num_steps=200)
 
 

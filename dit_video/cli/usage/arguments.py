@@ -1,0 +1,103 @@
+"""Options that several commands share.
+
+What a person types is read here and in the other modules of this folder, which import nothing that takes time: a
+command is imported when it is run.
+"""
+
+import argparse
+from pathlib import Path
+
+from dit_video.distributed.seat import AUTO, COORDINATOR, JOIN_TIMEOUT, NUM_PROCESSES, PROCESS_ID
+from dit_video.evaluation.protocol import ResizeRule
+
+
+def command(subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    """A sub-command whose help shows `examples`."""
+    return subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--config",
+        required=required,
+        metavar="FILE.py[:arg]",
+        help="experiment file, with the argument of its get_config; change fields with --config.PATH=VALUE",
+    )
+
+
+def add_workdir(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--workdir", required=required, type=Path, metavar="RUN", help="folder of the run, or gs://bucket/run"
+    )
+
+
+def local_path(text: str) -> Path:
+    """A path to write to, which is no address of a bucket: that would become a folder named "gs:"."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: is written here; give a path, and copy that afterwards")
+    return Path(text)
+
+
+def add_like(parser: argparse.ArgumentParser) -> None:
+    """--config of commands that open a run."""
+    parser.add_argument(
+        "--config",
+        dest="like",
+        metavar="FILE.py[:arg]",
+        help="where the run is made of classes of your own: an experiment file that is too. It is run; the experiment "
+        "is that of the run",
+    )
+
+
+def add_extractor(parser: argparse.ArgumentParser) -> None:
+    """What clips are compared by: --resize, --extractor."""
+    parser.add_argument(
+        "--resize",
+        choices=[rule.value for rule in ResizeRule],
+        default=ResizeRule.TF1.value,
+        help="how I3D's frames get to 224x224 (default tf1, as the published FVD; half_pixel: as the PyTorch ports)",
+    )
+    parser.add_argument(
+        "--extractor",
+        metavar="FILE.py[:arg]",
+        help="features other than I3D's: a file with get_extractor(arg) -> Extractor (docs/fvd.md shows one)",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """--workdir, --config, --step and --raw; --config.PATH=VALUE changes fields of the run's experiment."""
+    add_workdir(parser)
+    add_like(parser)
+    parser.add_argument("--step", type=int, help="checkpoint to open (default: the latest)")
+    parser.add_argument("--raw", action="store_true", help="use the raw weights instead of their moving average")
+    parser.set_defaults(config=None, overrides=())
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """--coordinator, --num_processes, --process_id, --join_timeout."""
+    group = parser.add_argument_group(
+        "several processes",
+        "The same command on each host. `dit-video launch` does it all; srun, mpirun and GKE are recognised; "
+        f"{COORDINATOR}, {NUM_PROCESSES} and {PROCESS_ID} stand in for the flags.",
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help=f"where process 0 listens; `{AUTO}` on the VMs of a TPU pod",
+    )
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument(
+        "--join_timeout",
+        type=int,
+        default=JOIN_TIMEOUT,
+        metavar="SECONDS",
+        help=f"how long to wait until all have come (default {JOIN_TIMEOUT})",
+    )

@@ -1,0 +1,62 @@
+"""What is typed after each command: help and wrong usage answer at once, and say what is so."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dit_video.cli.usage.data import DIGITS_DEFAULTS
+from dit_video.data.sources import MovingDigits
+
+# What took most of three seconds; and all that the help of a command may import, itself included.
+HEAVY = ("jax", "numpy", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "av", "PIL", "matplotlib", "rich")
+MOST_MODULES = 200
+
+IMPORTED = """
+import json, sys
+from dit_video.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stopped:
+    print(json.dumps([stopped.code, sorted(sys.modules)]), file=sys.stderr)
+"""
+
+
+def imported(*words: str) -> tuple[int, list[str]]:
+    """Exit code of a command, and the modules that a process has imported when it ends."""
+    done = subprocess.run([sys.executable, "-c", IMPORTED, *words], capture_output=True, text=True, check=True)
+    code, modules = json.loads(done.stderr.splitlines()[-1])
+    return code, modules
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--help"], 0), (["train", "--help"], 0), (["sample", "--sampler=rk4"], 2), (["nonsense"], 2), ([], 2)],
+    ids=("--help", "train --help", "wrong option", "wrong command", "nothing"),
+)
+def test_help_and_wrong_usage_import_nothing_that_takes_time(words, code):
+    ended, modules = imported(*words)
+    assert ended == code
+    assert not [name for name in HEAVY if name in modules]
+    assert len(modules) < MOST_MODULES
+
+
+def test_an_experiment_is_shown_without_what_reads_data_or_saves():
+    """`show` and all that opens an experiment before anything is trained."""
+    find = "import sys, dit_video.cli.show; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "jax" in modules
+    late = ("orbax", "grain", "tensorflow_datasets", "matplotlib", "jax.experimental.pallas", "torch")
+    assert not [name for name in late if name in modules]
+
+
+def test_the_program_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "dit_video", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("dit-video ")
+
+
+def test_the_defaults_of_digits_are_those_of_the_source():
+    assert {name: getattr(MovingDigits, name) for name in DIGITS_DEFAULTS} == DIGITS_DEFAULTS
+    assert MovingDigits.directory == "data/moving_digits"
