@@ -14,12 +14,12 @@ from dit_video.experiment import Experiment, load
 
 
 def like_of(arguments: argparse.Namespace) -> Experiment | None:
-    """The experiment whose classes a run may be made of."""
+    """The experiment of --config, whose classes a recorded run may be made of; None without --config."""
     return None if arguments.like is None else load(arguments.like)
 
 
 def use_fake_devices(number: int) -> None:
-    """Makes JAX see so many CPU devices and nothing else; only before anything has been computed."""
+    """Makes JAX see `number` CPU devices and no others. To be called before JAX computes anything."""
     jax.config.update("jax_platforms", "cpu")
     # Later flags win, so a number that the user's shell sets does not stand in the way.
     flag = f"--xla_force_host_platform_device_count={number}"

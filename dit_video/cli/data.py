@@ -1,4 +1,4 @@
-"""dit-video data: make and look at data sets"""
+"""`dit-video data`: ingests videos into a set, inspects a set, makes the moving digits."""
 
 import argparse
 from collections import Counter

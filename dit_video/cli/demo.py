@@ -1,4 +1,4 @@
-"""dit-video demo"""
+"""`dit-video demo`: data, both trainings, FVD, samples and export on embedded data, one after the other."""
 
 import argparse
 import dataclasses

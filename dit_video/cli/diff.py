@@ -1,4 +1,4 @@
-"""dit-video diff"""
+"""`dit-video diff`: the fields in which two experiments or runs differ."""
 
 import argparse
 import json

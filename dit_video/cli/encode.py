@@ -1,4 +1,4 @@
-"""dit-video encode"""
+"""`dit-video encode`: writes the latent cache and the embedded captions that an experiment reads."""
 
 import argparse
 

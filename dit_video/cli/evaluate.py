@@ -1,4 +1,4 @@
-"""dit-video evaluate: FVD of a run, of two folders of videos, and cards side by side"""
+"""`dit-video evaluate run`: judges a run by all evaluators that suit its task, FVD among them, and writes a card."""
 
 import argparse
 import json

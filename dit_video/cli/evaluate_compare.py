@@ -1,4 +1,4 @@
-"""dit-video evaluate compare: cards side by side, ranked only where they may be"""
+"""`dit-video evaluate compare`: ranks evaluation cards whose protocols are equal."""
 
 import argparse
 import itertools

@@ -1,4 +1,4 @@
-"""dit-video evaluate fvd: two folders or sets of videos, whoever made them"""
+"""`dit-video evaluate fvd`: FVD of two folders or sets of videos, made by any program."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""dit-video export"""
+"""`dit-video export`: safetensors, StableHLO, diffusers or PyTorch files of a run, compared with its checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -71,7 +71,7 @@ def _formats(arguments: argparse.Namespace) -> list[str]:
 
 
 def _write(content: Content, folder: Path, programs: bool) -> list[str]:
-    """Writes the formats of this package; what was compared, in words."""
+    """Writes safetensors, and StableHLO with `programs`; returns lines that say what was compared."""
     config, num_tensors = write_weights(content, folder)
     compared = write_programs(content, folder) if programs else []
     write_readme(folder, config)
@@ -83,7 +83,7 @@ def _write(content: Content, folder: Path, programs: bool) -> list[str]:
 
 
 def _is_own(task: Task) -> bool:
-    """Whether it learns neither to denoise latents nor their codec: its weights by name are all that is known."""
+    """Whether a task is a user's own, neither a denoiser of latents nor a VAE: then its weights alone are exported."""
     return task.latent_denoiser() is None and task.learnt_vae is None
 
 
@@ -96,7 +96,7 @@ def _write_own(opened: OpenRun, folder: Path, arguments: argparse.Namespace) -> 
 
 
 def _compared(parity: Parity, library: str) -> list[str]:
-    """What was compared with another library, in words."""
+    """Lines that say what was compared with another library."""
     outputs = (
         f"outputs were NOT compared with those of {library}: it is not installed here"
         if parity.error is None

@@ -1,4 +1,4 @@
-"""dit-video import"""
+"""`dit-video import`: makes a run of published weights."""
 
 import argparse
 

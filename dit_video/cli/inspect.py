@@ -1,4 +1,4 @@
-"""dit-video inspect"""
+"""`dit-video inspect`: lists the checkpoints of a run, its events, and where its time went."""
 
 import argparse
 import dataclasses

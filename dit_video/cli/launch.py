@@ -1,4 +1,4 @@
-"""dit-video launch"""
+"""`dit-video launch`: starts a command on several processes or hosts (local, Slurm, GKE, TPU VMs)."""
 
 import argparse
 import sys

@@ -47,5 +47,5 @@ def read_frame(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "1 1 H W 
         raise ValueError(f"--image={path}: not a picture that can be read ({error})") from error
     record = Record(key=str(path), video=pixels[None], num_frames=1, fps=1.0)
     clip = ClipTransform(num_frames=1, size=size).at(record, 0, np.random.default_rng(0))
-    assert clip.video is not None, "it is cut from pixels"
+    assert clip.video is not None, "a record with pixels gives a clip with pixels"
     return clip.video[None]

@@ -1,4 +1,4 @@
-"""dit-video plan"""
+"""`dit-video plan`: memory, collectives and roofline of a program, compiled for devices that are not there."""
 
 import argparse
 import dataclasses
@@ -76,7 +76,7 @@ def report_fit(trials: tuple[Trial, ...], *, price: float | None = None, as_json
 
 
 def prepare(target: Target) -> None:
-    """Settings that JAX and its compilers read once, when they start: so nothing may have computed before."""
+    """Sets what JAX and its compilers read when they start. To be called before JAX computes anything."""
     jax.config.update("jax_platforms", "cpu")
     if target.family == "cpu":
         use_fake_devices(target.size[0])
@@ -88,7 +88,7 @@ def prepare(target: Target) -> None:
 
 
 def to_json(found: Plan, price: float | None) -> dict[str, Any]:
-    """All numbers; bytes are of one device."""
+    """All numbers of a plan as JSON values; bytes are those of one device."""
     best = found.binding
     data = dataclasses.asdict(found) | {
         "num_devices": found.num_devices,
@@ -236,7 +236,7 @@ def _words(trial: Trial) -> str:
 
 
 def _domains(found: Plan) -> str:
-    """What a network joins."""
+    """What the slower network between devices connects: slices of TPUs, nodes of GPUs."""
     return "nodes" if found.target.partition(":")[0] in GPUS else "slices"
 
 

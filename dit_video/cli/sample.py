@@ -1,4 +1,4 @@
-"""dit-video sample"""
+"""`dit-video sample`: makes clips with a trained run and writes them as a grid."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""dit-video show"""
+"""`dit-video show`: prints a resolved experiment with its parameters and FLOPs."""
 
 import argparse
 import json

@@ -19,13 +19,13 @@ _OF_XLA = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_
 
 
 class Together:
-    """A command as one of several processes, where it is one: joins them, and parts from them.
+    """Context of a command that may be one of several processes: joins the others, and leaves them at the end.
 
     A process that fails prints why and ends at once, for the others must not wait for it nor it for them.
     """
 
     def __init__(self, arguments: argparse.Namespace, *, stops_together: bool):
-        """`stops_together`: SIGTERM to one process is a request to all, which the command answers."""
+        """`stops_together`: SIGTERM to one process asks all of them to stop, at a step that they agree on."""
         self._arguments, self._stops_together = arguments, stops_together
 
     def __enter__(self) -> None:
@@ -45,7 +45,7 @@ class Together:
 
 
 def report(error: BaseException, *, trace: bool) -> int:
-    """Says on stderr what went wrong, in one message where it is the user's business; the exit code."""
+    """Prints an error to stderr, with its traceback unless a user can mend it; returns the exit code."""
     console = Console(stderr=True, emoji=False)
     prefix = escape(processes.name())
     if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""dit-video train"""
+"""`dit-video train`: trains an experiment, or resumes its training."""
 
 import argparse
 import sys

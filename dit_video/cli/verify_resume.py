@@ -1,4 +1,4 @@
-"""dit-video verify-resume"""
+"""`dit-video verify-resume`: compares a run that is killed and resumed with one that is not, bit for bit."""
 
 import argparse
 import shutil
@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _training(arguments: argparse.Namespace) -> list[str]:
-    """The command that trains, with a checkpoint between any two kills and each step on record at once."""
+    """Command line of the training: a checkpoint between any two kills, and every step logged."""
     save_every = max(1, arguments.num_steps // (arguments.kills + 2))
     return [
         *(sys.executable, "-m", "dit_video", "train", "--random_frozen"),

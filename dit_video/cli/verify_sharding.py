@@ -1,4 +1,4 @@
-"""dit-video verify-sharding"""
+"""`dit-video verify-sharding`: compares training on one device with training sharded over eight."""
 
 import argparse
 import collections

@@ -237,7 +237,7 @@ def _take(x: Array, order: Int[np.ndarray, "M"]) -> Array:
 
 
 def _pass_on(x, axis: str | None):
-    assert axis is not None, "there are several devices"
+    assert axis is not None, "blocks are passed on only where tokens are split over a mesh axis"
     num_devices = jax.lax.axis_size(axis)
     return jax.lax.ppermute(x, axis, [(i, (i + 1) % num_devices) for i in range(num_devices)])
 

@@ -1,1 +1,1 @@
-"""The only place where network, objective and batch meet."""
+"""Tasks: what is learnt. Network, diffusion process and batch meet here and nowhere else."""

@@ -1,4 +1,4 @@
-"""Train a video VAE: the network, its losses and a batch of clips meet here."""
+"""Training of a video VAE: reconstruction, perceptual, adversarial and KL losses on clips."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from dit_video.vae.vae import VAE, Autoencoded, VAEConfig, posterior, sample_pos
 
 
 class Autoencoder(nnx.Module):
-    """The VAE, and where the loss asks for one the critic: parameters "vae..." and "critic..."."""
+    """VAE and, where the loss has an adversarial term, its critic: parameters "vae..." and "critic..."."""
 
     def __init__(self, config: VAEConfig, loss: AutoencodeLoss, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.vae = config.build(dtype=dtype, rngs=rngs)
@@ -30,7 +30,7 @@ class Autoencoder(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Autoencode(Task):
-    """A video VAE: a network learns to compress clips into latents and back, as the codec of other runs."""
+    """Training of a video VAE, which other runs then use as their codec."""
 
     vae: VAEConfig
     losses: AutoencodeLoss = AutoencodeLoss()
@@ -38,7 +38,7 @@ class Autoencode(Task):
 
     @property
     def paired(self) -> bool:
-        """A codec makes clips from the clips themselves."""
+        """True: a reconstruction and its clip are a pair."""
         return True
 
     def check(self, data: Data, mesh: Mesh | None) -> None:
@@ -78,7 +78,7 @@ class Autoencode(Task):
         return {"pixel_error": error.mean(axis=(1, 2, 3, 4))}
 
     def reconstruct(self, model: Autoencoder, frozen: None, batch: Batch) -> Clips:
-        """The clips of `batch` encoded and decoded: a codec makes clips from the clips themselves."""
+        """The clips of `batch`, encoded and decoded."""
         del frozen
         return to_video(_through(model.vae, to_pixels(batch.require_video())))
 

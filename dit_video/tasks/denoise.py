@@ -1,4 +1,4 @@
-"""Learn to denoise video latents: the codec, the DiT, its condition and a Gaussian objective meet here."""
+"""Latent video diffusion: codec, denoising network, condition and Gaussian objective (2212.09748, 2403.03206)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ from dit_video.vae.trained import TrainedCodec
 
 
 class Frozen(NamedTuple):
-    """The parts of a diffusion run that are used and not trained.
+    """Frozen parts of a latent diffusion run.
 
     Attributes:
         null: the null condition of guidance, for one clip `[1 ...]`; None where the condition makes it
@@ -64,7 +64,7 @@ class Frozen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoise(Task):
-    """Latent diffusion of video: a network learns to denoise the latents of a trained codec.
+    """Latent video diffusion: a network is trained to denoise the latents of a frozen codec.
 
     Attributes:
         text: the frozen encoders that embed captions for `condition`; None where it reads none of theirs, or where a
@@ -153,7 +153,7 @@ class Denoise(Task):
 
     @property
     def paired(self) -> bool:
-        """Where the first frame of each clip is known, which is then continued; labels and captions make no pairs."""
+        """True where the first frame of each clip is known, so that a sample and its clip are a pair."""
         return self.known is not None
 
     def init(self, rng: Key[Array, ""]) -> Network:
@@ -218,7 +218,7 @@ class Denoise(Task):
         return {"x_0_error": errors.mean(0)} | named
 
     def generate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Clips:
-        """Samples a clip for each row of `batch`, of its label or its caption where the network is conditioned."""
+        """Samples a clip for each row of `batch`, conditioned on its label or caption where the network is."""
         latents, channels = self.codec.vae.latent_shape(shape), self.codec.vae.latent_channels
         cond = self._cond(batch)
         null = self.condition.null(cond, frozen.null) if self.condition is not None and self.guided else None
@@ -247,7 +247,7 @@ class Denoise(Task):
         return codec.decode(codec.whiten(codec.moments(batch.require_video()), None))
 
     def _cond(self, batch: Batch) -> Cond | None:
-        """What the network is conditioned on, without what it is shown of known frames."""
+        """Condition of the network, without the channels and image tokens of known frames."""
         return None if self.condition is None else self.condition.read(batch.signals)
 
     @property
@@ -255,7 +255,7 @@ class Denoise(Task):
         return self.known is not None and self.known.at_level_zero
 
     def _known(self, first: Float[Array, "B 1 h w c"], num_frames: int) -> Known | None:
-        """What is known of x_0 before anything is denoised."""
+        """Known frames of x_0; None where there are none."""
         return None if self.known is None else self.known.known(first, num_frames)
 
     def _shown(self, frozen: Frozen, batch: Batch, cond: Cond | None, num_frames: int) -> Cond | None:

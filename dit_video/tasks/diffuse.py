@@ -1,4 +1,4 @@
-"""The one training step and the one sampler of every generative task: denoise what a process has corrupted."""
+"""Training loss and sampling loop of every generative task, over any diffusion process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ Network = Callable[[Data, Array, Cond], Any]
 def training_loss(
     process: Process, predict: Predict, x_0: Data, rng: Key[Array, ""], known: Known | None = None
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Corrupts x_0, asks the network, and judges what it says; scalars to record beside the loss."""
+    """Loss of one batch: x_0 is corrupted and the network's output compared; also scalars to record."""
     corrupted = process.corrupt(rng, x_0, known)
     return process.loss(predict(corrupted.x_t, corrupted.t), corrupted, known)
 
@@ -35,7 +35,7 @@ def sample(
     guidance: Guidance | None = None,
     known: Known | None = None,
 ) -> Data:
-    """x_0 from the prior x_1; row i uses keys[i] alone.
+    """Samples x_0, starting from the prior x_1; row i uses keys[i] alone.
 
     Args:
         sampler: (denoise, process, x_1, keys) -> x_0: one of diffusion/sampler.py, or of the process's own.

@@ -1,4 +1,4 @@
-"""Evaluators: what judges a subject while it trains or afterwards, the clips it judges by, and what it reports."""
+"""Evaluators: metrics of a trained task, computed during training or afterwards; their data and their reports."""
 
 import abc
 import dataclasses
@@ -19,7 +19,7 @@ from dit_video.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What an evaluator found.
+    """Result of an evaluator.
 
     Attributes:
         scalars: values by name, for the record and the curves.
@@ -34,7 +34,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-    """Clips to judge by, the same ones at every call.
+    """Held-out and training clips for evaluators, the same ones at every call.
 
     Attributes:
         batches: (split, num_clips, batch_size) -> batches of clips and how many of their rows are real.
@@ -94,7 +94,7 @@ class EvaluationData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator(abc.ABC):
-    """Judges a subject every `every` steps. Values of this type are fields of an experiment.
+    """Metric of a trained task, computed every `every` steps. Its values are fields of an experiment.
 
     Attributes:
         needs: functions of the task that it calls.

@@ -1,4 +1,4 @@
-"""Keys of random numbers as functions of (seed, purpose, step or clip)."""
+"""Random keys as functions of (seed, purpose, step or clip), so that resuming is exact."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Known frames of a clip, such as the first of image to video: which they are, and what a network sees of them."""
+"""Known frames of a clip (image to video): which frames are given, and how a network sees them."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ class FirstFrame:
 
     @property
     def channels(self) -> AsChannels | None:
-        """The channels that the network takes beside those of x_t."""
+        """Channels of known frames that the network takes beside those of x_t; None where it takes none."""
         return self.shown if isinstance(self.shown, AsChannels) else None
 
     @property
@@ -34,7 +34,7 @@ class FirstFrame:
         return isinstance(self.shown, LevelZero)
 
     def known(self, first: Float[Array, "B 1 h w c"], num_frames: int) -> Known | None:
-        """What a process leaves as it is of clips of `num_frames` latent frames; None where all is noisy.
+        """The latent frames that a process leaves as they are, of clips of `num_frames`; None where all are noised.
 
         Raises:
             ValueError: there is no other frame.
@@ -56,7 +56,7 @@ def first_frame(codec: LatentCodec, batch: Batch) -> Float[Array, "B 1 h w c"]:
 
 
 def followed_by_zeros(first: Float[Array, "B 1 h w c"], num_frames: int) -> Latents:
-    """Clips of so many latent frames that are zero after their first."""
+    """`first` followed by zeros: clips of `num_frames` latent frames."""
     return jnp.pad(first, ((0, 0), (0, num_frames - 1), (0, 0), (0, 0), (0, 0)))
 
 
@@ -74,7 +74,7 @@ def grey_after_first(codec: LatentCodec, batch: Batch, num_frames: int) -> Laten
 
 
 def image_tokens(encoder: CLIPVisionModel, batch: Batch) -> Float[Array, "B I E"]:
-    """What an image encoder makes of the first frame of each clip.
+    """Tokens of an image encoder for the first frame of each clip.
 
     Raises:
         ValueError: the batch has no video.

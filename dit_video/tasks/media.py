@@ -1,4 +1,4 @@
-"""Media: what a task makes or an evaluator shows, which writes itself into files that people open."""
+"""Media: videos, pictures and texts that tasks generate, written as mp4, GIF, PNG or JSONL."""
 
 import abc
 import dataclasses
@@ -16,7 +16,7 @@ from dit_video.video.encode import encode_mp4, grid, write_gif
 
 
 class Media(abc.ABC):
-    """Something to look at or to read.
+    """Video, picture or text that can be written to files.
 
     Attributes:
         suffixes: endings of the files that it can be written to; `encode` writes the first.
@@ -39,7 +39,7 @@ class Media(abc.ABC):
         """The content of a file that ends in one of `suffixes`."""
 
     def lines(self) -> Sequence[str]:
-        """What can be read of it on a console."""
+        """Lines to print on a console."""
         return ()
 
     def write(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class Media(abc.ABC):
         path.write_bytes(self.encode(path.suffix))
 
     def write_each(self, stem: Path) -> None:
-        """Writes STEM with each of `suffixes`: of videos a file for players and one for pages."""
+        """Writes STEM with each of `suffixes`: a video as mp4 and as GIF."""
         for suffix in self.suffixes:
             self.write(stem.with_name(f"{stem.name}{suffix}"))
 

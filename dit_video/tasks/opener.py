@@ -1,4 +1,4 @@
-"""Opener: how a task gets at its frozen parts without knowing of folders, runs or caches."""
+"""Opener: loads the frozen parts of a task (codec, encoders), so that tasks know nothing of folders."""
 
 from typing import Protocol, runtime_checkable
 

@@ -1,4 +1,4 @@
-"""Weights bound to their task: what is evaluated, sampled from and judged."""
+"""Subject of an evaluation: a task with the weights that are judged or sampled from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from dit_video.tasks.task import ClipShape, Task
 
 
 class Subject:
-    """Weights bound to their task: what is evaluated. Each function is compiled once per batch shape.
+    """A task with weights: its functions ("generate", "validate"), each compiled once per batch shape.
 
     Attributes:
         description: what a card says of the subject beside its weights: run, codec, sampler, guidance, versions.
@@ -49,13 +49,13 @@ class Subject:
         return self
 
     def batch_size(self, at_least: int) -> int:
-        """The least batch of at least so many rows that the mesh splits evenly."""
+        """The smallest batch size from `at_least` on that the mesh splits evenly."""
         return even_batch(at_least, self.mesh)
 
     def __call__(
         self, name: str, batch: Batch, keys: Key[Array, "B"] | None = None, shape: ClipShape | None = None
     ) -> Any:
-        """What the function `name` of the task makes of a host batch, on the host: arrays [B ...].
+        """Calls the task's function `name` on a host batch; arrays [B ...] on the host.
 
         Every process passes the whole batch and gets the whole result.
 

@@ -1,4 +1,4 @@
-"""Task: what is learnt. Everything that the house asks of one, with defaults for what most need not say.
+"""Task: what is learnt. The interface of all tasks, with a default for all but `init` and `loss`.
 
 A task is the only place where a network, an objective and a batch meet; the loop never learns what is inside. One of
 your own is a frozen dataclass of this type in the experiment's file: `init` and `loss` are all that training needs.
@@ -35,7 +35,7 @@ VALIDATE, GENERATE, RECONSTRUCT = "validate", "generate", "reconstruct"
 
 
 class Function(NamedTuple):
-    """Something that a trained task can do, compiled once for each shape of a batch.
+    """Function of a trained task, such as sampling, compiled once for each shape of a batch.
 
     Attributes:
         call: (model, frozen, batch, keys, shape) -> a pytree of arrays [B ...]. Row i uses keys[i] alone, so that it is
@@ -100,7 +100,7 @@ class Task(abc.ABC):
     # What it can do once it is trained.
 
     def functions(self) -> Mapping[str, Function]:
-        """By name, what evaluators and commands may call: "validate", "generate", "reconstruct", whatever it can do.
+        """Functions of the trained task by name, for evaluators and commands: "validate", "generate", "reconstruct".
 
         "validate" returns errors by name, one value per clip. "generate" makes one clip, text or other medium for each
         row of a batch, and "reconstruct" clips through the codec alone: the best that "generate" can look.
@@ -114,7 +114,7 @@ class Task(abc.ABC):
         return {}
 
     def describe(self) -> Mapping[str, Any]:
-        """What a card says of the task beside its weights, as JSON values: codec, sampler, guidance."""
+        """Description of the task for evaluation cards, as JSON values: codec, sampler, guidance."""
         return {}
 
     @property
@@ -125,7 +125,7 @@ class Task(abc.ABC):
     # What plans, proofs and exports ask, where there are no data and no devices.
 
     def example(self, data: Data, batch_size: int) -> Batch:
-        """A batch of the shapes of training, with nothing in it."""
+        """A batch of zeros of the shapes of training."""
         T, (H, W) = data.clips.num_frames, data.clips.size
         video = np.zeros((batch_size, T, H, W, 3), np.uint8)
         return Batch(video=video, signals=examples_of(data.signals, batch_size))
@@ -140,7 +140,7 @@ class Task(abc.ABC):
         return None
 
     def in_float32(self) -> "Task":
-        """The same task computed in float32, whose rounding leaves an error of sharding no room to hide."""
+        """The same task computed in float32, so that errors of sharding stand out from rounding."""
         return self
 
     @property

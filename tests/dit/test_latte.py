@@ -66,8 +66,8 @@ NUM_PARAMS = {
 
 @pytest.mark.parametrize(("size", "alone", "of_class"), NUM_PARAMS.values(), ids=NUM_PARAMS)
 def test_there_are_as_many_parameters_as_in_the_official_code(size, alone, of_class):
-    found = [dataclasses.replace(size, patch_size=(1, patch, patch)) for patch in (2, 4, 8)]
-    assert [defined(config, None, 4).num_params for config in found] == list(alone)
+    actual = [dataclasses.replace(size, patch_size=(1, patch, patch)) for patch in (2, 4, 8)]
+    assert [defined(config, None, 4).num_params for config in actual] == list(alone)
     assert defined(size, ClassCondition(num_classes=101), 4).num_params == of_class
 
 
@@ -83,12 +83,12 @@ def test_of_a_class_it_is_what_the_paper_says(variant, shape):
     definition = defined(config)
     params, x_t = random_params(definition), random_latents(*shape, 2)
     output = applied(definition, "output")(params, x_t, T, LABEL)
-    found = np.concatenate([output.prediction, output.variance], axis=-1)
+    actual = np.concatenate([output.prediction, output.variance], axis=-1)
     weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
     options = {"variant": variant.value, "num_heads": 2, "patch": 2}
     for clip, (level, label) in enumerate(zip((0.3, 0.8), (0, 3))):
-        wanted = latte(weights, np.asarray(x_t[clip], np.float64), level, label=label, **options)
-        np.testing.assert_allclose(found[clip], wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+        expected = latte(weights, np.asarray(x_t[clip], np.float64), level, label=label, **options)
+        np.testing.assert_allclose(actual[clip], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 @VARIANTS
@@ -96,13 +96,13 @@ def test_of_text_it_is_what_the_paper_says(variant):
     config = dataclasses.replace(CONFIG, variant=variant, shared_modulation=True, learned_variance=False)
     definition = defined(config, TEXT)
     params, x_t, text = random_params(definition), random_latents(3, 2, 2, 2), caption_of(2, 5)
-    found = applied(definition)(params, x_t, T, text)
+    actual = applied(definition)(params, x_t, T, text)
     weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
     for clip, (level, num_tokens) in enumerate(zip((0.3, 0.8), (2, 5))):
         caption = Caption(np.asarray(text.tokens[clip], np.float64), num_tokens)
         x = np.asarray(x_t[clip], np.float64)
-        wanted = latte(weights, x, level, variant=variant.value, num_heads=2, patch=1, caption=caption)
-        np.testing.assert_allclose(found[clip], wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+        expected = latte(weights, x, level, variant=variant.value, num_heads=2, patch=1, caption=caption)
+        np.testing.assert_allclose(actual[clip], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 # After the first layer, which (place, frame) a change of place 1 in frame 2 reaches, of 4 places and 3 frames.
@@ -132,8 +132,8 @@ def test_the_first_half_of_late_fusion_never_mixes_frames_and_does_not_know_thei
     params, layers, x_t = random_params(definition), applied(definition, "layers"), random_latents(3, 2, 2, 2)
     straight, turned = (layers(params, x, T, LABEL) for x in (x_t, x_t[:, ::-1]))
 
-    def last(found, name: str) -> np.ndarray:
-        return np.asarray(found[name][-1]).reshape(2, 4, 3, -1)
+    def last(actual, name: str) -> np.ndarray:
+        return np.asarray(actual[name][-1]).reshape(2, 4, 3, -1)
 
     np.testing.assert_allclose(last(turned, "blocks.spatial")[:, :, ::-1], last(straight, "blocks.spatial"), **ROUNDING)
     assert np.abs(last(turned, "blocks.temporal")[:, :, ::-1] - last(straight, "blocks.temporal")).max() > 1e-2
@@ -146,13 +146,13 @@ def test_text_is_read_by_blocks_that_attend_over_space_and_no_others(variant):
     assert readers == ({"blocks.spatial"} if variant.paired else {"blocks"})
     params, network, x_t = random_params(definition), applied(definition), random_latents(2, 2, 2, 2)
     text = caption_of(2, 5)
-    found = network(params, x_t, T, text)
+    actual = network(params, x_t, T, text)
     # What lies behind the tokens of a caption means nothing; what lies before does.
     behind = text._replace(tokens=text.tokens.at[0, 2:].add(9.0))
-    np.testing.assert_allclose(network(params, x_t, T, behind), found, **ROUNDING)
+    np.testing.assert_allclose(network(params, x_t, T, behind), actual, **ROUNDING)
     within = network(params, x_t, T, text._replace(tokens=text.tokens.at[0, 1].add(1.0)))
-    assert float(jnp.abs(within - found)[0].min(axis=-1).max()) > 1e-4
-    np.testing.assert_allclose(within[1], found[1], **ROUNDING)
+    assert float(jnp.abs(within - actual)[0].min(axis=-1).max()) > 1e-4
+    np.testing.assert_allclose(within[1], actual[1], **ROUNDING)
 
 
 @VARIANTS
@@ -192,8 +192,8 @@ def test_a_gradient_reaches_every_parameter(variant, condition):
 
 def test_a_fresh_network_predicts_zero():
     make = jax.jit(lambda key: params_of(CONFIG.build(2, CLASSES, dtype=jnp.float32, rngs=nnx.Rngs(key))))
-    found = applied(defined(CONFIG))(make(jax.random.key(0)), random_latents(2, 2, 2, 2), T, LABEL)
-    np.testing.assert_array_equal(found, 0.0)
+    actual = applied(defined(CONFIG))(make(jax.random.key(0)), random_latents(2, 2, 2, 2), T, LABEL)
+    np.testing.assert_array_equal(actual, 0.0)
 
 
 @pytest.mark.parametrize("condition", [CLASSES, TEXT], ids=["class", "text"])
@@ -202,9 +202,9 @@ def test_in_half_precision_it_is_the_same_but_for_rounding(condition):
     half = define(lambda key: config.build(2, condition, dtype=jnp.bfloat16, rngs=nnx.Rngs(key)))
     params, x_t = random_params(half), random_latents(3, 2, 2, 2)
     cond = caption_of(2, 5) if condition is TEXT else LABEL
-    found, wanted = (applied(d)(params, x_t, T, cond) for d in (half, defined(config, condition)))
-    assert found.dtype == jnp.float32
-    assert 0 < float(jnp.abs(found - wanted).max()) < 0.05 * float(jnp.abs(wanted).max())
+    actual, expected = (applied(d)(params, x_t, T, cond) for d in (half, defined(config, condition)))
+    assert actual.dtype == jnp.float32
+    assert 0 < float(jnp.abs(actual - expected).max()) < 0.05 * float(jnp.abs(expected).max())
 
 
 def task_of(variant: Variant) -> Denoise:
@@ -233,11 +233,11 @@ def test_a_step_of_training_lowers_the_loss_that_it_is_of(variant, codec, cached
 def test_eight_devices_train_as_one_does():
     """Loss, gradients and a step of training, with every axis of the mesh split but that of whole clips."""
     experiment = untrained(task_of(Variant.INTERLEAVED), size=(16, 16))
-    (found,) = compare_shardings(experiment, [MeshShape(data=1, fsdp=2, context=2, tensor=2)], num_steps=1)
-    assert found.refused is None
-    assert found.loss <= 1e-6
-    assert found.gradient[1] <= 1e-5, found.gradient[0]
-    assert found.equal
+    (actual,) = compare_shardings(experiment, [MeshShape(data=1, fsdp=2, context=2, tensor=2)], num_steps=1)
+    assert actual.refused is None
+    assert actual.loss <= 1e-6
+    assert actual.gradient[1] <= 1e-5, actual.gradient[0]
+    assert actual.equal
 
 
 @VARIANTS
@@ -246,12 +246,12 @@ def test_any_mesh_computes_the_same(variant):
     definition = defined(config, TEXT)
     params, x_t, text = random_params(definition), random_latents(3, 2, 2, 2), caption_of(2, 5)
     network = applied(definition, "output")
-    wanted = network(params, x_t, T, text)
+    expected = network(params, x_t, T, text)
     mesh = small_mesh(8, fsdp=2, context=2, tensor=2)
     placed = jax.device_put(params, shard_params(definition.axes, definition.shapes, mesh))
     with jax.set_mesh(mesh):
-        found = network(placed, x_t, T, text)
-    for a, b in zip(found, wanted):
+        actual = network(placed, x_t, T, text)
+    for a, b in zip(actual, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
 
 

@@ -42,8 +42,8 @@ NUM_PARAMS = {
 
 @pytest.mark.parametrize(("size", "counts"), NUM_PARAMS.values(), ids=NUM_PARAMS)
 def test_there_are_as_many_parameters_as_in_the_official_code(size, counts):
-    found = [defined(published(size, patch_size=patch), 1000).num_params for patch in (2, 4, 8)]
-    assert found == list(counts)
+    actual = [defined(published(size, patch_size=patch), 1000).num_params for patch in (2, 4, 8)]
+    assert actual == list(counts)
 
 
 # Table 4 of 2212.09748, in units of 10^9; a multiply and an add are one there.
@@ -62,10 +62,10 @@ def test_an_image_of_256_pixels_costs_what_the_paper_says(size, gmacs):
         jax.ShapeDtypeStruct((1, 1), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
     )
-    for patch, wanted in zip((2, 4, 8), gmacs):
+    for patch, expected in zip((2, 4, 8), gmacs):
         definition = defined(published(size, patch_size=patch), 1000)
         call = lambda params, *args, definition=definition: definition.bind(params)(*args)  # noqa: E731
-        assert count_flops(call, definition.shapes, *shapes) / 2e9 == pytest.approx(wanted, rel=0.02)
+        assert count_flops(call, definition.shapes, *shapes) / 2e9 == pytest.approx(expected, rel=0.02)
 
 
 def test_any_mesh_computes_the_same():
@@ -73,13 +73,13 @@ def test_any_mesh_computes_the_same():
     params = random_params(definition)
     x_t = jax.random.normal(jax.random.key(1), (2, 1, 8, 8, 4))
     network = jax.jit(lambda params, *args: definition.bind(params).output(*args))
-    wanted = network(params, x_t, T, LABEL)
+    expected = network(params, x_t, T, LABEL)
     for axes in ({"fsdp": 2, "context": 2, "tensor": 2}, {"context": 8}):
         mesh = small_mesh(8, **axes)
         placed = jax.device_put(params, shard_params(definition.axes, definition.shapes, mesh))
         with jax.set_mesh(mesh):
-            found = network(placed, x_t, T, LABEL)
-        for a, b in zip(found, wanted):
+            actual = network(placed, x_t, T, LABEL)
+        for a, b in zip(actual, expected):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
 
 

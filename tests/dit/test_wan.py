@@ -112,11 +112,11 @@ def test_positions_count_patches(params):
     assert shapes == {n: s.shape for n, s in fine.shapes.items()}
     some = random_params(coarse)
     t = jnp.full((2, 1), 0.5)
-    found = (
+    actual = (
         jax.jit(lambda p: coarse.bind(p)(x, t, CAPTIONS))(some).reshape(2, 2, 2, 2, 4, 4).transpose(0, 1, 2, 4, 3, 5)
     )
-    wanted = jax.jit(lambda p: fine.bind(p)(cells.reshape(2, 2, 2, 4, 8), t, CAPTIONS))(some)
-    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, **ROUNDING)
+    expected = jax.jit(lambda p: fine.bind(p)(cells.reshape(2, 2, 2, 4, 8), t, CAPTIONS))(some)
+    np.testing.assert_allclose(actual.reshape(expected.shape), expected, **ROUNDING)
 
 
 def test_what_stands_beside_x_t_and_the_image_reach_the_output(x_t):
@@ -219,8 +219,8 @@ def test_eight_devices_compute_what_one_does(task):
     experiment = dataclasses.replace(
         experiment, data=dataclasses.replace(experiment.data, signals={"caption": CaptionBytes(num_bytes=16)})
     )
-    found = next(compare_shardings(experiment, [MeshShape(data=1, fsdp=2, context=2, tensor=2)], num_steps=2))
-    assert found.refused is None
-    assert found.loss <= 1e-6
-    assert found.gradient[1] <= 1e-5, found.gradient[0]
-    assert found.equal
+    actual = next(compare_shardings(experiment, [MeshShape(data=1, fsdp=2, context=2, tensor=2)], num_steps=2))
+    assert actual.refused is None
+    assert actual.loss <= 1e-6
+    assert actual.gradient[1] <= 1e-5, actual.gradient[0]
+    assert actual.equal

@@ -178,10 +178,10 @@ def both(
     ids=["T2V", "I2V", "TI2V", "I2V with tokens"],
 )
 def test_as_in_the_pipeline_of_wan(config, known, autoencoder, prompt, tmp_path):
-    wanted, ours = both(config, autoencoder, prompt, tmp_path, known=known)
-    found = ours(prompt)
-    assert found.shape == wanted.shape == (1, 3, 4, 6, 4)
-    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+    expected, ours = both(config, autoencoder, prompt, tmp_path, known=known)
+    actual = ours(prompt)
+    assert actual.shape == expected.shape == (1, 3, 4, 6, 4)
+    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
     if config is not TEXT:
         other = ours(prompt._replace(video=255 - prompt.video))
-        assert np.abs(other - wanted).max() > 1e-2 * np.abs(wanted).max()
+        assert np.abs(other - expected).max() > 1e-2 * np.abs(expected).max()

@@ -107,10 +107,10 @@ def test_a_pipeline_makes_the_same_pictures_here_and_there(pipeline, imported):
             (1, 16, 16),
         )
     x_1 = np.array(noise(keys, (1, 8, 8, 4)))[:, 0].transpose(0, 3, 1, 2)
-    wanted = their_pictures(DiTPipeline.from_pretrained(pipeline), x_1, label)
-    assert wanted.std() > 10
+    expected = their_pictures(DiTPipeline.from_pretrained(pipeline), x_1, label)
+    assert expected.std() > 10
     # Half way between two grey levels the last bit of a float decides.
-    assert np.max(np.abs(np.asarray(video)[:, 0].astype(float) - wanted)) <= 1
+    assert np.max(np.abs(np.asarray(video)[:, 0].astype(float) - expected)) <= 1
 
 
 def test_a_run_goes_back_and_is_sampled_there(pipeline, imported, tmp_path):

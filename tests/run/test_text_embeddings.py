@@ -106,9 +106,9 @@ def test_the_cache_holds_what_the_encoders_make(here):
     experiment = load("tiny.py")
     captions = ["", *(record.caption for record in experiment.data.source.open(Split.TRAIN))]
     encoders = TextEncoders(experiment.task.text, small_mesh())
-    wanted, found = encoders(captions), experiment.data.signals["text"].embeddings()(captions)
-    np.testing.assert_array_equal(found.num_tokens, wanted.num_tokens)
-    for there, here_ in zip(found, wanted):
+    expected, actual = encoders(captions), experiment.data.signals["text"].embeddings()(captions)
+    np.testing.assert_array_equal(actual.num_tokens, expected.num_tokens)
+    for there, here_ in zip(actual, expected):
         np.testing.assert_array_equal(there, here_.astype(there.dtype))
 
 

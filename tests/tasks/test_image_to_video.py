@@ -32,8 +32,8 @@ def batch(clips) -> Batch:
 
 
 def task_of(denoise: Denoise, **fields) -> Denoise:
-    wanted = {"network": NETWORK, "sampler": Euler(num_steps=2), "guidance": Guidance(scale=2.0)}
-    return dataclasses.replace(denoise, **(wanted | fields))
+    usual = {"network": NETWORK, "sampler": Euler(num_steps=2), "guidance": Guidance(scale=2.0)}
+    return dataclasses.replace(denoise, **(usual | fields))
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +75,18 @@ def first_frame_changed(batch: Batch) -> Batch:
 def test_the_first_latent_frame_of_a_clip_is_that_of_its_first_frame_alone(codec, batch):
     """The VAE is causal: what is known of a clip while training is what is known of an image."""
     whole = jax.jit(lambda video: codec.whiten(codec.moments(video)))(batch.video)
-    found = jax.jit(lambda batch: first_frame(codec, batch))(batch)
-    np.testing.assert_allclose(found, whole[:, :1], atol=1e-5)
+    actual = jax.jit(lambda batch: first_frame(codec, batch))(batch)
+    np.testing.assert_allclose(actual, whole[:, :1], atol=1e-5)
     cached = jax.jit(lambda batch: codec.moments(batch.video))(batch)
-    np.testing.assert_allclose(first_frame(codec, Batch(moments=cached)), found, atol=1e-5)
+    np.testing.assert_allclose(first_frame(codec, Batch(moments=cached)), actual, atol=1e-5)
     grey = jax.jit(lambda batch: grey_after_first(codec, batch, 2))(batch)
-    np.testing.assert_allclose(grey[:, :1], found, atol=1e-5)
+    np.testing.assert_allclose(grey[:, :1], actual, atol=1e-5)
 
 
 def test_after_it_frames_are_grey(codec, batch):
     pixels = jnp.concatenate([to_pixels(batch.video[:, :1]), jnp.zeros((8, 4, 16, 16, 3))], axis=1)
-    wanted = jax.jit(lambda pixels: codec.whiten(codec.vae.encode(pixels)))(pixels)
-    np.testing.assert_allclose(jax.jit(lambda b: grey_after_first(codec, b, 2))(batch), wanted, atol=1e-5)
+    expected = jax.jit(lambda pixels: codec.whiten(codec.vae.encode(pixels)))(pixels)
+    np.testing.assert_allclose(jax.jit(lambda b: grey_after_first(codec, b, 2))(batch), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["shown", "known"])
@@ -107,7 +107,7 @@ def test_a_frame_that_is_held_is_what_the_codec_makes_of_it(known, codec, batch)
     np.testing.assert_allclose(np.asarray(made[:, :1], int), alone, atol=1)
 
 
-def test_a_frame_that_is_held_counts_in_no_loss(known, codec, batch):
+def test_a_known_frame_counts_in_no_loss(known, codec, batch):
     """With a network that predicts nothing, the loss is that of the later frames' targets."""
     zero = jax.tree.map(jnp.zeros_like, model_of(known))
     of = lambda t: jax.jit(  # noqa: E731
@@ -142,10 +142,10 @@ def test_the_loss_of_a_held_frame_by_hand(never_dropped, codec, batch):
         error = jnp.square(model(seen, levels, batch.signals["caption"]) - target)
         return jnp.mean(weight[:, :, None, None, None] * error[:, 1:]), jnp.mean(error[:, :1])
 
-    found, _ = loss(task, codec, batch)
-    wanted, of_the_held = by_hand(jax.tree.map(jnp.asarray, batch))
-    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
-    assert float(of_the_held) != pytest.approx(float(wanted), rel=1e-2)
+    actual, _ = loss(task, codec, batch)
+    expected, of_the_known = by_hand(jax.tree.map(jnp.asarray, batch))
+    assert float(actual) == pytest.approx(float(expected), rel=1e-5)
+    assert float(of_the_known) != pytest.approx(float(expected), rel=1e-2)
 
 
 def test_the_error_beside_a_held_frame_by_hand(never_dropped, codec, batch):
@@ -161,10 +161,10 @@ def test_the_error_beside_a_held_frame_by_hand(never_dropped, codec, batch):
         denoised = task.objective.denoised(model(seen, levels, batch.signals["caption"]), x_t, t)
         return jnp.mean(jnp.square(denoised - x_0)[:, 1:], axis=(1, 2, 3, 4))
 
-    found = jax.jit(lambda batch: task.validate(model, Frozen(codec), batch, rngs))(batch)
+    actual = jax.jit(lambda batch: task.validate(model, Frozen(codec), batch, rngs))(batch)
     for logsnr in task.held_out_logsnr:
-        wanted = by_hand(jax.tree.map(jnp.asarray, batch), logsnr)
-        np.testing.assert_allclose(found[f"x_0_error/logsnr_{logsnr:+g}"], wanted, rtol=1e-4)
+        expected = by_hand(jax.tree.map(jnp.asarray, batch), logsnr)
+        np.testing.assert_allclose(actual[f"x_0_error/logsnr_{logsnr:+g}"], expected, rtol=1e-4)
 
 
 def moments_with_other_first(codec: LatentCodec, batch: Batch) -> jax.Array:
@@ -196,9 +196,9 @@ def test_errors_are_measured_where_frames_are_not_known(known, codec, batch):
     call = jax.jit(lambda model, batch: task.validate(model, Frozen(codec), batch, rngs)["x_0_error"])
     zero = jax.tree.map(jnp.zeros_like, model_of(task))
     moments = jax.jit(codec.moments)(batch.video)
-    found = call(zero, batch._replace(video=None, moments=moments))
-    assert found.shape == (8,)
-    np.testing.assert_allclose(call(zero, batch._replace(video=None, moments=moments.at[:, 0].add(1.0))), found)
+    actual = call(zero, batch._replace(video=None, moments=moments))
+    assert actual.shape == (8,)
+    np.testing.assert_allclose(call(zero, batch._replace(video=None, moments=moments.at[:, 0].add(1.0))), actual)
 
 
 def test_a_frame_cannot_be_known_where_its_level_is_that_of_others(known, shown, codec):

@@ -65,8 +65,8 @@ def test_a_negative_prompt_is_guided_away_from_by_the_formula(case, codec):
     def generated(params, codec, null):
         return task.generate(definition.bind(params), Frozen(codec, null), batch, keys, SHAPE)
 
-    found, wanted = np.asarray(generated(params, codec, negative), int), np.asarray(by_hand(params, codec), int)
+    actual, expected = np.asarray(generated(params, codec, negative), int), np.asarray(by_hand(params, codec), int)
     # Rounding may fall to the other side of a half.
-    assert np.abs(found - wanted).max() <= 1
+    assert np.abs(actual - expected).max() <= 1
     other = jax.tree.map(lambda x: x[:1], cond)
-    assert np.abs(found - np.asarray(generated(params, codec, other), int)).max() > 1
+    assert np.abs(actual - np.asarray(generated(params, codec, other), int)).max() > 1
