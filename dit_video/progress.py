@@ -1,9 +1,10 @@
-"""Progress bars: how many items are done, their rate, and the time left."""
+"""What a person sees in a terminal: messages, in which names are printed as they are, and progress bars with an ETA."""
 
 import datetime
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,46 @@ from dit_video.distributed.processes import is_first
 Item = TypeVar("Item")
 
 LINE_EVERY = 10.0
+# Of a file or pipe, which has no width: no table of ours is wider.
+_UNLIMITED = 10_000
+
+
+def shown(name: str) -> str:
+    """A stranger's text made safe to print: control characters, which could move the cursor, as escapes like \\x1b.
+
+    Line breaks and tabs stay.
+    """
+    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in name)
+
+
+def _harmless(character: str) -> bool:
+    # Spaces of all scripts, and joiners, without which names of some cannot be written.
+    return character.isprintable() or character in "\n\t\u200c\u200d" or unicodedata.category(character) == "Zs"
+
+
+def headed(head: str, style: str, rest: str) -> Text:
+    """A line whose first words have a style."""
+    return Text.assemble((shown(head), style), shown(rest))
+
+
+class Terminal(Console):
+    """Console that prints text as it is: names are no markup, lines are not broken, control characters are `shown`.
+
+    Styles are given as `style=`, or as a `Text`. What goes to a file or pipe is never cut to a width.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+        if not self.is_terminal:
+            self.width = _UNLIMITED
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(shown(text), **options)
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        # A terminal breaks long lines itself, and a path that it broke can still be copied whole.
+        as_lines = all(isinstance(item, str | Text) for item in objects) if soft_wrap is None else soft_wrap
+        super().print(*objects, soft_wrap=as_lines, **options)
 
 
 class _Rate(ProgressColumn):
@@ -36,13 +77,13 @@ class _Rate(ProgressColumn):
 
 
 def _stderr() -> Console:
-    return Console(stderr=True, quiet=not is_first())
+    return Terminal(stderr=True, quiet=not is_first())
 
 
 def bar(unit: str, console: Console | None = None) -> Progress:
     """A rich progress display that counts `unit`, such as "clips"; by default on stderr of the first process."""
     return Progress(
-        TextColumn("{task.description:8}"),
+        TextColumn("{task.description:8}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(unit),
@@ -78,4 +119,4 @@ def counted(
             if not console.is_terminal and now - last_print > LINE_EVERY and done < total:
                 last_print, rate = now, done / (now - began)
                 left = datetime.timedelta(seconds=round((total - done) / rate))
-                console.print(f"{title}: {done}/{total}, {rate:.1f} {unit}/s, ETA {left}", highlight=False)
+                console.print(f"{title}: {done}/{total}, {rate:.1f} {unit}/s, ETA {left}")

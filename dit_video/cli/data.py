@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from dit_video.data.record import Split
@@ -15,7 +14,7 @@ from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
 from dit_video.data.video_set import Manifest
 from dit_video.ingest.ingest import ingest
-from dit_video.progress import bar
+from dit_video.progress import Terminal, bar
 from dit_video.video.encode import grid
 
 _SHEET_ROWS, _SHEET_FRAMES, _SHEET_HEIGHT = 8, 6, 96
@@ -23,7 +22,7 @@ _MOST_REASONS = 20
 
 
 def run_ingest(arguments: argparse.Namespace) -> int:
-    console = Console()
+    console = Terminal()
     with bar("files", console) as progress:
         bars = {}
 
@@ -47,13 +46,13 @@ def run_ingest(arguments: argparse.Namespace) -> int:
         )
     _print_skipped(console, manifest)
     counts = ", ".join(f"{len(manifest.stored(split))} {split}" for split in Split)
-    out = escape(str(arguments.out))
+    out = arguments.out
     console.print(f"{out}: {counts}; look at it with: dit-video data inspect {out}")
     return 0
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
-    console = Console()
+    console = Terminal()
     source = VideoSet(directory=arguments.directory)
     manifest, info = source.manifest(), source.info()
     console.print(_overview(manifest))
@@ -61,15 +60,15 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         console.print(_classes(manifest))
     _print_skipped(console, manifest)
     for split, digest in info.split_digest.items():
-        console.print(f"digest of {split}: {digest}", highlight=False, soft_wrap=True)
+        console.print(f"digest of {split}: {digest}")
     if arguments.out is not None:
         Image.fromarray(contact_sheet(source)).save(arguments.out)
-        console.print(f"contact sheet: {escape(str(arguments.out))}")
+        console.print(f"contact sheet: {arguments.out}")
     return 0
 
 
 def run_digits(arguments: argparse.Namespace) -> int:
-    console = Console()
+    console = Terminal()
     source = MovingDigits(
         directory=str(arguments.out),
         num_train=arguments.num_train,
@@ -82,7 +81,7 @@ def run_digits(arguments: argparse.Namespace) -> int:
     with console.status("drawing digits"):
         info = source.info()
     counts = ", ".join(f"{count} {split}" for split, count in info.num_records.items())
-    console.print(f"{escape(str(arguments.out))}: {counts}")
+    console.print(f"{arguments.out}: {counts}")
     return 0
 
 
@@ -127,7 +126,7 @@ def _classes(manifest: Manifest) -> Table:
     for split in Split:
         table.add_column(split, justify="right")
     for label, name in enumerate(manifest.class_names):
-        table.add_row(str(label), escape(name), *(str(counts[split][name]) for split in Split))
+        table.add_row(str(label), name, *(str(counts[split][name]) for split in Split))
     unlabelled = [str(counts[split][None]) for split in Split]
     if any(int(count) for count in unlabelled):
         table.add_row("", "(none)", *unlabelled)
@@ -141,13 +140,13 @@ def _print_skipped(console: Console, manifest: Manifest) -> None:
         table.add_column("file")
         table.add_column("reason")
         for entry in skipped[:_MOST_REASONS]:
-            table.add_row(escape(entry.file), escape(entry.reason))
+            table.add_row(entry.file, entry.reason)
         if len(skipped) > _MOST_REASONS:
             table.add_row(f"{len(skipped) - _MOST_REASONS} more", "in manifest.json")
         console.print(table)
     if rows := manifest.rows_without_file:
         named = ", ".join(rows[:5])
-        console.print(f"{len(rows)} rows of the labels file name no file: {escape(named)}{' ...' if rows[5:] else ''}")
+        console.print(f"{len(rows)} rows of the labels file name no file: {named}{' ...' if rows[5:] else ''}")
 
 
 def contact_sheet(source: VideoSet) -> np.ndarray:

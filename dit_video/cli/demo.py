@@ -12,6 +12,7 @@ from dit_video.cli.usage import evaluate, export, sample
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.sources import MovingDigits
 from dit_video.experiment import Experiment, load
+from dit_video.progress import Terminal
 from dit_video.run.latents import encode
 from dit_video.run.train import train
 
@@ -23,19 +24,19 @@ DIGITS, LATENTS, VAE = "moving_digits", "latents", "vae"
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console, folder = Console(), arguments.workdir
-    console.print(f"everything goes to {folder}/\n", highlight=False)
+    console, folder = Terminal(), arguments.workdir
+    console.print(f"everything goes to {folder}/\n")
     vae, dit = (_within(load(f"{EXPERIMENT}:{name}"), folder) for name in ("vae", "dit"))
     seconds: dict[str, float] = {}
 
     def station(title: str) -> None:
         seconds[title] = time.perf_counter()
-        console.rule(f"[bold]{len(seconds)} {title}", align="left")
+        console.print(f"\n{len(seconds)} {title}", style="bold green")
 
     station("data: moving handwritten digits")
     info = vae.data.source.info()
     counts = ", ".join(f"{count} {split}" for split, count in info.num_records.items())
-    console.print(f"{counts} videos in {folder / DIGITS}", highlight=False)
+    console.print(f"{counts} videos in {folder / DIGITS}")
 
     station("train the video VAE")
     outcome = train(vae, folder / VAE, console=console)
@@ -116,4 +117,4 @@ def _summary(console: Console, folder: Path, step: int, seconds: dict[str, float
     ):
         files.add_row(str(path), meaning)
     console.print(files)
-    console.print(f"curves in TensorBoard: tensorboard --logdir={folder}", highlight=False)
+    console.print(f"curves in TensorBoard: tensorboard --logdir={folder}")

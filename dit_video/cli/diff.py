@@ -4,11 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
 from dit_video.config.components import diff
+from dit_video.progress import Terminal
 from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
 from dit_video.storage.mirror import local_copy
 
@@ -20,7 +20,7 @@ def main(arguments: argparse.Namespace) -> int:
     # A run may be made of the classes of the file that it is compared with.
     like = next(iter(files.values()), None)
     changed = diff(*(files.get(name) or read_experiment(folders[name], like) for name in names))
-    console = Console()
+    console = Terminal()
     if not changed:
         console.print("no difference")
         return 0

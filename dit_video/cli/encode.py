@@ -2,18 +2,17 @@
 
 import argparse
 
-from rich.console import Console
-
 from dit_video.cli.arguments import experiment_of
 from dit_video.cli.usage.encode import Part
 from dit_video.config.user_file import ExperimentError
 from dit_video.experiment import Experiment
+from dit_video.progress import Terminal
 from dit_video.run import text
 from dit_video.run.latents import encode
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console, experiment = Console(), experiment_of(arguments)
+    console, experiment = Terminal(), experiment_of(arguments)
     read = [part for part in Part if _reads(experiment, part)]
     parts = read if arguments.only is None else [Part(arguments.only)]
     if not parts:

@@ -14,6 +14,7 @@ from dit_video.distributed import processes
 from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.defaults import Counts, evaluators_for
 from dit_video.evaluation.fvd import CARD as FVD_CARD
+from dit_video.progress import Terminal
 from dit_video.run.open import evaluation_data
 from dit_video.storage import bucket, mirror
 
@@ -24,7 +25,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    console = Console(stderr=arguments.json, quiet=not processes.is_first())
+    console = Terminal(stderr=arguments.json, quiet=not processes.is_first())
     opened = open_weights(arguments, console)
     task, data, subject = opened.experiment.task, evaluation_data(opened.experiment), opened.subject()
     counts = Counts(
@@ -41,7 +42,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
     measured, media, cards = {}, {}, {}
     for name, judge in judges.items():
-        console.print(f"{name} ...", highlight=False)
+        console.print(f"{name} ...")
         report = judge(subject, data, arguments.seed)
         measured |= report.scalars
         media |= report.media
@@ -63,7 +64,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     else:
         kept = bucket.address(arguments.workdir) or arguments.workdir
         _show(card, what, f"{kept} step {opened.step}", console)
-        console.print(f"card: {kept}/evaluation/{path.name}; pictures beside it", highlight=False)
+        console.print(f"card: {kept}/evaluation/{path.name}; pictures beside it")
     # Last: a bucket that takes nothing must not cost what was measured.
     mirror.push(opened.workdir)
     return 0

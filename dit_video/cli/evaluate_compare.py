@@ -6,9 +6,8 @@ import json
 import math
 from typing import Any
 
-from rich.console import Console
-
 from dit_video.evaluation.card import Card, differing_scale, read_card, table
+from dit_video.progress import Terminal
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -17,7 +16,7 @@ def main(arguments: argparse.Namespace) -> int:
     cards = {str(path): read_card(path) for path in arguments.cards}
     if len(cards) < len(arguments.cards):
         raise ValueError("evaluate compare: one card is named twice")
-    console = Console(stderr=arguments.json)
+    console = Terminal(stderr=arguments.json)
     console.print(table(list(cards.values()), list(cards)))
     first = next(iter(cards))
     for path, card in cards.items():
@@ -31,11 +30,11 @@ def main(arguments: argparse.Namespace) -> int:
         print(json.dumps([{"card": path, **_in_short(card)} for path, card in ranked], indent=1))
         return 0
     for place, (path, card) in enumerate(ranked, 1):
-        console.print(f"{place}. {path}: {card['value']:.2f}", highlight=False)
+        console.print(f"{place}. {path}: {card['value']:.2f}")
     for (path, better), (worse_path, worse) in itertools.pairwise(ranked):
         doubt = _doubt(better, worse)
         if doubt:
-            console.print(f"{path} and {worse_path}: {doubt}", style="yellow", highlight=False, soft_wrap=True)
+            console.print(f"{path} and {worse_path}: {doubt}", style="yellow")
     return 0
 
 

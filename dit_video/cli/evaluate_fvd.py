@@ -16,13 +16,13 @@ from dit_video.evaluation.fvd import FVD
 from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
 from dit_video.evaluation.video_sets import StoredSamples, clip_transform, num_videos
 from dit_video.ingest.video_folder import OpenedVideos, open_videos
-from dit_video.progress import bar
+from dit_video.progress import Terminal, bar
 from dit_video.run.folder import environment
 from dit_video.tasks.evaluator import EvaluationData
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Console(stderr=arguments.json)
+    console = Terminal(stderr=arguments.json)
     size = None if arguments.size is None else parse_size("--size", arguments.size)
     for option, least in (("num_clips", 2), ("stride", 1), ("fake_stride", 1), ("seed", 0)):
         value = getattr(arguments, option)
@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(json.dumps(card, indent=1))
         return 0
     console.print(table([card]))
-    console.print(f"card: {path}", highlight=False)
+    console.print(f"card: {path}")
     return 0
 
 
@@ -78,7 +78,7 @@ def _num_clips(wanted: int | None, sides: Sequence[tuple[str, OpenedVideos, Clip
         raise ValueError(
             f"{said} videos that are long enough: each side needs two clips at least, and 2048 to be quoted"
         )
-    console.print(f"judging {judged} clips of each side, of {said} videos", highlight=False)
+    console.print(f"judging {judged} clips of each side, of {said} videos")
     if judged > min(counts.values()):
         console.print(
             "several clips of one video count as fewer than they are: the intervals will be too narrow", style="yellow"
@@ -105,5 +105,5 @@ def _open(name: str, fps: float, console: Console) -> OpenedVideos:
     if path != Path(name) and videos.description["kind"] != "set":
         raise ValueError(f"{name}: {path} is no video set and has no splits; name it without :{suffix}")
     for file, reason in videos.description["skipped"].items():
-        console.print(f"{path}: {file} is left out: {reason}", style="yellow", highlight=False, markup=False)
+        console.print(f"{path}: {file} is left out: {reason}", style="yellow")
     return videos

@@ -17,6 +17,7 @@ from dit_video.export.folder import README, fresh_folder, write_readme
 from dit_video.export.stablehlo import BATCH_SIZES, write_programs
 from dit_video.export.torch.folder import write_torch
 from dit_video.export.weights import Content, Denoiser, Origin, write_params, write_weights
+from dit_video.progress import Terminal
 from dit_video.run import codec as trained_codec
 from dit_video.run.open import OpenRun
 from dit_video.tasks.task import Task
@@ -27,7 +28,7 @@ _WRITERS = {DIFFUSERS: write_diffusers, TORCH: write_torch}
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Console()
+    console = Terminal()
     formats = _formats(arguments)
     with fresh_folder(arguments.out) as folder:
         opened = open_weights(arguments, console)
@@ -45,10 +46,10 @@ def main(arguments: argparse.Namespace) -> int:
     console.print(table)
     readme = "; README.md in it says how to load it" if (arguments.out / README).is_file() else ""
     lines.append(f"done: {arguments.out}{readme}")
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    console.print("\n".join(lines))
     if arguments.push_to is not None:
         address = hub.push(arguments.out, arguments.push_to, private=arguments.private)
-        console.print(f"pushed: {address}", highlight=False, soft_wrap=True)
+        console.print(f"pushed: {address}")
     return 0
 
 

@@ -2,10 +2,9 @@
 
 import argparse
 
-from rich.console import Console
-
 from dit_video.experiment import load
 from dit_video.export.folder import fresh_folder
+from dit_video.progress import Terminal
 from dit_video.run.imported import import_run
 from dit_video.weights.source import read_digests
 
@@ -42,5 +41,5 @@ def main(arguments: argparse.Namespace) -> int:
         f"done: {arguments.out}; export takes it as --workdir, as do sample (a denoiser) and evaluate (where --config "
         f"gave it data); `dit-video train --init_from={arguments.out}` starts from it"
     )
-    Console().print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    Terminal().print("\n".join(lines))
     return 0

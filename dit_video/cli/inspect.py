@@ -17,7 +17,7 @@ from dit_video.checkpoint.integrity import Contents, contents, verify
 from dit_video.cli.arguments import like_of
 from dit_video.config.user_file import ExperimentError
 from dit_video.experiment import Experiment
-from dit_video.progress import bar
+from dit_video.progress import Terminal, bar
 from dit_video.run.folder import EXPERIMENT_FILE, data_changes, describe_change, read_experiment
 from dit_video.storage.bucket import address
 from dit_video.storage.mirror import local_copy
@@ -31,7 +31,7 @@ GOOD, LOOKS_GOOD, DAMAGED = "good", "looks good", "damaged"
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Console()
+    console = Terminal()
     like = like_of(arguments)
     workdir = local_copy(arguments.workdir, EXPERIMENT_FILE)
     experiment = read_experiment(workdir, like)
@@ -100,7 +100,7 @@ def _fingerprint(saved: dict[str, Any] | None, like: Experiment | None) -> str |
 
 def _show(found: dict[str, Any], console: Console) -> None:
     def show(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, style=style)
 
     show(f"{found['run']}: {found['task']}, experiment {found['fingerprint']}")
     if any(found["seconds"].values()):

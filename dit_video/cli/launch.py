@@ -4,8 +4,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-
 from dit_video.cli.usage.evaluate import spelled_out
 from dit_video.distributed.targets import parse_target
 from dit_video.launch.gke import GKE
@@ -13,6 +11,7 @@ from dit_video.launch.local import Local, run_together, written_out
 from dit_video.launch.slurm import Slurm
 from dit_video.launch.submission import Submission, submit
 from dit_video.launch.tpu_vm import TPUVM
+from dit_video.progress import Terminal
 
 
 def run_local(arguments: argparse.Namespace) -> int:
@@ -29,7 +28,7 @@ def run_local(arguments: argparse.Namespace) -> int:
         return 0
     outcome = run_together(program, environments, grace_seconds=local.grace_seconds, write=_write)
     if outcome.message is not None:
-        Console(stderr=True, emoji=False).print(outcome.message, highlight=False, markup=False, soft_wrap=True)
+        Terminal(stderr=True).print(outcome.message)
     return outcome.exit_code
 
 

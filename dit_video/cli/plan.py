@@ -15,7 +15,7 @@ from dit_video.cli.arguments import experiment_of, use_fake_devices
 from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target, parse_target
 from dit_video.plan.compile import Memory, Plan, plan
 from dit_video.plan.search import Remedy, Trial, fastest, remedies, search
-from dit_video.progress import counted
+from dit_video.progress import Terminal, counted, headed
 
 # A compilation for TPUs takes minutes.
 NUM_REMEDIES = 3
@@ -48,7 +48,7 @@ def report(found: Plan, cures: tuple[Remedy, ...] = (), *, price: float | None =
         cures_json = {"remedies": [dataclasses.asdict(cure) for cure in cures]}
         print(json.dumps(to_json(found, price) | cures_json, indent=1))
     else:
-        console = Console()
+        console = Terminal()
         show(found, price, console)
         _show_verdict(found, cures, console)
     return 1 if found.memory.excess else 0
@@ -64,14 +64,14 @@ def report_fit(trials: tuple[Trial, ...], *, price: float | None = None, as_json
         ]
         print(json.dumps({"best": None if best is None else trials.index(best), "compiled": plans}, indent=1))
         return 1 if best is None else 0
-    console = Console()
+    console = Terminal()
     _show_trials(trials, console)
     if best is None or best.plan is None:
-        console.print("[bold red]none of these fits[/]: take more devices, or such with more memory", highlight=False)
+        console.print(headed("none of these fits", "bold red", ": take more devices, or such with more memory"))
         return 1
     show(best.plan, price, console)
-    console.print("[bold green]the fastest of these that fits[/]:", highlight=False)
-    console.print(f"  {_words(best)}", highlight=False, soft_wrap=True, markup=False)
+    console.print("the fastest of these that fits:", style="bold green")
+    console.print(f"  {_words(best)}")
     return 0
 
 
@@ -117,19 +117,17 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     console.print(
         f"{found.target}: {found.num_devices} x {found.device_kind}, mesh {axes}; "
         f"lowered and compiled in {found.compile_seconds:.1f} s",
-        highlight=False,
     )
     if found.memory.hbm is None:
         console.print(
             "an estimate on fake devices: shardings, bytes of state and collectives are real, temporaries are those of "
             "the CPU compiler, whose choice of collectives and of what to fuse is another than an accelerator's",
-            highlight=False,
         )
     console.print(_memory_table(found.memory))
     if found.traffic is not None:
         console.print(_traffic_table(found))
     again = f", {found.recomputed_flops:.4g} more computed twice" if found.recomputed_flops else ""
-    console.print(f"model FLOPs of a step, all devices: {found.flops:.4g}{again}", highlight=False)
+    console.print(f"model FLOPs of a step, all devices: {found.flops:.4g}{again}")
     _show_time(found, price, console)
 
 
@@ -181,12 +179,11 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
         f"best case, all of these overlapped and nothing else: {best.seconds * 1e3:.4g} ms a step, "
         f"MFU {found.mfu:.1%}, {found.clips / best.seconds:,.1f} clips/s{tokens}; "
         f"one after the other they take {found.seconds_in_turn * 1e3:.4g} ms",
-        highlight=False,
     )
     hours = found.device_hours()
     if hours is not None:
         cost = "" if price is None else f"; {hours * price:,.2f} at {price:g} a device-hour"
-        console.print(f"{found.num_steps:,} steps: {hours:,.2f} device-hours at best{cost}", highlight=False)
+        console.print(f"{found.num_steps:,} steps: {hours:,.2f} device-hours at best{cost}")
 
 
 def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> None:
@@ -194,25 +191,25 @@ def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> N
     if memory.hbm is None:
         return
     if _domains(found) == "nodes":
-        console.print(
-            f"of a GPU's memory JAX takes three quarters, or what {GPU_MEMORY_VARIABLE} says", highlight=False
-        )
+        console.print(f"of a GPU's memory JAX takes three quarters, or what {GPU_MEMORY_VARIABLE} says")
     if not memory.excess:
-        console.print(f"[bold green]fits[/], {_size(memory.hbm - memory.peak)} to spare", highlight=False)
+        console.print(headed("fits", "bold green", f", {_size(memory.hbm - memory.peak)} to spare"))
         return
     console.print(
-        f"[bold red]does not fit[/]: {_size(memory.excess)} more than the {_size(memory.hbm)} of a device. "
-        "What would change that, one by one:",
-        highlight=False,
+        headed(
+            "does not fit",
+            "bold red",
+            f": {_size(memory.excess)} more than the {_size(memory.hbm)} of a device. What would change that:",
+        )
     )
     for cure in cures:
         verdict = "not compiled"
         if cure.peak is not None:
             verdict = f"peak {_size(cure.peak)}: {'fits' if cure.fits else 'does not fit either'}"
-        console.print(f"  {' '.join(cure.words)}", highlight=False, soft_wrap=True, markup=False)
-        console.print(f"      {cure.reason} ({verdict})", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"  {' '.join(cure.words)}")
+        console.print(f"      {cure.reason} ({verdict})")
     if not any(cure.fits for cure in cures):
-        console.print("Several at once may fit, or other meshes: --fit looks for them.", highlight=False)
+        console.print("Several at once may fit, or other meshes: --fit looks for them.")
 
 
 def _show_trials(trials: tuple[Trial, ...], console: Console) -> None:
@@ -220,9 +217,9 @@ def _show_trials(trials: tuple[Trial, ...], console: Console) -> None:
     for column in ("", "peak", "of", "step, ms", "MFU", "binds", "compiled in, s"):
         table.add_column(column, justify="left" if column == "binds" else "right")
     for number, trial in enumerate(trials, 1):
-        console.print(f"{number}. {_words(trial)}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{number}. {_words(trial)}")
         if trial.plan is None:
-            console.print(f"   cannot be: {trial.error}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"   cannot be: {trial.error}")
             continue
         memory, best, mfu = trial.plan.memory, trial.plan.binding, trial.plan.mfu
         time = ("", "", "") if best is None or mfu is None else (f"{best.seconds * 1e3:.4g}", f"{mfu:.1%}", best.name)

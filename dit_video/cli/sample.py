@@ -14,6 +14,7 @@ from dit_video.cli.weights import open_weights
 from dit_video.data.batch import Batch
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
+from dit_video.progress import Terminal
 from dit_video.run.open import OpenRun, sampled_clip
 from dit_video.run.prompts import rows, typed, with_negative
 from dit_video.tasks.keys import clip_keys
@@ -35,7 +36,7 @@ SAMPLERS: dict[SamplerName, type[Sampler]] = {
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Console()
+    console = Terminal()
     opened = open_weights(arguments, console)
     function = opened.experiment.task.functions().get(GENERATE)
     if function is None or function.medium is None:
@@ -63,12 +64,12 @@ def main(arguments: argparse.Namespace) -> int:
     for path in arguments.out:
         medium.write(path)
     for line in medium.lines():
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     if arguments.npy is not None:
         np.save(arguments.npy, made)
     num_made, files = len(batches) * arguments.num_clips, " ".join(map(str, arguments.out))
     what = f"clips of {shape}" if issubclass(function.medium, Video) else "samples"
-    console.print(f"{num_made} {what}: {files}", highlight=False)
+    console.print(f"{num_made} {what}: {files}")
     return 0
 
 
@@ -86,7 +87,7 @@ def prompted(
     opened = _with_task(opened, task)
 
     def warn(message: str) -> None:
-        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        console.print(message)
 
     label = None if arguments.label is None else [arguments.label]
     prompts = typed({"--label": label, "--text": arguments.text}, arguments.cond)

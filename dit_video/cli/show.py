@@ -3,13 +3,13 @@
 import argparse
 import json
 
-from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
 from dit_video.cli.arguments import experiment_of
 from dit_video.config.components import flatten, record
 from dit_video.nn.module import define
+from dit_video.progress import Terminal
 from dit_video.run import workload
 
 
@@ -18,10 +18,10 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(record(experiment), indent=1))
         return 0
-    console = Console()
+    console = Terminal()
     for path, value in flatten(experiment).items():
         if not path.endswith("class"):
-            console.print(f"config.{path} = {json.dumps(value)}", highlight=False, soft_wrap=True)
+            console.print(f"config.{path} = {json.dumps(value)}")
     definition = define(experiment.task.init)
     table = Table(title=f"{type(experiment.task).__name__}: parameters")
     table.add_column("part")
@@ -40,6 +40,5 @@ def main(arguments: argparse.Namespace) -> int:
     console.print(
         f"FLOPs of a training step (forward and backward, batch {batch}): {flops:.4g}; of a clip: {flops / batch:.4g}\n"
         f"fingerprint: {experiments.fingerprint(experiment)}",
-        highlight=False,
     )
     return 0

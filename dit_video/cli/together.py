@@ -8,11 +8,10 @@ import traceback
 from types import TracebackType
 
 import jax
-from rich.console import Console
-from rich.markup import escape
 
 from dit_video.distributed import processes
 from dit_video.distributed.seat import choose_seat
+from dit_video.progress import Terminal, headed
 
 # XLA says of whatever goes wrong with a shared computation what kind of error it is, and raises it as one of these.
 _OF_XLA = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
@@ -46,10 +45,10 @@ class Together:
 
 def report(error: BaseException, *, trace: bool) -> int:
     """Prints an error to stderr, with its traceback unless a user can mend it; returns the exit code."""
-    console = Console(stderr=True, emoji=False)
-    prefix = escape(processes.name())
+    console = Terminal(stderr=True)
+    prefix = processes.name()
     if isinstance(error, KeyboardInterrupt):
-        console.print(f"{prefix}stopped", highlight=False)
+        console.print(f"{prefix}stopped")
         return 130
     if trace or not isinstance(error, (ValueError, OSError, jax.errors.JaxRuntimeError)):
         print(processes.name(), end="", file=sys.stderr)
@@ -58,5 +57,5 @@ def report(error: BaseException, *, trace: bool) -> int:
     why = str(error)
     if processes.joined() and _OF_XLA.match(why):
         why = f"a computation that all processes share has failed. Did another one end? Its message says why. {why}"
-    console.print(f"{prefix}[bold red]error:[/] {escape(why)}", highlight=False, soft_wrap=True)
+    console.print(headed(f"{prefix}error:", "bold red", f" {why}"))
     return 1

@@ -4,11 +4,10 @@ import argparse
 import sys
 from typing import Any
 
-from rich.console import Console
-
 from dit_video.cli.arguments import experiment_of
 from dit_video.cli.together import Together
 from dit_video.distributed import processes
+from dit_video.progress import Terminal
 from dit_video.run.train import train
 from dit_video.storage.bucket import address
 from dit_video.storage.failures import Unfailing
@@ -21,7 +20,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     shown: Any = Unfailing(sys.stdout)
-    console = Console(file=shown, quiet=not processes.is_first())
+    console = Terminal(file=shown, quiet=not processes.is_first())
     outcome = train(
         experiment_of(arguments),
         arguments.workdir,
@@ -34,8 +33,8 @@ def _train(arguments: argparse.Namespace) -> int:
         console=console,
     )
     if not outcome.finished:
-        console.print(f"stopped at step {outcome.step} and saved; the same command goes on from there", highlight=False)
+        console.print(f"stopped at step {outcome.step} and saved; the same command goes on from there")
         return 3
     kept = address(arguments.workdir) or arguments.workdir
-    console.print(f"done: step {outcome.step}; look at {kept}/curves.png and samples/", highlight=False)
+    console.print(f"done: step {outcome.step}; look at {kept}/curves.png and samples/")
     return 0

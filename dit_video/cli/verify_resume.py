@@ -6,9 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
 from dit_video.cli.arguments import experiment_of
+from dit_video.progress import Terminal, headed
 from dit_video.verify.resume import verify_resume
 
 
@@ -17,32 +16,29 @@ def main(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name}={getattr(arguments, name)}: must be at least 1")
     experiment_of(arguments)  # a wrong field is an error here and not in a process's log
-    console, folder = Console(), Path(tempfile.mkdtemp(prefix="verify_resume_"))
+    console, folder = Terminal(), Path(tempfile.mkdtemp(prefix="verify_resume_"))
     verdict = verify_resume(
         _training(arguments),
         folder,
         num_kills=arguments.kills,
         num_steps=arguments.num_steps,
         seed=arguments.seed,
-        show=lambda message: console.print(message, highlight=False),
+        show=console.print,
     )
     inside = sum(kill.inside_save for kill in verdict.kills)
     first, second = verdict.seconds
     console.print(
         f"{len(verdict.kills)} kills, {inside} of them inside a save; {first:.0f} s undisturbed, {second:.0f} s killed",
-        highlight=False,
     )
     if verdict.difference is not None:
-        console.print(f"[bold red]differs[/]: {verdict.difference}", highlight=False)
-        console.print(f"both runs are kept in {folder}", highlight=False)
+        console.print(headed("differs", "bold red", f": {verdict.difference}"))
+        console.print(f"both runs are kept in {folder}")
         return 1
     shutil.rmtree(folder)
     if not verdict.kills:
-        console.print("it was done before it could be killed: give more --num_steps", highlight=False)
+        console.print("it was done before it could be killed: give more --num_steps")
         return 1
-    console.print(
-        f"equal bit for bit: {verdict.num_lines} lines of metrics, {verdict.num_arrays} arrays", highlight=False
-    )
+    console.print(f"equal bit for bit: {verdict.num_lines} lines of metrics, {verdict.num_arrays} arrays")
     return 0
 
 

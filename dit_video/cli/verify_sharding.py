@@ -4,12 +4,11 @@ import argparse
 import collections
 import dataclasses
 
-from rich.console import Console
 from rich.table import Table
 
 from dit_video.cli.arguments import experiment_of, use_fake_devices
 from dit_video.distributed.collectives import Traffic
-from dit_video.progress import counted
+from dit_video.progress import Terminal, counted, headed
 from dit_video.verify.sharding import (
     GRADIENT_TOLERANCE,
     LOSS_TOLERANCE,
@@ -25,21 +24,20 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.num_steps < 1:
         raise ValueError(f"--num_steps={arguments.num_steps}: must be at least 1")
     use_fake_devices(NUM_DEVICES)
-    console, experiment = Console(), experiment_of(arguments)
+    console, experiment = Terminal(), experiment_of(arguments)
     comparisons = compare_shardings(experiment, num_steps=arguments.num_steps)
     found = list(counted(comparisons, "ways of splitting", total=len(MESHES), unit="ways", console=console))
     console.print(_table(found, arguments.num_steps))
     for comparison in found:
         if comparison.refused is not None:
-            console.print(f"not possible: {_name(comparison)}: {comparison.refused}", highlight=False, markup=False)
+            console.print(f"not possible: {_name(comparison)}: {comparison.refused}")
     different = [comparison for comparison in found if comparison.refused is None and not comparison.equal]
     for comparison in different:
-        console.print(
-            f"[bold red]differs[/]: {_name(comparison)}; the gradient of {comparison.gradient[0]} most", highlight=False
-        )
+        which = f": {_name(comparison)}; the gradient of {comparison.gradient[0]} most"
+        console.print(headed("differs", "bold red", which))
     tried = sum(comparison.refused is None for comparison in found)
     if not different:
-        console.print(f"equal to one device in all {tried} ways that are possible", highlight=False)
+        console.print(f"equal to one device in all {tried} ways that are possible")
     return 1 if different or not tried else 0
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit_video.cli.evaluate import spelled_out
 from dit_video.cli.main import main
+from dit_video.cli.usage.evaluate import spelled_out
 from dit_video.evaluation.card import read_card
 from dit_video.evaluation.frechet import frechet_distance
 from dit_video.ingest.ingest import ingest

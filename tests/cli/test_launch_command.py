@@ -75,7 +75,7 @@ def test_a_local_dry_run_prints_a_line_for_each_process(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "trian: after -- stands a dit-video command: train, "),
+        (["trian"], "trian: after -- stands a dit-video command: demo, data, "),
         (["launch"], "launch: after -- stands a dit-video command"),
         ([*TRAIN, "--pofile"], "unknown argument --pofile; see dit-video train --help"),
         (["diff", "a", "b", "c"], "unknown argument c; see dit-video diff --help"),
