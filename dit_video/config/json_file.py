@@ -1,7 +1,7 @@
 """JSON files, read with limits for untrusted content and written atomically; errors name the file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,40 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def other_values(actual: Mapping[str, Any], expected: Mapping[str, Any], whose: str) -> list[str]:
-    """Compares the settings of a cache with those expected: a line for each difference; `whose` names the latter."""
-    differ = [name for name, value in expected.items() if actual.get(name) != value]
-    return [f"  {name}: cache {short(actual.get(name))}, {whose} {short(expected[name])}" for name in differ]
+    """Compares the settings of a cache with those expected: a line for each difference; `whose` names the latter.
+
+    Settings within settings are named by their path; of a list the first value that differs is shown.
+    """
+    return [
+        f"  {path}: cache {mine}, {whose} {theirs}"
+        for name in expected
+        for path, mine, theirs in _differences(name, actual.get(name), expected[name])
+    ]
 
 
-def short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _differences(path: str, actual: Any, expected: Any) -> Iterator[tuple[str, str, str]]:
+    """Path, actual and expected value of everything that differs, in words short enough for a line."""
+    if isinstance(actual, Mapping) and isinstance(expected, Mapping):
+        for name in {**expected, **actual}:
+            yield from _differences(f"{path}.{name}", actual.get(name), expected.get(name))
+    elif isinstance(actual, Sequence) and isinstance(expected, Sequence) and not isinstance(actual, str):
+        if len(actual) != len(expected):
+            yield path, f"has {len(actual)} values", f"{len(expected)}"
+        elif differ := [i for i, (a, b) in enumerate(zip(actual, expected)) if a != b]:
+            yield from _differences(f"{path}[{differ[0]}]", actual[differ[0]], expected[differ[0]])
+    elif actual != expected:
+        yield path, *in_short(actual, expected)
+
+
+def in_short(first: Any, second: Any, length: int = 60) -> tuple[str, str]:
+    """Two values as JSON for one line; where they are long, what surrounds the place where they begin to differ."""
+    texts = json.dumps(first), json.dumps(second)
+    same = next((i for i, (a, b) in enumerate(zip(*texts)) if a != b), min(map(len, texts)))
+    begin = max(0, same - length // 3)
+
+    def cut(text: str) -> str:
+        if len(text) <= length:
+            return text
+        return ("..." if begin else "") + text[begin : begin + length] + ("..." if text[begin + length :] else "")
+
+    return cut(texts[0]), cut(texts[1])

@@ -13,7 +13,7 @@ import jax
 from dit_video import experiment as experiments
 from dit_video.config import components
 from dit_video.config.components import diff
-from dit_video.config.json_file import read_object, short, write_json
+from dit_video.config.json_file import in_short, read_object, write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
 from dit_video.experiment import Experiment
@@ -49,7 +49,7 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allo
         kept = {name: said[name] for name in (DATA, DATA_CHANGES) if name in said}
         if experiments.fingerprint(before) != experiments.fingerprint(experiment) and not allow_change:
             changed = diff(before, experiment)
-            lines = [f"  {name}: {short(a)} -> {short(b)}" for name, (a, b) in changed.items()]
+            lines = [f"  {name}: {' -> '.join(in_short(*values))}" for name, values in changed.items()]
             raise ExperimentError(
                 f"{workdir} was started with another experiment:\n"
                 + "\n".join(lines)
@@ -83,7 +83,7 @@ def check_data(data: dict[str, Any], workdir: Path, allow_change: bool) -> None:
     before, now = old["source"], data["source"]
     lines = _differences(old, data)
     if before["class_names"] != now["class_names"]:
-        lines += [f"  classes: {short(before['class_names'])} -> {short(now['class_names'])}"]
+        lines += [f"  classes: {' -> '.join(in_short(before['class_names'], now['class_names']))}"]
         remedy = "a label would mean another class than was learnt: bring the data back, or use another --workdir"
     elif allow_change:
         return
