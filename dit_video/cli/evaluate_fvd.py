@@ -24,10 +24,6 @@ from dit_video.tasks.evaluator import EvaluationData
 def main(arguments: argparse.Namespace) -> int:
     console = Terminal(stderr=arguments.json)
     size = None if arguments.size is None else parse_size("--size", arguments.size)
-    for option, least in (("num_clips", 2), ("stride", 1), ("fake_stride", 1), ("seed", 0)):
-        value = getattr(arguments, option)
-        if value is not None and value < least:
-            raise ValueError(f"--{option}={value}: must be at least {least}")
     path = arguments.out or Path(f"fvd_{_stem(arguments.real)}_{_stem(arguments.fake)}.json")
     if path.is_dir():
         raise ValueError(f"--out={path}: is a folder; name a file in it, such as {path / 'fvd.json'}")

@@ -29,8 +29,6 @@ class Together:
 
     def __enter__(self) -> None:
         arguments = self._arguments
-        if arguments.join_timeout < 1:
-            raise ValueError(f"--join_timeout={arguments.join_timeout}: must be at least 1")
         seat = choose_seat(arguments.coordinator, arguments.num_processes, arguments.process_id, os.environ)
         processes.start(seat, join_timeout=arguments.join_timeout, stops_together=self._stops_together)
 

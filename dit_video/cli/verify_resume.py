@@ -12,9 +12,6 @@ from dit_video.verify.resume import verify_resume
 
 
 def main(arguments: argparse.Namespace) -> int:
-    for name in ("kills", "num_steps"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name}={getattr(arguments, name)}: must be at least 1")
     experiment_of(arguments)  # a wrong field is an error here and not in a process's log
     console, folder = Terminal(), Path(tempfile.mkdtemp(prefix="verify_resume_"))
     verdict = verify_resume(

@@ -1,11 +1,16 @@
 """What is typed after each command: help and wrong usage answer at once, and say what is so."""
 
+import argparse
 import json
+import re
 import subprocess
 import sys
+from types import FunctionType
 
 import pytest
 
+from dit_video.cli.main import COMMANDS
+from dit_video.cli.usage.arguments import local_path
 from dit_video.cli.usage.data import DIGITS_DEFAULTS
 from dit_video.data.sources import MovingDigits
 
@@ -60,3 +65,31 @@ def test_the_program_runs_as_a_module():
 def test_the_defaults_of_digits_are_those_of_the_source():
     assert {name: getattr(MovingDigits, name) for name in DIGITS_DEFAULTS} == DIGITS_DEFAULTS
     assert MovingDigits.directory == "data/moving_digits"
+
+
+def numeric_options():
+    """The parser of a command and its option, for each option that is a number with a bound."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    for module in COMMANDS:
+        module.add_parser(commands)
+    waiting = [((name,), command) for name, command in commands.choices.items()]
+    for words, command in waiting:
+        for action in command._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += [((*words, name), inner) for name, inner in action.choices.items()]
+            elif isinstance(action.type, FunctionType) and action.type is not local_path:
+                yield pytest.param(command, action, id=f"{' '.join(words)} {action.option_strings[0]}")
+
+
+@pytest.mark.parametrize(("command", "action"), list(numeric_options()))
+def test_every_number_has_a_bound_that_its_message_names(command, action, capsys):
+    option = action.option_strings[0]
+    for wrong in ("-1", "-inf", "nan", "many", "1e400", ""):
+        with pytest.raises(SystemExit):
+            command.parse_args([f"{option}={wrong}"])
+        message = capsys.readouterr().err
+        assert f"argument {option}" in message
+        assert re.search(r"must be a (whole )?number(, at least|) (\d+|above 0)", message), message
+    if action.default not in (None, argparse.SUPPRESS):
+        assert action.type(str(action.default)) == action.default

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from dit_video.cli.main import main
 from dit_video.verify.resume import Verdict, compare_runs, verify_resume
 
 # Minutes of real processes.
@@ -75,8 +74,3 @@ def test_one_number_of_another_value_is_found_and_named(trained, tmp_path):
     assert difference is not None
     assert difference.startswith('metrics: {"step": 7, ')
     assert compare_runs(one, other)[0] is None
-
-
-def test_a_number_of_kills_that_is_none_is_refused(capsys):
-    assert main(["verify-resume", "--config=nowhere.py", "--kills=0"]) == 1
-    assert "--kills=0: must be at least 1" in capsys.readouterr().err

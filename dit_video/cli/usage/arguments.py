@@ -5,6 +5,9 @@ command is imported when it is run.
 """
 
 import argparse
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from dit_video.distributed.seat import AUTO, COORDINATOR, JOIN_TIMEOUT, NUM_PROCESSES, PROCESS_ID
@@ -36,6 +39,44 @@ def add_workdir(parser: argparse.ArgumentParser, *, required: bool = True) -> No
     parser.add_argument(
         "--workdir", required=required, type=Path, metavar="RUN", help="folder of the run, or gs://bucket/run"
     )
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Type of options that are whole numbers from `least` on."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text.strip(), re.ASCII) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least {least}")
+        return int(text)
+
+    return parse
+
+
+def number(least: float) -> Callable[[str], float]:
+    """Type of options that are finite numbers from `least` on."""
+
+    def parse(text: str) -> float:
+        value = _float(text)
+        if not value >= least or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{text}: must be a number, at least {least:g}")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """Type of options that are finite numbers above 0."""
+    value = _float(text)
+    if not value > 0 or math.isinf(value):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def local_path(text: str) -> Path:
@@ -75,7 +116,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """--workdir, --config, --step and --raw; --config.PATH=VALUE changes fields of the run's experiment."""
     add_workdir(parser)
     add_like(parser)
-    parser.add_argument("--step", type=int, help="checkpoint to open (default: the latest)")
+    parser.add_argument("--step", type=whole(0), help="checkpoint to open (default: the latest)")
     parser.add_argument("--raw", action="store_true", help="use the raw weights instead of their moving average")
     parser.set_defaults(config=None, overrides=())
 
@@ -92,11 +133,11 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help=f"where process 0 listens; `{AUTO}` on the VMs of a TPU pod",
     )
-    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument("--num_processes", type=whole(1), metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=whole(0), metavar="I", help="which of them this is, from 0")
     group.add_argument(
         "--join_timeout",
-        type=int,
+        type=whole(1),
         default=JOIN_TIMEOUT,
         metavar="SECONDS",
         help=f"how long to wait until all have come (default {JOIN_TIMEOUT})",

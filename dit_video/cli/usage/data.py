@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_video.cli.usage.arguments import command, local_path
+from dit_video.cli.usage.arguments import command, local_path, whole
 
 INGEST = """  dit-video data ingest videos/ --out data/mine
       every video below videos/, in any container and codec; first-level sub-folders are classes
@@ -60,8 +60,8 @@ def _add_ingest(commands) -> None:
     parser.add_argument(
         "--held_out_fraction", type=float, default=0.1, metavar="F", help="share held out (default 0.1)"
     )
-    parser.add_argument("--max_size", type=int, metavar="PIXELS", help="longest short side (default: keep sizes)")
-    parser.add_argument("--num_workers", type=int, metavar="N", help="files decoded at once (default: one per core)")
+    parser.add_argument("--max_size", type=whole(2), metavar="PIXELS", help="longest short side (default: keep sizes)")
+    parser.add_argument("--num_workers", type=whole(1), metavar="N", help="files decoded at once (default: one a core)")
     parser.set_defaults(run=_run_ingest)
 
 
@@ -76,7 +76,7 @@ def _add_digits(commands) -> None:
     parser = command(commands, "digits", "make the moving-digits set, which needs no download", DIGITS)
     parser.add_argument("--out", type=local_path, default=Path("data/moving_digits"), metavar="DIR")
     for name, default in DIGITS_DEFAULTS.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+        parser.add_argument(f"--{name}", type=whole(0), default=default, metavar="N", help=f"default {default}")
     parser.set_defaults(run=_run_digits)
 
 

@@ -3,7 +3,7 @@
 import argparse
 import enum
 
-from dit_video.cli.usage.arguments import add_config, command
+from dit_video.cli.usage.arguments import add_config, command, whole
 
 EXAMPLES = """  dit-video encode --config=experiments/quickstart.py
   dit-video encode --config=experiments/grid_dit.py --clips_per_video=4
@@ -31,7 +31,7 @@ def add_parser(subparsers) -> None:
         "--only", choices=[part.value for part in Part], help="one of the two (default: all that the experiment reads)"
     )
     parser.add_argument(
-        "--clips_per_video", type=int, default=1, metavar="N", help="windows taken from each video (default 1)"
+        "--clips_per_video", type=whole(1), default=1, metavar="N", help="windows taken from each video (default 1)"
     )
     parser.add_argument(
         "--caption", action="append", default=[], metavar="TEXT", help="embed this one too; repeated, each of them"

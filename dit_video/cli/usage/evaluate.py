@@ -4,7 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dit_video.cli.usage.arguments import add_extractor, add_processes, add_weights, command, local_path
+from dit_video.cli.usage.arguments import (
+    add_extractor,
+    add_processes,
+    add_weights,
+    command,
+    local_path,
+    positive,
+    whole,
+)
 from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
 
 RUN = """  dit-video evaluate run --workdir=runs/grid_dit
@@ -53,11 +61,11 @@ def _add_run(commands) -> None:
     )
     add_weights(parser)
     parser.add_argument(
-        "--num_clips", type=int, default=USUAL_NUM_CLIPS, help=f"clips of each set (default {USUAL_NUM_CLIPS})"
+        "--num_clips", type=whole(2), default=USUAL_NUM_CLIPS, help=f"clips of each set (default {USUAL_NUM_CLIPS})"
     )
-    parser.add_argument("--num_frames", type=int, default=16, help="frames of each clip that are judged (default 16)")
-    parser.add_argument("--batch_size", type=int, default=16, help="clips at a time (default 16)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples' noise (default 0)")
+    parser.add_argument("--num_frames", type=whole(1), default=16, help="frames of each clip (default 16)")
+    parser.add_argument("--batch_size", type=whole(1), default=16, help="clips at a time (default 16)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the samples' noise (default 0)")
     add_extractor(parser)
     parser.add_argument("--no_yardsticks", action="store_true", help="judge the samples alone")
     parser.add_argument("--json", action="store_true", help="print the card as JSON and nothing else")
@@ -71,16 +79,16 @@ def _add_fvd(commands) -> None:
     parser.add_argument("--real", required=True, metavar=where, help="reference clips")
     parser.add_argument("--fake", required=True, metavar=where, help="clips to judge")
     parser.add_argument("--train", metavar=where, help="clips the model was trained on: finds samples that are copies")
-    parser.add_argument("--num_clips", type=int, help=f"clips of each side (default: all, at most {USUAL_NUM_CLIPS})")
-    parser.add_argument("--num_frames", type=int, default=16, help="frames of a clip (default 16)")
-    parser.add_argument("--stride", type=int, default=1, help="frames from one to the next, real side (default 1)")
-    parser.add_argument("--fake_stride", type=int, default=1, help="the same of the fake side (default 1)")
+    parser.add_argument("--num_clips", type=whole(2), help=f"of each side (default: all, at most {USUAL_NUM_CLIPS})")
+    parser.add_argument("--num_frames", type=whole(1), default=16, help="frames of a clip (default 16)")
+    parser.add_argument("--stride", type=whole(1), default=1, help="frames from one to the next, real side (default 1)")
+    parser.add_argument("--fake_stride", type=whole(1), default=1, help="the same of the fake side (default 1)")
     parser.add_argument(
         "--size", metavar="H,W", help="scale and crop frames of both sides to this before (default: whole frames)"
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="clips at a time (default 16)")
-    parser.add_argument("--seed", type=int, default=0, help="of the windows that clips are cut from (default 0)")
-    parser.add_argument("--fps", type=float, default=25.0, help="of .npy arrays, which do not say (default 25)")
+    parser.add_argument("--batch_size", type=whole(1), default=16, help="clips at a time (default 16)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the windows that clips are cut from (default 0)")
+    parser.add_argument("--fps", type=positive, default=25.0, help="of .npy arrays, which do not say (default 25)")
     add_extractor(parser)
     parser.add_argument("--no_yardsticks", action="store_true", help="judge the fake side alone")
     parser.add_argument(

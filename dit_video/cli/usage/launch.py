@@ -2,7 +2,7 @@
 
 import argparse
 
-from dit_video.cli.usage.arguments import command
+from dit_video.cli.usage.arguments import command, number, whole
 
 EXAMPLES = """  dit-video launch local --num_processes=2 -- train --config=experiments/quickstart.py --workdir=runs/two
   dit-video launch slurm --nodes=16 --gpus_per_node=8 --time=1-00 --requeue -- train --config=...
@@ -59,25 +59,28 @@ def add_parser(subparsers) -> None:
 
 def _add_local(platforms) -> None:
     parser = command(platforms, "local", "processes on this machine", LOCAL)
-    parser.add_argument("--num_processes", type=int, required=True, help="its GPUs are shared out among them")
-    parser.add_argument("--fake_devices", type=int, metavar="N", help="CPU devices of each process, to try out a mesh")
+    parser.add_argument("--num_processes", type=whole(1), required=True, help="its GPUs are shared out among them")
+    parser.add_argument("--fake_devices", type=whole(1), metavar="N", help="CPU devices of each process, to try a mesh")
     parser.add_argument(
-        "--grace_seconds", type=float, default=10.0, help="between SIGTERM and SIGKILL once one failed (default 10)"
+        "--grace_seconds",
+        type=number(0.0),
+        default=10.0,
+        help="between SIGTERM and SIGKILL once one failed (default 10)",
     )
     parser.set_defaults(run=_run_local)
 
 
 def _add_slurm(platforms) -> None:
     parser = command(platforms, "slurm", "an sbatch script", SLURM)
-    parser.add_argument("--nodes", type=int, required=True)
-    parser.add_argument("--gpus_per_node", type=int, required=True, help="as many processes run on each node")
+    parser.add_argument("--nodes", type=whole(1), required=True)
+    parser.add_argument("--gpus_per_node", type=whole(1), required=True, help="as many processes run on each node")
     parser.add_argument("--time", required=True, help="limit, as Slurm writes it: 12:00:00 or 1-00 (a day)")
-    parser.add_argument("--cpus_per_task", type=int, help="CPU cores of each process; decoding needs several")
+    parser.add_argument("--cpus_per_task", type=whole(1), help="CPU cores of each process; decoding needs several")
     parser.add_argument("--job_name", default="dit-video")
     parser.add_argument("--partition")
     parser.add_argument("--account")
     parser.add_argument(
-        "--grace_seconds", type=int, default=300, help="before the limit, to stop and save (default 300)"
+        "--grace_seconds", type=whole(0), default=300, help="before the limit, to stop and save (default 300)"
     )
     parser.add_argument("--requeue", action="store_true", help="queue again after it stopped early and saved")
     _add_setup(parser)
@@ -106,9 +109,9 @@ def _add_gke(platforms) -> None:
         metavar="LABEL=VALUE",
         help="further label that nodes must have, such as cloud.google.com/gke-spot=true; may be repeated",
     )
-    parser.add_argument("--max_restarts", type=int, default=3, help="after failures; evictions are not counted")
+    parser.add_argument("--max_restarts", type=whole(0), default=3, help="after failures; evictions are not counted")
     parser.add_argument(
-        "--grace_seconds", type=int, default=300, help="for an evicted pod to stop and save (default 300)"
+        "--grace_seconds", type=whole(0), default=300, help="for an evicted pod to stop and save (default 300)"
     )
     parser.set_defaults(run=_run_gke)
 

@@ -4,7 +4,7 @@ import argparse
 import enum
 from pathlib import Path
 
-from dit_video.cli.usage.arguments import add_weights, command, local_path
+from dit_video.cli.usage.arguments import add_weights, command, local_path, whole
 
 EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_clips=8 --out=threes.mp4
   dit-video sample --workdir=runs/quickstart_dit --label=all --out=digits.gif
@@ -45,18 +45,18 @@ def add_parser(subparsers) -> None:
         metavar="NAME=VALUE[,VALUE...]",
         help="any other signal that the run is conditioned on, by its name in config.data.signals: one row a value",
     )
-    parser.add_argument("--num_clips", type=int, default=8, help="clips, or clips per class or text (default 8)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_clips", type=whole(1), default=8, help="clips, or clips per class or text (default 8)")
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument(
         "--sampler", choices=[name.value for name in SamplerName], help="way from noise to data (default: the run's)"
     )
-    parser.add_argument("--num_steps", type=int, help="steps of the sampler (default: the run's)")
+    parser.add_argument("--num_steps", type=whole(1), help="steps of the sampler (default: the run's)")
     parser.add_argument(
         "--guidance", type=float, metavar="SCALE", help="how strongly label or text is followed; 1 is off"
     )
     parser.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from (default: no text)")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the first frame, which the clips continue")
-    parser.add_argument("--num_frames", type=int, help="length of a clip (default: as trained)")
+    parser.add_argument("--num_frames", type=whole(1), help="length of a clip (default: as trained)")
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
     parser.add_argument(
         "--out",

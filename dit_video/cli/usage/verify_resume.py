@@ -2,7 +2,7 @@
 
 import argparse
 
-from dit_video.cli.usage.arguments import add_config, command
+from dit_video.cli.usage.arguments import add_config, command, whole
 
 EXAMPLES = """  dit-video verify-resume --config=experiments/quickstart.py:vae
   dit-video verify-resume --config=experiments/mine.py --kills=20 --num_steps=100
@@ -15,9 +15,9 @@ bit, prints the first difference and exits with 1 where there is one."""
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "verify-resume", "prove that a run that is killed goes on exactly", EXAMPLES)
     add_config(parser)
-    parser.add_argument("--kills", type=int, default=5, metavar="N", help="how often to kill (5)")
-    parser.add_argument("--num_steps", type=int, default=40, metavar="N", help="length of the run (40)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments at which it is killed (0)")
+    parser.add_argument("--kills", type=whole(1), default=5, metavar="N", help="how often to kill (5)")
+    parser.add_argument("--num_steps", type=whole(1), default=40, metavar="N", help="length of the run (40)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the moments at which it is killed (0)")
     parser.set_defaults(run=_run)
 
 

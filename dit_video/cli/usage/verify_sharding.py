@@ -2,7 +2,7 @@
 
 import argparse
 
-from dit_video.cli.usage.arguments import add_config, command
+from dit_video.cli.usage.arguments import add_config, command, whole
 
 EXAMPLES = """  dit-video verify-sharding --config=experiments/quickstart.py
   dit-video verify-sharding --config=experiments/mine.py --config.task.network.num_heads=8
@@ -18,7 +18,7 @@ def add_parser(subparsers) -> None:
         subparsers, "verify-sharding", "prove that an experiment computes the same however it is split", EXAMPLES
     )
     add_config(parser)
-    parser.add_argument("--num_steps", type=int, default=10, metavar="N", help="steps of training to compare (10)")
+    parser.add_argument("--num_steps", type=whole(1), default=10, metavar="N", help="steps of training to compare (10)")
     parser.set_defaults(run=_run)
 
 
