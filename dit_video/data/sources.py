@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dit_video.config.json_file import read_object
+from dit_video.config.paths import expand
 from dit_video.data import builders, latent_cache
 from dit_video.data.record import Examples, Split
 from dit_video.data.video_set import MANIFEST, Manifest, read_manifest
@@ -54,6 +55,9 @@ class VideoSet:
     """Data source: a video set written by `dit-video data ingest`."""
 
     directory: str
+
+    def __post_init__(self):
+        expand(self, "directory")
 
     def manifest(self) -> Manifest:
         remedy = f"make it with: dit-video data ingest FOLDER_OR_TAR --out {self.directory}"
@@ -106,6 +110,7 @@ class MovingDigits:
         )
 
     def __post_init__(self):
+        expand(self, "directory")
         self._settings()
 
 
@@ -132,6 +137,9 @@ class LatentCache:
     """Data source: a latent cache written by `dit-video encode`."""
 
     directory: str
+
+    def __post_init__(self):
+        expand(self, "directory")
 
     def open(self, split: Split) -> Examples:
         return latent_cache.CachedExamples(self.directory, split)
@@ -199,6 +207,9 @@ class TFDSSet:
     train: str = "train"
     held_out: str = "test"
     fps: float = 25.0
+
+    def __post_init__(self):
+        expand(self, "data_dir")
 
     def open(self, split: Split) -> Examples:
         from dit_video.data.stored_videos import FeatureVideos

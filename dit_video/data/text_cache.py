@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_video.arrays import Text
 from dit_video.config.json_file import read_object
+from dit_video.config.paths import expand
 from dit_video.data.signals import ClassNames, Reader, Signal
 
 MANIFEST = "manifest.json"
@@ -89,6 +90,9 @@ class TextCache(Signal):
     directory: str
     dtype: TextDtype = TextDtype.BFLOAT16
     digest: str | None = None
+
+    def __post_init__(self):
+        expand(self, "directory")
 
     def manifest(self) -> TextManifest:
         """Reads the manifest of the folder.

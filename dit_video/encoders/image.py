@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
+from dit_video.config.paths import expand
 from dit_video.encoders.clip_image import CLIPVisionConfig, CLIPVisionModel
 from dit_video.nn.module import Precision
 
@@ -28,6 +29,9 @@ class PretrainedImage:
     precision: Precision = Precision.FLOAT32
     digest: str | None = None
     torch_files: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        expand(self, "model")
 
     def blank(self, rng: Key[Array, ""]) -> CLIPVisionModel:
         """The encoder with random weights: for shapes, FLOPs and tests, without published weights."""

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from dit_video.arrays import Text
 from dit_video.config.bounds import at_least
+from dit_video.config.paths import expand
 from dit_video.encoders.clip_text import CLIPTextModel
 from dit_video.encoders.t5 import T5Encoder
 from dit_video.encoders.tokenizer import Cleaning, Tokens
@@ -42,6 +43,7 @@ class FrozenCLIP:
     torch_files: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
+        expand(self, "model", "tokenizer")
         _check_tokens(self)
 
 
@@ -64,6 +66,7 @@ class FrozenT5:
     torch_files: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
+        expand(self, "model", "tokenizer")
         _check_tokens(self)
 
 

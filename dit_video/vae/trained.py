@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
+from dit_video.config.paths import expand
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.vae import VAEConfig
 
@@ -23,6 +24,9 @@ class TrainedCodec:
     vae: VAEConfig
     run: str
     digest: str | None = None
+
+    def __post_init__(self):
+        expand(self, "run")
 
     def blank(self, rng: Key[Array, ""]) -> LatentCodec:
         """The codec with random weights: for shapes, FLOPs and tests, where no trained one is at hand."""

@@ -10,9 +10,13 @@ from types import FunctionType
 import pytest
 
 from dit_video.cli.main import COMMANDS
-from dit_video.cli.usage.arguments import local_path
+from dit_video.cli.usage.arguments import local_path, path, path_text
 from dit_video.cli.usage.data import DIGITS_DEFAULTS
-from dit_video.data.sources import MovingDigits
+from dit_video.data.sources import LatentCache, MovingDigits, TFDSSet, VideoSet
+from dit_video.data.text_cache import TextCache
+from dit_video.encoders.text import FrozenCLIP, FrozenT5
+from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.video_vae import VideoVAEConfig
 
 # What took most of three seconds; and all that the help of a command may import, itself included.
 HEAVY = ("jax", "numpy", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "av", "PIL", "matplotlib", "rich")
@@ -67,8 +71,8 @@ def test_the_defaults_of_digits_are_those_of_the_source():
     assert MovingDigits.directory == "data/moving_digits"
 
 
-def numeric_options():
-    """The parser of a command and its option, for each option that is a number with a bound."""
+def options():
+    """The parser of every command with each of its options."""
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
     for module in COMMANDS:
@@ -78,11 +82,23 @@ def numeric_options():
         for action in command._actions:
             if isinstance(action, argparse._SubParsersAction):
                 waiting += [((*words, name), inner) for name, inner in action.choices.items()]
-            elif isinstance(action.type, FunctionType) and action.type is not local_path:
-                yield pytest.param(command, action, id=f"{' '.join(words)} {action.option_strings[0]}")
+            else:
+                yield command, action
 
 
-@pytest.mark.parametrize(("command", "action"), list(numeric_options()))
+def of_type(wanted):
+    return [
+        pytest.param(command, action, id=f"{command.prog.split(' ', 1)[1]} {action.metavar or action.dest}")
+        for command, action in options()
+        if wanted(action)
+    ]
+
+
+PATHS = (path, path_text, local_path)
+NUMBERS = of_type(lambda action: isinstance(action.type, FunctionType) and action.type not in PATHS)
+
+
+@pytest.mark.parametrize(("command", "action"), NUMBERS)
 def test_every_number_has_a_bound_that_its_message_names(command, action, capsys):
     option = action.option_strings[0]
     for wrong in ("-1", "-inf", "nan", "many", "1e400", ""):
@@ -93,3 +109,49 @@ def test_every_number_has_a_bound_that_its_message_names(command, action, capsys
         assert re.search(r"must be a (whole )?number(, at least|) (\d+|above 0)", message), message
     if action.default not in (None, argparse.SUPPRESS):
         assert action.type(str(action.default)) == action.default
+
+
+@pytest.mark.parametrize(("command", "action"), of_type(lambda action: action.type in PATHS))
+def test_every_path_option_means_what_it_means_in_a_shell(command, action, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WHERE", "there")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert str(action.type("~/a b")) == f"{tmp_path}/a b"
+    assert str(action.type("$WHERE/${WHERE}s")) == "there/theres"
+    for wrong, why in (("$NOWHERE/x", "NOWHERE is not set"), ("~nobody-of-this-name/x", "no home folder")):
+        with pytest.raises(argparse.ArgumentTypeError, match=why):
+            action.type(wrong)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "costs $NOWHERE").touch()
+    assert str(action.type("costs $NOWHERE")) == "costs $NOWHERE"
+
+
+def test_no_option_that_names_a_file_is_left_out():
+    names = re.compile("DIR|FILE|FOLDER|RUN|CARD|^[AB]$")
+    assert not [
+        (command.prog, action.dest)
+        for command, action in options()
+        if action.metavar and names.search(str(action.metavar)) and action.type not in PATHS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda path: VideoSet(directory=path), "VideoSet.directory"),
+        (lambda path: MovingDigits(directory=path), "MovingDigits.directory"),
+        (lambda path: LatentCache(directory=path), "LatentCache.directory"),
+        (lambda path: TFDSSet(name="a", data_dir=path), "TFDSSet.data_dir"),
+        (lambda path: TextCache(directory=path), "TextCache.directory"),
+        (lambda path: TrainedCodec(vae=VideoVAEConfig(), run=path), "TrainedCodec.run"),
+        (lambda path: FrozenCLIP(model=path, tokenizer="x"), "FrozenCLIP.model"),
+        (lambda path: FrozenT5(model="x", tokenizer=path, num_tokens=8), "FrozenT5.tokenizer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_so_does_every_path_in_an_experiment(make, name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert getattr(make("~/data"), name.partition(".")[2]) == "/home/somebody/data"
+    with pytest.raises(ValueError, match=re.escape(f"{name}=$NOWHERE: the environment variable NOWHERE is not set")):
+        make("$NOWHERE")

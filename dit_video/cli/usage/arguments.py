@@ -6,10 +6,12 @@ command is imported when it is run.
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from dit_video.config.paths import expanded
 from dit_video.distributed.seat import AUTO, COORDINATOR, JOIN_TIMEOUT, NUM_PROCESSES, PROCESS_ID
 from dit_video.evaluation.protocol import ResizeRule
 
@@ -30,6 +32,7 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     parser.add_argument(
         "--config",
         required=required,
+        type=path_text,
         metavar="FILE.py[:arg]",
         help="experiment file, with the argument of its get_config; change fields with --config.PATH=VALUE",
     )
@@ -37,7 +40,7 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 def add_workdir(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
-        "--workdir", required=required, type=Path, metavar="RUN", help="folder of the run, or gs://bucket/run"
+        "--workdir", required=required, type=path, metavar="RUN", help="folder of the run, or gs://bucket/run"
     )
 
 
@@ -79,11 +82,27 @@ def _float(text: str) -> float:
         return math.nan
 
 
+def path(text: str) -> Path:
+    """Type of options that are paths, with ~ and $VARIABLES, or addresses of buckets."""
+    # What the shell has written out itself may hold a dollar sign.
+    if os.path.lexists(text):
+        return Path(text)
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path_text(text: str) -> str:
+    """Type of options that are a `path` with something behind a colon, or one of several things."""
+    return text if "://" in text else os.fspath(path(text))
+
+
 def local_path(text: str) -> Path:
-    """A path to write to, which is no address of a bucket: that would become a folder named "gs:"."""
+    """Type of options that are paths to write to, which no address of a bucket is: it would become a folder "gs:"."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text}: is written here; give a path, and copy that afterwards")
-    return Path(text)
+    return path(text)
 
 
 def add_like(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +110,7 @@ def add_like(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         dest="like",
+        type=path_text,
         metavar="FILE.py[:arg]",
         help="where the run is made of classes of your own: an experiment file that is too. It is run; the experiment "
         "is that of the run",
@@ -107,6 +127,7 @@ def add_extractor(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--extractor",
+        type=path_text,
         metavar="FILE.py[:arg]",
         help="features other than I3D's: a file with get_extractor(arg) -> Extractor (docs/fvd.md shows one)",
     )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dit_video.cli.usage.arguments import command, local_path, whole
+from dit_video.cli.usage.arguments import command, local_path, path, path_text, whole
 
 INGEST = """  dit-video data ingest videos/ --out data/mine
       every video below videos/, in any container and codec; first-level sub-folders are classes
@@ -50,9 +50,9 @@ def add_parser(subparsers) -> None:
 
 def _add_ingest(commands) -> None:
     parser = command(commands, "ingest", "turn folders and tars of videos into a data set", INGEST)
-    parser.add_argument("sources", nargs="+", metavar="FOLDER_OR_TAR")
+    parser.add_argument("sources", nargs="+", type=path_text, metavar="FOLDER_OR_TAR")
     parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="new folder for the set")
-    parser.add_argument("--labels", metavar="FILE", help="CSV or TSV with a header; its rows describe the files")
+    parser.add_argument("--labels", type=path, metavar="FILE", help="CSV or TSV with a header, a row for each file")
     parser.add_argument("--key", default="key", metavar="COL", help="column that names a file (default: key)")
     parser.add_argument("--label", metavar="COL", help="column with the class")
     parser.add_argument("--caption", metavar="COL", help="column with a sentence")
@@ -67,7 +67,7 @@ def _add_ingest(commands) -> None:
 
 def _add_inspect(commands) -> None:
     parser = command(commands, "inspect", "show what a data set holds", INSPECT)
-    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("directory", type=path_text, metavar="DIR")
     parser.add_argument("--out", type=local_path, metavar="FILE.png", help="draw a contact sheet")
     parser.set_defaults(run=_run_inspect)
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dit_video.cli.usage.arguments import command
+from dit_video.cli.usage.arguments import command, path_text
 
 EXAMPLES = """  dit-video diff experiments/quickstart.py experiments/grid_dit.py
   dit-video diff runs/a runs/b
@@ -11,8 +11,8 @@ EXAMPLES = """  dit-video diff experiments/quickstart.py experiments/grid_dit.py
 
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "diff", "print the fields in which two experiments or runs differ", EXAMPLES)
-    parser.add_argument("a", metavar="A", help="experiment file (FILE.py[:arg]) or run folder")
-    parser.add_argument("b", metavar="B", help="likewise")
+    parser.add_argument("a", type=path_text, metavar="A", help="experiment file (FILE.py[:arg]) or run folder")
+    parser.add_argument("b", type=path_text, metavar="B", help="likewise")
     parser.set_defaults(run=_run)
 
 

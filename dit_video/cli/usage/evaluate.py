@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from dit_video.cli.usage.arguments import (
     add_extractor,
@@ -10,6 +9,8 @@ from dit_video.cli.usage.arguments import (
     add_weights,
     command,
     local_path,
+    path,
+    path_text,
     positive,
     whole,
 )
@@ -76,9 +77,9 @@ def _add_run(commands) -> None:
 def _add_fvd(commands) -> None:
     parser = command(commands, "fvd", "FVD of any two folders or sets of videos", FVD)
     where = "DIR_OR_SET"
-    parser.add_argument("--real", required=True, metavar=where, help="reference clips")
-    parser.add_argument("--fake", required=True, metavar=where, help="clips to judge")
-    parser.add_argument("--train", metavar=where, help="clips the model was trained on: finds samples that are copies")
+    parser.add_argument("--real", type=path_text, required=True, metavar=where, help="reference clips")
+    parser.add_argument("--fake", type=path_text, required=True, metavar=where, help="clips to judge")
+    parser.add_argument("--train", type=path_text, metavar=where, help="training clips: finds samples that are copies")
     parser.add_argument("--num_clips", type=whole(2), help=f"of each side (default: all, at most {USUAL_NUM_CLIPS})")
     parser.add_argument("--num_frames", type=whole(1), default=16, help="frames of a clip (default 16)")
     parser.add_argument("--stride", type=whole(1), default=1, help="frames from one to the next, real side (default 1)")
@@ -100,7 +101,7 @@ def _add_fvd(commands) -> None:
 
 def _add_compare(commands) -> None:
     parser = command(commands, "compare", "rank cards whose protocols are equal; refuse others", COMPARE)
-    parser.add_argument("cards", nargs="+", type=Path, metavar="CARD.json")
+    parser.add_argument("cards", nargs="+", type=path, metavar="CARD.json")
     parser.add_argument("--json", action="store_true", help="print the ranking as JSON and nothing else")
     parser.set_defaults(run=_run_compare)
 

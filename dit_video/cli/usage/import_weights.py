@@ -1,9 +1,8 @@
 """Options of `dit-video import`."""
 
 import argparse
-from pathlib import Path
 
-from dit_video.cli.usage.arguments import add_config, command, local_path
+from dit_video.cli.usage.arguments import add_config, command, local_path, path, path_text
 
 EXAMPLES = """  dit-video import DiT-XL-2-256 --out=runs/dit_xl
   dit-video sample --workdir=runs/dit_xl --label="golden retriever" --guidance=4 --out=dogs.gif
@@ -32,12 +31,13 @@ families
 
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "import", "make a run of weights that others have published", EXAMPLES)
-    parser.add_argument("source", type=Path, metavar="FOLDER_OR_FILE", help="weights of diffusers or of official code")
+    parser.add_argument("source", type=path, metavar="FOLDER_OR_FILE", help="weights of diffusers or of official code")
     parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="folder of the run: new, or empty")
     add_config(parser, required=False)
-    parser.add_argument("--codec", type=Path, metavar="RUN", help="run of the VAE that a denoiser without --config has")
+    parser.add_argument("--codec", type=path, metavar="RUN", help="run of the VAE that a denoiser without --config has")
     parser.add_argument(
         "--sha256",
+        type=path_text,
         metavar="HEX_OR_FILE",
         help="digest that a torch file was published with, or a file of several, as sha256sum writes them",
     )

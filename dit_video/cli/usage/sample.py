@@ -2,9 +2,8 @@
 
 import argparse
 import enum
-from pathlib import Path
 
-from dit_video.cli.usage.arguments import add_weights, command, local_path, whole
+from dit_video.cli.usage.arguments import add_weights, command, local_path, path, whole
 
 EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_clips=8 --out=threes.mp4
   dit-video sample --workdir=runs/quickstart_dit --label=all --out=digits.gif
@@ -55,7 +54,7 @@ def add_parser(subparsers) -> None:
         "--guidance", type=float, metavar="SCALE", help="how strongly label or text is followed; 1 is off"
     )
     parser.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from (default: no text)")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="the first frame, which the clips continue")
+    parser.add_argument("--image", type=path, metavar="FILE", help="the first frame, which the clips continue")
     parser.add_argument("--num_frames", type=whole(1), help="length of a clip (default: as trained)")
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
     parser.add_argument(
