@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dit_video.dit.dit import DiTConfig, published
+from dit_video.dit.dit import PublishedDiTConfig
 from dit_video.export.weights import CODEC, CONFIG, MODEL, Denoiser, ExportMismatch, compare, load, write_weights
 from dit_video.nn.module import define, params_of
 from dit_video.weights.digest import weights_digest
@@ -37,7 +37,7 @@ def test_files_say_what_they_hold(exported, content):
         assert set(file.keys()) == set(params)
     assert metadata["digest"] == weights_digest(params)
     assert {n: metadata[n] for n in ("format_version", "step", "weights", "fingerprint")} == {
-        "format_version": "3",
+        "format_version": "4",
         "step": "7",
         "weights": "ema",
         "fingerprint": "0123456789abcdef",
@@ -57,7 +57,7 @@ def test_a_codec_is_exported_without_a_denoiser(content, tmp_path):
 
 
 def test_a_published_network_is_rebuilt_with_all_its_choices(content, tmp_path):
-    config = published(DiTConfig(hidden_size=32, depth=2, num_heads=2))
+    config = PublishedDiTConfig(hidden_size=32, depth=2, num_heads=2, position_grid=3)
     task = dataclasses.replace(content.denoiser.task, network=config)
     definition = define(task.init)
     network = definition.bind({name: jnp.ones(shape.shape) for name, shape in definition.shapes.items()})
@@ -141,7 +141,7 @@ def test_a_file_cut_short_is_an_error_that_names_it(spoilt):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"format_version": 1}, "format_version=1, this version of dit_video reads 3"),
+        ({"format_version": 1}, "format_version=1, this version of dit_video reads 4"),
         ({"network": {"digest": "0" * 64}}, "model.safetensors: holds the weights .* config.json says 0000"),
         ({"codec": {"digest": "0" * 64}}, "codec.safetensors: holds the VAE .* config.json says 0000"),
     ],
