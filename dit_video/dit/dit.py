@@ -321,7 +321,7 @@ class DiT(Network):
     def _through_blocks(
         self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
-        """The stream after the last block, where it is kept after every one, and the conditioning vector."""
+        """The stream after the last block, with `keep` those after every block, and the conditioning vector."""
         conditioning = self.t_embedder(per_patch_frame(t, self.patch_size))
         if self.y_embedder is not None:
             conditioning = conditioning + self.y_embedder(required(cond))[:, None].astype(conditioning.dtype)
