@@ -183,7 +183,7 @@ def test_an_official_checkpoint_becomes_a_run_that_diffusers_would_compute_other
     ("config", "message"),
     [
         ("official", r"--config\.task\.network\.time_frequency_shift=1 \(it is 0\)"),
-        ("modern", r"--config\.task\.network=PublishedDiTConfig\(.*\) \(it is a DiTConfig\)"),
+        ("modern", r"  config\.task\.network=PublishedDiTConfig\(.*\) \(it is a DiTConfig\)"),
         ("vae", r"config\.task=Denoise\(\.\.\.\) \(it is Autoencode\)"),
     ],
 )
