@@ -57,13 +57,24 @@ def test_a_codec_is_exported_without_a_denoiser(content, tmp_path):
 
 
 def test_a_published_network_is_rebuilt_with_all_its_choices(content, tmp_path):
-    config = PublishedDiTConfig(hidden_size=32, depth=2, num_heads=2, position_grid=3)
+    config = PublishedDiTConfig(hidden_size=32, depth=2, num_heads=2, position_grid=3, time_frequency_shift=1)
     task = dataclasses.replace(content.denoiser.task, network=config)
     definition = define(task.init)
     network = definition.bind({name: jnp.ones(shape.shape) for name, shape in definition.shapes.items()})
     denoiser = Denoiser(task, network)
     write_weights(dataclasses.replace(content, denoiser=denoiser), tmp_path)
     assert load(tmp_path).network.config == config
+    # In version 3 a DiTConfig with these fields was written of it.
+    path = tmp_path / CONFIG
+    written = json.loads(path.read_text())
+    then = {"positions": "sincos", "norm": "layer", "qk_norm": "none", "mlp": "gelu"}
+    then |= {"class": "DiTConfig", "timestep_offset": -1, "shared_modulation": False}
+    written |= {"format_version": 3, "network": written["network"] | {"config": written["network"]["config"] | then}}
+    path.write_text(json.dumps(written))
+    assert load(tmp_path).network.config == config
+    path.write_text(json.dumps(written).replace('"mlp": "gelu"', '"mlp": "swiglu"'))
+    with pytest.raises(ExportMismatch, match=r"config.json: network.config.mlp='swiglu': .* of which mlp is gelu; read"):
+        load(tmp_path)
 
 
 @pytest.fixture
