@@ -58,13 +58,13 @@ def from_json(data: Any, where: str, own: Mapping[str, type] | None = None) -> A
     """
     if isinstance(data, dict):
         version = data.get("format", 1)
-        if version not in (1, FORMAT):
+        if type(version) is not int or not 1 <= version <= FORMAT:
             raise ExperimentError(
                 f"{where}: is of format {reprlib.repr(version)}, this version of dit_video reads {FORMAT} and before; "
                 "it was written by a newer one"
             )
         try:
-            data = {k: v for k, v in (upgrade(data) if version == 1 else data).items() if k != "format"}
+            data = {k: v for k, v in (data if version == FORMAT else upgrade(data, where)).items() if k != "format"}
         except RecursionError as error:
             raise ExperimentError(f"{where}: nested deeper than {_MAX_DEPTH} components") from error
     return _from_json(data, None, where, 0, own or {})

@@ -6,7 +6,7 @@ Files may move, names may not: what stands here once stays, and a class that is 
 from collections.abc import Mapping
 
 # Of records as they are written now; old_records.py reads those from before.
-FORMAT = 2
+FORMAT = 3
 
 _ROOMS: Mapping[str, tuple[str, ...]] = {
     "experiment": ("Experiment",),
@@ -28,7 +28,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "diffusion.variance": ("LearnedVariance",),
     "distributed.sharding": ("MeshShape",),
     "dit.condition": ("ClassCondition", "EmbeddedText", "TextCondition"),
-    "dit.dit": ("DiTConfig",),
+    "dit.dit": ("DiTConfig", "PublishedDiTConfig"),
     "dit.known": ("AsChannels", "LevelZero"),
     "dit.latte": ("LatteConfig",),
     "dit.mmdit": ("MMDiTConfig", "PositionTable"),

@@ -1,10 +1,15 @@
-"""Records from before they had a format version: classes by their addresses, and fields that are others now.
+"""Records of older format versions: classes and fields of then, as those of today.
 
-They were written by the code of 2026-11-22 and before. What is written now has names (names.py) and a version.
+- 1, of 2026-11-22 and before, without a version in the record: classes by their addresses (names.py has names), a first
+  frame, captions and embedded captions elsewhere.
+- 2: one class of DiT, with fields that are two classes now (`_dit`).
 """
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from dit_video.config.user_file import ExperimentError
 
 # By the module that a class lived in then, under dit_video; none was renamed since.
 _OLD_ROOMS: Mapping[str, tuple[str, ...]] = {
@@ -57,19 +62,29 @@ ADDRESSES: Mapping[str, str] = {
 }
 
 
-def upgrade(data: Any) -> Any:
-    """JSON data with the classes and fields of today; data of today stay as they are."""
+def upgrade(data: Any, where: str = "record") -> Any:
+    """JSON data with the classes and fields of today; data of today stay as they are.
+
+    Args:
+        where: its path, for messages.
+
+    Raises:
+        ExperimentError: a component of then that no class of today is; names the field, its value and what to do.
+    """
     if isinstance(data, list):
-        return [upgrade(item) for item in data]
+        return [upgrade(item, f"{where}.{number}") for number, item in enumerate(data)]
     if not isinstance(data, dict):
         return data
-    address = data.get("class")
-    name = ADDRESSES.get(address) if isinstance(address, str) else None
-    fields = {key: upgrade(value) for key, value in data.items()}
-    if name is None:
+    fields = {key: upgrade(value, f"{where}.{key}") for key, value in data.items()}
+    kind = fields.get("class")
+    if not isinstance(kind, str):
         return fields
-    change = _CHANGES.get(name, lambda fields: fields)
-    return change(fields | {"class": name})
+    if kind in ADDRESSES:
+        kind = ADDRESSES[kind]
+        fields = _CHANGES.get(kind, lambda fields: fields)(fields | {"class": kind})
+    # A class of the user's own that is derived from DiTConfig has its fields too.
+    is_dit = kind == "DiTConfig" or ("." in kind and _DIT.keys() <= fields.keys())
+    return _dit(fields, where) if is_dit else fields
 
 
 def condition_and_channels(data: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -114,3 +129,55 @@ _CHANGES: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "Denoise": _denoise,
     "Data": _data,
 }
+
+
+# Fields of the DiTConfig of formats 1 and 2 and their defaults; it was both networks, by its positions.
+_DIT: Mapping[str, Any] = {
+    "shared_modulation": False,
+    "positions": "rotary",
+    "position_grid": None,
+    "norm": "rms",
+    "qk_norm": "per_head",
+    "mlp": "swiglu",
+    "mlp_norm_epsilon": 1e-6,
+    "timestep_offset": 0,
+    "time_frequency_shift": 0,
+    "learned_variance": False,
+}
+# What each of the two has as a constant now, by the positions of then.
+_DIT_CONSTANTS: Mapping[str, Mapping[str, Any]] = {
+    "rotary": {
+        "positions": "rotary",
+        "position_grid": None,
+        "mlp_norm_epsilon": 1e-6,
+        "timestep_offset": 0,
+        "time_frequency_shift": 0,
+    },
+    "sincos": {
+        "positions": "sincos",
+        "shared_modulation": False,
+        "norm": "layer",
+        "qk_norm": "none",
+        "mlp": "gelu",
+        "timestep_offset": -1,
+    },
+}
+_DIT_NAMES = {"rotary": "DiTConfig", "sincos": "PublishedDiTConfig"}
+
+
+def _dit(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """The DiT of today or the one as published: two classes now, with the fields that are free in each."""
+    if not _DIT_CONSTANTS["rotary"].keys() & fields.keys():
+        return fields  # of today
+    whole = {**_DIT, **fields}
+    positions = "sincos" if whole["positions"] == "sincos" else "rotary"
+    name, constants = _DIT_NAMES[positions], _DIT_CONSTANTS[positions]
+    for field, constant in constants.items():
+        if whole[field] != constant:
+            raise ExperimentError(
+                f"{where}.{field}={reprlib.repr(whole[field])}: a DiT with positions={positions} is a {name} in this "
+                f"version, of which {field} is {constant}; read this record with the dit_video that wrote it"
+            )
+    if fields["class"] == "DiTConfig":
+        whole["class"] = name
+    return {field: value for field, value in whole.items() if field not in constants}

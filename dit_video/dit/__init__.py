@@ -1,1 +1,1 @@
-"""The diffusion transformer and what it is conditioned on."""
+"""Denoising transformers (DiT, Latte, MMDiT, Wan), and the conditions and known frames that they take."""

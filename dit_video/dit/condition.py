@@ -1,7 +1,7 @@
-"""Conditions: what a video is made from, its class or its caption, and dropping it for classifier-free guidance.
+"""Conditions of a denoiser: class labels and captions, and dropping them for classifier-free guidance.
 
-A condition reads signals of a batch (data/signals.py) and says how a network takes them in. One of your own is a
-frozen dataclass of this type in the experiment's file.
+A condition reads signals of a batch (data/signals.py) and builds the modules by which a network takes them in. One of
+your own is a frozen dataclass derived from `Condition` in the experiment's file.
 """
 
 import abc
@@ -24,13 +24,13 @@ from dit_video.data.signals import CAPTION, LABEL, TEXT
 from dit_video.dit.text_encoder import TextEncoder
 from dit_video.nn.embed import LabelEmbedding
 
-# What a network is conditioned on, in the form in which its condition makes it: a pytree of arrays [B ...].
+# Values of a condition for the clips of a batch, as its `read` makes them: a pytree of arrays [B ...].
 Cond = Any
 Signals = Mapping[str, Any]
 
 
 def required(cond: Cond | None) -> Any:
-    """`cond`, for a network that cannot do without.
+    """`cond`, checked to be there, for a conditioned network.
 
     Raises:
         ValueError: there is none.
@@ -42,10 +42,13 @@ def required(cond: Cond | None) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Condition(abc.ABC):
-    """What a network is conditioned on.
+    """Condition of a network: which signal it reads, its null value, and the modules that embed it.
 
     While training, it is dropped (replaced by the null condition) with probability `drop_rate`, so that the same
     network also learns the unconditional distribution that classifier-free guidance needs (2207.12598, algorithm 1).
+
+    Attributes:
+        drop_rate: probability of dropping, in [0, 1).
     """
 
     drop_rate: float = 0.1
@@ -57,11 +60,11 @@ class Condition(abc.ABC):
     @property
     @abc.abstractmethod
     def reads(self) -> str:
-        """The name of the signal that it reads."""
+        """Name of the signal that it reads."""
 
     @abc.abstractmethod
     def read(self, signals: Signals) -> Cond:
-        """What a network is conditioned on, of the signals of a batch.
+        """Values of the condition, from the signals of a batch.
 
         Raises:
             ValueError: the batch lacks the signal, or has it in another shape.
@@ -69,26 +72,26 @@ class Condition(abc.ABC):
 
     @abc.abstractmethod
     def empty(self, cond: Any) -> Any:
-        """The null condition for every clip, where this condition can make it.
+        """Null condition ("no label", "no text") of the shape of `cond`, where it can be made without weights.
 
         Raises:
-            ValueError: it is loaded with the parts that are frozen, not made.
+            ValueError: it cannot, and is loaded with the frozen parts.
         """
 
     def null(self, cond: Any, loaded: Cond | None = None) -> Any:
-        """The null condition, for every clip or for one: what was loaded, else what `empty` makes."""
+        """Null condition, for every clip or for one: the loaded one, else that of `empty`."""
         return self.empty(cond) if loaded is None else loaded
 
     def drop(self, rng: Key[Array, ""], cond: Cond, null: Cond) -> Cond:
-        """Replaces what each clip is conditioned on by the null condition, with probability `drop_rate`."""
+        """Condition dropping: replaces that of each clip by the null condition, with probability `drop_rate`."""
         num_clips = jax.tree.leaves(cond)[0].shape[0]
         dropped = jax.random.bernoulli(rng, self.drop_rate, (num_clips,))
         return jax.tree.map(lambda a, b: jnp.where(dropped.reshape(-1, *(1,) * (a.ndim - 1)), b, a), cond, null)
 
-    # Where there are no data: shapes, random values, and words for those who call an exported network.
+    # For export, planning and checks, where there are no data: shapes, random values, descriptions.
 
     def blank_null(self) -> Cond | None:
-        """Of a condition whose null is loaded: zeros of its shape for one clip. None where `empty` makes it."""
+        """Zeros of the shape of a null condition that is loaded, for one clip; None where `empty` makes it."""
         return None
 
     def example(self, signals: Signals, batch_size: int) -> Signals:
@@ -103,33 +106,33 @@ class Condition(abc.ABC):
 
     @abc.abstractmethod
     def inputs(self) -> Mapping[str, str]:
-        """By name, what each array of `read` means, in the order of its leaves."""
+        """Descriptions of the arrays of `read` by name, in the order of its leaves."""
 
     def check(self, signals: Signals) -> None:
-        """Raises ValueError where host arrays hold values that it cannot be conditioned on; by default none do."""
+        """Raises ValueError where signals, as host arrays, have values out of range; by default none are."""
         del signals
 
-    # How a network takes it in, by one or both of two ways:
+    # Modules by which a network takes it in: one vector, tokens of text, or both.
 
     @property
     def num_text_tokens(self) -> int | None:
-        """Tokens of every caption, where the condition fixes their number."""
+        """Number of text tokens of every caption, where the condition fixes it."""
         return None
 
     def label_embedding(self, hidden_size: int, *, rngs: nnx.Rngs) -> Any:
-        """The module that makes one vector of it, which modulates the blocks beside the noise level, or None."""
+        """Module that embeds it as one vector, which modulates the blocks beside the noise level, or None."""
         del hidden_size, rngs
         return None
 
-    def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "TextEncoder | TextAsItIs | None":
-        """The module that makes tokens of it, which the blocks attend to, and one vector for all of them, or None."""
+    def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "TextEncoder | IdentityTextEncoder | None":
+        """Module that encodes it as tokens, which the blocks attend to, and one vector for all of them, or None."""
         del dtype, rngs
         return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassCondition(Condition):
-    """Condition on one of `num_classes` labels; `num_classes` itself stands for "no label"."""
+    """Condition on a class label, 0 to `num_classes` - 1; `num_classes` itself stands for "no label"."""
 
     num_classes: int
 
@@ -167,10 +170,9 @@ class ClassCondition(Condition):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextCondition(Condition):
-    """Condition on a caption, which a small transformer reads byte by byte; an empty one stands for "no text".
+    """Condition on a caption, encoded byte by byte by a small trained transformer; an empty one stands for "no text".
 
-    How many bytes a caption has at most, `CaptionBytes.num_bytes` says: whoever makes a batch decides its shape, and
-    the weights are the same for any.
+    The length in bytes is that of the signal (`CaptionBytes.num_bytes`): the weights are the same for any.
 
     Attributes:
         hidden_size, depth, num_heads: of the encoder of captions.
@@ -198,11 +200,11 @@ class TextCondition(Condition):
         return jnp.asarray(require_signal(signals, CAPTION))
 
     def empty(self, cond: Captions) -> Captions:
-        # The token that begins a caption, and padding.
+        # The token that begins a caption, then padding.
         return cond.at[:, 1:].set(0)
 
     def random(self, rng: np.random.Generator, signals: Signals) -> Signals:
-        """Captions of every length: what is behind them must not matter."""
+        """Captions of random lengths, since padding must not matter."""
         num_clips, num_bytes = signals[CAPTION].shape
         texts = ["a" * rng.integers(num_bytes) for _ in range(num_clips)]
         return {**signals, CAPTION: encode_captions(texts, num_bytes)}
@@ -217,8 +219,8 @@ class TextCondition(Condition):
         return TextEncoder(self.hidden_size, self.depth, self.num_heads, dtype=dtype, rngs=rngs)
 
 
-class TextAsItIs(nnx.Module):
-    """Stands where a network has its text encoder: what it is given has been encoded already."""
+class IdentityTextEncoder(nnx.Module):
+    """Text encoder of captions that have been encoded already: the identity."""
 
     def __init__(self, hidden_size: int, pooled_size: int, *, dtype: DTypeLike):
         self.hidden_size, self.pooled_size, self.dtype = hidden_size, pooled_size, dtype
@@ -229,7 +231,7 @@ class TextAsItIs(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddedText(Condition):
-    """Condition on captions that a frozen text encoder has read before training: the signal "text".
+    """Condition on captions that a frozen text encoder has embedded before training: the signal "text".
 
     The null condition is what that encoder makes of an empty caption.
 
@@ -295,6 +297,6 @@ class EmbeddedText(Condition):
             "pooled": "the vector for the whole caption",
         }
 
-    def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> TextAsItIs:
+    def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> IdentityTextEncoder:
         del rngs
-        return TextAsItIs(self.hidden_size, self.pooled_size, dtype=dtype)
+        return IdentityTextEncoder(self.hidden_size, self.pooled_size, dtype=dtype)

@@ -1,15 +1,16 @@
-"""The diffusion transformer on video latents (Peebles and Xie, 2212.09748): as practised today, and as published.
+"""The diffusion transformer (DiT; Peebles and Xie, 2212.09748) on video latents: as practised today, and as published.
 
-Of both: patches, adaLN-zero, sizes S, B, L, XL. As practised: rotary positions on three axes, RMS normalisation,
-normalised queries and keys, SwiGLU (LightningDiT, 2501.01423, table 2 measures each). As published (`published`):
-sine and cosine positions of the place in the frame, LayerNorm, GELU, a variance beside each prediction. Attention
-is full over space and time; text, where there is any, is attended to from every block. Layers are stacked and scanned,
-so compile time does not grow with depth.
+Both cut latents into patches and are modulated by adaLN-zero; sizes S, B, L and XL are those of the paper.
+`DiTConfig` is the DiT of today: rotary positions on three axes, RMS normalisation, normalised queries and keys, SwiGLU
+(LightningDiT, 2501.01423, table 2 measures each). `PublishedDiTConfig` is the DiT of the paper: fixed sine and cosine
+positions in the frame, LayerNorm, GELU, a learned variance. Attention is full over space and time; every block attends
+to text where there is any. Layers are stacked and scanned, so compile time does not grow with depth.
 """
 
+import abc
 import dataclasses
-import enum
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
+from dit_video.config.bounds import above, at_least, between
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
 from dit_video.dit.known import AsChannels, refuse_channels
@@ -32,72 +34,69 @@ from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_
 from dit_video.nn.positions import patch_angles, sincos_positions
 
 
-class Positions(enum.Enum):
-    """How tokens know where they are."""
-
-    ROTARY = "rotary"  # queries and keys are turned by frame, row and column, in every block
-    SINCOS = "sincos"  # a fixed vector for row and column is added to each token; frames are not told apart
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiTConfig(NetworkConfig):
-    """What a DiT is: the modern one, unless its last fields say otherwise (`published` does).
+class AnyDiTConfig(NetworkConfig):
+    """Configuration of a DiT, of today or as published: their common fields, and what `DiT` asks of either.
 
     Attributes:
-        shared_modulation: blocks share one AdaLN and each adds a vector of its own to what it makes, instead of having
-            each one of their own, which holds a third of their parameters (PixArt-alpha, 2310.00426).
-        position_grid: of SINCOS alone, `grid` of `sincos_positions`: the side of the square of patches that positions
-            are of, over which latents of another size are stretched; None counts patches.
-        qk_norm: over what queries and keys are normalised.
-        mlp_norm_epsilon: what the norm before the MLP adds to the variance; all others add 1e-6. As published it is
-            1e-6 too, in diffusers 1e-5 unless its config says otherwise.
-        timestep_offset: what is added to the timestep 1000 t that the network is told: -1 as published, where the
-            timesteps 0 ... 999 are the levels t = 1/1000 ... 1 of a path that is a table.
-        time_frequency_shift: `frequency_shift` of `sinusoid`: 0 as published. diffusers computes DiT with 1, also with
-            the published weights.
-        learned_variance: the last layer has as many channels again, from which a variance is made (Nichol and
-            Dhariwal, 2102.09672).
+        mlp_ratio: width of the MLP over that of the stream, for an MLP without a gate (`MLPKind.size`).
+        learned_variance: the last layer has as many channels again, from which the variance of a denoising step is
+            computed (Nichol and Dhariwal, 2102.09672).
     """
 
     mlp_ratio: float = 4.0
-    shared_modulation: bool = False
-    positions: Positions = Positions.ROTARY
-    position_grid: int | None = None
-    norm: Norm = Norm.RMS
-    qk_norm: QKNorm = QKNorm.PER_HEAD
-    mlp: MLPKind = MLPKind.SWIGLU
-    mlp_norm_epsilon: float = 1e-6
-    timestep_offset: int = 0
-    time_frequency_shift: int = 0
     learned_variance: bool = False
+
+    # Added to the timestep 1000 t before it is embedded.
+    timestep_offset: ClassVar[int] = 0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mlp_ratio <= 0 or self.mlp_norm_epsilon <= 0:
-            raise ValueError(
-                f"DiTConfig.mlp_ratio={self.mlp_ratio}, mlp_norm_epsilon={self.mlp_norm_epsilon}: must be positive"
-            )
-        if self.positions is Positions.SINCOS:
-            if self.hidden_size % self.num_heads or self.hidden_size % 4:
-                raise ValueError(
-                    f"DiTConfig.hidden_size={self.hidden_size}: must be a multiple of num_heads={self.num_heads} and, "
-                    "for positions=sincos, of 4"
-                )
-        elif self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
-            raise ValueError(
-                f"DiTConfig.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an even head size"
-            )
-        if self.position_grid is not None and (self.positions is Positions.ROTARY or self.position_grid < 1):
-            raise ValueError(
-                f"DiTConfig.position_grid={self.position_grid}: must be at least 1 with positions=sincos, else None"
-            )
-        if self.timestep_offset not in (-1, 0):
-            raise ValueError(f"DiTConfig.timestep_offset={self.timestep_offset}: must be -1 or 0")
-        if self.time_frequency_shift not in (0, 1):
-            raise ValueError(f"DiTConfig.time_frequency_shift={self.time_frequency_shift}: must be 0 or 1")
+        above(self, 0, "mlp_ratio")
+
+    @property
+    @abc.abstractmethod
+    def norm(self) -> Norm:
+        """Normalisation of the stream before attention, MLP and the last layer."""
+
+    @property
+    @abc.abstractmethod
+    def mlp_norm_epsilon(self) -> float:
+        """Epsilon of the norm before the MLP, added to the variance; that of all other norms is 1e-6."""
+
+    @property
+    @abc.abstractmethod
+    def qk_norm(self) -> QKNorm:
+        """Normalisation of queries and keys."""
+
+    @property
+    @abc.abstractmethod
+    def mlp(self) -> MLPKind:
+        """MLP of a block."""
+
+    @property
+    @abc.abstractmethod
+    def shared_modulation(self) -> bool:
+        """Whether blocks share one AdaLN (adaLN-single) instead of having one each."""
+
+    @property
+    @abc.abstractmethod
+    def time_frequency_shift(self) -> int:
+        """`frequency_shift` of the sinusoidal embedding of the timestep (`nn.embed.sinusoid`)."""
+
+    @abc.abstractmethod
+    def with_positions(
+        self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "N r"] | None]:
+        """Positional embedding of the tokens `x` of latents of `shape` (t, h, w).
+
+        Returns:
+            the tokens, with fixed positions added to them or as they are, and the angles of rotary positions, by
+            which every block rotates queries and keys; None where there are none.
+        """
 
     def time_of(self, timestep: int) -> float:
-        """The noise level t of a timestep as others count them: published DiTs have 0 ... 999."""
+        """The noise level t of a timestep as others count them; those of published DiTs are 0 ... 999."""
         return (timestep - self.timestep_offset) / NUM_TIMESTEPS
 
     @property
@@ -121,6 +120,90 @@ class DiTConfig(NetworkConfig):
         return DiT(self, channels, condition, dtype=dtype, rngs=rngs)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiTConfig(AnyDiTConfig):
+    """Configuration of the DiT as practised today, for video: rotary positions of frame, row and column.
+
+    The noise level t is embedded as the timestep 1000 t.
+
+    Attributes:
+        shared_modulation: blocks share one AdaLN, to whose vectors each adds a table of its own (adaLN-single of
+            PixArt-alpha, 2310.00426, section 2.3), instead of each having an AdaLN, which holds a third of its
+            parameters.
+        norm: normalisation of the stream.
+        qk_norm: over what queries and keys are normalised.
+        mlp: MLP of a block.
+    """
+
+    shared_modulation: bool = False
+    norm: Norm = Norm.RMS
+    qk_norm: QKNorm = QKNorm.PER_HEAD
+    mlp: MLPKind = MLPKind.SWIGLU
+
+    mlp_norm_epsilon = 1e-6
+    time_frequency_shift = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"{type(self).__name__}.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an "
+                "even head size"
+            )
+
+    def with_positions(
+        self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "N r"]]:
+        return x, patch_angles(shape, self.patch_size, self.hidden_size // self.num_heads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedDiTConfig(AnyDiTConfig):
+    """Configuration of the DiT as published (Peebles and Xie, 2212.09748): DiT-XL/2 is `published(DIT_XL)`.
+
+    It is a network of images, which are clips of one frame. It computes longer clips too, but cannot tell the order of
+    their frames. Its timesteps 0 ... 999 are the levels t = 1/1000 ... 1 of a noise path that is a table.
+
+    The defaults are those of the official code (facebookresearch/DiT). diffusers computes another function of the same
+    weights, with other values of `mlp_norm_epsilon` and `time_frequency_shift`.
+
+    Attributes:
+        position_grid: side of the square of patches that fixed positions are of, over which latents of another size
+            are stretched (`grid` of `sincos_positions`); None counts patches.
+        mlp_norm_epsilon: 1e-6 in the official code; in diffusers 1e-5 unless its config.json says otherwise.
+        time_frequency_shift: 0 in the official code; 1 in diffusers, where the frequencies of the embedding of
+            timesteps end at 1/10000 (`frequency_shift` of `sinusoid`).
+    """
+
+    learned_variance: bool = True
+    position_grid: int | None = None
+    mlp_norm_epsilon: float = 1e-6
+    time_frequency_shift: int = 0
+
+    timestep_offset: ClassVar[int] = -1
+    shared_modulation = False
+    norm = Norm.LAYER
+    qk_norm = QKNorm.NONE
+    mlp = MLPKind.GELU
+
+    def __post_init__(self):
+        super().__post_init__()
+        above(self, 0, "mlp_norm_epsilon")
+        at_least(self, 1, "position_grid")
+        between(self, 0, 1, "time_frequency_shift")
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise ValueError(
+                f"{type(self).__name__}.hidden_size={self.hidden_size}: must be a multiple of "
+                f"num_heads={self.num_heads} and of 4"
+            )
+
+    def with_positions(
+        self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
+    ) -> tuple[Float[Array, "B N D"], None]:
+        places = sincos_positions(shape, self.patch_size, self.hidden_size, grid=self.position_grid)
+        return x + places.astype(x.dtype), None
+
+
 # Table 1 of 2212.09748.
 DIT_S = DiTConfig(hidden_size=384, depth=12, num_heads=6)
 DIT_B = DiTConfig(hidden_size=768, depth=12, num_heads=12)
@@ -128,32 +211,34 @@ DIT_L = DiTConfig(hidden_size=1024, depth=24, num_heads=16)
 DIT_XL = DiTConfig(hidden_size=1152, depth=28, num_heads=16)
 
 
-def published(config: DiTConfig, *, patch_size: int = 2) -> DiTConfig:
-    """The DiT of 2212.09748 of the size of `config`, with square patches: DiT-XL/2 is `published(DIT_XL)`.
+def published(size: AnyDiTConfig, *, patch_size: int = 2) -> PublishedDiTConfig:
+    """The DiT as published, of the width, depth, heads and MLP of `size`, with square patches.
 
-    It is a network of images, clips of one frame: it takes more of them, but cannot tell their order.
+    DiT-XL/2 is `published(DIT_XL)`, DiT-B/4 `published(DIT_B, patch_size=4)`.
     """
-    return dataclasses.replace(
-        config,
+    return PublishedDiTConfig(
+        hidden_size=size.hidden_size,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        mlp_ratio=size.mlp_ratio,
         patch_size=(1, patch_size, patch_size),
-        positions=Positions.SINCOS,
-        norm=Norm.LAYER,
-        qk_norm=QKNorm.NONE,
-        mlp=MLPKind.GELU,
-        timestep_offset=-1,
-        learned_variance=True,
+        remat=size.remat,
     )
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each normalised, modulated by the conditioning vector and gated (adaLN-zero).
+    """Transformer block of a DiT: attention and MLP, each normalised, modulated by the conditioning vector and gated.
 
-    Where there is text, every token attends to it in between, without modulation (as in Wan, 2503.20314).
+    A fresh block is the identity (adaLN-zero, 2212.09748, section 3.2). Where there is text, cross-attention to it
+    comes in between, without modulation (as in Wan, 2503.20314).
+
+    Args of the constructor:
+        text_size: width of the text tokens; None where there is no text.
     """
 
-    def __init__(self, config: DiTConfig, text_size: int | None = None, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: AnyDiTConfig, text_size: int | None = None, *, dtype: DTypeLike, rngs: nnx.Rngs):
         D = config.hidden_size
-        # Takes what __call__ is told to modulate by, which is of the one kind or of the other.
+        # The one takes the conditioning vector, the other the vectors that blocks share.
         self.modulation: Callable[..., Modulation] = (
             ModulationOffset(6, D, rngs=rngs) if config.shared_modulation else AdaLN(6, D, dtype=dtype, rngs=rngs)
         )
@@ -187,11 +272,14 @@ class Block(nnx.Module):
 
 
 class DiT(Network):
-    """The network of a `DiTConfig`; its `time_of` says which noise level a timestep of others is."""
+    """Diffusion transformer: the network of a `DiTConfig` or of a `PublishedDiTConfig`.
+
+    Noise level, and class where there is one, modulate the blocks; a fresh network predicts zero.
+    """
 
     def __init__(
         self,
-        config: DiTConfig,
+        config: AnyDiTConfig,
         channels: int,
         condition: Condition | None,
         *,
@@ -233,27 +321,18 @@ class DiT(Network):
     def _through_blocks(
         self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
-        """The stream after the last block, where it is kept after every one, and the conditioning vector."""
+        """The stream after the last block, with `keep` those after every block, and the conditioning vector."""
         conditioning = self.t_embedder(per_patch_frame(t, self.patch_size))
         if self.y_embedder is not None:
             conditioning = conditioning + self.y_embedder(required(cond))[:, None].astype(conditioning.dtype)
         conditioning = constrain(conditioning, "batch", None, None)
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
         text = None if self.text_encoder is None else self.text_encoder(required(cond))
-        x, angles = self._placed(self.x_embedder(to_tokens(x_t, self.patch_size)), latent_shape(x_t))
+        x = self.x_embedder(to_tokens(x_t, self.patch_size))
+        x, angles = self.config.with_positions(x, latent_shape(x_t))
 
         def apply_block(x, block):
             return block(constrain(x, "batch", "tokens", None), modulating, angles, text)
 
         x, blocks = scan_blocks(apply_block, x, self.blocks, remat=self.config.remat, keep=keep)
         return x, blocks, conditioning
-
-    def _placed(
-        self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "N r"] | None]:
-        """Tokens with their positions in them, or beside them the angles that blocks turn queries and keys by."""
-        config = self.config
-        if config.positions is Positions.SINCOS:
-            places = sincos_positions(shape, config.patch_size, config.hidden_size, grid=config.position_grid)
-            return x + places.astype(x.dtype), None
-        return x, patch_angles(shape, config.patch_size, config.hidden_size // config.num_heads)

@@ -12,18 +12,18 @@ from dit_video.dit.condition import Cond
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LevelZero:
-    """Known frames stand in x_t without noise, and have noise level 0, as in Wan 2.2 TI2V (2503.20314).
+    """Known frames within x_t: without noise and with noise level 0, as in Wan 2.2 TI2V (2503.20314).
 
-    Any network with a noise level for each frame can do so.
+    Any network that takes a noise level for each frame sees them.
     """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AsChannels:
-    """Known frames are channels beside those of x_t, as in Wan's image to video (2503.20314).
+    """Known frames as channels beside those of x_t, as in Wan's image to video (2503.20314).
 
-    The channels are a mask, one where frames are known, and latents that have the known frames in them. All of x_t is
-    noisy. Only a WanConfig makes a network that takes them.
+    The channels are a mask, 1 where frames are known and 0 elsewhere, and latents that have the known frames in them.
+    All of x_t is noisy. Only the network of a WanConfig takes such channels.
 
     Attributes:
         mask_channels: channels of the mask, as many as frames share a latent frame: 4 in Wan.
@@ -51,7 +51,7 @@ class AsChannels:
         return {"cells": "a mask, 1 where frames are known, then latents that have the first frame in them"} | image
 
     def show(self, cond: Cond, latents: Latents, image: Float[Array, "B I E"] | None = None) -> ImageCond:
-        """What a network sees beside x_t of clips whose first latent frame is known.
+        """Conditioning of a network on the first latent frame, beside x_t: mask and latents `[B t h w m+c]`.
 
         Args:
             cond: what the condition reads: the caption.
@@ -59,8 +59,8 @@ class AsChannels:
             image: tokens of the image encoder.
 
         Raises:
-            ValueError: the network attends to an image and there are no tokens of it, or the first frame is all there
-                is, so that there is no other to generate.
+            ValueError: the network attends to an image and there are no tokens of it, or the other way round; or a
+                clip has no frame but the first, so that there is none to generate.
         """
         if latents.shape[1] == 1:
             raise ValueError("config.data.clips.num_frames: a first frame is continued by others; use longer clips")
@@ -81,7 +81,7 @@ class AsChannels:
 
 
 def refuse_channels(network: str, known: AsChannels | None) -> None:
-    """Raises ValueError where a network that has no room for them is to see known frames as channels."""
+    """Raises ValueError where known frames are to be channels of a network that takes none."""
     if known is not None:
         raise ValueError(
             f"config.task.known.shown={known}: a {network} takes no such channels, only a WanConfig makes a network "

@@ -1,9 +1,9 @@
-"""Latte (Ma et al., 2401.03048): a DiT that attends over space and over time apart, in four ways (section 3.2).
+"""Latte (Ma et al., 2401.03048): a DiT whose attention is over space or over time, in four variants (section 3.2).
 
-Blocks are DiT's as published (sine and cosine positions, LayerNorm, GELU, adaLN-zero). Of a class, each block makes
-its own modulation; of text, as in Latte-1, all share one, and blocks that attend over space attend to the caption too
-(adaLN-single and cross-attention of PixArt-alpha, 2310.00426). Published code and weights are of the first way alone;
-the others follow the words and the figure of the paper.
+Blocks are those of the DiT as published (sine and cosine positions, LayerNorm, GELU, adaLN-zero). Conditioned on a
+class, each block has an AdaLN of its own; on text, as in Latte-1, all share one, and blocks that attend over space also
+attend to the caption (adaLN-single and cross-attention of PixArt-alpha, 2310.00426). Published code and weights are of
+the first variant alone; the others follow the words and the figure of the paper.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _TIMESTEP_OFFSET = -1  # the timesteps 0 ... 999 are the levels t = 1/1000 ... 1
 
 
 class Variant(enum.Enum):
-    """The ways to split space and time, in the order of the paper's figure 2."""
+    """How attention is split over space and time: the variants, in the order of the paper's figure 2."""
 
     INTERLEAVED = "interleaved"  # a block over space, then one over time, and so on
     LATE = "late"  # the first half of the blocks over space, the second half over time
@@ -54,16 +54,17 @@ class Variant(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatteConfig(NetworkConfig):
-    """What a Latte is.
+    """Configuration of Latte.
 
     Attributes:
-        depth: how many blocks there are, of both kinds where there are two.
-        position_grid: `grid` of `sincos_positions`: the side of the square of patches that positions are of, over
-            which latents of another size are stretched; None counts patches.
-        shared_modulation: blocks share one AdaLN, to which each adds a vector of its own (adaLN-single), and so does
-            the last layer to the embedding of time.
-        learned_variance: the last layer has as many channels again, from which a variance is made (Nichol and
-            Dhariwal, 2102.09672).
+        variant: how attention is split over space and time.
+        depth: number of blocks, of both kinds together where there are two.
+        position_grid: side of the square of patches that fixed positions are of, over which latents of another size
+            are stretched (`grid` of `sincos_positions`); None counts patches.
+        shared_modulation: blocks share one AdaLN, to whose vectors each adds a table of its own (adaLN-single); the
+            last layer adds one to the embedding of the timestep.
+        learned_variance: the last layer has as many channels again, from which the variance of a denoising step is
+            computed (Nichol and Dhariwal, 2102.09672).
     """
 
     variant: Variant = Variant.INTERLEAVED
@@ -124,10 +125,14 @@ Attend = Callable[..., Float[Array, "B N K d"]]
 
 
 class LatteBlock(nnx.Module):
-    """Attention, once or twice, and MLP, each normalised, modulated and gated as in DiT.
+    """Transformer block of Latte: attention, once or twice, and MLP, each normalised, modulated and gated as in DiT.
 
     Two attentions of a block are modulated alike and added to the stream one after the other, which the paper leaves
-    open. Text is attended to between attention and MLP, with neither norm nor modulation.
+    open. Cross-attention to text comes between attention and MLP, with neither norm nor modulation.
+
+    Args of the constructor:
+        attend: the attention functions, over space or over time.
+        text_size: width of the text tokens; None where there is no text.
     """
 
     def __init__(
@@ -140,7 +145,7 @@ class LatteBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         D, K = config.hidden_size, config.num_heads
-        # Takes what __call__ is told to modulate by, which is of the one kind or of the other.
+        # The one takes the conditioning vector, the other the vectors that blocks share.
         self.modulation: Callable[..., Modulation] = (
             ModulationOffset(6, D, rngs=rngs) if config.shared_modulation else AdaLN(6, D, dtype=dtype, rngs=rngs)
         )
@@ -176,7 +181,7 @@ class LatteBlock(nnx.Module):
 
 
 class BlockPair(nnx.Module):
-    """A block over space and one over time: what is stacked of variants that have either kind."""
+    """Two blocks, one over space and one over time: a layer of the stack in variants with both kinds."""
 
     def __init__(self, config: LatteConfig, text_size: int | None, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.spatial = LatteBlock(config, (spatial_attention,), text_size, dtype=dtype, rngs=rngs)
@@ -184,10 +189,10 @@ class BlockPair(nnx.Module):
 
 
 class Latte(Network):
-    """The network of a `LatteConfig`.
+    """Latte, the network of a `LatteConfig`.
 
-    Tokens know their place from the start. They learn their frame before the first block over time, or from the start
-    where every block attends over both; in a clip of one frame there is nothing to tell apart and nothing is added.
+    Positions of row and column are added to the tokens at the start; those of frames before the first block over time,
+    or at the start where every block attends over both. A clip of one frame has no positions of frames.
     """
 
     def __init__(
@@ -247,7 +252,7 @@ class Latte(Network):
     def _through_blocks(
         self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], dict[str, Float[Array, "layers B N D"]], Float[Array, "B #f D"]]:
-        """The stream after the last block, where it is kept after every layer, and the conditioning vector."""
+        """The stream after the last block, with `keep` those after every layer by name, and the conditioning vector."""
         config, blocks = self.config, self.blocks
         conditioning = self.t_embedder(per_patch_frame(t, config.patch_size))
         if self.y_embedder is not None:
@@ -292,7 +297,7 @@ class Latte(Network):
 
 
 def frame_positions(num_frames: int, hidden_size: int) -> Float[np.ndarray, "f D"]:
-    """Fixed vectors for the number of each frame: sines, then cosines, of the same frequencies; zero for one frame."""
+    """Sinusoidal positions of frames: sines, then cosines, of frequencies 10000^(-2 i / D); zeros for one frame."""
     if num_frames == 1:
         return np.zeros((1, hidden_size), np.float32)
     half = hidden_size // 2

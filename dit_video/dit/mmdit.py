@@ -1,8 +1,8 @@
 """The multimodal diffusion transformer (MMDiT) of Stable Diffusion 3 (Esser et al., 2403.03206), for images and video.
 
-Text is a stream of tokens beside that of video, with weights of its own; both meet in attention alone. The noise level
-and one vector for the whole caption modulate every block of both (adaLN-zero). Images have fixed positions of a square
-whose middle they take, as published; video has rotary positions on three axes.
+Text is a stream of tokens beside that of video, with weights of its own; both attend jointly, to all tokens of both.
+The noise level and one vector for the whole caption modulate every block of both (adaLN-zero). Images have fixed
+positions, those in the middle of a table, as published; video has rotary positions on three axes.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ from dit_video.nn.positions import at_patches, patch_angles, sincos_axes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PositionTable:
-    """Sines and cosines of the places in a square of patches, of which an image takes the middle (2403.03206, 5.3.2).
+    """Table of sinusoidal positions of a square of patches, of which an image takes the middle (2403.03206, 5.3.2).
 
-    Row and column number n is at the position (n - origin) * step.
+    Row or column number n is at the position (n - origin) * step.
 
     Attributes:
         size: rows and columns of the square: no image has more.
@@ -67,16 +67,17 @@ class PositionTable:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MMDiTConfig(NetworkConfig):
-    """What an MMDiT is: one for video, unless its last fields say otherwise.
+    """Configuration of an MMDiT, by default of one for video.
 
     Attributes:
+        mlp_ratio: hidden width of the MLPs over that of the streams.
         qk_norm: over what queries and keys are normalised, in each stream.
-        num_dual_blocks: in so many of the first blocks tokens of video attend a second time, to one another alone
+        num_dual_blocks: number of first blocks in which tokens of video attend a second time, to one another alone
             (SD3.5-medium, MMDiT-X).
-        text_output: whether the last block writes to the stream of text, for somebody who reads it there.
+        text_output: whether the last block writes to the stream of text too, for a task that reads it.
         attend_padding: whether the padding of text is attended to, as in published networks.
-        position_table: positions that are added to the tokens of images, which do not tell frames apart. None: queries
-            and keys of video are turned by frame, row and column.
+        position_table: fixed positions of images, added to the tokens; they do not tell frames apart. None: rotary
+            positions of frame, row and column, for video.
     """
 
     mlp_ratio: float = 4.0
@@ -97,8 +98,6 @@ class MMDiTConfig(NetworkConfig):
             raise ValueError(
                 f"MMDiTConfig.hidden_size={self.hidden_size}: must be a multiple of 4 where position_table is one"
             )
-        if self.depth < 1:
-            raise ValueError(f"MMDiTConfig.depth={self.depth}: must be at least 1")
         if not 0 <= self.num_dual_blocks <= self.depth:
             raise ValueError(
                 f"MMDiTConfig.num_dual_blocks={self.num_dual_blocks}: must be between 0 and depth={self.depth}"
@@ -140,25 +139,25 @@ SD3_5_LARGE = dataclasses.replace(SD3_MEDIUM, hidden_size=2432, depth=38, num_he
 
 
 class Streams(NamedTuple):
-    """The two rows of tokens that go through the blocks."""
+    """The two streams of tokens that go through the blocks."""
 
     video: Float[Array, "*layers B N D"]
     text: Float[Array, "*layers B L D"]
 
 
 class Conditioning(NamedTuple):
-    """What modulates the blocks; text, which has no frames, is modulated by the mean over those of the video."""
+    """Conditioning vectors, which modulate the blocks: of video for each frame, of text their mean over frames."""
 
     video: Float[Array, "B #f D"]
     text: Float[Array, "B 1 D"]
 
 
 class Block(nnx.Module):
-    """Joint attention, and an MLP for each stream: normalised, modulated and gated (adaLN-zero).
+    """Transformer block of an MMDiT: joint attention, and an MLP for each stream, modulated and gated (adaLN-zero).
 
     Args of the constructor:
-        dual: tokens of video attend a second time, to one another alone, beside the first.
-        reads_text: the stream of text is left as it is.
+        dual: whether tokens of video attend a second time, to one another alone, in parallel to joint attention.
+        reads_text: whether the stream of text is only attended to and left as it is.
     """
 
     def __init__(self, config: MMDiTConfig, *, dual: bool, reads_text: bool, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -201,7 +200,7 @@ class Block(nnx.Module):
 
 
 class MMDiT(Network):
-    """The network of an `MMDiTConfig`, told the timestep 1000 t.
+    """MMDiT, the network of an `MMDiTConfig`; the noise level t is embedded as the timestep 1000 t.
 
     Raises:
         ValueError: the condition has no text.
@@ -251,7 +250,7 @@ class MMDiT(Network):
         self.final_layer = linear(D, patch_dim, ("embed", None), rngs=rngs, dtype=dtype, init=zeros)
 
     def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
-        """No variance is learnt."""
+        """Prediction; no variance is learned."""
         conditioning, x, _ = self._through_blocks(x_t, t, cond, keep=False)
         scale, shift = self.final_modulation(conditioning.video)  # as published, in this order
         tokens = self.final_layer(modulate(layer_normalize(x.video), shift, scale))
@@ -269,11 +268,11 @@ class MMDiT(Network):
     def _through_blocks(
         self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Conditioning, Streams, list[Streams]]:
-        """What modulates, the streams after the last block, and, where they are kept, those of every stack."""
+        """Conditioning vectors, the streams after the last block, and with `keep` those after every block by stack."""
         text: Text = self.text_encoder(required(cond))
         conditioning = self._conditioning(t, text)
         num_text = None if self.config.attend_padding else jnp.asarray(text.num_tokens)
-        video, angles = self._placed(self.x_embedder(to_tokens(x_t, self.config.patch_size)), latent_shape(x_t))
+        video, angles = self._with_positions(self.x_embedder(to_tokens(x_t, self.config.patch_size)), latent_shape(x_t))
 
         def apply_block(x: Streams, block: Block) -> Streams:
             x = Streams(constrain(x.video, "batch", "tokens", None), constrain(x.text, "batch", None, None))
@@ -291,10 +290,10 @@ class MMDiT(Network):
         vector = constrain(of_time + self.pooled_embedder(jnp.asarray(text.pooled))[:, None], "batch", None, None)
         return Conditioning(vector, constrain(jnp.mean(vector, axis=1, keepdims=True), "batch", None, None))
 
-    def _placed(
+    def _with_positions(
         self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
     ) -> tuple[Float[Array, "B N D"], Float[Array, "N r"] | None]:
-        """Tokens with their positions in them, or beside them the angles that blocks turn queries and keys by."""
+        """Positional embedding: tokens with fixed positions added, or as they are, and the angles of rotary ones."""
         config, table = self.config, self.config.position_table
         if table is None:
             return x, patch_angles(shape, config.patch_size, config.hidden_size // config.num_heads)

@@ -1,4 +1,4 @@
-"""What every denoising transformer of this package is: a configuration that builds a network, and blocks in a scan."""
+"""Base classes of denoising transformers, configuration and network, and the scan over stacked blocks."""
 
 import abc
 import dataclasses
@@ -21,7 +21,7 @@ from dit_video.nn.patches import PatchSize
 
 
 class Remat(enum.Enum):
-    """What the backward pass keeps of each block instead of computing it again."""
+    """Rematerialisation (gradient checkpointing): what the backward pass keeps of a block, and what it recomputes."""
 
     NOTHING_RECOMPUTED = "none"
     DOTS = "dots"  # keep matrix products, recompute the rest
@@ -47,15 +47,16 @@ Stream = TypeVar("Stream")
 def scan_blocks(
     apply: Callable[[Stream, Any], Stream], x: Stream, blocks: Any, *, remat: Remat, keep: bool = False
 ) -> tuple[Stream, Stream | None]:
-    """Applies stacked blocks one after the other, in one loop: compile time does not grow with depth.
+    """Scan over stacked blocks (`jax.lax.scan`): one loop, so that compile time does not grow with depth.
 
     Args:
         apply: (stream, one block) -> stream, a pytree of arrays.
         blocks: a module each of whose parameters has a leading axis of layers.
-        keep: whether the stream after every block is wanted.
+        remat: what of each block the backward pass recomputes.
+        keep: whether to return the stream after every block too.
 
     Returns:
-        the stream after the last block, and after each of them, stacked; None unless they are kept.
+        the stream after the last block, and with `keep` the streams after each, stacked, else None.
     """
 
     def body(x, block):
@@ -69,7 +70,7 @@ def scan_blocks(
 
 
 def split_variance(cells: Float[Array, "B t h w k"]) -> Output:
-    """The last layer of a network that learns a variance: channels of the prediction, then as many of the variance."""
+    """Prediction and learned variance, from a last layer that has channels of the one, then as many of the other."""
     prediction, variance = jnp.split(cells, 2, axis=-1)
     return Output(prediction, variance)
 
@@ -83,7 +84,7 @@ class Network(nnx.Module):
 
     @abc.abstractmethod
     def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
-        """Predicts what the objective asks for, from noisy latents.
+        """Prediction of the objective's target from noisy latents, and the variance where one is learned.
 
         Args:
             x_t: latents at noise level t; (t, h, w) must divide by the patch size.
@@ -93,19 +94,19 @@ class Network(nnx.Module):
 
     @abc.abstractmethod
     def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
-        """What `output` comes by: the vector that modulates, and the stream of tokens after every block, stacked."""
+        """Activations by name: the conditioning vector, and the stream of tokens after every block, stacked."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig(abc.ABC):
-    """What a network is, as a field of an experiment.
+    """Configuration of a network, a field of an experiment.
 
     Attributes:
         hidden_size: D, the width of the stream of tokens.
-        depth: how many blocks there are.
-        num_heads: of attention.
+        depth: number of blocks.
+        num_heads: K, heads of attention.
         patch_size: (frames, rows, columns) in latent cells.
-        remat: how gradients are computed, which is no part of what the network is.
+        remat: rematerialisation of blocks, a matter of memory and time: the network computes the same.
     """
 
     hidden_size: int
@@ -122,11 +123,11 @@ class NetworkConfig(abc.ABC):
     @property
     @abc.abstractmethod
     def mlp_size(self) -> int:
-        """Width of the MLP of a block."""
+        """Hidden width of the MLP of a block."""
 
     @property
     def learns_variance(self) -> bool:
-        """Whether `Network.output` says something of the variance of a step back."""
+        """Whether `Network.output` has a learned variance of the denoising step."""
         return False
 
     @abc.abstractmethod
@@ -142,8 +143,10 @@ class NetworkConfig(abc.ABC):
         """The network for latents of `channels`, with fresh parameters.
 
         Args:
-            known: channels of known frames that it is to take beside those of x_t.
+            condition: what it is conditioned on; None where it is unconditional.
+            known: channels of known frames that it takes beside those of x_t.
+            dtype: of activations; parameters are float32.
 
         Raises:
-            ValueError: it cannot be conditioned so.
+            ValueError: a network of this kind takes no such condition, or no channels of known frames.
         """

@@ -1,4 +1,7 @@
-"""A small transformer that learns, with the DiT it serves, to read captions byte by byte: nothing to download."""
+"""Byte-level text encoder: a small transformer over the bytes of a caption, trained with the network that it serves.
+
+There is nothing to download.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ _MLP_RATIO = 4.0
 
 
 class TextBlock(nnx.Module):
-    """Attention and MLP, each of the normalised stream and added to it."""
+    """Transformer block of the text encoder: self-attention and MLP with RMS pre-norm."""
 
     def __init__(self, hidden_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.attention = Attention(hidden_size, num_heads, dtype=dtype, rngs=rngs)
@@ -34,7 +37,7 @@ class TextBlock(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Captions -> one vector for each byte, which has seen all bytes of its caption, before it and after; their mean.
+    """Bidirectional transformer: bytes of captions -> one token of width E for each byte, and their mean.
 
     Positions are rotary and padding is masked, so that a caption means the same at any length it is padded to.
     """

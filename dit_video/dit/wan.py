@@ -3,8 +3,8 @@
 A block is self-attention, cross-attention to text, and an MLP. All blocks are modulated by the same vectors, made of
 the noise level alone; each adds a table of its own to them. Queries and keys are normalised across all heads at once,
 positions are rotary on three axes and count patches, the stream is normalised by LayerNorm. Noise levels may differ
-from frame to frame, as Wan 2.2 TI2V-5B has it, which holds the first frame at level 0 to continue an image; the other
-networks of image to video get that frame as channels beside those of x_t (dit/first_frame.py).
+from frame to frame: Wan 2.2 TI2V-5B continues an image that is the first frame at level 0. The other networks of image
+to video get that frame as channels beside those of x_t (dit/known.py).
 """
 
 import dataclasses
@@ -37,12 +37,12 @@ from dit_video.nn.softmax_attention import cross_attention
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WanConfig(NetworkConfig):
-    """What a Wan is. Whether it continues an image is said by the task (`FirstFrame`).
+    """Configuration of Wan 2.1 and 2.2. Whether it continues an image is a field of the task (`FirstFrame`).
 
     Attributes:
-        mlp_width: width of the MLP of a block.
-        text_length: as published 512: captions are filled up with vectors of zero to so many tokens, and all of them
-            are attended to. None: the tokens of a caption alone are.
+        mlp_width: hidden width of the MLP of a block.
+        text_length: number of tokens that captions are padded to with zeros, all of which are attended to; 512 as
+            published. None: no padding is attended to.
     """
 
     mlp_width: int
@@ -80,7 +80,7 @@ WAN2_2_TI2V_5B = WanConfig(hidden_size=3072, depth=30, num_heads=24, mlp_width=1
 
 
 class ImageEmbedder(nnx.Module):
-    """Tokens of an image encoder -> tokens of width D: linear, GELU, linear, between two norms."""
+    """Projection of the tokens of an image encoder to width D: LayerNorm, linear, GELU, linear, LayerNorm."""
 
     def __init__(self, image_size: int, hidden_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm_in = LayerNorm(image_size, rngs=rngs, epsilon=1e-5)
@@ -93,9 +93,9 @@ class ImageEmbedder(nnx.Module):
 
 
 class ImageTextAttention(CrossAttention):
-    """Cross-attention to text and to tokens of an image, which have keys and values of their own; the two are added.
+    """Decoupled cross-attention to text and to tokens of an image (IP-Adapter, 2308.06721).
 
-    Each is a softmax of its own (decoupled cross-attention of IP-Adapter, 2308.06721).
+    Both have the same queries, but keys, values and a softmax of their own; the two results are added.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -112,7 +112,7 @@ class ImageTextAttention(CrossAttention):
         num_context: Int[Array, "B"] | None,
         image: Float[Array, "B I D"],
     ) -> Float[Array, "B N D"]:
-        """As in `CrossAttention`, and to all tokens of the image."""
+        """Attention to the first `num_context` tokens of text, as in `CrossAttention`, and to all of the image."""
         assert self.query_norm is not None, "it is made with norms"
         assert self.key_norm is not None, "it is made with norms"
         q = self.query_norm(self.query(x))
@@ -123,9 +123,13 @@ class ImageTextAttention(CrossAttention):
 
 
 class Block(nnx.Module):
-    """Self-attention, cross-attention to text (and to tokens of an image), MLP.
+    """Transformer block of Wan: self-attention, cross-attention to text (and to tokens of an image), MLP.
 
-    The first and the last are modulated by vectors that all blocks share and to which each adds its own.
+    Self-attention and MLP are modulated and gated by vectors that all blocks share and to which each adds a table of
+    its own; cross-attention is not.
+
+    Args of the constructor:
+        image: whether there are tokens of an image.
     """
 
     def __init__(self, config: WanConfig, image: bool, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -148,29 +152,34 @@ class Block(nnx.Module):
         Args:
             shared: the vectors that modulate all blocks, float32.
             angles: rotary positions of the tokens, in the order of x.
-            context: what the tokens attend to, as of `Wan._context`.
+            context: what cross-attention attends to, as `Wan._context` has it.
         """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(shared)
-        x = _added(x, gate_a, self.attention(_modulated(x, shift_a, scale_a), angles))
+        x = _add_gated(x, gate_a, self.attention(_modulated(x, shift_a, scale_a), angles))
         x = x + self.cross_attention(self.cross_norm(x), *context)
-        return _added(x, gate_m, self.mlp(_modulated(x, shift_m, scale_m)))
+        return _add_gated(x, gate_m, self.mlp(_modulated(x, shift_m, scale_m)))
 
 
 def _modulated(
     x: Float[Array, "B N D"], shift: Float[Array, "B #f D"], scale: Float[Array, "B #f D"]
 ) -> Float[Array, "B N D"]:
-    """The stream normalised and modulated in float32, as published; of the stream's dtype."""
+    """LayerNorm and modulation in float32, as published; the result has the stream's dtype."""
     return modulate(layer_normalize(x.astype(jnp.float32)), shift, scale).astype(x.dtype)
 
 
-def _added(
+def _add_gated(
     x: Float[Array, "B N D"], gate: Float[Array, "B #f D"], branch: Float[Array, "B N D"]
 ) -> Float[Array, "B N D"]:
+    """Gated residual connection; the result has the stream's dtype."""
     return (x + gated(gate, branch)).astype(x.dtype)
 
 
 class Wan(Network):
-    """The network of a `WanConfig`, for a condition on text, with or without known frames as channels."""
+    """Wan, the network of a `WanConfig`: conditioned on text, with or without known frames as channels.
+
+    Raises:
+        ValueError: the condition has no text, or more tokens than `text_length`.
+    """
 
     def __init__(
         self,
@@ -224,7 +233,7 @@ class Wan(Network):
     def _through_blocks(
         self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
-        """The stream after the last block, where it is kept after every one, and the embedded noise level."""
+        """The stream after the last block, with `keep` those after every block, and the embedded noise level."""
         cond = required(cond)
         cells = jnp.concatenate([x_t, cond.cells], axis=-1) if isinstance(cond, ImageCond) else x_t
         conditioning = constrain(self.t_embedder(per_patch_frame(t, self.patch_size)), "batch", None, None)
@@ -242,12 +251,12 @@ class Wan(Network):
         return x, blocks, conditioning
 
     def _context(self, cond: Any) -> tuple[Array | None, ...]:
-        """What blocks attend to: tokens of the text, how many of them (None: all), and tokens of the image if any."""
+        """Context of cross-attention: tokens of text, how many of them (None: all), and tokens of an image if any."""
         caption: Any = cond.text if isinstance(cond, ImageCond) else cond
         text = self.text_encoder(caption)
         tokens, num_tokens = jnp.asarray(text.tokens), jnp.asarray(text.num_tokens)
         if self.config.text_length is not None:
-            tokens, num_tokens = _filled_up(tokens, num_tokens, self.config.text_length), None
+            tokens, num_tokens = _padded(tokens, num_tokens, self.config.text_length), None
         tokens = constrain(self.text_embedder(tokens), "batch", None, None)
         if self.image_embedder is None:
             return tokens, num_tokens
@@ -255,8 +264,8 @@ class Wan(Network):
         return tokens, num_tokens, constrain(image, "batch", None, None)
 
 
-def _filled_up(tokens: Float[Array, "B L E"], num_tokens: Int[Array, "B"], length: int) -> Float[Array, "B {length} E"]:
-    """The first `num_tokens` tokens, and zeros after them up to `length`."""
+def _padded(tokens: Float[Array, "B L E"], num_tokens: Int[Array, "B"], length: int) -> Float[Array, "B {length} E"]:
+    """Padding of captions: the first `num_tokens` tokens, and zeros after them up to `length`."""
     if tokens.shape[1] > length:
         raise ValueError(_too_long(tokens.shape[1], length))
     real = jnp.arange(tokens.shape[1]) < num_tokens[:, None]

@@ -59,7 +59,7 @@ def write_diffusers(content: Content, folder: Path) -> Parity:
     except ValueError as error:
         raise ValueError(
             f"diffusers cannot compute this network: {error}. --format safetensors and stablehlo export any, and "
-            "--format torch that of a DiTConfig"
+            "--format torch that of a DiTConfig or PublishedDiTConfig"
         ) from error
     params = {name: np.asarray(value) for name, value in params_of(module).items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

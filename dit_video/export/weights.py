@@ -38,9 +38,9 @@ from dit_video.weights.digest import digest_leaves, weights_digest
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 CODEC = "codec.safetensors"
-# 2: classes by their addresses, no channels of known frames.
-VERSION = 3
-_READ = (2, VERSION)
+# 2: classes by their addresses, no channels of known frames. 3: one DiTConfig for the DiT of today and as published.
+VERSION = 4
+_READ = (2, 3, VERSION)
 
 Kind = TypeVar("Kind")
 

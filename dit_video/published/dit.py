@@ -1,9 +1,9 @@
 """DiT as published: facebookresearch/DiT (`models.py`), and diffusers' `DiTTransformer2DModel`.
 
-The two compute different functions of the same weights. diffusers' ladder of time frequencies ends at 1/10000 where
-the published one stops a step before (`DiTConfig.time_frequency_shift`), its norm before the MLP adds 1e-5 to the
-variance where the published one adds 1e-6 (`mlp_norm_epsilon`), and it keeps the embeddings of time and class in every
-block. A network here is one or the other, and is compared with that one.
+The two compute different functions of the same weights. The frequencies of diffusers' timestep embedding end at
+1/10000 where those of the official code stop a step before (`PublishedDiTConfig.time_frequency_shift`), its norm before
+the MLP adds 1e-5 to the variance where the official one adds 1e-6 (`mlp_norm_epsilon`), and it keeps the embeddings of
+timestep and class in every block. A network here is one or the other, and is compared with that one.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from dit_video.diffusion.path import DiscreteBetas
 from dit_video.diffusion.prediction import Epsilon
 from dit_video.diffusion.variance import LearnedVariance
 from dit_video.dit.condition import ClassCondition
-from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiTConfig, Positions, published
+from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, AnyDiTConfig, PublishedDiTConfig
 from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
 from dit_video.nn.positions import sincos_positions
 from dit_video.published.family import DenoiserFamily, Pair, listening
@@ -53,7 +53,7 @@ class ClassDiT(DenoiserFamily):
 
     diffusers_class: ClassVar[str] = "DiTTransformer2DModel"
 
-    config: DiTConfig
+    config: PublishedDiTConfig
     condition: ClassCondition
 
     @property
@@ -71,25 +71,23 @@ class ClassDiT(DenoiserFamily):
 
     def differences(self, task: Task) -> list[str]:
         # Positions that count patches are the same function at the size that the weights are of.
-        if isinstance(task, Denoise) and isinstance(task.network, DiTConfig) and task.network.position_grid is None:
+        network = task.network if isinstance(task, Denoise) else None
+        if isinstance(network, PublishedDiTConfig) and network.position_grid is None:
             config = dataclasses.replace(self.config, position_grid=None)
             return super(ClassDiT, dataclasses.replace(self, config=config)).differences(task)
         return super().differences(task)
 
     @classmethod
     def of_task(cls, task: Task) -> "ClassDiT | None":
-        if not isinstance(task, Denoise) or not isinstance(task.network, DiTConfig):
+        if not isinstance(task, Denoise) or not isinstance(task.network, AnyDiTConfig):
             return None
-        expected = published(task.network)
-        for name in ("positions", "norm", "qk_norm", "mlp"):
-            there, here = getattr(expected, name), getattr(task.network, name)
-            if there != here:
-                raise ValueError(f"config.task.network.{name}={here.value}: as published it is {there.value}")
+        if not isinstance(task.network, PublishedDiTConfig):
+            raise ValueError(
+                f"config.task.network={type(task.network).__name__}: of DiTs, PublishedDiTConfig alone was published"
+            )
         pt, ph, pw = task.network.patch_size
         if pt != 1 or ph != pw:
             raise ValueError(f"config.task.network.patch_size={task.network.patch_size}: published patches are squares")
-        if task.network.shared_modulation:
-            raise ValueError("config.task.network.shared_modulation=True: published blocks have each its own")
         if not isinstance(task.condition, ClassCondition):
             raise ValueError(f"config.task.condition={task.condition}: the published network is conditioned on a class")
         return cls(config=task.network, channels=task.codec.vae.latent_channels, condition=task.condition)
@@ -109,22 +107,19 @@ class ClassDiT(DenoiserFamily):
         epsilon = config.get("norm_eps", _DIFFUSERS_EPSILON)
         if not isinstance(epsilon, float) or not 0 < epsilon < 1:
             raise ValueError(f"config.json: norm_eps={epsilon!r}: must be a number between 0 and 1")
-        sizes = DiTConfig(
+        network = PublishedDiTConfig(
             hidden_size=heads * count_of(config, "attention_head_dim", 72),
             depth=count_of(config, "num_layers", 28),
             num_heads=heads,
             mlp_ratio=_DIFFUSERS_MLP_RATIO,
-            positions=Positions.SINCOS,
-        )
-        whole = dataclasses.replace(
-            published(sizes, patch_size=patch),
+            patch_size=(1, patch, patch),
             position_grid=count_of(config, "sample_size", 32) // patch,
             mlp_norm_epsilon=epsilon,
             time_frequency_shift=1,
             learned_variance=outputs == 2 * channels,
         )
         condition = ClassCondition(num_classes=count_of(config, "num_embeds_ada_norm", 1000))
-        return cls(config=whole, channels=channels, condition=condition)
+        return cls(config=network, channels=channels, condition=condition)
 
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "ClassDiT | None":
@@ -145,7 +140,6 @@ class ClassDiT(DenoiserFamily):
             num_heads=heads.get((config.hidden_size, config.depth), config.num_heads),
             position_grid=math.isqrt(positions[1]) if len(positions) == 3 else config.position_grid or 1,
             mlp_norm_epsilon=1e-6,
-            timestep_offset=-1,
             time_frequency_shift=0,
         )
         return dataclasses.replace(family, config=config)
@@ -156,19 +150,18 @@ class ClassDiT(DenoiserFamily):
         dims = {_PATCHES: 4, _LABELS: 2, _LAST: 2}
         if any(name not in source or len(source[name].shape) != dim for name, dim in dims.items()):
             return None
-        like = task.network if isinstance(task, Denoise) and isinstance(task.network, DiTConfig) else DIT_XL
+        like = task.network if isinstance(task, Denoise) and isinstance(task.network, AnyDiTConfig) else DIT_XL
         (hidden_size, channels, patch, _), (rows, _), (outputs, _) = (source[name].shape for name in dims)
         layers = {part[1] for part in (name.split(".") for name in source) if part[0] == "blocks" and len(part) > 1}
         up = source.get("blocks.0.mlp.fc1.weight")
-        sizes = DiTConfig(
+        config = PublishedDiTConfig(
             hidden_size=hidden_size,
             depth=len(layers),
             num_heads=math.gcd(like.num_heads, hidden_size),
             mlp_ratio=like.mlp_ratio if up is None else up.shape[0] / hidden_size,
-            positions=Positions.SINCOS,
+            patch_size=(1, patch, patch),
+            learned_variance=outputs == 2 * channels * patch**2,
         )
-        learned = outputs == 2 * channels * patch**2
-        config = dataclasses.replace(published(sizes, patch_size=patch), learned_variance=learned)
         return cls(config=config, channels=channels, condition=ClassCondition(num_classes=rows - 1))
 
     def diffusers_config(self, shape: LatentShape) -> dict[str, Any]:

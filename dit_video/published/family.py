@@ -183,7 +183,7 @@ class DenoiserFamily(Family):
             return [f"config.task=Denoise(...) (it is {type(task).__name__})"]
         lines = []
         if type(task.network) is not type(self.config):
-            lines.append(f"config.task.network={self.config}")
+            lines.append(f"config.task.network={self.config} (it is a {type(task.network).__name__})")
         else:
             expected = dataclasses.replace(self.config, remat=task.network.remat)
             lines += different_fields("config.task.network", expected, task.network)

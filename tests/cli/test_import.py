@@ -155,7 +155,7 @@ def test_a_network_that_diffusers_has_no_class_for_is_an_error_that_says_what_ca
     out = _as_a_run(folder, tmp_path / "run", "modern")
     assert main(["export", f"--workdir={out}", f"--out={tmp_path / 'back'}", "--format=diffusers"]) == 1
     error = " ".join(capsys.readouterr().err.split())
-    assert "config.task.network.positions=rotary: as published it is sincos" in error
+    assert "config.task.network=DiTConfig: of DiTs, PublishedDiTConfig alone was published" in error
     assert "--format safetensors and stablehlo export any" in error
     words = ["--format", "diffusers", "safetensors"]
     assert main(["export", f"--workdir={out}", f"--out={tmp_path / 'back'}", *words]) == 1
@@ -183,7 +183,7 @@ def test_an_official_checkpoint_becomes_a_run_that_diffusers_would_compute_other
     ("config", "message"),
     [
         ("official", r"--config\.task\.network\.time_frequency_shift=1 \(it is 0\)"),
-        ("modern", r"--config\.task\.network\.positions=sincos \(it is rotary\)"),
+        ("modern", r"  config\.task\.network=PublishedDiTConfig\(.*\) \(it is a DiTConfig\)"),
         ("vae", r"config\.task=Denoise\(\.\.\.\) \(it is Autoencode\)"),
     ],
 )
@@ -198,7 +198,7 @@ def test_another_network_than_the_experiments_is_an_error_that_names_the_fields(
 def test_official_weights_are_for_the_official_arithmetic_alone(folder, tmp_path, capsys):
     save_file(dict(official(folder)), tmp_path / "official.safetensors")
     change = "--config.task.network."
-    for word in ("timestep_offset=0", "time_frequency_shift=1", "mlp_norm_epsilon=0.001"):
+    for word in ("time_frequency_shift=1", "mlp_norm_epsilon=0.001"):
         words = ("official", change + word)
         assert bring(folder, tmp_path / "official.safetensors", tmp_path / "run", *words) == 1
         assert change + word.partition("=")[0] in capsys.readouterr().err

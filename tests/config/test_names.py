@@ -58,5 +58,5 @@ def test_values_of_before_are_read_field_by_field():
 
 
 def test_a_record_of_a_newer_version_says_so():
-    with pytest.raises(ExperimentError, match="is of format 3, this version of dit_video reads 2 and before"):
-        from_json({"class": "Experiment", "format": 3})
+    with pytest.raises(ExperimentError, match="is of format 4, this version of dit_video reads 3 and before"):
+        from_json({"class": "Experiment", "format": 4})

@@ -7,7 +7,7 @@ from flax import nnx
 
 from dit_video.arrays import Text
 from dit_video.dit.condition import EmbeddedText
-from dit_video.dit.dit import DiTConfig, published
+from dit_video.dit.dit import DiTConfig, PublishedDiTConfig
 from dit_video.dit.latte import LatteConfig
 from dit_video.dit.mmdit import MMDiTConfig, PositionTable
 from dit_video.dit.network import NetworkConfig
@@ -23,7 +23,7 @@ TABLE = PositionTable(size=192, origin=64.0, step=0.25)
     "config",
     [
         DiTConfig(**SIZE),
-        published(DiTConfig(**SIZE)),
+        PublishedDiTConfig(**SIZE),
         LatteConfig(**SIZE),
         MMDiTConfig(**SIZE),
         MMDiTConfig(**SIZE, position_table=TABLE),

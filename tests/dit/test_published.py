@@ -12,16 +12,16 @@ from toys import small_mesh
 
 from dit_video.distributed.sharding import shard_params
 from dit_video.dit.condition import ClassCondition
-from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, Positions, published
+from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, DiT, DiTConfig, PublishedDiTConfig, published
 from dit_video.nn.module import Definition, Params, define
 from dit_video.training.flops import count_flops
 
-CONFIG = published(DiTConfig(hidden_size=32, depth=2, num_heads=4))
+CONFIG = PublishedDiTConfig(hidden_size=32, depth=2, num_heads=4)
 LABEL = jnp.array([0, 3], jnp.int32)
 T = jnp.array([[0.3], [0.8]])
 
 
-def defined(config: DiTConfig, num_classes: int = 3) -> Definition:
+def defined(config: PublishedDiTConfig, num_classes: int = 3) -> Definition:
     return define(lambda key: DiT(config, 4, ClassCondition(num_classes=num_classes), rngs=nnx.Rngs(key)))
 
 
@@ -127,14 +127,18 @@ def test_a_fresh_network_without_normalised_queries_has_the_published_scale():
     assert float(jnp.std(made(jax.random.key(0)))) == pytest.approx(math.sqrt(1 / 256), rel=0.02)
 
 
+def test_a_size_says_width_depth_heads_and_mlp_of_the_published_network():
+    size = DiTConfig(hidden_size=32, depth=2, num_heads=4, mlp_ratio=2.0, shared_modulation=True)
+    assert published(size, patch_size=4) == dataclasses.replace(CONFIG, mlp_ratio=2.0, patch_size=(1, 4, 4))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 30, "num_heads": 3}, r"hidden_size=30: must be a multiple of num_heads=3 and, .* of 4"),
-        ({"position_grid": 0}, r"position_grid=0: must be at least 1 with positions=sincos"),
-        ({"positions": Positions.ROTARY, "position_grid": 4}, r"position_grid=4: .* else None"),
-        ({"time_frequency_shift": 2}, r"time_frequency_shift=2: must be 0 or 1"),
-        ({"timestep_offset": 1}, r"timestep_offset=1: must be -1 or 0"),
+        ({"hidden_size": 30, "num_heads": 3}, r"hidden_size=30: must be a multiple of num_heads=3 and of 4"),
+        ({"position_grid": 0}, r"PublishedDiTConfig.position_grid=0: must be at least 1"),
+        ({"mlp_norm_epsilon": 0.0}, r"mlp_norm_epsilon=0.0: must be positive"),
+        ({"time_frequency_shift": 2}, r"time_frequency_shift=2: must be between 0 and 1"),
     ],
 )
 def test_what_no_network_is_is_refused(changes, message):

@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dit_video.dit.dit import DiTConfig, published
+from dit_video.dit.dit import PublishedDiTConfig
 from dit_video.export.weights import CODEC, CONFIG, MODEL, Denoiser, ExportMismatch, compare, load, write_weights
 from dit_video.nn.module import define, params_of
 from dit_video.weights.digest import weights_digest
@@ -37,7 +37,7 @@ def test_files_say_what_they_hold(exported, content):
         assert set(file.keys()) == set(params)
     assert metadata["digest"] == weights_digest(params)
     assert {n: metadata[n] for n in ("format_version", "step", "weights", "fingerprint")} == {
-        "format_version": "3",
+        "format_version": "4",
         "step": "7",
         "weights": "ema",
         "fingerprint": "0123456789abcdef",
@@ -57,13 +57,24 @@ def test_a_codec_is_exported_without_a_denoiser(content, tmp_path):
 
 
 def test_a_published_network_is_rebuilt_with_all_its_choices(content, tmp_path):
-    config = published(DiTConfig(hidden_size=32, depth=2, num_heads=2))
+    config = PublishedDiTConfig(hidden_size=32, depth=2, num_heads=2, position_grid=3, time_frequency_shift=1)
     task = dataclasses.replace(content.denoiser.task, network=config)
     definition = define(task.init)
     network = definition.bind({name: jnp.ones(shape.shape) for name, shape in definition.shapes.items()})
     denoiser = Denoiser(task, network)
     write_weights(dataclasses.replace(content, denoiser=denoiser), tmp_path)
     assert load(tmp_path).network.config == config
+    # In version 3 a DiTConfig with these fields was written of it.
+    path = tmp_path / CONFIG
+    written = json.loads(path.read_text())
+    then = {"positions": "sincos", "norm": "layer", "qk_norm": "none", "mlp": "gelu"}
+    then |= {"class": "DiTConfig", "timestep_offset": -1, "shared_modulation": False}
+    written |= {"format_version": 3, "network": written["network"] | {"config": written["network"]["config"] | then}}
+    path.write_text(json.dumps(written))
+    assert load(tmp_path).network.config == config
+    path.write_text(json.dumps(written).replace('"mlp": "gelu"', '"mlp": "swiglu"'))
+    with pytest.raises(ExportMismatch, match=r"config.json: network.config.mlp='swiglu': .* of which mlp is gelu; read"):
+        load(tmp_path)
 
 
 @pytest.fixture
@@ -141,7 +152,7 @@ def test_a_file_cut_short_is_an_error_that_names_it(spoilt):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"format_version": 1}, "format_version=1, this version of dit_video reads 3"),
+        ({"format_version": 1}, "format_version=1, this version of dit_video reads 4"),
         ({"network": {"digest": "0" * 64}}, "model.safetensors: holds the weights .* config.json says 0000"),
         ({"codec": {"digest": "0" * 64}}, "codec.safetensors: holds the VAE .* config.json says 0000"),
     ],

@@ -28,7 +28,7 @@ from dit_video.diffusion.path import ConstantShift
 from dit_video.diffusion.process import noise
 from dit_video.diffusion.timestep_spacing import Leading, Linspace
 from dit_video.dit.condition import ClassCondition
-from dit_video.dit.dit import DiTConfig, published
+from dit_video.dit.dit import PublishedDiTConfig
 from dit_video.encoders.text import wan_text
 from dit_video.published.dit import ClassDiT
 from dit_video.run.folder import read_experiment
@@ -191,7 +191,7 @@ def test_a_codec_of_other_latents_is_refused(pipeline, wan, tmp_path, capsys):
 
 def test_an_official_file_is_sampled_at_its_own_size(imported, tmp_path):
     family = ClassDiT(
-        config=published(DiTConfig(hidden_size=16, depth=1, num_heads=2)),
+        config=PublishedDiTConfig(hidden_size=16, depth=1, num_heads=2),
         channels=4,
         condition=ClassCondition(num_classes=3),
     )

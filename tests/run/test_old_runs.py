@@ -13,6 +13,7 @@ import pytest
 
 from dit_video.cli.main import main
 from dit_video.config import components
+from dit_video.config.names import FORMAT
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
 from dit_video.data.sources import LatentCache, MovingDigits
@@ -176,7 +177,7 @@ def test_a_run_goes_on_as_it_did(folder, tmp_path, monkeypatch, name):
     for line, before in zip(lines, resumed["lines"]):
         assert line.pop("evaluation", None) == before.get("evaluation")
         assert line == pytest.approx({key: x for key, x in before.items() if key != "evaluation"}, rel=1e-4)
-    assert json.loads((tmp_path / name / "experiment.json").read_text())["experiment"]["format"] == 2
+    assert json.loads((tmp_path / name / "experiment.json").read_text())["experiment"]["format"] == FORMAT
     for kind in ("ema", "raw"):
         params = jax.device_get(open_run(Path(name), ema=kind == "ema").params)
         actual = {n: [x.astype(np.float64).mean(), np.abs(x.astype(np.float64)).mean()] for n, x in params.items()}

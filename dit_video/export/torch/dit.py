@@ -1,6 +1,6 @@
-"""Export of this package's DiT, of any `DiTConfig`, to the PyTorch module of export/torch/files/dit.py.
+"""Export of DiT, a `DiTConfig` or a `PublishedDiTConfig`, to the PyTorch module of export/torch/files/dit.py.
 
-diffusers has a class for it as published alone (published/dit.py).
+diffusers has a class for the DiT as published alone (published/dit.py).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Output
 from dit_video.data.captions import BEGIN
 from dit_video.dit.condition import Condition
-from dit_video.dit.dit import DiTConfig
+from dit_video.dit.dit import AnyDiTConfig, PublishedDiTConfig
 from dit_video.export.torch.module import TorchModule
 from dit_video.nn.attention import QKNorm
 from dit_video.nn.embed import TimeEmbedding
@@ -33,7 +33,7 @@ from dit_video.weights.names import LAYER, Dialect, Row, Shape, Table, linear, v
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchDiT(TorchModule):
-    """DiT of this package as a PyTorch module.
+    """DiT as a PyTorch module.
 
     Attributes:
         channels: of the latents that it predicts.
@@ -44,7 +44,7 @@ class TorchDiT(TorchModule):
     weights: ClassVar[str] = "model.safetensors"
     field: ClassVar[str] = "network"
 
-    config: DiTConfig
+    config: AnyDiTConfig
     channels: int
     condition: Condition | None
 
@@ -55,9 +55,10 @@ class TorchDiT(TorchModule):
         Raises:
             ValueError: it is of another kind; names the field.
         """
-        if not isinstance(task.network, DiTConfig):
+        if not isinstance(task.network, AnyDiTConfig):
             raise ValueError(
-                f"config.task.network={type(task.network).__name__}: there is a torch module of a DiTConfig alone"
+                f"config.task.network={type(task.network).__name__}: there is a torch module of a DiTConfig or "
+                "PublishedDiTConfig alone"
             )
         torch_condition(task.condition)
         return cls(config=task.network, channels=task.codec.vae.latent_channels, condition=task.condition)
@@ -81,8 +82,8 @@ class TorchDiT(TorchModule):
             "mlp_norm_epsilon": config.mlp_norm_epsilon,
             "norm": config.norm.value,
             "qk_norm": config.qk_norm.value,
-            "positions": config.positions.value,
-            "position_grid": config.position_grid,
+            "positions": "sincos" if isinstance(config, PublishedDiTConfig) else "rotary",
+            "position_grid": config.position_grid if isinstance(config, PublishedDiTConfig) else None,
             "shared_modulation": config.shared_modulation,
             "timestep_offset": config.timestep_offset,
             "time_frequency_shift": config.time_frequency_shift,

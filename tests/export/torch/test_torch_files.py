@@ -22,7 +22,7 @@ from dit_video.diffusion.objective import ddpm, rectified_flow
 from dit_video.diffusion.path import ConstantShift
 from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
-from dit_video.dit.dit import DiTConfig, published
+from dit_video.dit.dit import AnyDiTConfig, DiTConfig, published
 from dit_video.dit.latte import LatteConfig
 from dit_video.export.diffusers_folder import TOLERANCE
 from dit_video.export.torch.folder import compare_with, parts_of, write_files, write_torch
@@ -77,7 +77,9 @@ VAES = {
 }
 
 
-def content_of(network: DiTConfig, condition, clip=(5, 32, 32), vae=SMALL_VAE, scale: float = 0.2, **fields) -> Content:
+def content_of(
+    network: AnyDiTConfig, condition, clip=(5, 32, 32), vae=SMALL_VAE, scale: float = 0.2, **fields
+) -> Content:
     """A run whose parameters are all random: an untrained DiT predicts zeros, whatever its weights are."""
     rng = np.random.default_rng(0)
 
