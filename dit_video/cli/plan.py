@@ -14,6 +14,7 @@ from rich.table import Table
 from dit_video.cli.arguments import add_config, command, experiment_of, local_path, use_fake_devices
 from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target, parse_target
 from dit_video.plan.compile import Memory, Plan, plan
+from dit_video.plan.programs import TRAIN, program_named
 from dit_video.plan.search import Remedy, Trial, fastest, remedies, search
 from dit_video.progress import counted
 
@@ -21,10 +22,12 @@ EXAMPLES = """  dit-video plan --config=experiments/quickstart.py --target=cpu:1
   dit-video plan --config=experiments/grid_dit.py --target=v6e:4x4 --config.mesh.fsdp=16 --price_per_hour=2.7
   dit-video plan --config=experiments/grid_dit.py --target='v6e:16x16*2' --config.data.batch_size=512 --json
   dit-video plan --config=experiments/grid_dit.py --target=h100:2x8 --fit
+  dit-video plan --config=experiments/grid_dit.py --target=h100:1x1 --program=generate --batch_size=4
 
 No accelerator is needed, and no trained codec. TPU targets need the extra plan-tpu, GPU targets plan-gpu; cpu:N needs
 nothing and is an estimate on fake devices. What does not fit exits with 1 and says what would change that."""
 
+_NO_REMEDY = "No smaller batch and no other mesh would change that: take devices with more memory."
 # A compilation for TPUs takes minutes.
 NUM_REMEDIES = 3
 NUM_TRIALS = 6
@@ -34,7 +37,7 @@ def add_parser(subparsers) -> None:
     parser = command(
         subparsers,
         "plan",
-        "compile the train step for devices that are not there: memory, traffic, time",
+        "compile the train step, or what a task can do, for devices that are not there: memory, traffic, time",
         EXAMPLES,
     )
     add_config(parser)
@@ -44,6 +47,13 @@ def add_parser(subparsers) -> None:
         help="devices: v6e:16x16, v6e:16x16*4 (four slices), v5e:, v5p:8x8x4, tpu7x:, h100:16x8 (nodes x GPUs), a100:, "
         "h200:, b200:, or cpu:N",
     )
+    parser.add_argument(
+        "--program",
+        default="train",
+        metavar="NAME",
+        help="train (default), or what the task does: validate, generate, ...",
+    )
+    parser.add_argument("--batch_size", type=int, metavar="N", help="clips of a call that is not the train step (16)")
     parser.add_argument("--price_per_hour", type=float, metavar="P", help="of one device, for the cost of the run")
     parser.add_argument(
         "--fit",
@@ -69,15 +79,21 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--fit: {target.name} has no memory and no roofline to compare plans by; name an accelerator")
     if arguments.fit is not None and (arguments.fit < 1 or arguments.dump is not None):
         raise ValueError("--fit: must be at least 1, and --dump is of one program: give its overrides without --fit")
+    if arguments.fit is not None and arguments.program != TRAIN:
+        raise ValueError(
+            f"--fit: looks for the fastest train step, by what changes nothing else; leave it out with "
+            f"--program={arguments.program}"
+        )
     prepare(target)
     experiment, price = experiment_of(arguments), arguments.price_per_hour
+    program = program_named(arguments.program, experiment.task, arguments.batch_size)
     if arguments.fit is not None:
         tried = counted(search(experiment, target, limit=arguments.fit), "plans", total=arguments.fit, unit="plans")
         return report_fit(tuple(tried), price=price, as_json=arguments.json)
-    found = plan(experiment, target, dump=arguments.dump)
+    found = plan(experiment, target, program, dump=arguments.dump)
     cures: Iterable[Remedy] = ()
     if found.memory.excess:
-        cures = remedies(experiment, target, found, limit=NUM_REMEDIES)
+        cures = remedies(experiment, target, found, program, limit=NUM_REMEDIES)
         cures = counted(cures, "remedies", total=NUM_REMEDIES, unit="remedies")
     return report(found, tuple(cures), price=price, as_json=arguments.json)
 
@@ -140,7 +156,7 @@ def to_json(found: Plan, price: float | None) -> dict[str, Any]:
         hours = found.device_hours()
         data["best_case"] = {
             "binding": best.name,
-            "step_seconds": best.seconds,
+            f"{found.unit}_seconds": best.seconds,
             "seconds_in_turn": found.seconds_in_turn,
             "mfu": found.mfu,
             "clips_per_second": found.clips / best.seconds,
@@ -155,7 +171,8 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     """Prints memory, traffic and roofline."""
     axes = " x ".join(f"{axis}={size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     console.print(
-        f"{found.target}: {found.num_devices} x {found.device_kind}, mesh {axes}; "
+        f"{found.program} of {found.clips:,} clips on {found.target}: {found.num_devices} x {found.device_kind}, "
+        f"mesh {axes}; "
         f"lowered and compiled in {found.compile_seconds:.1f} s",
         highlight=False,
     )
@@ -169,7 +186,7 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     if found.traffic is not None:
         console.print(_traffic_table(found))
     again = f", {found.recomputed_flops:.4g} more computed twice" if found.recomputed_flops else ""
-    console.print(f"model FLOPs of a step, all devices: {found.flops:.4g}{again}", highlight=False)
+    console.print(f"model FLOPs of a {found.unit}, all devices: {found.flops:.4g}{again}", highlight=False)
     _show_time(found, price, console)
 
 
@@ -194,7 +211,7 @@ def _memory_table(memory: Memory) -> Table:
 
 def _traffic_table(found: Plan) -> Table:
     assert found.traffic is not None
-    table = Table(title="collectives of one step; bytes that a device receives at least")
+    table = Table(title=f"collectives of one {found.unit}; bytes that a device receives at least")
     for column in ("axes", "kind", "count", "bytes", f"from other {_domains(found)}"):
         table.add_column(column, justify="left" if column in ("axes", "kind") else "right")
     for item in found.traffic.collectives:
@@ -209,7 +226,7 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
     best = found.binding
     if best is None or found.mfu is None:
         return
-    table = Table(title="a step takes at least")
+    table = Table(title=f"a {found.unit} takes at least")
     for column in ("bound", "ms", "supposing"):
         table.add_column(column, justify="right" if column == "ms" else "left")
     for bound in found.bounds:
@@ -218,7 +235,7 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
     console.print(table)
     tokens = f", {found.tokens / best.seconds:,.0f} tokens/s" if found.tokens else ""
     console.print(
-        f"best case, all of these overlapped and nothing else: {best.seconds * 1e3:.4g} ms a step, "
+        f"best case, all of these overlapped and nothing else: {best.seconds * 1e3:.4g} ms a {found.unit}, "
         f"MFU {found.mfu:.1%}, {found.clips / best.seconds:,.1f} clips/s{tokens}; "
         f"one after the other they take {found.seconds_in_turn * 1e3:.4g} ms",
         highlight=False,
@@ -226,7 +243,7 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
     hours = found.device_hours()
     if hours is not None:
         cost = "" if price is None else f"; {hours * price:,.2f} at {price:g} a device-hour"
-        console.print(f"{found.num_steps:,} steps: {hours:,.2f} device-hours at best{cost}", highlight=False)
+        console.print(f"{found.job.name}: {hours:,.2f} device-hours at best{cost}", highlight=False)
 
 
 def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> None:
@@ -242,7 +259,7 @@ def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> N
         return
     console.print(
         f"[bold red]does not fit[/]: {_size(memory.excess)} more than the {_size(memory.hbm)} of a device. "
-        "What would change that, one by one:",
+        f"{'What would change that, one by one:' if cures else _NO_REMEDY}",
         highlight=False,
     )
     for cure in cures:
@@ -251,7 +268,7 @@ def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> N
             verdict = f"peak {_size(cure.peak)}: {'fits' if cure.fits else 'does not fit either'}"
         console.print(f"  {' '.join(cure.words)}", highlight=False, soft_wrap=True, markup=False)
         console.print(f"      {cure.reason} ({verdict})", highlight=False, soft_wrap=True, markup=False)
-    if not any(cure.fits for cure in cures):
+    if found.program == TRAIN and not any(cure.fits for cure in cures):
         console.print("Several at once may fit, or other meshes: --fit looks for them.", highlight=False)
 
 
