@@ -242,8 +242,8 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
     )
     hours = found.device_hours()
     if hours is not None:
-        cost = "" if price is None else f"; {hours * price:,.2f} at {price:g} a device-hour"
-        console.print(f"{found.job.name}: {hours:,.2f} device-hours at best{cost}", highlight=False)
+        cost = "" if price is None else f"; {_amount(hours * price)} at {price:g} a device-hour"
+        console.print(f"{found.job.name}: {_amount(hours)} device-hours at best{cost}", highlight=False)
 
 
 def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> None:
@@ -295,6 +295,11 @@ def _words(trial: Trial) -> str:
 def _domains(found: Plan) -> str:
     """What a network joins."""
     return "nodes" if found.target.partition(":")[0] in GPUS else "slices"
+
+
+def _amount(number: float) -> str:
+    """With two decimals, or two digits where these would be zeros."""
+    return f"{number:,.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def _size(number: int) -> str:

@@ -142,6 +142,9 @@ def test_a_call_has_a_time_and_a_cost_of_a_thousand_clips(capsys):
     assert text.startswith("generate of 8 clips on v6e:2x2: 4 x TPU v6 lite, mesh fsdp=4")
     assert "2000 ms a call, MFU 50.0%, 4.0 clips/s; one after the other they take 3500 ms" in text
     assert "1,000 clips: 0.28 device-hours at best; 1.00 at 3.6 a device-hour" in text
+    quick = dataclasses.replace(call, bounds=(Bound("compute", 0.002, "peak"),))
+    assert command.report(quick, price=3.6) == 0
+    assert "1,000 clips: 0.00028 device-hours at best; 0.001 at 3.6 a device-hour" in printed(capsys)
     assert command.report(call, price=3.6, as_json=True) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["program"], data["job"]["name"]) == ("generate", "1,000 clips")
