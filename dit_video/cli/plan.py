@@ -14,9 +14,11 @@ from rich.table import Table
 from dit_video.cli.arguments import experiment_of, use_fake_devices
 from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target, parse_target
 from dit_video.plan.compile import Memory, Plan, plan
+from dit_video.plan.programs import TRAIN, program_named
 from dit_video.plan.search import Remedy, Trial, fastest, remedies, search
 from dit_video.progress import Terminal, counted, headed
 
+_NO_REMEDY = "No smaller batch and no other mesh would change that: take devices with more memory."
 # A compilation for TPUs takes minutes.
 NUM_REMEDIES = 3
 
@@ -27,17 +29,23 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--price_per_hour: {target.name} has no roofline to take a time from; name an accelerator")
     if arguments.fit is not None and target.chip is None:
         raise ValueError(f"--fit: {target.name} has no memory and no roofline to compare plans by; name an accelerator")
-    if arguments.fit is not None and (arguments.fit < 1 or arguments.dump is not None):
-        raise ValueError("--fit: must be at least 1, and --dump is of one program: give its overrides without --fit")
+    if arguments.fit is not None and arguments.dump is not None:
+        raise ValueError("--fit: --dump is of one program: give its overrides without --fit")
+    if arguments.fit is not None and arguments.program != TRAIN:
+        raise ValueError(
+            f"--fit: looks for the fastest train step, by what changes nothing else; leave it out with "
+            f"--program={arguments.program}"
+        )
     prepare(target)
     experiment, price = experiment_of(arguments), arguments.price_per_hour
+    program = program_named(arguments.program, experiment.task, arguments.batch_size)
     if arguments.fit is not None:
         tried = counted(search(experiment, target, limit=arguments.fit), "plans", total=arguments.fit, unit="plans")
         return report_fit(tuple(tried), price=price, as_json=arguments.json)
-    found = plan(experiment, target, dump=arguments.dump)
+    found = plan(experiment, target, program, dump=arguments.dump)
     cures: Iterable[Remedy] = ()
     if found.memory.excess:
-        cures = remedies(experiment, target, found, limit=NUM_REMEDIES)
+        cures = remedies(experiment, target, found, program, limit=NUM_REMEDIES)
         cures = counted(cures, "remedies", total=NUM_REMEDIES, unit="remedies")
     return report(found, tuple(cures), price=price, as_json=arguments.json)
 
@@ -100,7 +108,7 @@ def to_json(found: Plan, price: float | None) -> dict[str, Any]:
         hours = found.device_hours()
         data["best_case"] = {
             "binding": best.name,
-            "step_seconds": best.seconds,
+            f"{found.unit}_seconds": best.seconds,
             "seconds_in_turn": found.seconds_in_turn,
             "mfu": found.mfu,
             "clips_per_second": found.clips / best.seconds,
@@ -115,7 +123,8 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     """Prints memory, traffic and roofline."""
     axes = " x ".join(f"{axis}={size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     console.print(
-        f"{found.target}: {found.num_devices} x {found.device_kind}, mesh {axes}; "
+        f"{found.program} of {found.clips:,} clips on {found.target}: {found.num_devices} x {found.device_kind}, "
+        f"mesh {axes}; "
         f"lowered and compiled in {found.compile_seconds:.1f} s",
     )
     if found.memory.hbm is None:
@@ -127,7 +136,7 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     if found.traffic is not None:
         console.print(_traffic_table(found))
     again = f", {found.recomputed_flops:.4g} more computed twice" if found.recomputed_flops else ""
-    console.print(f"model FLOPs of a step, all devices: {found.flops:.4g}{again}")
+    console.print(f"model FLOPs of a {found.unit}, all devices: {found.flops:.4g}{again}")
     _show_time(found, price, console)
 
 
@@ -152,7 +161,7 @@ def _memory_table(memory: Memory) -> Table:
 
 def _traffic_table(found: Plan) -> Table:
     assert found.traffic is not None
-    table = Table(title="collectives of one step; bytes that a device receives at least")
+    table = Table(title=f"collectives of one {found.unit}; bytes that a device receives at least")
     for column in ("axes", "kind", "count", "bytes", f"from other {_domains(found)}"):
         table.add_column(column, justify="left" if column in ("axes", "kind") else "right")
     for item in found.traffic.collectives:
@@ -167,7 +176,7 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
     best = found.binding
     if best is None or found.mfu is None:
         return
-    table = Table(title="a step takes at least")
+    table = Table(title=f"a {found.unit} takes at least")
     for column in ("bound", "ms", "supposing"):
         table.add_column(column, justify="right" if column == "ms" else "left")
     for bound in found.bounds:
@@ -176,14 +185,14 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
     console.print(table)
     tokens = f", {found.tokens / best.seconds:,.0f} tokens/s" if found.tokens else ""
     console.print(
-        f"best case, all of these overlapped and nothing else: {best.seconds * 1e3:.4g} ms a step, "
+        f"best case, all of these overlapped and nothing else: {best.seconds * 1e3:.4g} ms a {found.unit}, "
         f"MFU {found.mfu:.1%}, {found.clips / best.seconds:,.1f} clips/s{tokens}; "
         f"one after the other they take {found.seconds_in_turn * 1e3:.4g} ms",
     )
     hours = found.device_hours()
     if hours is not None:
-        cost = "" if price is None else f"; {hours * price:,.2f} at {price:g} a device-hour"
-        console.print(f"{found.num_steps:,} steps: {hours:,.2f} device-hours at best{cost}")
+        cost = "" if price is None else f"; {_amount(hours * price)} at {price:g} a device-hour"
+        console.print(f"{found.job.name}: {_amount(hours)} device-hours at best{cost}")
 
 
 def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> None:
@@ -199,7 +208,8 @@ def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> N
         headed(
             "does not fit",
             "bold red",
-            f": {_size(memory.excess)} more than the {_size(memory.hbm)} of a device. What would change that:",
+            f": {_size(memory.excess)} more than the {_size(memory.hbm)} of a device. "
+            f"{'What would change that, one by one:' if cures else _NO_REMEDY}",
         )
     )
     for cure in cures:
@@ -208,7 +218,7 @@ def _show_verdict(found: Plan, cures: tuple[Remedy, ...], console: Console) -> N
             verdict = f"peak {_size(cure.peak)}: {'fits' if cure.fits else 'does not fit either'}"
         console.print(f"  {' '.join(cure.words)}")
         console.print(f"      {cure.reason} ({verdict})")
-    if not any(cure.fits for cure in cures):
+    if found.program == TRAIN and not any(cure.fits for cure in cures):
         console.print("Several at once may fit, or other meshes: --fit looks for them.")
 
 
@@ -235,6 +245,11 @@ def _words(trial: Trial) -> str:
 def _domains(found: Plan) -> str:
     """What the slower network between devices connects: slices of TPUs, nodes of GPUs."""
     return "nodes" if found.target.partition(":")[0] in GPUS else "slices"
+
+
+def _amount(number: float) -> str:
+    """With two decimals, or two digits where these would be zeros."""
+    return f"{number:,.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def _size(number: int) -> str:

@@ -201,13 +201,19 @@ def place(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def place_whole(batch: Tree, mesh: Mesh) -> Tree:
-    """As `place`, where every process has all rows of the batch and places those of its own devices."""
+    """As `place`, where every process has all rows of the batch and places those of its own devices.
+
+    Random keys are rows as well.
+    """
     sharding = along_batch(mesh)
 
-    def spread(x: np.ndarray) -> Array:
+    def spread(x: np.ndarray | Array) -> Array:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    return jax.tree.map(lambda x: spread(np.asarray(x)), batch)
+    def is_key(x: Any) -> bool:
+        return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+    return jax.tree.map(lambda x: spread(x if is_key(x) else np.asarray(x)), batch)
 
 
 def fetch(x: Array) -> np.ndarray:

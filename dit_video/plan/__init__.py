@@ -1,1 +1,1 @@
-"""Planning: memory, collectives, time and cost of a train step on accelerators that need not exist here."""
+"""Planning: memory, collectives, time and cost of a train step, or a task's function, on accelerators not here."""

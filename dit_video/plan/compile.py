@@ -1,8 +1,8 @@
-"""Ahead-of-time compilation of an experiment's real train step for other accelerators: memory, collectives, roofline.
+"""Ahead-of-time compilation of an experiment's real programs for other accelerators: memory, collectives, roofline.
 
-Memory, shapes and collectives are those of the compiled program. Time is a roofline: the least time of the
-step by arithmetic, memory and communication, each at the peak of its data sheet and fully overlapped. A real
-step takes longer. Targets `cpu:N` are compiled for fake devices: shardings, bytes of state and collectives are those of
+Memory, shapes and collectives are those of the compiled program. Time is a roofline: the least time of a
+step or call by arithmetic, memory and communication, each at the peak of its data sheet and fully overlapped. A real
+one takes longer. Targets `cpu:N` are compiled for fake devices: shardings, bytes of state and collectives are those of
 the experiment, temporaries are the CPU compiler's, and there is no roofline.
 """
 
@@ -18,21 +18,17 @@ import jax
 
 from dit_video.distributed.collectives import Traffic, read_traffic
 from dit_video.distributed.hardware import GIB
-from dit_video.distributed.sharding import along_batch, make_mesh, replicated
+from dit_video.distributed.sharding import make_mesh
 from dit_video.distributed.targets import Target
-from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
-from dit_video.nn.module import define
+from dit_video.plan.programs import Job, PlannedProgram, TrainStep
 from dit_video.plan.roofline import Bound, StepCosts, roofline
-from dit_video.run import workload
-from dit_video.run.checks import check_fields, check_mesh
-from dit_video.run.open import program_of
-from dit_video.training.flops import count_flops
+from dit_video.run.checks import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPart:
-    """Part of a device's memory between steps: parameters, EMA, optimizer state, frozen parts or batch.
+    """Part of a device's memory between steps or calls: parameters, EMA, optimizer state, frozen parts or batch.
 
     Attributes:
         bytes: on one device.
@@ -46,11 +42,11 @@ class MemoryPart:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Memory of a train step on one device, in bytes.
+    """Memory of a program on one device, in bytes.
 
     Attributes:
         padding: what the parts take beyond their numbers, because tiles are filled up.
-        temporaries: activations, gradients and whatever else lives during a step only.
+        temporaries: activations, gradients, what is made and whatever else lives during a step or call only.
         peak: the most at any time, as the compiler has it.
         hbm: what a program may use of the device's memory; None where nothing is known of the device.
         host: of its host's memory, for what is kept there until it is needed.
@@ -75,15 +71,20 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Result of `plan`: memory, collectives, FLOPs and roofline of a compiled train step.
+    """Result of `plan`: memory, collectives, FLOPs and roofline of a compiled program.
 
     Attributes:
+        program: "train", or the name of a function of the task.
+        unit: what is measured, one "step" or one "call" of it.
         traffic: None where the program could not be compiled, because it does not fit.
-        flops: of one step, all devices together, without what is computed a second time to save memory.
+        flops: of one step or call, all devices together, without what is computed a second time to save memory.
         recomputed_flops: what is computed a second time, as far as `remat` says so; a kernel may do more.
+        job: what device hours are those of.
         bounds: arithmetic first; empty where nothing is known of the devices.
     """
 
+    program: str
+    unit: str
     target: str
     device_kind: str
     mesh: dict[str, int]
@@ -93,7 +94,7 @@ class Plan:
     recomputed_flops: int
     clips: int
     tokens: int | None
-    num_steps: int
+    job: Job
     bounds: tuple[Bound, ...]
     compile_seconds: float
 
@@ -103,12 +104,12 @@ class Plan:
 
     @property
     def binding(self) -> Bound | None:
-        """The binding bound of the roofline: the largest time, the best case of a step."""
+        """The binding bound of the roofline: the largest time, the best case of a step or call."""
         return max(self.bounds, key=lambda bound: bound.seconds, default=None)
 
     @property
     def seconds_in_turn(self) -> float:
-        """Seconds of a step without overlap: the bounds one after the other."""
+        """Seconds of a step or call without overlap: the bounds one after the other."""
         return sum(bound.seconds for bound in self.bounds)
 
     @property
@@ -120,14 +121,17 @@ class Plan:
         return useful * self.bounds[0].seconds / self.binding.seconds
 
     def device_hours(self) -> float | None:
-        """Device hours of the whole run in the best case, without evaluations and pauses."""
-        return None if self.binding is None else self.binding.seconds * self.num_steps * self.num_devices / 3600
+        """Device hours of the job in the best case: of training without evaluations and pauses."""
+        return None if self.binding is None else self.binding.seconds * self.job.num_calls * self.num_devices / 3600
 
 
-def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) -> Plan:
-    """Compiles the train step of `experiment` for `target` and measures it; nothing is trained or read.
+def plan(
+    experiment: Experiment, target: Target, program: PlannedProgram | None = None, *, dump: Path | None = None
+) -> Plan:
+    """Compiles a program of `experiment` for `target` and measures it; nothing is computed or read.
 
     Args:
+        program: None for the train step.
         dump: folder for XLA's own account of the program: its text before and after, buffers, memory over time.
 
     Raises:
@@ -135,23 +139,12 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
     """
     mesh = make_mesh(experiment.mesh, target.devices())
     check_fields(experiment, mesh)
-    check_mesh(experiment, mesh, f"on {target.name}")
-    program = program_of(experiment, mesh)
-    frozen = workload.abstract_frozen(experiment.task, mesh)
-    batch = _sharded(workload.abstract_batch(experiment), along_batch(mesh))
-    state, kind = program.shapes, mesh.devices.flat[0]
-    seed = jax.ShapeDtypeStruct((), "int32", sharding=replicated(mesh))
-    parts = (
-        _part("parameters", state.params),
-        _part("their average (EMA)", state.ema),
-        _part("optimizer", (state.step, state.opt_state)),
-        _part("frozen parts", frozen),
-        _part("batch", (batch, seed)),
-    )
-    work, recomputed = workload.measure_work(experiment), recomputed_flops(experiment)
+    prepared = (program or TrainStep()).prepare(experiment, mesh, f"on {target.name}")
+    kind = mesh.devices.flat[0]
+    parts = tuple(_part(name, tree) for name, tree in prepared.parts.items())
     started = time.monotonic()
     options = target.compiler_options | ({"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True} if dump else {})
-    compiled = _compile(program.lower(frozen, batch), parts, options)
+    compiled = _compile(prepared.lower(), parts, options)
     seconds = time.monotonic() - started
     if isinstance(compiled, Memory):
         memory, traffic, bounds = compiled, None, ()
@@ -162,24 +155,26 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
         memory = _measured(stats, parts, kind.platform, target.memory)
         traffic = read_traffic(text, mesh.shape, [domain(device) for device in mesh.devices.flat])
         done = StepCosts(
-            flops=work.flops / mesh.size,
-            recomputed_flops=recomputed / mesh.size,
+            flops=prepared.flops / mesh.size,
+            recomputed_flops=prepared.recomputed_flops / mesh.size,
             memory_bytes=stats.argument_size_in_bytes + stats.output_size_in_bytes,
             inner_bytes=traffic.inner_bytes,
             outer_bytes=traffic.outer_bytes,
         )
         bounds = () if target.chip is None else roofline(target.chip, done)
     return Plan(
+        program=prepared.name,
+        unit=prepared.unit,
         target=target.name,
         device_kind=kind.device_kind,
         mesh=dict(mesh.shape),
         memory=memory,
         traffic=traffic,
-        flops=work.flops,
-        recomputed_flops=recomputed,
-        clips=work.clips,
-        tokens=work.tokens,
-        num_steps=experiment.schedule.num_steps,
+        flops=prepared.flops,
+        recomputed_flops=prepared.recomputed_flops,
+        clips=prepared.clips,
+        tokens=prepared.tokens,
+        job=prepared.job,
         bounds=bounds,
         compile_seconds=seconds,
     )
@@ -188,39 +183,6 @@ def plan(experiment: Experiment, target: Target, *, dump: Path | None = None) ->
 def domain(device: jax.Device) -> int:
     """Slice (TPU) or node (GPU) of a device: fast links join devices inside, a data-centre network between them."""
     return device.process_index if device.platform == "gpu" else getattr(device, "slice_index", None) or 0
-
-
-def recomputed_flops(experiment: Experiment) -> int:
-    """FLOPs that rematerialisation (`remat`) adds to one step, all devices together.
-
-    The optimizer's own arithmetic is in no count: it grows with parameters, not with tokens.
-    """
-    backbone = experiment.task.backbone
-    if backbone is None or backbone.remat is Remat.NOTHING_RECOMPUTED:
-        return 0
-    return gradient_flops(experiment, backbone.remat) - gradient_flops(experiment, Remat.NOTHING_RECOMPUTED)
-
-
-def gradient_flops(experiment: Experiment, remat: Remat) -> int:
-    """FLOPs of one gradient under a policy for the task's backbone, all devices together; none is touched.
-
-    Raises:
-        ValueError: the task has no backbone.
-    """
-    # What waits on the host is not computed in another way.
-    policy = Remat.FULL if remat is Remat.OFFLOAD else remat
-    backbone = experiment.task.backbone
-    if backbone is None:
-        raise ValueError(f"{type(experiment.task).__name__}.backbone is None: there is no rematerialisation to choose")
-    task = experiment.task.with_backbone(dataclasses.replace(backbone, remat=policy))
-    definition, frozen = define(task.init), workload.abstract_frozen(task)
-
-    def gradient(params, frozen, batch, key, step):
-        return jax.grad(lambda params: task.loss(definition.bind(params), frozen, batch, key, step)[0])(params)
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    step = jax.ShapeDtypeStruct((), "int32")
-    return count_flops(gradient, definition.shapes, frozen, workload.abstract_batch(experiment), key, step)
 
 
 # How libtpu says that a program does not fit: early, by its temporaries alone, or late, with all that it holds.
@@ -233,7 +195,7 @@ _TOO_LARGE = (
 def _compile(
     lowered: jax.stages.Lowered, parts: tuple[MemoryPart, ...], options: Mapping[str, bool | str]
 ) -> jax.stages.Compiled | Memory:
-    """Compiles the step; or the memory that the compiler reports where it fails because the step does not fit."""
+    """Compiles a program; or the memory that the compiler reports where it fails because the program does not fit."""
     try:
         return lowered.compile(compiler_options=dict(options))
     except jax.errors.JaxRuntimeError as error:
@@ -248,10 +210,6 @@ def refused(error: jax.errors.JaxRuntimeError, parts: tuple[MemoryPart, ...]) ->
         used, limit = (round(float(refusal[name]) * GIB) for name in ("used", "limit"))
         return Memory(parts, 0, used if early else used - state_bytes, used + state_bytes if early else used, limit)
     raise error
-
-
-def _sharded(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _part(name: str, tree: Any) -> MemoryPart:

@@ -17,7 +17,8 @@ from dit_video.distributed.targets import Target
 from dit_video.dit.network import NetworkConfig, Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
-from dit_video.plan.compile import Plan, gradient_flops
+from dit_video.plan.compile import Plan
+from dit_video.plan.programs import gradient_flops
 from dit_video.plan.roofline import StepCosts, roofline
 from dit_video.run import workload
 

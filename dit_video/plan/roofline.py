@@ -1,4 +1,4 @@
-"""Roofline model: the least time of a train step, with compute, memory and communication at peak and overlapped."""
+"""Roofline model: the least time of a step or call, with compute, memory and communication at peak and overlapped."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepCosts:
-    """FLOPs and bytes of one device in a train step.
+    """FLOPs and bytes of one device in a step or call.
 
     Attributes:
         flops: model FLOPs, by which MFU is defined.
@@ -44,7 +44,7 @@ def roofline(chip: Chip, work: StepCosts) -> tuple[Bound, ...]:
             (work.flops + work.recomputed_flops) / chip.flops,
             f"model FLOPs at the dense bfloat16 peak, {again}",
         ),
-        Bound("memory", work.memory_bytes / chip.hbm_bandwidth, "state and batch read once, new state written once"),
+        Bound("memory", work.memory_bytes / chip.hbm_bandwidth, "all that is held read once, all results written once"),
         Bound("links", work.inner_bytes / chip.links, "all links of a device busy, whatever the axis"),
     ]
     if chip.network is not None and work.outer_bytes:

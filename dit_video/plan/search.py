@@ -11,7 +11,8 @@ from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.plan.compile import Memory, Plan, plan
-from dit_video.plan.estimate import Candidate, Estimate, Estimator, doublings
+from dit_video.plan.estimate import Candidate, Estimate, Estimator, doublings, remat_of
+from dit_video.plan.programs import PlannedProgram, TaskFunction
 
 # A way must be faster than the best so far by this much to be worth its compilation.
 _WORTH_COMPILING = 0.99
@@ -115,21 +116,80 @@ class Remedy:
     fits: bool | None = None
 
 
-def remedies(experiment: Experiment, target: Target, compiled: Plan, *, limit: int) -> Iterator[Remedy]:
+def remedies(
+    experiment: Experiment, target: Target, compiled: Plan, program: PlannedProgram | None = None, *, limit: int
+) -> Iterator[Remedy]:
     """Suggests single changes that lower peak memory, those that cost least first; compiled until one fits.
 
     At most `limit` are compiled, and none that an estimate rules out.
+
+    Args:
+        program: what `compiled` is a plan of; None for the train step.
     """
-    chip, limit_bytes = target.chip, compiled.memory.hbm
+    more = list(_more_of_the_gpu(target, compiled.memory))
+    yield from more
+    if isinstance(program, TaskFunction):
+        yield from _smaller_calls(experiment, target, compiled, program, limit=0 if more else limit)
+    else:
+        yield from _other_steps(experiment, target, compiled, limit=0 if more else limit)
+
+
+def _more_of_the_gpu(target: Target, memory: Memory) -> Iterator[Remedy]:
+    """More of a GPU's memory for JAX, where that is all it takes."""
+    chip = target.chip
     assert chip is not None, f"{target.name}: memory is exceeded only on a known chip"
-    assert limit_bytes is not None, "a plan that does not fit has a memory limit"
-    fitted, num_compiled = False, 0
-    if target.family in GPUS and compiled.memory.peak <= _GPU_MEMORY_AT_MOST * chip.hbm:
-        fitted = True
+    if target.family in GPUS and memory.peak <= _GPU_MEMORY_AT_MOST * chip.hbm:
         words = (f"{GPU_MEMORY_VARIABLE}={_GPU_MEMORY_AT_MOST}",)
-        yield Remedy(
-            words, "JAX may take more of a GPU's memory; set it where the run starts", compiled.memory.peak, True
-        )
+        yield Remedy(words, "JAX may take more of a GPU's memory; set it where the run starts", memory.peak, True)
+
+
+def _smaller_calls(
+    experiment: Experiment, target: Target, compiled: Plan, program: TaskFunction, *, limit: int
+) -> Iterator[Remedy]:
+    """Fewer clips in a call, then each of them split over more devices; ends where one fits.
+
+    The weights of an opened run are whole on every device: where these are too large, nothing is suggested.
+    """
+    memory, num_compiled = compiled.memory, 0
+    assert memory.hbm is not None, "a plan that does not fit has a memory limit"
+    stays = sum(part.bytes for part in memory.parts if part.name != "batch") + memory.padding
+    for words, reason, smaller, share in _smaller(experiment, target, compiled, program):
+        if stays > memory.hbm or stays + share * (memory.peak - stays) > _WORTH_TRYING * memory.hbm:
+            continue
+        remedy = Remedy((*words, f"--batch_size={smaller.batch_size}"), reason)
+        if num_compiled < limit:
+            num_compiled += 1
+            tried = plan(override(experiment, words), target, smaller).memory
+            remedy = dataclasses.replace(remedy, peak=tried.peak, fits=tried.fits)
+        yield remedy
+        if remedy.fits:
+            return
+
+
+def _smaller(
+    experiment: Experiment, target: Target, compiled: Plan, program: TaskFunction
+) -> Iterator[tuple[tuple[str, ...], str, TaskFunction, float]]:
+    """Overrides, the reason, the program, and its share of what a device's batch was; the largest first."""
+    data, fsdp, context, tensor = compiled.mesh.values()
+    ways = data * fsdp
+    for rows in reversed([1, *doublings(1, compiled.clips // ways)][:-1]):
+        smaller = dataclasses.replace(program, batch_size=rows * ways)
+        yield (), "fewer clips at a time; they stay the same clips", smaller, rows * ways / compiled.clips
+    remat, num_tokens = remat_of(experiment), experiment.task.num_tokens(experiment.data)
+    if remat is None or num_tokens is None:
+        return
+    for parts in doublings(1, data // target.num_slices):
+        if num_tokens % (context * parts) == 0:
+            mesh = (data // parts, fsdp, context * parts, tensor)
+            words = Candidate(remat, experiment.num_microbatches, mesh).overrides(experiment)
+            smaller = dataclasses.replace(program, batch_size=ways // parts)
+            yield words, f"{parts} devices share the tokens of a clip", smaller, ways / parts / compiled.clips
+
+
+def _other_steps(experiment: Experiment, target: Target, compiled: Plan, *, limit: int) -> Iterator[Remedy]:
+    """Changes of a train step that compute the same."""
+    limit_bytes, fitted, num_compiled = compiled.memory.hbm, False, 0
+    assert limit_bytes is not None, "a plan that does not fit has a memory limit"
     estimator = Estimator(experiment, target)
     estimator.learn(estimator.current(), compiled)
     for change, reason, on in [*_changes(estimator, compiled.memory), *_larger(estimator)]:

@@ -119,10 +119,15 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
     )
 
 
+def clip_shape(experiment: Experiment) -> ClipShape:
+    """(T, H, W) of the clips that a run is trained on, and so makes."""
+    clips = experiment.data.clips
+    return clips.num_frames, *clips.size
+
+
 def sampled_clip(experiment: Experiment) -> tuple[ClipShape, float]:
-    """(T, H, W) and frames per second of the clips that a run was trained on, and so makes."""
-    data = experiment.data
-    shape = (data.clips.num_frames, *data.clips.size)
+    """`clip_shape` and the frames per second of these clips."""
+    data, shape = experiment.data, clip_shape(experiment)
     if isinstance(data.source, NoData):
         return shape, data.source.fps
     return shape, data.source.open(Split.HELD_OUT)[0].fps / data.clips.stride

@@ -1,5 +1,6 @@
 """What a step of an experiment is made of: shapes and FLOPs. No device is touched."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dit_video.data.batch import Batch
+from dit_video.data.dataset import Data
 from dit_video.distributed.sharding import shard_frozen
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
@@ -47,10 +49,18 @@ def step_flops(experiment: Experiment) -> int:
 
 def abstract_batch(experiment: Experiment) -> Batch:
     """Shapes of one global training batch, as `jax.eval_shape` gives them."""
+    return _rows(experiment.task, experiment.data, experiment.data.batch_size)
+
+
+def abstract_judged_batch(experiment: Experiment, batch_size: int) -> Batch:
+    """Shapes of a batch that is evaluated: of clips, as held-out ones are read from no latent cache."""
+    return _rows(experiment.task, dataclasses.replace(experiment.data, cache=None), batch_size)
+
+
+def _rows(task: Task, data: Data, num_rows: int) -> Batch:
     # Of one row, so that no memory is asked for.
-    row = experiment.task.example(experiment.data, 1)
-    size = experiment.data.batch_size
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), jnp.asarray(x).dtype), row)
+    row = task.example(data, 1)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), jnp.asarray(x).dtype), row)
 
 
 def abstract_frozen(task: Task, mesh: Mesh | None = None) -> Any:

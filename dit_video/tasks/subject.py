@@ -11,7 +11,19 @@ from dit_video.data.batch import Batch
 from dit_video.distributed.sharding import even_batch, fetch, place_whole
 from dit_video.nn.module import Definition, Params
 from dit_video.tasks.media import Media
-from dit_video.tasks.task import ClipShape, Task
+from dit_video.tasks.task import ClipShape, Function, Task
+
+
+def compiled(definition: Definition, function: Function) -> Any:
+    """A task's function, jitted: (params, frozen, batch, keys, shape) -> what it makes; `shape` is static.
+
+    What it does not read stays an argument, since it stays in memory too.
+    """
+
+    def bound(params, frozen, batch, keys, shape):
+        return function.call(definition.bind(params), frozen, batch, keys, shape)
+
+    return jax.jit(bound, static_argnames="shape", keep_unused=True)
 
 
 class Subject:
@@ -21,6 +33,7 @@ class Subject:
         description: what a card says of the subject beside its weights: run, codec, sampler, guidance, versions.
         paired: see `Task.paired`.
         functions: what it can do, by name (`Task.functions`).
+        programs: the same, `compiled`.
         params, step, ema: the weights in hand, where they come from, and whether they are the moving average.
     """
 
@@ -34,14 +47,7 @@ class Subject:
     ):
         self.mesh, self.description, self.paired = mesh, description, task.paired
         self.functions, self._frozen = task.functions(), frozen
-
-        def compiled(call):
-            def bound(params, frozen, batch, keys, shape):
-                return call(definition.bind(params), frozen, batch, keys, shape)
-
-            return jax.jit(bound, static_argnames="shape")
-
-        self._compiled = {name: compiled(function.call) for name, function in self.functions.items()}
+        self.programs = {name: compiled(definition, function) for name, function in self.functions.items()}
 
     def with_weights(self, params: Params, *, step: int, ema: bool) -> "Subject":
         """The same subject with these weights from now on."""
@@ -63,8 +69,10 @@ class Subject:
             ValueError: the task has no such function.
         """
         self.require(name)
+        # Keys as well: a function that reads no batch would else make all rows on every device.
+        batch, keys = place_whole((batch, keys), self.mesh)
         with jax.set_mesh(self.mesh):
-            result = self._compiled[name](self.params, self._frozen, place_whole(batch, self.mesh), keys, shape)
+            result = self.programs[name](self.params, self._frozen, batch, keys, shape)
         return jax.tree.map(fetch, result)
 
     def require(self, name: str) -> None:

@@ -12,6 +12,7 @@ from dit_video.cli import plan as command
 from dit_video.cli.main import main
 from dit_video.distributed.collectives import Collective, Traffic
 from dit_video.plan.compile import Memory, MemoryPart, Plan
+from dit_video.plan.programs import Job
 from dit_video.plan.roofline import Bound
 from dit_video.plan.search import Remedy, Trial
 
@@ -20,6 +21,8 @@ QUICKSTART = f"--config={ROOT}/experiments/quickstart.py"
 GIB = 2**30
 
 FITS = Plan(
+    program="train",
+    unit="step",
     target="v6e:2x2",
     device_kind="TPU v6 lite",
     mesh={"data": 1, "fsdp": 4, "context": 1, "tensor": 1},
@@ -28,7 +31,7 @@ FITS = Plan(
     flops=10**15,
     clips=8,
     tokens=8000,
-    num_steps=900,
+    job=Job("900 steps", 900),
     bounds=(Bound("compute", 1.0, "peak"), Bound("memory", 0.5, "once"), Bound("links", 2.0, "all")),
     recomputed_flops=0,
     compile_seconds=3.0,
@@ -44,6 +47,7 @@ CURES = (
     Remedy(("--config.num_microbatches=2",), "half of it", 20 * GIB, True),
     Remedy(("--target=v6e:2x4", "--config.mesh.fsdp=8"), "more devices"),
 )
+CALL = {"program": "generate", "unit": "call", "tokens": None, "job": Job("1,000 clips", 125.0)}
 FAKE = dataclasses.replace(FITS, memory=dataclasses.replace(FITS.memory, hbm=None), bounds=())
 
 
@@ -131,13 +135,42 @@ def test_json_has_every_number(capsys):
     assert data["traffic"]["collectives"][0]["count"] == 12
 
 
+def test_a_call_has_a_time_and_a_cost_of_a_thousand_clips(capsys):
+    call = dataclasses.replace(FITS, **CALL)
+    assert command.report(call, price=3.6) == 0
+    text = printed(capsys)
+    assert text.startswith("generate of 8 clips on v6e:2x2: 4 x TPU v6 lite, mesh fsdp=4")
+    assert "2000 ms a call, MFU 50.0%, 4.0 clips/s; one after the other they take 3500 ms" in text
+    assert "1,000 clips: 0.28 device-hours at best; 1.00 at 3.6 a device-hour" in text
+    quick = dataclasses.replace(call, bounds=(Bound("compute", 0.002, "peak"),))
+    assert command.report(quick, price=3.6) == 0
+    assert "1,000 clips: 0.00028 device-hours at best; 0.001 at 3.6 a device-hour" in printed(capsys)
+    assert command.report(call, price=3.6, as_json=True) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["program"], data["job"]["name"]) == ("generate", "1,000 clips")
+    assert (data["best_case"]["call_seconds"], data["best_case"]["cost"]) == (2.0, 1.0)
+
+
+def test_a_call_that_does_not_fit_exits_with_1_and_names_no_search(capsys):
+    call = dataclasses.replace(TOO_BIG, **CALL)
+    assert command.report(call, (Remedy(("--batch_size=4",), "fewer clips at a time"),)) == 1
+    text = printed(capsys)
+    assert "does not fit: 8 GiB more than the 32 GiB of a device. What would change that, one by one:" in text
+    assert "--batch_size=4 fewer clips at a time (not compiled)" in text
+    assert "--fit" not in text
+    assert command.report(call) == 1
+    assert "8 GiB more than the 32 GiB of a device. No smaller batch and no other mesh" in printed(capsys)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--target=cpu:8", "--price_per_hour=2"], "--price_per_hour: cpu:8 has no roofline"),
         (["--target=cpu:8", "--fit"], "--fit: cpu:8 has no memory and no roofline"),
-        (["--target=v6e:2x2", "--fit=0"], "--fit: must be at least 1"),
         (["--target=v6e:2x2", "--fit=2", "--dump=there"], "--dump is of one program"),
+        (["--target=v6e:2x2", "--fit", "--program=generate"], "--fit: looks for the fastest train step"),
+        (["--target=cpu:8", "--batch_size=4"], "--batch_size=4: a train step has the batch of its experiment"),
+        (["--target=cpu:8", "--program=rollout"], "it has train, validate, generate, reconstruct"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(capsys, words, named):
@@ -156,6 +189,16 @@ def test_more_devices_than_this_machine_has(tmp_path):
     assert data["memory"]["padding"] == 0
     assert {"all-gather", "all-reduce"} <= {c["kind"] for c in data["traffic"]["collectives"]}
     assert list(tmp_path.glob("*buffer-assignment.txt"))
+
+
+def test_what_a_task_can_do_on_more_devices_than_this_machine_has():
+    small = ["--config.task.network.depth=1", "--config.task.sampler.num_steps=2"]
+    code, out, error = dit_video_plan("--target=cpu:16", "--program=generate", "--batch_size=17", "--json", *small)
+    assert code == 0, error
+    data = json.loads(out)
+    assert (data["program"], data["num_devices"], data["clips"]) == ("generate", 16, 32)
+    assert [part["name"] for part in data["memory"]["parts"]] == ["parameters", "frozen parts", "batch"]
+    assert data["memory"]["padding"] == 0
 
 
 def test_a_tpu_that_is_not_there():

@@ -21,6 +21,7 @@ from dit_video.distributed.sharding import (
     make_mesh,
     partition_spec,
     place,
+    place_whole,
     replicated,
     rows_here,
     shard_frozen,
@@ -146,6 +147,14 @@ def test_placing_keeps_the_order_of_rows_and_splits_them_evenly(axes):
     for shard in placed.moments.addressable_shards:
         assert shard.data.shape[0] == 16 // ways
         np.testing.assert_array_equal(shard.data, batch.moments[shard.index])
+
+
+def test_random_keys_are_placed_as_the_rows_they_are_for():
+    mesh, keys = small_mesh(8, data=4, tensor=2), jax.random.split(jax.random.key(0), 8)
+    placed = place_whole({"rows": np.arange(8), "keys": keys}, mesh)
+    assert placed["keys"].sharding == placed["rows"].sharding
+    assert {shard.data.shape for shard in placed["keys"].addressable_shards} == {(2,)}
+    np.testing.assert_array_equal(jax.random.key_data(placed["keys"]), jax.random.key_data(keys))
 
 
 def test_a_process_alone_has_every_row():

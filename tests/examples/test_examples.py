@@ -13,6 +13,7 @@ from dit_video.distributed.sharding import MeshShape
 from dit_video.distributed.targets import parse_target
 from dit_video.experiment import load
 from dit_video.plan.compile import plan
+from dit_video.plan.programs import TaskFunction
 from dit_video.training.tracker import read_record
 from dit_video.verify.sharding import compare_shardings
 
@@ -87,6 +88,18 @@ def test_it_computes_the_same_on_eight_devices_and_can_be_planned(name, folder, 
     found = plan(experiment, parse_target("cpu:8"))
     assert found.num_devices == len(jax.devices()) == 8
     assert found.flops > 0
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_all_that_it_can_do_is_planned(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    experiment = load(f"{name}.py")
+    functions = experiment.task.functions()
+    assert "generate" in functions
+    for function in functions:
+        found = plan(experiment, parse_target("cpu:8"), TaskFunction(function))
+        assert (found.program, found.clips, found.memory.padding) == (function, 16, 0)
+        assert found.flops > 0
 
 
 @pytest.mark.slow

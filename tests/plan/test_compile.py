@@ -15,7 +15,8 @@ from dit_video.distributed.targets import parse_target
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
-from dit_video.plan.compile import MemoryPart, Plan, gradient_flops, plan, recomputed_flops, refused
+from dit_video.plan.compile import MemoryPart, Plan, plan, refused
+from dit_video.plan.programs import gradient_flops, recomputed_flops
 from dit_video.run import workload
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import make_program
