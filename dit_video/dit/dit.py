@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dit_video.config.bounds import above
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
@@ -73,10 +74,7 @@ class DiTConfig(NetworkConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mlp_ratio <= 0 or self.mlp_norm_epsilon <= 0:
-            raise ValueError(
-                f"DiTConfig.mlp_ratio={self.mlp_ratio}, mlp_norm_epsilon={self.mlp_norm_epsilon}: must be positive"
-            )
+        above(self, 0, "mlp_ratio", "mlp_norm_epsilon")
         if self.positions is Positions.SINCOS:
             if self.hidden_size % self.num_heads or self.hidden_size % 4:
                 raise ValueError(

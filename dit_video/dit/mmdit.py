@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dit_video.config.bounds import above, at_least
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
@@ -46,10 +47,8 @@ class PositionTable:
     step: float
 
     def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"PositionTable.size={self.size}: must be at least 1; SD3's is 192")
-        if self.step <= 0:
-            raise ValueError(f"PositionTable.step={self.step}: must be positive; SD3's is 0.25")
+        at_least(self, 1, "size", why="SD3's is 192")
+        above(self, 0, "step", why="SD3's is 0.25")
 
     def middle(self, num: int) -> Float[np.ndarray, "n"]:
         """Positions of `num` rows or columns in the middle.
@@ -97,8 +96,6 @@ class MMDiTConfig(NetworkConfig):
             raise ValueError(
                 f"MMDiTConfig.hidden_size={self.hidden_size}: must be a multiple of 4 where position_table is one"
             )
-        if self.depth < 1:
-            raise ValueError(f"MMDiTConfig.depth={self.depth}: must be at least 1")
         if not 0 <= self.num_dual_blocks <= self.depth:
             raise ValueError(
                 f"MMDiTConfig.num_dual_blocks={self.num_dual_blocks}: must be between 0 and depth={self.depth}"
