@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from dit_video.config.bounds import at_least
 from dit_video.arrays import Latents, Output, Time
+from dit_video.config.bounds import at_least
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.prediction import DenoiseFn
 

@@ -15,8 +15,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dit_video.config.bounds import above, at_least
 from dit_video.arrays import Latents, Output, Text, Time
+from dit_video.config.bounds import above, at_least
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
 from dit_video.dit.known import AsChannels, refuse_channels
