@@ -10,6 +10,7 @@ from rich.console import Console
 from dit_video.cli.arguments import add_config, add_workdir, command, experiment_of
 from dit_video.cli.together import Together, add_processes
 from dit_video.distributed import processes
+from dit_video.run.folder import AllowedChanges
 from dit_video.run.train import train
 from dit_video.storage.bucket import address
 from dit_video.storage.failures import Unfailing
@@ -62,8 +63,7 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.workdir,
         overrides=arguments.overrides,
         init_from=arguments.init_from,
-        allow_change=arguments.allow_change,
-        allow_data_change=arguments.allow_data_change,
+        allow=AllowedChanges(experiment=arguments.allow_change, data=arguments.allow_data_change),
         profile=arguments.profile,
         random_frozen=arguments.random_frozen,
         console=console,

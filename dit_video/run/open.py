@@ -83,7 +83,7 @@ def open_run(
             # Nothing is moved here: the run may be training at this moment.
             (step, params), damaged = checkpoints.last_good(lambda step: (step, restore(step=step)))
             for message in damaged.values():
-                _plain(console)(f"damaged checkpoint left out: {message}; using step {step}")
+                unstyled(console)(f"damaged checkpoint left out: {message}; using step {step}")
     finally:
         checkpoints.close()
     return OpenRun(workdir, experiment, definition, params, frozen, mesh, step, ema)
@@ -134,6 +134,6 @@ def description(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     return {**about, **experiment.task.describe(), "environment": environment()}
 
 
-def _plain(console: Console) -> Callable[[str], None]:
-    """Prints messages that hold names and paths, which are no markup."""
+def unstyled(console: Console) -> Callable[[str], None]:
+    """A function that prints messages on `console` as they are: names and paths in them are no markup."""
     return functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)

@@ -19,8 +19,9 @@ from dit_video.tasks.media import Video
 from dit_video.tasks.subject import Subject
 from dit_video.training.faults import NotFinite
 from dit_video.training.goodput import Activity, read_goodput
-from dit_video.training.intervals import Profile, Schedule
+from dit_video.training.intervals import Schedule
 from dit_video.training.preemption import StopSignal
+from dit_video.training.profiler import Profile
 from dit_video.training.step import Program
 from dit_video.training.throughput import Work
 from dit_video.training.tracker import METRICS_FILE, read_record
@@ -205,7 +206,7 @@ TRACED = """
 import sys
 from pathlib import Path
 from line_training import line_program, train_lines
-from dit_video.training.intervals import Profile
+from dit_video.training.profiler import Profile
 folder = Path(sys.argv[1])
 (folder / "file").touch()
 print(train_lines(line_program(), folder / "run", profile=Profile(folder=str(folder / "file" / "trace"))).step)
