@@ -183,6 +183,15 @@ def test_every_save_is_on_record_with_what_it_cost(store, messages):
     assert 0 < cost["digest_seconds"] < cost["blocking_seconds"] < cost["digest_seconds"] + cost["written_seconds"]
 
 
+def test_a_listener_is_called_when_a_save_begins_and_when_it_has_ended(tmp_path):
+    calls = []
+    listener = SaveListener(prepare=lambda: calls.append("begin"), record=lambda line: calls.append(line["step"]))
+    with Checkpoints(tmp_path, listener=listener) as checkpoints:
+        for step in (1, 2, 2):  # a step that is there is not saved again
+            saved(checkpoints, step)
+    assert calls == ["begin", 1, "begin", 2]
+
+
 def test_what_is_shown_on_a_full_disk_ends_nothing(tmp_path):
     limited = Limited(tmp_path / "limited")
     path = limited.folder / "log"

@@ -60,6 +60,16 @@ def batches(examples, num: int, **options) -> list:
     return batches
 
 
+def test_batches_are_cut_from_one_sequence_in_which_every_epoch_has_each_record_once():
+    order = BatchOrder(batch_size=4, seed=3)
+    assert [place for batch in range(3) for _, place in order.places(batch)] == list(range(12))
+    some = BatchOrder(batch_size=4, seed=3, rows=[3, 1])
+    assert list(some.places(2)) == [(3, 11), (1, 9)]
+    epochs = np.array([order.sequence(6)[place] for place in range(18)]).reshape(3, 6)
+    assert (np.sort(epochs) == np.arange(6)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
 @pytest.mark.parametrize(
     "shares",
     [

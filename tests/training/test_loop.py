@@ -227,6 +227,11 @@ def test_schedules_count_from_one(field):
         Schedule(**{"num_steps": 1, field: 0})
 
 
+def test_a_profile_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match=r"Profile\.num_steps=0: must be at least 1"):
+        Profile(folder="profile", num_steps=0)
+
+
 def test_the_time_of_a_run_is_booked_over_its_sessions(train, tmp_path):
     """Stopped after step 3, which is saved: nothing is lost. Killed after it, to go on from step 2: step 3 is."""
     stop = StopSignal()
