@@ -15,11 +15,15 @@ from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.tasks.evaluator import Evaluator
 from dit_video.tasks.subject import Subject
 from dit_video.training import loop
+from dit_video.training.evaluation import Evaluation
 from dit_video.training.events import Event, read_events
 from dit_video.training.faults import Faults
-from dit_video.training.intervals import Profile, Schedule
+from dit_video.training.intervals import Schedule
+from dit_video.training.learner import Learner
+from dit_video.training.observers import Observers
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.preemption import StopSignal
+from dit_video.training.profiler import Profile
 from dit_video.training.step import Program, TrainState, make_program
 from dit_video.training.throughput import Work
 from dit_video.training.tracker import Tracker, read_record
@@ -104,23 +108,18 @@ def train_lines(
     console = Console(file=io.StringIO())
     tracker = Tracker(workdir, RetryingFiles(print), start=int(state.step), num_steps=num_steps, console=console)
     try:
+        batches = LineBatches(next_batch, before, replaced or {})
+        subject = Subject(FitLines(), program.definition, None, MESH, {})
+        evaluation = Evaluation(evaluators=evaluators or {}, subject=subject, data=judged_by(line_batch(0)), seed=0)
+        work = Work(clips=8, tokens=None, flops=100, peak=None)
         state, step = loop.train(
-            program,
+            Learner(program=program, batches=batches, frozen=None, seed=0),
             state,
-            frozen=None,
-            batches=LineBatches(next_batch, before, replaced or {}),
-            seed=0,
             schedule=Schedule(num_steps=num_steps, log_every=log_every, save_every=save_every),
             faults=faults or Faults(),
-            work=Work(clips=8, tokens=None, flops=100, peak=None),
-            evaluators=evaluators or {},
-            subject=Subject(FitLines(), program.definition, None, MESH, {}),
-            data=judged_by(line_batch(0)),
-            tracker=tracker,
+            observers=Observers(recorder=tracker, evaluation=evaluation, work=work, profile=profile),
             saver=checkpoints,
             stop=stop or StopSignal(),
-            mesh=MESH,
-            profile=profile,
         )
         checkpoints.wait()
         return Run(step, state, checkpoints.steps, list(read_record(workdir)), read_events(workdir))

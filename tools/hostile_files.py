@@ -25,6 +25,7 @@ from dit_video.data.sources import VideoSet
 from dit_video.ingest.decoding_process import MAX_PROCESS_BYTES
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.probe import probe, storable
+from dit_video.ingest.transcoding import Transcoding
 from dit_video.video.decode import VideoError
 from dit_video.weights.files import read_tensors, write_safetensors
 
@@ -225,7 +226,7 @@ def small_sets(folder: Path) -> tuple[Path, Path]:
             for frame in moving_bars(number):
                 container.mux(stream.encode(VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
-    ingest([source], folder / "set", num_workers=1)
+    ingest([source], folder / "set", transcoding=Transcoding(num_workers=1))
     moments = np.arange(2 * 4 * 4 * 8, dtype=np.float32).reshape(2, 4, 4, 8)
     clips = [Clip(key=str(i), start=0, moments=moments + i, label=i, caption="x", fps=25.0) for i in range(3)]
     write_latent_cache(

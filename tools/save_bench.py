@@ -16,6 +16,7 @@ import numpy as np
 
 from dit_video import experiment as experiments
 from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.checkpoint.listener import SaveListener
 from dit_video.distributed.sharding import make_mesh, place, shard_frozen
 from dit_video.run.open import program_of
 from dit_video.run.workload import abstract_batch
@@ -43,7 +44,7 @@ def measure(num_saves: int = 7, num_steps: int = 10) -> dict[str, Any]:
     batch = place(batch._replace(moments=rng.normal(size=batch.moments.shape).astype(np.float32)), mesh)
     seconds, lines = [], list[Mapping[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
-        with Checkpoints(Path(folder), record=lines.append) as checkpoints:
+        with Checkpoints(Path(folder), listener=SaveListener(record=lines.append)) as checkpoints:
             for save in range(num_saves + 1):
                 began = time.perf_counter()
                 for _ in range(num_steps):

@@ -7,9 +7,7 @@ word. A damaged step is distinguished from one of another network, is set aside 
 
 import contextlib
 import dataclasses
-import functools
 import gc
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,8 +19,9 @@ from jax.sharding import Mesh
 
 from dit_video.checkpoint.compatibility import OtherNetwork, check_fit, dtype_and_shape, named, some
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER, steps_of
+from dit_video.checkpoint.listener import SaveListener
 from dit_video.checkpoint.orbax import DAMAGE, NO_DAMAGE, each_for_itself, first_line, ignore_late_tasks, quiet
-from dit_video.checkpoint.retention import Keep
+from dit_video.checkpoint.retention import Retention
 from dit_video.checkpoint.writer import Writer
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import replicated
@@ -88,29 +87,21 @@ class Checkpoints:
         self,
         workdir: Path,
         *,
-        keep: Keep | None = None,
-        scores: Callable[[], Mapping[int, float]] = dict,
         experiment: Mapping[str, Any] | None = None,
-        warn: Callable[[str], None] | None = None,
-        record: Callable[[Mapping[str, Any]], None] | None = None,
-        on_begin: Callable[[], None] | None = None,
+        retention: Retention = Retention(),
+        listener: SaveListener = SaveListener(),
     ):
         """Opens the folder of a run, and makes it where there is none.
 
         Args:
-            keep: which steps stay; the default of `Keep`, if left out.
-            scores: by step, what `keep.best` asks for; called at each save.
             experiment: its JSON, saved with each step.
-            warn: called with a message when a save fails, and what to do; prints to standard error, if left out.
-            record: gets what each save took, or why it failed; see dit_video/checkpoint/writer.py.
-            on_begin: called when a save begins, by the first process, to write what else a resumed run needs.
+            retention: which steps are deleted when another is complete.
+            listener: what is called when a save begins, ends or fails.
         """
-        self._keep, self._scores, self._experiment = keep or Keep(), scores, experiment
-        self._on_begin = on_begin or (lambda: None)
-        self._warn = warn or functools.partial(print, file=sys.stderr)
+        self._experiment, self._retention, self._listener = experiment, retention, listener
         self._folder = steps_of(workdir)
         with as_os_errors():
-            self._writer = Writer(self._folder, self._warn, record or (lambda line: None))
+            self._writer = Writer(self._folder, listener)
         self._orbax = self._writer.orbax
         self._digest = jax.jit(digest_leaves)
 
@@ -143,7 +134,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, next_batch: int) -> None:
         """Starts an asynchronous save; the state may be donated as soon as this returns. An existing step is kept.
 
-        Where the store fails training goes on: `warn` is called when this, `overdue` or `wait` is called next.
+        Where the store fails training goes on: the listener is warned when this, `overdue` or `wait` is called next.
         """
         self._writer.settle()
         if step in self.steps:
@@ -153,21 +144,12 @@ class Checkpoints:
         digests = jax.device_get(self._digest(items))
         digest_seconds = time.perf_counter() - began
         metadata = sealed(step, next_batch, self._experiment, items, digests)
-        if processes.is_first():
-            self._on_begin()
+        self._listener.begin()
         self._writer.start(step, items, metadata, self._to_delete(step), digest_seconds=digest_seconds)
 
     def _to_delete(self, step: int) -> set[int]:
         """Steps that the retention policy deletes once `step` is saved."""
-
-        def decide() -> list[int]:
-            try:
-                scores = self._scores() if self._keep.best else {}
-            except OSError:
-                return []  # the best may be among them
-            return sorted(self._keep.to_delete({*self.steps, step}, scores))
-
-        return set(processes.from_first(decide))
+        return set(processes.from_first(lambda: sorted(self._retention.to_delete({*self.steps, step}))))
 
     def overdue(self) -> bool:
         """Whether the last save has failed and enough time has passed to try another; costs nothing to ask."""
@@ -188,7 +170,7 @@ class Checkpoints:
             if self._writer.settle():
                 return
             if pause is not None:
-                self._warn(f"it is the last checkpoint of this run: trying again in {pause:.0f} s")
+                self._listener.warn(f"it is the last checkpoint of this run: trying again in {pause:.0f} s")
                 time.sleep(pause)
         latest = self.latest
         raise NotSaved(
@@ -221,7 +203,7 @@ class Checkpoints:
     def index(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`metadata`, and Orbax's index of each item: a tree of shapes and dtypes, None where it cannot be read."""
         step = self.existing(step)
-        return _everywhere(lambda: read_patiently(lambda: self._index(step), self._warn))
+        return _everywhere(lambda: read_patiently(lambda: self._index(step), self._listener.warn))
 
     def _index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         self._folder.check()
@@ -333,7 +315,7 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: they cannot be read.
         """
-        return _everywhere(lambda: read_patiently(lambda: self._read(step, items), self._warn))
+        return _everywhere(lambda: read_patiently(lambda: self._read(step, items), self._listener.warn))
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         self._folder.check()

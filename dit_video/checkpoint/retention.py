@@ -1,8 +1,8 @@
-"""Checkpoint retention policy: keep the latest, every n-th step, and the best by an evaluator's score."""
+"""Checkpoint retention: keep the latest, every n-th step, and the best by an evaluator's score."""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from dit_video.config.bounds import at_least
 
@@ -59,3 +59,23 @@ class Keep:
             # Of equal scores the later step is the better trained.
             keep |= set(sorted(scored, key=lambda step: (sign * scores[step], -step))[: self.best.num])
         return set(ordered) - keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """A retention policy with the scores that it goes by.
+
+    Attributes:
+        scores: reads the scores that `keep.best` names, by step; called at each save of a run that keeps the best.
+    """
+
+    keep: Keep = Keep()
+    scores: Callable[[Best], Mapping[int, float]] = lambda best: {}
+
+    def to_delete(self, steps: Iterable[int]) -> set[int]:
+        """Steps that no rule keeps; none where the scores cannot be read, for the best may be among them."""
+        try:
+            scores = {} if self.keep.best is None else self.scores(self.keep.best)
+        except OSError:
+            return set()
+        return self.keep.to_delete(steps, scores)

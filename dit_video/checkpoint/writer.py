@@ -11,7 +11,7 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from dit_video.checkpoint.folder import Steps
+from dit_video.checkpoint.listener import SaveListener
 from dit_video.checkpoint.orbax import first_line, ignore_late_tasks, quiet
 from dit_video.distributed import processes
 from dit_video.storage.failures import advice, chain, fault, raised_by_stores
@@ -61,9 +62,8 @@ class _Pending:
 class Writer:
     """Asynchronous writer of one save at a time. Every process of a run calls the same methods."""
 
-    def __init__(self, folder: Steps, warn: Callable[[str], None], record: Callable[[Mapping[str, Any]], None]):
-        """`warn` is called with what could not be written and what to do; `record` gets a line for each save."""
-        self._folder, self._warn, self._record = folder, warn, record
+    def __init__(self, folder: Steps, listener: SaveListener):
+        self._folder, self._listener = folder, listener
         self._policy = _StepsToDelete()
         # Orbax's policies do not have the type that its Checkpointer asks for.
         policy: Any = self._policy
@@ -129,13 +129,15 @@ class Writer:
             self._clear_away(pending, failure)
             return False
         if failure := next((one["deleting"] for one in failures if "deleting" in one), None):
-            self._warn(f"{self._folder.path}: old checkpoints could not be deleted: {failure}")
+            self._listener.warn(f"{self._folder.path}: old checkpoints could not be deleted: {failure}")
             self._reload()
         if self._num_failed:
-            self._warn(f"{self._folder.path / str(pending.step)}: is written; nothing before it is at risk any more")
+            self._listener.warn(
+                f"{self._folder.path / str(pending.step)}: is written; nothing before it is at risk any more"
+            )
         self._num_failed, self._last = 0, pending.step
         written = {} if pending.future.exception() else {"written_seconds": pending.future.result()}
-        self._write_line({"step": pending.step, **pending.costs, **written})
+        self._listener.end({"step": pending.step, **pending.costs, **written})
         return True
 
     def overdue(self) -> bool:
@@ -189,17 +191,13 @@ class Writer:
         self._num_failed += 1
         self._due = time.monotonic() + pause
         risk = "there is no checkpoint yet" if self._last is None else f"the last checkpoint is of step {self._last}"
-        self._warn(
+        self._listener.warn(
             f"{self._folder.path / str(pending.step)}: not written: {failure}. Training goes on; {risk}, so "
             f"{pending.step - (self._last or 0)} steps and those to come are at risk. A checkpoint takes "
             f"{pending.costs['bytes'] / 1e6:.1f} MB; it is tried again "
             + ("at the next save" if processes.joined() else f"in {pause:.0f} s")
         )
-        self._write_line({"step": pending.step, "failed": failure})
-
-    def _write_line(self, line: Mapping[str, Any]) -> None:
-        if processes.is_first():
-            self._record(line)
+        self._listener.end({"step": pending.step, "failed": failure})
 
     def _reload(self) -> None:
         """Makes Orbax list the steps anew after a failure."""

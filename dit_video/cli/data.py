@@ -14,6 +14,8 @@ from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
 from dit_video.data.video_set import Manifest
 from dit_video.ingest.ingest import ingest
+from dit_video.ingest.labels import LabelTable
+from dit_video.ingest.transcoding import Transcoding
 from dit_video.progress import Terminal, bar
 from dit_video.video.encode import grid
 
@@ -34,14 +36,9 @@ def run_ingest(arguments: argparse.Namespace) -> int:
         manifest = ingest(
             arguments.sources,
             str(arguments.out),
-            labels=arguments.labels,
-            key=arguments.key,
-            label=arguments.label,
-            caption=arguments.caption,
-            split=arguments.split,
+            labels=_label_table(arguments),
             held_out_fraction=arguments.held_out_fraction,
-            max_size=arguments.max_size,
-            num_workers=arguments.num_workers,
+            transcoding=Transcoding(max_size=arguments.max_size, num_workers=arguments.num_workers),
             progress=show,
         )
     _print_skipped(console, manifest)
@@ -49,6 +46,15 @@ def run_ingest(arguments: argparse.Namespace) -> int:
     out = arguments.out
     console.print(f"{out}: {counts}; look at it with: dit-video data inspect {out}")
     return 0
+
+
+def _label_table(arguments: argparse.Namespace) -> LabelTable | None:
+    columns = {name: getattr(arguments, name) for name in ("key", "label", "caption", "split")}
+    if arguments.labels is not None:
+        return LabelTable(path=arguments.labels, **columns)
+    if arguments.label or arguments.caption or arguments.split:
+        raise ValueError("--label, --caption and --split name columns of a table; give it with --labels FILE")
+    return None
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from dit_video.cli.arguments import experiment_of
 from dit_video.cli.together import Together
 from dit_video.distributed import processes
 from dit_video.progress import Terminal
+from dit_video.run.folder import AllowedChanges
 from dit_video.run.train import train
 from dit_video.storage.bucket import address
 from dit_video.storage.failures import Unfailing
@@ -26,8 +27,7 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.workdir,
         overrides=arguments.overrides,
         init_from=arguments.init_from,
-        allow_change=arguments.allow_change,
-        allow_data_change=arguments.allow_data_change,
+        allow=AllowedChanges(experiment=arguments.allow_change, data=arguments.allow_data_change),
         profile=arguments.profile,
         random_frozen=arguments.random_frozen,
         console=console,

@@ -6,7 +6,7 @@ from typing import Any
 
 from dit_video.config.bounds import at_least
 from dit_video.data.batch import Batch
-from dit_video.data.loader import BatchIterator, held_out_batches, train_batches
+from dit_video.data.loader import BatchIterator, BatchOrder, held_out_batches, train_batches
 from dit_video.data.record import Split
 from dit_video.data.signals import DEFAULT_SIGNALS, Signal
 from dit_video.data.sources import LatentCache, Source
@@ -47,10 +47,8 @@ class Data:
         return train_batches(
             source.open(Split.TRAIN),
             self.clips,
-            batch_size=self.batch_size,
-            seed=seed,
+            BatchOrder(batch_size=self.batch_size, seed=seed, rows=rows),
             start=start,
-            rows=rows,
             signals=self.signals,
             num_threads=self.num_threads,
             replace=replace,

@@ -6,6 +6,7 @@ threads made it, and the whole state of a loader is one integer: the index of th
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import sys
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from dit_video.config.bounds import at_least
 from dit_video.data.batch import Batch, collate
 from dit_video.data.record import Clip, Examples, content_digest
 from dit_video.data.signals import DEFAULT_SIGNALS, Reader, Signal, open_all
@@ -39,6 +41,40 @@ class Replaced(NamedTuple):
     batch: int
     row: int
     why: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchOrder:
+    """Which records stand in which rows of which batch: a pure function of the seed and the number of records.
+
+    Attributes:
+        batch_size: B, of the global batch, over all processes.
+        seed: of the order of records, and of where a clip begins, its crop and its mirroring.
+        rows: which rows of each global batch are made here, in this order; None: all.
+    """
+
+    batch_size: int
+    seed: int
+    rows: Sequence[int] | None = None
+
+    def __post_init__(self):
+        at_least(self, 1, "batch_size")
+        if self.rows is not None and not set(self.rows) <= set(range(self.batch_size)):
+            raise ValueError(
+                f"BatchOrder.rows={list(self.rows)}: must be rows of a batch of {self.batch_size}, which count from 0"
+            )
+
+    def sequence(self, num_records: int) -> Any:
+        """Grain MapDataset of positions of records, endless; each epoch has every one once, in an order of its own."""
+        # Here, so that an experiment is read without what reads its data.
+        import grain
+
+        return grain.MapDataset.source(_Positions(num_records)).seed(self.seed).shuffle().repeat()
+
+    def places(self, batch: int) -> Iterator[tuple[int, int]]:
+        """(row, place in the sequence) of each row of the global batch of this index that is made here."""
+        for row in range(self.batch_size) if self.rows is None else self.rows:
+            yield row, batch * self.batch_size + row
 
 
 class BatchIterator(Iterator[Batch]):
@@ -98,11 +134,9 @@ class BatchIterator(Iterator[Batch]):
 def train_batches(
     examples: Examples,
     transform: ClipTransform,
+    order: BatchOrder,
     *,
-    batch_size: int,
-    seed: int,
     start: int = 0,
-    rows: Sequence[int] | None = None,
     signals: Mapping[str, Signal] = DEFAULT_SIGNALS,
     num_threads: int = 8,
     replace: bool = False,
@@ -114,8 +148,8 @@ def train_batches(
     raises from `next`, naming itself.
 
     Args:
-        batch_size: of the global batch, over all processes.
-        rows: which of its rows to make, in this order; all, if None.
+        order: which records are in which batch, and which rows of it are made here.
+        start: index of the first batch.
         signals: what accompanies the clips of a batch.
         num_threads: batches prepared at once; also how many are kept ready.
         replace: a record whose bytes are damaged, or do not decode, is replaced by the next in the order of its epoch
@@ -123,17 +157,12 @@ def train_batches(
             raises all the same.
 
     Raises:
-        ValueError: rows that the batch does not have, or no record long enough.
+        ValueError: a batch before the first, or no record long enough.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    chosen = range(batch_size) if rows is None else rows
-    if not set(chosen) <= set(range(batch_size)):
-        raise ValueError(f"rows={list(chosen)}: must be rows of a batch of {batch_size}, which count from 0")
     if start < 0:
         raise ValueError(f"start={start}: must be at least 0")
     records = _usable(examples, transform)
-    make = _BatchMaker(records, transform, batch_size, seed, chosen, open_all(signals), replace)
+    make = _BatchMaker(records, transform, order, open_all(signals), replace)
     return BatchIterator(make, start=start, num_threads=num_threads, num_too_short=records.num_too_short)
 
 
@@ -144,26 +173,20 @@ class _BatchMaker:
         self,
         records: Usable,
         transform: ClipTransform,
-        batch_size: int,
-        seed: int,
-        rows: Sequence[int],
+        order: BatchOrder,
         readers: Mapping[str, Reader],
         replace: bool,
     ):
-        self._records, self._transform = records, transform
-        self._batch_size, self._seed, self._rows = batch_size, seed, rows
+        self._records, self._transform, self._order = records, transform, order
         self._readers, self._replace = readers, replace
-        import grain
-
-        self._order = grain.MapDataset.source(_Positions(len(records))).seed(seed).shuffle().repeat()
-        self._clips = self._order.random_map(self._clip)
+        self._sequence = order.sequence(len(records))
+        self._clips = self._sequence.random_map(self._clip)
         # By thread: the position of a record, and since when it is being read.
         self._reading: dict[int, tuple[int, float]] = {}
 
     def __call__(self, index: int) -> tuple[Batch, list[Replaced]]:
         clips, replaced = [], []
-        for row in self._rows:
-            number = index * self._batch_size + row
+        for row, number in self._order.places(index):
             try:
                 # Grain's type allows for elements that a filter dropped; there is no filter.
                 clip = cast(Clip, self._clips[number])
@@ -197,7 +220,7 @@ class _BatchMaker:
         for tried in range(1, min(len(self._records), _MOST_TRIED)):
             other = epoch * len(self._records) + (place + tried) % len(self._records)
             with contextlib.suppress(ValueError):
-                return self._clip(cast(int, self._order[other]), np.random.default_rng((self._seed, number)))
+                return self._clip(cast(int, self._sequence[other]), np.random.default_rng((self._order.seed, number)))
         raise ValueError(f"{error}; nor can the records after it in the order of its epoch") from error
 
 

@@ -33,9 +33,9 @@ class ClipTransform:
     flip_rate: float = 0.0
 
     def __post_init__(self):
-        at_least(self, 1, "num_frames", "stride")
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"ClipTransform.size={self.size}: must be (height, width), both at least 1")
+        if len(self.size) != 2:
+            raise ValueError(f"ClipTransform.size={self.size}: must be (height, width)")
+        at_least(self, 1, "num_frames", "stride", "size")
         between(self, 0, 1, "flip_rate")
 
     @property

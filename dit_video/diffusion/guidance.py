@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from dit_video.arrays import Latents, Output, Time
+from dit_video.config.bounds import at_least
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.prediction import DenoiseFn
 
@@ -28,8 +29,7 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.scale < 0:
-            raise ValueError(f"Guidance.scale={self.scale}: must not be negative; 1.0 turns guidance off")
+        at_least(self, 0, "scale", why="1.0 turns guidance off")
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise ValueError(

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Key
 
 from dit_video.arrays import Captions, Labels, Text
-from dit_video.config.bounds import at_least
+from dit_video.config.bounds import at_least, share
 from dit_video.data.batch import require_signal
 from dit_video.data.captions import encode_captions
 from dit_video.data.signals import CAPTION, LABEL, TEXT
@@ -54,8 +54,7 @@ class Condition(abc.ABC):
     drop_rate: float = 0.1
 
     def __post_init__(self):
-        if not 0 <= self.drop_rate < 1:
-            raise ValueError(f"{type(self).__name__}.drop_rate={self.drop_rate}: must be in [0, 1)")
+        share(self, "drop_rate")
 
     @property
     @abc.abstractmethod

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Latents, Output, Text, Time
+from dit_video.config.bounds import at_least
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
 from dit_video.dit.known import AsChannels, refuse_channels
@@ -81,8 +82,7 @@ class LatteConfig(NetworkConfig):
             raise ValueError(f"LatteConfig.depth={self.depth}: variant={self.variant.value} takes an even number")
         if self.variant is Variant.SPLIT_HEADS and K % 2:
             raise ValueError(f"LatteConfig.num_heads={K}: variant={self.variant.value} takes an even number")
-        if self.position_grid is not None and self.position_grid < 1:
-            raise ValueError(f"LatteConfig.position_grid={self.position_grid}: must be at least 1, or None")
+        at_least(self, 1, "position_grid", why="None counts patches")
 
     def time_of(self, timestep: int) -> float:
         """The noise level t of a timestep as others count them, 0 ... 999."""

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Output, Text, Time
+from dit_video.config.bounds import above, at_least
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
 from dit_video.dit.known import AsChannels, refuse_channels
@@ -46,10 +47,8 @@ class PositionTable:
     step: float
 
     def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"PositionTable.size={self.size}: must be at least 1; SD3's is 192")
-        if self.step <= 0:
-            raise ValueError(f"PositionTable.step={self.step}: must be positive; SD3's is 0.25")
+        at_least(self, 1, "size", why="SD3's is 192")
+        above(self, 0, "step", why="SD3's is 0.25")
 
     def middle(self, num: int) -> Float[np.ndarray, "n"]:
         """Positions of `num` rows or columns in the middle.

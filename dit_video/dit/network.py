@@ -116,9 +116,7 @@ class NetworkConfig(abc.ABC):
     remat: Remat = Remat.NOTHING_RECOMPUTED
 
     def __post_init__(self):
-        at_least(self, 1, "hidden_size", "depth", "num_heads")
-        if min(self.patch_size) < 1:
-            raise ValueError(f"{type(self).__name__}.patch_size={self.patch_size}: each must be at least 1")
+        at_least(self, 1, "hidden_size", "depth", "num_heads", "patch_size")
 
     @property
     @abc.abstractmethod

@@ -7,21 +7,18 @@ cannot be used is named in the manifest with its reason, never fatal, never sile
 
 import os
 import shutil
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dit_video.data.record import Split
-from dit_video.data.video_set import Entry, Manifest, file_digest, new_directory, write_video_set
+from dit_video.data.video_set import Entry, Manifest, new_directory, write_video_set
 from dit_video.ingest import labels as labelling
-from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
-from dit_video.ingest.labels import Description
-from dit_video.ingest.listing import SourceFile, files, list_files
-from dit_video.ingest.probe import CRF, PRESET, storable
-from dit_video.video.decode import VideoError
+from dit_video.ingest.labels import Description, LabelTable
+from dit_video.ingest.listing import SourceFile, list_files
+from dit_video.ingest.transcoding import Transcoding
 
 # Called as (stage, done, of all).
 Progress = Callable[[str, int, int], None]
@@ -31,15 +28,10 @@ def ingest(
     sources: Sequence[str | os.PathLike],
     out: str | os.PathLike,
     *,
-    labels: str | os.PathLike | None = None,
-    key: str = "key",
-    label: str | None = None,
-    caption: str | None = None,
-    split: str | None = None,
+    labels: LabelTable | None = None,
     held_out_fraction: float = 0.1,
-    max_size: int | None = None,
+    transcoding: Transcoding = Transcoding(),
     shard_size: int = 1 << 30,
-    num_workers: int | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Manifest:
     """Makes a video set out of folders and tars of videos.
@@ -47,13 +39,13 @@ def ingest(
     Args:
         sources: folders (read recursively; sub-folders are classes) and tars.
         out: new folder for the set; appears only when complete.
-        labels: CSV or TSV whose column `key` names files; `label`, `caption`, `split` name the columns to
-            use. Files without a row are skipped.
+        labels: label, caption and split of each file; files without a row in it are skipped. None: sub-folders are
+            classes, or splits.
         held_out_fraction: share of files held out, decided by each file's sha256, so that a growing
             collection keeps its split. A split column, or folders named after splits, win over it.
-        max_size: longest short side in pixels; larger videos are scaled down.
+        transcoding: how large the stored videos may be, and how many files are decoded at once.
         shard_size: bytes after which another shard is begun.
-        num_workers: files decoded at once; default one per core.
+        progress: called as (stage, files done, files in all), where the stage is "reading" or "writing".
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: a source is missing, `out` exists, the labels do not
@@ -61,33 +53,26 @@ def ingest(
     """
     if not 0 <= held_out_fraction < 1:
         raise ValueError(f"held_out_fraction={held_out_fraction}: must be at least 0 and below 1")
-    if max_size is not None and max_size < 2:
-        raise ValueError(f"max_size={max_size}: must be at least 2 pixels")
-    if labels is None and (label or caption or split):
-        raise ValueError("label, caption and split name columns of a table; give it with --labels FILE")
-    columns = {"key": key, "label": label, "caption": caption, "split": split}
-    rows = None if labels is None else labelling.read_table(labels, **columns)
+    rows = None if labels is None else labels.rows()
     origins = [Path(source) for source in sources]
     settings = {
         "made_by": "ingest",
         "sources": [origin.name for origin in origins],
-        "labels": None if labels is None else Path(labels).name,
-        "columns": None if labels is None else columns,
+        "labels": None if labels is None else labels.name,
+        "columns": None if labels is None else labels.columns,
         "held_out_fraction": held_out_fraction,
-        "max_size": max_size,
-        "crf": CRF,
-        "preset": PRESET,
+        **transcoding.settings,
     }
     with new_directory(out) as directory:
         spool = directory / "spool"
         spool.mkdir()
         items = list_files(origins)
-        described, rows_without_file = _describe(items, rows, use_label=label is not None)
+        described, rows_without_file = _describe(items, rows, use_label=labels is not None and labels.label is not None)
         if labels is not None:
-            reason = f"no row in {Path(labels).name}"
+            reason = f"no row in {labels.name}"
             items = [f if f.reason or f.key in described else replace(f, reason=reason) for f in items]
         entries, paths = [], {}
-        for item, entry, path in _prepared(items, spool, max_size, num_workers or os.cpu_count() or 1):
+        for item, entry, path in transcoding.apply(items, spool):
             what = described.get(item.key, Description())
             entries.append(replace(entry, label=what.label, caption=what.caption))
             paths[item.key] = path
@@ -145,53 +130,6 @@ def _describe(
     if not use_label:
         of_row = {key: replace(what, label=of_folder[key].label) for key, what in of_row.items()}
     return of_row, rows_without_file
-
-
-def _prepared(
-    items: list[SourceFile], spool: Path, max_size: int | None, num_workers: int
-) -> Iterator[tuple[SourceFile, Entry, Path]]:
-    """Each file's entry and the path of its mp4, in order; `num_workers` files are in work at once."""
-    with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
-        waiting: deque[tuple[SourceFile, Future[tuple[Entry, Path]]]] = deque()
-        for number, (item, path) in enumerate(files(items, spool)):
-            target = spool / f"{number}.mp4"
-            waiting.append((item, pool.submit(_prepare, item, path, target, max_size, decoding)))
-            if len(waiting) > num_workers:
-                item, future = waiting.popleft()
-                yield item, *future.result()
-        for item, future in waiting:
-            yield item, *future.result()
-
-
-def _prepare(
-    item: SourceFile, path: Path, target: Path, max_size: int | None, decoding: DecodingProcesses
-) -> tuple[Entry, Path]:
-    """Decodes a file whole; where it is not fit to be stored as it is, encodes it to `target`.
-
-    Raises:
-        OSError: no room is left for `target`.
-    """
-    entry = Entry(file=item.key, source=item.source.name, reason=item.reason)
-    if item.reason:
-        return entry, path
-    try:
-        entry = replace(entry, sha256=file_digest(path))
-    except OSError as error:
-        return replace(entry, reason=f"cannot be read: {error.strerror}"), path
-    try:
-        facts = decoding.run(storable, path, target, max_size)
-    except VideoError as error:
-        target.unlink(missing_ok=True)
-        entry = replace(entry, reason=str(error))
-    else:
-        chosen, stored = (target, "encoded") if target.exists() else (path, "copied")
-        entry = replace(entry, stored=stored, num_bytes=chosen.stat().st_size, **facts)
-        if stored == "copied":
-            return entry, path
-    if path.parent == target.parent:
-        # The copy of a tar's member has served.
-        path.unlink()
-    return entry, target
 
 
 def _mark_duplicates(entries: list[Entry]) -> list[Entry]:

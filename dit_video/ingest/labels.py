@@ -1,8 +1,4 @@
-"""Labels, captions and splits of video files: classes from sub-folders, or columns of a CSV table.
-
-A table is any CSV or TSV with a header. Its key column names a file by its path within the source, with or
-without extension, or by its bare stem where that is unique.
-"""
+"""Labels, captions and splits of video files: classes from sub-folders, or columns of a CSV table."""
 
 import csv
 import os
@@ -63,47 +59,73 @@ def from_folders(names: Sequence[str]) -> dict[str, Description]:
     return {name: Description(label=parts[0] if parts else None, split=splits[name]) for name, parts in folders.items()}
 
 
-def read_table(
-    path: str | os.PathLike, *, key: str, label: str | None, caption: str | None, split: str | None
-) -> dict[str, Description]:
-    """Reads the rows of a CSV or TSV by their key.
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """A CSV or TSV with a header, whose rows give label, caption and split of files.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a column that is not there, two rows that contradict each other, an unknown split.
+    Attributes:
+        path: the file; columns are separated by commas, semicolons or tabs.
+        key: the column that names a file, by its path within the source, with or without extension, or by its stem
+            where that is unique.
+        label, caption, split: the columns of these; None where the table has none, or not to be used.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"--labels {path}: no such file")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header = file.readline()
-        file.seek(0)
-        delimiter = max("\t,;", key=header.count)
-        reader = csv.DictReader(file, delimiter=delimiter)
-        columns = reader.fieldnames or []
-        for option, column in (("key", key), ("label", label), ("caption", caption), ("split", split)):
-            if column is not None and column not in columns:
-                raise ValueError(f"--{option} {column}: {path} has no such column; it has {', '.join(columns)}")
-        rows: dict[str, Description] = {}
-        for row in reader:
-            where = f"{path} line {reader.line_num}"
-            name = (row[key] or "").strip()
-            if not name:
-                raise ValueError(f"{where}: no {key}")
-            chosen = split_of(row[split] or "") if split else None
-            if split and chosen is None:
-                words = ", ".join(sorted(_SPLIT_WORDS))
-                raise ValueError(f"{where}: {split}={row[split]!r} is no split; use one of {words}")
-            description = Description(
-                label=(row[label] or "").strip() or None if label else None,
-                caption=(row[caption] or "").strip() if caption else "",
-                split=chosen,
-            )
-            if rows.setdefault(name, description) != description:
-                raise ValueError(f"{where}: {key}={name!r} stands in two rows that contradict each other")
-    if not rows:
-        raise ValueError(f"--labels {path}: no rows below the header")
-    return rows
+
+    path: str | os.PathLike
+    key: str = "key"
+    label: str | None = None
+    caption: str | None = None
+    split: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder, for manifests and messages."""
+        return Path(self.path).name
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """Column by what it gives, None where there is none."""
+        return {"key": self.key, "label": self.label, "caption": self.caption, "split": self.split}
+
+    def rows(self) -> dict[str, Description]:
+        """Reads the rows by their key.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a column that is not there, two rows that contradict each other, an unknown split.
+        """
+        path = Path(self.path)
+        if not path.is_file():
+            raise FileNotFoundError(f"--labels {path}: no such file")
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=max("\t,;", key=header.count))
+            present = reader.fieldnames or []
+            for option, column in self.columns.items():
+                if column is not None and column not in present:
+                    raise ValueError(f"--{option} {column}: {path} has no such column; it has {', '.join(present)}")
+            rows: dict[str, Description] = {}
+            for row in reader:
+                where = f"{path} line {reader.line_num}"
+                name = (row[self.key] or "").strip()
+                if not name:
+                    raise ValueError(f"{where}: no {self.key}")
+                description = self._description(row, where)
+                if rows.setdefault(name, description) != description:
+                    raise ValueError(f"{where}: {self.key}={name!r} stands in two rows that contradict each other")
+        if not rows:
+            raise ValueError(f"--labels {path}: no rows below the header")
+        return rows
+
+    def _description(self, row: Mapping[str, str | None], where: str) -> Description:
+        def cell(column: str | None) -> str:
+            return (row[column] or "").strip() if column else ""
+
+        split = split_of(cell(self.split)) if self.split else None
+        if self.split and split is None:
+            words = ", ".join(sorted(_SPLIT_WORDS))
+            raise ValueError(f"{where}: {self.split}={row[self.split]!r} is no split; use one of {words}")
+        return Description(label=cell(self.label) or None, caption=cell(self.caption), split=split)
 
 
 def match(names: Sequence[str], rows: Mapping[str, Description]) -> tuple[dict[str, Description], list[str]]:

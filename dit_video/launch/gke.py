@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from dit_video.config.bounds import at_least
 from dit_video.distributed.seat import COORDINATOR, NUM_PROCESSES
 from dit_video.distributed.targets import TPUS, Target
 from dit_video.launch.hosts import Hosts, hosts_of
@@ -76,9 +77,7 @@ class GKE:
         for claim, path in self.volumes:
             if not claim or not path.startswith("/"):
                 raise ValueError(f"volume={claim}:{path}: must be CLAIM:/ABSOLUTE/PATH")
-        for name in ("max_restarts", "grace_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        at_least(self, 0, "max_restarts", "grace_seconds")
 
     def submission(self, command: Sequence[str]) -> Submission:
         """A manifest whose pods run the command. A JobSet that is there already is an error, not silently kept."""

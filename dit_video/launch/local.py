@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from dit_video.config.bounds import at_least
 from dit_video.distributed.seat import COORDINATOR, NUM_PROCESSES, PROCESS_ID
 
 # Exit code of a program that stopped early and saved: not a failure, and the others are given time to do the same.
@@ -39,12 +40,8 @@ class Local:
     grace_seconds: float = 10.0
 
     def __post_init__(self):
-        if self.num_processes < 1:
-            raise ValueError(f"num_processes={self.num_processes}: must be at least 1")
-        if self.fake_devices is not None and self.fake_devices < 1:
-            raise ValueError(f"fake_devices={self.fake_devices}: must be at least 1")
-        if self.grace_seconds < 0:
-            raise ValueError(f"grace_seconds={self.grace_seconds}: must not be negative")
+        at_least(self, 1, "num_processes", "fake_devices")
+        at_least(self, 0, "grace_seconds")
 
     def environments(self) -> list[dict[str, str]]:
         """Environment variables of each process, in addition to those of this one.

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from dit_video.config.bounds import at_least
 from dit_video.launch.submission import Submission
 
 _UNITS = (86400, 3600, 60, 1)
@@ -40,10 +41,7 @@ class Slurm:
     options: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("nodes", "gpus_per_node", "cpus_per_task", "grace_seconds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        at_least(self, 1, "nodes", "gpus_per_node", "cpus_per_task", "grace_seconds")
         for name in ("job_name", "partition", "account"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[\w.,+@:/-]+", value):

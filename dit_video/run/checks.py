@@ -1,4 +1,4 @@
-"""What must hold before a run starts: each is checked before anything is read, written or compiled."""
+"""Checks before a run starts: processes, fields that must fit together, mesh, compiler options, data, run folder."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from dit_video.run.folder import EXPERIMENT_FILE
 
 
 def check_joined() -> None:
-    """The devices of other processes are of no use to a process that cannot speak with those."""
+    """Raises ExperimentError where the devices belong to several processes that have not joined each other."""
     if jax.process_count() > 1 and not processes.joined():
         raise ExperimentError(
             f"the devices here belong to {jax.process_count()} processes, which have not joined: start each with "
@@ -23,7 +23,7 @@ def check_joined() -> None:
 
 
 def check_source(experiment: Experiment) -> None:
-    """A missing or damaged set is an error before anything is written, and so are hosts that have different sets."""
+    """Raises where the data set is missing or damaged, or is another one on this host than on that of process 0."""
     source = experiment.data.source
     # A set that is made when it is first opened is made by one process.
     digest = processes.from_first(lambda: source.info().digest)
@@ -32,7 +32,7 @@ def check_source(experiment: Experiment) -> None:
 
 
 def check_shared(workdir: Path) -> None:
-    """What the first process has written must be there for all."""
+    """Raises ExperimentError where this process does not see the run folder that process 0 has written to."""
     if not (workdir / EXPERIMENT_FILE).is_file():
         raise ExperimentError(
             f"--workdir={workdir}: {EXPERIMENT_FILE} of process 0 is not there; all processes must see one folder"
@@ -40,7 +40,7 @@ def check_shared(workdir: Path) -> None:
 
 
 def check_compiler_options(experiment: Experiment, mesh: Mesh) -> None:
-    """XLA must know them, before anything is read: it is asked with a program of nothing."""
+    """Raises ExperimentError where XLA refuses a compiler option; an empty program is compiled to find out."""
     platform = platform_of(mesh)
     if options := experiment.compiler_options.get(platform):
         try:
@@ -50,7 +50,11 @@ def check_compiler_options(experiment: Experiment, mesh: Mesh) -> None:
 
 
 def check_fields(experiment: Experiment, mesh: Mesh | None = None) -> None:
-    """Rules between task, data, evaluators and mesh must hold, before anything is read."""
+    """Checks the rules between task, data, evaluators and mesh: `Task.check` and `Evaluator.check`.
+
+    Raises:
+        ExperimentError: names the field, the value and the remedy.
+    """
     try:
         experiment.task.check(experiment.data, mesh)
     except ValueError as error:
@@ -63,7 +67,14 @@ def check_fields(experiment: Experiment, mesh: Mesh | None = None) -> None:
 
 
 def check_mesh(experiment: Experiment, mesh: Mesh, where: str = "devices") -> None:
-    """The global batch must divide over the mesh, and the mesh have work for all its axes; `where` names it."""
+    """Checks that the global batch divides into microbatches and these over the mesh.
+
+    Args:
+        where: what the mesh is made of, for the message.
+
+    Raises:
+        ExperimentError: it does not; names both sizes.
+    """
     rows, parts, ways = experiment.data.batch_size, experiment.num_microbatches, batch_ways(mesh)
     if rows % (ways * parts):
         microbatches = f" times num_microbatches = {parts}" if parts > 1 else ""

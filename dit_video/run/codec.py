@@ -34,9 +34,13 @@ def codec_of_run(
 ) -> tuple[LatentCodec, str, Mapping[str, Any]]:
     """The codec that a run trained, the digest of its weights, and its latent statistics.
 
-    `like` has the classes of the user's own that its experiment is made of.
-
     Statistics are measured over the training set once for these weights, and kept in the run folder.
+
+    Args:
+        like: an experiment with the classes of the user's own that the run's is made of.
+
+    Raises:
+        ExperimentError: the run trained no codec.
     """
     experiment = read_experiment(workdir, like)
     task = experiment.task
@@ -51,22 +55,32 @@ def codec_of_run(
     vae = definition.bind(params).vae
     digest = weights_digest(params_of(vae))
     path = workdir / STATISTICS
-    found = from_first(lambda: read_object(path) if path.is_file() else {})
-    if found.get("codec") != digest:
-        found = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
-        from_first(lambda: write_json(path, found))
-    codec = LatentCodec(vae, jnp.asarray(found["mean"], jnp.float32), jnp.asarray(found["std"], jnp.float32))
-    return jax.device_put(codec, shard_frozen(codec, mesh)), digest, found
+    statistics = from_first(lambda: read_object(path) if path.is_file() else {})
+    if statistics.get("codec") != digest:
+        statistics = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
+        from_first(lambda: write_json(path, statistics))
+    mean, std = (jnp.asarray(statistics[name], jnp.float32) for name in ("mean", "std"))
+    codec = LatentCodec(vae, mean, std)
+    return jax.device_put(codec, shard_frozen(codec, mesh)), digest, statistics
 
 
 def write_statistics(workdir: Path, digest: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Latent statistics that were published with the VAE of a run, whose weights have this digest: none is measured."""
+    """Writes latent statistics [c] that were published with the VAE of a run, so that none are measured.
+
+    Args:
+        digest: of the VAE's weights, which the statistics belong to.
+    """
     write_json(workdir / STATISTICS, {"codec": digest, "mean": list(mean), "std": list(std)})
 
 
 def trained_codec(
     codec: TrainedCodec, mesh: Mesh, console: Console, like: Experiment
 ) -> tuple[LatentCodec, str, Mapping[str, Any]]:
+    """The codec that an experiment names, the digest of its weights, and its latent statistics; as `codec_of_run`.
+
+    Raises:
+        ExperimentError: there is no such run, or its VAE or its digest is not what the experiment says.
+    """
     folder = local_copy(Path(codec.run), EXPERIMENT_FILE)
     if not (folder / EXPERIMENT_FILE).is_file():
         raise ExperimentError(

@@ -10,7 +10,7 @@ from dit_video.storage.user_cache import user_cache
 
 
 def keep_compiled_programs() -> None:
-    """From now on compiled programs are kept on disk: a run that goes on does not wait for the compiler again.
+    """Turns on JAX's persistent compilation cache, so that a run which goes on does not wait for the compiler again.
 
     JAX_COMPILATION_CACHE_DIR says where, if set; a path that all hosts see is best. JAX_ENABLE_COMPILATION_CACHE=false
     keeps nothing.
@@ -20,7 +20,7 @@ def keep_compiled_programs() -> None:
 
 
 def _kind_of_machine() -> str:
-    """Programs for a CPU use all that it can do, and homes are shared between machines that cannot do the same."""
+    """Name of the type of this machine, architecture and CPU features: programs of one type may not run on another."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

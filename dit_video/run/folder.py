@@ -1,5 +1,6 @@
-"""The record of a run in its folder: which experiment and which data it is of, and whether others may go on in it."""
+"""RUN/experiment.json: the resolved experiment and the identity of its data, recorded, read and compared."""
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -19,12 +20,32 @@ from dit_video.data.record import Split
 from dit_video.experiment import Experiment
 
 EXPERIMENT_FILE = "experiment.json"
-# In it, beside the experiment: what its data are, and what they were before.
+# Fields of it: the identity of the data (`Data.identity`), and the changes of these so far.
 DATA, DATA_CHANGES = "data", "data_changes"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AllowedChanges:
+    """What may be another than what a run folder was started with, when training goes on in it.
+
+    Attributes:
+        experiment: its fields that decide what is learnt (`experiment.fingerprint`).
+        data: the records behind the same experiment; from the next batch on, batches are then others.
+    """
+
+    experiment: bool = False
+    data: bool = False
+
+
 def read_experiment(workdir: Path, like: Experiment | None = None) -> Experiment:
-    """The experiment a run folder was started with; `like` has the classes of the user's own that it is made of."""
+    """The experiment that a run folder was started with.
+
+    Args:
+        like: an experiment with the classes of the user's own that it is made of.
+
+    Raises:
+        ExperimentError: no run folder, or a record that cannot be read.
+    """
     path = workdir / EXPERIMENT_FILE
     if not path.is_file():
         raise ExperimentError(
@@ -33,11 +54,15 @@ def read_experiment(workdir: Path, like: Experiment | None = None) -> Experiment
     return experiments.read(path, like)
 
 
-def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allow_change: bool) -> None:
-    """Writes experiment.json; refuses a folder that was started with another experiment, and one that cannot be read.
+def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], *, allow_change: bool) -> None:
+    """Writes experiment.json, where the folder has none or has one of the same experiment.
+
+    Args:
+        overrides: words of the command line that changed the experiment's file.
+        allow_change: the folder's experiment may be another one, which is then replaced.
 
     Raises:
-        ExperimentError: names the fields that changed, or the field that JSON does not give back.
+        ExperimentError: names the fields that changed, or the field that is not read as it was written.
     """
     again = experiments.from_json(components.record(experiment), experiment)
     for name, (before, after) in diff(experiment, again).items():
@@ -45,8 +70,8 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allo
     path, kept = workdir / EXPERIMENT_FILE, {}
     if path.is_file():
         before = read_experiment(workdir, experiment)
-        said = read_object(path)
-        kept = {name: said[name] for name in (DATA, DATA_CHANGES) if name in said}
+        content = read_object(path)
+        kept = {name: content[name] for name in (DATA, DATA_CHANGES) if name in content}
         if experiments.fingerprint(before) != experiments.fingerprint(experiment) and not allow_change:
             changed = diff(before, experiment)
             lines = [f"  {name}: {' -> '.join(in_short(*values))}" for name, values in changed.items()]
@@ -68,14 +93,15 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], allo
     )
 
 
-def check_data(data: dict[str, Any], workdir: Path, allow_change: bool) -> None:
-    """Refuses to go on in a folder that was started with other data; a run of before data were recorded takes any.
+def check_data(data: dict[str, Any], workdir: Path, *, allow_change: bool) -> None:
+    """Compares data with those that the run folder was started with; one without a record of these takes any.
 
     Args:
         data: what `Data.identity` says of those to go on with.
+        allow_change: the records may be others; the classes never, for a label would mean another one.
 
     Raises:
-        ExperimentError: says what is different. Other classes are always refused: a label would mean another one.
+        ExperimentError: says what is different.
     """
     old = read_object(workdir / EXPERIMENT_FILE).get(DATA)
     if old is None or old == data:
@@ -101,24 +127,24 @@ def check_data(data: dict[str, Any], workdir: Path, allow_change: bool) -> None:
 
 
 def record_data(data: dict[str, Any], workdir: Path, next_batch: int) -> None:
-    """Writes down the data that this run goes on with from `next_batch` on, and whether they are others than before."""
+    """Records the identity of the data that the run is trained on from batch `next_batch` on, and a change of it."""
     path = workdir / EXPERIMENT_FILE
-    said = read_object(path)
-    old = said.get(DATA)
+    content = read_object(path)
+    old = content.get(DATA)
     if old == data:
         return
     if old is not None:
-        said[DATA_CHANGES] = [*said.get(DATA_CHANGES, []), {"batch": next_batch, "old": old, "new": data}]
-    write_json(path, {**said, DATA: data})
+        content[DATA_CHANGES] = [*content.get(DATA_CHANGES, []), {"batch": next_batch, "old": old, "new": data}]
+    write_json(path, {**content, DATA: data})
 
 
 def data_changes(workdir: Path) -> list[dict[str, Any]]:
-    """The changes of data that this run was allowed to go on with: the first batch of the new ones, old, and new."""
+    """Changes of the data of a run so far: {"batch": first one of the new data, "old": identity, "new": identity}."""
     return read_object(workdir / EXPERIMENT_FILE).get(DATA_CHANGES, [])
 
 
 def describe_change(change: dict[str, Any]) -> list[str]:
-    """A change of data in words."""
+    """A change of data (`data_changes`) in lines of text."""
     return _differences(change["old"], change["new"])
 
 
@@ -140,7 +166,7 @@ def _described(data: dict[str, Any]) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Software and hardware, as they go into records and cards."""
+    """Versions of software, devices and CPU cores, for records and evaluation cards."""
     packages = ("dit-video", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av")
     devices = jax.devices()
     return {

@@ -1,4 +1,4 @@
-"""The frozen parts of an experiment: found, held to their digests and laid on the mesh."""
+"""Frozen parts of an experiment (codec, text and image encoders): loaded, compared with digests, placed on the mesh."""
 
 import dataclasses
 from pathlib import Path
@@ -52,7 +52,7 @@ def with_random_frozen(experiment: Experiment, mesh: Mesh) -> tuple[Experiment, 
 
 
 class FolderOpener:
-    """Opens what lies in folders and buckets.
+    """Loads frozen parts from run folders, buckets and folders of published encoders (`tasks.opener.Opener`).
 
     Attributes:
         data: of the experiment, with the digest of its text cache.
@@ -64,8 +64,8 @@ class FolderOpener:
         self._read_text = False
 
     def codec(self, codec: TrainedCodec) -> tuple[TrainedCodec, LatentCodec]:
-        found, digest, _ = trained_codec(codec, self._mesh, self._console, self._experiment)
-        return dataclasses.replace(codec, digest=digest), found
+        opened_codec, digest, _ = trained_codec(codec, self._mesh, self._console, self._experiment)
+        return dataclasses.replace(codec, digest=digest), opened_codec
 
     def image(self, image: PretrainedImage) -> tuple[PretrainedImage, CLIPVisionModel]:
         """Raises as `Opener` says, and

@@ -1,4 +1,4 @@
-"""Published weights made a run: of a folder of diffusers, a whole pipeline or one network, or of an official file.
+"""Import of published weights as a run: a diffusers folder (a pipeline or one network), or an official file.
 
 Such a run is like one that was trained here: `train --init_from`, `sample`, `evaluate` and `export` take it. What
 weights do not say (data, and of a denoiser its codec) comes from an experiment or from other parts of the pipeline.
@@ -41,25 +41,26 @@ from dit_video.weights.source import NO_DIGESTS, PIPELINE, PROVENANCE, Digests, 
 
 # In the folder of a run made of a pipeline: the run of its VAE.
 CODEC = "vae"
-# A pipeline of diffusers that holds the first frame, where it says that every frame has its own timestep.
+# A pipeline of diffusers whose first frame is known, where its index says that every frame has its own timestep.
 _IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
-# Of the pictures that a VAE is said to be for: it takes others.
+# (height, width) in the experiment of an imported VAE, which takes clips of any size.
 _VAE_SIZE = (256, 256)
-# What is saved: the weights, as raw and as averaged ones.
+# Items of the checkpoint: the weights are saved as raw and as averaged ones.
 _ITEMS = ("params", "ema")
-# Before the names of a VAE's parameters, beside which its training has a critic.
+# Prefix of a VAE's parameters in a run, whose other ones are those of the critic.
 _VAE = "vae."
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Weights that were made a run.
+    """What was imported of one network.
 
     Attributes:
         network: what kind of network they are of.
-        dtype: that they were stored in.
+        num_tensors, num_params: tensors that were read, and numbers in them.
+        dtype: of the published tensors.
         num_beside: tensors of the file that are of other networks, and were not read.
-        not_followed: what the scheduler of their pipeline asks for and samplers here do not do.
+        not_followed: settings of the pipeline's scheduler that samplers here do not have.
         needs: folders that the run reads when it is used, beside its own.
     """
 
@@ -237,7 +238,7 @@ def _with_torch_files(experiment: Experiment, digests: Digests) -> Experiment:
 
 
 def _class_names(source: Path) -> tuple[str, ...]:
-    """Those that a pipeline lists by number."""
+    """Class names by label, as the index of a pipeline lists them; empty where it lists none."""
     pipeline = _pipeline(source)
     labels = {} if pipeline is None else _read(pipeline / PIPELINE).get("id2label", {})
     if not isinstance(labels, dict):
@@ -272,7 +273,7 @@ def _saved_as(network: Family, published: Published) -> tuple[Layout, Callable[[
 
 
 def _provenance(published: Published, path: Path, dtype: np.dtype) -> dict[str, Any]:
-    """Where the weights of a run came from."""
+    """Origin of the weights of a run as JSON: folder, dialect, dtype, digests of files, config."""
     digests = {}
     for name in published.files:
         with name.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The latent cache: clips encoded once by the codec of an experiment, and held against it later."""
+"""The latent cache of an experiment: clips encoded once by its codec; checked against the codec when it is read."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,15 @@ from dit_video.vae.codec import LatentCodec
 
 
 def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, console: Console) -> None:
-    """Writes the latent cache that `experiment.data.cache` names: moments of both splits of its source."""
+    """Writes the latent cache that `experiment.data.cache` names: moments [t h w 2c] of clips of both splits.
+
+    Args:
+        clips_per_video: clips that begin at different frames, at most so many of each video.
+        overwrite: deletes the cache that is there, whatever it was made with.
+
+    Raises:
+        ExperimentError: the experiment names no cache or no codec, or its source holds latents already.
+    """
     data, named = experiment.data, experiment.task.trained_codec()
     if data.cache is None or named is None:
         raise ExperimentError("config.data.cache is None: this experiment trains on video and has no cache to write")
@@ -99,7 +107,7 @@ def check_cache(experiment: Experiment, frozen: Any) -> None:
 
 
 def provenance(experiment: Experiment, digest: str, statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """What a latent cache must have been made with to serve `experiment`."""
+    """What decides the contents of a latent cache for `experiment`: codec, statistics, how clips are cut, source."""
     return {
         "codec": digest,
         "statistics": {"mean": list(statistics["mean"]), "std": list(statistics["std"])},

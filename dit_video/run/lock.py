@@ -1,9 +1,9 @@
-"""One training in a run folder at a time: who has it is written in RUN/lock.json.
+"""Lock of a run folder, RUN/lock.json: one process trains in a folder at a time.
 
-The file is made by the one call that fails where it exists. A process that was killed leaves it behind: it is stale,
-and the next run takes it over, once no process of this host has that pid and that start time. Of another host nobody
-can tell that. So the holder touches the file every REFRESH_SECONDS, and who finds a lock of another host waits: a
-holder that lives is soon seen to, and a lock that nobody has touched for GONE_SECONDS is of a host that is gone.
+The file is created with O_EXCL, which fails where it exists. A process that was killed leaves it behind. Such a lock is
+stale, and the next run takes it over: on the same host as soon as no process has its pid and start time; on another
+host, where that cannot be seen, when nobody has touched the file for GONE_SECONDS. Its holder touches it every
+REFRESH_SECONDS.
 """
 
 import contextlib
@@ -34,21 +34,22 @@ class RunInUse(ValueError):
 
 @runtime_checkable
 class Lock(Protocol):
-    """A text that one of several can write, in a run folder or a run in a bucket.
+    """A lock file, in a run folder or of a run in a bucket: one of several processes can create it.
 
     Attributes:
-        where: its own name; `run`: that of the run.
+        where: path or address of the lock.
+        run: path or address of the run.
     """
 
     where: str
     run: str
 
     def create(self, text: str) -> bool:
-        """False where there is one already."""
+        """Creates it with this content; False where there is one already."""
         ...
 
     def read(self) -> str | None:
-        """None where there is none."""
+        """Its content; None where there is none."""
         ...
 
     def touch(self) -> None: ...
@@ -58,7 +59,7 @@ class Lock(Protocol):
         ...
 
     def sign(self) -> object:
-        """Changes when the holder touches it; None where there is none."""
+        """A value that changes when the holder touches the lock; None where there is none."""
         ...
 
     def age(self) -> float:
@@ -68,16 +69,16 @@ class Lock(Protocol):
 
 @contextlib.contextmanager
 def acquire(run: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """The run is this process's own; given back on every way out but a kill.
+    """Locks a run for this process; released on every way out but a kill.
+
+    A process that was halted for so long that another has taken the folder over ends at once when it goes on.
 
     Args:
         run: its folder, or gs://bucket/run.
-        warn: told of a lock that is waited for, and of a stale one that is taken over.
+        warn: called with a message where a lock is waited for, and where a stale one is taken over.
 
     Raises:
-        RunInUse: naming host, pid and since when.
-
-    A process that was halted for so long that another has taken the folder over ends at once when it goes on.
+        RunInUse: another process trains there; names host, pid and since when.
     """
     where = address(run)
     lock: Lock = FileLock(run) if where is None else BucketLock(where, LOCK)
@@ -166,7 +167,7 @@ def _is_touched(lock: Lock, holder: str, warn: Callable[[str], None]) -> bool:
 
 
 class FileLock:
-    """In the folder of a run."""
+    """Lock file in the folder of a run."""
 
     def __init__(self, workdir: Path):
         workdir.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from dit_video.data.sources import NoData
 from dit_video.distributed.sharding import make_mesh, platform_of
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Definition, Params, define
+from dit_video.progress import Terminal
 from dit_video.run.compiled import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, environment, read_experiment
 from dit_video.run.frozen import with_codec_inside, with_frozen
@@ -65,7 +66,7 @@ def open_run(
         like: has the classes of the user's own that the run is made of.
         overrides: of its experiment, "--config.task.codec.run=FOLDER" where the codec is elsewhere now.
     """
-    console = console or Console()
+    console = console or Terminal()
     keep_compiled_programs()
     workdir = local_copy(workdir, EXPERIMENT_FILE)
     experiment = with_codec_inside(read_experiment(workdir, like), workdir)
@@ -83,7 +84,7 @@ def open_run(
             # Nothing is moved here: the run may be training at this moment.
             (step, params), damaged = checkpoints.last_good(lambda step: (step, restore(step=step)))
             for message in damaged.values():
-                _plain(console)(f"damaged checkpoint left out: {message}; using step {step}")
+                unstyled(console)(f"damaged checkpoint left out: {message}; using step {step}")
     finally:
         checkpoints.close()
     return OpenRun(workdir, experiment, definition, params, frozen, mesh, step, ema)
@@ -139,6 +140,6 @@ def description(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     return {**about, **experiment.task.describe(), "environment": environment()}
 
 
-def _plain(console: Console) -> Callable[[str], None]:
-    """Prints messages that hold names and paths, which are no markup."""
+def unstyled(console: Console) -> Callable[[str], None]:
+    """A function that prints messages on `console` as they are: names and paths in them are no markup."""
     return functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)

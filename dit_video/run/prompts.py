@@ -1,4 +1,4 @@
-"""Prompts: what samples are made from, typed on a command line, as rows of a batch."""
+"""Prompts of the command line (labels, captions, other signals) as rows of a batch to sample from."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ class Typed(NamedTuple):
 
 
 def typed(flags: Mapping[str, Sequence[str] | None], conditions: Sequence[str]) -> list[Typed]:
-    """What was typed with the short options (`signals.FLAGS`) and with `--cond NAME=VALUE[,VALUE...]`.
+    """Prompts typed with the short options (`signals.FLAGS`) and with `--cond NAME=VALUE[,VALUE...]`.
 
     Raises:
         ValueError: a --cond without a name or a value.
@@ -46,7 +46,7 @@ def typed(flags: Mapping[str, Sequence[str] | None], conditions: Sequence[str]) 
 
 
 def rows(opened: OpenRun, prompts: Sequence[Typed], warn: Callable[[str], None]) -> list[Batch]:
-    """A batch of one for each value that was typed; one of which nothing is known where none was.
+    """A batch of one row for each value that was typed; one row without condition where none was.
 
     Raises:
         ValueError: the run does not read such a signal, several were typed, or not a value of it; says what is.
@@ -73,7 +73,7 @@ def rows(opened: OpenRun, prompts: Sequence[Typed], warn: Callable[[str], None])
 
 
 def with_negative(opened: OpenRun, word: str | None, warn: Callable[[str], None]) -> OpenRun:
-    """The run with what guidance leads away from: a negative prompt, of embedded text also an empty one.
+    """The run with a negative prompt, which guidance leads away from; of embedded text it is the empty one, if None.
 
     Raises:
         ValueError: the run reads no text, or a value that cannot be read.
@@ -91,7 +91,7 @@ def with_negative(opened: OpenRun, word: str | None, warn: Callable[[str], None]
 
 
 def name_of(opened: OpenRun, prompt: Typed) -> str:
-    """The signal that an option means in this run.
+    """The name of the signal that an option means in this run.
 
     Raises:
         ValueError: the run reads none of those; says what it reads, and with what option that is typed.

@@ -1,4 +1,4 @@
-"""Published text encoders at work: opened by folder, and the cache of what they make of captions."""
+"""Text embeddings of captions: made by published encoders, cached, and read from the cache."""
 
 import dataclasses
 import shutil

@@ -1,4 +1,4 @@
-"""What a step of an experiment is made of: shapes and FLOPs. No device is touched."""
+"""Workload of a training step: shapes of its batch and frozen parts, tokens and model FLOPs. No device is touched."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from dit_video.training.throughput import Work
 
 
 def measure_work(experiment: Experiment) -> Work:
-    """What one training step amounts to on the devices of this machine."""
+    """Clips, tokens and FLOPs of one training step, and the peak FLOP/s of the devices of this run."""
     data, tokens = experiment.data, experiment.task.num_tokens(experiment.data)
     tokens = None if tokens is None else data.batch_size * tokens
     peak = peak_flops(jax.devices()[0].device_kind)
@@ -64,7 +64,7 @@ def _rows(task: Task, data: Data, num_rows: int) -> Batch:
 
 
 def abstract_frozen(task: Task, mesh: Mesh | None = None) -> Any:
-    """The frozen parts of a task as shapes, so that everything but training works without trained ones.
+    """Shapes of the frozen parts of a task, for plans and exports where no trained ones are needed.
 
     With a `mesh`, the shapes say where on it each array lives.
     """

@@ -100,7 +100,8 @@ class Denoise(Task):
                 "name a condition"
             )
         self._check_image()
-        self._check_known()
+        if self.known is not None:
+            self.known.check(self.codec.vae, self.network)
 
     def _check_image(self) -> None:
         attended = None if self._channels is None else self._channels.image_size
@@ -115,26 +116,6 @@ class Denoise(Task):
             raise ValueError(
                 f"Denoise.image.encoder.hidden_size={self.image.encoder.hidden_size}: the network attends to tokens of "
                 f"known.shown.image_size={attended}; make them the same"
-            )
-
-    def _check_known(self) -> None:
-        if self.known is None:
-            return
-        vae = self.codec.vae
-        if vae.frame_group != 1:
-            raise ValueError(
-                f"Denoise.codec.vae={type(vae).__name__}: it takes {vae.frame_group} latent frames at once, so that "
-                "the first is another alone than in its clip; no first frame can be known"
-            )
-        if self._channels is not None and self._channels.mask_channels != vae.compression[0]:
-            raise ValueError(
-                f"Denoise.known.shown.mask_channels={self._channels.mask_channels}: there is one for each frame that "
-                f"shares a latent frame, of {type(vae).__name__} {vae.compression[0]}; set it so"
-            )
-        if self.known.at_level_zero and self.network.patch_size[0] != 1:
-            raise ValueError(
-                f"Denoise.known={self.known}: frames that share a patch share their noise level; network.patch_size="
-                f"{self.network.patch_size} must be of one frame"
             )
 
     @property
@@ -233,9 +214,11 @@ class Denoise(Task):
             network,
             self.objective.prior(rngs, (*latents, channels)),
             rngs,
-            cond=self._shown(frozen, batch, cond, latents[0]),
-            null=None if null is None else self._shown(frozen, batch, null, latents[0]),
-            guidance=self.guidance,
+            conditioning=diffuse.Conditioning(
+                self._shown(frozen, batch, cond, latents[0]),
+                null=None if null is None else self._shown(frozen, batch, null, latents[0]),
+                guidance=self.guidance,
+            ),
             known=known,
         )
         return frozen.codec.decode(x_0)

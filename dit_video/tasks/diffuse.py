@@ -1,5 +1,6 @@
 """Training loss and sampling loop of every generative task, over any diffusion process."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,42 @@ def training_loss(
     return process.loss(predict(corrupted.x_t, corrupted.t), corrupted, known)
 
 
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """What samples are conditioned on, and how strongly: the conditional network, or classifier-free guidance.
+
+    Attributes:
+        cond: of each row; None without a condition.
+        null: the null condition, for each row or one for all, that guidance leads away from; None: none is followed.
+        guidance: its scale, and the noise levels where it acts.
+    """
+
+    cond: Cond | None = None
+    null: Cond | None = None
+    guidance: Guidance = Guidance()
+
+    def denoiser(self, network: Network, known: Known | None) -> Callable[[Data, Array], Any]:
+        """(x_t, t) -> output of the network, which sees the `known` parts of x_0 at level 0."""
+
+        def seen(x_t: Data, t: Array) -> tuple[Data, Array]:
+            return (x_t, t) if known is None else known.clean(x_t, t)
+
+        def conditional(x_t: Data, t: Array) -> Any:
+            return network(*seen(x_t, t), self.cond)
+
+        if self.null is None:
+            return conditional
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), self.cond, self.null)
+
+        def pair(x_t: Data, t: Array) -> tuple[Any, Any]:
+            # One forward pass over the conditional and the unconditional half.
+            x_t_twice, t_twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), seen(x_t, t))
+            output, num_rows = network(x_t_twice, t_twice, both), len(jax.tree.leaves(x_t)[0])
+            return jax.tree.map(lambda x: x[:num_rows], output), jax.tree.map(lambda x: x[num_rows:], output)
+
+        return self.guidance.classifier_free(conditional, pair)
+
+
 def sample(
     process: Process,
     sampler: Callable[..., Data],
@@ -30,36 +67,15 @@ def sample(
     x_1: Data,
     keys: Key[Array, "B"],
     *,
-    cond: Cond | None = None,
-    null: Cond | None = None,
-    guidance: Guidance | None = None,
+    conditioning: Conditioning = Conditioning(),
     known: Known | None = None,
 ) -> Data:
     """Samples x_0, starting from the prior x_1; row i uses keys[i] alone.
 
     Args:
         sampler: (denoise, process, x_1, keys) -> x_0: one of diffusion/sampler.py, or of the process's own.
-        cond: of each row; None without a condition.
-        null: the null condition, for each row or one for all; with it `guidance` is classifier-free.
+        conditioning: what the network is told of each row, and guidance.
         known: parts of x_0 that are not generated: the network sees them at level 0.
     """
-
-    def seen(x_t: Data, t: Array) -> tuple[Data, Array]:
-        return (x_t, t) if known is None else known.clean(x_t, t)
-
-    def conditional(x_t: Data, t: Array) -> Any:
-        return network(*seen(x_t, t), cond)
-
-    denoise = conditional
-    if guidance is not None and null is not None:
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), cond, null)
-
-        def pair(x_t: Data, t: Array) -> tuple[Any, Any]:
-            # One forward pass over the conditional and the unconditional half.
-            x_t_twice, t_twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), seen(x_t, t))
-            output, num_rows = network(x_t_twice, t_twice, both), len(keys)
-            return jax.tree.map(lambda x: x[:num_rows], output), jax.tree.map(lambda x: x[num_rows:], output)
-
-        denoise = guidance.classifier_free(conditional, pair)
-    x_0 = sampler(denoise, process, x_1, keys)
+    x_0 = sampler(conditioning.denoiser(network, known), process, x_1, keys)
     return x_0 if known is None else known.into(x_0)

@@ -10,8 +10,10 @@ from dit_video.arrays import Latents
 from dit_video.data.batch import Batch
 from dit_video.diffusion.process import Known
 from dit_video.dit.known import AsChannels, LevelZero
+from dit_video.dit.network import NetworkConfig
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.vae.codec import LatentCodec, to_pixels
+from dit_video.vae.vae import VAEConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,28 @@ class FirstFrame:
     @property
     def at_level_zero(self) -> bool:
         return isinstance(self.shown, LevelZero)
+
+    def check(self, vae: VAEConfig, network: NetworkConfig) -> None:
+        """Checks that the first frame can be known in latents of `vae`, and can be shown to `network`.
+
+        Raises:
+            ValueError: names the field of the task and what it must be.
+        """
+        if vae.frame_group != 1:
+            raise ValueError(
+                f"Denoise.codec.vae={type(vae).__name__}: it takes {vae.frame_group} latent frames at once, so that "
+                "the first is another alone than in its clip; no first frame can be known"
+            )
+        if self.channels is not None and self.channels.mask_channels != vae.compression[0]:
+            raise ValueError(
+                f"Denoise.known.shown.mask_channels={self.channels.mask_channels}: there is one for each frame that "
+                f"shares a latent frame, of {type(vae).__name__} {vae.compression[0]}; set it so"
+            )
+        if self.at_level_zero and network.patch_size[0] != 1:
+            raise ValueError(
+                f"Denoise.known={self}: frames that share a patch share their noise level; network.patch_size="
+                f"{network.patch_size} must be of one frame"
+            )
 
     def known(self, first: Float[Array, "B 1 h w c"], num_frames: int) -> Known | None:
         """The latent frames that a process leaves as they are, of clips of `num_frames`; None where all are noised.

@@ -80,7 +80,9 @@ class Task(abc.ABC):
         """Loss of one batch and scalars to record."""
 
     def check(self, data: Data, mesh: Mesh | None) -> None:
-        """Rules between fields of the task, the data and the mesh, checked before anything is read or compiled.
+        """Rules between the task, the data and the mesh, checked before anything is read or compiled.
+
+        Those between fields of the task alone are its constructor's, so that `dataclasses.replace` keeps them too.
 
         Raises:
             ValueError: names the field, the value and the remedy.

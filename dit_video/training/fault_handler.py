@@ -1,4 +1,4 @@
-"""Handling of training faults in the loop: metrics are fetched, recorded and checked; a run rolls back or stops."""
+"""Handling of training faults in the loop: fetches, records and checks metrics; rolls a run back, or stops it."""
 
 import dataclasses
 import json
@@ -12,26 +12,33 @@ from dit_video.distributed import processes
 from dit_video.training.events import Done, Event
 from dit_video.training.faults import FaultDetector, Faults
 from dit_video.training.goodput import Activity
-from dit_video.training.protocols import Batches, Saver
-from dit_video.training.step import Program, TrainState
+from dit_video.training.learner import Learner
+from dit_video.training.protocols import Saver
+from dit_video.training.step import TrainState
 from dit_video.training.tracker import Recorder
 
 
 class FaultHandler:
-    """Keeps device metrics until they are fetched, records them, and applies the fault policies to them."""
+    """Fetches the metrics of steps in groups, records them, and applies the fault policies to them.
 
-    def __init__(self, faults: Faults, batches: Batches, tracker: Recorder, batch_size: int):
-        self._faults, self._batches, self._tracker, self._batch_size = faults, batches, tracker, batch_size
+    Metrics stay on the device until `fetch`, so that steps are dispatched without waiting for each other.
+    """
+
+    def __init__(self, faults: Faults, learner: Learner, recorder: Recorder, saver: Saver, *, batch_size: int):
+        """`batch_size` is that of the global batch."""
+        self._faults, self._learner, self._recorder, self._saver = faults, learner, recorder, saver
+        self._batch_size = batch_size
         self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
         self._begin()
 
     def _begin(self) -> None:
-        """Starts detection from the end of the record."""
-        past, events = self._tracker.past(self._faults.num_past), self._tracker.events
+        """Starts detection with the last steps of the record as its past."""
+        past, events = self._recorder.past(self._faults.num_past), self._recorder.events
         self._detector = FaultDetector(self._faults, batch_size=self._batch_size, past=past, events=events)
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self._pending.append((step, self._batches.next_batch - 1, metrics))
+        """Adds the metrics of a step, to be fetched later."""
+        self._pending.append((step, self._learner.batches.next_batch - 1, metrics))
 
     def fetch(self) -> tuple[float, Event | None]:
         """Fetches and records pending metrics; returns the last step's loss and the event to roll back for, if any.
@@ -48,34 +55,34 @@ class FaultHandler:
                 if event.done in (Done.STOPPED, Done.ROLLED_BACK):
                     fatal, lines = event, lines[: number + 1]
                     break
-                self._tracker.events.add(event)
+                self._recorder.events.add(event)
             if fatal is not None:
                 break
-        self._tracker.steps((step, values) for step, _, values in lines)
+        self._recorder.steps((step, values) for step, _, values in lines)
         if fatal is not None and fatal.done is Done.STOPPED:
             self._stop(fatal)
         return lines[-1][2]["loss"] if lines else math.nan, fatal
 
-    def roll_back(self, event: Event, program: Program, state: TrainState, saver: Saver) -> TrainState:
+    def roll_back(self, event: Event, state: TrainState) -> TrainState:
         """Restores the last good checkpoint before `event`, to continue with the batches after it; `state` is deleted.
 
         Raises:
             TrainingFault: the run has been rolled back to that step as often as is allowed.
         """
-        tracker = self._tracker
-        tracker.now(Activity.CHECKPOINT)
-        saver.wait()
+        recorder = self._recorder
+        recorder.now(Activity.CHECKPOINT)
+        self._saver.wait()
         for leaf in jax.tree.leaves(state):
             leaf.delete()  # there may be no room for two
-        saved = saver.resume(program.shapes, tracker.note)
-        if saved is None or sum(e.to == saved.step for e in tracker.events) >= self._faults.roll_backs(event.kind):
+        saved = self._saver.resume(self._learner.program.shapes, recorder.note)
+        if saved is None or sum(e.to == saved.step for e in recorder.events) >= self._faults.roll_backs(event.kind):
             self._stop(event)
-        tracker.rewind(saved.step)
+        recorder.rewind(saved.step)
         event = dataclasses.replace(event, to=saved.step, next_batch=event.batch + 1)
-        tracker.events.add(event)
-        self._batches.seek(event.batch + 1)
+        recorder.events.add(event)
+        self._learner.batches.seek(event.batch + 1)
         self._begin()
-        tracker.note(
+        recorder.note(
             f"{event.kind} at step {event.step}, {' and '.join(event.what)}: back to step {saved.step}, on with batch "
             f"{event.next_batch}"
         )
@@ -92,10 +99,10 @@ class FaultHandler:
         return replaced
 
     def _own_replaced(self) -> str:
-        return json.dumps(self._batches.take_replaced())
+        return json.dumps(self._learner.batches.take_replaced())
 
     def _stop(self, event: Event) -> NoReturn:
-        self._tracker.events.add(dataclasses.replace(event, done=Done.STOPPED))
+        self._recorder.events.add(dataclasses.replace(event, done=Done.STOPPED))
         raise self._detector.error(event)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dit_video.config.bounds import at_least
+from dit_video.config.bounds import at_least, share
 from dit_video.training.events import Done, Event, Kind
 
 # A share of a few says nothing: so many records may always be replaced.
@@ -105,8 +105,7 @@ class Faults:
     undecodable_share: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.undecodable_share < 1:
-            raise ValueError(f"Faults.undecodable_share={self.undecodable_share}: must be at least 0 and below 1")
+        share(self, "undecodable_share")
 
     @property
     def rolls_back(self) -> bool:

@@ -1,17 +1,8 @@
-"""How many steps a run trains, the intervals at which it logs and saves, and the steps that are profiled."""
+"""How many steps a run trains, and the intervals at which it logs and saves."""
 
 import dataclasses
 
 from dit_video.config.bounds import at_least
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Profiler trace of these steps, counted from the first step after compilation, written to `folder`."""
-
-    folder: str
-    first: int = 3
-    num_steps: int = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ class StopSignal:
         self.requested = False
 
     def reached(self, step: int) -> bool:
-        del step  # this one is as good as any
+        del step  # one process need not agree on a step with others
         return self.requested
 
     @contextlib.contextmanager

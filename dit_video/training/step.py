@@ -42,6 +42,7 @@ class Program:
         shapes: shape, dtype and sharding of every array of the state, to restore a checkpoint into.
         lower: (frozen, batch), both of shapes with shardings -> the step, ready to be compiled for the devices of the
             mesh, which need not be there. What it does not read stays an argument, since it stays in memory too.
+        mesh: the devices that all of these are for.
     """
 
     definition: Definition
@@ -50,6 +51,7 @@ class Program:
     gradient: Callable[[TrainState, Any, Batch, int], tuple[Params, Metrics]]
     shapes: TrainState
     lower: Callable[[Any, Batch], jax.stages.Lowered]
+    mesh: Mesh
 
 
 def make_program(
@@ -128,7 +130,7 @@ def make_program(
         with jax.set_mesh(mesh):
             return jit_step(keep_unused=True).lower(shapes, frozen, batch, 0)
 
-    return Program(definition, init, run_step, run_gradient, shapes, lower)
+    return Program(definition, init, run_step, run_gradient, shapes, lower, mesh)
 
 
 def _start(params: Params, rule: optax.GradientTransformation) -> TrainState:

@@ -1,6 +1,7 @@
 """Throughput of training: clips, tokens and FLOPs per second, and model FLOPs utilisation (MFU)."""
 
 import dataclasses
+import time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Work:
     peak: float | None
 
     def rates(self, steps: int, seconds: float, waited: float) -> dict[str, float]:
+        """Clips, tokens and FLOPs per second over `steps` steps, MFU, and the share of time waited for data."""
         rates = {
             "clips_per_second": steps * self.clips / seconds,
             "flops_per_second": steps * self.flops / seconds,
@@ -30,3 +32,25 @@ class Work:
         if self.peak is not None:
             rates["mfu"] = rates["flops_per_second"] / self.peak
         return rates
+
+
+class Window:
+    """Steps over which throughput is measured; evaluation and compilation stay outside of it.
+
+    Attributes:
+        step: the last one before it.
+        compiling: whether its step is the first of the session, most of which is compilation.
+    """
+
+    def __init__(self, step: int, waited: float, *, compiling: bool = True):
+        """`waited` are the seconds that were waited for data until now."""
+        self.step, self.compiling = step, compiling
+        self._begin, self._waited = time.perf_counter(), waited
+
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._begin
+
+    def measure(self, step: int, waited: float) -> tuple[int, float, float]:
+        """Steps until `step`, seconds that they took, and seconds of these that were waited for data."""
+        return step - self.step, self.seconds(), waited - self._waited

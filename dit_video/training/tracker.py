@@ -24,10 +24,10 @@ METRICS_FILE = "metrics.jsonl"
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Interface of a tracker, as the training loop uses it: what to record, and what was recorded before.
+    """Interface of an experiment tracker, as the training loop uses it.
 
     Attributes:
-        events: what went wrong until now.
+        events: training faults of the run so far.
     """
 
     events: EventLog
@@ -63,11 +63,11 @@ class NullTracker:
     """Tracker that records nothing, for all processes of a run but the first, which writes."""
 
     def __init__(self, evaluations: Iterable[tuple[int, str]], known: Iterable[Event]):
-        """All processes must agree on what is still to do and on what went wrong.
+        """All processes must agree on which evaluations and faults are on record.
 
         Args:
             evaluations: those in the record, (step, name).
-            known: the events of the run until now.
+            known: the faults of the run so far.
         """
         self._evaluations = set(evaluations)
         self.events = EventLog(known)

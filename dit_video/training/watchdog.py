@@ -20,7 +20,7 @@ import jax
 from dit_video.distributed import processes
 from dit_video.training.goodput import Activity
 
-# Stretches that are remembered, and how many must be known.
+# Windows whose longest durations are remembered, and the fewest whose median counts as usual.
 _NUM_STRETCHES = 32
 _FEW_STRETCHES = 3
 
@@ -30,9 +30,9 @@ class HangTimeouts:
     """Time limits after which an activity counts as hanging.
 
     Attributes:
-        factor: so many times what is usual.
-        least: seconds that are never too long.
-        unknown: seconds for what has not been done often enough to be known, such as to compile.
+        factor: times the usual duration.
+        least: seconds below which nothing counts as hanging.
+        unknown: seconds for an activity whose usual duration is not known yet, such as compiling.
     """
 
     factor: float = 10.0
@@ -40,6 +40,7 @@ class HangTimeouts:
     unknown: float = 1800.0
 
     def limit(self, activity: Activity, usual: float | None) -> float:
+        """Seconds after which `activity` hangs; `usual` is its usual duration, None where it is not known."""
         if usual is not None:
             return max(self.least, self.factor * usual)
         # Data come from where things hang most, and what is being read can be named.

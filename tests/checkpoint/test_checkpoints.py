@@ -19,7 +19,7 @@ from dit_video.checkpoint import writer
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint.compatibility import OtherNetwork
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER
-from dit_video.checkpoint.retention import Keep
+from dit_video.checkpoint.retention import Keep, Retention
 from dit_video.distributed.sharding import place
 from dit_video.training.optimizer import EMA, AdamW, Group, Muon
 from dit_video.training.step import Program, TrainState, make_program
@@ -45,7 +45,7 @@ def state(program) -> TrainState:
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    opened = Checkpoints(tmp_path, keep=Keep(latest=2), experiment=EXPERIMENT)
+    opened = Checkpoints(tmp_path, retention=Retention(Keep(latest=2)), experiment=EXPERIMENT)
     yield opened
     opened.close()
 

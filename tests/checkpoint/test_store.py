@@ -17,7 +17,8 @@ from dit_video.checkpoint import checkpoints as checkpoint
 from dit_video.checkpoint import writer
 from dit_video.checkpoint.checkpoints import Checkpoints, NotSaved
 from dit_video.checkpoint.folder import FOLDER
-from dit_video.checkpoint.retention import Best, Keep
+from dit_video.checkpoint.listener import SaveListener
+from dit_video.checkpoint.retention import Best, Keep, Retention
 from dit_video.storage import failures
 from dit_video.training.step import TrainState
 
@@ -34,7 +35,9 @@ SHAPES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=
 @pytest.fixture
 def checkpoints(store, messages, monkeypatch):
     monkeypatch.setattr(writer, "RETRY_PAUSES", (0.0,))
-    opened = Checkpoints(store.folder, keep=Keep(latest=1), experiment={}, warn=messages.append)
+    opened = Checkpoints(
+        store.folder, retention=Retention(Keep(latest=1)), experiment={}, listener=SaveListener(warn=messages.append)
+    )
     yield opened
     opened.close()
 
@@ -91,7 +94,7 @@ def test_the_warning_names_the_remedy(store, checkpoints, messages, failing, adv
 def test_a_file_larger_than_allowed_is_a_failure_of_the_store(tmp_path, messages):
     """What `Limited` rests on, whoever runs this."""
     limited = Limited(tmp_path / "limited")
-    with Checkpoints(limited.folder, warn=messages.append) as checkpoints:
+    with Checkpoints(limited.folder, listener=SaveListener(warn=messages.append)) as checkpoints:
         with limited.full():
             assert saved(checkpoints, 1) == []
         assert saved(checkpoints, 2) == [2]
@@ -166,7 +169,9 @@ def test_a_mistake_in_a_program_is_no_failure_of_the_store(checkpoints, messages
 
 def test_every_save_is_on_record_with_what_it_cost(store, messages):
     lines: list[Mapping[str, Any]] = []
-    with Checkpoints(store.folder, experiment={}, warn=messages.append, record=lines.append) as checkpoints:
+    with Checkpoints(
+        store.folder, experiment={}, listener=SaveListener(warn=messages.append, record=lines.append)
+    ) as checkpoints:
         saved(checkpoints, 1)
         with store.full():
             saved(checkpoints, 2)
@@ -176,6 +181,15 @@ def test_every_save_is_on_record_with_what_it_cost(store, messages):
     cost = lines[0]
     assert cost["bytes"] == sum(x.nbytes for x in jax.tree.leaves((STATE.params, STATE.ema, STATE.opt_state)))
     assert 0 < cost["digest_seconds"] < cost["blocking_seconds"] < cost["digest_seconds"] + cost["written_seconds"]
+
+
+def test_a_listener_is_called_when_a_save_begins_and_when_it_has_ended(tmp_path):
+    calls = []
+    listener = SaveListener(prepare=lambda: calls.append("begin"), record=lambda line: calls.append(line["step"]))
+    with Checkpoints(tmp_path, listener=listener) as checkpoints:
+        for step in (1, 2, 2):  # a step that is there is not saved again
+            saved(checkpoints, step)
+    assert calls == ["begin", 1, "begin", 2]
 
 
 def test_what_is_shown_on_a_full_disk_ends_nothing(tmp_path):
@@ -219,12 +233,13 @@ def test_keeping_nothing_is_refused(field, value):
 def test_the_best_stays_once_it_is_judged(tmp_path):
     """A step is saved, then judged, then the next one is saved."""
     scores, keep = {}, Keep(latest=1, best=Best(evaluator="fvd", scalar="fvd"))
-    with Checkpoints(tmp_path, keep=keep, scores=lambda: scores) as checkpoints:
+    with Checkpoints(tmp_path, retention=Retention(keep, lambda best: scores)) as checkpoints:
         for step, score in ((1, 5.0), (2, 3.0), (3, 4.0), (4, 6.0)):
             saved(checkpoints, step)
             scores[step] = score
         assert checkpoints.steps == [2, 4]
         (tmp_path / FOLDER / "4").stat()
     # Who does not know the scores deletes nothing.
-    with Checkpoints(tmp_path, keep=keep, scores=lambda: json.loads((tmp_path / "none").read_text())) as checkpoints:
+    unreadable = Retention(keep, lambda best: json.loads((tmp_path / "none").read_text()))
+    with Checkpoints(tmp_path, retention=unreadable) as checkpoints:
         assert saved(checkpoints, 5) == [2, 4, 5]

@@ -33,7 +33,7 @@ def template(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     (folder / "tiny.py").write_text(EXPERIMENT)
     experiment = experiments.load(f"{folder / 'tiny.py'}:vae")
-    record(experiment, folder / "vae", [], False)
+    record(experiment, folder / "vae", [], allow_change=False)
     with Checkpoints(folder / "vae", experiment=to_json(experiment)) as checkpoints:
         for step in (4, 8):
             checkpoints.save(step, state_at(step, experiment), next_batch=step)

@@ -168,7 +168,7 @@ def here(folder, monkeypatch):
 def test_a_change_of_one_of_its_values_is_named_as_of_any_other(here):
     changed = experiments.load("mine.py", ["--config.task.scale=whole"])
     with pytest.raises(ExperimentError, match=r'task\.scale: "half" -> "whole"'):
-        run_folder.record(changed, Path("dit"), [], False)
+        run_folder.record(changed, Path("dit"), [], allow_change=False)
 
 
 def test_it_is_opened_with_its_file_and_not_without(folder, here, capsys):

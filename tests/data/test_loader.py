@@ -10,7 +10,14 @@ import pytest
 from sample_videos import waves
 
 from dit_video.data.batch import collate
-from dit_video.data.loader import held_out_batches, held_out_clips, held_out_digest, train_batches
+from dit_video.data.loader import (
+    BatchIterator,
+    BatchOrder,
+    held_out_batches,
+    held_out_clips,
+    held_out_digest,
+    train_batches,
+)
 from dit_video.data.record import Examples, Record, Split, content_digest
 from dit_video.data.sources import VideoSet
 from dit_video.data.transforms import ClipTransform, usable
@@ -41,12 +48,26 @@ class InMemory(Examples):
         return None if self._moments else np.array(self._lengths)
 
 
+def training(examples, *, batch_size: int = 8, seed: int, rows: list[int] | None = None, **options) -> BatchIterator:
+    return train_batches(examples, CUT, BatchOrder(batch_size=batch_size, seed=seed, rows=rows), **options)
+
+
 def batches(examples, num: int, **options) -> list:
     options = {"batch_size": 8, "seed": 1, "num_threads": 2} | options
-    iterator = train_batches(examples, CUT, **options)
+    iterator = training(examples, **options)
     batches = [next(iterator) for _ in range(num)]
     iterator.close()
     return batches
+
+
+def test_batches_are_cut_from_one_sequence_in_which_every_epoch_has_each_record_once():
+    order = BatchOrder(batch_size=4, seed=3)
+    assert [place for batch in range(3) for _, place in order.places(batch)] == list(range(12))
+    some = BatchOrder(batch_size=4, seed=3, rows=[3, 1])
+    assert list(some.places(2)) == [(3, 11), (1, 9)]
+    epochs = np.array([order.sequence(6)[place] for place in range(18)]).reshape(3, 6)
+    assert (np.sort(epochs) == np.arange(6)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 @pytest.mark.parametrize(
@@ -87,7 +108,7 @@ def test_clips_begin_everywhere_and_differ_between_epochs_and_seeds():
 
 
 def test_the_state_is_the_index_of_the_next_batch():
-    iterator = train_batches(InMemory([12] * 3), CUT, batch_size=2, seed=0, start=7)
+    iterator = training(InMemory([12] * 3), batch_size=2, seed=0, start=7)
     assert iterator.next_batch == 7
     next(iterator)
     assert iterator.next_batch == 8
@@ -106,7 +127,7 @@ def test_pixels_stay_uint8_and_moments_pass_through():
 
 
 def test_videos_too_short_are_left_out_counted_and_said(caplog):
-    iterator = train_batches(InMemory([3, 12, 6, 12]), CUT, batch_size=4, seed=0)
+    iterator = training(InMemory([3, 12, 6, 12]), batch_size=4, seed=0)
     assert set(next(iterator).signals["label"]) == {1, 3}
     assert iterator.num_too_short == 2
     assert "2 of 4 videos are left out" in caplog.text
@@ -121,7 +142,7 @@ def test_a_record_that_does_not_decode_is_named():
             whole = encode_mp4(waves(0), 10.0)
             return Record(key="the/culprit.mp4", video=whole[: len(whole) // 2], num_frames=12, fps=10.0)
 
-    iterator = train_batches(Damaged([12]), CUT, batch_size=1, seed=0)
+    iterator = training(Damaged([12]), batch_size=1, seed=0)
     with pytest.raises(ValueError, match=r"the/culprit\.mp4"):
         next(iterator)
     iterator.close()
@@ -142,7 +163,7 @@ def test_a_damaged_record_is_replaced_by_the_same_one_everywhere():
     sound = batches(InMemory([12] * 13), 5)
 
     def made(num: int, **more) -> tuple[list, list]:
-        iterator = train_batches(examples, CUT, **options, **more)
+        iterator = training(examples, **options, **more)
         drawn = [next(iterator) for _ in range(num)]
         replaced = iterator.take_replaced()
         assert iterator.take_replaced() == []
@@ -173,7 +194,7 @@ def test_a_set_of_damaged_records_ends_and_does_not_hang():
         def __getitem__(self, index: int) -> Record:
             raise ValueError(f"record {index} is damaged")
 
-    iterator = train_batches(AllDamaged([12] * 3), CUT, batch_size=1, seed=0, replace=True)
+    iterator = training(AllDamaged([12] * 3), batch_size=1, seed=0, replace=True)
     with pytest.raises(ValueError, match=r"record \d is damaged; nor can the records after it"):
         next(iterator)
     iterator.close()
@@ -184,14 +205,14 @@ def test_a_store_that_does_not_answer_is_no_damaged_record():
         def __getitem__(self, index: int) -> Record:
             raise TimeoutError("no answer from the store")
 
-    iterator = train_batches(Vanished([12]), CUT, batch_size=1, seed=0, replace=True)
+    iterator = training(Vanished([12]), batch_size=1, seed=0, replace=True)
     with pytest.raises(OSError, match="record 0 of the training set cannot be read: no answer from the store"):
         next(iterator)
     iterator.close()
 
 
 def test_the_position_can_be_changed():
-    iterator = train_batches(InMemory([12] * 13), CUT, batch_size=8, seed=1)
+    iterator = training(InMemory([12] * 13), batch_size=8, seed=1)
     next(iterator)
     iterator.seek(3)
     assert iterator.next_batch == 3
@@ -209,7 +230,7 @@ def test_what_is_being_read_is_named():
             go_on.wait(30)
             return super().__getitem__(index)
 
-    iterator = train_batches(Slow([12]), CUT, batch_size=1, seed=0, start=4)
+    iterator = training(Slow([12]), batch_size=1, seed=0, start=4)
     waiter = threading.Thread(target=lambda: next(iterator))
     waiter.start()
     assert reached.wait(30)
@@ -242,7 +263,7 @@ def test_the_last_held_out_batch_is_filled_with_its_last_row():
 
 def test_rows_that_a_batch_does_not_have_are_refused():
     with pytest.raises(ValueError, match=r"rows=\[5, 6\]: must be rows of a batch of 6"):
-        train_batches(InMemory([12]), CUT, batch_size=6, seed=0, rows=[5, 6])
+        training(InMemory([12]), batch_size=6, seed=0, rows=[5, 6])
 
 
 def test_clips_of_different_shape_do_not_make_a_batch():
@@ -267,7 +288,7 @@ def test_impossible_transforms_name_the_field(field, value):
 
 
 def test_batches_do_not_end():
-    iterator = train_batches(InMemory([12] * 2), CUT, batch_size=2, seed=0, start=10**9)
+    iterator = training(InMemory([12] * 2), batch_size=2, seed=0, start=10**9)
     assert len(list(itertools.islice(iterator, 3))) == 3
     iterator.close()
 
@@ -283,8 +304,8 @@ def test_batches_do_not_end():
 )
 def test_impossible_batches_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        train_batches(InMemory([12]), CUT, **({"batch_size": 8, "seed": 0} | options))
-    train_batches(InMemory([12]), CUT, batch_size=1, seed=0, start=0, rows=[0]).close()
+        training(InMemory([12]), **({"batch_size": 8, "seed": 0} | options))
+    training(InMemory([12]), batch_size=1, seed=0, start=0, rows=[0]).close()
 
 
 @pytest.mark.parametrize(("num_records", "num_tried"), [(1, 1), (3, 3), (100, 100), (150, 100)])
@@ -296,7 +317,7 @@ def test_a_hundred_records_at_most_are_tried_for_one(num_records, num_tried):
             tried.append(index)
             raise ValueError(f"record {index} is damaged")
 
-    make = train_batches(AllDamaged([12] * num_records), CUT, batch_size=1, seed=0, replace=True)._make
+    make = training(AllDamaged([12] * num_records), batch_size=1, seed=0, replace=True)._make
     with pytest.raises(ValueError, match="nor can the records after it"):
         make(0)
     assert len(tried) == len(set(tried)) == num_tried
@@ -333,7 +354,7 @@ def test_waiting_is_measured_and_added_up():
             time.sleep(0.05)
             return super().__getitem__(index)
 
-    iterator = train_batches(Slow([12]), CUT, batch_size=1, seed=0, num_threads=1)
+    iterator = training(Slow([12]), batch_size=1, seed=0, num_threads=1)
     began, waited = time.perf_counter(), [iterator.wait_seconds]
     for _ in range(3):
         next(iterator)
@@ -345,7 +366,7 @@ def test_waiting_is_measured_and_added_up():
 
 
 def test_the_longest_read_is_named_first():
-    maker = train_batches(InMemory([12]), CUT, batch_size=1, seed=0)._make
+    maker = training(InMemory([12]), batch_size=1, seed=0)._make
     assert maker.reading() == "idle"
     now = time.perf_counter()
     maker._reading.update({1: (7, now - 3), 2: (5, now - 60), 3: (6, now)})

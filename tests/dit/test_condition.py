@@ -58,8 +58,12 @@ def test_a_batch_must_have_what_the_condition_reads():
     ("kind", "arguments", "message"),
     [
         (ClassCondition, {"num_classes": 0}, "num_classes=0"),
-        (ClassCondition, {"num_classes": 3, "drop_rate": 1.0}, r"ClassCondition.drop_rate=1.0: must be in"),
-        (TextCondition, TEXT | {"drop_rate": -0.1}, r"TextCondition.drop_rate=-0.1: must be in"),
+        (
+            ClassCondition,
+            {"num_classes": 3, "drop_rate": 1.0},
+            r"ClassCondition.drop_rate=1.0: must be at least 0 and below 1",
+        ),
+        (TextCondition, TEXT | {"drop_rate": -0.1}, r"TextCondition.drop_rate=-0.1: must be at least 0 and below 1"),
         (TextCondition, TEXT | {"depth": 0}, "depth=0"),
         (TextCondition, TEXT | {"num_heads": 5}, "hidden_size=32: must be num_heads=5 times an even head size"),
     ],

@@ -277,7 +277,7 @@ def test_timesteps_are_levels_of_a_table_of_a_thousand():
         ({"depth": 3}, r"LatteConfig.depth=3: .*variant=interleaved takes an even number"),
         ({"depth": 0, "variant": Variant.FACTORISED}, r"depth=0: must be at least 1"),
         ({"num_heads": 1, "variant": Variant.SPLIT_HEADS}, r"num_heads=1: variant=split_heads takes an even number"),
-        ({"position_grid": 0}, r"position_grid=0: must be at least 1, or None"),
+        ({"position_grid": 0}, r"position_grid=0: must be at least 1; None counts patches"),
     ],
 )
 def test_what_no_network_is_is_refused(changes, message):

@@ -14,7 +14,8 @@ from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
 from dit_video.ingest import labels
 from dit_video.ingest.ingest import ingest
-from dit_video.ingest.labels import Description
+from dit_video.ingest.labels import Description, LabelTable
+from dit_video.ingest.transcoding import Transcoding
 from dit_video.video.decode import decode
 from dit_video.video.encode import encode_mp4, write_gif
 
@@ -82,7 +83,7 @@ def test_a_stream_that_breaks_off_is_skipped(videos, tmp_path):
 
 def test_equal_input_gives_an_equal_set_for_any_number_of_workers(videos, tmp_path):
     for name, workers in (("a", 1), ("b", 3)):
-        ingest([videos], tmp_path / name, num_workers=workers)
+        ingest([videos], tmp_path / name, transcoding=Transcoding(num_workers=workers))
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
     for name in files:
@@ -114,11 +115,7 @@ def test_labels_captions_and_splits_come_from_a_table(tmp_path):
     manifest = ingest(
         [tmp_path / "train.tar", tmp_path / "test.tar"],
         tmp_path / "out",
-        labels=tmp_path / "labels.tsv",
-        key="id",
-        label="class",
-        caption="words",
-        split="part",
+        labels=LabelTable(path=tmp_path / "labels.tsv", key="id", label="class", caption="words", split="part"),
     )
     assert manifest.class_names == ("9", "10")
     assert manifest.rows_without_file == ("77",)
@@ -143,7 +140,7 @@ def test_a_table_that_does_not_fit_names_the_place(tmp_path, table, message):
     (tmp_path / "t.csv").write_text(table)
     columns = {name: name if name in table.split("\n")[0] else None for name in ("label", "split")}
     with pytest.raises(ValueError, match=message):
-        labels.read_table(tmp_path / "t.csv", key="key", caption=None, **columns)
+        LabelTable(path=tmp_path / "t.csv", **columns).rows()
 
 
 def test_a_stem_that_names_two_files_is_an_error():
@@ -202,7 +199,7 @@ def test_an_existing_folder_is_never_overwritten(videos, tmp_path):
 
 
 def test_large_videos_are_scaled_to_max_size(videos, tmp_path):
-    manifest = ingest([videos], tmp_path / "out", max_size=16)
+    manifest = ingest([videos], tmp_path / "out", transcoding=Transcoding(max_size=16))
     assert {(e.height, e.width, e.stored) for e in manifest.entries} == {(16, 24, "encoded")}
 
 

@@ -21,7 +21,7 @@ from dit_video.dit.known import LevelZero
 from dit_video.experiment import fingerprint, from_json
 from dit_video.export.weights import load
 from dit_video.nn.module import params_of
-from dit_video.run.folder import read_experiment
+from dit_video.run.folder import AllowedChanges, read_experiment
 from dit_video.run.open import OpenRun, open_run
 from dit_video.run.train import train
 from dit_video.tasks.keys import clip_keys
@@ -170,7 +170,7 @@ def test_a_run_goes_on_as_it_did(folder, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     resumed, experiment = EXPECTED[name]["resumed"], read_experiment(Path(name))
     experiment = dataclasses.replace(experiment, schedule=dataclasses.replace(experiment.schedule, num_steps=42))
-    assert train(experiment, Path(name), allow_change=True).finished
+    assert train(experiment, Path(name), allow=AllowedChanges(experiment=True)).finished
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["step"] > 40 and "rates" not in line]
     assert [line.keys() for line in lines] == [line.keys() for line in resumed["lines"]]

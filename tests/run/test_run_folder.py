@@ -46,7 +46,7 @@ def folder(tmp_path) -> Path:
 
 def test_the_same_data_are_nothing_to_speak_of(folder):
     before = (folder / EXPERIMENT_FILE).read_bytes()
-    check_data(of(Set()), folder, False)
+    check_data(of(Set()), folder, allow_change=False)
     record_data(of(Set()), folder, 30)
     assert (folder / EXPERIMENT_FILE).read_bytes() == before
     assert data_changes(folder) == []
@@ -54,7 +54,7 @@ def test_the_same_data_are_nothing_to_speak_of(folder):
 
 def test_other_data_are_refused_with_what_changed_and_what_that_means(folder):
     with pytest.raises(ExperimentError) as refused:
-        check_data(of(Set(num_train=4200)), folder, False)
+        check_data(of(Set(num_train=4200)), folder, allow_change=False)
     for part in (
         "was started with other data:",
         "config.data.source: 4000 train (00004000), 500 held_out (00000500), manifest 40000500 -> 4200 train",
@@ -64,14 +64,14 @@ def test_other_data_are_refused_with_what_changed_and_what_that_means(folder):
     ):
         assert part in str(refused.value)
     with pytest.raises(ExperimentError, match=r"held-out videos are others: scores .* cannot be compared"):
-        check_data(of(Set(num_held_out=400)), folder, False)
+        check_data(of(Set(num_held_out=400)), folder, allow_change=False)
 
 
 def test_a_change_that_is_allowed_is_written_down(folder):
     for batch, number in ((30, 4200), (50, 4400)):
-        check_data(of(Set(num_train=number)), folder, True)
+        check_data(of(Set(num_train=number)), folder, allow_change=True)
         record_data(of(Set(num_train=number)), folder, batch)
-        check_data(of(Set(num_train=number)), folder, False)
+        check_data(of(Set(num_train=number)), folder, allow_change=False)
     changes = data_changes(folder)
     assert [change["batch"] for change in changes] == [30, 50]
     numbers = [[change[side]["source"]["num_records"]["train"] for side in ("old", "new")] for change in changes]
@@ -82,13 +82,13 @@ def test_a_change_that_is_allowed_is_written_down(folder):
 @pytest.mark.parametrize("allowed", [False, True])
 def test_other_classes_are_always_refused(folder, allowed):
     with pytest.raises(ExperimentError, match=r"label would mean another class(.|\n)*another --workdir"):
-        check_data(of(Set(class_names=("fall", "run", "jump"))), folder, allowed)
+        check_data(of(Set(class_names=("fall", "run", "jump"))), folder, allow_change=allowed)
 
 
 def test_a_run_of_before_data_were_recorded_takes_any_and_records_them(tmp_path):
     write_json(tmp_path / EXPERIMENT_FILE, {"fingerprint": "0123"})
-    check_data(of(Set()), tmp_path, False)
+    check_data(of(Set()), tmp_path, allow_change=False)
     record_data(of(Set()), tmp_path, 10)
     assert data_changes(tmp_path) == []
     with pytest.raises(ExperimentError, match="other data"):
-        check_data(of(Set(num_train=1)), tmp_path, False)
+        check_data(of(Set(num_train=1)), tmp_path, allow_change=False)

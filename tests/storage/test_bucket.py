@@ -13,7 +13,8 @@ import pytest
 from dit_video.checkpoint import writer
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint.folder import steps_of
-from dit_video.checkpoint.retention import Keep
+from dit_video.checkpoint.listener import SaveListener
+from dit_video.checkpoint.retention import Keep, Retention
 from dit_video.cli.main import main
 from dit_video.run import lock as run_lock
 from dit_video.run.lock import LOCK, RunInUse, acquire
@@ -43,7 +44,9 @@ def machine(bucket, tmp_path) -> BucketRecord:
 @pytest.fixture
 def checkpoints(machine, messages, monkeypatch):
     monkeypatch.setattr(writer, "RETRY_PAUSES", (0.0,))
-    opened = Checkpoints(machine.folder, keep=Keep(latest=1), experiment={}, warn=messages.append)
+    opened = Checkpoints(
+        machine.folder, retention=Retention(Keep(latest=1)), experiment={}, listener=SaveListener(warn=messages.append)
+    )
     yield opened
     opened.close()
 
@@ -109,7 +112,7 @@ def test_a_half_written_step_is_set_aside_and_never_taken_for_a_step(bucket, mac
     for name in bucket.names(f"{PREFIX}checkpoints/1/"):
         if not name.endswith("checkpoints/1/commit_success.txt"):
             bucket.put("bucket", name.replace("checkpoints/1/", "checkpoints/2/"), bucket.objects["bucket", name][0])
-    with Checkpoints(machine.folder, experiment={}, warn=messages.append) as again:
+    with Checkpoints(machine.folder, experiment={}, listener=SaveListener(warn=messages.append)) as again:
         assert again.steps == [1]
         assert again.unfinished == ["2"]
         assert again.resume(SHAPES, messages.append).step == 1
@@ -120,13 +123,13 @@ def test_a_half_written_step_is_set_aside_and_never_taken_for_a_step(bucket, mac
 
 
 def test_a_damaged_step_is_named_and_the_one_before_is_taken(bucket, machine, messages):
-    with Checkpoints(machine.folder, experiment={}, warn=messages.append) as checkpoints:
+    with Checkpoints(machine.folder, experiment={}, listener=SaveListener(warn=messages.append)) as checkpoints:
         saved(checkpoints, 1), saved(checkpoints, 2)
     key = next(name for name in bucket.names(f"{PREFIX}checkpoints/2/params/") if "/d/" in name)
     content = bytearray(bucket.objects["bucket", key].content)
     content[len(content) // 2] ^= 1
     bucket.put("bucket", key, bytes(content))
-    with Checkpoints(machine.folder, experiment={}, warn=messages.append) as checkpoints:
+    with Checkpoints(machine.folder, experiment={}, listener=SaveListener(warn=messages.append)) as checkpoints:
         with pytest.raises(DamagedCheckpoint, match="gs://bucket/some/run/checkpoints/2"):
             checkpoints.restore(SHAPES)
         assert checkpoints.resume(SHAPES, messages.append).step == 1

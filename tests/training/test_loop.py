@@ -19,8 +19,9 @@ from dit_video.tasks.media import Video
 from dit_video.tasks.subject import Subject
 from dit_video.training.faults import NotFinite
 from dit_video.training.goodput import Activity, read_goodput
-from dit_video.training.intervals import Profile, Schedule
+from dit_video.training.intervals import Schedule
 from dit_video.training.preemption import StopSignal
+from dit_video.training.profiler import Profile
 from dit_video.training.step import Program
 from dit_video.training.throughput import Work
 from dit_video.training.tracker import METRICS_FILE, read_record
@@ -205,7 +206,7 @@ TRACED = """
 import sys
 from pathlib import Path
 from line_training import line_program, train_lines
-from dit_video.training.intervals import Profile
+from dit_video.training.profiler import Profile
 folder = Path(sys.argv[1])
 (folder / "file").touch()
 print(train_lines(line_program(), folder / "run", profile=Profile(folder=str(folder / "file" / "trace"))).step)
@@ -224,6 +225,11 @@ def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path):
 def test_schedules_count_from_one(field):
     with pytest.raises(ValueError, match=rf"Schedule\.{field}=0: must be at least 1"):
         Schedule(**{"num_steps": 1, field: 0})
+
+
+def test_a_profile_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match=r"Profile\.num_steps=0: must be at least 1"):
+        Profile(folder="profile", num_steps=0)
 
 
 def test_the_time_of_a_run_is_booked_over_its_sessions(train, tmp_path):

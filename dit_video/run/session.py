@@ -1,0 +1,201 @@
+"""A session of a run: program, checkpoints, data, record and loop are put together here and nowhere else."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from rich.console import Console
+
+from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.checkpoint.listener import SaveListener
+from dit_video.checkpoint.retention import Best, Retention
+from dit_video.checkpoint.writer import SAVES_FILE
+from dit_video.config import components
+from dit_video.data.loader import BatchIterator
+from dit_video.distributed import processes
+from dit_video.distributed.sharding import rows_here
+from dit_video.experiment import Experiment
+from dit_video.run import workload
+from dit_video.run.codec import codec_of_run
+from dit_video.run.folder import record_data
+from dit_video.run.open import description, evaluation_data, program_of, unstyled
+from dit_video.storage.mirror import Copying, address_of
+from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
+from dit_video.tasks.subject import Subject
+from dit_video.training import loop
+from dit_video.training.curves import FILE as CURVES
+from dit_video.training.curves import plot_record
+from dit_video.training.evaluation import Evaluation
+from dit_video.training.events import Event, read_events
+from dit_video.training.faults import TrainingFault
+from dit_video.training.goodput import Activity
+from dit_video.training.learner import Learner
+from dit_video.training.observers import Observers
+from dit_video.training.preemption import StopSignal, StopTogether
+from dit_video.training.profiler import Profile
+from dit_video.training.step import Program, TrainState
+from dit_video.training.tracker import METRICS_FILE, NullTracker, Tracker, recorded_evaluations, recorded_scores
+from dit_video.training.watchdog import Watchdog
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a session ended."""
+
+    step: int
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Session:
+    """One session of a run, from where it starts or goes on to where it ends, in a folder that nobody else trains in.
+
+    Attributes:
+        experiment: with the digests of its frozen parts.
+        frozen: those parts, on `mesh`.
+        workdir: the run folder; of a run in a bucket, the copy of its record on this machine.
+        console: what is shown goes there.
+    """
+
+    experiment: Experiment
+    frozen: Any
+    mesh: Mesh
+    workdir: Path
+    console: Console
+
+    def train(self, data: dict[str, Any], copying: Copying, *, init_from: Path | None, profile: bool) -> Outcome:
+        """Trains until the experiment's last step, or until a signal asks to stop.
+
+        Args:
+            data: what `Data.identity` says of the experiment's data; written to the record.
+            copying: copies the record to the run's bucket at each save.
+            init_from: a run folder whose averaged weights a new run starts from.
+            profile: traces a few steps of the first process.
+        """
+        experiment, workdir = self.experiment, self.workdir
+        program = program_of(experiment, self.mesh)
+        with contextlib.ExitStack() as stack:
+            files = stack.enter_context(RetryingFiles(unstyled(self.console)))
+            checkpoints = stack.enter_context(self._checkpoints(files, copying))
+            state, next_batch = self._initial_state(program, checkpoints, init_from)
+            processes.from_first(lambda: record_data(data, workdir, next_batch))
+            recorder = stack.enter_context(self._recorder(files, int(state.step)))
+            batches = self._batches(next_batch)
+            stack.enter_context(contextlib.closing(batches))
+            watchdog = Watchdog(recorder.heartbeat, workdir, waits_for={Activity.DATA: batches.waits_for})
+            stack.enter_context(watchdog.watch())
+            stop = stack.enter_context((StopTogether() if processes.joined() else StopSignal()).listen())
+            profiled = profile and processes.is_first()
+            observers = Observers(
+                recorder=recorder,
+                evaluation=self._evaluation(program),
+                work=workload.measure_work(experiment),
+                profile=Profile(folder=str(workdir / "profile")) if profiled else None,
+            )
+            try:
+                state, step = loop.train(
+                    Learner(program=program, batches=batches, frozen=self.frozen, seed=experiment.seed),
+                    state,
+                    schedule=experiment.schedule,
+                    faults=experiment.faults,
+                    observers=observers,
+                    saver=checkpoints,
+                    stop=stop,
+                )
+            except TrainingFault:
+                checkpoints.wait()  # all processes come here, so the last save can still be finished
+                raise
+            checkpoints.finish(step, state, batches.next_batch)
+        finished = step == experiment.schedule.num_steps
+        if finished and experiment.task.learnt_vae is not None:
+            codec_of_run(workdir, self.mesh, self.console, experiment)
+        return Outcome(step, finished)
+
+    def _checkpoints(self, files: RetryingFiles, copying: Copying) -> Checkpoints:
+        """The checkpoints of the run: they go by its record of evaluations, and write what each save took to it."""
+        metrics, saves = files.file(self.workdir / METRICS_FILE), files.file(self.workdir / SAVES_FILE)
+
+        def scores(best: Best) -> dict[int, float]:
+            return recorded_scores(metrics, best.evaluator, best.scalar)
+
+        return Checkpoints(
+            self.workdir,
+            experiment=components.record(self.experiment),
+            retention=Retention(self.experiment.keep, scores),
+            listener=SaveListener(
+                warn=unstyled(self.console),
+                record=lambda line: saves.append(f"{json.dumps(line)}\n".encode()),
+                prepare=copying.start,
+            ),
+        )
+
+    def _initial_state(
+        self, program: Program, checkpoints: Checkpoints, init_from: Path | None
+    ) -> tuple[TrainState, int]:
+        """The state to train from and the index of its next batch.
+
+        That of the last good checkpoint, where the run has one; else fresh weights, or the averaged ones of the run
+        `init_from`.
+        """
+        saved = checkpoints.resume(program.shapes, unstyled(self.console))
+        if saved is not None:
+            self.console.print(f"going on from step {saved.step}, batch {saved.next_batch}", highlight=False)
+            return saved.state, saved.next_batch
+        state = program.init(self.experiment.seed)
+        if init_from is not None:
+            source = Checkpoints(init_from)
+            try:
+                params = source.restore_params(program.definition.shapes, self.mesh, ema=True)
+            finally:
+                source.close()
+            shardings = jax.tree.map(lambda s: s.sharding, program.shapes.params)
+            params = jax.device_put(params, shardings)
+            state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+            where = address_of(init_from) or init_from
+            self.console.print(f"starting from the averaged weights of {where}", highlight=False)
+        return state, 0
+
+    @contextlib.contextmanager
+    def _recorder(self, files: RetryingFiles, start: int) -> Iterator[Tracker | NullTracker]:
+        """The first process writes and shows what happens; the others know what it has written before step `start`."""
+        workdir = self.workdir
+
+        def known() -> dict[str, Any]:
+            events = [event.to_json() for event in read_events(workdir, last=start)]
+            return {"evaluations": recorded_evaluations(workdir, last=start), "events": events}
+
+        found = processes.from_first(known)
+        if not processes.is_first():
+            evaluations = [(step, name) for step, name in found["evaluations"]]
+            yield NullTracker(evaluations, [Event.from_json(event) for event in found["events"]])
+            return
+        num_steps = self.experiment.schedule.num_steps
+        tracker = Tracker(workdir, files, start=start, num_steps=num_steps, console=self.console)
+        try:
+            yield tracker
+        finally:
+            tracker.close()
+            plot_record(files.file(workdir / METRICS_FILE), files.file(workdir / CURVES, limit=PICTURES_LIMIT))
+
+    def _batches(self, next_batch: int) -> BatchIterator:
+        """The rows of each global batch that the devices of this process need, from `next_batch` on."""
+        experiment = self.experiment
+        rows = rows_here(self.mesh, experiment.data.batch_size).tolist()
+        replace = experiment.faults.undecodable_share > 0
+        return experiment.data.train(experiment.seed, next_batch, rows=rows, replace=replace)
+
+    def _evaluation(self, program: Program) -> Evaluation:
+        experiment = self.experiment
+        about = description(experiment, self.workdir)
+        return Evaluation(
+            evaluators=experiment.evaluators,
+            subject=Subject(experiment.task, program.definition, self.frozen, self.mesh, about),
+            data=evaluation_data(experiment),
+            seed=experiment.seed,
+        )
