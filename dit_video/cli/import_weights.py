@@ -23,16 +23,16 @@ def main(arguments: argparse.Namespace) -> int:
             experiment=experiment,
             overrides=tuple(arguments.overrides),
             codec=arguments.codec,
+            allow_not_finite=arguments.allow_not_finite,
             digests={} if arguments.sha256 is None else read_digests(arguments.sha256, arguments.source),
         )
     lines = [
-        f"{part.network}: {part.num_tensors} tensors of {part.dtype}, each mapped once: {part.num_params:,} parameters "
-        "in float32"
+        f"{part.network}: {part.num_tensors} tensors of {' and '.join(map(str, part.dtypes))}, each mapped once: "
+        f"{part.num_params:,} parameters in float32"
         for part in parts
     ]
     for part in parts:
-        if part.num_beside:
-            lines.append(f"not read: {part.num_beside} tensors of the file that are of its VAE or text encoders")
+        lines += part.notes
         if part.not_followed:
             lines.append(f"not followed of its scheduler, so that samples differ: {', '.join(part.not_followed)}")
         if part.needs:

@@ -9,8 +9,8 @@ from dit_video.config.json_file import read_object
 from dit_video.encoders.clip_block import Activation
 from dit_video.encoders.clip_image import MEAN, STD, CLIPVisionConfig
 from dit_video.weights.config_json import check_fixed, count_of
+from dit_video.weights.folder import PIPELINE
 from dit_video.weights.names import LAYER, Dialect, Row, Shape, Source, Table, linear, vector
-from dit_video.weights.source import PIPELINE
 
 _MODEL = "CLIPVisionModel"
 # What names begin with, unless the file is of today.

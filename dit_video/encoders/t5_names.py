@@ -66,7 +66,7 @@ def table(config: T5Config) -> Table:
     def norm(ours: str, theirs: str, *, stacked: bool) -> Row:
         return vector(ours, (D,), _theirs(f"{theirs}.weight"), num_layers=config.depth, stacked=stacked)
 
-    def product(ours: str, inputs: Shape, outputs: Shape, *theirs: str, float32: bool = False) -> tuple[Row, ...]:
+    def product(ours: str, inputs: Shape, outputs: Shape, *theirs: str) -> tuple[Row, ...]:
         return linear(
             f"blocks.{ours}",
             inputs,
@@ -75,7 +75,6 @@ def table(config: T5Config) -> Table:
             num_layers=config.depth,
             stacked=True,
             use_bias=False,
-            float32=float32,
         )
 
     sizes = (config.num_buckets, config.num_heads)
@@ -98,8 +97,7 @@ def table(config: T5Config) -> Table:
             norm("blocks.mlp_norm.scale", f"{mlp}.layer_norm", stacked=True),
             *product("mlp.gate", (D,), (M,), f"{mlp}.DenseReluDense.wi_0"),
             *product("mlp.up", (D,), (M,), f"{mlp}.DenseReluDense.wi_1"),
-            # transformers keeps it in float32 where all else is float16, which would overflow.
-            *product("mlp.down", (M,), (D,), f"{mlp}.DenseReluDense.wo", float32=True),
+            *product("mlp.down", (M,), (D,), f"{mlp}.DenseReluDense.wo"),
             norm("norm.scale", "encoder.final_layer_norm", stacked=False),
         )
     )

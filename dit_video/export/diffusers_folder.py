@@ -23,8 +23,9 @@ from dit_video.nn.module import params_of
 from dit_video.published.family import Family, Pair, Shape
 from dit_video.published.recognise import denoiser_family, vae_family
 from dit_video.weights import names
+from dit_video.weights.folder import CONFIG, WEIGHTS
 from dit_video.weights.names import Dialect, Table
-from dit_video.weights.source import CONFIG, WEIGHTS, open_published
+from dit_video.weights.source import open_published
 
 # Largest difference over largest value, both in float32.
 TOLERANCE = 1e-4

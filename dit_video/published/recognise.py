@@ -1,5 +1,7 @@
 """Recognition of published models: the list of families, by config.json or by tensor names and shapes."""
 
+import dataclasses
+
 from dit_video.published.autoencoder_kl import AutoencoderKLFamily
 from dit_video.published.cogvideox_vae import CogVideoXVAEFamily
 from dit_video.published.dit import ClassDiT
@@ -11,7 +13,9 @@ from dit_video.published.wan import WanFamily
 from dit_video.published.wan_vae import WanVAEFamily
 from dit_video.tasks.task import Task
 from dit_video.vae.codec import LatentCodec
+from dit_video.weights.names import unmatched
 from dit_video.weights.source import Published
+from dit_video.weights.wrappers import View, views
 
 # Official weights of Latte have all that those of DiT have, and more: it is asked first.
 DENOISERS: tuple[type[DenoiserFamily], ...] = (InterleavedLatte, ClassDiT, SD3, WanFamily)
@@ -37,6 +41,40 @@ def recognise(published: Published, task: Task | None) -> Family | None:
         if recognised is not None:
             return recognised.informed_by(published.source)
     return None
+
+
+def recognise_within(published: Published, task: Task | None) -> tuple[Family, Published] | None:
+    """As `recognise`, of tensors that may be under a wrapper's prefix: that under which all names are the network's.
+
+    Returns:
+        the family, and the tensors that are its own by their names without the prefix; where no prefix makes all fit,
+        those that fit best. Of weights and their average (EMA) it is the average.
+
+    Raises:
+        ValueError: as `recognise`, or several prefixes have a whole network.
+    """
+    candidates: list[tuple[int, View, Family]] = []
+    refused: list[ValueError] = []
+    for view in views(published.source):
+        try:
+            family = recognise(dataclasses.replace(published, source=view.source), task)
+        except ValueError as error:
+            refused.append(error)
+            continue
+        if family is not None:
+            wrong = sum(map(len, unmatched(family.table(), published.dialect, view.source)))
+            candidates.append((wrong, view, family))
+    if not candidates:
+        if refused:
+            raise refused[0]
+        return None
+    whole = [one for one in candidates if one[0] == 0]
+    whole = [one for one in whole if one[1].averaged] or whole
+    if len(whole) > 1:
+        prefixes = ", ".join(view.prefix for _, view, _ in whole)
+        raise ValueError(f"holds several networks of one kind, under {prefixes}: save one of them in a file of its own")
+    _, view, family = whole[0] if whole else min(candidates, key=lambda one: one[0])
+    return family, dataclasses.replace(published, source=view.source, notes=(*published.notes, *view.note))
 
 
 def denoiser_family(task: Task) -> DenoiserFamily:

@@ -31,8 +31,8 @@ from dit_video.published.family import Shape as LatentShape
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
 from dit_video.weights.config_json import count_of
+from dit_video.weights.folder import PIPELINE
 from dit_video.weights.names import LAYER, Dialect, Row, Shape, Source, Table, linear, vector
-from dit_video.weights.source import PIPELINE
 
 _POSITIONS = {Dialect.DIFFUSERS: "pos_embed.pos_embed", Dialect.OFFICIAL: "pos_embed"}
 _BLOCK = {Dialect.DIFFUSERS: f"transformer_blocks.{LAYER}", Dialect.OFFICIAL: f"joint_blocks.{LAYER}"}

@@ -27,8 +27,8 @@ from dit_video.published.wan_names import table_of
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
 from dit_video.weights.config_json import check_fixed, count_of
+from dit_video.weights.folder import CONFIG
 from dit_video.weights.names import Source, Table
-from dit_video.weights.source import CONFIG
 
 # What is the same in every published Wan that is read: those that are given a last frame as well have a pos_embed.
 _FIXED = {

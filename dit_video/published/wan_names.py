@@ -57,8 +57,8 @@ def table_of(config: WanConfig, *, channels: int, channels_in: int, text_size: i
             order=(2, 3, 4, 1, 0),
         ),
         vector("x_embedder.bias", (D,), _theirs("patch_embedding.bias")),
-        *_alone("t_embedder.up", (TimeEmbedding.num_frequencies,), (D,), "time_embedder.linear_1", float32=True),
-        *_alone("t_embedder.down", (D,), (D,), "time_embedder.linear_2", float32=True),
+        *_alone("t_embedder.up", (TimeEmbedding.num_frequencies,), (D,), "time_embedder.linear_1"),
+        *_alone("t_embedder.down", (D,), (D,), "time_embedder.linear_2"),
         *_alone("shared_modulation.projection", (D,), (6, D), "time_proj"),
         *_alone("text_embedder.up", (text_size,), (D,), "text_embedder.linear_1"),
         *_alone("text_embedder.down", (D,), (D,), "text_embedder.linear_2"),
@@ -107,8 +107,8 @@ def _block_rows(config: WanConfig, *, with_image: bool) -> list[Row]:
         vector("blocks.attention.out.bias", (D,), _in_block("attn1.to_out.0.bias"), **layers),
         turned("query_norm.scale", (K, d), (D,), planes, (0, 2, 1), "norm_q.weight"),
         turned("key_norm.scale", (K, d), (D,), planes, (0, 2, 1), "norm_k.weight"),
-        vector("blocks.cross_norm.scale", (D,), _in_block("norm2.weight"), float32=True, **layers),
-        vector("blocks.cross_norm.bias", (D,), _in_block("norm2.bias"), float32=True, **layers),
+        vector("blocks.cross_norm.scale", (D,), _in_block("norm2.weight"), **layers),
+        vector("blocks.cross_norm.bias", (D,), _in_block("norm2.bias"), **layers),
         *in_blocks("cross_attention.query", (D,), (K, d), "attn2.to_q"),
         *in_blocks("cross_attention.key_value", (D,), (2, K, d), "attn2.to_k", "attn2.to_v"),
         *in_blocks("cross_attention.out", (K, d), (D,), "attn2.to_out.0"),
@@ -134,14 +134,14 @@ def _in_block(*names: str) -> dict[Dialect, tuple[str, ...]]:
     return _theirs(*(f"{_BLOCK}.{name}" for name in names))
 
 
-def _alone(ours: str, inputs: Shape, outputs: Shape, theirs: str, *, float32: bool = False) -> tuple[Row, ...]:
-    return linear(ours, inputs, outputs, _theirs(f"condition_embedder.{theirs}"), float32=float32)
+def _alone(ours: str, inputs: Shape, outputs: Shape, theirs: str) -> tuple[Row, ...]:
+    return linear(ours, inputs, outputs, _theirs(f"condition_embedder.{theirs}"))
 
 
 def _alone_norm(ours: str, features: int, theirs: str) -> tuple[Row, ...]:
     ends = {"scale": "weight", "bias": "bias"}
     return tuple(
-        vector(f"{ours}.{end}", (features,), _theirs(f"condition_embedder.{theirs}.{there}"), float32=True)
+        vector(f"{ours}.{end}", (features,), _theirs(f"condition_embedder.{theirs}.{there}"))
         for end, there in ends.items()
     )
 
@@ -156,5 +156,4 @@ def _modulation(ours: str, num: int, width: int, theirs: str, *, num_layers: int
         order=(0, 1, 2),
         num_layers=num_layers,
         stacked=stacked,
-        float32=True,
     )

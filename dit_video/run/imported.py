@@ -7,7 +7,8 @@ weights do not say (data, and of a denoiser its codec) comes from an experiment 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from dit_video.checkpoint.slices import Layout, Slice, save_slices
 from dit_video.config import components
-from dit_video.config.json_file import read_object, write_json
+from dit_video.config.json_file import write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.dataset import Data
 from dit_video.data.sources import NoData
@@ -23,7 +24,7 @@ from dit_video.data.transforms import ClipTransform
 from dit_video.dit.known import LevelZero
 from dit_video.experiment import Experiment
 from dit_video.published.family import DenoiserFamily, Family
-from dit_video.published.recognise import recognise
+from dit_video.published.recognise import recognise_within
 from dit_video.published.scheduler import sampled_as
 from dit_video.published.vae_family import VAEFamily
 from dit_video.run.codec import write_statistics
@@ -37,7 +38,10 @@ from dit_video.training.optimizer import AdamW
 from dit_video.vae.trained import TrainedCodec
 from dit_video.weights import names
 from dit_video.weights.digest import name_weights
-from dit_video.weights.source import NO_DIGESTS, PIPELINE, PROVENANCE, Digests, Published, digests_in, open_published
+from dit_video.weights.finite import count_not_finite
+from dit_video.weights.folder import CONFIG, PIPELINE, folder_of, is_of_folder, read_json
+from dit_video.weights.foreign import foreign
+from dit_video.weights.source import NO_DIGESTS, PROVENANCE, Digests, Published, digests_in, open_published
 
 # In the folder of a run made of a pipeline: the run of its VAE.
 CODEC = "vae"
@@ -47,6 +51,10 @@ _IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
 _VAE_SIZE = (256, 256)
 # Items of the checkpoint: the weights are saved as raw and as averaged ones.
 _ITEMS = ("params", "ema")
+# How many tensors an error names.
+_SHOWN = 10
+# Names that diffusers gives and official code does not.
+_OF_DIFFUSERS = re.compile(r"(^|\.)(transformer_blocks|down_blocks|up_blocks|condition_embedder)\.|\.to_(q|out\.0)\.")
 # Prefix of a VAE's parameters in a run, whose other ones are those of the critic.
 _VAE = "vae."
 
@@ -58,8 +66,8 @@ class Part:
     Attributes:
         network: what kind of network they are of.
         num_tensors, num_params: tensors that were read, and numbers in them.
-        dtype: of the published tensors.
-        num_beside: tensors of the file that are of other networks, and were not read.
+        dtypes: of the published tensors, that of most of them first.
+        notes: what a user should know of what was read and what was not.
         not_followed: settings of the pipeline's scheduler that samplers here do not have.
         needs: folders that the run reads when it is used, beside its own.
     """
@@ -67,8 +75,8 @@ class Part:
     network: str
     num_tensors: int
     num_params: int
-    dtype: np.dtype
-    num_beside: int = 0
+    dtypes: tuple[np.dtype, ...]
+    notes: tuple[str, ...] = ()
     not_followed: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
@@ -82,6 +90,7 @@ def import_run(
     overrides: tuple[str, ...] = (),
     codec: Path | None = None,
     digests: Digests = NO_DIGESTS,
+    allow_not_finite: bool = False,
 ) -> list[Part]:
     """Makes `folder` a run of the weights at `source`; every tensor is mapped exactly once.
 
@@ -90,11 +99,13 @@ def import_run(
         experiment: what the weights are for; None: an experiment is made of what is known of them.
         codec: the run whose codec a denoiser without an experiment works on; None: that of its pipeline.
         digests: that files were published with; torch files are not read without.
+        allow_not_finite: take weights among which are NaN or infinite ones.
 
     Raises:
-        ValueError: weights of no known family, or of another network than the experiment's, or an experiment cannot be
-            made; says what is missing.
+        ValueError: weights of no known family, or of another network than the experiment's, or numbers that are not
+            finite, or an experiment cannot be made; says what is missing.
     """
+    source = folder_of(source)
     parts, named, pipeline = [], codec, _pipeline(source)
     if pipeline == source and any(_read(source / PIPELINE).get("transformer_2") or ()):
         raise ExperimentError(
@@ -104,28 +115,39 @@ def import_run(
     if experiment is None and codec is None and pipeline == source:
         codec, named = folder / CODEC, out / CODEC
         codec.mkdir()
-        parts += import_run(source / CODEC, codec, out=named, experiment=None, digests=digests)
+        parts += import_run(
+            *(source / CODEC, codec), out=named, experiment=None, digests=digests, allow_not_finite=allow_not_finite
+        )
     with open_published(source, digests=digests) as published:
-        network = _recognised(published, None if experiment is None else experiment.task, source)
+        network, published = _recognised(published, None if experiment is None else experiment.task, source)
         not_followed: tuple[str, ...] = ()
         if experiment is None:
             experiment, not_followed = _made_for(network, published, source, codec, named)
             experiment = _with_torch_files(experiment, digests)
-        table = network.table()
-        dtype = names.check(table, published.dialect, published.source)
+        dtypes = _checked(network, published, source)
+        counts: dict[str, int] = {}
+        published = dataclasses.replace(published, source=count_not_finite(published.source, counts))
         record(experiment, folder, overrides, allow_change=False)
-        write_json(folder / PROVENANCE, _provenance(published, source, dtype))
-        layout, slices = _saved_as(network, published)
+        write_json(folder / PROVENANCE, _provenance(published, source, dtypes))
+        layout, slices = _saved_as(network, published, None if allow_not_finite else counts)
         saved = save_slices(folder, _ITEMS, layout, slices, experiment=components.record(experiment))
         if isinstance(network, VAEFamily):
             mean, std = network.statistics
             arrays = {n.removeprefix(_VAE): (layout.shapes[n], "float32", digest) for n, digest in saved.items()}
             write_statistics(folder, name_weights(arrays), mean, std)
-        size = sum(map(math.prod, layout.shapes.values()))
-        needs = _needed(experiment)
-        counts = {"num_tensors": len(published.source), "num_params": size, "num_beside": published.num_beside}
-        name = type(network).__name__
-        return [*parts, Part(network=name, **counts, dtype=dtype, not_followed=not_followed, needs=needs)]
+        taken = (f"taken though not finite: {_listed(counts)}",) if counts else ()
+        return [
+            *parts,
+            Part(
+                network=type(network).__name__,
+                num_tensors=len(published.source),
+                num_params=sum(map(math.prod, layout.shapes.values())),
+                dtypes=dtypes,
+                notes=(*published.notes, *taken),
+                not_followed=not_followed,
+                needs=_needed(experiment),
+            ),
+        ]
 
 
 def _needed(experiment: Experiment) -> tuple[str, ...]:
@@ -134,21 +156,46 @@ def _needed(experiment: Experiment) -> tuple[str, ...]:
     return needed if image is None else (*needed, image.model)
 
 
-def _recognised(published: Published, task: Any, path: Path) -> Family:
-    """The network that weights are of, which is that of `task` where there is one.
+def _recognised(published: Published, task: Any, path: Path) -> tuple[Family, Published]:
+    """The network that weights are of, which is that of `task` where there is one, and its tensors alone.
 
     Raises:
         ValueError: no family has such weights, or the task has another network; names the fields that differ.
     """
-    network = recognise(published, task)
-    if network is None:
-        known = "" if published.config is None else f"_class_name={published.config.get('_class_name')!r}"
-        found = known or f"tensors such as {', '.join(list(published.source)[:3])}"
-        raise ValueError(f"{path}: {found}: of no family that is known here; `dit-video import --help` lists them")
+    try:
+        recognised = recognise_within(published, task)
+    except ValueError as error:
+        raise ValueError(f"{path}: {foreign(published.source) or error}") from error
+    if recognised is None:
+        raise ValueError(f"{path}: {_unknown(published)}")
+    network, published = recognised
     if task is not None and (differences := network.differences(task)):
         lines = "\n".join(f"  {line}" for line in differences)
         raise ExperimentError(f"{path}: weights of another network than the experiment's; they need\n{lines}")
-    return network
+    return network, published
+
+
+def _unknown(published: Published) -> str:
+    """What weights of no family are, and what to do."""
+    if kind := foreign(published.source):
+        return kind
+    if published.config is not None:
+        found = f"_class_name={published.config.get('_class_name')!r}"
+    elif is_of_folder(published.files[0].name) or any(_OF_DIFFUSERS.search(name) for name in published.source):
+        return (
+            "a file of a folder of diffusers without the config.json that says its sizes: put that beside it, and "
+            "name the folder"
+        )
+    else:
+        found = f"tensors such as {', '.join(list(published.source)[:3])}"
+    return f"{found}: of no family that is known here; `dit-video import --help` lists them"
+
+
+def _checked(network: Family, published: Published, path: Path) -> tuple[np.dtype, ...]:
+    try:
+        return names.check(network.table(), published.dialect, published.source)
+    except names.NamesMismatch as error:
+        raise names.NamesMismatch(f"{path}: {error}") from error
 
 
 def _made_for(
@@ -248,16 +295,22 @@ def _class_names(source: Path) -> tuple[str, ...]:
 
 def _pipeline(source: Path) -> Path | None:
     """The folder of the pipeline that weights are of, or are a part of; None where they are of none."""
-    return next((folder for folder in (source, source.parent) if (folder / PIPELINE).is_file()), None)
+    folder = source.parent if source.is_file() and (source.parent / CONFIG).is_file() else source
+    return next((folder for folder in (folder, folder.parent) if (folder / PIPELINE).is_file()), None)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """An object, empty where there is no such file: a network alone has none of its pipeline's."""
-    return read_object(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
-def _saved_as(network: Family, published: Published) -> tuple[Layout, Callable[[], Iterator[Slice]]]:
-    """How the parameters of a network are saved, and what makes all slices of them, each read when it is its turn."""
+def _saved_as(
+    network: Family, published: Published, not_finite: Mapping[str, int] | None
+) -> tuple[Layout, Callable[[], Iterator[Slice]]]:
+    """How the parameters of a network are saved, and what makes all slices of them, each read when it is its turn.
+
+    After the last slice it raises ValueError where by then `not_finite` has something.
+    """
     prefix, table = _VAE if isinstance(network, VAEFamily) else "", network.table()
     shapes = {
         prefix + row.ours: (row.num_layers, *row.our_shape) if row.stacked else row.our_shape for row in table.rows
@@ -267,13 +320,24 @@ def _saved_as(network: Family, published: Published) -> tuple[Layout, Callable[[
     def slices() -> Iterator[Slice]:
         found = names.read_slices(table, published.dialect, published.source)
         # A loop would hold a slice while the next one is read.
-        return map(lambda one: (prefix + one[0], *one[1:]), found)
+        yield from map(lambda one: (prefix + one[0], *one[1:]), found)
+        if not_finite:
+            raise ValueError(
+                f"{published.files[-1].parent}: numbers that are not finite, so the network computes none: "
+                f"{_listed(not_finite)}; --allow_not_finite takes them as they are"
+            )
 
     return Layout(shapes, stacked), slices
 
 
-def _provenance(published: Published, path: Path, dtype: np.dtype) -> dict[str, Any]:
-    """Origin of the weights of a run as JSON: folder, dialect, dtype, digests of files, config."""
+def _listed(not_finite: Mapping[str, int]) -> str:
+    """Tensors with how many of their numbers are not finite."""
+    more = [f"and {len(not_finite) - _SHOWN} more tensors"] if len(not_finite) > _SHOWN else []
+    return ", ".join([*(f"{name} ({count})" for name, count in list(not_finite.items())[:_SHOWN]), *more])
+
+
+def _provenance(published: Published, path: Path, dtypes: tuple[np.dtype, ...]) -> dict[str, Any]:
+    """Origin of the weights of a run as JSON: folder, dialect, dtypes, digests of files, config."""
     digests = {}
     for name in published.files:
         with name.open("rb") as file:
@@ -281,7 +345,7 @@ def _provenance(published: Published, path: Path, dtype: np.dtype) -> dict[str, 
     return {
         "source": path.name,
         "dialect": published.dialect.value,
-        "dtype": str(dtype),
+        "dtype": " and ".join(map(str, dtypes)),
         "sha256": digests,
         "config": published.config,
     }

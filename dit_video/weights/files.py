@@ -26,8 +26,10 @@ from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
+
+from dit_video.weights.formats import check_weights, is_safetensors
+from dit_video.weights.safetensors_file import open_safetensors
 
 Tensors = dict[str, np.ndarray]
 
@@ -45,7 +47,7 @@ _MAX_TUPLES = 60_000
 _ENTRY = struct.Struct("<26xHH")
 # What reading a damaged or hostile file may raise, ours included.
 _REFUSALS = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, safetensors.SafetensorError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError),
     *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
 )
 
@@ -86,29 +88,35 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
     Raises:
         ValueError: another digest or none where one is needed, a format not read here, a damaged or hostile file.
     """
+    check_weights(path)
     if not path.name.endswith(_SUFFIXES):
         raise ValueError(f"{path}: its suffix is none of {', '.join(_SUFFIXES)}; rename it, or {_ELSEWHERE}")
     with path.open("rb") as file:
         if sha256 is not None:
             check_digest(file, path, sha256)
-        elif not path.name.endswith((".safetensors", ".npz")):
+        elif holds_program(path):
             raise ValueError(f"{path}: a torch file holds a program: give its published sha256, or {_ELSEWHERE}")
         try:
             size = file.seek(0, os.SEEK_END)
-            match path.suffix:
-                case ".safetensors":
-                    # The library checks that shapes, types and offsets cover the data once, without gaps.
-                    tensors = safetensors.numpy.load_file(path)
-                case ".npz":
-                    tensors = _read_npz(file, size)
-                case _:
-                    tensors = _read_torch(file, size)
+            if not holds_program(path) and path.suffix != ".npz":
+                # The library checks that shapes, types and offsets cover the data once, without gaps.
+                tensors = {name: stored.read() for name, stored in open_safetensors(path).items()}
+            elif path.suffix == ".npz":
+                tensors = _read_npz(file, size)
+            else:
+                tensors = _read_torch(file, size)
             for name in tensors:
                 _check_name(name)
             _check_growth(sum(tensor.nbytes for tensor in tensors.values()), size)
         except _REFUSALS as error:
-            raise ValueError(f"{path}: not read: {error}") from error
+            named = str(error).startswith(f"{path}: ")
+            raise ValueError(str(error) if named else f"{path}: not read: {error}") from error
     return tensors
+
+
+def holds_program(path: Path) -> bool:
+    """Whether a file is read as one of torch, whose pickle is a program; others hold data alone."""
+    return path.suffix not in (".safetensors", ".npz") and not is_safetensors(path)
 
 
 def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, *, metadata: Mapping[str, str]) -> None:

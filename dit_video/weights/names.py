@@ -14,9 +14,16 @@ from collections.abc import Callable, Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
+from dit_video.weights.foreign import IN_FLOATS, foreign
+
 Shape = tuple[int, ...]
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+# Types all of whose values float32 has.
+FLOATS = (
+    *(np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)),
+    *(np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)),
+    *(np.dtype(ml_dtypes.float8_e4m3fnuz), np.dtype(ml_dtypes.float8_e5m2fnuz)),
+)
 _SHOWN = 20
 LAYER = "{layer}"
 # Where layers of two kinds, which are numbered apart here, take turns in one list.
@@ -61,7 +68,6 @@ class Row:
         pieces: dimensions that theirs is cut into before its axes are ordered, where an axis of theirs is several here;
             None: as `shape`.
         order: the axes of `pieces`, in the order in which ours has them.
-        float32: whether it stays float32 where the others are stored in fewer bits.
         num_layers: how many `{layer}` counts.
         first_layer: what it counts from.
         stacked: ours has a leading axis of layers; else `{layer}` in a name means copies of the same numbers.
@@ -77,7 +83,6 @@ class Row:
     num_layers: int = 1
     first_layer: int = 0
     stacked: bool = False
-    float32: bool = False
     swapped: frozenset[Dialect] = frozenset()
 
     def places(self, dialect: Dialect) -> list[tuple[str, ...]]:
@@ -120,7 +125,6 @@ def vector(
     *,
     num_layers: int = 1,
     stacked: bool = False,
-    float32: bool = False,
 ) -> Row:
     """Row of a bias or scale, which elsewhere is a vector."""
     return Row(
@@ -131,7 +135,6 @@ def vector(
         order=(0,),
         num_layers=num_layers,
         stacked=stacked,
-        float32=float32,
     )
 
 
@@ -144,7 +147,6 @@ def linear(
     num_layers: int = 1,
     stacked: bool = False,
     use_bias: bool = True,
-    float32: bool = False,
 ) -> tuple[Row, ...]:
     """Rows of a linear layer: our `kernel` [*in, *out], `bias` [*out]; elsewhere `weight` [out, in], `bias` [out].
 
@@ -162,11 +164,10 @@ def linear(
         order=(1, 0),
         num_layers=num_layers,
         stacked=stacked,
-        float32=float32,
     )
     if not use_bias:
         return (kernel,)
-    bias = vector(f"{ours}.bias", features_out, named("bias"), num_layers=num_layers, stacked=stacked, float32=float32)
+    bias = vector(f"{ours}.bias", features_out, named("bias"), num_layers=num_layers, stacked=stacked)
     return kernel, bias
 
 
@@ -193,11 +194,6 @@ class Table:
             shapes |= {name: row.part_shape(dialect) for names in row.places(dialect) for name in names}
         return shapes | {name: value.shape for name, value in self.constants.get(dialect, {}).items()}
 
-    def in_float32(self, dialect: Dialect) -> frozenset[str]:
-        """Tensors of a dialect that are float32 whatever the others are."""
-        rows = (row for row in self.rows if row.float32)
-        return frozenset(name for row in rows for names in row.places(dialect) for name in names)
-
     def renamed(self, dialect: Dialect, source: Source) -> Source:
         """The tensors of a file by their current names."""
         former = self.former.get(dialect, {})
@@ -205,35 +201,49 @@ class Table:
         return {now.get(name, name): stored for name, stored in source.items()} if now else source
 
 
-def check(table: Table, dialect: Dialect, source: Source) -> np.dtype:
+def check(table: Table, dialect: Dialect, source: Source) -> tuple[np.dtype, ...]:
     """Checks the names, shapes and types of all tensors against the table, before any is read.
 
     Returns:
-        the type that all of them have.
+        their types, that of most tensors first.
 
     Raises:
-        NamesMismatch: lists tensors that are missing, surplus, of another shape, or of another type than the others.
+        NamesMismatch: lists tensors that are missing, surplus, of another shape, or of a type that float32 does not
+            hold; or says that they are an adapter's, or quantised.
     """
     source = table.renamed(dialect, source)
-    expected, in_float32 = table.expected(dialect), table.in_float32(dialect)
-    types = collections.Counter(source[name].dtype for name in source if name in expected.keys() - in_float32)
-    dtype = types.most_common(1)[0][0] if types else FLOATS[0]
-    wrong = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in source]
-    known = expected.keys() | table.unused.get(dialect, frozenset())
-    wrong += [f"surplus {name} {list(source[name].shape)}" for name in source if name not in known]
+    expected = table.expected(dialect)
+    missing, surplus = unmatched(table, dialect, source)
+    if surplus and (kind := foreign(surplus)) is not None:
+        raise NamesMismatch(kind)
+    wrong = [f"missing {name} {list(expected[name])}" for name in missing]
+    wrong += [f"surplus {name} {list(source[name].shape)}" for name in surplus]
     for name in (name for name in expected if name in source):
         stored = source[name]
         if stored.shape != expected[name]:
             wrong.append(f"{name} is {list(stored.shape)}, the network has {list(expected[name])}")
         if stored.dtype not in FLOATS:
-            wrong.append(f"{name} is {stored.dtype}; float32, float16 and bfloat16 are read")
-        elif stored.dtype != dtype and not (name in in_float32 and stored.dtype == FLOATS[0]):
-            wrong.append(f"{name} is {stored.dtype}, the others are {dtype}")
+            wrong.append(f"{name} is {stored.dtype}; {_why_not(stored.dtype)}")
     if wrong:
         more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
         lines = "\n".join(f"  {line}" for line in [*wrong[:_SHOWN], *more])
         raise NamesMismatch(f"not the {dialect.value} tensors of this network:\n{lines}")
-    return dtype
+    types = collections.Counter(source[name].dtype for name in expected)
+    return tuple(dtype for dtype, _ in types.most_common())
+
+
+def unmatched(table: Table, dialect: Dialect, source: Source) -> tuple[list[str], list[str]]:
+    """Names that a dialect has and a source lacks, and names that a source has and no network of this table uses."""
+    source = table.renamed(dialect, source)
+    expected = table.expected(dialect)
+    known = expected.keys() | table.unused.get(dialect, frozenset())
+    return [name for name in expected if name not in source], [name for name in source if name not in known]
+
+
+def _why_not(dtype: np.dtype) -> str:
+    if dtype == np.float64:
+        return "float32 has not all of its digits; save the weights in float32"
+    return f"read are float32, float16, bfloat16 and float8; take {IN_FLOATS}"
 
 
 def read(table: Table, dialect: Dialect, source: Source) -> Iterator[tuple[str, np.ndarray]]:
@@ -268,7 +278,7 @@ def read_slices(table: Table, dialect: Dialect, source: Source) -> Iterator[tupl
     source = table.renamed(dialect, source)
     for name, value in table.constants.get(dialect, {}).items():
         stored = source[name].read().astype(np.float32)
-        if not np.allclose(stored, value, atol=1e-2 if source[name].dtype != FLOATS[0] else 1e-5):
+        if not np.allclose(stored, value, atol=_rounding(source[name].dtype)):
             raise NamesMismatch(f"{name}: has other values than the {dialect.value} network computes; it was changed")
     for row in table.rows:
         places = row.places(dialect)
@@ -279,16 +289,25 @@ def read_slices(table: Table, dialect: Dialect, source: Source) -> Iterator[tupl
         whole = _together(row, places[0], source)
         for names in places[1:]:
             for name, original, part in zip(names, places[0], np.split(whole, len(names))):
-                if not np.array_equal(source[name].read(), part):
+                copy = source[name].read().astype(np.float32)
+                if not np.array_equal(copy, part.astype(np.float32), equal_nan=True):
                     raise NamesMismatch(f"{name} differs from {original}: this network has one for all layers")
         yield row.ours, None, row.from_theirs(whole, dialect)
 
 
+def _rounding(dtype: np.dtype) -> float:
+    """How far numbers up to 1 may be from what a network computes, which a file has in fewer bits."""
+    if dtype.itemsize == 1:
+        return 0.55 * float(ml_dtypes.finfo(dtype).eps)
+    return 1e-5 if dtype == np.float32 else 1e-2
+
+
 def _together(row: Row, names: tuple[str, ...], source: Source) -> np.ndarray:
-    """Concatenates the parts of a tensor of theirs."""
+    """Concatenates the parts of a tensor of theirs; in float32 where they are of several types."""
     if len(names) == 1:
         return source[names[0]].read()
-    whole = np.empty(row.shape, np.result_type(*(source[name].dtype for name in names)))
+    types = {source[name].dtype for name in names}
+    whole = np.empty(row.shape, types.pop() if len(types) == 1 else np.float32)
     for name, part in zip(names, np.split(whole, len(names))):
         part[...] = source[name].read()
     return whole

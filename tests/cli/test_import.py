@@ -27,8 +27,9 @@ from dit_video.run.folder import record
 from dit_video.run.open import open_run
 from dit_video.weights import names
 from dit_video.weights.digest import weights_digest
+from dit_video.weights.folder import WEIGHTS
 from dit_video.weights.names import Dialect
-from dit_video.weights.source import WEIGHTS, open_published
+from dit_video.weights.source import open_published
 
 EXPERIMENT = """
 import dataclasses
@@ -220,7 +221,7 @@ def wrong_shape(tensors, name):
 
 
 def wrong_type(tensors, name):
-    tensors[name] = tensors[name].astype(np.float16)
+    tensors[name] = tensors[name].astype(np.float64)
 
 
 def no_number(tensors, name):
@@ -233,8 +234,8 @@ def no_number(tensors, name):
         (renamed, r"missing NAME \[.*\]\n  surplus surplus\.bias"),
         (missing, r"missing NAME \["),
         (wrong_shape, r"NAME is \[.*, 1\], the network has \["),
-        (wrong_type, r"NAME is float16, the others are float32"),
-        (no_number, r"NAME is .*; float32, float16 and bfloat16 are read"),
+        (wrong_type, r"NAME is float64; float32 has not all of its digits"),
+        (no_number, r"NAME is int32; read are float32, float16, bfloat16 and float8"),
     ],
 )
 @pytest.mark.parametrize(

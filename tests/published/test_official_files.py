@@ -17,12 +17,13 @@ from safetensors.numpy import save_file
 
 from dit_video.export.diffusers_folder import relative_error
 from dit_video.published.family import DenoiserFamily
-from dit_video.published.recognise import recognise
+from dit_video.published.recognise import recognise_within
 from dit_video.published.sd3 import SD3
 from dit_video.published.wan import WanFamily
 from dit_video.weights import names
+from dit_video.weights.folder import WEIGHTS
 from dit_video.weights.names import Dialect, NamesMismatch
-from dit_video.weights.source import WEIGHTS, open_published
+from dit_video.weights.source import open_published
 
 # Heads are as wide as in all published networks, since shapes do not tell.
 WAN = {
@@ -77,7 +78,7 @@ def worst(network: DenoiserFamily, path, theirs: Any, shape) -> float:
     """The largest relative difference between a file's network here and one of diffusers."""
     with open_published(path) as published:
         assert published.dialect is Dialect.OFFICIAL
-        recognised = recognise(published, None)
+        recognised, published = recognise_within(published, None)
         assert recognised == network
         names.check(recognised.table(), Dialect.OFFICIAL, published.source)
         params = dict(names.read(recognised.table(), Dialect.OFFICIAL, published.source))
@@ -114,9 +115,10 @@ def test_a_network_is_found_among_what_it_is_used_with(tmp_path):
     foreign = {"first_stage_model.conv1.weight": np.zeros(3, np.float32), "text_encoders.a": np.zeros(3, np.float32)}
     save_file(within | foreign, tmp_path / "all.safetensors")
     with open_published(tmp_path / "all.safetensors") as published:
-        assert recognise(published, None) == network
-        assert published.source.keys() == official(network).keys()
-        assert published.num_beside == 2
+        recognised, inner = recognise_within(published, None)
+        assert recognised == network
+        assert inner.source.keys() == official(network).keys()
+        assert "not read: 2 other tensors, such as first_stage_model.conv1.weight" in inner.notes[0]
 
 
 OFFICIAL_JSON = {
@@ -171,7 +173,7 @@ def test_a_folder_of_another_wan_is_an_error_that_names_the_field(change, messag
 def test_a_file_that_was_changed_is_an_error_that_names_the_tensor(spoil, message, tmp_path):
     save_file(spoil(official(wan(WAN["text to video"]))), tmp_path / "x.safetensors")
     with open_published(tmp_path / "x.safetensors") as published:
-        network = recognise(published, None)
+        network, _ = recognise_within(published, None)
         with pytest.raises(NamesMismatch, match=message):
             names.check(network.table(), Dialect.OFFICIAL, published.source)
 
@@ -183,4 +185,4 @@ def test_heads_of_an_unknown_width_are_an_error_that_names_the_tensor(tmp_path):
         open_published(tmp_path / "x.safetensors") as published,
         pytest.raises(ValueError, match=r"patch_embedding.weight is \[24, .*: heads are 128 wide"),
     ):
-        recognise(published, None)
+        recognise_within(published, None)

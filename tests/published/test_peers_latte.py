@@ -15,7 +15,7 @@ from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
 from dit_video.dit.latte import LATTE_TEXT, LatteConfig, Variant
 from dit_video.export.diffusers_folder import relative_error
 from dit_video.published.latte import InterleavedLatte
-from dit_video.published.recognise import recognise
+from dit_video.published.recognise import recognise, recognise_within
 from dit_video.tasks.denoise import Denoise
 from dit_video.weights import names
 from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
@@ -166,7 +166,7 @@ def test_official_weights_are_read_from_their_file_and_go_back_bit_by_bit(condit
     file = tmp_path / "latte.pt"
     torch.save({"ema": {n: torch.from_numpy(x) for n, x in weights.items()}}, file)
     with open_published(file, digests={file: hashlib.sha256(file.read_bytes()).hexdigest()}) as published:
-        recognised = recognise(published, task_of(OFFICIAL, None))
+        recognised, published = recognise_within(published, task_of(OFFICIAL, None))
         assert recognised == network
         assert recognised.usual_latents({}) == (5, 6, 6)
         names.check(recognised.table(), published.dialect, published.source)
@@ -194,8 +194,8 @@ def _cut(weights, name):
     weights[name] = weights[name][:-1]
 
 
-def _halve(weights, name):
-    weights[name] = weights[name].astype(np.float16)
+def _double(weights, name):
+    weights[name] = weights[name].astype(np.float64)
 
 
 NAME = "temporal_transformer_blocks.1.attn1.to_q.weight"
@@ -207,7 +207,7 @@ NAME = "temporal_transformer_blocks.1.attn1.to_q.weight"
         (_rename, rf"missing {NAME} \[12, 12\]\n  surplus {NAME}_"),
         (lambda weights, name: weights.pop(name), rf"missing {NAME} \[12, 12\]"),
         (_cut, rf"{NAME} is \[11, 12\], the network has \[12, 12\]"),
-        (_halve, rf"{NAME} is float16, the others are float32"),
+        (_double, rf"{NAME} is float64; float32 has not all of its digits"),
     ],
     ids=["renamed", "missing", "cut", "of another type"],
 )

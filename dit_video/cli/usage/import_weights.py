@@ -41,6 +41,9 @@ def add_parser(subparsers) -> None:
         metavar="HEX_OR_FILE",
         help="digest that a torch file was published with, or a file of several, as sha256sum writes them",
     )
+    parser.add_argument(
+        "--allow_not_finite", action="store_true", help="take weights among which are NaN or infinite numbers"
+    )
     parser.set_defaults(run=_run)
 
 

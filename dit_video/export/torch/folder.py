@@ -25,8 +25,8 @@ from dit_video.export.weights import Content
 from dit_video.nn.module import params_of
 from dit_video.published.family import Shape, few_cells
 from dit_video.published.vae_family import few_frames
+from dit_video.weights.folder import CONFIG
 from dit_video.weights.names import Dialect
-from dit_video.weights.source import CONFIG
 
 _FILES = Path(__file__).parent / "files"
 
