@@ -120,11 +120,11 @@ def import_run(
         )
     with open_published(source, digests=digests) as published:
         network, published = _recognised(published, None if experiment is None else experiment.task, source)
+        dtypes = _checked(network, published, source)
         not_followed: tuple[str, ...] = ()
         if experiment is None:
             experiment, not_followed = _made_for(network, published, source, codec, named)
             experiment = _with_torch_files(experiment, digests)
-        dtypes = _checked(network, published, source)
         counts: dict[str, int] = {}
         published = dataclasses.replace(published, source=count_not_finite(published.source, counts))
         record(experiment, folder, overrides, allow_change=False)

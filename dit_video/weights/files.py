@@ -45,6 +45,7 @@ _MAX_NAMES = 10_000_000
 _MAX_TUPLES = 60_000
 # What stands before an entry of a zip archive; of it the lengths of a name and of more, which come next.
 _ENTRY = struct.Struct("<26xHH")
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 # What reading a damaged or hostile file may raise, ours included.
 _REFUSALS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError),
@@ -253,14 +254,31 @@ _STORAGES = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
     "torch.ComplexFloatStorage": np.dtype(np.complex64),
+    "torch.storage.UntypedStorage": np.dtype(np.uint8),
 }
+# Types that have no storage of their own: a tensor of bytes names them.
+_TYPES = {f"torch.{name}": np.dtype(getattr(ml_dtypes, name)) for name in _FLOAT8}
+
+
+class _TypedTensor(_Inert):
+    """torch._utils._rebuild_tensor_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, ...): a view."""
+
+    def __new__(
+        cls, storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, dtype: Any, *___: Any
+    ) -> Any:
+        if not isinstance(storage, np.ndarray) or storage.ndim != 1 or dtype not in _TYPES:
+            raise ValueError(f"a tensor of {reprlib.repr(dtype)} on {reprlib.repr(storage)}, which are not read")
+        return _Tensor(storage.view(_TYPES[dtype]), offset, shape, strides)
+
+
 _TORCH_GLOBALS: Mapping[str, Any] = {
     "collections.OrderedDict": _StateDict,
     "torch._utils._rebuild_tensor_v2": _Tensor,
+    "torch._utils._rebuild_tensor_v3": _TypedTensor,
     "torch._utils._rebuild_parameter": _Parameter,
     "torch.Size": _Dropped,
     "argparse.Namespace": _Dropped,
-    **{name: name for name in _STORAGES},
+    **{name: name for name in (*_STORAGES, *_TYPES)},
 }
 
 

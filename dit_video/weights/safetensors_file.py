@@ -34,9 +34,8 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         with safetensors.safe_open(path, framework="numpy"):
             pass
     except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a whole safetensors file ({_damage(path) or error}); download it again"
-        ) from None
+        why = _damage(path) or str(error).removeprefix("Error while deserializing header: ")
+        raise ValueError(f"{path}: not a whole safetensors file ({why}); download it again") from None
     start, header = _header(path)
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
