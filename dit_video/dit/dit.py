@@ -25,7 +25,7 @@ from dit_video.dit.condition import Cond, Condition, required
 from dit_video.dit.known import AsChannels, refuse_channels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
-from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
+from dit_video.nn.embed import NUM_TIMESTEPS, LabelEmbedding, TimeEmbedding
 from dit_video.nn.linear import linear
 from dit_video.nn.mlp import MLPKind
 from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
@@ -78,6 +78,11 @@ class AnyDiTConfig(NetworkConfig):
     @abc.abstractmethod
     def shared_modulation(self) -> bool:
         """Whether blocks share one AdaLN (adaLN-single) instead of having one each."""
+
+    @property
+    @abc.abstractmethod
+    def block_embedders(self) -> bool:
+        """Whether every block has its own embedders of timestep and class, instead of all sharing one of each."""
 
     @property
     @abc.abstractmethod
@@ -141,6 +146,7 @@ class DiTConfig(AnyDiTConfig):
     mlp: MLPKind = MLPKind.SWIGLU
 
     mlp_norm_epsilon = 1e-6
+    block_embedders = False
     time_frequency_shift = 0
 
     def __post_init__(self):
@@ -173,12 +179,16 @@ class PublishedDiTConfig(AnyDiTConfig):
         mlp_norm_epsilon: 1e-6 in the official code; in diffusers 1e-5 unless its config.json says otherwise.
         time_frequency_shift: 0 in the official code; 1 in diffusers, where the frequencies of the embedding of
             timesteps end at 1/10000 (`frequency_shift` of `sinusoid`).
+        block_embedders: every block has its own embedders of timestep and class, and the last layer those of the
+            first block, as diffusers computes. In published weights all are copies of one, which training there
+            changes.
     """
 
     learned_variance: bool = True
     position_grid: int | None = None
     mlp_norm_epsilon: float = 1e-6
     time_frequency_shift: int = 0
+    block_embedders: bool = False
 
     timestep_offset: ClassVar[int] = -1
     shared_modulation = False
@@ -291,8 +301,17 @@ class DiT(Network):
         patch_dim = pt * ph * pw * channels
         self.x_embedder = linear(patch_dim, config.hidden_size, (None, "embed"), rngs=rngs, dtype=dtype)
         time = {"offset": config.timestep_offset, "frequency_shift": config.time_frequency_shift}
-        self.t_embedder = TimeEmbedding(config.hidden_size, dtype=dtype, rngs=rngs, **time)
-        self.y_embedder = condition.label_embedding(config.hidden_size, rngs=rngs) if condition else None
+
+        def embedders(rngs: nnx.Rngs) -> tuple[TimeEmbedding, LabelEmbedding | None]:
+            t_embedder = TimeEmbedding(config.hidden_size, dtype=dtype, rngs=rngs, **time)
+            return t_embedder, condition.label_embedding(config.hidden_size, rngs=rngs) if condition else None
+
+        # Of blocks that have their own, every parameter gains a leading axis of `depth` layers.
+        self.t_embedder, self.y_embedder = (
+            jax.vmap(lambda key: embedders(nnx.Rngs(key)))(jax.random.split(rngs.params(), config.depth))
+            if config.block_embedders
+            else embedders(rngs)
+        )
         self.text_encoder = condition.text_encoder(dtype=dtype, rngs=rngs) if condition else None
         text_size = None if self.text_encoder is None else self.text_encoder.hidden_size
         shared = config.shared_modulation
@@ -322,17 +341,28 @@ class DiT(Network):
         self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
         """The stream after the last block, with `keep` those after every block, and the conditioning vector."""
-        conditioning = self.t_embedder(per_patch_frame(t, self.patch_size))
-        if self.y_embedder is not None:
-            conditioning = conditioning + self.y_embedder(required(cond))[:, None].astype(conditioning.dtype)
-        conditioning = constrain(conditioning, "batch", None, None)
+        embedders = self.t_embedder, self.y_embedder
+        of_blocks = embedders if self.config.block_embedders else None
+        first = embedders if of_blocks is None else jax.tree.map(lambda leaf: leaf[0], of_blocks)
+        conditioning = self._conditioning(*first, t, cond)
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
         text = None if self.text_encoder is None else self.text_encoder(required(cond))
         x = self.x_embedder(to_tokens(x_t, self.patch_size))
         x, angles = self.config.with_positions(x, latent_shape(x_t))
 
-        def apply_block(x, block):
-            return block(constrain(x, "batch", "tokens", None), modulating, angles, text)
+        def apply_block(x, layer):
+            block, own = layer
+            vector = modulating if own is None else self._conditioning(*own, t, cond)
+            return block(constrain(x, "batch", "tokens", None), vector, angles, text)
 
-        x, blocks = scan_blocks(apply_block, x, self.blocks, remat=self.config.remat, keep=keep)
+        x, blocks = scan_blocks(apply_block, x, (self.blocks, of_blocks), remat=self.config.remat, keep=keep)
         return x, blocks, conditioning
+
+    def _conditioning(
+        self, t_embedder: TimeEmbedding, y_embedder: LabelEmbedding | None, t: Time, cond: Cond | None
+    ) -> Float[Array, "B #f D"]:
+        """The conditioning vector: the sum of the embeddings of noise level and class."""
+        conditioning = t_embedder(per_patch_frame(t, self.patch_size))
+        if y_embedder is not None:
+            conditioning = conditioning + y_embedder(required(cond))[:, None].astype(conditioning.dtype)
+        return constrain(conditioning, "batch", None, None)

@@ -2,8 +2,9 @@
 
 The two compute different functions of the same weights. The frequencies of diffusers' timestep embedding end at
 1/10000 where those of the official code stop a step before (`PublishedDiTConfig.time_frequency_shift`), its norm before
-the MLP adds 1e-5 to the variance where the official one adds 1e-6 (`mlp_norm_epsilon`), and it keeps the embeddings of
-timestep and class in every block. A network here is one or the other, and is compared with that one.
+the MLP adds 1e-5 to the variance where the official one adds 1e-6 (`mlp_norm_epsilon`), and it keeps the embedders of
+timestep and class in every block: copies in published weights, others after training there (`block_embedders`). A
+network here is one or the other, and is compared with that one.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from dit_video.published.family import Shape as LatentShape
 from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.task import Task
 from dit_video.weights.config_json import check_fixed, count_of
-from dit_video.weights.names import LAYER, Dialect, Row, Shape, Source, Table, linear, vector
+from dit_video.weights.names import LAYER, Dialect, Row, Shape, Source, Table, copies_differ, linear, vector
 
 # Official names that tell sizes.
 _PATCHES, _LABELS, _LAST = "x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight"
@@ -121,6 +122,11 @@ class ClassDiT(DenoiserFamily):
         condition = ClassCondition(num_classes=count_of(config, "num_embeds_ada_norm", 1000))
         return cls(config=network, channels=channels, condition=condition)
 
+    def informed_by(self, source: Source) -> "ClassDiT":
+        """As in the base: weights trained in diffusers have embedders of their own in every block."""
+        own = copies_differ(self.table(), Dialect.DIFFUSERS, source)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, block_embedders=own))
+
     @classmethod
     def of_official(cls, source: Source, task: Task | None) -> "ClassDiT | None":
         """Recognises official weights by names and shapes; None where they are of something else.
@@ -129,7 +135,8 @@ class ClassDiT(DenoiserFamily):
         else as in `task`. Weights that are those of `task` but for some tensors count as its own, so that
         `names.check` says which tensors these are.
         """
-        family = cls.of_most(source, task) or cls._by_shapes(source, task)
+        own = isinstance(task, Denoise) and isinstance(task.network, AnyDiTConfig) and task.network.block_embedders
+        family = (None if own else cls.of_most(source, task)) or cls._by_shapes(source, task)
         if family is None:
             return None
         config = family.config
@@ -241,11 +248,19 @@ output = transformer(latents, timestep=timestep, class_labels=labels).sample
         K, M, p = config.num_heads, config.mlp_size, config.patch_size[1]
         in_cells = p * p * self.channels
         out_cells = 2 * in_cells if config.learned_variance else in_cells
-        embedder = f"transformer_blocks.{LAYER}.norm1.emb"  # diffusers has one in every block
         block, their_block = f"blocks.{LAYER}", f"transformer_blocks.{LAYER}"
 
         def alone(ours: str, inputs: Shape, outputs: Shape, official: str, diffusers: str) -> tuple[Row, ...]:
-            return linear(ours, inputs, outputs, _theirs(official, diffusers), num_layers=config.depth)
+            return linear(ours, inputs, outputs, _theirs(official, diffusers))
+
+        def embedder(official: str, diffusers: str) -> dict[Dialect, tuple[str, ...]]:
+            theirs = _theirs(official, f"{their_block}.norm1.emb.{diffusers}")
+            return {Dialect.DIFFUSERS: theirs[Dialect.DIFFUSERS]} if config.block_embedders else theirs
+
+        def of_time(ours: str, inputs: int, official: str, diffusers: str) -> tuple[Row, ...]:
+            names = embedder(official, f"timestep_embedder.{diffusers}")
+            own = config.block_embedders
+            return linear(f"t_embedder.{ours}", (inputs,), (D,), names, num_layers=config.depth, stacked=own)
 
         def in_blocks(ours: str, inputs: Shape, outputs: Shape, official: str, *diffusers: str) -> tuple[Row, ...]:
             names = _theirs(f"{block}.{official}", *(f"{their_block}.{name}" for name in diffusers))
@@ -261,18 +276,16 @@ output = transformer(latents, timestep=timestep, class_labels=labels).sample
                 order=(2, 3, 1, 0),
             ),
             vector("x_embedder.bias", (D,), _theirs("x_embedder.proj.bias", "pos_embed.proj.bias")),
-            *alone(
-                *("t_embedder.up", (TimeEmbedding.num_frequencies,), (D,)),
-                *("t_embedder.mlp.0", f"{embedder}.timestep_embedder.linear_1"),
-            ),
-            *alone("t_embedder.down", (D,), (D,), "t_embedder.mlp.2", f"{embedder}.timestep_embedder.linear_2"),
+            *of_time("up", TimeEmbedding.num_frequencies, "t_embedder.mlp.0", "linear_1"),
+            *of_time("down", D, "t_embedder.mlp.2", "linear_2"),
             Row(
                 ours="y_embedder.table",
                 our_shape=(self.num_classes + 1, D),
-                theirs=_theirs(_LABELS, f"{embedder}.class_embedder.embedding_table.weight"),
+                theirs=embedder(_LABELS, "class_embedder.embedding_table.weight"),
                 shape=(self.num_classes + 1, D),
                 order=(0, 1),
                 num_layers=config.depth,
+                stacked=config.block_embedders,
             ),
             *in_blocks("attention.qkv", (D,), (3, K, D // K), "attn.qkv", "attn1.to_q", "attn1.to_k", "attn1.to_v"),
             *in_blocks("attention.out", (K, D // K), (D,), "attn.proj", "attn1.to_out.0"),

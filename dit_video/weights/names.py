@@ -240,6 +240,29 @@ def unmatched(table: Table, dialect: Dialect, source: Source) -> tuple[list[str]
     return [name for name in expected if name not in source], [name for name in source if name not in known]
 
 
+def copies_differ(table: Table, dialect: Dialect, source: Source) -> bool:
+    """Whether a tensor that every layer of a dialect has, and the network once, is another in another layer.
+
+    Tensors that are missing, or of another shape, are for `check` to name.
+    """
+    for row in table.rows:
+        if row.stacked:
+            continue
+        first, *others = row.places(dialect)
+        names = [name for place in (first, *others) for name in place]
+        if not others or any(name not in source or source[name].shape != row.part_shape(dialect) for name in names):
+            continue
+        whole = [source[name].read() for name in first]
+        if any(not _equal(source[name].read(), part) for place in others for name, part in zip(place, whole)):
+            return True
+    return False
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays have the same numbers, in whatever types, or none in the same places."""
+    return np.array_equal(one.astype(np.float32), other.astype(np.float32), equal_nan=True)
+
+
 def _why_not(dtype: np.dtype) -> str:
     if dtype == np.float64:
         return "float32 has not all of its digits; save the weights in float32"
@@ -289,8 +312,7 @@ def read_slices(table: Table, dialect: Dialect, source: Source) -> Iterator[tupl
         whole = _together(row, places[0], source)
         for names in places[1:]:
             for name, original, part in zip(names, places[0], np.split(whole, len(names))):
-                copy = source[name].read().astype(np.float32)
-                if not np.array_equal(copy, part.astype(np.float32), equal_nan=True):
+                if not _equal(source[name].read(), part):
                     raise NamesMismatch(f"{name} differs from {original}: this network has one for all layers")
         yield row.ours, None, row.from_theirs(whole, dialect)
 

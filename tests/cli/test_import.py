@@ -138,6 +138,59 @@ def test_a_folder_of_diffusers_becomes_a_run_and_leaves_as_it_came(folder, tmp_p
     assert f"- `{WEIGHTS}`, SHA-256 {digest}" in card
 
 
+def test_a_dit_trained_in_diffusers_becomes_a_run_and_leaves_as_it_came(folder, tmp_path, capsys):
+    """Its blocks have embedders that were trained apart."""
+    trained = Path(shutil.copytree(folder / "published", tmp_path / "published"))
+    path = trained / "transformer" / WEIGHTS
+    rng = np.random.default_rng(0)
+    there = {n: x + 0.1 * rng.standard_normal(x.shape, np.float32) for n, x in load_file(path).items()}
+    save_file(there, path)
+    assert bring(folder, trained, tmp_path / "run", "diffusers") == 1
+    assert "--config.task.network.block_embedders=True (it is False)" in capsys.readouterr().err
+    words = ["--config.task.network.block_embedders=True"]
+    assert bring(folder, trained, tmp_path / "run", "diffusers", *words) == 0
+    export = ["export", f"--workdir={tmp_path / 'run'}"]
+    assert main([*export, f"--out={tmp_path / 'back'}", "--format=diffusers"]) == 0
+    assert "layers and outputs of diffusers: largest difference" in capsys.readouterr().out
+    back = load_file(tmp_path / "back" / WEIGHTS)
+    assert there.keys() == back.keys()
+    for name, value in there.items():
+        np.testing.assert_array_equal(back[name], value, strict=True)
+    assert main([*export, f"--out={tmp_path / 'torch'}", "--format=torch"]) == 1
+    assert "block_embedders=True: the torch module has one embedder" in capsys.readouterr().err
+
+
+def test_numbers_that_are_not_finite_are_counted_and_taken_only_when_that_is_allowed(folder, tmp_path, capsys):
+    spoiled = Path(shutil.copytree(folder / "published", tmp_path / "published"))
+    path = spoiled / "transformer" / WEIGHTS
+    tensors = load_file(path)
+    tensors["proj_out_2.bias"][:3] = np.nan, np.inf, -np.inf
+    tensors["transformer_blocks.1.attn1.to_k.weight"][0, 0] = np.nan
+    for name in tensors:
+        if name.endswith("class_embedder.embedding_table.weight"):
+            tensors[name][0, :2] = np.nan  # copies of one another, still
+    save_file(tensors, path)
+    counts = r"proj_out_2\.bias \(3\)", r"1\.attn1\.to_k\.weight \(1\)", r"\.0\..*embedding_table\.weight \(2\)"
+    assert bring(folder, spoiled, tmp_path / "run", "diffusers") == 1
+    error = capsys.readouterr().err
+    for said in ("numbers that are not finite", "--allow_not_finite takes them as they are", *counts):
+        assert re.search(said, error), error
+    assert not (tmp_path / "run").exists()
+    assert bring(folder, spoiled, tmp_path / "run", "diffusers", "--allow_not_finite") == 0
+    said = capsys.readouterr().out
+    assert all(re.search(count, said) for count in ("taken though not finite", *counts))
+    bias = open_run(tmp_path / "run").params["final_layer.bias"]
+    np.testing.assert_array_equal(bias, tensors["proj_out_2.bias"])
+
+
+def test_a_file_in_a_pipeline_is_imported_as_its_folder(folder, tmp_path, capsys):
+    transformer = folder / "published" / "transformer"
+    for source in (transformer / WEIGHTS, transformer / "config.json", folder / "published" / "model_index.json"):
+        out = tmp_path / source.stem
+        assert bring(folder, source, out, "diffusers") == 0
+        assert json.loads((out / "import.json").read_text())["config"]["num_layers"] == 2
+
+
 def test_a_folder_that_diffusers_computes_otherwise_is_not_called_done(folder, tmp_path):
     path = Path(shutil.copytree(folder / "published" / "transformer", tmp_path / "changed"))
     config = json.loads((path / "config.json").read_text())

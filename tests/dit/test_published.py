@@ -68,8 +68,21 @@ def test_an_image_of_256_pixels_costs_what_the_paper_says(size, gmacs):
         assert count_flops(call, definition.shapes, *shapes) / 2e9 == pytest.approx(expected, rel=0.02)
 
 
-def test_any_mesh_computes_the_same():
-    definition = defined(CONFIG)
+def test_embedders_of_blocks_that_are_copies_of_one_compute_as_one():
+    one, own = defined(CONFIG), defined(dataclasses.replace(CONFIG, block_embedders=True))
+    params = random_params(one)
+    copies = {n: jnp.broadcast_to(x, own.shapes[n].shape) for n, x in params.items()}
+    assert {n for n, x in copies.items() if x.shape != params[n].shape} == {
+        n for n in params if n.startswith(("t_embedder", "y_embedder"))
+    }
+    x_t = jax.random.normal(jax.random.key(1), (2, 1, 8, 8, 4))
+    for actual, expected in zip(own.bind(copies).output(x_t, T, LABEL), one.bind(params).output(x_t, T, LABEL)):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_any_mesh_computes_the_same(own):
+    definition = defined(dataclasses.replace(CONFIG, block_embedders=own))
     params = random_params(definition)
     x_t = jax.random.normal(jax.random.key(1), (2, 1, 8, 8, 4))
     network = jax.jit(lambda params, *args: definition.bind(params).output(*args))

@@ -162,6 +162,36 @@ def test_copies_that_differ_are_not_one():
         dict(names.read(network.table(), Dialect.DIFFUSERS, stored(weights)))
 
 
+@pytest.mark.parametrize("config", [CONFIGS["learned variance"], CONFIGS["patches of one cell"]])
+def test_blocks_that_have_embedders_of_their_own_compute_the_same_here_and_go_back(config):
+    """As after training in diffusers, where each block's are trained apart."""
+    torch.manual_seed(0)
+    theirs = DiTTransformer2DModel(**config).eval()
+    weights = theirs.state_dict()
+    source = stored(weights)
+    network = ClassDiT.of_diffusers(theirs.config | {"_class_name": ClassDiT.diffusers_class}).informed_by(source)
+    assert network.config.block_embedders
+    assert network.table().expected(Dialect.DIFFUSERS) == {name: tuple(x.shape) for name, x in weights.items()}
+    params = dict(names.read(network.table(), Dialect.DIFFUSERS, source))
+    assert {n: x.shape for n, x in params.items()} == {n: s.shape for n, s in network.define().shapes.items()}
+    assert relative_error(*outputs(network, params, theirs, config["sample_size"], TIMESTEPS[::37])) < 1e-4
+    back = dict(names.write(network.table(), Dialect.DIFFUSERS, params))
+    assert back.keys() == weights.keys()
+    for name, value in weights.items():
+        np.testing.assert_array_equal(back[name], value.numpy(), strict=True)
+
+
+def test_published_weights_have_one_embedder_for_all_blocks_and_any_difference_is_seen():
+    theirs = their_dit(CONFIGS["learned variance"])
+    weights = theirs.state_dict()
+    network = ClassDiT.of_diffusers(theirs.config | {"_class_name": ClassDiT.diffusers_class})
+    assert network.informed_by(stored(weights)) == network
+    for name in weights:
+        if name.startswith("transformer_blocks.1.norm1.emb."):
+            changed = weights | {name: weights[name] + 1}
+            assert network.informed_by(stored(changed)).config.block_embedders, name
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_read_without_loss(dtype, tmp_path):
     theirs = their_dit(CONFIGS["learned variance"]).to(dtype)

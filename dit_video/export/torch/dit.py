@@ -60,6 +60,11 @@ class TorchDiT(TorchModule):
                 f"config.task.network={type(task.network).__name__}: there is a torch module of a DiTConfig or "
                 "PublishedDiTConfig alone"
             )
+        if task.network.block_embedders:
+            raise ValueError(
+                "config.task.network.block_embedders=True: the torch module has one embedder for all blocks; diffusers "
+                "computes this network (--format diffusers)"
+            )
         torch_condition(task.condition)
         return cls(config=task.network, channels=task.codec.vae.latent_channels, condition=task.condition)
 
