@@ -236,6 +236,10 @@ def published(size: AnyDiTConfig, *, patch_size: int = 2) -> PublishedDiTConfig:
     )
 
 
+# Of timestep and class.
+Embedders = tuple[TimeEmbedding, LabelEmbedding | None]
+
+
 class Block(nnx.Module):
     """Transformer block of a DiT: attention and MLP, each normalised, modulated by the conditioning vector and gated.
 
@@ -302,7 +306,7 @@ class DiT(Network):
         self.x_embedder = linear(patch_dim, config.hidden_size, (None, "embed"), rngs=rngs, dtype=dtype)
         time = {"offset": config.timestep_offset, "frequency_shift": config.time_frequency_shift}
 
-        def embedders(rngs: nnx.Rngs) -> tuple[TimeEmbedding, LabelEmbedding | None]:
+        def embedders(rngs: nnx.Rngs) -> Embedders:
             t_embedder = TimeEmbedding(config.hidden_size, dtype=dtype, rngs=rngs, **time)
             return t_embedder, condition.label_embedding(config.hidden_size, rngs=rngs) if condition else None
 
@@ -341,10 +345,10 @@ class DiT(Network):
         self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
         """The stream after the last block, with `keep` those after every block, and the conditioning vector."""
-        embedders = self.t_embedder, self.y_embedder
+        embedders: Embedders = (self.t_embedder, self.y_embedder)
         of_blocks = embedders if self.config.block_embedders else None
         first = embedders if of_blocks is None else jax.tree.map(lambda leaf: leaf[0], of_blocks)
-        conditioning = self._conditioning(*first, t, cond)
+        conditioning = self._conditioning(first, t, cond)
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
         text = None if self.text_encoder is None else self.text_encoder(required(cond))
         x = self.x_embedder(to_tokens(x_t, self.patch_size))
@@ -352,16 +356,15 @@ class DiT(Network):
 
         def apply_block(x, layer):
             block, own = layer
-            vector = modulating if own is None else self._conditioning(*own, t, cond)
+            vector = modulating if own is None else self._conditioning(own, t, cond)
             return block(constrain(x, "batch", "tokens", None), vector, angles, text)
 
         x, blocks = scan_blocks(apply_block, x, (self.blocks, of_blocks), remat=self.config.remat, keep=keep)
         return x, blocks, conditioning
 
-    def _conditioning(
-        self, t_embedder: TimeEmbedding, y_embedder: LabelEmbedding | None, t: Time, cond: Cond | None
-    ) -> Float[Array, "B #f D"]:
+    def _conditioning(self, embedders: Embedders, t: Time, cond: Cond | None) -> Float[Array, "B #f D"]:
         """The conditioning vector: the sum of the embeddings of noise level and class."""
+        t_embedder, y_embedder = embedders
         conditioning = t_embedder(per_patch_frame(t, self.patch_size))
         if y_embedder is not None:
             conditioning = conditioning + y_embedder(required(cond))[:, None].astype(conditioning.dtype)

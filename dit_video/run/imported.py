@@ -129,7 +129,7 @@ def import_run(
         published = dataclasses.replace(published, source=count_not_finite(published.source, counts))
         record(experiment, folder, overrides, allow_change=False)
         write_json(folder / PROVENANCE, _provenance(published, source, dtypes))
-        layout, slices = _saved_as(network, published, None if allow_not_finite else counts)
+        layout, slices = _saved_as(network, published, source, None if allow_not_finite else counts)
         saved = save_slices(folder, _ITEMS, layout, slices, experiment=components.record(experiment))
         if isinstance(network, VAEFamily):
             mean, std = network.statistics
@@ -305,7 +305,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _saved_as(
-    network: Family, published: Published, not_finite: Mapping[str, int] | None
+    network: Family, published: Published, path: Path, not_finite: Mapping[str, int] | None
 ) -> tuple[Layout, Callable[[], Iterator[Slice]]]:
     """How the parameters of a network are saved, and what makes all slices of them, each read when it is its turn.
 
@@ -319,12 +319,15 @@ def _saved_as(
 
     def slices() -> Iterator[Slice]:
         found = names.read_slices(table, published.dialect, published.source)
-        # A loop would hold a slice while the next one is read.
-        yield from map(lambda one: (prefix + one[0], *one[1:]), found)
+        try:
+            # A loop would hold a slice while the next one is read.
+            yield from map(lambda one: (prefix + one[0], *one[1:]), found)
+        except names.NamesMismatch as error:
+            raise names.NamesMismatch(f"{path}: {error}") from error
         if not_finite:
             raise ValueError(
-                f"{published.files[-1].parent}: numbers that are not finite, so the network computes none: "
-                f"{_listed(not_finite)}; --allow_not_finite takes them as they are"
+                f"{path}: numbers that are not finite, so the network computes none: {_listed(not_finite)}; "
+                "--allow_not_finite takes them as they are"
             )
 
     return Layout(shapes, stacked), slices

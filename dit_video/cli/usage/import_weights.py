@@ -17,6 +17,9 @@ Every tensor is mapped exactly once or nothing is written. Torch files (.bin, .p
 a reader that runs none, and only with the digests that they were published with; several are listed in a file, as
 `sha256sum */*.bin` writes it in the folder.
 
+Variants (fp16) and mixed types are read, and names under a prefix such as module. or _orig_mod.; where a folder has
+several variants, name the file of one. docs/models.md lists what is read.
+
 What weights do not say comes from elsewhere. Of a pipeline all its parts are read, and the run can be sampled from at
 once; a network alone needs the run of its VAE (--codec) or an experiment (--config): then data, codec and sampler are
 that one's, and its network must be that of the weights; where it is not, the message says which fields differ.
