@@ -22,7 +22,7 @@ from dit_video.data.dataset import Data
 from dit_video.distributed.sharding import MeshShape
 from dit_video.tasks.evaluator import Evaluator
 from dit_video.tasks.task import Task
-from dit_video.training.faults import Faults
+from dit_video.training.fault_policy import Faults
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, Optimizer
 from dit_video.training.step import CompilerOptions

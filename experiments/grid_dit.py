@@ -41,10 +41,10 @@ from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig
 from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.experiment import Experiment
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, Decay, Muon
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 # As experiments/grid_vae.py trains it; opening the run checks that it is.

@@ -35,10 +35,10 @@ from dit_video.dit.network import Remat
 from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Precision
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, AdamW
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 # As experiments/video_1b.py trains them; opening their runs checks that they are.

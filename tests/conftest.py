@@ -38,9 +38,9 @@ from dit_video.export.weights import Content, Denoiser, Origin, write_weights
 from dit_video.ingest.ingest import ingest
 from dit_video.nn.module import define, params_of
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
 from dit_video.video.encode import encode_mp4
 

@@ -17,7 +17,7 @@ from dit_video.tasks.subject import Subject
 from dit_video.training import loop
 from dit_video.training.evaluation import Evaluation
 from dit_video.training.events import Event, read_events
-from dit_video.training.faults import Faults
+from dit_video.training.fault_policy import Faults
 from dit_video.training.intervals import Schedule
 from dit_video.training.learner import Learner
 from dit_video.training.observers import Observers

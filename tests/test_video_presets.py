@@ -12,7 +12,7 @@ from dit_video.config.components import diff
 from dit_video.distributed.sharding import place
 from dit_video.experiment import load
 from dit_video.run.checks import check_fields
-from dit_video.run.open import program_of
+from dit_video.run.open_run import program_of
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 

@@ -25,8 +25,8 @@ from dit_video.dit.dit import DiTConfig
 from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
-from dit_video.vae.trained import TrainedCodec
+from dit_video.tasks.latent_diffusion import Denoise
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 from dit_video.vae.video_vae import VideoVAEConfig

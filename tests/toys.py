@@ -22,13 +22,13 @@ from dit_video.dit.dit import DiTConfig
 from dit_video.experiment import Experiment
 from dit_video.nn.linear import linear
 from dit_video.nn.module import Params
-from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.evaluator import EvaluationData
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.media import Video
 from dit_video.tasks.task import GENERATE, RECONSTRUCT, VALIDATE, Function, Task
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 WIDTH = 8

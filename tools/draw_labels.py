@@ -20,10 +20,10 @@ from dit_video.cli.weights import open_weights
 from dit_video.data.batch import Batch
 from dit_video.data.record import NO_LABEL, Split
 from dit_video.data.signals import LABEL
-from dit_video.run.open import evaluation_data
-from dit_video.tasks.denoise import Denoise
+from dit_video.run.open_run import evaluation_data
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import GENERATE
 from dit_video.video.encode import grid, write_gif
 

@@ -38,9 +38,9 @@ from dit_video.nn.module import define
 from dit_video.progress import counted
 from dit_video.published.family import Family, Pair, Shape
 from dit_video.published.recognise import DENOISERS, VAES
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.vae import VAEConfig
 from dit_video.vae.video_vae import VideoVAEConfig
 from dit_video.vae.wan_vae import WanVAEConfig

@@ -37,10 +37,10 @@ from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Precision
 from dit_video.progress import counted
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 ROOT = Path(__file__).parent.parent

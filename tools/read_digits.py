@@ -47,9 +47,9 @@ from dit_video.data.signals import LABEL
 from dit_video.data.sources import MovingDigits
 from dit_video.dit.condition import ClassCondition
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.run.open import OpenRun, description
-from dit_video.tasks.denoise import Denoise
+from dit_video.run.open_run import OpenRun, description
 from dit_video.tasks.keys import clip_keys, purpose_key
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import GENERATE, RECONSTRUCT, ClipShape
 from dit_video.weights.digest import weights_digest

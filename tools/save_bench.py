@@ -18,9 +18,9 @@ from dit_video import experiment as experiments
 from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.checkpoint.listener import SaveListener
 from dit_video.distributed.sharding import make_mesh, place, shard_frozen
-from dit_video.run.open import program_of
+from dit_video.run.open_run import program_of
 from dit_video.run.workload import abstract_batch
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 
 EXPERIMENT = "experiments/quickstart.py:dit"
 BOUND = 0.05

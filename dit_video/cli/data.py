@@ -14,7 +14,7 @@ from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
 from dit_video.data.video_set import Manifest
 from dit_video.ingest.ingest import ingest
-from dit_video.ingest.labels import LabelTable
+from dit_video.ingest.label_table import LabelTable
 from dit_video.ingest.transcoding import Transcoding
 from dit_video.progress import Terminal, bar
 from dit_video.video.encode import grid

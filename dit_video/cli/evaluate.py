@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video.cli.arguments import extractor_of
-from dit_video.cli.together import Together
+from dit_video.cli.multi_process import Together
 from dit_video.cli.weights import open_weights
 from dit_video.distributed import processes
 from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.defaults import Counts, evaluators_for
 from dit_video.evaluation.fvd import CARD as FVD_CARD
 from dit_video.progress import Terminal
-from dit_video.run.open import evaluation_data
+from dit_video.run.open_run import evaluation_data
 from dit_video.storage import bucket, mirror
 
 

@@ -19,7 +19,7 @@ from dit_video.export.torch.folder import write_torch
 from dit_video.export.weights import Content, Denoiser, Origin, write_params, write_weights
 from dit_video.progress import Terminal
 from dit_video.run import codec as trained_codec
-from dit_video.run.open import OpenRun
+from dit_video.run.open_run import OpenRun
 from dit_video.tasks.task import Task
 from dit_video.weights.source import PROVENANCE
 

@@ -5,7 +5,7 @@ import argparse
 from dit_video.experiment import load
 from dit_video.export.folder import fresh_folder
 from dit_video.progress import Terminal
-from dit_video.run.imported import import_run
+from dit_video.run.import_weights import import_run
 from dit_video.weights.source import read_digests
 
 

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except (KeyboardInterrupt, ValueError, OSError) as error:
-        from dit_video.cli.together import report
+        from dit_video.cli.multi_process import report
 
         return report(error, trace=arguments.traceback)
 

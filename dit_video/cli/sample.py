@@ -15,7 +15,7 @@ from dit_video.data.batch import Batch
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
 from dit_video.progress import Terminal
-from dit_video.run.open import OpenRun, sampled_clip
+from dit_video.run.open_run import OpenRun, sampled_clip
 from dit_video.run.prompts import rows, typed, with_negative
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.media import Video

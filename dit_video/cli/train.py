@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from dit_video.cli.arguments import experiment_of
-from dit_video.cli.together import Together
+from dit_video.cli.multi_process import Together
 from dit_video.distributed import processes
 from dit_video.progress import Terminal
 from dit_video.run.folder import AllowedChanges

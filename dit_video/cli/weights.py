@@ -5,7 +5,7 @@ import argparse
 from rich.console import Console
 
 from dit_video.cli.arguments import like_of
-from dit_video.run.open import OpenRun, open_run
+from dit_video.run.open_run import OpenRun, open_run
 
 
 def open_weights(arguments: argparse.Namespace, console: Console) -> OpenRun:

@@ -1,7 +1,7 @@
 """Multi-process (multi-host) setup: how processes join with `jax.distributed`, agree, and end together.
 
-Every process runs the same command, on as many hosts as one likes; `dit_video.distributed.seat` says which of them one
-is. A process that is alone listens nowhere.
+Every process runs the same command, on as many hosts as one likes; process_settings.py says which of them one is. A
+process that is alone listens nowhere.
 
 The first process, number 0, writes files and prints. A process that fails ends at once: the others find its
 connections closed, or miss its heartbeats, and end too.
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dit_video.distributed.seat import JoinError, Seat
+from dit_video.distributed.process_settings import JoinError, ProcessSettings
 
 HEARTBEAT_TIMEOUT = 30
 """Seconds without a sign of life after which a process counts as gone, and all others end."""
@@ -35,7 +35,7 @@ class FirstFailed(ValueError):
     """Work that only the first process does has failed there."""
 
 
-def start(seat: Seat | None, *, join_timeout: int, stops_together: bool) -> None:
+def start(settings: ProcessSettings | None, *, join_timeout: int, stops_together: bool) -> None:
     """Joins the other processes (`jax.distributed.initialize`), before any device is used; alone, it does nothing.
 
     Args:
@@ -46,14 +46,14 @@ def start(seat: Seat | None, *, join_timeout: int, stops_together: bool) -> None
         JoinError: there is no cluster where one was said to be. Where not all come in time, the process ends with a
             message: neither waiting nor what waits for it can be called off.
     """
-    if seat is None:
+    if settings is None:
         return
     jax.config.update("jax_enable_preemption_service", stops_together)
-    where = seat.coordinator or "the coordinator that JAX found"
+    where = settings.coordinator or "the coordinator that JAX found"
 
     def give_up() -> None:
         print(
-            f"{_name(seat.process_id, seat.num_processes)}error: not all processes met at {where} within "
+            f"{_name(settings.process_id, settings.num_processes)}error: not all processes met at {where} within "
             f"{join_timeout} s: look whether each was started, with the same coordinator and number of processes, and "
             "whether the port can be reached; --join_timeout gives them longer",
             file=sys.stderr,
@@ -65,22 +65,22 @@ def start(seat: Seat | None, *, join_timeout: int, stops_together: bool) -> None
     watch = threading.Timer(join_timeout, give_up)
     watch.daemon = True
     watch.start()
-    local = seat.coordinator is not None and _LOOPBACK.fullmatch(seat.coordinator.rpartition(":")[0])
+    local = settings.coordinator is not None and _LOOPBACK.fullmatch(settings.coordinator.rpartition(":")[0])
     try:
         jax.distributed.initialize(
-            coordinator_address=seat.coordinator,
-            num_processes=seat.num_processes,
-            process_id=seat.process_id,
-            local_device_ids=seat.local_devices,
-            cluster_detection_method=None if seat.coordinator is None else "deactivate",
-            coordinator_bind_address=seat.coordinator if local else None,
+            coordinator_address=settings.coordinator,
+            num_processes=settings.num_processes,
+            process_id=settings.process_id,
+            local_device_ids=settings.local_devices,
+            cluster_detection_method=None if settings.coordinator is None else "deactivate",
+            coordinator_bind_address=settings.coordinator if local else None,
             initialization_timeout=join_timeout + 60,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
     except (ValueError, RuntimeError) as error:
         raise JoinError(
-            f"{_name(seat.process_id, seat.num_processes)}cannot join the others at {where}: {error}; "
+            f"{_name(settings.process_id, settings.num_processes)}cannot join the others at {where}: {error}; "
             "say who they are with --coordinator, --num_processes and --process_id"
         ) from error
     finally:

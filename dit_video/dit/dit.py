@@ -22,7 +22,7 @@ from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.config.bounds import above, at_least, between
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
-from dit_video.dit.known import AsChannels, refuse_channels
+from dit_video.dit.known_frames import AsChannels, refuse_channels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
 from dit_video.nn.embed import NUM_TIMESTEPS, LabelEmbedding, TimeEmbedding

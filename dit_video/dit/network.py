@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Latents, Output, Time
 from dit_video.config.bounds import at_least
 from dit_video.dit.condition import Cond, Condition
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.nn.patches import PatchSize
 
 

@@ -4,7 +4,7 @@ A block is self-attention, cross-attention to text, and an MLP. All blocks are m
 the noise level alone; each adds a table of its own to them. Queries and keys are normalised across all heads at once,
 positions are rotary on three axes and count patches, the stream is normalised by LayerNorm. Noise levels may differ
 from frame to frame: Wan 2.2 TI2V-5B continues an image that is the first frame at level 0. The other networks of image
-to video get that frame as channels beside those of x_t (dit/known.py).
+to video get that frame as channels beside those of x_t (dit/known_frames.py).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from dit_video.arrays import ImageCond, Latents, Output, Time
 from dit_video.config.bounds import at_least
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks
 from dit_video.nn.attention import Attention, CrossAttention, HeadsNorm, QKNorm, kernel_init, to_heads
 from dit_video.nn.embed import TimeEmbedding

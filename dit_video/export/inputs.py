@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dit_video.arrays import ImageCond
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 
 # Tokens of an image encoder: any number would do, and CLIP has these.
 _NUM_IMAGE_TOKENS = 257

@@ -25,11 +25,11 @@ from dit_video.config.json_file import read_object
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.signals import CAPTION
 from dit_video.dit.condition import Condition
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.network import Network, NetworkConfig, Remat
 from dit_video.export.inputs import inputs_of
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import ClipShape
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.vae import VAEConfig

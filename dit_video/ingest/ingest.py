@@ -15,9 +15,9 @@ from typing import Any
 
 from dit_video.data.record import Split
 from dit_video.data.video_set import Entry, Manifest, new_directory, write_video_set
-from dit_video.ingest import labels as labelling
-from dit_video.ingest.labels import Description, LabelTable
-from dit_video.ingest.listing import SourceFile, list_files
+from dit_video.ingest import label_table as labelling
+from dit_video.ingest.label_table import Description, LabelTable
+from dit_video.ingest.source_files import SourceFile, list_files
 from dit_video.ingest.transcoding import Transcoding
 
 # Called as (stage, done, of all).

@@ -11,8 +11,8 @@ from typing import Any
 from dit_video.config.bounds import at_least
 from dit_video.data.video_set import Entry, file_digest
 from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
-from dit_video.ingest.listing import SourceFile, files
 from dit_video.ingest.probe import CRF, PRESET, storable
+from dit_video.ingest.source_files import SourceFile, files
 from dit_video.video.decode import VideoError
 
 

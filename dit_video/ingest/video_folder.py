@@ -24,8 +24,8 @@ from dit_video.data.sources import VideoSet
 from dit_video.data.video_set import MANIFEST, Entry
 from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
 from dit_video.ingest.ingest import Progress, nothing_usable
-from dit_video.ingest.listing import SourceFile, list_files
 from dit_video.ingest.probe import probe
+from dit_video.ingest.source_files import SourceFile, list_files
 from dit_video.video.decode import VideoError
 
 _ARRAYS = (".npy", ".npz")

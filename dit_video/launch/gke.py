@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from dit_video.config.bounds import at_least
-from dit_video.distributed.seat import COORDINATOR, NUM_PROCESSES
+from dit_video.distributed.process_settings import COORDINATOR, NUM_PROCESSES
 from dit_video.distributed.targets import TPUS, Target
 from dit_video.launch.hosts import Hosts, hosts_of
 from dit_video.launch.local import STOPPED

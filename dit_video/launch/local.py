@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dit_video.config.bounds import at_least
-from dit_video.distributed.seat import COORDINATOR, NUM_PROCESSES, PROCESS_ID
+from dit_video.distributed.process_settings import COORDINATOR, NUM_PROCESSES, PROCESS_ID
 
 # Exit code of a program that stopped early and saved: not a failure, and the others are given time to do the same.
 STOPPED = 3
@@ -26,7 +26,7 @@ _DRAIN_SECONDS = 2.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
-    """Processes on this machine, which join by the variables that `dit_video.distributed.seat` reads.
+    """Processes on this machine, which join by the variables that `dit_video.distributed.process_settings` reads.
 
     GPUs of the machine are shared out evenly, in order.
 

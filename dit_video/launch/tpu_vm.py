@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from dit_video.distributed.seat import AUTO, COORDINATOR
+from dit_video.distributed.process_settings import AUTO, COORDINATOR
 from dit_video.distributed.targets import TPUS, Target
 from dit_video.launch.hosts import hosts_of
 from dit_video.launch.submission import Submission

@@ -14,7 +14,7 @@ from dit_video.experiment import Experiment
 from dit_video.nn.module import define
 from dit_video.run import workload
 from dit_video.run.checks import check_mesh
-from dit_video.run.open import clip_shape, program_of
+from dit_video.run.open_run import clip_shape, program_of
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.subject import compiled
 from dit_video.tasks.task import Function, Task

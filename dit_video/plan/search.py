@@ -11,8 +11,8 @@ from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.plan.compile import Memory, Plan, plan
-from dit_video.plan.estimate import Candidate, Estimate, Estimator, doublings, remat_of
 from dit_video.plan.programs import PlannedProgram, TaskFunction
+from dit_video.plan.quick_estimate import Candidate, Estimate, Estimator, doublings, remat_of
 
 # A way must be faster than the best so far by this much to be worth its compilation.
 _WORTH_COMPILING = 0.99

@@ -18,12 +18,12 @@ from jaxtyping import Array
 
 from dit_video.diffusion.objective import Gaussian
 from dit_video.dit.condition import Condition, EmbeddedText
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.network import Network, NetworkConfig
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
 from dit_video.nn.module import Definition, define
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import Task
 from dit_video.weights.config_json import count_of
 from dit_video.weights.names import Dialect, Source, Table

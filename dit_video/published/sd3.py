@@ -28,7 +28,7 @@ from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
 from dit_video.nn.positions import sincos_places
 from dit_video.published.family import DenoiserFamily, Pair, listening
 from dit_video.published.family import Shape as LatentShape
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import Task
 from dit_video.weights.config_json import count_of
 from dit_video.weights.folder import PIPELINE

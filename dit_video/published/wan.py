@@ -15,7 +15,7 @@ from dit_video.arrays import ImageCond, Text
 from dit_video.config.json_file import read_object
 from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.dit.condition import EmbeddedText
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.wan import WanConfig
 from dit_video.encoders import clip_image_names
 from dit_video.encoders.image import PretrainedImage
@@ -24,7 +24,7 @@ from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
 from dit_video.published.family import DenoiserFamily, Pair, listening
 from dit_video.published.family import Shape as LatentShape
 from dit_video.published.wan_names import table_of
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import Task
 from dit_video.weights.config_json import check_fixed, count_of
 from dit_video.weights.folder import CONFIG

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from dit_video.config.user_file import ExperimentError
 from dit_video.distributed import processes
-from dit_video.distributed.seat import AUTO
+from dit_video.distributed.process_settings import AUTO
 from dit_video.distributed.sharding import batch_ways, platform_of
 from dit_video.experiment import Experiment
 from dit_video.run.folder import EXPERIMENT_FILE

@@ -23,7 +23,7 @@ from dit_video.progress import counted
 from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
 from dit_video.storage.mirror import local_copy
 from dit_video.vae.codec import LatentCodec, latent_statistics
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.weights.digest import weights_digest
 
 STATISTICS = "latent_statistics.json"

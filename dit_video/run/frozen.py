@@ -14,7 +14,7 @@ from dit_video.data.dataset import Data
 from dit_video.distributed.sharding import replicated, shard_frozen
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
-from dit_video.encoders.open_image import opened
+from dit_video.encoders.load_image_encoder import opened
 from dit_video.experiment import Experiment
 from dit_video.nn.module import params_of
 from dit_video.run.codec import trained_codec
@@ -23,7 +23,7 @@ from dit_video.run.text import open_cache, text_cache
 from dit_video.storage import bucket
 from dit_video.tasks.keys import purpose_key
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.weights.digest import weights_digest
 
 

@@ -25,7 +25,7 @@ from dit_video.distributed.sharding import make_mesh, place
 from dit_video.experiment import Experiment
 from dit_video.progress import counted
 from dit_video.run.codec import trained_codec
-from dit_video.run.compiled import keep_compiled_programs
+from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.vae.codec import LatentCodec
 
 

@@ -11,7 +11,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.data.batch import Batch
 from dit_video.data.signals import FLAGS, TEXT, examples_of
 from dit_video.distributed.sharding import replicated
-from dit_video.run.open import OpenRun
+from dit_video.run.open_run import OpenRun
 from dit_video.run.text import embeddings_of
 
 ALL = "all"

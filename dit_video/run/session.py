@@ -24,7 +24,7 @@ from dit_video.experiment import Experiment
 from dit_video.run import workload
 from dit_video.run.codec import codec_of_run
 from dit_video.run.folder import record_data
-from dit_video.run.open import description, evaluation_data, program_of, unstyled
+from dit_video.run.open_run import description, evaluation_data, program_of, unstyled
 from dit_video.storage.mirror import Copying, address_of
 from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
 from dit_video.tasks.subject import Subject
@@ -33,7 +33,7 @@ from dit_video.training.curves import FILE as CURVES
 from dit_video.training.curves import plot_record
 from dit_video.training.evaluation import Evaluation
 from dit_video.training.events import Event, read_events
-from dit_video.training.faults import TrainingFault
+from dit_video.training.fault_policy import TrainingFault
 from dit_video.training.goodput import Activity
 from dit_video.training.learner import Learner
 from dit_video.training.observers import Observers

@@ -19,11 +19,11 @@ from dit_video.data.dataset import Data
 from dit_video.data.signals import TEXT
 from dit_video.data.text_cache import MANIFEST, Embeddings, TextCache, add_texts, read_text_manifest
 from dit_video.distributed.sharding import even_batch, make_mesh
-from dit_video.encoders.open_text import _AT_ONCE, _FOLDERS, TextEncoders, _groups, settings
+from dit_video.encoders.load_text_encoders import _AT_ONCE, _FOLDERS, TextEncoders, _groups, settings
 from dit_video.encoders.text import PretrainedText
 from dit_video.experiment import Experiment
 from dit_video.progress import counted
-from dit_video.run.compiled import keep_compiled_programs
+from dit_video.run.compilation_cache import keep_compiled_programs
 
 
 def encode_text(experiment: Experiment, *, captions: Sequence[str], overwrite: bool, console: Console) -> None:

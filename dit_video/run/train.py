@@ -34,11 +34,11 @@ from dit_video.run.checks import (
     check_shared,
     check_source,
 )
-from dit_video.run.compiled import keep_compiled_programs
+from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, AllowedChanges, check_data, record
 from dit_video.run.frozen import with_frozen, with_random_frozen
 from dit_video.run.latents import check_cache
-from dit_video.run.open import unstyled
+from dit_video.run.open_run import unstyled
 from dit_video.run.session import Outcome, Session
 from dit_video.storage.mirror import Copying, local_copy, record_of
 

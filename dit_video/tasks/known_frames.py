@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Latents
 from dit_video.data.batch import Batch
 from dit_video.diffusion.process import Known
-from dit_video.dit.known import AsChannels, LevelZero
+from dit_video.dit.known_frames import AsChannels, LevelZero
 from dit_video.dit.network import NetworkConfig
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.vae.codec import LatentCodec, to_pixels

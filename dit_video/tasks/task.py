@@ -23,7 +23,7 @@ from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
 from dit_video.tasks.media import Media
 from dit_video.tasks.opener import Opener
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.vae import VAEConfig
 
 Metrics = dict[str, Array]

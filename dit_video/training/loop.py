@@ -2,8 +2,8 @@
 
 import jax
 
-from dit_video.training.fault_handler import FaultHandler
-from dit_video.training.faults import Faults
+from dit_video.training.fault_policy import Faults
+from dit_video.training.fault_recovery import FaultRecovery
 from dit_video.training.goodput import Activity
 from dit_video.training.intervals import Schedule
 from dit_video.training.learner import Learner
@@ -52,7 +52,7 @@ def train(
         saver.save(step, state, batches.next_batch)
     if (after := recorder.events.next_batch(step)) is not None:
         batches.seek(after)  # this step was gone back to, and batches were left out
-    fault_handler = FaultHandler(faults, learner, recorder, saver, batch_size=observers.work.clips)
+    fault_recovery = FaultRecovery(faults, learner, recorder, saver, batch_size=observers.work.clips)
     window = Window(step, batches.wait_seconds)
     trace = Trace(observers.profile, step, recorder.note)
     stopping = stop.reached(step)
@@ -63,7 +63,7 @@ def train(
         now(Activity.COMPILE if window.compiling else Activity.STEP)
         state, metrics = learner.step(state, batch)
         step += 1
-        fault_handler.add(step, metrics)
+        fault_recovery.add(step, metrics)
         if window.compiling:
             jax.block_until_ready(metrics)
             recorder.note(f"first step (compilation included): {window.seconds():.1f} s")
@@ -77,9 +77,9 @@ def train(
         look = last or due or save or step % schedule.log_every == 0
         if look:
             # Everything up to this step is written down, and found good, before anything is saved, fails or is killed.
-            loss, undone = fault_handler.fetch()
+            loss, undone = fault_recovery.fetch()
             if undone is not None:
-                state = fault_handler.roll_back(undone, state)
+                state = fault_recovery.roll_back(undone, state)
                 step = int(state.step)
                 window = Window(step, batches.wait_seconds, compiling=False)
                 continue

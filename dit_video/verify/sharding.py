@@ -21,7 +21,7 @@ from dit_video.distributed.sharding import MeshShape, Uneven, make_mesh, place_w
 from dit_video.experiment import Experiment
 from dit_video.run import workload
 from dit_video.run.checks import check_fields, check_mesh
-from dit_video.run.open import program_of
+from dit_video.run.open_run import program_of
 from dit_video.training.step import Program, TrainState
 
 NUM_DEVICES = 8

@@ -28,7 +28,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from dit_video.weights.formats import check_weights, is_safetensors
+from dit_video.weights.file_formats import check_weights, is_safetensors
 from dit_video.weights.safetensors_file import open_safetensors
 
 Tensors = dict[str, np.ndarray]

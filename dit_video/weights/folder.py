@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dit_video.config.json_file import read_object
-from dit_video.weights.foreign import ADAPTER
-from dit_video.weights.formats import check_text
+from dit_video.weights.adapters import ADAPTER
+from dit_video.weights.file_formats import check_text
 from dit_video.weights.names import Dialect
 
 CONFIG = "config.json"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
-from dit_video.weights.foreign import IN_FLOATS, foreign
+from dit_video.weights.adapters import IN_FLOATS, foreign
 
 Shape = tuple[int, ...]
 

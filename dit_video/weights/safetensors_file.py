@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from dit_video.weights.foreign import IN_FLOATS
+from dit_video.weights.adapters import IN_FLOATS
 from dit_video.weights.names import StoredTensor
 
 _DTYPES = {

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from dit_video.weights.file_formats import check_weights, is_safetensors
 from dit_video.weights.files import check_digest, holds_program, read_tensors
 from dit_video.weights.folder import locate
-from dit_video.weights.formats import check_weights, is_safetensors
 from dit_video.weights.names import Dialect, Source, StoredTensor
 from dit_video.weights.safetensors_file import open_safetensors
 

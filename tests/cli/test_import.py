@@ -24,7 +24,7 @@ from dit_video.export.weights import ExportMismatch
 from dit_video.nn.module import define, params_of
 from dit_video.published.dit import ClassDiT
 from dit_video.run.folder import record
-from dit_video.run.open import open_run
+from dit_video.run.open_run import open_run
 from dit_video.weights import names
 from dit_video.weights.digest import weights_digest
 from dit_video.weights.folder import WEIGHTS
@@ -40,8 +40,8 @@ from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_S, DiTConfig, published
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
-from dit_video.vae.trained import TrainedCodec
+from dit_video.tasks.latent_diffusion import Denoise
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 from toys import SMALL_VAE

@@ -18,7 +18,7 @@ from dit_video.cli.main import main
 from dit_video.config.components import to_json
 from dit_video.nn.module import define
 from dit_video.run.folder import EXPERIMENT_FILE, record
-from dit_video.run.open import open_run
+from dit_video.run.open_run import open_run
 from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind
 from dit_video.training.step import TrainState

@@ -22,9 +22,9 @@ from dit_video.diffusion.timestep_spacing import Linspace
 from dit_video.dit.condition import ClassCondition, Condition, TextCondition
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
-from dit_video.run.open import OpenRun
+from dit_video.run.open_run import OpenRun
 from dit_video.run.prompts import rows, typed, with_negative
-from dit_video.tasks.denoise import Frozen
+from dit_video.tasks.latent_diffusion import Frozen
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 

@@ -10,7 +10,7 @@ from dit_video.cli.picture import continuing, read_frame
 from dit_video.data.batch import Batch
 from dit_video.diffusion.objective import diffusion_forcing
 from dit_video.dit.condition import TextCondition
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.wan import WanConfig
 from dit_video.tasks.known_frames import FirstFrame
 

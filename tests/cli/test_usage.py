@@ -15,7 +15,7 @@ from dit_video.cli.usage.data import DIGITS_DEFAULTS
 from dit_video.data.sources import LatentCache, MovingDigits, TFDSSet, VideoSet
 from dit_video.data.text_cache import TextCache
 from dit_video.encoders.text import FrozenCLIP, FrozenT5
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 
 # What took most of three seconds; and all that the help of a command may import, itself included.

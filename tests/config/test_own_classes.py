@@ -64,10 +64,10 @@ from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import ClassCondition
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.evaluator import Evaluator, Report
 from dit_video.training.intervals import Schedule
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.training.optimizer import AdamW
 from dit_video.vae.video_vae import VideoVAEConfig
 from parts import Digits, Narrow

@@ -1,4 +1,4 @@
-"""Laws of how a process finds its seat among others; tests/run/test_processes_train.py seats real ones."""
+"""Laws of how a process finds its settings among others; tests/run/test_processes_train.py seats real ones."""
 
 import os
 import subprocess
@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from dit_video.distributed.process_settings import JoinError, ProcessSettings, choose_settings
 from dit_video.distributed.processes import from_first, gather, is_first, joined, name
-from dit_video.distributed.seat import JoinError, Seat, choose_seat
 
 OURS = {
     "DIT_VIDEO_COORDINATOR": "host-0:8476",
@@ -23,8 +23,8 @@ SLURM = {
 }
 
 
-def by_environment(**environment: str) -> Seat | None:
-    return choose_seat(None, None, None, environment)
+def by_environment(**environment: str) -> ProcessSettings | None:
+    return choose_settings(None, None, None, environment)
 
 
 def test_a_process_without_settings_is_alone():
@@ -32,40 +32,45 @@ def test_a_process_without_settings_is_alone():
     assert by_environment(SLURM_JOB_ID="7", TPU_WORKER_HOSTNAMES="localhost") is None
     assert by_environment(**SLURM | {"SLURM_NTASKS": "1"}) is None
     assert by_environment(JOB_COMPLETION_INDEX="0") is None
-    assert choose_seat("host:1", 1, 0, {}) is None
+    assert choose_settings("host:1", 1, 0, {}) is None
 
 
 def test_flags_go_before_variables_and_variables_before_the_cluster():
-    assert choose_seat("a:1", 2, 1, OURS | SLURM) == Seat(coordinator="a:1", num_processes=2, process_id=1)
-    assert by_environment(**OURS | SLURM) == Seat(coordinator="host-0:8476", num_processes=4, process_id=3)
-    assert by_environment(**SLURM) == Seat()
+    assert choose_settings("a:1", 2, 1, OURS | SLURM) == ProcessSettings(
+        coordinator="a:1", num_processes=2, process_id=1
+    )
+    assert by_environment(**OURS | SLURM) == ProcessSettings(coordinator="host-0:8476", num_processes=4, process_id=3)
+    assert by_environment(**SLURM) == ProcessSettings()
 
 
 def test_the_index_of_a_pod_stands_in_for_the_number_of_its_process():
     environment = {name: value for name, value in OURS.items() if name != "DIT_VIDEO_PROCESS_ID"}
-    seat = by_environment(**environment, JOB_COMPLETION_INDEX="2")
-    assert seat == Seat(coordinator="host-0:8476", num_processes=4, process_id=2)
-    assert by_environment(**OURS, JOB_COMPLETION_INDEX="2") == Seat(
+    settings = by_environment(**environment, JOB_COMPLETION_INDEX="2")
+    assert settings == ProcessSettings(coordinator="host-0:8476", num_processes=4, process_id=2)
+    assert by_environment(**OURS, JOB_COMPLETION_INDEX="2") == ProcessSettings(
         coordinator="host-0:8476", num_processes=4, process_id=3
     )
 
 
 @pytest.mark.parametrize(
-    ("environment", "seat"),
+    ("environment", "settings"),
     [
-        ({"DIT_VIDEO_COORDINATOR": "auto"}, Seat()),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, Seat()),
-        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, Seat()),
+        ({"DIT_VIDEO_COORDINATOR": "auto"}, ProcessSettings()),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, ProcessSettings()),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, ProcessSettings()),
         ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "1"}, None),
-        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3", "OMPI_COMM_WORLD_SIZE": "2"}, Seat()),
+        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3", "OMPI_COMM_WORLD_SIZE": "2"}, ProcessSettings()),
         # A task that has its node to itself has all of its devices; of several, JAX gives each its own.
-        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_GPUS_ON_NODE": "4"}, Seat(local_devices=(0, 1, 2, 3))),
-        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_GPUS_ON_NODE": "4"}, Seat()),
-        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1"}, Seat()),
+        (
+            SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_GPUS_ON_NODE": "4"},
+            ProcessSettings(local_devices=(0, 1, 2, 3)),
+        ),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_GPUS_ON_NODE": "4"}, ProcessSettings()),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1"}, ProcessSettings()),
     ],
 )
-def test_clusters_that_jax_knows_are_recognised(environment, seat):
-    assert by_environment(**environment) == seat
+def test_clusters_that_jax_knows_are_recognised(environment, settings):
+    assert by_environment(**environment) == settings
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_clusters_that_jax_knows_are_recognised(environment, seat):
 )
 def test_flags_that_make_no_seat_are_named(flags, message):
     with pytest.raises(JoinError, match=f"^{message}"):
-        choose_seat(*flags, {})
+        choose_settings(*flags, {})
 
 
 @pytest.mark.parametrize(

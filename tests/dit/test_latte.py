@@ -16,7 +16,7 @@ from dit_video.distributed.sharding import MeshShape, shard_params
 from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, TextCondition
 from dit_video.dit.latte import LATTE_B, LATTE_L, LATTE_S, LATTE_TEXT, LATTE_XL, LatteConfig, Variant
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.tasks.denoise import Denoise, Frozen
+from dit_video.tasks.latent_diffusion import Denoise, Frozen
 from dit_video.verify.sharding import compare_shardings
 
 CONFIG = LatteConfig(hidden_size=16, depth=4, num_heads=2, patch_size=(1, 1, 1), learned_variance=True)

@@ -20,7 +20,7 @@ from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
 from dit_video.dit.mmdit import SD3_5_LARGE, SD3_5_MEDIUM, SD3_MEDIUM, MMDiTConfig, PositionTable
 from dit_video.dit.network import Remat
 from dit_video.nn.module import Definition, Params, define, params_of
-from dit_video.tasks.denoise import Denoise, Frozen
+from dit_video.tasks.latent_diffusion import Denoise, Frozen
 
 # One block of each kind: with a second attention, without, and the last.
 CONFIG = MMDiTConfig(hidden_size=32, depth=3, num_heads=2, num_dual_blocks=1)

@@ -19,7 +19,7 @@ from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import Block, DiT, DiTConfig
 from dit_video.nn.module import Params, define, params_of
 from dit_video.nn.positions import patch_angles
-from dit_video.tasks.denoise import Frozen
+from dit_video.tasks.latent_diffusion import Frozen
 
 CONFIG = DiTConfig(hidden_size=32, depth=2, num_heads=4, patch_size=(1, 1, 1), shared_modulation=True)
 CONDITION = TextCondition(hidden_size=16, depth=2, num_heads=2, drop_rate=0.0)

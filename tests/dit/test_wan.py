@@ -12,10 +12,10 @@ from dit_video.data.captions import encode_captions
 from dit_video.data.signals import CaptionBytes
 from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.condition import ClassCondition, EmbeddedText, TextCondition
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.wan import Wan, WanConfig
 from dit_video.nn.module import Params, define, params_of
-from dit_video.tasks.denoise import Frozen
+from dit_video.tasks.latent_diffusion import Frozen
 from dit_video.training.optimizer import AdamW
 from dit_video.verify.sharding import compare_shardings
 

@@ -12,9 +12,9 @@ from sample_videos import waves, write, write_sound
 
 from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
-from dit_video.ingest import labels
+from dit_video.ingest import label_table
 from dit_video.ingest.ingest import ingest
-from dit_video.ingest.labels import Description, LabelTable
+from dit_video.ingest.label_table import Description, LabelTable
 from dit_video.ingest.transcoding import Transcoding
 from dit_video.video.decode import decode
 from dit_video.video.encode import encode_mp4, write_gif
@@ -145,13 +145,13 @@ def test_a_table_that_does_not_fit_names_the_place(tmp_path, table, message):
 
 def test_a_stem_that_names_two_files_is_an_error():
     with pytest.raises(ValueError, match=r"names both a/1\.mp4 and b/1\.mp4"):
-        labels.match(["a/1.mp4", "b/1.mp4"], {"1": Description()})
+        label_table.match(["a/1.mp4", "b/1.mp4"], {"1": Description()})
 
 
 def test_folders_are_classes_or_splits():
-    assert labels.from_folders(["x/a/1.mp4", "x/b/2.mp4"])["x/b/2.mp4"] == Description(label="b")
-    assert labels.from_folders(["x/1.mp4", "x/2.mp4"])["x/1.mp4"] == Description()
-    described = labels.from_folders(["train/a/1.mp4", "test/b/2.mp4"])
+    assert label_table.from_folders(["x/a/1.mp4", "x/b/2.mp4"])["x/b/2.mp4"] == Description(label="b")
+    assert label_table.from_folders(["x/1.mp4", "x/2.mp4"])["x/1.mp4"] == Description()
+    described = label_table.from_folders(["train/a/1.mp4", "test/b/2.mp4"])
     assert described["test/b/2.mp4"] == Description(label="b", split=Split.HELD_OUT)
 
 

@@ -50,7 +50,7 @@ def judged(mesh: Mesh) -> tuple[Batch, jax.Array]:
 
 @pytest.fixture(scope="module", params=MESHES)
 def opened(request, experiment) -> tuple[Experiment, Subject, tuple]:
-    """The experiment on a mesh, and a subject with weights and frozen parts where `run/open.py` puts them."""
+    """The experiment on a mesh, and a subject with weights and frozen parts where `run/open_run.py` puts them."""
     experiment = dataclasses.replace(experiment, mesh=MESHES[request.param])
     task, mesh = experiment.task, make_mesh(experiment.mesh)
     params = jax.device_put(params_of(jax.jit(task.init)(jax.random.key(0))), replicated(mesh))

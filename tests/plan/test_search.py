@@ -12,7 +12,7 @@ from dit_video.distributed.targets import Target, parse_target
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.plan.compile import plan
-from dit_video.plan.estimate import Candidate, Estimator
+from dit_video.plan.quick_estimate import Candidate, Estimator
 from dit_video.plan.search import fastest, remedies, search
 from dit_video.tasks.autoencode import Autoencode
 

@@ -30,17 +30,17 @@ from dit_video.diffusion.process import noise
 from dit_video.diffusion.sampler import Euler
 from dit_video.diffusion.timestep_spacing import Linspace
 from dit_video.dit.condition import EmbeddedText
-from dit_video.dit.known import LevelZero
+from dit_video.dit.known_frames import LevelZero
 from dit_video.encoders import clip_image_names
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
-from dit_video.encoders.open_image import opened
+from dit_video.encoders.load_image_encoder import opened
 from dit_video.published.wan import WanFamily
 from dit_video.published.wan_vae import WanVAEFamily
-from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.known_frames import FirstFrame
+from dit_video.tasks.latent_diffusion import Denoise, Frozen
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.weights import names
 from dit_video.weights.names import Dialect, StoredTensor
 

@@ -16,7 +16,7 @@ from dit_video.dit.latte import LATTE_TEXT, LatteConfig, Variant
 from dit_video.export.diffusers_folder import relative_error
 from dit_video.published.latte import InterleavedLatte
 from dit_video.published.recognise import recognise, recognise_within
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.weights import names
 from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 from dit_video.weights.source import open_published

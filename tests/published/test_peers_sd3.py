@@ -17,7 +17,7 @@ from dit_video.dit.network import Remat
 from dit_video.export.diffusers_folder import TOLERANCE, compare_layers, compare_pairs, write_tensors
 from dit_video.nn.attention import QKNorm
 from dit_video.published.sd3 import SD3
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.weights import names
 from dit_video.weights.folder import CONFIG, WEIGHTS
 from dit_video.weights.names import Dialect, NamesMismatch

@@ -20,11 +20,11 @@ from toys import small_mesh
 from dit_video.cli.main import main
 from dit_video.data.batch import Batch
 from dit_video.diffusion.process import noise
-from dit_video.encoders.open_text import TextEncoders
+from dit_video.encoders.load_text_encoders import TextEncoders
 from dit_video.encoders.text import PretrainedText, ZeroTokens
 from dit_video.nn.module import Precision
 from dit_video.run.folder import read_experiment
-from dit_video.run.open import open_run
+from dit_video.run.open_run import open_run
 from dit_video.tasks.keys import clip_keys
 
 WIDTH, NUM_STEPS = 28, 3

@@ -10,7 +10,7 @@ from diffusers import LattePipeline, StableDiffusion3Pipeline, WanPipeline
 from published_text import CORPUS, END, save_clip, save_t5
 from toys import small_mesh
 
-from dit_video.encoders.open_text import TextEncoders
+from dit_video.encoders.load_text_encoders import TextEncoders
 from dit_video.encoders.text import FrozenCLIP, HiddenState, PretrainedText, latte_text, sd3_text, wan_text
 from dit_video.nn.module import Precision
 

@@ -11,14 +11,14 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from dit_video.dit.condition import EmbeddedText, TextCondition
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.wan import WAN2_2_TI2V_5B, WAN_1_3B, WAN_14B, WanConfig
 from dit_video.encoders.clip_image import CLIP_VIT_H
 from dit_video.encoders.image import PretrainedImage
 from dit_video.export.diffusers_folder import relative_error
 from dit_video.published.wan import WanFamily
-from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.known_frames import FirstFrame
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.weights import names
 from dit_video.weights.names import Dialect, NamesMismatch, StoredTensor
 

@@ -23,7 +23,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.data.batch import Batch
 from dit_video.distributed.sharding import place_whole, shard_frozen
 from dit_video.dit.condition import TextCondition
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.wan import WanConfig
 from dit_video.encoders.clip_block import Activation
 from dit_video.encoders.clip_image import CLIPVisionConfig
@@ -33,8 +33,8 @@ from dit_video.nn.module import define, params_of
 from dit_video.run import workload
 from dit_video.run.folder import read_experiment
 from dit_video.run.frozen import FolderOpener
-from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.known_frames import FirstFrame
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import make_program
 

@@ -17,12 +17,12 @@ from dit_video.config.names import FORMAT
 from dit_video.data.batch import Batch
 from dit_video.data.captions import encode_captions
 from dit_video.data.sources import LatentCache, MovingDigits
-from dit_video.dit.known import LevelZero
+from dit_video.dit.known_frames import LevelZero
 from dit_video.experiment import fingerprint, from_json
 from dit_video.export.weights import load
 from dit_video.nn.module import params_of
 from dit_video.run.folder import AllowedChanges, read_experiment
-from dit_video.run.open import OpenRun, open_run
+from dit_video.run.open_run import OpenRun, open_run
 from dit_video.run.train import train
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.known_frames import FirstFrame

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 FAULTS = """
 import dataclasses
 import trained_by_processes
-from dit_video.training.faults import Faults, RollBack
+from dit_video.training.fault_policy import Faults, RollBack
 
 def get_config(arg=""):
     faults = Faults(not_finite=RollBack(limit=1), undecodable_share=0.5)

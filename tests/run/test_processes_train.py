@@ -30,7 +30,7 @@ from training_processes import (
 )
 
 from dit_video.checkpoint.checkpoints import Checkpoints
-from dit_video.run.open import program_of
+from dit_video.run.open_run import program_of
 
 # Minutes of real processes.
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ from toys import small_mesh
 
 from dit_video.cli.main import main
 from dit_video.data.record import Split
-from dit_video.encoders.open_text import TextEncoders
+from dit_video.encoders.load_text_encoders import TextEncoders
 from dit_video.experiment import Experiment, load
-from dit_video.run.open import open_run
+from dit_video.run.open_run import open_run
 
 EXPERIMENT = """
 import dataclasses
@@ -33,8 +33,8 @@ from dit_video.dit.dit import DiTConfig
 from dit_video.evaluation.evaluators import Samples
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
-from dit_video.vae.trained import TrainedCodec
+from dit_video.tasks.latent_diffusion import Denoise
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.encoders.text import wan_text
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PROGRAM = """
 import jax
-from dit_video.run.compiled import keep_compiled_programs
+from dit_video.run.compilation_cache import keep_compiled_programs
 keep_compiled_programs()
 jax.jit(lambda x: x @ x)(jax.numpy.ones((8, 8))).block_until_ready()
 print(jax.config.jax_compilation_cache_dir)

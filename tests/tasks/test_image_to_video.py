@@ -13,11 +13,11 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.process import noise
 from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import TextCondition
-from dit_video.dit.known import AsChannels, LevelZero
+from dit_video.dit.known_frames import AsChannels, LevelZero
 from dit_video.dit.wan import WanConfig
 from dit_video.nn.module import define
-from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.known_frames import FirstFrame, first_frame, grey_after_first
+from dit_video.tasks.latent_diffusion import Denoise, Frozen
 from dit_video.vae.codec import LatentCodec, to_pixels
 from dit_video.vae.cogvideox_vae import CogVideoXVAEConfig
 

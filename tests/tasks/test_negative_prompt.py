@@ -15,8 +15,8 @@ from dit_video.diffusion.process import noise
 from dit_video.diffusion.sampler import Euler
 from dit_video.dit.condition import EmbeddedText, TextCondition
 from dit_video.nn.module import define
-from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.latent_diffusion import Denoise, Frozen
 
 SHAPE, NUM_CLIPS, SCALE = (5, 16, 16), 3, 2.5
 

@@ -17,7 +17,7 @@ from dit_video.data.batch import Batch
 from dit_video.tasks.evaluator import EvaluationData, Evaluator, Report
 from dit_video.tasks.media import Video
 from dit_video.tasks.subject import Subject
-from dit_video.training.faults import NotFinite
+from dit_video.training.fault_policy import NotFinite
 from dit_video.training.goodput import Activity, read_goodput
 from dit_video.training.intervals import Schedule
 from dit_video.training.preemption import StopSignal

@@ -12,7 +12,7 @@ from dit_video.distributed.sharding import RULES, MeshShape
 from dit_video.dit.dit import DiTConfig
 from dit_video.experiment import Experiment
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.training.optimizer import AdamW
 from dit_video.verify import sharding as verify
 from dit_video.verify.sharding import MESHES, Comparison, compare_shardings

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dit_video.config.paths import expanded
-from dit_video.distributed.seat import AUTO, COORDINATOR, JOIN_TIMEOUT, NUM_PROCESSES, PROCESS_ID
+from dit_video.distributed.process_settings import AUTO, COORDINATOR, JOIN_TIMEOUT, NUM_PROCESSES, PROCESS_ID
 from dit_video.evaluation.protocol import ResizeRule
 
 

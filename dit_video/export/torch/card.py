@@ -6,7 +6,7 @@ from dit_video.diffusion.prediction import Velocity
 from dit_video.export.diffusers_folder import provenance
 from dit_video.export.weights import Content
 from dit_video.published.torch_condition import NUM_CLIPS, torch_condition
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 
 _DENOISER_FILES = {"model.py": "the denoiser", "model.safetensors": "its weights"}
 _VAE_FILES = {

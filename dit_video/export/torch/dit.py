@@ -27,7 +27,7 @@ from dit_video.nn.module import Definition, define
 from dit_video.published.family import Pair, listening
 from dit_video.published.family import Shape as LatentShape
 from dit_video.published.torch_condition import NUM_CLIPS, TorchCondition, torch_condition
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.weights.names import LAYER, Dialect, Row, Shape, Table, linear, vector
 
 

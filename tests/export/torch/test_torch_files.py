@@ -29,9 +29,9 @@ from dit_video.export.torch.folder import compare_with, parts_of, write_files, w
 from dit_video.export.weights import Content, Denoiser, ExportMismatch, Origin
 from dit_video.nn.attention import QKNorm
 from dit_video.nn.module import define
-from dit_video.tasks.denoise import Denoise
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.video_vae import VideoVAEConfig
 from dit_video.vae.wan_vae import WanVAEConfig
 

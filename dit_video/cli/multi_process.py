@@ -10,7 +10,7 @@ from types import TracebackType
 import jax
 
 from dit_video.distributed import processes
-from dit_video.distributed.seat import choose_seat
+from dit_video.distributed.process_settings import choose_settings
 from dit_video.progress import Terminal, headed
 
 # XLA says of whatever goes wrong with a shared computation what kind of error it is, and raises it as one of these.
@@ -29,8 +29,8 @@ class Together:
 
     def __enter__(self) -> None:
         arguments = self._arguments
-        seat = choose_seat(arguments.coordinator, arguments.num_processes, arguments.process_id, os.environ)
-        processes.start(seat, join_timeout=arguments.join_timeout, stops_together=self._stops_together)
+        settings = choose_settings(arguments.coordinator, arguments.num_processes, arguments.process_id, os.environ)
+        processes.start(settings, join_timeout=arguments.join_timeout, stops_together=self._stops_together)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         if not processes.joined():

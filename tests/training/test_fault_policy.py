@@ -13,7 +13,7 @@ from toys import line_batch
 from dit_video.data.batch import Batch
 from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind, read_events, summary
-from dit_video.training.faults import FaultDetector, Faults, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
+from dit_video.training.fault_policy import FaultDetector, Faults, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
 from dit_video.training.goodput import Activity, read_goodput
 
 NUM_STEPS = 10

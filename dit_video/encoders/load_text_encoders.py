@@ -19,7 +19,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.distributed.sharding import even_batch, fetch, place_whole
 from dit_video.encoders import clip_text_names, t5_names
 from dit_video.encoders.clip_text import CLIPTextConfig, CLIPTextModel
-from dit_video.encoders.loading import load_params
+from dit_video.encoders.mesh_loading import load_params
 from dit_video.encoders.t5 import T5Config, T5Encoder
 from dit_video.encoders.text import FrozenCLIP, FrozenT5, PretrainedText, embed
 from dit_video.encoders.tokenizer import Tokenizer

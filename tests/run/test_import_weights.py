@@ -32,7 +32,7 @@ from dit_video.dit.dit import PublishedDiTConfig
 from dit_video.encoders.text import wan_text
 from dit_video.published.dit import ClassDiT
 from dit_video.run.folder import read_experiment
-from dit_video.run.open import open_run
+from dit_video.run.open_run import open_run
 from dit_video.tasks.keys import clip_keys
 from dit_video.weights.names import Dialect
 

@@ -18,14 +18,14 @@ from dit_video.distributed.sharding import make_mesh, platform_of
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Definition, Params, define
 from dit_video.progress import Terminal
-from dit_video.run.compiled import keep_compiled_programs
+from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, environment, read_experiment
 from dit_video.run.frozen import with_codec_inside, with_frozen
 from dit_video.storage.mirror import local_copy
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import ClipShape
-from dit_video.training.faults import Skip
+from dit_video.training.fault_policy import Skip
 from dit_video.training.step import Program, make_program
 
 

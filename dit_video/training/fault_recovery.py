@@ -10,7 +10,7 @@ import jax
 from dit_video.data.loader import Replaced
 from dit_video.distributed import processes
 from dit_video.training.events import Done, Event
-from dit_video.training.faults import FaultDetector, Faults
+from dit_video.training.fault_policy import FaultDetector, Faults
 from dit_video.training.goodput import Activity
 from dit_video.training.learner import Learner
 from dit_video.training.protocols import Saver
@@ -18,7 +18,7 @@ from dit_video.training.step import TrainState
 from dit_video.training.tracker import Recorder
 
 
-class FaultHandler:
+class FaultRecovery:
     """Fetches the metrics of steps in groups, records them, and applies the fault policies to them.
 
     Metrics stay on the device until `fetch`, so that steps are dispatched without waiting for each other.

@@ -22,7 +22,7 @@ from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.diffusion.process import Known
 from dit_video.diffusion.sampler import Euler, Sampler
 from dit_video.dit.condition import Cond, Condition
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.network import Network, NetworkConfig
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
@@ -45,7 +45,7 @@ from dit_video.tasks.task import (
     latent_cells,
 )
 from dit_video.vae.codec import LatentCodec
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 
 
 class Frozen(NamedTuple):

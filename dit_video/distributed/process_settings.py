@@ -26,7 +26,7 @@ class JoinError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seat:
+class ProcessSettings:
     """Coordinator address, number and index of this process; JAX detects what is None.
 
     Attributes:
@@ -40,12 +40,12 @@ class Seat:
     local_devices: tuple[int, ...] | None = None
 
 
-def choose_seat(
+def choose_settings(
     coordinator: str | None,
     num_processes: int | None,
     process_id: int | None,
     environment: Mapping[str, str],
-) -> Seat | None:
+) -> ProcessSettings | None:
     """Process settings from flags, else DIT_VIDEO_* variables, else the cluster; None where the process is alone.
 
     Raises:
@@ -63,11 +63,11 @@ def choose_seat(
     return _by_cluster(environment)
 
 
-def _explicit(variables: Mapping[str, Any]) -> Seat | None:
+def _explicit(variables: Mapping[str, Any]) -> ProcessSettings | None:
     """Process settings from three explicit values."""
     where, count, index = variables
     if variables[where] == AUTO:
-        return Seat()
+        return ProcessSettings()
     missing = [name for name, value in variables.items() if value is None or value == ""]
     present = ", ".join(f"{name}={value}" for name, value in variables.items() if name not in missing)
     if missing:
@@ -84,7 +84,7 @@ def _explicit(variables: Mapping[str, Any]) -> Seat | None:
         raise JoinError(f"{where}={variables[where]}: must be HOST:PORT of process 0, such as 10.0.0.2:8476, or {AUTO}")
     if num_processes == 1:
         return None
-    return Seat(coordinator=str(variables[where]), num_processes=num_processes, process_id=process_id)
+    return ProcessSettings(coordinator=str(variables[where]), num_processes=num_processes, process_id=process_id)
 
 
 def _count(variables: Mapping[str, Any], name: str) -> int:
@@ -94,17 +94,19 @@ def _count(variables: Mapping[str, Any], name: str) -> int:
     return int(text)
 
 
-def _by_cluster(environment: Mapping[str, str]) -> Seat | None:
+def _by_cluster(environment: Mapping[str, str]) -> ProcessSettings | None:
     """Process settings that JAX detects from a cluster's environment variables."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     if all(name in environment for name in slurm) and int(environment["SLURM_NTASKS"]) > 1:
         # JAX gives each task one device, which is not meant where a task has a node to itself.
         alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
         gpus = environment.get("SLURM_GPUS_ON_NODE", "")
-        return Seat(local_devices=tuple(range(int(gpus))) if alone and gpus.isdigit() and int(gpus) else None)
+        return ProcessSettings(
+            local_devices=tuple(range(int(gpus))) if alone and gpus.isdigit() and int(gpus) else None
+        )
     if "OMPI_MCA_orte_hnp_uri" in environment and int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        return Seat()
+        return ProcessSettings()
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
     if hosts and ("," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1):
-        return Seat()
+        return ProcessSettings()
     return None

@@ -9,7 +9,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.encoders import clip_image_names
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
-from dit_video.encoders.loading import load_params
+from dit_video.encoders.mesh_loading import load_params
 from dit_video.nn.module import define
 from dit_video.weights import names
 from dit_video.weights.source import open_published

@@ -7,7 +7,7 @@ from flax import nnx
 from dit_video.data.captions import encode_captions
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import DiTConfig
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 
 WORDS = TextCondition(hidden_size=8, depth=1, num_heads=1, drop_rate=0.5)
 CAPTIONS = jnp.asarray(encode_captions(["up", "down"] * 50, 8))

@@ -16,15 +16,15 @@ from dit_video.diffusion.sampler import Euler
 from dit_video.diffusion.variance import LearnedVariance
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.dit import DiT
-from dit_video.dit.known import AsChannels
+from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.wan import WanConfig
 from dit_video.encoders.clip_block import Activation
 from dit_video.encoders.clip_image import CLIPVisionConfig
 from dit_video.encoders.image import PretrainedImage
 from dit_video.nn.module import Params, Precision, define, params_of
-from dit_video.tasks.denoise import Denoise, Frozen
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.known_frames import FirstFrame
+from dit_video.tasks.latent_diffusion import Denoise, Frozen
 from dit_video.vae.codec import LatentCodec
 
 SHAPE = (5, 16, 16)

@@ -21,7 +21,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.data.dataset import Data
 from dit_video.data.sources import NoData
 from dit_video.data.transforms import ClipTransform
-from dit_video.dit.known import LevelZero
+from dit_video.dit.known_frames import LevelZero
 from dit_video.experiment import Experiment
 from dit_video.published.family import DenoiserFamily, Family
 from dit_video.published.recognise import recognise_within
@@ -30,17 +30,17 @@ from dit_video.published.vae_family import VAEFamily
 from dit_video.run.codec import write_statistics
 from dit_video.run.folder import read_experiment, record
 from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.denoise import Denoise
 from dit_video.tasks.known_frames import FirstFrame
+from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import Encoders
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
-from dit_video.vae.trained import TrainedCodec
+from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.weights import names
+from dit_video.weights.adapters import foreign
 from dit_video.weights.digest import name_weights
 from dit_video.weights.finite import count_not_finite
 from dit_video.weights.folder import CONFIG, PIPELINE, folder_of, is_of_folder, read_json
-from dit_video.weights.foreign import foreign
 from dit_video.weights.source import NO_DIGESTS, PROVENANCE, Digests, Published, digests_in, open_published
 
 # In the folder of a run made of a pipeline: the run of its VAE.
