@@ -48,8 +48,8 @@ _ENTRY = struct.Struct("<26xHH")
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 # What reading a damaged or hostile file may raise, ours included.
 _REFUSALS = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError),
-    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(struct.error, pickle.UnpicklingError, ArithmeticError, AttributeError),
+    *(EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
 )
 
 
@@ -109,6 +109,8 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
             for name in tensors:
                 _check_name(name)
             _check_growth(sum(tensor.nbytes for tensor in tensors.values()), size)
+        except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not read: damaged or cut short ({error}); download it again") from error
         except _REFUSALS as error:
             named = str(error).startswith(f"{path}: ")
             raise ValueError(str(error) if named else f"{path}: not read: {error}") from error
@@ -284,6 +286,9 @@ _TORCH_GLOBALS: Mapping[str, Any] = {
 
 def _read_torch(file: IO[bytes], size: int) -> Tensors:
     if not zipfile.is_zipfile(file):
+        file.seek(0)
+        if file.read(4) == b"PK\3\4":
+            raise zipfile.BadZipFile(f"it has {size} bytes and lacks its end")
         raise ValueError(f"no zip archive, so not of torch 1.6 or later; {_ELSEWHERE}")
     with zipfile.ZipFile(file) as archive:
         entries = _entries(archive, size, compression=(zipfile.ZIP_STORED,))

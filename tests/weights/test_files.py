@@ -200,6 +200,16 @@ def test_a_global_that_is_no_tensor_is_named_and_not_called(tmp_path, protocol):
     assert (tmp_path / "was_here").exists()
 
 
+def test_a_torch_file_that_was_cut_short_says_so_and_what_to_do(tmp_path):
+    whole = GOLDEN.read_bytes()
+    for size in (len(whole) // 3, len(whole) - 1, len(whole) - 100):
+        (tmp_path / "x.pt").write_bytes(whole[:size])
+        with pytest.raises(
+            ValueError, match=rf"cut short \(it has {size} bytes and lacks its end\); download it again"
+        ):
+            read(tmp_path / "x.pt")
+
+
 ARCHIVES = {
     "storage cut short": ({"x/data/0": bytes(20)}, "claims 6 elements of float32, it has 20 bytes"),
     "name outside": ({"x/../../y": b""}, r"'x/\.\./\.\./y' is no name"),
