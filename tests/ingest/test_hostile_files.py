@@ -183,12 +183,12 @@ def header(**tensors: tuple[str, list[int], list[int]]) -> bytes:
 SAFETENSORS = {
     "overlap": (header(a=("F32", [4], [0, 16]), b=("F32", [2], [8, 16])), "offset"),
     "gap": (header(a=("F32", [2], [8, 16])), "offset"),
-    "negative": (header(a=("F32", [4], [-16, 0])), "not read"),
-    "backwards": (header(a=("F32", [4], [16, 0])), "not read"),
-    "negative length": (header(a=("F32", [-4], [0, 16])), "not read"),
-    "name twice": (b'{"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},' * 2, "not read"),
-    "nested": (b"[" * 200_000, "not read"),
-    "text": (b"not JSON", "not read"),
+    "negative": (header(a=("F32", [4], [-16, 0])), "not a whole safetensors file"),
+    "backwards": (header(a=("F32", [4], [16, 0])), "not a whole safetensors file"),
+    "negative length": (header(a=("F32", [-4], [0, 16])), "not a whole safetensors file"),
+    "name twice": (b'{"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},' * 2, "not a whole safetensors file"),
+    "nested": (b"[" * 200_000, "not a whole safetensors file"),
+    "text": (b"not JSON", "not a whole safetensors file"),
 }
 
 
