@@ -32,7 +32,7 @@ def test_every_address_of_old_records_leads_to_a_name_of_today():
 
 def test_values_of_before_are_read_field_by_field():
     old = {
-        "class": "dit_video.tasks.latent_diffusion.Denoise",
+        "class": "dit_video.tasks.denoise.Denoise",
         "condition": {
             "class": "dit_video.dit.first_frame.FirstFrame",
             "drop_rate": 0.0,
