@@ -3,6 +3,7 @@
 Environment first: JAX reads it once, when it is imported.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_cpu_use_fusion_emitters=false",
+        # In one piece: each of up to 32 pieces of a program costs the compiler its start again.
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_force_host_platform_device_count=8",
     ]
 )
@@ -27,6 +30,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from gcs_server import GCS, serving
+from jax._src.interpreters.partial_eval import DynamicJaxprTracer
 from sample_videos import waves
 from stores import small_store
 from toys import SMALL_DENOISE, SMALL_VAE
@@ -43,6 +47,12 @@ from dit_video.vae.codec import LatentCodec
 from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
 from dit_video.video.encode import encode_mp4
+
+# Tracing makes millions of objects and few cycles: looking for these as often as Python does is a tenth of the time.
+gc.set_threshold(50_000, 20, 100)
+# At each draw of a key Flax asks a tracer for its sharding. The AttributeError that it catches says in words which
+# operations the tracer comes from, and looking for them takes longer than to trace a network.
+DynamicJaxprTracer._origin_msg = lambda self: ""
 
 
 @pytest.fixture(scope="session")
