@@ -44,7 +44,8 @@ def start(
     for index in range(num_processes):
         environment = os.environ | {
             "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
-            "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
+            # Of this checkout, wherever the package is installed from.
+            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_ENABLE_COMPILATION_CACHE": "true",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -20,7 +20,8 @@ def start(folder: Path, address: str, num_devices: int, num_processes: int, inde
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices // num_processes}",
         "XDG_CACHE_HOME": str(folder / f"cache_{num_devices}_{num_processes}_{index}"),
-        "PYTHONPATH": str(PROGRAM.parent.parent),
+        # Of this checkout, wherever the package is installed from.
+        "PYTHONPATH": os.pathsep.join(map(str, PROGRAM.parents[1:3])),
     }
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
