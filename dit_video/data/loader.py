@@ -218,10 +218,10 @@ def _usable(examples: Examples, transform: ClipTransform) -> Usable:
     records = usable(examples, transform)
     if records.num_too_short:
         _LOG.warning(
-            "%d of %d videos are left out: shorter than the %d frames a clip reaches over",
+            "%d of %d videos are left out: shorter than the %s a clip reaches over",
             records.num_too_short,
             len(examples),
-            transform.span,
+            transform.reach,
         )
     return records
 
@@ -260,7 +260,7 @@ def held_out_digest(examples: Examples, transform: ClipTransform, *, num_clips: 
 def _chosen(records: Usable, transform: ClipTransform, num_clips: int, seed: int) -> Iterator[tuple[int, int, int]]:
     """(position, first frame, how often the record was chosen before) of each clip."""
     num_frames = records.num_frames
-    num_starts = np.ones(len(records), int) if num_frames is None else transform.num_starts(num_frames)
+    num_starts = np.ones(len(records), int) if num_frames is None else transform.num_starts(num_frames, records.fps)
     if num_clips > num_starts.sum():
         raise ValueError(f"num_clips={num_clips}: the records give only {num_starts.sum()} different clips")
     order = np.random.default_rng(seed).permutation(len(records))

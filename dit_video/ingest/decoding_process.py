@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dit_video.ingest.probe import Facts, probe, storable
-from dit_video.video.decode import NO_SPACE, VideoError
+from dit_video.video.files import NO_SPACE
+from dit_video.video.pictures import VideoError
 
 # Frames of 8K, 17 in the decoder and 40 in the encoder, are 3 GB.
 MAX_PROCESS_BYTES = 4 << 30

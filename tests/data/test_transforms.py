@@ -44,7 +44,7 @@ class Lengths(Examples):
 @pytest.mark.parametrize(("num_frames", "stride", "span"), [(1, 1, 1), (1, 5, 1), (4, 1, 4), (4, 2, 7), (2, 3, 4)])
 def test_a_clip_reaches_over_its_first_frame_and_a_stride_for_each_other(num_frames, stride, span):
     transform = ClipTransform(num_frames=num_frames, stride=stride, size=(8, 8))
-    assert transform.span == span
+    assert transform.span() == span
     lengths = np.array([0, span - 1, span, span + 1, span + 7])
     np.testing.assert_array_equal(transform.num_starts(lengths), [0, 0, 1, 2, 8])
     clip = transform.at(record(span + 3), 2, np.random.default_rng(0))

@@ -130,7 +130,7 @@ def test_every_file_is_among_the_examples_or_the_skipped(videos, tmp_path):
     assert str(tmp_path) not in json.dumps(opened.description)
 
 
-def test_a_stream_that_is_cut_off_is_skipped(tmp_path):
+def test_of_a_stream_that_is_cut_off_the_rest_is_judged(tmp_path):
     with av.open(tmp_path / "whole.mp4", "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
         stream = container.add_stream("libx264", rate=10, options={"g": "8"})
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
@@ -142,8 +142,13 @@ def test_a_stream_that_is_cut_off_is_skipped(tmp_path):
     write(tmp_path / "whole.ts", waves(0, num_frames=30), codec="libx264", pixels="yuv420p")
     (tmp_path / "begins_late.ts").write_bytes((tmp_path / "whole.ts").read_bytes()[188 * 12 :])
     opened = open_videos(tmp_path)
-    assert keys(opened) == ["whole.mp4", "whole.ts"]
-    assert opened.description["skipped"]["cut.mp4"].startswith("breaks off after frame")
+    assert keys(opened) == ["cut.mp4", "whole.mp4", "whole.ts"]
+    cut, whole = opened.examples[0], opened.examples[1]
+    assert 16 <= cut.num_frames < 40
+    np.testing.assert_array_equal(decode(cut.video)[0], decode(whole.video)[0][: cut.num_frames])
+    assert opened.description["notes"] == {"cut.mp4": "1 frame left out: damaged"}
+    # Of a stream that begins between key frames there is nothing to decode with.
+    assert opened.description["skipped"]["begins_late.ts"].startswith("breaks off after frame 0")
 
 
 def test_one_changed_byte_anywhere_changes_the_digest(videos):
@@ -153,7 +158,8 @@ def test_one_changed_byte_anywhere_changes_the_digest(videos):
     before = digest()
     path = videos / "cat" / "3.mp4"
     data = bytearray(path.read_bytes())
-    data[data.index(b"mdat") + 4 + 700] ^= 1
+    # Of what the encoder says of itself: no picture changes.
+    data[data.index(b"x264") + 20] ^= 1
     path.write_bytes(data)
     assert keys(open_videos(videos))[1] == "cat/3.mp4"
     changed = digest()
