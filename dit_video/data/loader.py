@@ -19,7 +19,7 @@ import numpy as np
 from dit_video.data.batch import Batch, collate
 from dit_video.data.record import Clip, Examples, content_digest
 from dit_video.data.signals import DEFAULT_SIGNALS, Reader, Signal, open_all
-from dit_video.data.transforms import ClipTransform, Usable, usable
+from dit_video.data.transforms import ClipTransform, Usable, pace_note, usable
 
 _LOG = logging.getLogger(__name__)
 # Grain counts batches in a signed 64-bit integer; this many never end.
@@ -133,6 +133,8 @@ def train_batches(
     if start < 0:
         raise ValueError(f"start={start}: must be at least 0")
     records = _usable(examples, transform)
+    if note := pace_note(records, transform):
+        _LOG.warning("training %s", note)
     make = _BatchMaker(records, transform, batch_size, seed, chosen, open_all(signals), replace)
     return BatchIterator(make, start=start, num_threads=num_threads, num_too_short=records.num_too_short)
 

@@ -1,5 +1,6 @@
 """Clip transforms: temporal window, stride, resize, crop and flip of a stored record, still uint8."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,9 @@ class ClipTransform:
         if self.fps is None:
             return np.maximum(num_frames - self.span() + 1, 0)
         if fps is None:
-            raise ValueError(f"ClipTransform.fps={self.fps}: the source does not say the rates of its videos; use stride")
+            raise ValueError(
+                f"ClipTransform.fps={self.fps}: the source does not say the rates of its videos; use stride"
+            )
         spans = {rate: self.span(rate) for rate in np.unique(fps).tolist()}
         return np.maximum(num_frames - np.array([spans[rate] for rate in fps.tolist()], int) + 1, 0)
 
@@ -149,6 +152,48 @@ class ClipTransform:
         if places[-1] >= len(video):
             raise VideoError(f"ends after {len(video)} frames")
         return scale(video[places], self.size)
+
+
+def clip_rates(examples: Examples, transform: ClipTransform) -> tuple[float, ...]:
+    """Frames per second of the clips that records give, the most frequent first.
+
+    Where only reading the records would tell, it is that of the first.
+    """
+    rates, num_frames = examples.fps, examples.num_frames
+    if rates is None:
+        rates = np.array([examples[0].fps])
+    elif num_frames is not None and (long := transform.num_starts(num_frames, rates) > 0).any():
+        rates = rates[long]
+    # A clip of moments has the rate with which it was encoded.
+    if num_frames is not None:
+        rates = np.array([transform.clip_fps(rate) for rate in rates.tolist()])
+    distinct, counts = np.unique(rates, return_counts=True)
+    return tuple(distinct[np.argsort(-counts, kind="stable")].tolist())
+
+
+def said_rate(rates: Sequence[float]) -> float | list[float]:
+    """Frames per second that are true of all clips: the rate, or the lowest and the highest."""
+    return rates[0] if len(rates) == 1 else [min(rates), max(rates)]
+
+
+def pace_note(examples: Examples, transform: ClipTransform) -> str:
+    """What happens to the rates of records, where they differ or clips have one of their own; empty elsewhere."""
+    rates = examples.fps
+    if rates is None or examples.num_frames is None:
+        return ""
+    if transform.fps is None:
+        of_clips = clip_rates(examples, transform)
+        low, high = min(of_clips), max(of_clips)
+        if len(of_clips) == 1:
+            return ""
+        return (
+            f"clips have {low:.4g} to {high:.4g} frames a second, each its own; ClipTransform(fps=...) makes them equal"
+        )
+    doubled, left_out = np.mean([transform.resampled(rate) for rate in rates.tolist()], axis=0)
+    return (
+        f"clips are resampled to {transform.fps:g} frames a second: of the {transform.num_frames} of a clip "
+        f"{doubled:.3g} repeat the one before, and {left_out:.3g} between them are left out, on the average"
+    )
 
 
 class Usable(Examples):

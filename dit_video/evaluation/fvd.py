@@ -138,7 +138,7 @@ class FVD(Evaluator):
             protocol={**self._protocol(data, Split.HELD_OUT), "pairs": source.paired},
             subject=source.describe(self.num_clips),
             references=dict(data.references),
-            notes=source.notes(data),
+            notes=[*source.notes(data), *(f"real: {note}" for note in data.notes)],
         )
         shown = {}
         if self.yardsticks:
@@ -236,7 +236,7 @@ class FVD(Evaluator):
             "content": data.digest(split, self.num_clips),
             "num_clips": self.num_clips,
             "num_frames": self.num_frames,
-            "fps": data.fps,
+            "fps": data.said_fps,
             **data.protocol,
             **self.extractor.protocol(),
         }

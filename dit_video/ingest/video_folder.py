@@ -162,9 +162,10 @@ def _probed(item: SourceFile, decoding: DecodingProcesses) -> tuple[Entry, Int[n
     if item.reason:
         return entry, None
     try:
-        facts = decoding.run(probe, item.source / item.name)
+        probed = decoding.run(probe, item.source / item.name)
     except VideoError as error:
         return replace(entry, reason=str(error)), None
+    facts: dict[str, Any] = dict(probed)
     chosen = facts.pop("chosen")
     return replace(entry, **facts), None if chosen is None else np.array(chosen)
 

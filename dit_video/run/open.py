@@ -13,7 +13,8 @@ from dit_video import experiment as experiments
 from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.config.overrides import override
 from dit_video.data.record import Split
-from dit_video.data.sources import NoData
+from dit_video.data.sources import NoData, TFDSSet
+from dit_video.data.transforms import clip_rates
 from dit_video.distributed.sharding import make_mesh, platform_of
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Definition, Params, define
@@ -119,13 +120,17 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
     )
 
 
-def sampled_clip(experiment: Experiment) -> tuple[ClipShape, float]:
-    """(T, H, W) and frames per second of the clips that a run was trained on, and so makes."""
+def sampled_clip(experiment: Experiment) -> tuple[ClipShape, tuple[float, ...]]:
+    """(T, H, W) of the clips that a run was trained on, and so makes; frames per second, the most frequent first."""
     data = experiment.data
     shape = (data.clips.num_frames, *data.clips.size)
     if isinstance(data.source, NoData):
-        return shape, data.source.fps
-    return shape, data.source.open(Split.HELD_OUT)[0].fps / data.clips.stride
+        return shape, (data.source.fps,)
+    examples = data.source.open(Split.HELD_OUT)
+    # Of which to know all rates, every record would have to be read.
+    if isinstance(data.source, TFDSSet):
+        return shape, (data.clips.clip_fps(examples[0].fps),)
+    return shape, clip_rates(examples, data.clips)
 
 
 def description(experiment: Experiment, workdir: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Video encoding: H.264 mp4, GIF, and grids of clips."""
 
 import io
+import itertools
 import logging
 import os
 from collections.abc import Iterable
@@ -122,7 +123,7 @@ def write_gif(file: io.BytesIO | str | os.PathLike, video: UInt8[np.ndarray, "T 
     frames a second, which no player shows, they play at 50, and a warning says so.
     """
     if fps > MAX_GIF_FPS:
-        _LOG.warning("a GIF plays %d frames a second at most: of %g it plays slower; the mp4 is right", MAX_GIF_FPS, fps)
+        _LOG.warning("a GIF plays %d frames a second at most, %g more slowly; the mp4 is right", MAX_GIF_FPS, fps)
     sampled = video[:: max(1, len(video) // 8)]
     palette = Image.fromarray(np.concatenate(sampled)).quantize(256, method=Image.Quantize.MEDIANCUT)
     colours = np.full((256, 4), 255, np.uint8)
@@ -138,7 +139,7 @@ def write_gif(file: io.BytesIO | str | os.PathLike, video: UInt8[np.ndarray, "T 
         stream.codec_context.time_base = Fraction(1, _GIF_TICKS)
         for pixels, time in zip(video, np.cumsum([0, *delays]).tolist()):
             indices = np.asarray(Image.fromarray(pixels).quantize(palette=palette))
-            frame = VideoFrame.from_ndarray((indices, colours), format="pal8")
+            frame = VideoFrame.from_ndarray((indices, colours), format="pal8")  # pyrefly: ignore[bad-argument-type]
             frame.pts, frame.time_base = time, Fraction(1, _GIF_TICKS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -150,7 +151,7 @@ def gif_delays(num_frames: int, fps: float | int) -> list[int]:
     Above 50 frames a second they are 2, the least that players show.
     """
     ends = [round(number * _GIF_TICKS / min(fps, MAX_GIF_FPS)) for number in range(num_frames + 1)]
-    return [after - before for before, after in zip(ends, ends[1:])]
+    return [after - before for before, after in itertools.pairwise(ends)]
 
 
 def grid(

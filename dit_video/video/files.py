@@ -174,6 +174,7 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
     if stream.metadata.get("alpha_mode") != "1" or own.name not in _ALPHA_DECODERS:
         return own
     decoder = VideoCodecContext.create(_ALPHA_DECODERS[own.name], "r")
+    assert isinstance(decoder, VideoCodecContext), "a decoder of video"
     decoder.thread_count = 1
     decoder.extradata = own.extradata
     return decoder
@@ -203,7 +204,7 @@ def _frames(container: InputContainer, stream: VideoStream, log: PacketLog) -> I
         except av.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
-            frames, log.broken = [], error.strerror
+            frames, log.broken = [], str(error.strerror)
             if log.failed:
                 log.failed[-1] = True
         if log.failed and (log.failed[-1] or log.corrupt[-1]):
@@ -218,7 +219,7 @@ def _until_broken(packets: Iterable[av.Packet], log: PacketLog) -> Iterator[av.P
     except av.FFmpegError as error:
         if isinstance(error, MemoryError):
             raise
-        log.broken = error.strerror
+        log.broken = str(error.strerror)
 
 
 def counted(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:

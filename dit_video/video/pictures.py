@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
 from av.filter import Graph
 from av.filter.context import FilterContext
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideData, Type
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation, VideoReformatter
@@ -178,7 +178,8 @@ class PictureReader:
 def _side_data(frame: VideoFrame) -> tuple[Orientation, int]:
     """Orientation, and the peak in cd/m2: of the brightest pixel, else of the display used for mastering."""
     orientation, light, display = UPRIGHT, 0, 0.0
-    for data in frame.side_data:
+    # Its stub calls it a mapping, but it goes over the data.
+    for data in cast(Iterator[SideData], iter(frame.side_data)):
         if data.type is Type.DISPLAYMATRIX:
             orientation = _orientation(struct.unpack("9i", bytes(data)))
         elif data.type is Type.CONTENT_LIGHT_LEVEL:
@@ -303,7 +304,7 @@ def _mapping(frame: VideoFrame, table: tuple[Transfer, Gamut, int]) -> _Filters:
 def _pulled(sink: FilterContext) -> Iterator[VideoFrame]:
     while True:
         try:
-            yield sink.pull()
+            yield cast(VideoFrame, sink.pull())
         except (av.BlockingIOError, av.EOFError):
             return
 
@@ -366,7 +367,7 @@ class ToRGB:
         filters = self._filters[key]
         frame.pts, frame.time_base = 0, Fraction(1, 1000)
         filters.source.push(frame)
-        return filters.sink.pull()
+        return cast(VideoFrame, filters.sink.pull())
 
 
 def interpolation(frame: VideoFrame, size: tuple[int, int]) -> Interpolation:

@@ -180,7 +180,7 @@ def survey(source: bytes | str | os.PathLike) -> Survey:
         notes=(
             *_picture_notes(kinds, seen.transparent),
             *_pace_notes(found, len(chosen)),
-            *(f"{count} frame{'s' if count > 1 else ''} left out: {reason}" for reason, count in reasons.items() if count),
+            *(f"{_frames(count)} left out: {reason}" for reason, count in reasons.items() if count),
         ),
     )
 
@@ -221,7 +221,7 @@ def _damaged(log: PacketLog, seen: _Seen) -> Bool[np.ndarray, "n"]:
 def _leaning(
     group: Int[np.ndarray, "n"], order: Int[np.ndarray, "n"], damaged: Bool[np.ndarray, "n"]
 ) -> Bool[np.ndarray, "n"]:
-    """Frames that are decoded after the key frame that ends a damaged group, but shown before it: they refer to both."""
+    """Frames decoded after the key frame that ends a damaged group, but shown before it: they refer to both."""
     leaning = np.zeros_like(damaged)
     for number in np.unique(group[damaged]):
         after = np.flatnonzero(group == number + 1)
@@ -250,7 +250,7 @@ def _longest(
     after_hole = holes(times) if times is not None else np.zeros(0, int)
     changes = np.any(np.diff(size, axis=0) != 0, axis=1) | (np.diff(damaged.astype(int)) != 0)
     edges = sorted({0, len(size), *after_hole.tolist(), *(np.flatnonzero(changes) + 1).tolist()})
-    stretches = [(start, stop) for start, stop in zip(edges, edges[1:]) if not damaged[start]]
+    stretches = [(start, stop) for start, stop in itertools.pairwise(edges) if not damaged[start]]
     if not stretches:
         raise VideoError("damaged: every group of pictures in it; fetch it again")
     start, stop = max(stretches, key=lambda stretch: stretch[1] - stretch[0])
@@ -260,6 +260,10 @@ def _longest(
     why = "beyond a hole in time" if len(after_hole) else "beyond what is left out"
     reasons = {"damaged": int(damaged.sum()), "of another size": int(other.sum()), why: int((rest & ~other).sum())}
     return np.arange(start, stop), reasons
+
+
+def _frames(count: int) -> str:
+    return "1 frame" if count == 1 else f"{count} frames"
 
 
 def _picture_notes(kinds: tuple[Pictures, ...], transparent: bool) -> Iterator[str]:
@@ -285,5 +289,5 @@ def _pace_notes(found: Pace | None, num_frames: int) -> Iterator[str]:
         num_taken = len(np.unique(found.frames))
         yield (
             f"variable rate ({found.slowest:.3g} to {found.fastest:.3g} frames a second) made {float(found.rate):.4g}: "
-            f"{len(found.frames) - num_taken} frames doubled, {num_frames - num_taken} left out"
+            f"{_frames(len(found.frames) - num_taken)} doubled, {_frames(num_frames - num_taken)} left out"
         )

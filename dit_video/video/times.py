@@ -1,5 +1,6 @@
 """Times of frames: the rate that they tell, the holes between them, and the frames nearest to an even rate."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Pace:
 def seconds(times: Sequence[int | None], time_base: Fraction) -> Float[np.ndarray, "n"] | None:
     """Seconds since the first frame; None where a time is missing or they do not ascend."""
     known = [time for time in times if time is not None]
-    if len(known) < len(times) or len(known) < 2 or any(b < a for a, b in zip(known, known[1:])):
+    if len(known) < len(times) or len(known) < 2 or any(b < a for a, b in itertools.pairwise(known)):
         return None
     # Integers of Python: clocks of strangers may start anywhere in 64 bits.
     ticks = np.array([float(time - known[0]) for time in known])

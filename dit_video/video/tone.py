@@ -73,7 +73,7 @@ def hlg_decoded(signal: RGB) -> RGB:
 
 
 def rolled_off(nits: np.ndarray, peak: float) -> np.ndarray:
-    """Luminances 0..peak compressed into 0..SDR_WHITE: as they are below the knee, a Hermite spline above it (BT.2390)."""
+    """Luminances 0..peak compressed into 0..SDR_WHITE: kept below the knee, a Hermite spline above it (BT.2390)."""
     source = pq_encoded(peak)
     most = pq_encoded(SDR_WHITE) / source
     if most >= 1:
