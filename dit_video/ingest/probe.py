@@ -10,7 +10,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from dit_video.video.encode import encode_frames
-from dit_video.video.files import PacketLog, open_video, pixel_aspect
+from dit_video.video.files import open_video, pixel_aspect
 from dit_video.video.pictures import MAX_FRAME_PIXELS, ToRGB, VideoError
 from dit_video.video.survey import Survey, survey
 
@@ -95,19 +95,16 @@ def _is_storable(path: Path, found: Survey, max_size: int | None) -> bool:
 
     That is H.264 mp4, plain, whole, even in time, with one packet per frame, within the limits of size.
     """
-    if not found.plain or found.frames is not None or path.stat().st_size > _LARGEST_COPY:
-        return False
-    if max_size is not None and min(found.size) > max_size:
-        return False
-    log = PacketLog()
-    with open_video(path) as (container, stream):
-        context = stream.codec_context
-        if "mp4" not in container.format.name.split(",") or (context.name, context.pix_fmt) != ("h264", "yuv420p"):
-            return False
-        for packet in container.demux(stream):
-            if packet.size:
-                log.add(packet)
-    return log.timed
+    container, codec, pixel_format = found.coding
+    return (
+        found.plain
+        and found.frames is None
+        and found.timed
+        and "mp4" in container.split(",")
+        and (codec, pixel_format) == ("h264", "yuv420p")
+        and path.stat().st_size <= _LARGEST_COPY
+        and (max_size is None or min(found.size) <= max_size)
+    )
 
 
 def _encode(path: Path, target: Path, found: Survey, max_size: int | None) -> tuple[int, int]:

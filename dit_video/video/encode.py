@@ -97,7 +97,7 @@ def exact_rate(fps: float | int | Fraction) -> Fraction:
 
 
 def encode_mp4(
-    video: UInt8[np.ndarray, "T H W 3"], fps: float | int, *, crf: int = 14, preset: str = "medium"
+    video: UInt8[np.ndarray, "T H W 3"], fps: float | int | Fraction, *, crf: int = 14, preset: str = "medium"
 ) -> bytes:
     """H.264 mp4 of decoded frames.
     Odd sizes gain a row or column, a copy of the last: yuv420p holds even sizes only.

@@ -1,12 +1,13 @@
 """What a file says of its pictures (orientation, colours, fields, alpha, aspect), and plain RGB arrays made as it says.
 
 Progressive, opaque SDR frames are converted by swscale alone. Fields, HDR, wide colours and alpha go through filters
-of FFmpeg first: bwdif, lut3d (a table of tone.py) and premultiply, which is compositing over black.
+of FFmpeg first: bwdif, lut3d (a table of tone.py) and overlay, over black.
 
 swscale converts exactly only when asked to: without FULL_CHR_H_INT it computes one chroma value per pixel
 pair and rounds down, which darkens a picture by 1-2 grey levels. All conversions here ask for it.
 """
 
+import functools
 import os
 import struct
 import tempfile
@@ -55,6 +56,8 @@ class Orientation(NamedTuple):
 
     def upright(self, picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """The picture as it is meant to be seen, as a view."""
+        if self == UPRIGHT:
+            return picture
         if self.transposed:
             picture = picture.swapaxes(0, 1)
         return picture[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
@@ -99,12 +102,12 @@ class Pictures:
     gamut: Gamut
     peak: int
 
-    @property
+    @functools.cached_property
     def size(self) -> tuple[int, int]:
         """Height and width in square pixels, upright."""
         return self.orientation.swapped((self.height, max(1, round(self.width * self.aspect))))
 
-    @property
+    @functools.cached_property
     def plain(self) -> bool:
         """Whether its frames are upright, opaque, progressive BT.709 or BT.601 SDR in square pixels."""
         return not self.filtered and not self.interlaced and self.aspect == 1 and self.orientation == UPRIGHT
@@ -129,35 +132,40 @@ def pictures_of(frame: VideoFrame, aspect: Fraction = Fraction(1)) -> Pictures:
 
 def _said(frame: VideoFrame) -> tuple:
     """All that decides what `pictures_of` finds; read from every frame, so it must be quick."""
-    return (
-        *(frame.height, frame.width, frame.format.name, frame.interlaced_frame),
-        *(frame.colorspace, frame.color_trc, frame.color_primaries, frame.color_range),
-        *(_side_data(frame) if len(frame.side_data) else (UPRIGHT, USUAL_PEAK)),
-    )
+    side_data = _side_data(frame) if len(frame.side_data) else (UPRIGHT, USUAL_PEAK)
+    colours = (frame.colorspace, frame.color_trc, frame.color_primaries, frame.color_range)
+    return frame.height, frame.width, frame.format.name, frame.interlaced_frame, colours, side_data
 
 
 def _pictures(said: tuple, aspect: Fraction) -> Pictures:
-    height, width, pixel_format, interlaced, matrix, curve, primaries, color_range, orientation, peak = said
+    height, width, pixel_format, interlaced, (matrix, curve, primaries, color_range), (orientation, peak) = said
     if name := _UNKNOWN_MATRICES.get(matrix):
         raise VideoError(f"its colours are {name}, which this FFmpeg cannot turn into RGB; re-encode it as BT.709")
     if name := _UNKNOWN_TRANSFERS.get(curve):
         raise VideoError(f"its transfer function is {name}; re-encode it as BT.709")
-    components = VideoFormat(pixel_format).components
+    bit_depth, alpha = _components(pixel_format)
     transfer = _TRANSFERS.get(curve, Transfer.SDR)
     return Pictures(
         height=height,
         width=width,
         pixel_format=pixel_format,
-        bit_depth=max(component.bits for component in components),
+        bit_depth=bit_depth,
         full_range=color_range == ColorRange.JPEG,
         orientation=orientation,
         aspect=aspect,
         interlaced=interlaced,
-        alpha=any(component.is_alpha for component in components),
+        alpha=alpha,
         transfer=transfer,
         gamut=_GAMUTS.get(primaries, Gamut.BT709),
         peak=peak if transfer is Transfer.PQ else USUAL_PEAK,
     )
+
+
+@functools.cache
+def _components(pixel_format: str) -> tuple[int, bool]:
+    """Bits of a component, and whether one is alpha."""
+    components = VideoFormat(pixel_format).components
+    return max(component.bits for component in components), any(component.is_alpha for component in components)
 
 
 class PictureReader:
@@ -243,15 +251,15 @@ class _Fields:
     def prepare(self, frame: VideoFrame) -> None:
         """Takes the frame before the first, which is not returned."""
         self._waiting.append((None, None))
-        self._filters.source.push(frame)
+        self._filters.sources[0].push(frame)
 
     def next(self, number: int, frame: VideoFrame) -> Iterator[tuple[int, VideoFrame]]:
         self._waiting.append((number, frame.pts))
-        self._filters.source.push(frame)
+        self._filters.sources[0].push(frame)
         yield from self._pull()
 
     def rest(self) -> Iterator[tuple[int, VideoFrame]]:
-        self._filters.source.push(None)
+        self._filters.sources[0].push(None)
         yield from self._pull()
 
     def _pull(self) -> Iterator[tuple[int, VideoFrame]]:
@@ -269,7 +277,7 @@ class _Filters(NamedTuple):
     """A graph of filters, where frames go in and where they come out."""
 
     graph: Graph
-    source: FilterContext
+    sources: list[FilterContext]
     sink: FilterContext
 
 
@@ -285,7 +293,7 @@ def _chain(frame: VideoFrame, name: str, arguments: str) -> _Filters:
     graph.threads = 1
     source, sink = _source(graph, frame), graph.add("buffersink")
     graph.link_nodes(source, graph.add(name, arguments), sink).configure()
-    return _Filters(graph, source, sink)
+    return _Filters(graph, [source], sink)
 
 
 def _mapping(frame: VideoFrame, table: tuple[Transfer, Gamut, int]) -> _Filters:
@@ -299,6 +307,20 @@ def _mapping(frame: VideoFrame, table: tuple[Transfer, Gamut, int]) -> _Filters:
         return _chain(frame, "lut3d", f"file={escaped}:interp=tetrahedral")
     finally:
         os.unlink(path)
+
+
+def _overlay(frame: VideoFrame) -> _Filters:
+    """The filter that lays frames like this one over others without alpha."""
+    graph = Graph()
+    graph.threads = 1
+    ground = VideoFrame(frame.width, frame.height, "gbrp")
+    sources = [_source(graph, ground), _source(graph, frame)]
+    overlay, sink = graph.add("overlay", "format=gbrp"), graph.add("buffersink")
+    for number, source in enumerate(sources):
+        source.link_to(overlay, 0, number)
+    overlay.link_to(sink)
+    graph.configure()
+    return _Filters(graph, sources, sink)
 
 
 def _pulled(sink: FilterContext) -> Iterator[VideoFrame]:
@@ -320,10 +342,15 @@ class ToRGB:
         self._cover, self._pictures_of = cover, PictureReader(aspect)
         self._reformatter, self._native = VideoReformatter(), VideoReformatter()
         self._filters: dict[tuple, _Filters] = {}
+        self._num_laid = 0
+        self._last: Pictures | None = None
+        self._size = (0, 0)
 
     def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
         pictures = self._pictures_of(frame)
-        return pictures.orientation.upright(self._rgb(frame, pictures, self._stored_size(pictures)))
+        if pictures is not self._last:
+            self._last, self._size = pictures, self._stored_size(pictures)
+        return pictures.orientation.upright(self._rgb(frame, pictures, self._size))
 
     def _stored_size(self, pictures: Pictures) -> tuple[int, int]:
         """Height and width before the picture is turned upright."""
@@ -340,12 +367,12 @@ class ToRGB:
             frame = self._native.reformat(frame, format="gbrap", interpolation=_SHRINK, threads=1)
             # RGB has no other range; what the source had would be taken for that of the filter.
             frame.color_range = ColorRange.JPEG
-            frame = self._filtered(frame, "premultiply")
-        if pictures.transfer is Transfer.SDR and pictures.gamut is Gamut.BT709:
+            frame = self._over_black(frame)
+        if pictures.transfer == Transfer.SDR and pictures.gamut == Gamut.BT709:
             return self._reformatted(frame, size, "rgb24").to_ndarray()
         deep = self._reformatted(frame, size, "gbrp16le")
         table = (pictures.transfer, pictures.gamut, pictures.peak)
-        mapped = self._filtered(deep, "lut3d", table).to_ndarray()
+        mapped = self._mapped(deep, table).to_ndarray()
         return grey_levels()[mapped]
 
     def _reformatted(self, frame: VideoFrame, size: tuple[int, int], pixel_format: str) -> VideoFrame:
@@ -358,16 +385,29 @@ class ToRGB:
             threads=1,
         )
 
-    def _filtered(self, frame: VideoFrame, name: str, table: tuple[Transfer, Gamut, int] | None = None) -> VideoFrame:
+    def _over_black(self, frame: VideoFrame) -> VideoFrame:
+        filters = self._filters_for(frame, "overlay")
+        ground = VideoFrame.from_ndarray(np.zeros((frame.height, frame.width, 3), np.uint8), format="gbrp")
+        self._num_laid += 1
+        # The filter pairs frames by their times.
+        for source, layer in zip(filters.sources, (ground, frame)):
+            layer.pts, layer.time_base = self._num_laid, Fraction(1, 1000)
+            source.push(layer)
+        return cast(VideoFrame, filters.sink.pull())
+
+    def _mapped(self, frame: VideoFrame, table: tuple[Transfer, Gamut, int]) -> VideoFrame:
+        filters = self._filters_for(frame, "lut3d", table)
+        frame.pts, frame.time_base = 0, Fraction(1, 1000)
+        filters.sources[0].push(frame)
+        return cast(VideoFrame, filters.sink.pull())
+
+    def _filters_for(self, frame: VideoFrame, name: str, table: tuple[Transfer, Gamut, int] | None = None) -> _Filters:
         key = (name, table, *_layout(frame))
         if key not in self._filters:
             # One of each kind: a file may change at every frame.
             self._filters = {other: graph for other, graph in self._filters.items() if other[0] != name}
-            self._filters[key] = _mapping(frame, table) if table else _chain(frame, "premultiply", "inplace=1")
-        filters = self._filters[key]
-        frame.pts, frame.time_base = 0, Fraction(1, 1000)
-        filters.source.push(frame)
-        return cast(VideoFrame, filters.sink.pull())
+            self._filters[key] = _mapping(frame, table) if table else _overlay(frame)
+        return self._filters[key]
 
 
 def interpolation(frame: VideoFrame, size: tuple[int, int]) -> Interpolation:

@@ -42,6 +42,8 @@ class Survey:
     """What a file is as a video.
 
     Attributes:
+        coding: names of the container, the codec and the pixel format.
+        timed: whether each packet of the file has a time of its own.
         kinds: what its frames say of themselves, in the order in which they first say so.
         size: height and width, upright, in square pixels.
         rate: frames per second.
@@ -52,6 +54,8 @@ class Survey:
         notes: what was done to its pictures and times, and left out, each in a few words.
     """
 
+    coding: tuple[str, str, str | None]
+    timed: bool
     kinds: tuple[Pictures, ...]
     size: tuple[int, int]
     rate: Fraction
@@ -156,6 +160,7 @@ def survey(source: bytes | str | os.PathLike) -> Survey:
             seen.add(frame)
         if len(seen.times) == 1 and is_picture_format(container):
             raise VideoError("a picture, not a video")
+        coding = (container.format.name, stream.codec_context.name, stream.codec_context.pix_fmt)
         rates, tick = stated_rates(stream), Fraction(stream.time_base or Fraction(1, 1000))
         damaged = _damaged(log, seen)
         chosen, reasons = _longest(seen, damaged, tick)
@@ -170,6 +175,8 @@ def survey(source: bytes | str | os.PathLike) -> Survey:
     kinds = tuple(every[kind] for kind in dict.fromkeys(seen.kind[i] for i in chosen))
     num_taken = len(np.unique(positions))
     return Survey(
+        coding=coding,
+        timed=log.timed,
         kinds=kinds,
         size=kinds[0].size,
         rate=rate,

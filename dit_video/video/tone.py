@@ -10,6 +10,7 @@ import functools
 import numpy as np
 from jaxtyping import Float, UInt8
 
+Values = Float[np.ndarray, "*shape"]
 RGB = Float[np.ndarray, "*shape 3"]
 
 SDR_WHITE = 203.0
@@ -53,7 +54,7 @@ _C1, _C2, _C3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
 _HLG_A, _HLG_B, _HLG_C = 0.17883277, 0.28466892, 0.55991073
 
 
-def pq_encoded(nits: np.ndarray | float) -> np.ndarray:
+def pq_encoded(nits: np.ndarray | float | int) -> np.ndarray | np.floating:
     """PQ signal 0..1 of a luminance in cd/m2 (inverse EOTF of BT.2100)."""
     y = (np.maximum(nits, 0) / 10_000) ** _M1
     return ((_C1 + _C2 * y) / (1 + _C3 * y)) ** _M2
@@ -72,7 +73,7 @@ def hlg_decoded(signal: RGB) -> RGB:
     return USUAL_PEAK * scene * luminance[..., None] ** 0.2
 
 
-def rolled_off(nits: np.ndarray, peak: float) -> np.ndarray:
+def rolled_off(nits: np.ndarray, peak: float | int) -> np.ndarray:
     """Luminances 0..peak compressed into 0..SDR_WHITE: kept below the knee, a Hermite spline above it (BT.2390)."""
     source = pq_encoded(peak)
     most = pq_encoded(SDR_WHITE) / source
@@ -86,7 +87,7 @@ def rolled_off(nits: np.ndarray, peak: float) -> np.ndarray:
     return pq_decoded(np.where(signal < knee, signal, spline) * source)
 
 
-def to_linear(signal: RGB, transfer: Transfer, gamut: Gamut, peak: float) -> RGB:
+def to_linear(signal: RGB, transfer: Transfer, gamut: Gamut, peak: float | int) -> RGB:
     """Linear light in BT.709, SDR white at 1, of RGB signals 0..1 of another transfer function or gamut.
 
     Args:
@@ -101,7 +102,7 @@ def to_linear(signal: RGB, transfer: Transfer, gamut: Gamut, peak: float) -> RGB
     return linear @ _between(gamut, Gamut.BT709).T
 
 
-def displayed(linear: RGB) -> RGB:
+def displayed(linear: Values) -> Values:
     """SDR signals 0..1, for a display of gamma 2.4, of linear light."""
     return np.clip(linear, 0, 1) ** (1 / _GAMMA)
 
@@ -127,18 +128,18 @@ def _adapted(source: Gamut, target: Gamut) -> Float[np.ndarray, "3 3"]:
     return np.linalg.inv(bradford) @ np.diag(other / white) @ bradford
 
 
-def coded(linear: RGB) -> RGB:
+def coded(linear: Values) -> Values:
     """Linear light as the table holds it, 0..1."""
     return np.clip((np.arcsinh(linear / _BEND) / np.arcsinh(1 / _BEND) - _LEAST) / (_MOST - _LEAST), 0, 1)
 
 
-def decoded(values: RGB) -> RGB:
+def decoded(values: Values) -> Values:
     """Inverse of `coded`."""
     return _BEND * np.sinh((values * (_MOST - _LEAST) + _LEAST) * np.arcsinh(1 / _BEND))
 
 
 @functools.lru_cache(maxsize=4)
-def cube(transfer: Transfer, gamut: Gamut, peak: float) -> bytes:
+def cube(transfer: Transfer, gamut: Gamut, peak: float | int) -> bytes:
     """The content of a .cube file: `coded` light at the points of a lattice of signals, red fastest."""
     axis = np.linspace(0, 1, _SIZE)
     blue, green, red = np.meshgrid(axis, axis, axis, indexing="ij")
