@@ -19,6 +19,7 @@ from dit_video.data.record import Clip, Examples, Record, Split, content_digest
 from dit_video.data.transforms import ClipTransform
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.video_folder import open_videos
+from dit_video.tasks.evaluator import EvaluationData
 from dit_video.video.decode import decode, decode_window
 from dit_video.video.encode import encode_mp4, write_gif
 
@@ -283,3 +284,25 @@ def test_a_split_that_a_set_lacks_names_those_it_has(videos, tmp_path):
     assert len(open_videos(tmp_path / "set", Split.TRAIN).examples) == 4
     with pytest.raises(ValueError, match=r"set: has no split 'held_out'; it has train$"):
         open_videos(tmp_path / "set")
+
+
+def test_videos_of_several_rates_are_judged_at_one_if_it_is_asked_for(tmp_path):
+    for number, fps in enumerate((24, 60, 60)):
+        (tmp_path / f"{number}.mp4").write_bytes(encode_mp4(waves(number, num_frames=40), fps))
+    opened = open_videos(tmp_path)
+    assert opened.examples.fps.tolist() == [24.0, 60.0, 60.0]
+
+    def data(**cut) -> EvaluationData:
+        transform = ClipTransform(num_frames=9, size=(32, 48), **cut)
+        return EvaluationData.of({Split.HELD_OUT: opened.examples}, {Split.HELD_OUT: transform}, seed=0, references={})
+
+    as_they_are, at_one = data(), data(fps=24.0)
+    assert (as_they_are.fps, as_they_are.said_fps) == (60.0, [24.0, 60.0])
+    assert "24 to 60 frames a second" in as_they_are.notes[0]
+    assert (at_one.fps, at_one.said_fps) == (24.0, 24.0)
+    assert at_one.protocol["resampled"] == "to 24 fps, nearest frame"
+    whole = {record.key: decode(record.video)[0] for record in opened.examples}
+    transform = ClipTransform(num_frames=9, size=(32, 48), fps=24.0)
+    for clip in held_out_clips(opened.examples, transform, num_clips=3, seed=0):
+        places = clip.start + (np.arange(9) if clip.key == "0.mp4" else np.array([0, 2, 5, 7, 10, 12, 15, 17, 20]))
+        np.testing.assert_array_equal(clip.video, whole[clip.key][places])
