@@ -1,9 +1,11 @@
 """Small videos made on the spot: no test needs data from elsewhere."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.filter import Graph
 from av.video.frame import VideoFrame
 
 
@@ -33,3 +35,48 @@ def write_sound(path: Path) -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def write_frames(
+    path: Path, frames: list[VideoFrame], *, codec: str, times: list[int], clock: int = 1000, **fields
+) -> None:
+    """Writes frames shown at `times`, in ticks of 1 / clock seconds; `fields` are set on the encoder."""
+    options = fields.pop("options", {})
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=fields.pop("rate", 25), options=options)
+        stream.height, stream.width = frames[0].height, frames[0].width
+        stream.pix_fmt = frames[0].format.name
+        stream.codec_context.time_base = Fraction(1, clock)
+        for name, value in fields.items():
+            setattr(stream.codec_context, name, value)
+        for frame, time in zip(frames, times):
+            frame.pts, frame.time_base = time, Fraction(1, clock)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def yuv(video: np.ndarray, pixels: str = "yuv420p") -> list[VideoFrame]:
+    return [VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels) for frame in video]
+
+
+def filtered(frames: list[VideoFrame], *filters: tuple[str, str]) -> list[VideoFrame]:
+    """What FFmpeg's own filters make of frames."""
+    graph = Graph()
+    source = graph.add_buffer(
+        template=None,
+        width=frames[0].width,
+        height=frames[0].height,
+        format=frames[0].format,
+        time_base=Fraction(1, 1000),
+    )
+    nodes = [source, *(graph.add(name, arguments) for name, arguments in filters), graph.add("buffersink")]
+    graph.link_nodes(*nodes).configure()
+    made = []
+    for frame in [*frames, None]:
+        graph.push(frame)
+        while True:
+            try:
+                made.append(graph.vpull())
+            except (av.BlockingIOError, av.EOFError):
+                break
+    return made

@@ -153,7 +153,7 @@ def judged_by(clips: Batch) -> EvaluationData:
         digest=digest,
         splits=tuple(Split),
         shape=shape,
-        fps=8.0,
+        rates=(8.0,),
         protocol={"cut": "whole"},
         references={"set": "toys"},
     )

@@ -42,6 +42,7 @@ def run_ingest(arguments: argparse.Namespace) -> int:
             progress=show,
         )
     _print_skipped(console, manifest)
+    _print_notes(console, manifest)
     counts = ", ".join(f"{len(manifest.stored(split))} {split}" for split in Split)
     out = arguments.out
     console.print(f"{out}: {counts}; look at it with: dit-video data inspect {out}")
@@ -65,6 +66,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     if manifest.class_names:
         console.print(_classes(manifest))
     _print_skipped(console, manifest)
+    _print_notes(console, manifest)
     for split, digest in info.split_digest.items():
         console.print(f"digest of {split}: {digest}")
     if arguments.out is not None:
@@ -153,6 +155,24 @@ def _print_skipped(console: Console, manifest: Manifest) -> None:
     if rows := manifest.rows_without_file:
         named = ", ".join(rows[:5])
         console.print(f"{len(rows)} rows of the labels file name no file: {named}{' ...' if rows[5:] else ''}")
+
+
+def _print_notes(console: Console, manifest: Manifest) -> None:
+    """What was done to pictures and times of stored files, and whether their rates differ."""
+    stored = [entry for entry in manifest.entries if entry.split is not None]
+    noted = [entry for entry in stored if entry.notes]
+    for entry in noted[:_MOST_REASONS]:
+        console.print(f"{entry.file}: {entry.notes}", highlight=False, markup=False)
+    if len(noted) > _MOST_REASONS:
+        console.print(f"{len(noted) - _MOST_REASONS} more files were changed or cut: see notes in manifest.json")
+    rates = {entry.fps for entry in stored}
+    if len(rates) > 1:
+        console.print(
+            f"videos have {min(rates):.4g} to {max(rates):.4g} frames a second: to train at one rate, "
+            "ClipTransform(fps=...)",
+            style="yellow",
+            highlight=False,
+        )
 
 
 def contact_sheet(source: VideoSet) -> np.ndarray:

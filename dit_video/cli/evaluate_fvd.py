@@ -24,6 +24,8 @@ from dit_video.tasks.evaluator import EvaluationData
 def main(arguments: argparse.Namespace) -> int:
     console = Terminal(stderr=arguments.json)
     size = None if arguments.size is None else parse_size("--size", arguments.size)
+    if arguments.clip_fps is not None and (arguments.stride, arguments.fake_stride) != (1, 1):
+        raise ValueError(f"--clip_fps={arguments.clip_fps}: goes without --stride and --fake_stride")
     path = arguments.out or Path(f"fvd_{_stem(arguments.real)}_{_stem(arguments.fake)}.json")
     if path.is_dir():
         raise ValueError(f"--out={path}: is a folder; name a file in it, such as {path / 'fvd.json'}")
@@ -32,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.train is not None:
         sets[Split.TRAIN] = _open(arguments.train, arguments.fps, console)
     fake = _open(arguments.fake, arguments.fps, console)
-    cut = {"num_frames": arguments.num_frames, "size": size}
+    cut = {"num_frames": arguments.num_frames, "size": size, "fps": arguments.clip_fps}
     transforms = {split: clip_transform(videos, stride=arguments.stride, **cut) for split, videos in sets.items()}
     fake_cut = clip_transform(fake, stride=arguments.fake_stride, **cut)
     sides = [("fake", fake, fake_cut)]
@@ -102,4 +104,6 @@ def _open(name: str, fps: float, console: Console) -> OpenedVideos:
         raise ValueError(f"{name}: {path} is no video set and has no splits; name it without :{suffix}")
     for file, reason in videos.description["skipped"].items():
         console.print(f"{path}: {file} is left out: {reason}", style="yellow")
+    for file, note in videos.description.get("notes", {}).items():
+        console.print(f"{path}: {file}: {note}", style="yellow")
     return videos

@@ -35,17 +35,28 @@ def continuing(path: Path | None, task: Task, rows: list[Batch], size: tuple[int
 
 
 def read_frame(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "1 1 H W 3"]:
-    """A picture scaled and cropped to `size` = (height, width) as clips are that a run is trained on.
+    """A picture, upright and over black, scaled and cropped to `size` = (height, width) as clips of training are.
 
     Raises:
         ValueError: the file is no picture.
     """
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = np.asarray(_plain(ImageOps.exif_transpose(image)))
     except (UnidentifiedImageError, IsADirectoryError) as error:
         raise ValueError(f"--image={path}: not a picture that can be read ({error})") from error
     record = Record(key=str(path), video=pixels[None], num_frames=1, fps=1.0)
     clip = ClipTransform(num_frames=1, size=size).at(record, 0, np.random.default_rng(0))
     assert clip.video is not None, "a record with pixels gives a clip with pixels"
     return clip.video[None]
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """RGB of 8 bits, over black, as videos are made plain."""
+    if image.mode.startswith("I;16"):
+        # Pillow would clip.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    ground = Image.new("RGBA", image.size, "black")
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

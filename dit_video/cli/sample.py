@@ -46,7 +46,12 @@ def main(arguments: argparse.Namespace) -> int:
         if path.suffix not in function.medium.suffixes:
             raise ValueError(f"--out={path}: must end in {' or '.join(function.medium.suffixes)}")
     opened, batches, shape = prompted(arguments, opened, console)
-    _, fps = sampled_clip(opened.experiment)
+    rates = sampled_clip(opened.experiment)[1]
+    if len(rates) > 1 and issubclass(function.medium, Video):
+        console.print(
+            f"the clips of this run have {min(rates):.4g} to {max(rates):.4g} frames a second; shown at {rates[0]:.4g}",
+            highlight=False,
+        )
     if issubclass(function.medium, Video) and len(batches) * shape[1] > _MOST_ROWS:
         raise ValueError(
             f"--label={arguments.label}: {len(batches)} rows of {shape[1]} pixels are more than the {_MOST_ROWS} that "
@@ -60,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
         batch = jax.tree.map(lambda x: np.repeat(x, size, axis=0), row)
         made.append(jax.tree.map(lambda x: x[: arguments.num_clips], subject(GENERATE, batch, keys, shape)))
     made = jax.tree.map(lambda *parts: np.concatenate(parts), *made)
-    medium = function.medium.of_rows(made, arguments.num_clips, fps)
+    medium = function.medium.of_rows(made, arguments.num_clips, rates[0])
     for path in arguments.out:
         medium.write(path)
     for line in medium.lines():

@@ -13,7 +13,7 @@ import math
 import os
 import reprlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from jaxtyping import Float
 from dit_video.config.json_file import read_object
 from dit_video.data.record import Clip, Examples, Record, Split
 from dit_video.data.video_set import MANIFEST, new_directory
+from dit_video.video.files import MAX_FPS
 
 _FORMAT = "dit_video.latent_cache"
 _VERSION = 1
@@ -74,8 +75,10 @@ def write_latent_cache(
         ValueError: a clip without moments, or a split without clips.
     """
     with new_directory(directory) as partial:
-        counts, shards = {}, {}
+        counts, shards, rates = {}, {}, {}
         for split, clips in splits.items():
+            rates[split.value] = []
+            clips = _recorded(clips, rates[split.value])
             counts[split.value], shards[split.value] = _write_split(partial, split, clips)
         content = {
             "format": _FORMAT,
@@ -84,9 +87,17 @@ def write_latent_cache(
             "class_names": list(class_names),
             "num_records": counts,
             "shards": shards,
+            # Of each record, or of all.
+            "fps": {split: fps[0] if len(set(fps)) == 1 else fps for split, fps in rates.items()},
             "split_digests": {split.value: digest for split, digest in split_digests.items()},
         }
         (partial / MANIFEST).write_text(json.dumps(content, indent=1))
+
+
+def _recorded(clips: Iterable[Clip], rates: list[float]) -> Iterator[Clip]:
+    for clip in clips:
+        rates.append(clip.fps)
+        yield clip
 
 
 def _write_split(directory: Path, split: Split, clips: Iterable[Clip]) -> tuple[int, list[str]]:
@@ -183,6 +194,11 @@ def _problem(content: dict[str, Any]) -> str:
         for split, value in content[name].items():
             if split not in tuple(Split) or not isinstance(value, kind):
                 return f"{name}.{split}={reprlib.repr(value)}: must be of {' or '.join(Split)}, and a {kind.__name__}"
+    rates = content.get("fps", {})
+    for split, fps in rates.items() if isinstance(rates, dict) else [("fps", rates)]:
+        given, expected = (fps, content["num_records"].get(split)) if isinstance(fps, list) else ([fps], 1)
+        if len(given) != expected or not all(type(rate) in (int, float) and 0 < rate <= MAX_FPS for rate in given):
+            return f"fps.{split}={reprlib.repr(fps)}: must be a rate, or one for each record"
     names = [name for shards in content["shards"].values() for name in shards]
     for name in [*names, *content["class_names"]]:
         if not isinstance(name, str):
@@ -211,6 +227,7 @@ class CachedExamples(Examples):
                 f"{self._where}: {len(self._records)} records, but the manifest says "
                 f"{content['num_records'].get(split.value)}; the folder was changed after it was made: make it again"
             )
+        self._fps: Any = content.get("fps", {}).get(split.value)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -225,3 +242,8 @@ class CachedExamples(Examples):
     def num_frames(self) -> None:
         """Cached moments are used whole."""
         return None
+
+    @property
+    def fps(self) -> Float[np.ndarray, "num_records"] | None:
+        """As the manifest says; None of caches from before, which do not."""
+        return None if self._fps is None else np.broadcast_to(np.array(self._fps, float), (len(self),))

@@ -21,7 +21,7 @@ from dit_video.config.bounds import at_least
 from dit_video.data.batch import Batch, collate
 from dit_video.data.record import Clip, Examples, content_digest
 from dit_video.data.signals import DEFAULT_SIGNALS, Reader, Signal, open_all
-from dit_video.data.transforms import ClipTransform, Usable, usable
+from dit_video.data.transforms import ClipTransform, Usable, pace_note, usable
 
 _LOG = logging.getLogger(__name__)
 # Grain counts batches in a signed 64-bit integer; this many never end.
@@ -162,6 +162,8 @@ def train_batches(
     if start < 0:
         raise ValueError(f"start={start}: must be at least 0")
     records = _usable(examples, transform)
+    if note := pace_note(records, transform):
+        _LOG.warning("training %s", note)
     make = _BatchMaker(records, transform, order, open_all(signals), replace)
     return BatchIterator(make, start=start, num_threads=num_threads, num_too_short=records.num_too_short)
 
@@ -241,10 +243,10 @@ def _usable(examples: Examples, transform: ClipTransform) -> Usable:
     records = usable(examples, transform)
     if records.num_too_short:
         _LOG.warning(
-            "%d of %d videos are left out: shorter than the %d frames a clip reaches over",
+            "%d of %d videos are left out: shorter than the %s a clip reaches over",
             records.num_too_short,
             len(examples),
-            transform.span,
+            transform.reach,
         )
     return records
 
@@ -283,7 +285,7 @@ def held_out_digest(examples: Examples, transform: ClipTransform, *, num_clips: 
 def _chosen(records: Usable, transform: ClipTransform, num_clips: int, seed: int) -> Iterator[tuple[int, int, int]]:
     """(position, first frame, how often the record was chosen before) of each clip."""
     num_frames = records.num_frames
-    num_starts = np.ones(len(records), int) if num_frames is None else transform.num_starts(num_frames)
+    num_starts = np.ones(len(records), int) if num_frames is None else transform.num_starts(num_frames, records.fps)
     if num_clips > num_starts.sum():
         raise ValueError(f"num_clips={num_clips}: the records give only {num_starts.sum()} different clips")
     order = np.random.default_rng(seed).permutation(len(records))

@@ -31,6 +31,8 @@ class Record:
         key: name of the record, unique within its set.
         label: index into the source's class names, or NO_LABEL.
         num_frames: of `video`; None where there is none.
+        frames: of encoded bytes, the numbers of the frames that are the video, as `decode_frames` takes them; None
+            where they are all of the file's.
         fps: frames per second of the video, or of the clip that was encoded into `moments`.
         start: for `moments`, the frame of the source video where the encoded clip begins.
     """
@@ -41,6 +43,7 @@ class Record:
     label: int = NO_LABEL
     caption: str = ""
     num_frames: int | None = None
+    frames: Int[np.ndarray, "T"] | None = None
     fps: float
     start: int = 0
 
@@ -91,6 +94,11 @@ class Examples(ABC):
     def num_frames(self) -> Int[np.ndarray, "num_records"] | None:
         """Frames of each record, known without decoding; None for cached moments, used whole."""
 
+    @property
+    def fps(self) -> Float[np.ndarray, "num_records"] | None:
+        """Frames per second of each record; None where only reading the records would tell."""
+        return None
+
 
 def content_digest(examples: Examples, positions: Sequence[int]) -> str:
     """sha256 over key and stored content of the records at `positions`, in that order; nothing is decoded.
@@ -108,4 +116,6 @@ def content_digest(examples: Examples, positions: Sequence[int]) -> str:
         elif content is not None:
             sha256.update(f"{record.key}\n{len(content)}\n".encode(errors="surrogateescape"))
             sha256.update(content)
+            if record.frames is not None:
+                sha256.update(np.ascontiguousarray(record.frames, np.int64).data)
     return sha256.hexdigest()

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from dit_video.data.record import NO_LABEL, Examples, Record, Split
 from dit_video.data.tfds_sets import DAMAGE, open_set
 from dit_video.data.video_set import Manifest
-from dit_video.video.decode import VideoError, count_frames, frame_rate, open_video
+from dit_video.video.pictures import VideoError
+from dit_video.video.survey import paced
 
 
 class StoredVideos(Examples):
@@ -65,6 +66,11 @@ class StoredVideos(Examples):
     def num_frames(self) -> Int[np.ndarray, "num_records"]:
         return np.array([entry.frames for entry in self._entries])
 
+    @property
+    def fps(self) -> Float[np.ndarray, "num_records"]:
+        # As records have them, in 32 bits.
+        return np.array([entry.fps for entry in self._entries], np.float32).astype(float)
+
 
 class FeatureVideos(Examples):
     """One split of a set that others described, whose clips are features of theirs.
@@ -78,7 +84,7 @@ class FeatureVideos(Examples):
     def __init__(self, records: Any, where: str, *, video: str, label: str | None, caption: str | None, fps: float):
         self._records, self._where, self._fps = records, where, fps
         self._video, self._label, self._caption = video, label, caption
-        self._num_frames: np.ndarray | None = None
+        self._known: tuple[np.ndarray, np.ndarray] | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -87,12 +93,10 @@ class FeatureVideos(Examples):
     def __getitem__(self, index: int) -> Record:
         key = f"{self._where}/{index}"
         fields: Any = self._records[index]
-        video, fps = fields[self._video], self._fps
+        video, fps, frames = fields[self._video], self._fps, None
         try:
             if isinstance(video, bytes):
-                num_frames = count_frames(video)
-                with open_video(video) as (_, stream):
-                    fps = float(frame_rate(stream))
+                num_frames, fps, frames = paced(video)
             else:
                 video = np.stack(list(video))
                 num_frames = len(video)
@@ -104,13 +108,23 @@ class FeatureVideos(Examples):
             label=int(fields[self._label]) if self._label else NO_LABEL,
             caption=fields[self._caption].decode() if self._caption else "",
             num_frames=num_frames,
+            frames=frames,
             fps=fps,
         )
 
     @property
     def num_frames(self) -> Int[np.ndarray, "num_records"]:
         """Read from every record once, for TFDS does not store it."""
+        return self._facts()[0]
+
+    @property
+    def fps(self) -> Float[np.ndarray, "num_records"]:
+        """Read from every record once."""
+        return self._facts()[1]
+
+    def _facts(self) -> tuple[Int[np.ndarray, "num_records"], Float[np.ndarray, "num_records"]]:
         with self._lock:
-            if self._num_frames is None:
-                self._num_frames = np.array([self[index].num_frames for index in range(len(self))])
-        return self._num_frames
+            if self._known is None:
+                facts = [(record.num_frames, record.fps) for record in self]
+                self._known = np.array([n for n, _ in facts], int), np.array([fps for _, fps in facts], float)
+        return self._known

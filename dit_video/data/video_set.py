@@ -22,7 +22,8 @@ from typing import Any, get_type_hints
 
 from dit_video.config.json_file import read_object
 from dit_video.data.record import NO_LABEL, Split
-from dit_video.video.decode import MAX_FPS, MAX_FRAME_PIXELS, MAX_FRAMES
+from dit_video.video.files import MAX_FPS, MAX_FRAMES
+from dit_video.video.pictures import MAX_FRAME_PIXELS
 
 MANIFEST = "manifest.json"
 _FORMAT = "dit_video.video_set"
@@ -46,6 +47,9 @@ class Entry:
         label: name of its class; None when it has none.
         stored: "copied" (the file's own bytes) or "encoded" (H.264 mp4 made from them).
         num_bytes: size of the record's mp4.
+        left_out: frames of the file that are not in the record: damaged, of another size, beyond a hole in time.
+        doubled: frames of the record that repeat one, where the file's rate varied.
+        notes: what was done to pictures and times of the file.
     """
 
     file: str
@@ -62,6 +66,9 @@ class Entry:
     caption: str = ""
     stored: str | None = None
     num_bytes: int = 0
+    left_out: int = 0
+    doubled: int = 0
+    notes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +207,13 @@ def _from_content(content: dict[str, Any]) -> Manifest:
 
 
 _KINDS = {name: float | int if kind is float else kind for name, kind in get_type_hints(Entry).items()}
+# Fields that manifests of before have not.
+_LATER = {"left_out": 0, "doubled": 0, "notes": ""}
 
 
 def _entry(where: str, row: Any) -> Entry:
+    if isinstance(row, dict):
+        row = _LATER | row
     if not isinstance(row, dict) or row.keys() != _KINDS.keys():
         raise ValueError(f"{where}={reprlib.repr(row)}: must have the fields {', '.join(_KINDS)}")
     split = row["split"]

@@ -30,6 +30,7 @@ from dit_video.tasks.evaluator import EvaluationData, Evaluator, Report
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import GENERATE, RECONSTRUCT, Task
+from dit_video.video.decode import READING
 from dit_video.weights.digest import weights_digest
 
 # The name of the card in a report.
@@ -137,7 +138,7 @@ class FVD(Evaluator):
             protocol={**self._protocol(data, Split.HELD_OUT), "pairs": source.paired},
             subject=source.describe(self.num_clips),
             references=dict(data.references),
-            notes=source.notes(data),
+            notes=[*source.notes(data), *(f"real: {note}" for note in data.notes)],
         )
         shown = {}
         if self.yardsticks:
@@ -205,7 +206,7 @@ class FVD(Evaluator):
                 features.append(pool.features(np.repeat(video[:, :1], video.shape[1], axis=1) if still else video))
             return np.concatenate(features)
 
-        return cached({**self._protocol(data, split), "still": still, "decoder": version("av")}, extract)
+        return cached({**self._protocol(data, split), "still": still, "decoder": f"{version('av')} {READING}"}, extract)
 
     def _reconstructed(self, pool: Pool, source: SampleSource, data: EvaluationData) -> Features | None:
         if source.reconstruct is None:
@@ -235,7 +236,7 @@ class FVD(Evaluator):
             "content": data.digest(split, self.num_clips),
             "num_clips": self.num_clips,
             "num_frames": self.num_frames,
-            "fps": data.fps,
+            "fps": data.said_fps,
             **data.protocol,
             **self.extractor.protocol(),
         }

@@ -16,7 +16,9 @@ Size = tuple[int, int]
 """(height, width)"""
 
 
-def clip_transform(videos: OpenedVideos, *, num_frames: int, stride: int, size: Size | None) -> ClipTransform:
+def clip_transform(
+    videos: OpenedVideos, *, num_frames: int, stride: int, size: Size | None, fps: float | None = None
+) -> ClipTransform:
     """Transform that cuts clips from these videos: whole frames, or scaled to cover `size` and cropped to it.
 
     Raises:
@@ -27,7 +29,7 @@ def clip_transform(videos: OpenedVideos, *, num_frames: int, stride: int, size: 
         shown = ", ".join(f"{h}x{w} ({n})" for (h, w), n in zip(sizes.tolist()[:4], counts.tolist()))
         raise ValueError(f"{videos.description['name']}: its videos have {len(sizes)} sizes ({shown}): give --size=H,W")
     height, width = sizes[0].tolist() if size is None else size
-    return ClipTransform(num_frames=num_frames, stride=stride, size=(height, width))
+    return ClipTransform(num_frames=num_frames, stride=stride, fps=fps, size=(height, width))
 
 
 def num_videos(videos: OpenedVideos, transform: ClipTransform) -> int:
@@ -64,18 +66,23 @@ class StoredSamples:
             **self._data.references,
             **self._data.protocol,
             "content": self._data.digest(Split.HELD_OUT, num_clips),
-            "fps": self._data.fps,
+            "fps": self._data.said_fps,
             "environment": dict(self._environment),
         }
 
     def notes(self, data: EvaluationData) -> list[str]:
         ours, theirs = self._data, data
         differing = {
-            "frames per second": (ours.fps, theirs.fps),
+            "frames per second": (_shown(ours.said_fps), _shown(theirs.said_fps)),
             "height and width": (ours.shape[1:], theirs.shape[1:]),
         }
-        return [
+        notes = [
             f"the clips judged have {a} {what}, the real ones {b}: part of the value may be just that"
             for what, (a, b) in differing.items()
             if a != b
         ]
+        return notes + [f"judged: {note}" for note in ours.notes]
+
+
+def _shown(rate: float | list[float]) -> str:
+    return " to ".join(f"{fps:.4g}" for fps in (rate if isinstance(rate, list) else [rate]))

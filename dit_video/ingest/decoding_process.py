@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from dit_video.ingest.probe import Facts, probe, storable
-from dit_video.video.decode import NO_SPACE, VideoError
+from dit_video.video.files import NO_SPACE
+from dit_video.video.pictures import VideoError
 
 # Frames of 8K, 17 in the decoder and 40 in the encoder, are 3 GB.
 MAX_PROCESS_BYTES = 4 << 30
@@ -27,6 +28,7 @@ MAX_PROCESS_BYTES = 4 << 30
 # it does not depend on what else the machine does.
 MAX_SECONDS, MAX_SECONDS_PER_MIB = 600, 60
 
+_Facts = TypeVar("_Facts", bound=Facts)
 _FUNCTIONS = {function.__name__: function for function in (storable, probe)}
 # By our own path: the package may lie where only this process looks.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from dit_video.ingest import decoding_process as d; d.serve{limits}"
@@ -38,7 +40,7 @@ class DecodingProcesses:
     def __init__(self, processes: "queue.SimpleQueue[_DecodingProcess]"):
         self._idle = processes
 
-    def run(self, function: Callable[..., Facts], *arguments: Path | int | None) -> Facts:
+    def run(self, function: Callable[..., _Facts], *arguments: Path | int | None) -> _Facts:
         """Calls `storable` or `probe` in a process.
 
         Raises:
@@ -47,7 +49,7 @@ class DecodingProcesses:
         """
         process = self._idle.get()
         try:
-            return process.run(function.__name__, arguments)
+            return cast(_Facts, process.run(function.__name__, arguments))
         finally:
             self._idle.put(process)
 
@@ -80,7 +82,7 @@ class _DecodingProcess:
         self._limits = limits
         self._started: subprocess.Popen[str] | None = None
 
-    def run(self, name: str, arguments: tuple[Path | int | None, ...]) -> Facts:
+    def run(self, name: str, arguments: tuple[Path | int | None, ...]) -> Any:
         process = self._started = self._started or self._start()
         assert process.stdin is not None, "Popen was called with stdin=PIPE"
         assert process.stdout is not None, "Popen was called with stdout=PIPE"

@@ -13,7 +13,7 @@ from dit_video.data.video_set import Entry, file_digest
 from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
 from dit_video.ingest.probe import CRF, PRESET, storable
 from dit_video.ingest.source_files import SourceFile, files
-from dit_video.video.decode import VideoError
+from dit_video.video.pictures import VideoError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,15 @@ import math
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.lib.npyio import NpzFile
 
 from dit_video.data.record import Examples, Record, Split
@@ -26,7 +27,7 @@ from dit_video.ingest.decoding_process import DecodingProcesses, decoding_proces
 from dit_video.ingest.ingest import Progress, nothing_usable
 from dit_video.ingest.probe import probe
 from dit_video.ingest.source_files import SourceFile, list_files
-from dit_video.video.decode import VideoError
+from dit_video.video.pictures import VideoError
 
 _ARRAYS = (".npy", ".npz")
 
@@ -39,8 +40,9 @@ class OpenedVideos:
         examples: in a fixed order; `Record.video` is the file's own bytes, or decoded frames of an array.
         sizes: height and width of each video by position: upright, in stored pixels, as it decodes.
         description: as JSON: name (last part of the path), kind ("folder", "set" or "array"), split (of a
-            set), fps (of an array, as assumed), num_videos, and skipped: the reason for each file of a folder
-            that is not among the examples. What a set left out is in its own manifest.
+            set), fps (of an array, as assumed), num_videos, skipped: the reason for each file of a folder
+            that is not among the examples, and notes: what was done to pictures and times of a file, where anything
+            was. What a set left out is in its own manifest.
     """
 
     examples: Examples
@@ -58,8 +60,8 @@ def open_videos(
 ) -> OpenedVideos:
     """Opens a video set, a folder of videos of any container, or frames in a .npy or .npz file.
 
-    A folder is read recursively, in the order of its names. Damage beyond the first frame of a file may show
-    only when that part is decoded; it is then an error that names the record.
+    A folder is read recursively, in the order of its names, and every file in it decoded once, to find out which of
+    its frames make a video (dit_video/video/survey.py).
 
     Args:
         split: of a video set; folders and arrays have none.
@@ -104,48 +106,68 @@ def _opened(path: Path, kind: str, examples: Examples, entries: Sequence[Entry],
 
 
 class _Videos(Examples):
-    """Records of videos without labels; `content` reads one when it is requested."""
+    """Records of videos without labels; `content` reads one when it is requested.
 
-    def __init__(self, entries: list[Entry], content: Callable[[int], bytes | UInt8[np.ndarray, "T H W 3"]]):
+    `chosen` has the frames of files that are not a video as a whole.
+    """
+
+    def __init__(
+        self,
+        entries: list[Entry],
+        content: Callable[[int], bytes | UInt8[np.ndarray, "T H W 3"]],
+        chosen: Mapping[str, Int[np.ndarray, "T"]] = MappingProxyType({}),
+    ):
         self._entries = entries
         self._content = content
+        self._chosen = chosen
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Record:
         entry = self._entries[index]
-        return Record(key=entry.file, video=self._content(index), num_frames=entry.frames, fps=entry.fps)
+        facts = {"num_frames": entry.frames, "fps": entry.fps, "frames": self._chosen.get(entry.file)}
+        return Record(key=entry.file, video=self._content(index), **facts)
 
     @property
     def num_frames(self) -> Int[np.ndarray, "num_records"]:
         return np.array([entry.frames for entry in self._entries])
 
+    @property
+    def fps(self) -> Float[np.ndarray, "num_records"]:
+        return np.array([entry.fps for entry in self._entries])
+
 
 def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVideos:
     items = list_files([path])
-    entries = []
+    entries, chosen = [], {}
     with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
-        for entry in pool.map(lambda item: _probed(item, decoding), items):
+        for entry, frames in pool.map(lambda item: _probed(item, decoding), items):
             entries.append(entry)
+            if frames is not None:
+                chosen[entry.file] = frames
             progress("probing", len(entries), len(items))
     videos = [entry for entry in entries if not entry.reason]
     if not videos:
         raise ValueError(nothing_usable([path], entries))
-    examples = _Videos(videos, lambda index: (path / videos[index].file).read_bytes())
+    examples = _Videos(videos, lambda index: (path / videos[index].file).read_bytes(), chosen)
+    notes = {entry.file: entry.notes for entry in videos if entry.notes}
     skipped = {entry.file: entry.reason for entry in entries if entry.reason}
-    return _opened(path, "folder", examples, videos, skipped=skipped)
+    return _opened(path, "folder", examples, videos, skipped=skipped, **({"notes": notes} if notes else {}))
 
 
-def _probed(item: SourceFile, decoding: DecodingProcesses) -> Entry:
-    """Probes a file: frames, rate and size, or the reason why it is left out."""
+def _probed(item: SourceFile, decoding: DecodingProcesses) -> tuple[Entry, Int[np.ndarray, "T"] | None]:
+    """Probes a file: frames, rate and size, or the reason why it is left out; and which of its frames are the video."""
     entry = Entry(file=item.key, source=item.source.name, reason=item.reason)
     if item.reason:
-        return entry
+        return entry, None
     try:
-        return replace(entry, **decoding.run(probe, item.source / item.name))
+        probed = decoding.run(probe, item.source / item.name)
     except VideoError as error:
-        return replace(entry, reason=str(error))
+        return replace(entry, reason=str(error)), None
+    facts: dict[str, Any] = dict(probed)
+    chosen = facts.pop("chosen")
+    return replace(entry, **facts), None if chosen is None else np.array(chosen)
 
 
 def _open_array(path: Path, fps: float) -> OpenedVideos:

@@ -85,7 +85,7 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
 def _num_clips(records: Usable, transform: ClipTransform, clips_per_video: int) -> int:
     if records.num_frames is None:
         raise ExperimentError("config.data.source: holds latents already; name a source of video")
-    return int(np.minimum(transform.num_starts(records.num_frames), clips_per_video).sum())
+    return int(np.minimum(transform.num_starts(records.num_frames, records.fps), clips_per_video).sum())
 
 
 def check_cache(experiment: Experiment, frozen: Any) -> None:

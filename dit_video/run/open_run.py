@@ -13,7 +13,8 @@ from dit_video import experiment as experiments
 from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.config.overrides import override
 from dit_video.data.record import Split
-from dit_video.data.sources import NoData
+from dit_video.data.sources import NoData, TFDSSet
+from dit_video.data.transforms import clip_rates
 from dit_video.distributed.sharding import make_mesh, platform_of
 from dit_video.experiment import Experiment
 from dit_video.nn.module import Definition, Params, define
@@ -126,12 +127,16 @@ def clip_shape(experiment: Experiment) -> ClipShape:
     return clips.num_frames, *clips.size
 
 
-def sampled_clip(experiment: Experiment) -> tuple[ClipShape, float]:
-    """`clip_shape` and the frames per second of these clips."""
+def sampled_clip(experiment: Experiment) -> tuple[ClipShape, tuple[float, ...]]:
+    """`clip_shape` and the frames per second of these clips, the most frequent first."""
     data, shape = experiment.data, clip_shape(experiment)
     if isinstance(data.source, NoData):
-        return shape, data.source.fps
-    return shape, data.source.open(Split.HELD_OUT)[0].fps / data.clips.stride
+        return shape, (data.source.fps,)
+    examples = data.source.open(Split.HELD_OUT)
+    # Of which to know all rates, every record would have to be read.
+    if isinstance(data.source, TFDSSet):
+        return shape, (data.clips.clip_fps(examples[0].fps),)
+    return shape, clip_rates(examples, data.clips)
 
 
 def description(experiment: Experiment, workdir: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dit_video.data.dataset import Data
 from dit_video.data.loader import held_out_batches, held_out_digest
 from dit_video.data.record import Examples, Split
 from dit_video.data.signals import DEFAULT_SIGNALS, Signal
-from dit_video.data.transforms import ClipTransform
+from dit_video.data.transforms import ClipTransform, clip_rates, pace_note, said_rate
 from dit_video.tasks.media import Media
 from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import Task
@@ -41,7 +41,8 @@ class EvaluationData:
         digest: (split, num_clips) -> sha256 of what decides these clips: stored content, first frames, cut.
         splits: which of them there are.
         shape: (T, H, W) of a clip.
-        fps: frames per second of a clip.
+        rates: frames per second of held-out clips, the most frequent first: one, or several that differ.
+        notes: what a card says of these clips.
         protocol: how clips are cut: stride, size, crop.
         references: where the clips come from, by split or otherwise; named on cards, no part of what is compared.
     """
@@ -50,9 +51,20 @@ class EvaluationData:
     digest: Callable[[Split, int], str]
     splits: tuple[Split, ...]
     shape: tuple[int, int, int]
-    fps: float
+    rates: tuple[float, ...]
     protocol: Mapping[str, Any]
     references: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fps(self) -> float:
+        """Frames per second at which clips are shown: that of most."""
+        return self.rates[0]
+
+    @property
+    def said_fps(self) -> float | list[float]:
+        """Frames per second that are true of all clips: the rate, or the lowest and the highest."""
+        return said_rate(self.rates)
 
     @classmethod
     def of(
@@ -86,9 +98,10 @@ class EvaluationData:
             digest=digest,
             splits=tuple(examples),
             shape=(cut.num_frames, *cut.size),
-            fps=examples[Split.HELD_OUT][0].fps / cut.stride,
+            rates=clip_rates(examples[Split.HELD_OUT], cut),
             protocol=cut.protocol,
             references=references,
+            notes=tuple(filter(None, [pace_note(examples[Split.HELD_OUT], cut)])),
         )
 
 

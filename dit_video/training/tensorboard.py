@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute] (of protobuf)
 from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute] (of protobuf)
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
 from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
+from dit_video.video.encode import write_gif
 
 
 class TensorBoardFile:
@@ -43,8 +43,7 @@ class TensorBoardFile:
     def video(self, step: int, name: str, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
         """Adds a video as a GIF, which TensorBoard plays."""
         gif = io.BytesIO()
-        frames = [Image.fromarray(frame) for frame in video]
-        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+        write_gif(gif, video, fps)
         image = Summary.Image(
             height=video.shape[1], width=video.shape[2], colorspace=3, encoded_image_string=gif.getvalue()
         )

@@ -1,211 +1,31 @@
-"""Video decoding (mp4, GIF and others) with FFmpeg through PyAV, safe for untrusted files.
+"""Video decoding (mp4, GIF and others): whole files, and windows of them.
 
-FFmpeg through PyAV, one thread per video (parallelism is across videos) and one VideoReformatter per call,
-which keeps its swscale context. Frames are scaled while they are converted from YUV, so that only small
-pictures ever become RGB.
-
-swscale converts exactly only when asked to: without FULL_CHR_H_INT it computes one chroma value per pixel
-pair and rounds down, which darkens a picture by 1-2 grey levels. All conversions here ask for it.
-
-A file may be a stranger's: FFmpeg reads from it alone and never follows it to another file or address, and what
-it decodes to is bounded by the constants below, whatever its header claims.
+Frames are scaled while they are converted from YUV, so that only small pictures ever become RGB.
 """
 
-import errno
-import io
-import itertools
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
-from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
-from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-_EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_SHRINK = Interpolation.AREA | _EXACT
-_ENLARGE = Interpolation.BICUBIC | _EXACT
-# The largest frame of H.264 and of 8K cinema, 106 MB in RGB; a decoder may hold 17 frames of half that.
-MAX_FRAME_PIXELS = 8192 * 4320
-# 4.8 hours at 30 frames a second. What is kept per packet is then some 100 MB at most.
-MAX_FRAMES = 1 << 19
-# All frames of a file together: 73 minutes of 1080p at 30 frames a second. A bomb of 8K frames ends within minutes.
-MAX_VIDEO_PIXELS = 1 << 38
+from dit_video.video.files import bounded, counted, decoder_of, open_video, pixel_aspect
+from dit_video.video.pictures import ToRGB, VideoError, deinterlaced
+from dit_video.video.survey import survey
+
 # Frames of one video in memory; stacking them takes as much again.
 MAX_DECODED_BYTES = 2 << 30
-# Slower rates would round to 0 in a re-encoded file; the clock of MPEG, which streams without a rate claim, is 90 kHz.
-MIN_FPS, MAX_FPS = Fraction(1, 1000), 90_000
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-# Playlists (HLS, DASH, concat) name files and addresses to go on with; with no protocol allowed, none is opened.
-_READ_OPTIONS = {"protocol_whitelist": "none", "max_pixels": str(MAX_FRAME_PIXELS)}
-# The same matrix as swscale and as FFmpeg's stream header number it (AVCOL_SPC_BT709, AVCOL_SPC_SMPTE170M).
-_MATRIX_TAG = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}
-
-
-class VideoError(ValueError):
-    """A video cannot be read; the message is for the owner of the file."""
-
-
-@contextmanager
-def open_video(source: bytes | str | os.PathLike) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens the first video stream in a file or its bytes.
-
-    Raises:
-        VideoError: not a media file, a still picture, sound only, or frames larger than MAX_FRAME_PIXELS; also
-            wraps any decoding error raised inside the block.
-    """
-    with _opened(source) as file:
-        try:
-            with av.open(file, "r", metadata_errors="replace", options=_READ_OPTIONS) as container:
-                stream = _moving_picture(container)
-                stream.codec_context.thread_count = 1
-                stream.codec_context.options = {"max_pixels": _READ_OPTIONS["max_pixels"]}
-                _check_size(stream.codec_context.height, stream.codec_context.width, "its header says")
-                yield container, stream
-        except av.FFmpegError as error:
-            # Of a file written within the block: no fault of the one that is read.
-            if error.errno in NO_SPACE:
-                raise OSError(error.errno, error.strerror) from error
-            raise VideoError(f"not a readable video: {error.strerror}") from error
-
-
-def _opened(source: bytes | str | os.PathLike) -> io.BytesIO | io.BufferedReader:
-    """A file that FFmpeg reads through Python: it never sees a name, which could be that of a device or address."""
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    if not os.path.isfile(source):
-        raise VideoError("not a regular file" if os.path.exists(source) else "no such file")
-    try:
-        return open(source, "rb")
-    except OSError as error:
-        raise VideoError(f"cannot be read: {error.strerror}") from error
-
-
-def _check_size(height: int, width: int, why: str) -> None:
-    if height * width > MAX_FRAME_PIXELS:
-        raise VideoError(f"{why} {width} x {height} pixels a frame, more than {MAX_FRAME_PIXELS}; scale it down")
-
-
-def _moving_picture(container: InputContainer) -> VideoStream:
-    format_name = container.format.name
-    if format_name.startswith("image2") or format_name.endswith("_pipe"):
-        raise VideoError("a picture, not a video")
-    if format_name == "tty":
-        raise VideoError("text, not a video")
-    cover = av.stream.Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams:
-        raise VideoError("sound only" if container.streams.audio else "no video stream")
-    if streams[0].codec_context is None:
-        raise VideoError("a codec that this FFmpeg cannot decode")
-    return streams[0]
-
-
-def frame_rate(stream: VideoStream) -> Fraction:
-    """Frame rate in frames per second, as the container states it.
-
-    Raises:
-        VideoError: it states none, or one outside MIN_FPS to MAX_FPS.
-    """
-    rate = stream.average_rate or stream.guessed_rate
-    if not rate:
-        raise VideoError("states no frame rate")
-    if not MIN_FPS <= rate <= MAX_FPS:
-        raise VideoError(f"states {float(rate):.3g} frames a second, not {float(MIN_FPS)} to {MAX_FPS}; re-encode it")
-    return rate
-
-
-def decoded_frames(
-    container: InputContainer, stream: VideoStream, packet_times: list[int | None]
-) -> Iterator[VideoFrame]:
-    """Decodes every frame; `packet_times` receives the presentation times of the packets they came from.
-
-    Raises:
-        VideoError: decoding fails, says after how many frames; or MAX_FRAMES or MAX_VIDEO_PIXELS is passed.
-    """
-    num_frames = 0
-    try:
-        for frame in _bounded(_frames(container.demux(stream), packet_times)):
-            num_frames += 1
-            yield frame
-    except av.FFmpegError as error:
-        raise VideoError(f"breaks off after frame {num_frames}: {error.strerror}") from error
-
-
-def _frames(packets: Iterable[av.Packet], packet_times: list[int | None]) -> Iterator[VideoFrame]:
-    for packet in counted(packets):
-        if packet.size and not packet.is_discard:
-            packet_times.append(packet.pts)
-        yield from packet.decode()
-
-
-def counted(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
-    """Passes packets on; raises after MAX_FRAMES of them."""
-    for number, packet in enumerate(packets):
-        if number > MAX_FRAMES:
-            raise VideoError(f"has more than {MAX_FRAMES} packets; cut it")
-        yield packet
-
-
-def _bounded(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-    """Passes frames on; raises where a file decodes to more than the limits."""
-    num_pixels = 0
-    for number, frame in enumerate(frames, 1):
-        num_pixels += frame.height * frame.width
-        if number > MAX_FRAMES:
-            raise VideoError(f"has more than {MAX_FRAMES} frames; cut it")
-        if num_pixels > MAX_VIDEO_PIXELS:
-            raise VideoError(f"decodes to more than {MAX_VIDEO_PIXELS} pixels within {number} frames; cut it")
-        yield frame
-
-
-class _ToRGB:
-    """Turns decoded frames of one video into RGB arrays, scaled to just cover `cover`, upright."""
-
-    def __init__(self, cover: tuple[int, int] | None = None):
-        self._cover = cover
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-        turns = quarter_turns(frame)
-        height, width = frame.height, frame.width
-        if self._cover is not None:
-            cover = self._cover if turns % 2 == 0 else self._cover[::-1]
-            height, width = covering_size((height, width), cover)
-            _check_size(height, width, f"to cover {cover[1]} x {cover[0]}, {frame.width} x {frame.height} becomes")
-        rgb = self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation=_interpolation(frame, (height, width)),
-            threads=1,
-        ).to_ndarray()
-        return np.rot90(rgb, turns) if turns else rgb
-
-
-def quarter_turns(frame: VideoFrame) -> int:
-    """Rotation in counter-clockwise quarter turns that makes a frame upright, from its display matrix."""
-    return round(frame.rotation / 90) % 4
-
-
-def _interpolation(frame: VideoFrame, size: tuple[int, int]) -> Interpolation:
-    return _SHRINK if size[0] <= frame.height and size[1] <= frame.width else _ENLARGE
-
-
-def covering_size(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
-    """The smallest (height, width) with the aspect of `size` that covers `cover`, rounded to pixels."""
-    scale = max(cover[0] / size[0], cover[1] / size[1])
-    return max(cover[0], round(size[0] * scale)), max(cover[1], round(size[1] * scale))
+READING = 2
+"""Counts the ways in which this package has turned the same bytes into pixels: part of what kept features are of."""
 
 
 def decode(data: bytes) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
-    """Decodes all frames, upright, and the frame rate.
+    """Decodes all frames of what `survey` finds to be the video, plain, and the frame rate.
+
+    Plain is upright, in square pixels, SDR, deinterlaced, over black.
 
     Raises:
         VideoError: the bytes are not a video with at least one frame.
@@ -214,7 +34,7 @@ def decode(data: bytes) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
 
 
 def read_video(path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
-    """Reads all frames of a file, upright, and the frame rate.
+    """Reads all frames of a file, as `decode` does, and the frame rate.
 
     Raises:
         VideoError: the file is not a video with at least one frame; names the file.
@@ -228,12 +48,10 @@ def read_video(path: str | os.PathLike) -> tuple[UInt8[np.ndarray, "T H W 3"], f
 
 
 def _read(source: bytes | str | os.PathLike) -> tuple[UInt8[np.ndarray, "T H W 3"], float]:
+    found = survey(source)
     with open_video(source) as (container, stream):
-        frames = _collected(map(_ToRGB(), decoded_frames(container, stream, [])))
-        fps = float(frame_rate(stream))
-    if not frames:
-        raise VideoError("holds no frame")
-    return np.stack(frames), fps
+        frames = _collected(map(ToRGB(aspect=pixel_aspect(stream)), found.of(container, stream)))
+    return np.stack(frames), float(found.rate)
 
 
 def _collected(decoded: Iterable[UInt8[np.ndarray, "H W 3"]]) -> list[UInt8[np.ndarray, "H W 3"]]:
@@ -259,42 +77,125 @@ def count_frames(data: bytes) -> int:
 def decode_window(
     data: bytes, *, start: int, num_frames: int, stride: int = 1, cover: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """Decodes frames start, start + stride, ... of a video, each scaled to just cover `cover` (height, width).
+    """Decodes frames start, start + stride, ... of a file, as `decode_frames` does.
 
-    Decoding begins at the last key frame at or before `start` and ends with the last chosen frame; only
-    chosen frames are converted. Equal to `decode(data)[start : start + num_frames * stride : stride]` where
+    Equal to `decode(data)[0][start : start + num_frames * stride : stride]` where the video is the whole file and
     nothing is scaled.
 
     Raises:
         VideoError: the bytes are no video, or it ends before the window does.
     """
+    return decode_frames(data, range(start, start + (num_frames - 1) * stride + 1, stride), cover=cover)
+
+
+def decode_frames(
+    data: bytes, numbers: Sequence[int], *, cover: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """Decodes frames of a file by their numbers, plain, each scaled to just cover `cover` (height, width).
+
+    Decoding begins at the last key frame at or before the first of them, where packets have times and fields need
+    none before, and ends with the last; only chosen frames are converted.
+
+    Args:
+        numbers: ascending; one that is repeated gives its frame again. As in `Survey.frames`.
+
+    Raises:
+        VideoError: the bytes are no video, or it ends before the last of them does.
+    """
     with open_video(data) as (container, stream):
         packets = [packet for packet in counted(container.demux(stream)) if packet.size]
+        finder = _Finder(packets, numbers)
+        decoder, aspect = decoder_of(stream), pixel_aspect(stream)
+        frames = finder.found(decoder, packets[finder.first_packet :], ToRGB(cover, aspect), fields=False)
+        if len(frames) < len(finder.wanted):
+            decoder.flush_buffers()
+            frames = finder.found(decoder, packets, ToRGB(cover, aspect), fields=True)
+        if len(frames) == len(finder.wanted):
+            at = {number: frame for number, frame in zip(sorted(finder.wanted), frames)}
+            return np.stack([at[number] for number in numbers])
+    decoded = sum(number in sorted(finder.wanted)[: len(frames)] for number in numbers)
+    raise VideoError(f"ends before frame {numbers[-1]}: {decoded} of {len(numbers)} frames of the clip decode")
+
+
+class _Finder:
+    """Finds frames of a stream by their numbers.
+
+    Attributes:
+        wanted: the numbers.
+        first_packet: where decoding may begin.
+    """
+
+    def __init__(self, packets: Sequence[av.Packet], numbers: Sequence[int]):
+        self.wanted = set(numbers)
+        self.first_packet = 0
+        self._by_time: dict[int, int] | None = None
         times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
-        last = start + (num_frames - 1) * stride
         # Without a distinct time on every packet, frames can only be counted from the beginning.
-        if len(set(times)) == len(packets) and last < len(times):
-            chosen_times = set(times[start : last + 1 : stride])
-            before = [i for i, packet in enumerate(packets) if packet.is_keyframe and (packet.pts or 0) <= times[start]]
-            decoded = _flushed(stream, packets[before[-1] :] if before else packets)
-            chosen = (frame for frame in decoded if frame.pts in chosen_times)
-        else:
-            indices = set(range(start, last + 1, stride))
-            chosen = (frame for i, frame in enumerate(_flushed(stream, packets)) if i in indices)
-        frames = _collected(map(_ToRGB(cover), itertools.islice(chosen, num_frames)))
-        if len(frames) == num_frames:
-            return np.stack(frames)
-    raise VideoError(f"ends before frame {last}: {len(frames)} of {num_frames} frames of the clip decode")
+        if len(set(times)) == len(packets) and numbers[-1] < len(times):
+            self._by_time = {times[number]: number for number in self.wanted}
+            begin = times[numbers[0]]
+            keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and (packet.pts or 0) <= begin]
+            self.first_packet = keys[-1] if keys else 0
+
+    def found(
+        self, decoder: VideoCodecContext, packets: Sequence[av.Packet], to_rgb: ToRGB, *, fields: bool
+    ) -> list[UInt8[np.ndarray, "H W 3"]]:
+        """The chosen frames, as far as they are found.
+
+        Args:
+            fields: whether there may be interlaced frames, for which `packets` must begin with the first; else
+                the search ends with the first such frame, or with a damaged one.
+        """
+        frames = enumerate(_flushed(decoder, packets))
+        numbered = ((self._number(i, frame), frame) for i, frame in frames)
+        numbered = deinterlaced(numbered) if fields else _until_unsure(numbered)
+        chosen = (_sound(number, frame) for number, frame in numbered if number in self.wanted)
+        return _collected(map(to_rgb, _first(chosen, len(self.wanted))))
+
+    def _number(self, position: int, frame: VideoFrame) -> int:
+        if self._by_time is None:
+            return position
+        return -1 if frame.pts is None else self._by_time.get(frame.pts, -1)
 
 
-def _flushed(stream: VideoStream, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:
-    """Decodes packets and flushes the decoder at the end."""
-    return _bounded(frame for packet in (*packets, None) for frame in stream.decode(packet))
+def _sound(number: int, frame: VideoFrame) -> VideoFrame:
+    if frame.is_corrupt:
+        raise VideoError(f"frame {number} is damaged")
+    return frame
+
+
+def _until_unsure(frames: Iterable[tuple[int, VideoFrame]]) -> Iterator[tuple[int, VideoFrame]]:
+    for number, frame in frames:
+        if frame.interlaced_frame or frame.is_corrupt:
+            return
+        yield number, frame
+
+
+def _first(frames: Iterable[VideoFrame], num_frames: int) -> Iterator[VideoFrame]:
+    """The first so many, without asking for one more."""
+    for number, frame in enumerate(frames, 1):
+        yield frame
+        if number == num_frames:
+            return
+
+
+def _flushed(decoder: VideoCodecContext, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:
+    """Decodes packets, but for those that are damaged, and flushes the decoder at the end."""
+    return bounded(frame for packet in (*packets, None) for frame in _decoded(decoder, packet))
+
+
+def _decoded(decoder: VideoCodecContext, packet: av.Packet | None) -> list[VideoFrame]:
+    try:
+        return decoder.decode(packet)
+    except av.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
+        return []
 
 
 def scale(video: UInt8[np.ndarray, "T H W 3"], cover: tuple[int, int]) -> UInt8[np.ndarray, "T h w 3"]:
     """Scales decoded frames so that they just cover `cover` (height, width): by area down, bicubic up."""
     if video.shape[1:3] == cover:
         return video
-    to_rgb = _ToRGB(cover)
+    to_rgb = ToRGB(cover)
     return np.stack([to_rgb(VideoFrame.from_ndarray(frame, format="rgb24")) for frame in video])

@@ -1,6 +1,8 @@
 """Video encoding: H.264 mp4, GIF, and grids of clips."""
 
 import io
+import itertools
+import logging
 import os
 from collections.abc import Iterable
 from fractions import Fraction
@@ -12,7 +14,14 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import UInt8
 from PIL import Image
 
-from dit_video.video.decode import _MATRIX_TAG, VideoError, _interpolation
+from dit_video.video.pictures import VideoError, interpolation
+from dit_video.video.times import bounded
+
+_LOG = logging.getLogger(__name__)
+# The same matrix as swscale and as FFmpeg's stream header number it (AVCOL_SPC_BT709, AVCOL_SPC_SMPTE170M).
+_MATRIX_TAG = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}
+# A GIF counts hundredths of a second; players show a delay of less than two of them as ten.
+_GIF_TICKS, MAX_GIF_FPS = 100, 50
 
 
 def encode_frames(
@@ -37,10 +46,12 @@ def encode_frames(
         VideoError: there are no frames.
     """
     reformatter = VideoReformatter()
-    rate = Fraction(fps).limit_denominator(1001)
+    rate = exact_rate(fps)
     num_frames = 0
+    # With its macroblock tree x264 has written other bytes for the same frames.
+    options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
     with av.open(file if isinstance(file, io.BytesIO) else os.fspath(file), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": preset})
+        stream = container.add_stream("libx264", rate=rate, options=options)
         context = stream.codec_context
         context.thread_count = 1
         context.pix_fmt = "yuv420p"
@@ -61,7 +72,7 @@ def encode_frames(
                 format="yuv420p",
                 dst_colorspace=matrix,
                 dst_color_range=ColorRange.MPEG,
-                interpolation=_interpolation(frame, size),
+                interpolation=interpolation(frame, size),
                 threads=1,
             )
             yuv.pts, yuv.time_base = num_frames, context.time_base
@@ -75,8 +86,18 @@ def encode_frames(
     return num_frames
 
 
+def exact_rate(fps: float | int | Fraction) -> Fraction:
+    """A frame rate as a fraction: as it is, or for floats the simplest that is it but for rounding, as 24000/1001."""
+    rate = Fraction(fps)
+    simple = rate.limit_denominator(1001)
+    # Of 32 bits, as records keep rates.
+    if isinstance(fps, float) and simple and abs(simple - rate) <= rate * Fraction(1, 1 << 23):
+        rate = simple
+    return bounded(rate)
+
+
 def encode_mp4(
-    video: UInt8[np.ndarray, "T H W 3"], fps: float | int, *, crf: int = 14, preset: str = "medium"
+    video: UInt8[np.ndarray, "T H W 3"], fps: float | int | Fraction, *, crf: int = 14, preset: str = "medium"
 ) -> bytes:
     """H.264 mp4 of decoded frames.
     Odd sizes gain a row or column, a copy of the last: yuv420p holds even sizes only.
@@ -95,12 +116,42 @@ def write_mp4(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps:
         file.write(encode_mp4(video, fps))
 
 
-def write_gif(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps: float | int) -> None:
-    """Writes an endless GIF with one palette for all frames (a palette per frame flickers)."""
+def write_gif(file: io.BytesIO | str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps: float | int) -> None:
+    """Writes an endless GIF with one palette for all frames (a palette per frame flickers).
+
+    Every frame becomes one, those that are equal too, and they play at `fps` on the average (`gif_delays`); above 50
+    frames a second, which no player shows, they play at 50, and a warning says so.
+    """
+    if fps > MAX_GIF_FPS:
+        _LOG.warning("a GIF plays %d frames a second at most, %g more slowly; the mp4 is right", MAX_GIF_FPS, fps)
     sampled = video[:: max(1, len(video) // 8)]
     palette = Image.fromarray(np.concatenate(sampled)).quantize(256, method=Image.Quantize.MEDIANCUT)
-    frames = [Image.fromarray(frame).quantize(palette=palette) for frame in video]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+    colours = np.full((256, 4), 255, np.uint8)
+    chosen = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)
+    # As FFmpeg orders them: alpha, red, green, blue.
+    colours[: len(chosen), 1:] = chosen
+    delays = gif_delays(len(video), fps)
+    # FFmpeg's encoder, for Pillow's makes one frame of equal ones.
+    options = {"final_delay": str(delays[-1])}
+    with av.open(file if isinstance(file, io.BytesIO) else os.fspath(file), "w", "gif", options=options) as container:
+        stream = container.add_stream("gif", rate=_GIF_TICKS, options={"gifflags": "0"})
+        stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "pal8"
+        stream.codec_context.time_base = Fraction(1, _GIF_TICKS)
+        for pixels, time in zip(video, np.cumsum([0, *delays]).tolist()):
+            indices = np.asarray(Image.fromarray(pixels).quantize(palette=palette))
+            frame = VideoFrame.from_ndarray((indices, colours), format="pal8")  # pyrefly: ignore[bad-argument-type]
+            frame.pts, frame.time_base = time, Fraction(1, _GIF_TICKS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def gif_delays(num_frames: int, fps: float | int) -> list[int]:
+    """Hundredths of a second that each frame is shown for, right on the average: 3, 3, 4 at 30 frames a second.
+
+    Above 50 frames a second they are 2, the least that players show.
+    """
+    ends = [round(number * _GIF_TICKS / min(fps, MAX_GIF_FPS)) for number in range(num_frames + 1)]
+    return [after - before for before, after in itertools.pairwise(ends)]
 
 
 def grid(

@@ -76,3 +76,24 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
     for wrong in (path, tmp_path):
         with pytest.raises(ValueError, match=f"--image={wrong}: not a picture that can be read"):
             read_frame(wrong, (4, 4))
+
+
+def test_a_picture_is_upright_over_black_and_of_eight_bits(tmp_path):
+    hidden = np.zeros((8, 8, 4), np.uint8)
+    hidden[..., 1], hidden[:, 4:] = 255, (200, 30, 30, 255)
+    Image.fromarray(hidden).save(tmp_path / "alpha.png")
+    frame = read_frame(tmp_path / "alpha.png", (8, 8))[0, 0]
+    np.testing.assert_array_equal(frame, hidden[..., :3] * (hidden[..., 3:] // 255))
+    Image.fromarray(np.full((8, 8), 0x8040, np.uint16)).save(tmp_path / "deep.png")
+    assert (read_frame(tmp_path / "deep.png", (8, 8)) == 0x80).all()
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        Image.fromarray(hidden[..., :3]).save(tmp_path / "turned.png", exif=exif)
+        # As the EXIF standard numbers them: mirrored; upside down; both; transposed; right; across; left.
+        views = [
+            *(lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1, ::-1], lambda x: x[::-1]),
+            *(lambda x: x.swapaxes(0, 1), lambda x: np.rot90(x, -1), lambda x: np.rot90(x, 2).swapaxes(0, 1), np.rot90),
+        ]
+        expected = views[orientation - 1](hidden[..., :3])
+        np.testing.assert_array_equal(read_frame(tmp_path / "turned.png", (8, 8))[0, 0], expected)

@@ -103,7 +103,7 @@ def test_an_epoch_visits_every_record_once_and_epochs_differ():
 
 def test_clips_begin_everywhere_and_differ_between_epochs_and_seeds():
     starts = [b.video[:, 0, 0, 0, 1] for b in batches(InMemory([12]), 20)]
-    assert set(np.concatenate(starts)) == set(range(12 - CUT.span + 1))
+    assert set(np.concatenate(starts)) == set(range(12 - CUT.span() + 1))
     assert not np.array_equal(batches(InMemory([12]), 1, seed=2)[0].video, batches(InMemory([12]), 1)[0].video)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dit_video.data.record import Clip, Examples, Record
-from dit_video.data.transforms import ClipTransform, usable
+from dit_video.data.transforms import ClipTransform, clip_rates, pace_note, said_rate, usable
 from dit_video.video.encode import encode_mp4
 
 
@@ -44,7 +44,7 @@ class Lengths(Examples):
 @pytest.mark.parametrize(("num_frames", "stride", "span"), [(1, 1, 1), (1, 5, 1), (4, 1, 4), (4, 2, 7), (2, 3, 4)])
 def test_a_clip_reaches_over_its_first_frame_and_a_stride_for_each_other(num_frames, stride, span):
     transform = ClipTransform(num_frames=num_frames, stride=stride, size=(8, 8))
-    assert transform.span == span
+    assert transform.span() == span
     lengths = np.array([0, span - 1, span, span + 1, span + 7])
     np.testing.assert_array_equal(transform.num_starts(lengths), [0, 0, 1, 2, 8])
     clip = transform.at(record(span + 3), 2, np.random.default_rng(0))
@@ -171,3 +171,75 @@ def test_least_and_largest_values_are_taken_and_those_beyond_refused():
     ):
         with pytest.raises(ValueError, match=f"ClipTransform.{field}="):
             ClipTransform(**{field: value})
+
+
+def test_a_clip_has_the_rate_that_is_asked_for_from_frames_nearest_in_time():
+    for fps, wanted, num_frames in ((60.0, 24.0, 5), (24.0, 60.0, 7), (25.0, 25.0, 4), (29.97, 10.0, 3)):
+        transform = ClipTransform(num_frames=num_frames, fps=wanted, size=(8, 8))
+        of = record(40, fps=fps)
+        clip = transform.at(of, 2, np.random.default_rng(0))
+        places = (clip.video[:, 0, 0, 2] - 2) / fps
+        assert np.abs(places - np.arange(num_frames) / wanted).max() <= 0.5 / fps + 1e-5
+        assert clip.fps == wanted
+        span = transform.span(fps)
+        assert span == int(clip.video[-1, 0, 0, 2]) - 2 + 1
+        lengths = np.array([span - 1, span, span + 3])
+        np.testing.assert_array_equal(transform.num_starts(lengths, np.full(3, fps)), [0, 1, 4])
+
+
+def test_what_is_doubled_and_left_out_is_counted():
+    assert ClipTransform(num_frames=5, fps=24.0).resampled(60.0) == (0, 6)
+    assert ClipTransform(num_frames=6, fps=60.0).resampled(24.0) == (3, 0)
+    assert ClipTransform(num_frames=6, fps=24.0).resampled(24.0) == (0, 0)
+
+
+class Rates(Lengths):
+    """Videos of 40 frames at these rates."""
+
+    def __init__(self, *rates: float):
+        super().__init__(*[40] * len(rates))
+        self._rates = rates
+
+    def __getitem__(self, index: int) -> Record:
+        return record(40, key=str(index), fps=self._rates[index])
+
+    @property
+    def fps(self) -> np.ndarray:
+        return np.array(self._rates)
+
+
+def test_the_rates_of_clips_are_those_of_all():
+    mixed = Rates(24.0, 60.0, 60.0)
+    assert clip_rates(mixed, ClipTransform(num_frames=2)) == (60.0, 24.0)
+    assert clip_rates(mixed, ClipTransform(num_frames=2, stride=2)) == (30.0, 12.0)
+    assert clip_rates(mixed, ClipTransform(num_frames=2, fps=12.0)) == (12.0,)
+    assert (said_rate((60.0, 24.0)), said_rate((12.0,))) == ([24.0, 60.0], 12.0)
+    # Of 0.7 seconds only slow ones are long enough.
+    assert len(usable(mixed, ClipTransform(num_frames=9, fps=8.0, size=(8, 8)))) == 1
+    assert "24 to 60 frames a second" in pace_note(mixed, ClipTransform(num_frames=2))
+    assert "resampled to 12" in pace_note(mixed, ClipTransform(num_frames=2, fps=12.0))
+    assert pace_note(Rates(24.0, 24.0), ClipTransform(num_frames=2)) == ""
+
+
+def test_a_rate_and_a_stride_exclude_each_other():
+    with pytest.raises(ValueError, match=r"ClipTransform\.fps=8\.0 and stride=2: give one of them"):
+        ClipTransform(fps=8.0, stride=2)
+    with pytest.raises(ValueError, match=r"ClipTransform\.fps=0\.0: must be positive"):
+        ClipTransform(fps=0.0)
+    with pytest.raises(ValueError, match="the source does not say the rates"):
+        usable(Lengths(40), ClipTransform(num_frames=2, fps=8.0))
+
+
+def test_a_card_says_that_clips_were_resampled():
+    assert ClipTransform(fps=8.0).protocol["resampled"] == "to 8 fps, nearest frame"
+    assert "resampled" not in ClipTransform().protocol
+
+
+def test_chosen_frames_of_a_file_are_its_video():
+    video = np.broadcast_to(np.arange(0, 250, 10, dtype=np.uint8)[:, None, None, None], (25, 16, 16, 3))
+    data = encode_mp4(video, 10.0)
+    of = Record(key="a", video=data, num_frames=5, fps=10.0, frames=np.array([3, 3, 7, 8, 20]))
+    clip = ClipTransform(num_frames=3, stride=2, size=(16, 16)).at(of, 0, np.random.default_rng(0))
+    assert np.rint(clip.video.mean(axis=(1, 2, 3)) / 10).tolist() == [3, 7, 20]
+    with pytest.raises(ValueError, match="record 'a': ends before frame 6"):
+        ClipTransform(num_frames=3, stride=2, size=(16, 16)).at(of, 2, np.random.default_rng(0))

@@ -22,9 +22,11 @@ from dit_video.data.sources import LatentCache, VideoSet
 from dit_video.ingest import probe
 from dit_video.ingest.decoding_process import decoding_processes
 from dit_video.ingest.ingest import ingest
-from dit_video.video import decode as video
-from dit_video.video.decode import MAX_FRAME_PIXELS, VideoError, decode, decode_window, read_video
+from dit_video.video import decode as decoding_module
+from dit_video.video import files
+from dit_video.video.decode import decode, decode_window, read_video
 from dit_video.video.encode import encode_mp4
+from dit_video.video.pictures import MAX_FRAME_PIXELS, VideoError
 from dit_video.weights.files import read_tensors
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -77,15 +79,15 @@ def test_scaling_a_thin_strip_is_bounded_too():
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "message"),
+    ("module", "limit", "value", "message"),
     [
-        ("MAX_FRAMES", 5, "more than 5 (frames|packets); cut it"),
-        ("MAX_VIDEO_PIXELS", 5000, "decodes to more than 5000 pixels within 4 frames"),
-        ("MAX_DECODED_BYTES", 30_000, "7 frames take more than 30000 bytes"),
+        (files, "MAX_FRAMES", 5, "more than 5 (frames|packets); cut it"),
+        (files, "MAX_VIDEO_PIXELS", 5000, "decodes to more than 5000 pixels within 4 frames"),
+        (decoding_module, "MAX_DECODED_BYTES", 30_000, "7 frames take more than 30000 bytes"),
     ],
 )
-def test_a_video_that_does_not_end_is_cut_off(good, monkeypatch, limit, value, message):
-    monkeypatch.setattr(video, limit, value)
+def test_a_video_that_does_not_end_is_cut_off(good, monkeypatch, module, limit, value, message):
+    monkeypatch.setattr(module, limit, value)
     with pytest.raises(VideoError, match=message):
         decode(good)
 
@@ -97,7 +99,8 @@ def test_what_a_decoder_takes_is_bounded_by_its_process(good, tmp_path):
         with pytest.raises(VideoError):
             decoding.run(probe.probe, path)
         path.write_bytes(good)
-        assert decoding.run(probe.probe, path) == {"frames": 12, "fps": 25.0, "width": 48, "height": 32}
+        facts = {"frames": 12, "fps": 25.0, "width": 48, "height": 32, "left_out": 0, "doubled": 0, "notes": ""}
+        assert decoding.run(probe.probe, path) == {**facts, "chosen": None}
 
 
 def test_a_file_that_takes_the_decoder_with_it_is_a_reason_and_the_next_one_is_read(good, tmp_path):

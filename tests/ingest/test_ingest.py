@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sample_videos import waves, write, write_sound
+from sample_videos import waves, write, write_frames, write_sound, yuv
 
 from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
@@ -210,3 +210,26 @@ def test_the_manifest_is_plain_json_with_counts(video_set):
     assert {"file", "sha256", "frames", "fps", "width", "height", "label", "caption", "split", "reason"} <= set(
         content["entries"][0]
     )
+
+
+def test_a_manifest_from_before_is_read(video_set):
+    path = video_set / "manifest.json"
+    content = json.loads(path.read_text())
+    for entry in content["entries"]:
+        for name in ("left_out", "doubled", "notes"):
+            del entry[name]
+    before = VideoSet(directory=str(video_set)).manifest()
+    path.write_text(json.dumps(content))
+    assert VideoSet(directory=str(video_set)).manifest() == before
+
+
+def test_what_was_done_to_a_file_is_in_the_manifest(tmp_path):
+    times = [33, 67, 100, 133, 233, 333, 433, 533]
+    (tmp_path / "in").mkdir()
+    write_frames(tmp_path / "in" / "a.mkv", yuv(waves(0, num_frames=8)), codec="ffv1", times=times)
+    entry = ingest([tmp_path / "in"], tmp_path / "set", held_out_fraction=0.0).entries[0]
+    assert entry.notes.startswith("variable rate (10 to 30.3 frames a second) made 14")
+    assert entry.fps == pytest.approx(14)
+    assert (entry.left_out, entry.doubled) == (1, 1)
+    record = VideoSet(directory=str(tmp_path / "set")).open(Split.TRAIN)[0]
+    assert decode(record.video)[1] == record.fps == entry.fps

@@ -19,6 +19,7 @@ from dit_video.data.record import Clip, Examples, Record, Split, content_digest
 from dit_video.data.transforms import ClipTransform
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.video_folder import open_videos
+from dit_video.tasks.evaluator import EvaluationData
 from dit_video.video.decode import decode, decode_window
 from dit_video.video.encode import encode_mp4, write_gif
 
@@ -130,7 +131,7 @@ def test_every_file_is_among_the_examples_or_the_skipped(videos, tmp_path):
     assert str(tmp_path) not in json.dumps(opened.description)
 
 
-def test_a_stream_that_is_cut_off_is_skipped(tmp_path):
+def test_of_a_stream_that_is_cut_off_the_rest_is_judged(tmp_path):
     with av.open(tmp_path / "whole.mp4", "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
         stream = container.add_stream("libx264", rate=10, options={"g": "8"})
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
@@ -142,8 +143,13 @@ def test_a_stream_that_is_cut_off_is_skipped(tmp_path):
     write(tmp_path / "whole.ts", waves(0, num_frames=30), codec="libx264", pixels="yuv420p")
     (tmp_path / "begins_late.ts").write_bytes((tmp_path / "whole.ts").read_bytes()[188 * 12 :])
     opened = open_videos(tmp_path)
-    assert keys(opened) == ["whole.mp4", "whole.ts"]
-    assert opened.description["skipped"]["cut.mp4"].startswith("breaks off after frame")
+    assert keys(opened) == ["cut.mp4", "whole.mp4", "whole.ts"]
+    cut, whole = opened.examples[0], opened.examples[1]
+    assert 16 <= cut.num_frames < 40
+    np.testing.assert_array_equal(decode(cut.video)[0], decode(whole.video)[0][: cut.num_frames])
+    assert opened.description["notes"] == {"cut.mp4": "1 frame left out: damaged"}
+    # Of a stream that begins between key frames there is nothing to decode with.
+    assert opened.description["skipped"]["begins_late.ts"].startswith("breaks off after frame 0")
 
 
 def test_one_changed_byte_anywhere_changes_the_digest(videos):
@@ -153,7 +159,8 @@ def test_one_changed_byte_anywhere_changes_the_digest(videos):
     before = digest()
     path = videos / "cat" / "3.mp4"
     data = bytearray(path.read_bytes())
-    data[data.index(b"mdat") + 4 + 700] ^= 1
+    # Of what the encoder says of itself: no picture changes.
+    data[data.index(b"x264") + 20] ^= 1
     path.write_bytes(data)
     assert keys(open_videos(videos))[1] == "cat/3.mp4"
     changed = digest()
@@ -277,3 +284,25 @@ def test_a_split_that_a_set_lacks_names_those_it_has(videos, tmp_path):
     assert len(open_videos(tmp_path / "set", Split.TRAIN).examples) == 4
     with pytest.raises(ValueError, match=r"set: has no split 'held_out'; it has train$"):
         open_videos(tmp_path / "set")
+
+
+def test_videos_of_several_rates_are_judged_at_one_if_it_is_asked_for(tmp_path):
+    for number, fps in enumerate((24, 60, 60)):
+        (tmp_path / f"{number}.mp4").write_bytes(encode_mp4(waves(number, num_frames=40), fps))
+    opened = open_videos(tmp_path)
+    assert opened.examples.fps.tolist() == [24.0, 60.0, 60.0]
+
+    def data(**cut) -> EvaluationData:
+        transform = ClipTransform(num_frames=9, size=(32, 48), **cut)
+        return EvaluationData.of({Split.HELD_OUT: opened.examples}, {Split.HELD_OUT: transform}, seed=0, references={})
+
+    as_they_are, at_one = data(), data(fps=24.0)
+    assert (as_they_are.fps, as_they_are.said_fps) == (60.0, [24.0, 60.0])
+    assert "24 to 60 frames a second" in as_they_are.notes[0]
+    assert (at_one.fps, at_one.said_fps) == (24.0, 24.0)
+    assert at_one.protocol["resampled"] == "to 24 fps, nearest frame"
+    whole = {record.key: decode(record.video)[0] for record in opened.examples}
+    transform = ClipTransform(num_frames=9, size=(32, 48), fps=24.0)
+    for clip in held_out_clips(opened.examples, transform, num_clips=3, seed=0):
+        places = clip.start + (np.arange(9) if clip.key == "0.mp4" else np.array([0, 2, 5, 7, 10, 12, 15, 17, 20]))
+        np.testing.assert_array_equal(clip.video, whole[clip.key][places])

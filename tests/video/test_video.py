@@ -8,8 +8,8 @@ from PIL import Image
 from sample_videos import waves, write, write_sound
 
 from dit_video.video import decode as videos
-from dit_video.video.decode import VideoError
 from dit_video.video.encode import encode_mp4, grid, write_gif, write_mp4
+from dit_video.video.pictures import VideoError
 
 
 def test_mp4_keeps_frames_rate_and_colours(tmp_path):

@@ -85,6 +85,12 @@ def _add_fvd(commands) -> None:
     parser.add_argument("--stride", type=whole(1), default=1, help="frames from one to the next, real side (default 1)")
     parser.add_argument("--fake_stride", type=whole(1), default=1, help="the same of the fake side (default 1)")
     parser.add_argument(
+        "--clip_fps",
+        type=positive,
+        metavar="F",
+        help="frames per second of clips, both sides: nearest frames, no stride",
+    )
+    parser.add_argument(
         "--size", metavar="H,W", help="scale and crop frames of both sides to this before (default: whole frames)"
     )
     parser.add_argument("--batch_size", type=whole(1), default=16, help="clips at a time (default 16)")

@@ -1,0 +1,79 @@
+"""Decoding speed of this checkout against another, on plain videos: windows as training cuts them, and whole files.
+
+    python -m tools.bench_decode OTHER_CHECKOUT
+
+Both sides decode the same files in turn, each in processes of its own; what is printed is the median ratio of times,
+above 1 where this checkout is slower.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+_TURNS = 9
+# Runs with the package of the checkout in its working folder; prints seconds by name.
+_SIDE = """
+import json, sys, time
+sys.path.insert(0, ".")
+from dit_video.video.decode import decode_window
+from dit_video.ingest.probe import storable
+from pathlib import Path
+
+def seconds(call, times):
+    call()
+    began = time.process_time()
+    for _ in range(times):
+        call()
+    return time.process_time() - began
+
+found = {}
+for path in sys.argv[1:]:
+    data = Path(path).read_bytes()
+    name = Path(path).stem
+    found[f"{name} window"] = seconds(lambda: decode_window(data, start=40, num_frames=17, cover=(64, 64)), 20)
+    found[f"{name} ingest"] = seconds(lambda: storable(Path(path), Path(path + ".mp4"), None), 3)
+print(json.dumps(found))
+"""
+
+
+def main() -> None:
+    other = Path(sys.argv[1])
+    with tempfile.TemporaryDirectory() as folder:
+        paths = _videos(Path(folder))
+        ratios: dict[str, list[float]] = {}
+        for turn in range(_TURNS):
+            sides = (ROOT, other) if turn % 2 else (other, ROOT)
+            times = {side: _measured(side, paths) for side in sides}
+            for name, seconds in times[ROOT].items():
+                ratios.setdefault(name, []).append(seconds / times[other][name])
+    for name, values in ratios.items():
+        print(f"{name}: {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+
+
+def _measured(side: Path, paths: list[str]) -> dict[str, float]:
+    result = subprocess.run(
+        [sys.executable, "-c", _SIDE, *paths], cwd=side, capture_output=True, text=True, check=True, env={}
+    )
+    return json.loads(result.stdout)
+
+
+def _videos(folder: Path) -> list[str]:
+    import numpy as np
+
+    from dit_video.video.encode import write_mp4
+
+    paths = []
+    for height, width in ((64, 64), (240, 320), (720, 1280)):
+        t, y, x = np.mgrid[:96, :height, :width].astype(np.float32)
+        video = np.stack([128 + 90 * np.sin((x * (c + 1) + 5 * t) / 40 + y / 30) for c in range(3)], axis=-1)
+        paths.append(str(folder / f"{height}p.mp4"))
+        write_mp4(paths[-1], video.astype(np.uint8), 25)
+    return paths
+
+
+if __name__ == "__main__":
+    main()
