@@ -1,5 +1,6 @@
 """A small DiT with random weights in both dialects, from which files of all kinds are made."""
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,11 @@ SAVED = {"_class_name": "DiTTransformer2DModel", "out_channels": 8, "num_embeds_
 
 def tensors(dialect: Dialect) -> Tensors:
     """Those of a network with random weights."""
+    return dict(_tensors(dialect))
+
+
+@functools.cache
+def _tensors(dialect: Dialect) -> Tensors:
     rng = np.random.default_rng(0)
     network = ClassDiT.of_diffusers(SAVED)
     params = {n: 0.1 * rng.standard_normal(s.shape, np.float32) for n, s in network.define().shapes.items()}

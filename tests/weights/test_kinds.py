@@ -128,10 +128,9 @@ SCALES = (
 
 
 @pytest.mark.parametrize("name", SCALES)
-@pytest.mark.parametrize("dialect", [Dialect.OFFICIAL, Dialect.DIFFUSERS])
-def test_weights_with_scales_beside_them_are_named(name, dialect, tmp_path, capsys):
-    float8 = {n: x.astype(ml_dtypes.float8_e4m3fn) for n, x in tensors(dialect).items()}
-    source = publish(dialect, float8 | {name: np.ones(1, np.float32)}, tmp_path / "x")
+def test_weights_with_scales_beside_them_are_named(name, tmp_path, capsys):
+    float8 = {n: x.astype(ml_dtypes.float8_e4m3fn) for n, x in tensors(Dialect.OFFICIAL).items()}
+    source = publish(Dialect.OFFICIAL, float8 | {name: np.ones(1, np.float32)}, tmp_path / "x")
     assert main(["import", str(source), f"--out={tmp_path / 'run'}"]) == 1
     error = capsys.readouterr().err
     assert (
@@ -201,12 +200,12 @@ def test_damage_anywhere_is_an_error_in_our_words_or_other_numbers(tmp_path):
     rng, outcomes = np.random.default_rng(0), []
     for path in sorted(folder.iterdir()):
         good = path.read_bytes()
-        for _ in range(40):
+        for _ in range(15):
             path.write_bytes(damaged(good, rng))
             outcomes.append(outcome(folder))
         path.write_bytes(good)
     refusals = [one for one in outcomes if one is not None]
-    assert 40 < len(refusals) < 120
+    assert 15 < len(refusals) < 45
     assert not any(re.search(r"SafetensorError|JSONDecodeError|KeyError", one) for one in refusals)
 
 
