@@ -17,6 +17,7 @@ from sample_videos import filtered, waves, write_frames, yuv
 from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
 from dit_video.ingest.ingest import ingest
+from dit_video.ingest.transcoding import Transcoding
 from dit_video.ingest.video_folder import open_videos
 from dit_video.video import tone
 from dit_video.video.decode import decode, decode_window, read_video
@@ -56,7 +57,7 @@ def autorotate(matrix: tuple[int, ...], rotation: int) -> list[tuple[str, str]]:
 
 def stored(folder: Path, out: Path) -> dict[str, np.ndarray]:
     """What an ingest stores of a folder, decoded."""
-    ingest([folder], out, held_out_fraction=0.0, num_workers=1)
+    ingest([folder], out, held_out_fraction=0.0, transcoding=Transcoding(num_workers=1))
     return {record.key: decode(record.video)[0] for record in VideoSet(directory=str(out)).open(Split.TRAIN)}
 
 

@@ -9,6 +9,7 @@ from av.video.frame import VideoFrame
 from sample_videos import waves, write_frames, yuv
 
 from dit_video.ingest.ingest import ingest
+from dit_video.ingest.transcoding import Transcoding
 from dit_video.ingest.video_folder import open_videos
 from dit_video.video.decode import decode, decode_frames, decode_window
 from dit_video.video.pictures import VideoError
@@ -56,7 +57,9 @@ def test_a_change_of_size_ends_the_video_and_squeezes_nothing(tmp_path, shapes):
     np.testing.assert_array_equal(decode_frames(data, found.frames[1:3].tolist()), video[1:3])
     record = open_videos(tmp_path).examples[0]
     np.testing.assert_array_equal(record.frames, found.frames)
-    entry = ingest([tmp_path], tmp_path / "set", held_out_fraction=0.0, num_workers=1).entries[0]
+    entry = ingest([tmp_path], tmp_path / "set", held_out_fraction=0.0, transcoding=Transcoding(num_workers=1)).entries[
+        0
+    ]
     assert (entry.frames, entry.left_out, entry.height, entry.width) == (len(video), found.left_out, *video.shape[1:3])
 
 
@@ -94,7 +97,9 @@ def test_a_damaged_group_of_pictures_is_left_out_and_counted(tmp_path, group, ke
     np.testing.assert_array_equal(decode_frames(bytes(data), window), whole[window])
     with pytest.raises(VideoError, match=r"is damaged|ends before frame"):
         decode_window(bytes(data), start=8 * group, num_frames=8)
-    entry = ingest([tmp_path], tmp_path / "set", held_out_fraction=0.0, num_workers=1).entries[0]
+    entry = ingest([tmp_path], tmp_path / "set", held_out_fraction=0.0, transcoding=Transcoding(num_workers=1)).entries[
+        0
+    ]
     assert (entry.frames, entry.left_out, entry.stored) == (len(kept), 40 - len(kept), "encoded")
     assert "damaged" in entry.notes
 
@@ -113,7 +118,12 @@ def test_a_plain_whole_file_is_all_its_frames_without_a_note(tmp_path):
     found = survey(tmp_path / "a.mp4")
     assert (found.frames, found.left_out, found.doubled, found.notes) == (None, 0, 0, ())
     assert found.plain
-    assert ingest([tmp_path], tmp_path / "set", held_out_fraction=0.0, num_workers=1).entries[0].stored == "copied"
+    assert (
+        ingest([tmp_path], tmp_path / "set", held_out_fraction=0.0, transcoding=Transcoding(num_workers=1))
+        .entries[0]
+        .stored
+        == "copied"
+    )
 
 
 def test_colours_that_change_within_a_file_are_honoured_frame_by_frame(tmp_path):

@@ -88,7 +88,7 @@ def _add_fvd(commands) -> None:
         "--clip_fps",
         type=positive,
         metavar="F",
-        help="frames per second of clips, both sides: nearest frames, no stride",
+        help="frames per second of clips, of both sides: nearest frames",
     )
     parser.add_argument(
         "--size", metavar="H,W", help="scale and crop frames of both sides to this before (default: whole frames)"
