@@ -16,6 +16,7 @@ from dit_video.evaluation.defaults import Counts, evaluators_for
 from dit_video.evaluation.fvd import CARD as FVD_CARD
 from dit_video.progress import Terminal
 from dit_video.run.open_run import evaluation_data
+from dit_video.run.preflight import check_num_clips, inventories
 from dit_video.storage import bucket, mirror
 
 
@@ -36,8 +37,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         yardsticks=not arguments.no_yardsticks,
     )
     judges = evaluators_for(task, counts)
+    held = inventories(opened.experiment)
     for judge in judges.values():
         judge.check(task, opened.experiment.data)
+        check_num_clips(judge, held)
     folder = opened.workdir / "evaluation"
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
     measured, media, cards = {}, {}, {}

@@ -11,6 +11,8 @@ from dit_video.config.components import flatten, record
 from dit_video.nn.module import define
 from dit_video.progress import Terminal
 from dit_video.run import workload
+from dit_video.run.checks import check_fields
+from dit_video.run.preflight import preflight
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -19,6 +21,13 @@ def main(arguments: argparse.Namespace) -> int:
         print(json.dumps(record(experiment), indent=1))
         return 0
     console = Terminal()
+    if arguments.check:
+        check_fields(experiment)
+        lines = preflight(experiment)
+        for line in lines:
+            console.print(f"warning: {line}", style="yellow")
+        console.print(f"fits its data: {'with ' + str(len(lines)) + ' warnings' if lines else 'no warning'}")
+        return 0
     for path, value in flatten(experiment).items():
         if not path.endswith("class"):
             console.print(f"config.{path} = {json.dumps(value)}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from dit_video.config.bounds import at_least
 from dit_video.data.batch import Batch
+from dit_video.data.inventory import Inventory, take_inventory
 from dit_video.data.loader import BatchIterator, BatchOrder, held_out_batches, train_batches
 from dit_video.data.record import Split
 from dit_video.data.signals import DEFAULT_SIGNALS, Signal
@@ -53,6 +54,10 @@ class Data:
             num_threads=self.num_threads,
             replace=replace,
         )
+
+    def inventory(self, split: Split) -> Inventory:
+        """What `split` of the source holds for clips of `clips`; nothing is decoded."""
+        return take_inventory(self.source.open(split), self.clips, self.source.info().class_names)
 
     def identity(self) -> dict[str, Any]:
         """What decides which records there are, and which of them is in which batch; JSON."""

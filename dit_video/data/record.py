@@ -99,6 +99,16 @@ class Examples(ABC):
         """Frames per second of each record; None where only reading the records would tell."""
         return None
 
+    @property
+    def labels(self) -> Int[np.ndarray, "num_records"] | None:
+        """Class of each record, NO_LABEL where it has none; None where only reading the records would tell."""
+        return None
+
+    @property
+    def captions(self) -> Sequence[str] | None:
+        """Caption of each record, empty where it has none; None where only reading the records would tell."""
+        return None
+
 
 def content_digest(examples: Examples, positions: Sequence[int]) -> str:
     """sha256 over key and stored content of the records at `positions`, in that order; nothing is decoded.

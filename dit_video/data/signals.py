@@ -14,6 +14,7 @@ from jaxtyping import Int32, UInt8
 
 from dit_video.config.bounds import at_least
 from dit_video.data.captions import encode_captions, room_for
+from dit_video.data.inventory import Inventory
 from dit_video.data.record import NO_LABEL, Clip
 
 # Names under which the conditions of this package look for signals.
@@ -54,6 +55,11 @@ class Signal(abc.ABC):
         Raises:
             ValueError: not a value of this signal; says what is.
         """
+
+    def check_data(self, inventory: Inventory) -> list[str]:
+        """Warnings of what training clips lose as this signal; by default none."""
+        del inventory
+        return []
 
     def choices(self, class_names: ClassNames) -> Sequence[str]:
         """The words that "all" stands for, one row of samples each; empty where there is no end of them."""
@@ -105,6 +111,15 @@ class CaptionBytes(Signal):
 
     def example(self, batch_size: int) -> UInt8[np.ndarray, "B L"]:
         return encode_captions([""] * batch_size, self.num_bytes)
+
+    def check_data(self, inventory: Inventory) -> list[str]:
+        length, room = inventory.caption_bytes, room_for(self.num_bytes)
+        if length is None or not (cut := int((length > room).sum())):
+            return []
+        return [
+            f"num_bytes={self.num_bytes} leaves room for {room}: {cut} of {len(length)} captions are longer and are "
+            f"cut, the longest has {int(length.max())}; {int(length.max()) + 1} would hold them all"
+        ]
 
     def parse(self, word: str, class_names: ClassNames, warn: Callable[[str], None]) -> UInt8[np.ndarray, "1 L"]:
         del class_names

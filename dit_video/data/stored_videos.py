@@ -24,6 +24,7 @@ class StoredVideos(Examples):
                 f"{directory}: holds no {split} videos; ingest with another held_out_fraction or split column"
             )
         self._where = f"{directory} ({split})"
+        self._labels = {name: number for number, name in enumerate(manifest.class_names)}
         builder = open_set(Path(directory))
         if split.value not in builder.info.splits:
             raise ValueError(f"{self._where}: the manifest names such videos, but dataset_info.json has no such split")
@@ -70,6 +71,14 @@ class StoredVideos(Examples):
     def fps(self) -> Float[np.ndarray, "num_records"]:
         # As records have them, in 32 bits.
         return np.array([entry.fps for entry in self._entries], np.float32).astype(float)
+
+    @property
+    def labels(self) -> Int[np.ndarray, "num_records"]:
+        return np.array([NO_LABEL if e.label is None else self._labels[e.label] for e in self._entries], int)
+
+    @property
+    def captions(self) -> list[str]:
+        return [entry.caption for entry in self._entries]
 
 
 class FeatureVideos(Examples):

@@ -20,9 +20,12 @@ from dit_video.arrays import Captions, Labels, Text
 from dit_video.config.bounds import at_least, share
 from dit_video.data.batch import require_signal
 from dit_video.data.captions import encode_captions
+from dit_video.data.inventory import Inventory, lacking
 from dit_video.data.signals import CAPTION, LABEL, TEXT
 from dit_video.dit.text_encoder import TextEncoder
 from dit_video.nn.embed import LabelEmbedding
+
+_CAPTIONS_REMEDY = "make the set with captions (dit-video data ingest --caption), or set config.task.condition to None"
 
 # Values of a condition for the clips of a batch, as its `read` makes them: a pytree of arrays [B ...].
 Cond = Any
@@ -111,6 +114,15 @@ class Condition(abc.ABC):
         """Raises ValueError where signals, as host arrays, have values out of range; by default none are."""
         del signals
 
+    def check_data(self, inventory: Inventory) -> list[str]:
+        """Warnings of what training clips lack as this condition; by default none.
+
+        Raises:
+            ValueError: they do not fit it; names both numbers and what to change.
+        """
+        del inventory
+        return []
+
     # Modules by which a network takes it in: one vector, tokens of text, or both.
 
     @property
@@ -163,6 +175,17 @@ class ClassCondition(Condition):
         if label.size and label.max() >= self.num_classes:
             raise ValueError(f"label {label.max()}: must be a number under num_classes={self.num_classes}")
 
+    def check_data(self, inventory: Inventory) -> list[str]:
+        # A label beyond the table would be read as its last row, which stands for no class, without a word.
+        if len(inventory.class_names) > self.num_classes:
+            raise ValueError(
+                f"ClassCondition.num_classes={self.num_classes}: the data have {len(inventory.class_names)} classes "
+                f"({', '.join(inventory.class_names[:3])}, ...); set config.task.condition.num_classes="
+                f"{len(inventory.class_names)}"
+            )
+        remedy = "make the set with classes (dit-video data ingest), or set config.task.condition to None"
+        return lacking(inventory.labelled, "class", f"ClassCondition: {remedy}")
+
     def label_embedding(self, hidden_size: int, *, rngs: nnx.Rngs) -> LabelEmbedding:
         return LabelEmbedding(self.num_classes, hidden_size, rngs=rngs)
 
@@ -213,6 +236,9 @@ class TextCondition(Condition):
             "caption": "255, UTF-8, then zeros; 255 and zeros alone for no text. "
             "`dit_video.data.captions.encode_captions([text], L)` makes it, L its second axis"
         }
+
+    def check_data(self, inventory: Inventory) -> list[str]:
+        return lacking(inventory.captioned, "caption", f"TextCondition: {_CAPTIONS_REMEDY}")
 
     def text_encoder(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> TextEncoder:
         return TextEncoder(self.hidden_size, self.depth, self.num_heads, dtype=dtype, rngs=rngs)
@@ -267,6 +293,9 @@ class EmbeddedText(Condition):
                 f"{expected}; change num_tokens, hidden_size and pooled_size there, or the cache"
             )
         return jax.tree.map(jnp.asarray, text)
+
+    def check_data(self, inventory: Inventory) -> list[str]:
+        return lacking(inventory.captioned, "caption", f"EmbeddedText: {_CAPTIONS_REMEDY}")
 
     def empty(self, cond: Text) -> Text:
         raise ValueError(

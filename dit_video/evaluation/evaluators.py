@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -23,6 +24,9 @@ class HeldOutError(Evaluator):
     num_clips: int = 64
     batch_size: int = 16
 
+    def num_judged(self) -> Mapping[Split, int]:
+        return {Split.HELD_OUT: self.num_clips}
+
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         errors, size = defaultdict(list), subject.batch_size(self.batch_size)
         for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, size)):
@@ -41,6 +45,9 @@ class Samples(Evaluator):
     needs = (GENERATE,)
 
     num_clips: int = 8
+
+    def num_judged(self) -> Mapping[Split, int]:
+        return {Split.HELD_OUT: self.num_clips}
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         size = subject.batch_size(self.num_clips)
@@ -65,6 +72,9 @@ class Reconstruction(Evaluator):
     num_clips: int = 64
     batch_size: int = 16
     num_shown: int = 8
+
+    def num_judged(self) -> Mapping[Split, int]:
+        return {Split.HELD_OUT: self.num_clips}
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         errors, shown = defaultdict(list), []

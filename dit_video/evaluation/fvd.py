@@ -106,6 +106,10 @@ class FVD(Evaluator):
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         return self.judge(Generated(subject, data, seed), data, subject.mesh)
 
+    def num_judged(self) -> Mapping[Split, int]:
+        splits = (Split.HELD_OUT, Split.TRAIN) if self.yardsticks else (Split.HELD_OUT,)
+        return dict.fromkeys(splits, self.num_clips)
+
     def check(self, task: Task, data: Data) -> None:
         made = task.functions().get(maker(task.functions()))
         if made is None or made.medium is None or not issubclass(made.medium, media.Video):

@@ -103,7 +103,7 @@ def trained_codec(
 def _measure_statistics(experiment: Experiment, vae: nnx.Module, mesh: Mesh, console: Console) -> dict[str, Any]:
     """Per-channel mean and deviation of latents over the training set: one clip of every video."""
     source = experiment.data.source
-    total = source.info().num_records[Split.TRAIN]
+    total = experiment.data.inventory(Split.TRAIN).num_usable
     size = experiment.data.batch_size
     encode = jax.jit(lambda vae, video: LatentCodec(vae, jnp.zeros(1), jnp.ones(1)).moments(video))
     batches = experiment.data.judged(Split.TRAIN, total, size, seed=experiment.seed)

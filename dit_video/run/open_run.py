@@ -132,7 +132,8 @@ def sampled_clip(experiment: Experiment) -> tuple[ClipShape, tuple[float, ...]]:
     data, shape = experiment.data, clip_shape(experiment)
     if isinstance(data.source, NoData):
         return shape, (data.source.fps,)
-    examples = data.source.open(Split.HELD_OUT)
+    held_out = data.source.info().num_records.get(Split.HELD_OUT)
+    examples = data.source.open(Split.HELD_OUT if held_out else Split.TRAIN)
     # Of which to know all rates, every record would have to be read.
     if isinstance(data.source, TFDSSet):
         return shape, (data.clips.clip_fps(examples[0].fps),)

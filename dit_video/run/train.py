@@ -39,6 +39,7 @@ from dit_video.run.folder import EXPERIMENT_FILE, AllowedChanges, check_data, re
 from dit_video.run.frozen import with_frozen, with_random_frozen
 from dit_video.run.latents import check_cache
 from dit_video.run.open_run import unstyled
+from dit_video.run.preflight import preflight
 from dit_video.run.session import Outcome, Session
 from dit_video.storage.mirror import Copying, local_copy, record_of
 
@@ -90,6 +91,8 @@ def train(
         experiment, frozen = with_frozen(experiment, mesh, console)
         check_cache(experiment, frozen)
     check_source(experiment)
+    for line in preflight(experiment):
+        console.print(f"warning: {line}", style="yellow")
     data = experiment.data.identity()
 
     def begin() -> None:

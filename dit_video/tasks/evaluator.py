@@ -92,16 +92,18 @@ class EvaluationData:
         def digest(split: Split, num_clips: int) -> str:
             return held_out_digest(examples[split], transforms[split], num_clips=num_clips, seed=seed)
 
-        cut = transforms[Split.HELD_OUT]
+        # A set without held-out clips can be trained on, and its run sampled.
+        shown = Split.HELD_OUT if Split.HELD_OUT in examples else Split.TRAIN
+        cut = transforms[shown]
         return cls(
             batches=batches,
             digest=digest,
             splits=tuple(examples),
             shape=(cut.num_frames, *cut.size),
-            rates=clip_rates(examples[Split.HELD_OUT], cut),
+            rates=clip_rates(examples[shown], cut),
             protocol=cut.protocol,
             references=references,
-            notes=tuple(filter(None, [pace_note(examples[Split.HELD_OUT], cut)])),
+            notes=tuple(filter(None, [pace_note(examples[shown], cut)])),
         )
 
 
@@ -118,6 +120,10 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report: ...
+
+    def num_judged(self) -> Mapping[Split, int]:
+        """How many different clips it takes of each split; by default none."""
+        return {}
 
     def check(self, task: Task, data: Data) -> None:
         """Rules between the evaluator, the task and the data, checked before anything is read or compiled.

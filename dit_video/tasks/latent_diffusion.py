@@ -16,6 +16,8 @@ from dit_video.arrays import Video as Clips
 from dit_video.config.components import to_json
 from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data
+from dit_video.data.inventory import Inventory
+from dit_video.data.record import Split
 from dit_video.data.signals import examples_of
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import Gaussian, rectified_flow
@@ -131,6 +133,9 @@ class Denoise(Task):
                 f"config.data.clips (num_frames, size) = {clip}: latents of {cells} do not divide into "
                 f"config.task.network.patch_size={patch}"
             )
+
+    def check_data(self, inventories: Mapping[Split, Inventory]) -> list[str]:
+        return [] if self.condition is None else self.condition.check_data(inventories[Split.TRAIN])
 
     @property
     def paired(self) -> bool:

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data
+from dit_video.data.inventory import Inventory
+from dit_video.data.record import Split
 from dit_video.data.signals import examples_of
 from dit_video.diffusion.sampler import Sampler
 from dit_video.dit.network import NetworkConfig
@@ -88,6 +90,15 @@ class Task(abc.ABC):
             ValueError: names the field, the value and the remedy.
         """
         del data, mesh
+
+    def check_data(self, inventories: Mapping[Split, Inventory]) -> list[str]:
+        """Warnings of what the data lack for this task, by split; by default none. Called before anything is compiled.
+
+        Raises:
+            ValueError: the task cannot be learnt from them; names the field, both numbers and what to change.
+        """
+        del inventories
+        return []
 
     def open(self, opener: Opener) -> tuple["Task", Any]:
         """The frozen parts with their trained weights, and the task with the digests of these."""

@@ -6,7 +6,8 @@ from dit_video.cli.usage.arguments import add_config, command
 
 EXAMPLES = """  dit-video show --config=experiments/quickstart.py:vae
   dit-video show --config=experiments/grid_dit.py --config.data.batch_size=256
-  dit-video show --config=experiments/grid_dit.py --json > resolved.json"""
+  dit-video show --config=experiments/grid_dit.py --json > resolved.json
+  dit-video show --config=experiments/grid_dit.py --check        does it fit its data: classes, captions, clips"""
 
 
 def add_parser(subparsers) -> None:
@@ -15,6 +16,7 @@ def add_parser(subparsers) -> None:
     )
     add_config(parser)
     parser.add_argument("--json", action="store_true", help="print the experiment as JSON and nothing else")
+    parser.add_argument("--check", action="store_true", help="compare it with its data instead, as train does first")
     parser.set_defaults(run=_run)
 
 

@@ -1,0 +1,60 @@
+"""Preflight: an experiment is compared with its data before anything is compiled, and again when it is resumed."""
+
+from collections.abc import Mapping
+
+from dit_video.config.user_file import ExperimentError
+from dit_video.data.inventory import Inventory
+from dit_video.data.record import Split
+from dit_video.experiment import Experiment
+from dit_video.tasks.evaluator import Evaluator
+
+
+def preflight(experiment: Experiment) -> list[str]:
+    """Compares task, signals and evaluators with what the data hold; nothing is decoded.
+
+    Returns:
+        warnings: what the run goes on with, and what that means.
+
+    Raises:
+        ExperimentError: what the data do not give; names the field, both numbers, and the remedy.
+    """
+    held = inventories(experiment)
+    train = held.get(Split.TRAIN)
+    if train is None or not train.num_usable:
+        raise ExperimentError(f"config.data.source: gives no clip to train on ({experiment.data.source})")
+    try:
+        warnings = experiment.task.check_data(held)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    for name, signal in experiment.data.signals.items():
+        warnings += [f"config.data.signals.{name}: {line}" for line in signal.check_data(train)]
+    for name, evaluator in experiment.evaluators.items():
+        try:
+            check_num_clips(evaluator, held)
+        except ValueError as error:
+            raise ExperimentError(f"config.evaluators.{name}.{error}") from error
+    if short := train.num_records - train.num_usable:
+        warnings.append(f"{short} of {train.num_records} training videos are too short for a clip and are left out")
+    return warnings
+
+
+def inventories(experiment: Experiment) -> dict[Split, Inventory]:
+    """Inventory of each split that the source of an experiment has."""
+    data, info = experiment.data, experiment.data.source.info()
+    return {split: data.inventory(split) for split in Split if info.num_records.get(split)}
+
+
+def check_num_clips(evaluator: Evaluator, held: Mapping[Split, Inventory]) -> None:
+    """Raises ValueError where a split gives fewer clips than an evaluator judges; names both numbers and the remedy."""
+    for split, num_clips in evaluator.num_judged().items():
+        words = "held-out" if split is Split.HELD_OUT else "training"
+        if split not in held:
+            raise ValueError(
+                f"num_clips={num_clips}: the data have no {words} videos; make the set with some (dit-video data "
+                "ingest --held_out_fraction or --split), or take the evaluator out of config.evaluators"
+            )
+        if num_clips > held[split].num_clips:
+            raise ValueError(
+                f"num_clips={num_clips}: the records give only {held[split].num_clips} different clips "
+                f"({held[split].num_usable} {words} videos are long enough); lower it, or add videos"
+            )

@@ -1,0 +1,135 @@
+"""An experiment that does not fit its data is refused before anything is compiled, by both numbers and a remedy."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from toys import SMALL_DENOISE, Videos, untrained
+
+from dit_video.cli.main import main
+from dit_video.config.user_file import ExperimentError
+from dit_video.data.record import NO_LABEL, Split
+from dit_video.data.signals import CAPTION, CaptionBytes
+from dit_video.data.sources import SourceInfo
+from dit_video.dit.condition import ClassCondition, TextCondition
+from dit_video.evaluation.evaluators import HeldOutError, Samples
+from dit_video.evaluation.fvd import FVD
+from dit_video.experiment import Experiment
+from dit_video.run.preflight import preflight
+
+CLASSES = ("cat", "dog", "owl", "fox", "bee")
+TEXT = TextCondition(hidden_size=8, depth=1, num_heads=1)
+# Frames of the videos of each split; a clip takes 5.
+HELD = {Split.TRAIN: (5, 9, 7, 4, 5, 5), Split.HELD_OUT: (5, 6)}
+
+
+class Described(Videos):
+    """Videos whose labels and captions are known."""
+
+    labels = captions = None
+
+    def __init__(self, frames, labels=None, captions=None):
+        super().__init__([np.zeros((n, 16, 16, 3), np.uint8) for n in frames])
+        self.labels, self.captions = None if labels is None else np.array(labels), captions
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A source of so many frames, labels and captions."""
+
+    held: dict
+    labels: tuple | None = None
+    captions: tuple | None = None
+    class_names: tuple = CLASSES
+
+    def open(self, split: Split) -> Described:
+        number = len(self.held[split])
+        return Described(self.held[split], *(x and x[:number] for x in (self.labels, self.captions)))
+
+    def info(self) -> SourceInfo:
+        counts = {split: len(self.held.get(split, ())) for split in Split}
+        return SourceInfo(class_names=self.class_names, num_records=counts, digest="", split_digest={})
+
+
+def experiment(condition=None, signals=None, evaluators=None, held=HELD, **source) -> Experiment:
+    base = untrained(dataclasses.replace(SMALL_DENOISE, condition=condition))
+    data = dataclasses.replace(base.data, source=Source(held, **source))
+    if signals:
+        data = dataclasses.replace(data, signals=signals)
+    return dataclasses.replace(base, data=data, evaluators=evaluators or {})
+
+
+def test_what_fits_is_said_nothing_of_but_what_is_left_out():
+    fits = experiment(
+        ClassCondition(num_classes=5), labels=range(6), evaluators={"error": HeldOutError(every=1, num_clips=3)}
+    )
+    assert preflight(fits) == ["1 of 6 training videos are too short for a clip and are left out"]
+    assert preflight(experiment(ClassCondition(num_classes=9), held={Split.TRAIN: (5,)}, labels=(0,))) == []
+
+
+@pytest.mark.parametrize(
+    ("experiment", "message"),
+    [
+        (experiment(ClassCondition(num_classes=2)), "num_classes=2: the data have 5 classes (cat, dog, owl, ...); set"),
+        (
+            experiment(ClassCondition(num_classes=5), labels=(NO_LABEL,) * 6),
+            "none of the 5 training videos has a class",
+        ),
+        (
+            experiment(TEXT, captions=("",) * 6),
+            "none of the 5 training videos has a caption; TextCondition: make",
+        ),
+        (experiment(held={Split.TRAIN: (4, 4)}), "gives no clip to train on"),
+        (
+            experiment(evaluators={"error": HeldOutError(every=1)}),
+            "config.evaluators.error.num_clips=64: the records give only 3 different clips (2 held-out videos",
+        ),
+        (
+            experiment(evaluators={"fvd": FVD(every=1, num_clips=4)}),
+            "config.evaluators.fvd.num_clips=4: the records give only 3 different clips",
+        ),
+        (
+            experiment(held={Split.TRAIN: (9,)}, evaluators={"samples": Samples(every=1, num_clips=2)}),
+            "config.evaluators.samples.num_clips=2: the data have no held-out videos; make the set with some",
+        ),
+    ],
+    ids=["classes", "no class", "no caption", "too short", "few clips", "few for FVD", "no held-out"],
+)
+def test_what_does_not_fit_is_refused_with_both_numbers(experiment, message):
+    with pytest.raises(ExperimentError, match=re.escape(message)):
+        preflight(experiment)
+
+
+def test_what_is_lost_in_part_is_a_warning():
+    some = experiment(
+        TEXT, {CAPTION: CaptionBytes(num_bytes=5)}, captions=["", "1234", "12345", "lost", "ää1", "123456789"]
+    )
+    assert preflight(some)[:2] == [
+        "1 of 5 training videos have no caption, and are learnt as without condition",
+        "config.data.signals.caption: num_bytes=5 leaves room for 4: 3 of 5 captions are longer and are cut, the "
+        "longest has 9; 10 would hold them all",
+    ]
+
+
+@pytest.mark.parametrize("num_clips", [1, 3, 4])
+@pytest.mark.parametrize("evaluator", [HeldOutError, Samples])
+def test_every_evaluator_takes_what_the_split_gives_and_no_more(evaluator, num_clips):
+    judged = experiment(evaluators={"it": evaluator(every=1, num_clips=num_clips)})
+    if num_clips <= 3:
+        preflight(judged)
+    else:
+        with pytest.raises(ExperimentError, match="only 3 different clips"):
+            preflight(judged)
+
+
+def test_it_can_be_asked_for_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import test_preflight as t\ndef get_config(arg):\n"
+        "    return t.experiment(t.ClassCondition(num_classes=int(arg)), labels=(0,) * 6)\n"
+    )
+    assert main(["show", "--config=mine.py:5", "--check"]) == 0
+    assert "with 1 warnings" in capsys.readouterr().out
+    assert main(["show", "--config=mine.py:2", "--check"]) == 1
+    assert "the data have 5 classes" in capsys.readouterr().err
