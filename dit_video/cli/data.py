@@ -41,6 +41,8 @@ def run_ingest(arguments: argparse.Namespace) -> int:
             transcoding=Transcoding(max_size=arguments.max_size, num_workers=arguments.num_workers),
             progress=show,
         )
+    for line in manifest.settings.get("warnings", ()):
+        console.print(f"warning: {line}", style="yellow")
     _print_skipped(console, manifest)
     _print_notes(console, manifest)
     counts = ", ".join(f"{len(manifest.stored(split))} {split}" for split in Split)

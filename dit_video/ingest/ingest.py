@@ -15,10 +15,14 @@ from typing import Any
 
 from dit_video.data.record import Split
 from dit_video.data.video_set import Entry, Manifest, new_directory, write_video_set
-from dit_video.ingest import label_table as labelling
+from dit_video.ingest import label_table
 from dit_video.ingest.label_table import Description, LabelTable
+from dit_video.ingest.sidecars import describe, separate
 from dit_video.ingest.source_files import SourceFile, list_files
 from dit_video.ingest.transcoding import Transcoding
+
+# Rows that name no file, of which a message shows the nearest name.
+_MOST_MISSES = 5
 
 # Called as (stage, done, of all).
 Progress = Callable[[str, int, int], None]
@@ -66,11 +70,8 @@ def ingest(
     with new_directory(out) as directory:
         spool = directory / "spool"
         spool.mkdir()
-        items = list_files(origins)
-        described, rows_without_file = _describe(items, rows, use_label=labels is not None and labels.label is not None)
-        if labels is not None:
-            reason = f"no row in {labels.name}"
-            items = [f if f.reason or f.key in described else replace(f, reason=reason) for f in items]
+        items, described, rows_without_file, warnings = _described(list_files(origins), labels, rows)
+        settings["warnings"] = warnings
         entries, paths = [], {}
         for item, entry, path in transcoding.apply(items, spool):
             what = described.get(item.key, Description())
@@ -109,27 +110,92 @@ def _manifest(
         raise ValueError(nothing_usable(sources, entries))
     return Manifest(
         settings=settings,
-        class_names=labelling.class_names({entry.label for entry in stored if entry.label is not None}),
+        class_names=label_table.class_names({entry.label for entry in stored if entry.label is not None}),
         entries=tuple(entries),
         rows_without_file=tuple(rows_without_file),
     )
 
 
-def _describe(
-    items: list[SourceFile], rows: dict[str, Description] | None, *, use_label: bool
-) -> tuple[dict[str, Description], list[str]]:
-    """Label, caption and split of each file by its key, and the rows of the table that name no file."""
-    of_folder: dict[str, Description] = {}
+def _described(
+    items: list[SourceFile], labels: LabelTable | None, rows: dict[str, Description] | None
+) -> tuple[list[SourceFile], dict[str, Description], list[str], list[str]]:
+    """Finds out what is said of each file: by its folders, by the table, or by what lies beside it.
+
+    Returns:
+        The files, those that are no videos with the reason; descriptions by key; keys of rows that name no file;
+        warnings.
+    """
+    items, sidecars = separate(items)
+    videos = [item for item in items if not item.reason]
+    of_folder, warnings = _of_folders(videos)
+    if labels is None or rows is None:
+        items, of_tables, without_file = _of_metadata(items)
+        described = _over(_over(of_folder, of_tables), describe(sidecars))
+    else:
+        described, without_file = label_table.match([item.key for item in videos], rows)
+        if videos and not described:
+            key = next(iter(rows))
+            near = label_table.nearest(key, [item.key for item in videos])
+            raise ValueError(
+                f"{labels.name}: its column {labels.key} names none of the {len(videos)} files: it has {key!r}, the "
+                f"nearest file is {near!r}; keys are paths within the source, with or without extension"
+            )
+        if labels.label is None:
+            described = {key: replace(what, label=of_folder[key].label) for key, what in described.items()}
+        reason = f"no row in {labels.name}"
+        items = [item if item.reason or item.key in described else replace(item, reason=reason) for item in items]
+        unmatched = [item.key for item in videos if item.key not in described]
+        warnings += [
+            f"{labels.name}: no file is called {key!r}; the nearest is {label_table.nearest(key, unmatched)!r}"
+            for key in without_file[:_MOST_MISSES]
+            if unmatched
+        ]
+    warnings += label_table.near_equal({what.label for what in described.values() if what.label is not None})
+    return items, described, without_file, warnings
+
+
+def _of_folders(videos: list[SourceFile]) -> tuple[dict[str, Description], list[str]]:
+    """Descriptions by key that the folders of each source give, and warnings."""
+    of_folder, warnings = {}, []
+    for source in dict.fromkeys(item.source for item in videos):
+        keys = {item.name: item.key for item in videos if item.source == source}
+        described, beside = label_table.from_folders(list(keys))
+        of_folder |= {keys[name]: what for name, what in described.items()}
+        if beside:
+            warnings.append(
+                f"{source.name}: {', '.join(beside)} beside folders named after splits: their clips are trained on"
+            )
+    return of_folder, warnings
+
+
+def _of_metadata(items: list[SourceFile]) -> tuple[list[SourceFile], dict[str, Description], list[str]]:
+    """Descriptions by key of sources that are Hugging Face folders; their tables are no videos."""
+    described, without_file = {}, []
     for source in dict.fromkeys(item.source for item in items):
-        # Only files with a chance to be videos say what the folders mean.
-        keys = {item.name: item.key for item in items if item.source == source and not item.reason}
-        of_folder |= {keys[name]: what for name, what in labelling.from_folders(list(keys)).items()}
-    if rows is None:
-        return of_folder, []
-    of_row, rows_without_file = labelling.match([item.key for item in items if not item.reason], rows)
-    if not use_label:
-        of_row = {key: replace(what, label=of_folder[key].label) for key, what in of_row.items()}
-    return of_row, rows_without_file
+        if (table := label_table.metadata_table(source)) is None:
+            continue
+        own = [item.key for item in items if item.source == source and not item.reason]
+        of_row, missing = label_table.match(own, table.rows())
+        described |= of_row
+        without_file += missing
+        items = [
+            replace(item, reason="the table of its folder")
+            if item.source == source and item.name == table.name
+            else item
+            for item in items
+        ]
+    return items, described, without_file
+
+
+def _over(below: dict[str, Description], above: dict[str, Description]) -> dict[str, Description]:
+    """Descriptions where what `above` says goes before what `below` does."""
+    merged = dict(below)
+    for key, what in above.items():
+        base = below.get(key, Description())
+        merged[key] = Description(
+            label=what.label or base.label, caption=what.caption or base.caption, split=what.split or base.split
+        )
+    return merged
 
 
 def _mark_duplicates(entries: list[Entry]) -> list[Entry]:
@@ -177,5 +243,6 @@ def nothing_usable(sources: Sequence[Path], entries: Sequence[Entry]) -> str:
     reasons = Counter(entry.reason for entry in entries)
     kinds = Counter(PurePosixPath(entry.file).suffix or "no extension" for entry in entries)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-    why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    first = {reason: next(entry.file for entry in entries if entry.reason == reason) for reason in reasons}
+    why = "; ".join(f"{count} x {reason} (such as {first[reason]})" for reason, count in reasons.most_common(5))
     return f"{where}: no usable video among {len(entries)} files ({counted}): {why}"

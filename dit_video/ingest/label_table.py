@@ -1,12 +1,15 @@
 """Labels, captions and splits of video files: classes from sub-folders, or columns of a CSV table."""
 
-import csv
+import difflib
 import os
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dit_video.data.record import Split
+from dit_video.ingest.tables import read_rows
 
 _SPLIT_WORDS = {
     "train": Split.TRAIN,
@@ -18,6 +21,10 @@ _SPLIT_WORDS = {
     "validation": Split.HELD_OUT,
     "held_out": Split.HELD_OUT,
 }
+
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
+# What pandas and spreadsheets write where there is no value.
+_NO_LABEL = ("", "nan", "none", "null", "n/a", "<na>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,37 +41,46 @@ def split_of(word: str) -> Split | None:
     return _SPLIT_WORDS.get(word.strip().lower())
 
 
-def from_folders(names: Sequence[str]) -> dict[str, Description]:
-    """Class labels from sub-folders.
+def from_folders(names: Sequence[str]) -> tuple[dict[str, Description], list[str]]:
+    """Class labels and splits from sub-folders.
 
-    Folders that all files share say nothing and are dropped. Then, where the folders left are all named after
-    splits (train/, test/, val/), they are the split and the next folder is the class; otherwise the first
-    folder is the class. Files beside class folders have no label.
+    Folders that all files share say nothing and are dropped. Where some of those left are named after a split to train
+    on and others after one that is held out (train/, test/, val/), they are the splits and the next folder is the
+    class; clips of folders beside them are trained on. Otherwise the first folder is the class; files beside class
+    folders have no label.
 
     Args:
         names: paths within one source, with '/'.
+
+    Returns:
+        Descriptions by name, and the folders beside those of splits.
     """
     folders = {name: PurePosixPath(name).parts[:-1] for name in names}
     if not folders:
-        return {}
+        return {}, []
     shared = 0
     while len({parts[: shared + 1] for parts in folders.values()}) == 1 and shared < len(min(folders.values())):
         shared += 1
     folders = {name: parts[shared:] for name, parts in folders.items()}
     splits = {name: split_of(parts[0]) if parts else None for name, parts in folders.items()}
-    if None not in splits.values():
+    beside: list[str] = []
+    if set(Split) <= set(splits.values()) or None not in splits.values():
+        others = {name for name, split in splits.items() if split is None}
+        beside = sorted({f"{folders[name][0]}/" for name in others if folders[name]})
+        splits |= dict.fromkeys(others, Split.TRAIN)
         folders = {name: parts[1:] for name, parts in folders.items()}
     else:
         splits = dict.fromkeys(names)
-    return {name: Description(label=parts[0] if parts else None, split=splits[name]) for name, parts in folders.items()}
+    labels = {name: parts[0] if parts else None for name, parts in folders.items()}
+    return {name: Description(label=labels[name], split=splits[name]) for name in names}, beside
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """A CSV or TSV with a header, whose rows give label, caption and split of files.
+    """A CSV, TSV or JSON lines file whose rows give label, caption and split of files (`tables.read_rows`).
 
     Attributes:
-        path: the file; columns are separated by commas, semicolons or tabs.
+        path: the file; columns of a CSV are separated by commas, semicolons or tabs.
         key: the column that names a file, by its path within the source, with or without extension, or by its stem
             where that is unique.
         label, caption, split: the columns of these; None where the table has none, or not to be used.
@@ -94,64 +110,129 @@ class LabelTable:
             ValueError: a column that is not there, two rows that contradict each other, an unknown split.
         """
         path = Path(self.path)
-        if not path.is_file():
-            raise FileNotFoundError(f"--labels {path}: no such file")
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=max("\t,;", key=header.count))
-            present = reader.fieldnames or []
-            for option, column in self.columns.items():
-                if column is not None and column not in present:
-                    raise ValueError(f"--{option} {column}: {path} has no such column; it has {', '.join(present)}")
-            rows: dict[str, Description] = {}
-            for row in reader:
-                where = f"{path} line {reader.line_num}"
-                name = (row[self.key] or "").strip()
-                if not name:
-                    raise ValueError(f"{where}: no {self.key}")
-                description = self._description(row, where)
-                if rows.setdefault(name, description) != description:
-                    raise ValueError(f"{where}: {self.key}={name!r} stands in two rows that contradict each other")
+        present, lines = read_rows(path)
+        for option, column in self.columns.items():
+            if column is not None and column not in present:
+                raise ValueError(f"--{option} {column}: {path} has no such column; it has {', '.join(present)}")
+        rows: dict[str, Description] = {}
+        for number, row in lines:
+            where = f"{path} line {number}"
+            name = row.get(self.key, "").strip()
+            if not name:
+                raise ValueError(f"{where}: no {self.key}")
+            description = self._description(row, where)
+            if rows.setdefault(name, description) != description:
+                raise ValueError(f"{where}: {self.key}={name!r} stands in two rows that contradict each other")
         if not rows:
             raise ValueError(f"--labels {path}: no rows below the header")
         return rows
 
-    def _description(self, row: Mapping[str, str | None], where: str) -> Description:
+    def _description(self, row: Mapping[str, str], where: str) -> Description:
         def cell(column: str | None) -> str:
-            return (row[column] or "").strip() if column else ""
+            return row.get(column, "").strip() if column else ""
 
         split = split_of(cell(self.split)) if self.split else None
         if self.split and split is None:
             words = ", ".join(sorted(_SPLIT_WORDS))
-            raise ValueError(f"{where}: {self.split}={row[self.split]!r} is no split; use one of {words}")
-        return Description(label=cell(self.label) or None, caption=cell(self.caption), split=split)
+            raise ValueError(f"{where}: {self.split}={cell(self.split)!r} is no split; use one of {words}")
+        return Description(label=label_of(cell(self.label)), caption=cell(self.caption), split=split)
+
+
+def metadata_table(source: Path) -> LabelTable | None:
+    """The table of a Hugging Face folder: metadata.jsonl or metadata.csv with a column file_name; else None."""
+    for name in ("metadata.jsonl", "metadata.csv"):
+        path = source / name
+        if source.is_dir() and path.is_file():
+            columns, _ = read_rows(path)
+            if "file_name" in columns:
+                caption = next((word for word in ("text", "caption") if word in columns), None)
+                label, split = (word if word in columns else None for word in ("label", "split"))
+                return LabelTable(path=path, key="file_name", label=label, caption=caption, split=split)
+    return None
+
+
+def label_of(word: str) -> str | None:
+    """A class from a cell; None where it is blank, or what tables write for nothing."""
+    return None if word.strip().lower() in _NO_LABEL else word.strip()
 
 
 def match(names: Sequence[str], rows: Mapping[str, Description]) -> tuple[dict[str, Description], list[str]]:
     """Matches files with rows of a table: descriptions by file, and the keys of rows that name no file.
 
+    A key names a file by the end of its path, as much of it as is unambiguous, with or without extension. What writes
+    one path in two ways makes no difference: ./ and a leading folder, back slashes, forms of Unicode; nor does case,
+    unless two files differ by it alone.
+
     Raises:
-        ValueError: a row that names several files by their stem.
+        ValueError: a row that names several files, or a file that several rows name; says which.
     """
+    exact, folded = _by_ending(names, _plain), _by_ending(names, lambda text: _plain(text).casefold())
     described: dict[str, Description] = {}
     used: dict[str, str] = {}
+    for key, description in rows.items():
+        plain, absolute = _plain(key), _ABSOLUTE.match(key) is not None
+        found = _named(plain, exact, absolute=absolute) or _named(plain.casefold(), folded, absolute=absolute)
+        if len(found) > 1:
+            raise ValueError(
+                f"labels: {key!r} names both {found[0]} and {found[1]}; put paths within the source into the key column"
+            )
+        for name in found:
+            if name in used:
+                raise ValueError(f"labels: {used[name]!r} and {key!r} name one file, {name}; keep one of the rows")
+            used[name], described[name] = key, description
+    matched = set(used.values())
+    return described, [key for key in rows if key not in matched]
+
+
+def _plain(text: str) -> str:
+    """A path in one way of writing it."""
+    text = unicodedata.normalize("NFC", text).replace("\\", "/")
+    return "/".join(part for part in text.split("/") if part not in ("", "."))
+
+
+def _by_ending(names: Sequence[str], plain: Callable[[str], str]) -> dict[str, list[str]]:
+    """Files by each ending of their paths, with and without extension."""
+    endings: dict[str, list[str]] = {}
     for name in names:
-        path = PurePosixPath(name)
-        for key in (name, str(path.with_suffix("")), path.name, path.stem):
-            if key in rows:
-                if key in used:
-                    raise ValueError(
-                        f"labels: {key!r} names both {used[key]} and {name}; "
-                        "put paths within the source into the key column"
-                    )
-                used[key] = name
-                described[name] = rows[key]
-                break
-    return described, [key for key in rows if key not in used]
+        parts = plain(name).split("/")
+        for begin in range(len(parts)):
+            whole = PurePosixPath(*parts[begin:])
+            for ending in {str(whole), str(whole.with_suffix(""))}:
+                endings.setdefault(ending, []).append(name)
+    return endings
+
+
+def _named(key: str, endings: Mapping[str, list[str]], *, absolute: bool) -> list[str]:
+    """The files that a key names: whose paths end as it does; of an absolute one, as the longest of its ends."""
+    parts = key.split("/")
+    for begin in range(len(parts) if absolute else 1):
+        if found := endings.get("/".join(parts[begin:])):
+            # A path that is this key whole is meant before those that only end in it.
+            return [name for name in found if _plain(name).casefold() == key.casefold()] or found
+    return []
+
+
+def nearest(key: str, names: Sequence[str]) -> str:
+    """The file whose name is nearest to a key, for a message."""
+    return next(iter(difflib.get_close_matches(key, names, n=1, cutoff=0.0)), "")
 
 
 def class_names(labels: set[str]) -> tuple[str, ...]:
-    """Class names in the order of their labels: by value where all are whole numbers, else alphabetical."""
-    numeric = all(label.isdecimal() for label in labels)
-    return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numeric else None))
+    """Class names in the order of their labels: by value where all are numbers, else alphabetical."""
+    try:
+        values = {label: float(label) for label in labels}
+    except ValueError:
+        values = {}
+    return tuple(sorted(labels, key=(lambda label: (values[label], label)) if values else None))
+
+
+def near_equal(labels: set[str]) -> list[str]:
+    """Warnings of names of classes that differ in case and spaces alone, and are probably one."""
+    groups: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        groups.setdefault("".join(label.casefold().split()), []).append(label)
+    return [
+        f"classes {' and '.join(map(repr, group))} differ in case or spaces alone; is that one class?"
+        for group in groups.values()
+        if len(group) > 1
+    ]

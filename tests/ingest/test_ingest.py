@@ -149,10 +149,22 @@ def test_a_stem_that_names_two_files_is_an_error():
 
 
 def test_folders_are_classes_or_splits():
-    assert label_table.from_folders(["x/a/1.mp4", "x/b/2.mp4"])["x/b/2.mp4"] == Description(label="b")
-    assert label_table.from_folders(["x/1.mp4", "x/2.mp4"])["x/1.mp4"] == Description()
-    described = label_table.from_folders(["train/a/1.mp4", "test/b/2.mp4"])
-    assert described["test/b/2.mp4"] == Description(label="b", split=Split.HELD_OUT)
+    def said(*names):
+        return label_table.from_folders(names)
+
+    assert said("x/a/1.mp4", "x/b/2.mp4")[0]["x/b/2.mp4"] == Description(label="b")
+    assert said("x/1.mp4", "x/2.mp4")[0]["x/1.mp4"] == Description()
+    described, beside = said("train/a/1.mp4", "test/b/2.mp4")
+    assert (described["test/b/2.mp4"], beside) == (Description(label="b", split=Split.HELD_OUT), [])
+    described, beside = said("train/a/1.mp4", "test/a/2.mp4", "extra/a/3.mp4", "4.mp4")
+    assert described["extra/a/3.mp4"] == Description(label="a", split=Split.TRAIN)
+    assert described["4.mp4"] == Description(split=Split.TRAIN)
+    assert beside == ["extra/"]
+    # One folder with the name of a split is a class like others.
+    assert said("test/1.mp4", "cat/2.mp4") == (
+        {"test/1.mp4": Description(label="test"), "cat/2.mp4": Description(label="cat")},
+        [],
+    )
 
 
 def test_a_hostile_tar_writes_nothing_outside(tmp_path):

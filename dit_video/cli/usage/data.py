@@ -13,8 +13,11 @@ INGEST = """  dit-video data ingest videos/ --out data/mine
 
   dit-video data ingest grid_train.tar grid_test.tar --out data/grid \\
       --labels grid_labels.tsv --key key --label digit --caption caption --split split
-      labels, captions and the split from the columns of a CSV or TSV; the key is a path within the source
-      (with or without extension) or a bare file name
+      labels, captions and the split from the columns of a CSV, TSV or JSON lines file (UTF-8 or UTF-16, also
+      gzip); the key is a path within the source (with or without extension) or a bare file name
+
+Without a table: clip.txt beside clip.mp4 is its caption, clip.cls its class, clip.json has both (as in WebDataset
+tars); metadata.jsonl or metadata.csv with file_name and text (as Hugging Face has it); sub-folders are classes.
 
 Files that are no videos, broken, empty, sound only, or copies of another are named in DIR/manifest.json with
 the reason. Without a split column or folders named train/ and test/, files are held out by their sha256: the
@@ -52,7 +55,7 @@ def _add_ingest(commands) -> None:
     parser = command(commands, "ingest", "turn folders and tars of videos into a data set", INGEST)
     parser.add_argument("sources", nargs="+", type=path_text, metavar="FOLDER_OR_TAR")
     parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="new folder for the set")
-    parser.add_argument("--labels", type=path, metavar="FILE", help="CSV or TSV with a header, a row for each file")
+    parser.add_argument("--labels", type=path, metavar="FILE", help="CSV, TSV or JSON lines, a row for each file")
     parser.add_argument("--key", default="key", metavar="COL", help="column that names a file (default: key)")
     parser.add_argument("--label", metavar="COL", help="column with the class")
     parser.add_argument("--caption", metavar="COL", help="column with a sentence")

@@ -1,0 +1,113 @@
+"""Sidecar files: what stands beside a video under its name says what it is, as in WebDataset and captioned folders.
+
+clip.mp4
+clip.txt    its caption
+clip.cls    its class
+clip.json   {"caption" or "text": ..., "label", "class" or "cls": ..., "split": ...}
+"""
+
+import contextlib
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from dit_video.ingest.label_table import Description, label_of, split_of
+from dit_video.ingest.source_files import SourceFile
+
+# What is read of one; a caption is far shorter.
+MAX_BYTES = 1 << 20
+SUFFIXES = (".txt", ".cls", ".json")
+# Suffixes that are no video where a file of the same name with another suffix is there.
+_BESIDE = (*SUFFIXES, ".csv", ".tsv", ".jsonl", ".srt", ".vtt", ".md", ".yaml", ".npy", ".npz", ".pt")
+
+
+def separate(items: Sequence[SourceFile]) -> tuple[list[SourceFile], dict[str, list[SourceFile]]]:
+    """Separates sidecars from videos.
+
+    Returns:
+        All files, sidecars with the reason that they are; and the sidecars of each video, by its key.
+    """
+    videos = {
+        (item.source, str(PurePosixPath(item.name).with_suffix(""))): item
+        for item in items
+        if not item.reason and PurePosixPath(item.name).suffix.lower() not in _BESIDE
+    }
+    marked, sidecars = [], {}
+    for item in items:
+        path = PurePosixPath(item.name)
+        video = videos.get((item.source, str(path.with_suffix(""))))
+        if not item.reason and path.suffix.lower() in _BESIDE and video is not None:
+            if path.suffix.lower() in SUFFIXES:
+                sidecars.setdefault(video.key, []).append(item)
+            item = replace(item, reason=f"stands beside {video.key}")
+        marked.append(item)
+    return marked, sidecars
+
+
+def describe(sidecars: Mapping[str, Sequence[SourceFile]]) -> dict[str, Description]:
+    """Caption, class and split of each video that has sidecars, by its key.
+
+    Raises:
+        ValueError: one that is no UTF-8, no JSON object, or longer than MAX_BYTES; names it.
+    """
+    described: dict[str, Description] = {}
+    for source in dict.fromkeys(item.source for items in sidecars.values() for item in items):
+        with _opened(source) as read:
+            for key, items in sidecars.items():
+                for item in items:
+                    if item.source == source:
+                        described[key] = _with(described.get(key, Description()), item, read(item.name))
+    return described
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[Callable[[str], bytes]]:
+    """A function that reads a file of a folder or tar by its name, no more of it than shows that it is too long."""
+    if source.is_dir():
+
+        def read(name: str) -> bytes:
+            with (source / name).open("rb") as file:
+                return file.read(MAX_BYTES + 1)
+
+        yield read
+        return
+    with tarfile.open(source) as archive:
+        members: dict[str, tarfile.TarInfo] = {}
+        for member in archive:
+            if member.isfile():
+                members.setdefault(member.name, member)
+
+        def read_member(name: str) -> bytes:
+            file = archive.extractfile(members[name])
+            return b"" if file is None else file.read(MAX_BYTES + 1)
+
+        yield read_member
+
+
+def _with(what: Description, item: SourceFile, content: bytes) -> Description:
+    """`what` with that which a sidecar says."""
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{item.key}: more than the {MAX_BYTES} bytes that are read of a file beside a video")
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{item.key}: not UTF-8 (byte {error.start}); save it as UTF-8, or take it away") from None
+    suffix = PurePosixPath(item.name).suffix.lower()
+    if suffix == ".txt":
+        return replace(what, caption=" ".join(text.split()))
+    if suffix == ".cls":
+        return replace(what, label=label_of(text))
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{item.key}: not JSON ({error}); mend it, or take it away") from None
+    if not isinstance(fields, dict):
+        return what
+    said = {name: value for name, value in fields.items() if isinstance(value, str | int)}
+    caption = next((said[name] for name in ("caption", "text") if name in said), what.caption)
+    label = next((str(said[name]) for name in ("label", "class", "cls") if name in said), what.label or "")
+    return replace(
+        what, caption=str(caption), label=label_of(label), split=split_of(str(said.get("split", ""))) or what.split
+    )
