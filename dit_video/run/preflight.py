@@ -35,6 +35,12 @@ def preflight(experiment: Experiment) -> list[str]:
             raise ExperimentError(f"config.evaluators.{name}.{error}") from error
     if short := train.num_records - train.num_usable:
         warnings.append(f"{short} of {train.num_records} training videos are too short for a clip and are left out")
+    steps, warmup = experiment.schedule.num_steps, experiment.optimizer.warmup_steps
+    if warmup >= steps:
+        warnings.append(
+            f"config.optimizer.warmup_steps={warmup}: the run ends after {steps} steps, before the learning rate has "
+            "reached its peak and could decay"
+        )
     return warnings
 
 

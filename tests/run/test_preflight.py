@@ -112,6 +112,13 @@ def test_what_is_lost_in_part_is_a_warning():
     ]
 
 
+@pytest.mark.parametrize(("warmup", "warned"), [(0, False), (999, False), (1000, True)])
+def test_a_warm_up_that_outlasts_the_run_is_a_warning(warmup, warned):
+    base = experiment(held={Split.TRAIN: (5,)})
+    slow = dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, warmup_steps=warmup))
+    assert any("warmup_steps=1000: the run ends after 1000 steps" in line for line in preflight(slow)) == warned
+
+
 @pytest.mark.parametrize("num_clips", [1, 3, 4])
 @pytest.mark.parametrize("evaluator", [HeldOutError, Samples])
 def test_every_evaluator_takes_what_the_split_gives_and_no_more(evaluator, num_clips):
