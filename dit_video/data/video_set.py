@@ -240,6 +240,10 @@ def _check_stored(where: str, entry: Entry, labels: set[str | None]) -> None:
 
 
 def file_digest(path: str | os.PathLike) -> str:
+    """sha256 of a file, or of the names and files of a folder of pictures."""
+    if os.path.isdir(path):
+        named = [(name, file_digest(os.path.join(path, name))) for name in sorted(os.listdir(path))]
+        return hashlib.sha256(json.dumps(named).encode(errors="surrogateescape")).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -9,6 +9,7 @@ from typing import TypedDict
 import numpy as np
 from av.video.frame import VideoFrame
 
+from dit_video.video import frame_folder
 from dit_video.video.encode import encode_frames
 from dit_video.video.files import open_video, pixel_aspect
 from dit_video.video.pictures import MAX_FRAME_PIXELS, ToRGB, VideoError
@@ -58,6 +59,8 @@ def storable(path: Path, target: Path, max_size: int | None) -> Facts:
     Raises:
         VideoError: it cannot be decoded to its end, is beyond the limits of video.py, or too large for a record.
     """
+    if path.is_dir():
+        return _store_frames(path, target, max_size)
     found = survey(path)
     if _is_storable(path, found, max_size):
         return _facts(found, found.size)
@@ -73,6 +76,8 @@ def probe(path: Path) -> Probed:
     Raises:
         VideoError: it cannot be decoded, or not as it says.
     """
+    if path.is_dir():
+        return {**_frame_facts(path), "chosen": None}
     found = survey(path)
     chosen = None if found.frames is None else found.frames.tolist()
     return {**_facts(found, found.size), "chosen": chosen}
@@ -88,6 +93,34 @@ def _facts(found: Survey, size: tuple[int, int]) -> Facts:
         "doubled": found.doubled,
         "notes": "; ".join(found.notes),
     }
+
+
+def _frame_facts(folder: Path) -> Facts:
+    """Facts of a folder of pictures, each of which is read."""
+    number, shape = 0, (0, 0, 3)
+    for frame in frame_folder.frames(folder):
+        number, shape = number + 1, frame.shape
+    if not number:
+        raise VideoError("holds no picture")
+    size = {"width": shape[1], "height": shape[0]}
+    note = f"a folder of pictures, taken as {frame_folder.FPS} frames a second"
+    return Facts(frames=number, fps=float(frame_folder.FPS), **size, left_out=0, doubled=0, notes=note)
+
+
+def _store_frames(folder: Path, target: Path, max_size: int | None) -> Facts:
+    """Encodes a folder of pictures."""
+    facts = _frame_facts(folder)
+    height, width = _even((facts["height"], facts["width"]), max_size)
+    pictures = frame_folder.as_video(folder)
+    encode_frames(target, pictures, frame_folder.FPS, size=(height, width), crf=CRF, preset=PRESET)
+    return {**facts, "height": height, "width": width}
+
+
+def _even(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
+    """Height and width that a video is encoded with: even, and no longer on the short side than `max_size`."""
+    shrink = 1.0 if max_size is None else min(1.0, max_size / min(size))
+    height, width = (max(2, 2 * round(side * shrink / 2)) for side in size)
+    return height, width
 
 
 def _is_storable(path: Path, found: Survey, max_size: int | None) -> bool:
@@ -113,8 +146,7 @@ def _encode(path: Path, target: Path, found: Survey, max_size: int | None) -> tu
     Returns:
         Height and width of the result.
     """
-    shrink = 1.0 if max_size is None else min(1.0, max_size / min(found.size))
-    height, width = (max(2, 2 * round(side * shrink / 2)) for side in found.size)
+    height, width = _even(found.size, max_size)
     if height * width > MAX_FRAME_PIXELS:
         raise VideoError(f"with square pixels it is {width} x {height}; re-encode it")
     with open_video(path) as (container, stream):

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from dit_video.video.frame_folder import is_frame
+
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
@@ -20,7 +22,7 @@ class SourceFile:
     """A file in a folder or tar, before it is opened.
 
     Attributes:
-        name: its path within the source, with '/'.
+        name: its path within the source, with '/'; that of a folder, where its pictures are the frames of a clip.
         key: `name`, or source/name where two sources hold the same name; unique.
         reason: why it will not be opened; empty when it will.
     """
@@ -76,11 +78,22 @@ def _list_folder(folder: Path) -> Iterator[tuple[str, str]]:
     for here, folders, files in os.walk(folder, onerror=unreadable.append):
         folders.sort()
         links = [name for name in folders if (Path(here) / name).is_symlink()]
+        if _is_clip(Path(here), folder, files):
+            yield Path(here).relative_to(folder).as_posix(), ""
+            files = [name for name in files if not is_frame(name)]
         for name in sorted(files + links):
             path = Path(here) / name
             yield path.relative_to(folder).as_posix(), _file_problem(path)
     for error in unreadable:
         yield Path(error.filename).relative_to(folder).as_posix(), f"cannot be listed: {error.strerror}"
+
+
+def _is_clip(here: Path, source: Path, files: Sequence[str]) -> bool:
+    """Whether a folder below the source is one clip: several numbered pictures, and nothing that may be a video."""
+    pictures = [name for name in files if is_frame(name)]
+    others = [name for name in files if not is_frame(name) and not name.startswith(".")]
+    beside = all(PurePosixPath(name).suffix.lower() in (".txt", ".json", ".csv", ".md") for name in others)
+    return here != source and len(pictures) > 1 and beside
 
 
 def _file_problem(path: Path) -> str:

@@ -27,6 +27,7 @@ from dit_video.ingest.decoding_process import DecodingProcesses, decoding_proces
 from dit_video.ingest.ingest import Progress, nothing_usable
 from dit_video.ingest.probe import probe
 from dit_video.ingest.source_files import SourceFile, list_files
+from dit_video.video.frame_folder import frames
 from dit_video.video.pictures import VideoError
 
 _ARRAYS = (".npy", ".npz")
@@ -142,15 +143,20 @@ def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVide
     items = list_files([path])
     entries, chosen = [], {}
     with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
-        for entry, frames in pool.map(lambda item: _probed(item, decoding), items):
+        for entry, numbers in pool.map(lambda item: _probed(item, decoding), items):
             entries.append(entry)
-            if frames is not None:
-                chosen[entry.file] = frames
+            if numbers is not None:
+                chosen[entry.file] = numbers
             progress("probing", len(entries), len(items))
     videos = [entry for entry in entries if not entry.reason]
     if not videos:
         raise ValueError(nothing_usable([path], entries))
-    examples = _Videos(videos, lambda index: (path / videos[index].file).read_bytes(), chosen)
+
+    def content(index: int) -> bytes | UInt8[np.ndarray, "T H W 3"]:
+        file = path / videos[index].file
+        return np.stack(list(frames(file))) if file.is_dir() else file.read_bytes()
+
+    examples = _Videos(videos, content, chosen)
     notes = {entry.file: entry.notes for entry in videos if entry.notes}
     skipped = {entry.file: entry.reason for entry in entries if entry.reason}
     return _opened(path, "folder", examples, videos, skipped=skipped, **({"notes": notes} if notes else {}))
