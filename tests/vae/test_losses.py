@@ -36,7 +36,7 @@ gradient_of_critic = jax.jit(jax.grad(critic_loss, argnums=(0, 1)))
 
 
 def biggest(tree) -> float:
-    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+    return max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
 def test_generator_term_moves_the_vae_only(critic):

@@ -17,8 +17,8 @@ INGEST = """  dit-video data ingest videos/ --out data/mine
       gzip); the key is a path within the source (with or without extension) or a bare file name
 
 Without a table: clip.txt beside clip.mp4 is its caption, clip.cls its class, clip.json has both (as in WebDataset
-tars); metadata.jsonl or metadata.csv with file_name and text (as Hugging Face has it); sub-folders are classes. A folder
-of numbered pictures is a clip.
+tars); metadata.jsonl or metadata.csv with file_name and text (as Hugging Face has it); sub-folders are classes. A
+folder of numbered pictures is a clip.
 
 Files that are no videos, broken, empty, sound only, or copies of another are named in DIR/manifest.json with
 the reason. Without a split column or folders named train/ and test/, files are held out by their sha256: the
