@@ -3,7 +3,9 @@
 Environment first: JAX reads it once, when it is imported.
 """
 
+import contextlib
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +32,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from gcs_server import GCS, serving
-from jax._src.interpreters.partial_eval import DynamicJaxprTracer
 from sample_videos import waves
 from stores import small_store
 from toys import SMALL_DENOISE, SMALL_VAE
@@ -51,8 +52,10 @@ from dit_video.video.encode import encode_mp4
 # Tracing makes millions of objects and few cycles: looking for these as often as Python does is a tenth of the time.
 gc.set_threshold(50_000, 20, 100)
 # At each draw of a key Flax asks a tracer for its sharding. The AttributeError that it catches says in words which
-# operations the tracer comes from, and looking for them takes longer than to trace a network.
-DynamicJaxprTracer._origin_msg = lambda self: ""
+# operations the tracer comes from, and looking for them takes longer than to trace a network. It is only a message, of
+# no public name: where JAX has none, or another, tests are slower.
+with contextlib.suppress(ImportError, AttributeError):
+    importlib.import_module("jax._src.interpreters.partial_eval").DynamicJaxprTracer._origin_msg = lambda self: ""
 
 
 @pytest.fixture(scope="session")
