@@ -25,7 +25,7 @@ from dit_video.dit.condition import Cond, Condition, required
 from dit_video.dit.known_frames import AsChannels, refuse_channels
 from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
 from dit_video.nn.attention import Attention, CrossAttention, QKNorm
-from dit_video.nn.embed import NUM_TIMESTEPS, LabelEmbedding, TimeEmbedding
+from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
 from dit_video.nn.linear import linear
 from dit_video.nn.mlp import MLPKind
 from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
@@ -236,8 +236,8 @@ def published(size: AnyDiTConfig, *, patch_size: int = 2) -> PublishedDiTConfig:
     )
 
 
-# Of timestep and class.
-Embedders = tuple[TimeEmbedding, LabelEmbedding | None]
+# Of the timestep, and of the condition: a class, or whatever a condition of a user makes.
+Embedders = tuple[TimeEmbedding, nnx.Module | None]
 
 
 class Block(nnx.Module):
