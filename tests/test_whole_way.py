@@ -141,7 +141,7 @@ def test_a_cache_of_other_clips_is_refused_naming_the_field(folder):
     output = finish(
         "train", "--config=tiny.py", "--workdir=other", "--config.data.clips.flip_rate=0.5", folder=folder, code=1
     )
-    assert "clips: cache" in output
+    assert "clips.flip_rate: cache 0.0, this run 0.5" in output
     assert "statistics" not in output
 
 

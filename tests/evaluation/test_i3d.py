@@ -92,7 +92,10 @@ def reference():
     return Reference()
 
 
-@pytest.mark.parametrize(("shape", "rule"), [((3, 9, 32, 48), "tf1"), ((1, 12, 240, 200), "half_pixel")])
+@pytest.mark.parametrize(
+    ("shape", "rule"),
+    [((3, 9, 32, 48), "tf1"), pytest.param((1, 12, 240, 200), "half_pixel", marks=pytest.mark.slow)],
+)
 def test_logits_agree_with_an_independent_float64_network(reference, shape, rule):
     videos = moving_stripes(*shape)
     expected = reference(videos[-1], rule)
@@ -104,7 +107,9 @@ def test_logits_agree_with_an_independent_float64_network(reference, shape, rule
     ("num_frames", "published"),
     [
         (15, 133.90843668),  # TF-Hub's graph on the example of google-research/frechet_video_distance.
-        (30, 151.39244),  # README of JunyaoHu/common_metrics_on_video_quality, TF 1.15.
+        pytest.param(
+            30, 151.39244, marks=pytest.mark.slow
+        ),  # README of JunyaoHu/common_metrics_on_video_quality, TF 1.15.
     ],
 )
 def test_black_against_white_has_the_published_distance(num_frames, published):

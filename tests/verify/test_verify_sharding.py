@@ -1,7 +1,9 @@
 """The laws of sharding, on the real train step: eight devices compute what one does, hold an eighth, send no more."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -18,6 +20,8 @@ from dit_video.verify import sharding as verify
 from dit_video.verify.sharding import MESHES, Comparison, compare_shardings
 
 DEPTH = 2
+ONE_AXIS, SEVERAL = tuple(MESHES[:4]), tuple(MESHES[4:])
+ALL = [*ONE_AXIS, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in SEVERAL)]
 WITH_RING = MeshShape(data=1, context=8)
 # What a step sends, by mesh: how often, by axes and kind. Read from the compiled text, and as few as the mathematics
 # asks for: gradients are summed over `data`; parameters gathered over `fsdp` and `context`, their gradients summed;
@@ -43,8 +47,14 @@ def network(denoise) -> Denoise:
 
 
 @pytest.fixture(scope="module")
-def split(network) -> dict[MeshShape, Comparison]:
-    return {comparison.mesh: comparison for comparison in compare_shardings(experiment_of(network, size=(32, 32)))}
+def split(network) -> Callable[[MeshShape], Comparison]:
+    """The comparison of a mesh: those of one axis are made together, and those of several."""
+
+    @functools.cache
+    def compared(meshes: tuple[MeshShape, ...]) -> dict[MeshShape, Comparison]:
+        return {found.mesh: found for found in compare_shardings(experiment_of(network, size=(32, 32)), meshes)}
+
+    return lambda mesh: compared(ONE_AXIS if mesh in ONE_AXIS else SEVERAL)[mesh]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +80,9 @@ def assert_equal(comparison: Comparison) -> None:
     assert comparison.equal
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("mesh", ALL, ids=str)
 def test_loss_gradients_and_ten_steps_are_those_of_one_device(mesh, split):
-    assert_equal(split[mesh])
+    assert_equal(split(mesh))
 
 
 def test_so_they_are_where_heads_do_not_divide_and_a_ring_takes_over(ring):
@@ -93,23 +103,24 @@ def test_what_cannot_be_split_says_why(autoencoder):
 
 @pytest.mark.parametrize("mesh", COLLECTIVES, ids=str)
 def test_a_step_sends_what_it_must_and_no_more(mesh, split):
-    assert {(*c.axes, c.kind): c.count for c in split[mesh].traffic.collectives} == COLLECTIVES[mesh]
+    assert {(*c.axes, c.kind): c.count for c in split(mesh).traffic.collectives} == COLLECTIVES[mesh]
 
 
-@pytest.mark.parametrize("mesh", MESHES[4:], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", SEVERAL, ids=str)
 def test_where_axes_meet_little_moves_between_them(mesh, split):
     """Nothing but sums and gathers of what the axes of a rule split together: what is moved beside is a small part."""
     moved, total = 0, 0
-    for collective in split[mesh].traffic.collectives:
+    for collective in split(mesh).traffic.collectives:
         total += collective.inner_bytes
         if collective.kind == "collective-permute" or not any(set(collective.axes) <= set(a) for a in RULES.values()):
             moved += collective.inner_bytes
     assert moved < 0.06 * total
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("mesh", ALL, ids=str)
 def test_a_device_holds_its_part_of_the_state(mesh, split):
-    comparison = split[mesh]
+    comparison = split(mesh)
     ways = math.prod(getattr(mesh, axis) for axis in ("fsdp", "context"))
     # What "embed" does not split are biases and norms; "tensor" splits no embedding, no first and no last layer.
     assert comparison.whole / (ways * mesh.tensor) <= comparison.state < 1.13 * comparison.whole / ways
