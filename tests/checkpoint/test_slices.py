@@ -1,7 +1,11 @@
 """Streaming checkpoint writer: a checkpoint written slice by slice equals one written at once."""
 
 import math
-import resource
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ import numpy as np
 import pytest
 from toys import small_mesh
 
-from dit_video.checkpoint.checkpoints import Checkpoints, NotSaved
+from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.checkpoint.integrity import contents, verify
 from dit_video.checkpoint.slices import Layout, Slice, digest_slices, save_slices
 from dit_video.weights.digest import digest_leaves
@@ -60,11 +64,21 @@ def test_every_item_reads_back_bit_by_bit(params, axes, tmp_path):
                 np.testing.assert_array_equal(read[name], expected, strict=True)
 
 
-def test_a_folder_that_is_full_says_what_to_do(params, tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
-    try:
-        with pytest.raises(NotSaved, match=r"checkpoints/0/params: not written: .*raise the limit .*and try again"):
-            save_slices(tmp_path, ("params",), LAYOUT, lambda: slices_of(params), experiment={})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_folder_that_is_full_says_what_to_do(tmp_path):
+    """In a process of its own: the limit is of a process, and this one has written much before."""
+    program = (
+        "import pathlib, resource, numpy as np, test_slices as t\n"
+        "from dit_video.checkpoint.checkpoints import NotSaved\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))\n"
+        "rng = np.random.default_rng(0)\n"
+        "params = {name: np.asarray(rng.standard_normal(shape, np.float32)) for name, shape in t.SHAPES.items()}\n"
+        "try:\n"
+        "    t.save_slices(pathlib.Path('.'), ('params',), t.LAYOUT, lambda: t.slices_of(params), experiment={})\n"
+        "except NotSaved as error:\n"
+        "    print(error)\n"
+    )
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, here.parent.parent)))}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert re.search(r"checkpoints/0/params: not written: .*raise the limit .*and try again", done.stdout), done.stderr
