@@ -164,7 +164,7 @@ def _print_notes(console: Console, manifest: Manifest) -> None:
     stored = [entry for entry in manifest.entries if entry.split is not None]
     noted = [entry for entry in stored if entry.notes]
     for entry in noted[:_MOST_REASONS]:
-        console.print(f"{entry.file}: {entry.notes}", highlight=False, markup=False)
+        console.print(f"{entry.file}: {entry.notes}")
     if len(noted) > _MOST_REASONS:
         console.print(f"{len(noted) - _MOST_REASONS} more files were changed or cut: see notes in manifest.json")
     rates = {entry.fps for entry in stored}
@@ -173,7 +173,6 @@ def _print_notes(console: Console, manifest: Manifest) -> None:
             f"videos have {min(rates):.4g} to {max(rates):.4g} frames a second: to train at one rate, "
             "ClipTransform(fps=...)",
             style="yellow",
-            highlight=False,
         )
 
 

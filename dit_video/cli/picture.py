@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dit_video.data.batch import Batch
 from dit_video.data.record import Record
 from dit_video.data.transforms import ClipTransform
 from dit_video.tasks.task import Task
+from dit_video.video.pictures import VideoError
+from dit_video.video.still import read_still
 
 
 def continuing(path: Path | None, task: Task, rows: list[Batch], size: tuple[int, int]) -> tuple[Task, list[Batch]]:
@@ -41,22 +42,10 @@ def read_frame(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "1 1 H W 
         ValueError: the file is no picture.
     """
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(_plain(ImageOps.exif_transpose(image)))
-    except (UnidentifiedImageError, IsADirectoryError) as error:
-        raise ValueError(f"--image={path}: not a picture that can be read ({error})") from error
+        pixels = read_still(path)
+    except VideoError as error:
+        raise ValueError(f"--image={path}: {error}") from error
     record = Record(key=str(path), video=pixels[None], num_frames=1, fps=1.0)
     clip = ClipTransform(num_frames=1, size=size).at(record, 0, np.random.default_rng(0))
     assert clip.video is not None, "a record with pixels gives a clip with pixels"
     return clip.video[None]
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """RGB of 8 bits, over black, as videos are made plain."""
-    if image.mode.startswith("I;16"):
-        # Pillow would clip.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    ground = Image.new("RGBA", image.size, "black")
-    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

@@ -50,7 +50,6 @@ def main(arguments: argparse.Namespace) -> int:
     if len(rates) > 1 and issubclass(function.medium, Video):
         console.print(
             f"the clips of this run have {min(rates):.4g} to {max(rates):.4g} frames a second; shown at {rates[0]:.4g}",
-            highlight=False,
         )
     if issubclass(function.medium, Video) and len(batches) * shape[1] > _MOST_ROWS:
         raise ValueError(

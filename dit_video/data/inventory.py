@@ -15,16 +15,16 @@ class Inventory:
 
     Attributes:
         num_records: of all, those too short for a clip among them.
-        num_usable: records long enough for a clip.
-        num_clips: different clips that these give.
+        num_usable: records long enough for a clip; None where only reading them would tell.
+        num_clips: different clips that these give; None likewise.
         labelled: whether each has a class; None where only reading them would tell.
         caption_bytes: bytes of the caption of each in UTF-8, 0 where it has none; None likewise.
         class_names: of the source: label i means class_names[i].
     """
 
     num_records: int
-    num_usable: int
-    num_clips: int
+    num_usable: int | None
+    num_clips: int | None
     labelled: Bool[np.ndarray, "n"] | None
     caption_bytes: Int[np.ndarray, "n"] | None
     class_names: tuple[str, ...]
@@ -50,15 +50,15 @@ def lacking(have: Bool[np.ndarray, "n"] | None, what: str, remedy: str) -> list[
 
 def take_inventory(examples: Examples, transform: ClipTransform, class_names: tuple[str, ...]) -> Inventory:
     """Counts what `examples` hold for clips of `transform`; nothing is decoded."""
-    num_frames = examples.num_frames
+    num_frames, unknown = None if examples.reads_to_count else examples.num_frames, examples.reads_to_count
     starts = np.ones(len(examples), int)
     if num_frames is not None:
         starts = transform.num_starts(num_frames, None if transform.fps is None else examples.fps)
     usable, labels, captions = starts > 0, examples.labels, examples.captions
     return Inventory(
         num_records=len(examples),
-        num_usable=int(usable.sum()),
-        num_clips=int(starts.sum()),
+        num_usable=None if unknown else int(usable.sum()),
+        num_clips=None if unknown else int(starts.sum()),
         labelled=None if labels is None else (labels != NO_LABEL)[usable],
         caption_bytes=None if captions is None else np.array([len(c.encode()) for c in captions], int)[usable],
         class_names=class_names,

@@ -5,6 +5,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -88,6 +89,9 @@ class Examples(ABC):
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
+
+    # Whether `num_frames` reads every record where it is first asked for.
+    reads_to_count: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -90,6 +90,8 @@ class FeatureVideos(Examples):
         fps: of image sequences, which do not say.
     """
 
+    reads_to_count = True
+
     def __init__(self, records: Any, where: str, *, video: str, label: str | None, caption: str | None, fps: float):
         self._records, self._where, self._fps = records, where, fps
         self._video, self._label, self._caption = video, label, caption

@@ -3,6 +3,7 @@
 Imports nothing but decoding, so that a process that does only this starts at once (decoding_process.py).
 """
 
+import itertools
 from pathlib import Path
 from typing import TypedDict
 
@@ -60,7 +61,7 @@ def storable(path: Path, target: Path, max_size: int | None) -> Facts:
         VideoError: it cannot be decoded to its end, is beyond the limits of video.py, or too large for a record.
     """
     if path.is_dir():
-        return _store_frames(path, target, max_size)
+        return _encode_folder(path, target, max_size)
     found = survey(path)
     if _is_storable(path, found, max_size):
         return _facts(found, found.size)
@@ -77,7 +78,10 @@ def probe(path: Path) -> Probed:
         VideoError: it cannot be decoded, or not as it says.
     """
     if path.is_dir():
-        return {**_frame_facts(path), "chosen": None}
+        number, size = 0, (0, 0)
+        for frame in frame_folder.frames(path):  # each is read: one that cannot be is the reason to leave it out
+            number, size = number + 1, frame.shape[:2]
+        return {**_folder_facts(number, size), "chosen": None}
     found = survey(path)
     chosen = None if found.frames is None else found.frames.tolist()
     return {**_facts(found, found.size), "chosen": chosen}
@@ -95,25 +99,22 @@ def _facts(found: Survey, size: tuple[int, int]) -> Facts:
     }
 
 
-def _frame_facts(folder: Path) -> Facts:
-    """Facts of a folder of pictures, each of which is read."""
-    number, shape = 0, (0, 0, 3)
-    for frame in frame_folder.frames(folder):
-        number, shape = number + 1, frame.shape
-    if not number:
-        raise VideoError("holds no picture")
-    size = {"width": shape[1], "height": shape[0]}
+def _folder_facts(num_frames: int, size: tuple[int, int]) -> Facts:
+    """Facts of a folder of pictures."""
     note = f"a folder of pictures, taken as {frame_folder.FPS} frames a second"
-    return Facts(frames=number, fps=float(frame_folder.FPS), **size, left_out=0, doubled=0, notes=note)
+    rate, (height, width) = float(frame_folder.FPS), size
+    return Facts(frames=num_frames, fps=rate, width=width, height=height, left_out=0, doubled=0, notes=note)
 
 
-def _store_frames(folder: Path, target: Path, max_size: int | None) -> Facts:
+def _encode_folder(folder: Path, target: Path, max_size: int | None) -> Facts:
     """Encodes a folder of pictures."""
-    facts = _frame_facts(folder)
-    height, width = _even((facts["height"], facts["width"]), max_size)
-    pictures = frame_folder.as_video(folder)
-    encode_frames(target, pictures, frame_folder.FPS, size=(height, width), crf=CRF, preset=PRESET)
-    return {**facts, "height": height, "width": width}
+    pictures = frame_folder.frames(folder)
+    first = next(pictures)  # a folder without pictures is listed as none
+    size = _even(first.shape[:2], max_size)
+    whole = map(np.ascontiguousarray, itertools.chain([first], pictures))
+    frames = (VideoFrame.from_ndarray(picture, format="rgb24") for picture in whole)
+    number = encode_frames(target, frames, frame_folder.FPS, size=size, crf=CRF, preset=PRESET)
+    return _folder_facts(number, size)
 
 
 def _even(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:

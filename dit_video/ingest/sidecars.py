@@ -1,4 +1,4 @@
-"""Sidecar files: what stands beside a video under its name says what it is, as in WebDataset and captioned folders.
+"""Sidecar files: caption and class in files with the name of a video, as in WebDataset and captioned folders.
 
 clip.mp4
 clip.txt    its caption
@@ -41,7 +41,7 @@ def separate(items: Sequence[SourceFile]) -> tuple[list[SourceFile], dict[str, l
         if not item.reason and path.suffix.lower() in _BESIDE and video is not None:
             if path.suffix.lower() in SUFFIXES:
                 sidecars.setdefault(video.key, []).append(item)
-            item = replace(item, reason=f"stands beside {video.key}")
+            item = replace(item, reason=f"a sidecar of {video.key}")
         marked.append(item)
     return marked, sidecars
 
@@ -87,9 +87,9 @@ def _opened(source: Path) -> Iterator[Callable[[str], bytes]]:
 
 
 def _with(what: Description, item: SourceFile, content: bytes) -> Description:
-    """`what` with that which a sidecar says."""
+    """`what`, updated with the content of a sidecar."""
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{item.key}: more than the {MAX_BYTES} bytes that are read of a file beside a video")
+        raise ValueError(f"{item.key}: more than the {MAX_BYTES} bytes that are read of a sidecar")
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -105,9 +105,7 @@ def _with(what: Description, item: SourceFile, content: bytes) -> Description:
         raise ValueError(f"{item.key}: not JSON ({error}); mend it, or take it away") from None
     if not isinstance(fields, dict):
         return what
-    said = {name: value for name, value in fields.items() if isinstance(value, str | int)}
-    caption = next((said[name] for name in ("caption", "text") if name in said), what.caption)
-    label = next((str(said[name]) for name in ("label", "class", "cls") if name in said), what.label or "")
-    return replace(
-        what, caption=str(caption), label=label_of(label), split=split_of(str(said.get("split", ""))) or what.split
-    )
+    values = {name: str(value) for name, value in fields.items() if isinstance(value, str | int)}
+    caption = next((values[name] for name in ("caption", "text") if name in values), what.caption)
+    label = next((values[name] for name in ("label", "class", "cls") if name in values), what.label or "")
+    return replace(what, caption=caption, label=label_of(label), split=split_of(values.get("split", "")) or what.split)

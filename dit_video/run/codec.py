@@ -15,6 +15,7 @@ from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.config.json_file import read_object, write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
+from dit_video.data.transforms import usable
 from dit_video.distributed.processes import from_first
 from dit_video.distributed.sharding import fetch, place_whole, shard_frozen
 from dit_video.experiment import Experiment
@@ -103,7 +104,7 @@ def trained_codec(
 def _measure_statistics(experiment: Experiment, vae: nnx.Module, mesh: Mesh, console: Console) -> dict[str, Any]:
     """Per-channel mean and deviation of latents over the training set: one clip of every video."""
     source = experiment.data.source
-    total = experiment.data.inventory(Split.TRAIN).num_usable
+    total = len(usable(source.open(Split.TRAIN), experiment.data.clips))
     size = experiment.data.batch_size
     encode = jax.jit(lambda vae, video: LatentCodec(vae, jnp.zeros(1), jnp.ones(1)).moments(video))
     batches = experiment.data.judged(Split.TRAIN, total, size, seed=experiment.seed)

@@ -1,10 +1,11 @@
-"""Preflight: an experiment is compared with its data before anything is compiled, and again when it is resumed."""
+"""Preflight: an experiment is compared with its data before its train step is compiled, whenever a run starts."""
 
 from collections.abc import Mapping
 
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.inventory import Inventory
 from dit_video.data.record import Split
+from dit_video.data.transforms import usable
 from dit_video.experiment import Experiment
 from dit_video.tasks.evaluator import Evaluator
 
@@ -20,9 +21,11 @@ def preflight(experiment: Experiment) -> list[str]:
     """
     held = inventories(experiment)
     train = held.get(Split.TRAIN)
-    if train is None or not train.num_usable:
-        raise ExperimentError(f"config.data.source: gives no clip to train on ({experiment.data.source})")
+    if train is None:
+        raise ExperimentError(f"config.data.source: has no training videos ({experiment.data.source})")
     try:
+        if train.num_usable == 0:
+            usable(experiment.data.source.open(Split.TRAIN), experiment.data.clips)  # says what a clip takes
         warnings = experiment.task.check_data(held)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
@@ -33,7 +36,7 @@ def preflight(experiment: Experiment) -> list[str]:
             check_num_clips(evaluator, held)
         except ValueError as error:
             raise ExperimentError(f"config.evaluators.{name}.{error}") from error
-    if short := train.num_records - train.num_usable:
+    if train.num_usable is not None and (short := train.num_records - train.num_usable):
         warnings.append(f"{short} of {train.num_records} training videos are too short for a clip and are left out")
     steps, warmup = experiment.schedule.num_steps, experiment.optimizer.warmup_steps
     if warmup >= steps:
@@ -59,8 +62,8 @@ def check_num_clips(evaluator: Evaluator, held: Mapping[Split, Inventory]) -> No
                 f"num_clips={num_clips}: the data have no {words} videos; make the set with some (dit-video data "
                 "ingest --held_out_fraction or --split), or take the evaluator out of config.evaluators"
             )
-        if num_clips > held[split].num_clips:
+        if (there := held[split].num_clips) is not None and num_clips > there:
             raise ValueError(
-                f"num_clips={num_clips}: the records give only {held[split].num_clips} different clips "
+                f"num_clips={num_clips}: the records give only {there} different clips "
                 f"({held[split].num_usable} {words} videos are long enough); lower it, or add videos"
             )

@@ -92,7 +92,7 @@ class Task(abc.ABC):
         del data, mesh
 
     def check_data(self, inventories: Mapping[Split, Inventory]) -> list[str]:
-        """Warnings of what the data lack for this task, by split; by default none. Called before anything is compiled.
+        """Warnings of what the data lack for this task; by default none. Called before the train step is compiled.
 
         Raises:
             ValueError: the task cannot be learnt from them; names the field, both numbers and what to change.

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dit_video.distributed import processes
+from dit_video.progress import headed
 from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFile, RetryingFiles
 from dit_video.tasks.media import Media, Video
 from dit_video.training import events, goodput
@@ -214,9 +215,9 @@ class Tracker:
         """Records the scalars of an evaluation."""
         self._write({"step": step, "evaluation": name, **scalars})
         self._tensorboard.scalars(step, name, scalars)
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in list(scalars.items())[:6])
-        if shown:
-            self._console.print(f"step {step}  [bold]{name}[/]  {shown}", highlight=False)
+        values = "  ".join(f"{key} {value:.4g}" for key, value in list(scalars.items())[:6])
+        if values:
+            self._console.print(headed(f"step {step}  {name}", "bold", f"  {values}"))
 
     def media(self, step: int, name: str, medium: Media) -> None:
         """Saves a video, picture or text under samples/, and shows videos in TensorBoard."""

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from av.video.frame import VideoFrame
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
-from dit_video.video.pictures import MAX_FRAME_PIXELS, VideoError
+from dit_video.video.pictures import VideoError
+from dit_video.video.still import read_still
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Folders say no rate; that of most film, and of what `evaluate fvd` takes arrays for.
@@ -27,7 +26,7 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 
 def frames(folder: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Reads the pictures of a folder, upright, over black where they are transparent.
+    """Reads the pictures of a folder, as `read_still` does.
 
     Raises:
         VideoError: one cannot be read, or is of another size than the first; names it.
@@ -35,26 +34,12 @@ def frames(folder: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     size = None
     for name in in_order([path.name for path in folder.iterdir() if is_frame(path.name)]):
         try:
-            with Image.open(folder / name) as image:
-                if image.width * image.height > MAX_FRAME_PIXELS:
-                    raise VideoError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_FRAME_PIXELS}")
-                frame = ImageOps.exif_transpose(image)
-                if "A" in frame.getbands() or "transparency" in frame.info:
-                    frame = frame.convert("RGBA")
-                    frame = Image.alpha_composite(Image.new("RGBA", frame.size, (0, 0, 0, 255)), frame)
-                pixels = np.asarray(frame.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            if isinstance(error, VideoError):
-                raise
-            raise VideoError(f"{name} is no picture that can be read ({error})") from None
+            pixels = read_still(folder / name)
+        except VideoError as error:
+            raise VideoError(f"{name}: {error}") from error
         size = size or pixels.shape
         if pixels.shape != size:
             raise VideoError(
                 f"{name} has {pixels.shape[1]} x {pixels.shape[0]} pixels, the first {size[1]} x {size[0]}"
             )
         yield pixels
-
-
-def as_video(folder: Path) -> Iterator[VideoFrame]:
-    """The pictures of a folder as frames to encode."""
-    return (VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames(folder))

@@ -65,7 +65,7 @@ def test_every_item_reads_back_bit_by_bit(params, axes, tmp_path):
 
 
 def test_a_folder_that_is_full_says_what_to_do(tmp_path):
-    """In a process of its own: the limit is of a process, and this one has written much before."""
+    """In a process of its own: in whole runs of the tests the limit did not hold in theirs; why is not known."""
     program = (
         "import pathlib, resource, numpy as np, test_slices as t\n"
         "from dit_video.checkpoint.checkpoints import NotSaved\n"

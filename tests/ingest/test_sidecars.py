@@ -1,4 +1,4 @@
-"""What lies beside a video under its name, or in the table of its folder, describes it without flags."""
+"""Sidecar files of a video, and the table of its folder, describe it without flags."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""An experiment that does not fit its data is refused before anything is compiled, by both numbers and a remedy."""
+"""An experiment that does not fit its data is refused before its train step is compiled: both numbers and a remedy."""
 
 import dataclasses
 import re
@@ -80,7 +80,10 @@ def test_what_fits_is_said_nothing_of_but_what_is_left_out():
             experiment(TEXT, captions=("",) * 6),
             "none of the 5 training videos has a caption; TextCondition: make",
         ),
-        (experiment(held={Split.TRAIN: (4, 4)}), "gives no clip to train on"),
+        (
+            experiment(held={Split.TRAIN: (4, 4)}),
+            "num_frames=5, stride=1: a clip takes 5 frames, but the longest of 2 videos has 4",
+        ),
         (
             experiment(evaluators={"error": HeldOutError(every=1)}),
             "config.evaluators.error.num_clips=64: the records give only 3 different clips (2 held-out videos",
@@ -110,6 +113,13 @@ def test_what_is_lost_in_part_is_a_warning():
         "config.data.signals.caption: num_bytes=5 leaves room for 4: 3 of 5 captions are longer and are cut, the "
         "longest has 9; 10 would hold them all",
     ]
+
+
+def test_records_are_not_read_to_be_counted(monkeypatch):
+    """A source that can count frames only by reading every record is left to training, which reads them anyway."""
+    monkeypatch.setattr(Described, "reads_to_count", True)
+    monkeypatch.setattr(Described, "num_frames", property(lambda self: pytest.fail("it reads every record")))
+    assert preflight(experiment(evaluators={"error": HeldOutError(every=1)})) == []
 
 
 @pytest.mark.parametrize(("warmup", "warned"), [(0, False), (999, False), (1000, True)])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute] (of protobuf)
 from tensorboardX.record_writer import masked_crc32c
 
+from dit_video.progress import Terminal
 from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.tasks.media import Video
 from dit_video.training.tracker import METRICS_FILE, Tracker, read_record
@@ -29,7 +29,7 @@ def start(tmp_path, output):
     opened = []
 
     def open_at(step: int) -> Tracker:
-        console = Console(file=output, width=200)
+        console = Terminal(file=output)
         opened.append(Tracker(tmp_path, RetryingFiles(console.print), start=step, num_steps=6, console=console))
         return opened[-1]
 
@@ -121,6 +121,13 @@ def test_the_console_shows_loss_speed_and_waiting(start, output):
     for part in ("step 3/6", "loss 0.2500", "10.0 clips/s", "640 tokens/s", "MFU 40.0%", "waiting for data 25%", "ETA"):
         assert part in shown
     assert "held-out error  x_0_error 0.5" in shown
+
+
+def test_an_evaluation_is_one_plain_line(start, output):
+    tracker = start(0)
+    tracker.steps(steps(1, 2))
+    tracker.evaluation(2, "fvd", {"fvd": 123.456, "kernel[0]": 0.5})
+    assert "step 2  fvd  fvd 123.5  kernel[0] 0.5\n" in output.getvalue()
 
 
 def board_events(path: Path) -> list[Event]:

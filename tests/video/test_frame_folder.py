@@ -66,7 +66,7 @@ def test_a_picture_of_another_size_or_none_is_named(tmp_path):
     with pytest.raises(VideoError, match=r"frame9\.png has 8 x 8 pixels, the first 48 x 32"):
         list(frames(tmp_path / "in" / "a"))
     (tmp_path / "in" / "a" / "frame9.png").write_bytes(b"no picture")
-    with pytest.raises(VideoError, match=r"frame9\.png is no picture"):
+    with pytest.raises(VideoError, match=r"frame9\.png: not a picture that can be read"):
         list(frames(tmp_path / "in" / "a"))
     write(tmp_path / "in" / "b", waves(1, 3))
     assert list(open_videos(tmp_path / "in").description["skipped"]) == ["a"]
