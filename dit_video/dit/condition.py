@@ -178,10 +178,11 @@ class ClassCondition(Condition):
     def check_data(self, inventory: Inventory) -> list[str]:
         # A label beyond the table would be read as its last row, which stands for no class, without a word.
         if len(inventory.class_names) > self.num_classes:
+            number = len(inventory.class_names)
             raise ValueError(
-                f"ClassCondition.num_classes={self.num_classes}: the data have {len(inventory.class_names)} classes "
-                f"({', '.join(inventory.class_names[:3])}, ...); set config.task.condition.num_classes="
-                f"{len(inventory.class_names)}"
+                f"ClassCondition.num_classes={self.num_classes}: the data have {number} classes "
+                f"({', '.join(inventory.class_names[:3])}{', ...' if number > 3 else ''}); set "
+                f"config.task.condition.num_classes={number}"
             )
         remedy = "make the set with classes (dit-video data ingest), or set config.task.condition to None"
         return lacking(inventory.labelled, "class", f"ClassCondition: {remedy}")

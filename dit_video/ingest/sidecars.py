@@ -29,11 +29,10 @@ def separate(items: Sequence[SourceFile]) -> tuple[list[SourceFile], dict[str, l
     Returns:
         All files, sidecars with the reason that they are; and the sidecars of each video, by its key.
     """
-    videos = {
-        (item.source, str(PurePosixPath(item.name).with_suffix(""))): item
-        for item in items
-        if not item.reason and PurePosixPath(item.name).suffix.lower() not in _BESIDE
-    }
+    candidates = [item for item in items if not item.reason and PurePosixPath(item.name).suffix.lower() not in _BESIDE]
+    # By its name without extension; and whole, for that of a folder of pictures has none, whatever dots are in it.
+    videos = {(item.source, item.name): item for item in candidates}
+    videos |= {(item.source, str(PurePosixPath(item.name).with_suffix(""))): item for item in candidates}
     marked, sidecars = [], {}
     for item in items:
         path = PurePosixPath(item.name)

@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sample_videos import waves
 
 from dit_video.ingest.ingest import ingest
@@ -46,6 +47,16 @@ def test_captions_and_classes_beside_a_video_are_its_own(tmp_path, as_tar):
         "1.mp4": ("7", ""),
         "2.mp4": ("3", "a dog"),
     }
+
+
+def test_a_folder_of_pictures_has_sidecars_too(tmp_path):
+    folder = tmp_path / "clips"
+    for number, picture in enumerate(waves(0, 4, 16, 16)):
+        (folder / "clip.v2").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / "clip.v2" / f"{number}.png")
+    (folder / "clip.v2.txt").write_text("waves")
+    videos(folder, "other.mp4")
+    assert described(folder, tmp_path) == {"clip.v2": (None, "waves"), "other.mp4": (None, "")}
 
 
 def test_a_file_of_notes_alone_is_no_sidecar(tmp_path):
