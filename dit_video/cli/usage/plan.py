@@ -8,7 +8,7 @@ EXAMPLES = """  dit-video plan --config=experiments/quickstart.py --target=cpu:1
   dit-video plan --config=experiments/grid_dit.py --target=v6e:4x4 --config.mesh.fsdp=16 --price_per_hour=2.7
   dit-video plan --config=experiments/grid_dit.py --target='v6e:16x16*2' --config.data.batch_size=512 --json
   dit-video plan --config=experiments/grid_dit.py --target=h100:2x8 --fit
-  dit-video plan --config=experiments/grid_dit.py --target=h100:1x1 --program=generate --batch_size=4
+  dit-video plan --config=experiments/quickstart.py --target=cpu:4 --program=generate --batch_size=4
 
 No accelerator is needed, and no trained codec. TPU targets need the extra plan-tpu, GPU targets plan-gpu; cpu:N needs
 nothing and is an estimate on fake devices. What does not fit exits with 1 and says what would change that."""
