@@ -45,6 +45,12 @@ def write(folder: str, clips: np.ndarray) -> str:
     return folder
 
 
+def stored(name: str, clips: np.ndarray) -> str:
+    """Clips in an array, which is read in no time."""
+    np.save(f"{name}.npy", clips)
+    return f"{name}.npy"
+
+
 def evaluate(*words: str, code: int = 0) -> None:
     assert main(["evaluate", *words]) == code
 
@@ -62,9 +68,7 @@ def brightness(clips: np.ndarray) -> np.ndarray:
 
 def test_arrays_give_the_distance_of_their_features():
     real, fake = videos(0), videos(1, brightness=40)
-    np.save("real.npy", real)
-    np.save("fake.npy", fake)
-    fvd("real.npy", "fake.npy")
+    fvd(stored("real", real), stored("fake", fake))
     card = read_card(Path("card.json"))
     assert card["value"] == pytest.approx(frechet_distance(brightness(fake), brightness(real)), rel=1e-6)
     assert card["metric"] == "FBD"
@@ -113,18 +117,18 @@ def test_one_changed_byte_of_data_is_another_protocol():
 
 
 def test_cards_of_one_protocol_are_ranked(capsys):
-    write("real", videos(0)), write("near", videos(1, brightness=10)), write("far", videos(2, brightness=90))
-    fvd("real", "near", out="near.json")
-    fvd("real", "far", out="far.json")
+    real = stored("real", videos(0))
+    fvd(real, stored("near", videos(1, brightness=10)), out="near.json")
+    fvd(real, stored("far", videos(2, brightness=90)), out="far.json")
     capsys.readouterr()
     evaluate("compare", "far.json", "near.json", "--json")
     assert [row["card"] for row in json.loads(capsys.readouterr().out)] == ["near.json", "far.json"]
 
 
 def test_cards_that_chance_may_have_ordered_are_called_so(capsys):
-    write("real", videos(0)), write("one", videos(1)), write("two", videos(2))
-    fvd("real", "one", out="one.json")
-    fvd("real", "two", out="two.json")
+    real = stored("real", videos(0))
+    fvd(real, stored("one", videos(1)), out="one.json")
+    fvd(real, stored("two", videos(2)), out="two.json")
     capsys.readouterr()
     evaluate("compare", "one.json", "two.json")
     assert "that other clips, as many, would move them by" in " ".join(capsys.readouterr().out.split())
@@ -140,9 +144,9 @@ def test_cards_that_chance_may_have_ordered_are_called_so(capsys):
     ],
 )
 def test_cards_of_two_protocols_are_not_ranked(capsys, words, field):
-    write("real", videos(0)), write("fake", videos(1))
-    fvd("real", "fake", out="a.json")
-    fvd("real", "fake", *words, out="b.json")
+    sides = stored("real", videos(0)), stored("fake", videos(1))
+    fvd(*sides, out="a.json")
+    fvd(*sides, *words, out="b.json")
     capsys.readouterr()
     evaluate("compare", "a.json", "b.json", code=1)
     captured = capsys.readouterr()
@@ -179,27 +183,25 @@ def test_what_cannot_be_judged_is_named(capsys, words, named):
 
 def test_samples_of_another_size_or_rate_are_measured_with_a_word_on_it():
     real = videos(0)
-    np.save("real.npy", real)
-    np.save("fake.npy", real.repeat(2, axis=2).repeat(2, axis=3))
-    fvd("real.npy", "fake.npy", "--fake_stride=1", "--num_frames=10")
+    fake = stored("fake", real.repeat(2, axis=2).repeat(2, axis=3))
+    fvd(stored("real", real), fake, "--fake_stride=1", "--num_frames=10")
     assert "height and width" in " ".join(read_card(Path("card.json"))["notes"])
     fvd("real.npy", "real.npy", "--num_frames=8", "--stride=2", "--fake_stride=1", code=0)
     assert "frames per second" in " ".join(read_card(Path("card.json"))["notes"])
 
 
 def test_an_edited_extractor_is_another_protocol_and_forgets_what_was_kept():
-    np.save("real.npy", videos(0))
-    fvd("real.npy", "real.npy", out="before.json")
+    real = stored("real", videos(0))
+    fvd(real, real, out="before.json")
     Path("brightness.py").write_text(EXTRACTOR + "# another\n")
-    fvd("real.npy", "real.npy", out="after.json")
+    fvd(real, real, out="after.json")
     before, after = (read_card(Path(name))["protocol"] for name in ("before.json", "after.json"))
     assert before.pop("extractor_file") != after.pop("extractor_file")
     assert before == after
 
 
 def test_json_is_all_that_goes_to_stdout(capsys):
-    write("a", videos(0)), write("b", videos(1))
-    fvd("a", "b", "--json")
+    fvd(stored("a", videos(0)), stored("b", videos(1)), "--json")
     assert json.loads(capsys.readouterr().out) == read_card(Path("card.json"))
 
 

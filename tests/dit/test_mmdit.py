@@ -276,7 +276,7 @@ def test_a_step_down_the_gradient_lowers_the_loss(step, task):
 @pytest.mark.parametrize(
     ("axes", "remat"),
     [
-        ({"data": 2, "fsdp": 2, "tensor": 2}, Remat.NOTHING_RECOMPUTED),
+        pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, Remat.NOTHING_RECOMPUTED, marks=pytest.mark.slow),
         ({"fsdp": 2, "context": 2, "tensor": 2}, Remat.FULL),
     ],
     ids=["data, fsdp, tensor", "fsdp, context, tensor, recomputed"],

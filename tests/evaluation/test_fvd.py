@@ -57,10 +57,10 @@ def judge(**settings) -> FVD:
 
 
 def test_fvd_is_the_distance_of_logits(stills):
-    report = FVD(every=1, num_clips=3, num_frames=9, batch_size=3, yardsticks=False)(subject_on(), judged_by(stills), 5)
-    grey = np.broadcast_to(stills.signals["label"].astype(np.uint8)[:3, None, None, None, None], (3, 9, 8, 8, 3))
-    real = np.asarray(stills.video)[:3, :9]
-    expected = frechet_distance(*(i3d.logits(np.ascontiguousarray(x), batch_size=3) for x in (grey, real)))
+    report = FVD(every=1, num_clips=2, num_frames=9, batch_size=2, yardsticks=False)(subject_on(), judged_by(stills), 5)
+    grey = np.broadcast_to(stills.signals["label"].astype(np.uint8)[:2, None, None, None, None], (2, 9, 8, 8, 3))
+    real = np.asarray(stills.video)[:2, :9]
+    expected = frechet_distance(*(i3d.logits(np.ascontiguousarray(x), batch_size=2) for x in (grey, real)))
     assert report.scalars["fvd"] == pytest.approx(expected, rel=1e-4)
     assert expected > 1
     assert report.cards["fvd"]["protocol"]["weights"] == i3d_weights.SHA256

@@ -36,6 +36,7 @@ def too_large(experiment):
     return target(limit), dataclasses.replace(compiled, memory=dataclasses.replace(compiled.memory, hbm=limit))
 
 
+@pytest.mark.slow
 def test_remedies_are_compiled_until_one_fits(experiment, too_large):
     devices, compiled = too_large
     cures = list(remedies(experiment, devices, compiled, limit=3))

@@ -97,7 +97,13 @@ CASES = {
         ((9, 8, 12),),
     ),
 }
-each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+each = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] if name.startswith("another") else [])
+        for name, case in CASES.items()
+    ],
+)
 
 
 def their_vae(case: Case) -> Any:

@@ -42,6 +42,14 @@ SMALL: dict[str, VAEConfig] = {
     "CogVideoX": CogVideoXVAEConfig(widths=(4, 4, 8), num_blocks=1, num_groups=2, latent_channels=2),
 }
 each = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
+# Of those that take long to compile one.
+each_or_few = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=[pytest.mark.slow] if name in ("Wan 2.2", "CogVideoX") else [])
+        for name, config in SMALL.items()
+    ],
+)
 # Chunks of other lengths are other matrix shapes, for which XLA adds in another order.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -109,7 +117,7 @@ def test_a_later_frame_changes_nothing_before_its_group(config, filled):
     assert not np.allclose(changed[:, before:], pixels[:, before:])
 
 
-@each
+@each_or_few
 def test_the_task_of_a_codec_trains_each_parameter(config, filled):
     task = Autoencode(vae=config)
     params = params_of(filled(lambda: task.init(jax.random.key(0))))
@@ -133,7 +141,7 @@ def test_the_task_of_a_codec_trains_each_parameter(config, filled):
         assert np.abs(gradient).max() > 0, name
 
 
-@each
+@each_or_few
 def test_a_codec_of_it_goes_from_video_to_video(config, filled):
     vae: VAE = filled(lambda: config.build(dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     codec = LatentCodec(vae, mean=np.full(2, 0.5), std=np.full(2, 2.0))

@@ -85,6 +85,7 @@ def test_loss_gradients_and_ten_steps_are_those_of_one_device(mesh, split):
     assert_equal(split(mesh))
 
 
+@pytest.mark.slow
 def test_so_they_are_where_heads_do_not_divide_and_a_ring_takes_over(ring):
     assert_equal(ring)
     counts = {(*c.axes, c.kind): c.count for c in ring.traffic.collectives}
