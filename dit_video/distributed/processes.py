@@ -8,6 +8,8 @@ connections closed, or miss its heartbeats, and end too.
 """
 
 import contextlib
+import functools
+import importlib
 import json
 import os
 import re
@@ -65,7 +67,10 @@ def start(settings: ProcessSettings | None, *, join_timeout: int, stops_together
     watch = threading.Timer(join_timeout, give_up)
     watch.daemon = True
     watch.start()
-    local = settings.coordinator is not None and _LOOPBACK.fullmatch(settings.coordinator.rpartition(":")[0])
+    host = (settings.coordinator or "").rpartition(":")[0]
+    local = _LOOPBACK.fullmatch(host)
+    if local:
+        _keep_gloo_to_loopback()
     try:
         jax.distributed.initialize(
             coordinator_address=settings.coordinator,
@@ -85,6 +90,17 @@ def start(settings: ProcessSettings | None, *, join_timeout: int, stops_together
         ) from error
     finally:
         watch.cancel()
+
+
+def _keep_gloo_to_loopback() -> None:
+    """Makes Gloo, by which CPU devices of several processes exchange arrays, listen on 127.0.0.1 alone.
+
+    It asks nobody who he is, and by itself listens on what the name of this host resolves to, all the time that a run
+    takes. JAX has no option for it; where it calls another function, tests/run/test_listening.py fails.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        jaxlib = importlib.import_module("jaxlib._jax")
+        jaxlib.make_gloo_tcp_collectives = functools.partial(jaxlib.make_gloo_tcp_collectives, hostname="127.0.0.1")
 
 
 def joined() -> bool:
