@@ -14,7 +14,7 @@ from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.fvd import FVD
 from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
-from dit_video.evaluation.video_sets import StoredSamples, clip_transform, num_videos
+from dit_video.evaluation.video_sets import StoredSamples, clip_transform, described, num_videos
 from dit_video.ingest.video_folder import OpenedVideos, open_videos
 from dit_video.progress import Terminal, bar
 from dit_video.run.folder import environment
@@ -51,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
         {split: videos.examples for split, videos in sets.items()},
         transforms,
         seed=arguments.seed,
-        references={name: videos.description for name, videos, _ in sides if name != "fake"},
+        references={name: described(videos, cut) for name, videos, cut in sides if name != "fake"},
     )
     judged = StoredSamples(fake, fake_cut, environment(), seed=arguments.seed)
     report = fvd.judge(judged, real, make_mesh(MeshShape()))

@@ -187,13 +187,23 @@ def pace_note(examples: Examples, transform: ClipTransform) -> str:
         if len(of_clips) == 1:
             return ""
         return (
-            f"clips have {low:.4g} to {high:.4g} frames a second, each its own; ClipTransform(fps=...) makes them equal"
+            f"clips have {low:.4g} to {high:.4g} frames a second, each its own; ClipTransform(fps=...), or --clip_fps of "
+            "evaluate fvd, makes them equal"
         )
     doubled, left_out = np.mean([transform.resampled(rate) for rate in rates.tolist()], axis=0)
     return (
         f"clips are resampled to {transform.fps:g} frames a second: of the {transform.num_frames} of a clip "
         f"{doubled:.3g} repeat the one before, and {left_out:.3g} between them are left out, on the average"
     )
+
+
+def length_note(examples: Examples, transform: ClipTransform) -> str:
+    """How many records are too short for a clip, and so are never seen; empty where none is."""
+    num_frames = examples.num_frames
+    if num_frames is None:
+        return ""
+    short = int((transform.num_starts(num_frames, examples.fps) == 0).sum())
+    return f"{short} of {len(examples)} videos are left out: shorter than the {transform.reach} of a clip" * bool(short)
 
 
 class Usable(Examples):

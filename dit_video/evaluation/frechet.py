@@ -40,7 +40,8 @@ def frechet_terms(x: Features, y: Features) -> FrechetTerms:
     """Frechet distance by its two terms, of means and of covariances.
 
     With centred features X and Y, tr (S_x S_y)^(1/2) is the sum of the singular values of X Y^T over
-    sqrt((N_x - 1) (N_y - 1)). No root of a covariance is taken, so rank deficiency (N <= D) does no harm.
+    sqrt((N_x - 1) (N_y - 1)). No root of a covariance is taken, so rank deficiency (N <= D) does no harm. What is
+    nothing but rounding is 0, so that a set is at distance 0 from itself.
     """
     x, y = _checked_pair(x, y, "frechet_distance")
     mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
@@ -49,7 +50,9 @@ def frechet_terms(x: Features, y: Features) -> FrechetTerms:
     y = (y - mean_y) / np.sqrt(len(y) - 1)
     trace = np.square(x).sum() + np.square(y).sum()
     root = np.linalg.svd(_compressed(x) @ _compressed(y).T, compute_uv=False).sum()
-    return FrechetTerms(float(np.square(mean_x - mean_y).sum()), float(trace - 2 * root))
+    rounding = max(x.shape) * np.finfo(np.float64).eps * trace
+    gap = float(trace - 2 * root)
+    return FrechetTerms(float(np.square(mean_x - mean_y).sum()), gap if abs(gap) > rounding else 0.0)
 
 
 def kernel_distance(x: Features, y: Features, *, block_size: int | None = None) -> float:

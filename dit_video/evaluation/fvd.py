@@ -142,7 +142,11 @@ class FVD(Evaluator):
             protocol={**self._protocol(data, Split.HELD_OUT), "pairs": source.paired},
             subject=source.describe(self.num_clips),
             references=dict(data.references),
-            notes=[*source.notes(data), *(f"real: {note}" for note in data.notes)],
+            notes=[
+                *([] if source.paired else copies_note(samples, held_out)),
+                *source.notes(data),
+                *(f"real: {note}" for note in data.notes),
+            ],
         )
         shown = {}
         if self.yardsticks:
@@ -244,6 +248,17 @@ class FVD(Evaluator):
             **data.protocol,
             **self.extractor.protocol(),
         }
+
+
+def copies_note(samples: Features, real: Features) -> list[str]:
+    """A note where clips that are judged are among the real ones, as where a set is measured against itself."""
+    copies = int((nearest(samples, real)[1] == 0).sum())
+    if not copies:
+        return []
+    return [
+        f"both sides hold the same clips: {copies} of the {len(samples)} judged are real clips of this comparison, whose "
+        "distance from themselves is 0"
+    ]
 
 
 def maker(functions: Mapping[str, Any]) -> str:

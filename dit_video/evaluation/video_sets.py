@@ -37,6 +37,14 @@ def num_videos(videos: OpenedVideos, transform: ClipTransform) -> int:
     return len(usable(videos.examples, transform))
 
 
+def described(videos: OpenedVideos, transform: ClipTransform) -> dict[str, Any]:
+    """Description of the videos for a card, where those too short for a clip are among what was left out."""
+    frames = videos.examples.num_frames
+    counts = [] if frames is None else zip(videos.names, frames, transform.num_starts(frames, videos.examples.fps))
+    short = {name: f"too short: {n} frames, a clip takes {transform.reach}" for name, n, starts in counts if not starts}
+    return videos.description | {"skipped": videos.description["skipped"] | short}
+
+
 class StoredSamples:
     """Stored samples of any program, as a `fvd.SampleSource`."""
 
@@ -51,7 +59,7 @@ class StoredSamples:
             {Split.HELD_OUT: videos.examples},
             {Split.HELD_OUT: transform},
             seed=seed,
-            references=videos.description,
+            references=described(videos, transform),
         )
 
     def batches(self, num_clips: int, batch_size: int) -> Iterator[UInt8[np.ndarray, "n T H W 3"]]:

@@ -39,6 +39,7 @@ class OpenedVideos:
 
     Attributes:
         examples: in a fixed order; `Record.video` is the file's own bytes, or decoded frames of an array.
+        names: of each video by position.
         sizes: height and width of each video by position: upright, in stored pixels, as it decodes.
         description: as JSON: name (last part of the path), kind ("folder", "set" or "array"), split (of a
             set), fps (of an array, as assumed), num_videos, skipped: the reason for each file of a folder
@@ -47,6 +48,7 @@ class OpenedVideos:
     """
 
     examples: Examples
+    names: tuple[str, ...]
     sizes: Int[np.ndarray, "num_videos 2"]
     description: dict[str, Any]
 
@@ -103,7 +105,8 @@ def _open_set(path: Path, split: Split) -> OpenedVideos:
 def _opened(path: Path, kind: str, examples: Examples, entries: Sequence[Entry], **more: Any) -> OpenedVideos:
     about = {"name": path.resolve().name, "kind": kind, "num_videos": len(entries), "skipped": {}}
     sizes = np.array([(entry.height, entry.width) for entry in entries])
-    return OpenedVideos(examples=examples, sizes=sizes, description=about | more)
+    names = tuple(entry.file for entry in entries)
+    return OpenedVideos(examples=examples, names=names, sizes=sizes, description=about | more)
 
 
 class _Videos(Examples):

@@ -11,7 +11,7 @@ from dit_video.data.dataset import Data
 from dit_video.data.loader import held_out_batches, held_out_digest
 from dit_video.data.record import Examples, Split
 from dit_video.data.signals import DEFAULT_SIGNALS, Signal
-from dit_video.data.transforms import ClipTransform, clip_rates, pace_note, said_rate
+from dit_video.data.transforms import ClipTransform, clip_rates, length_note, pace_note, said_rate
 from dit_video.tasks.media import Media
 from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import Task
@@ -103,7 +103,7 @@ class EvaluationData:
             rates=clip_rates(examples[shown], cut),
             protocol=cut.protocol,
             references=references,
-            notes=tuple(filter(None, [pace_note(examples[shown], cut)])),
+            notes=tuple(filter(None, [pace_note(examples[shown], cut), length_note(examples[shown], cut)])),
         )
 
 

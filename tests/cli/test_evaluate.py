@@ -84,12 +84,28 @@ def test_a_folder_against_itself_is_at_zero_and_against_another_is_not():
     fvd("a", "a", out="same.json")
     fvd("a", "b", out="other.json")
     same, other = (read_card(Path(name)) for name in ("same.json", "other.json"))
-    assert abs(same["value"]) < 1e-6 < other["value"]
+    assert same["value"] == 0 < other["value"]
     assert same["protocol"] == other["protocol"]
+    assert "the same clips: 18 of the 18 judged" in " ".join(same["notes"])
+    assert "the same clips" not in " ".join(other["notes"])
     assert same["subject"]["skipped"].keys() == {"readme.txt"}
     assert same["companions"]["samples, frames shuffled"]["value"] > same["value"]
     assert same["references"]["real"]["num_videos"] == NUM_VIDEOS
     assert same["yardsticks"] == {}, "without training clips there is nothing to measure alike"
+
+
+def test_a_card_says_which_videos_were_too_short_to_be_judged():
+    """The case fvd_too_short."""
+    clips = videos(0)
+    write("real", clips), write("fake", clips[:9])
+    for i in range(9, 18):
+        (Path("fake") / f"{i:02}.mp4").write_bytes(encode_mp4(clips[i, :7], 10.0))
+    fvd("real", "fake")
+    card = read_card(Path("card.json"))
+    assert card["protocol"]["num_clips"] == 9
+    assert card["subject"]["skipped"] == {f"{i:02}.mp4": "too short: 7 frames, a clip takes 16 frames" for i in range(9, 18)}
+    assert card["references"]["real"]["skipped"] == {}
+    assert "judged: 9 of 18 videos are left out: shorter than the 16 frames of a clip" in card["notes"]
 
 
 def test_a_set_is_its_held_out_split_and_training_clips_find_copies():
