@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from dit_video.data import captions
 from dit_video.data.record import Split
 from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
@@ -67,6 +68,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     console.print(_overview(manifest))
     if manifest.class_names:
         console.print(_classes(manifest))
+    _print_captions(console, source, arguments.caption_bytes)
     _print_skipped(console, manifest)
     _print_notes(console, manifest)
     for split, digest in info.split_digest.items():
@@ -143,10 +145,40 @@ def _classes(manifest: Manifest) -> Table:
     return table
 
 
+def _print_captions(console: Console, source: VideoSet, caption_bytes: int | None) -> None:
+    """How long captions are, and which would be cut to `caption_bytes`."""
+    num_records = source.info().num_records
+    held = {split: source.open(split).captions for split in Split if num_records.get(split)}
+    lengths = {split: np.array([len(caption.encode()) for caption in words]) for split, words in held.items()}
+    of_all = np.concatenate([np.zeros(0, int), *lengths.values()])
+    if not of_all.any():
+        return
+    there = of_all[of_all > 0]
+    distinct = len({caption for words in held.values() for caption in words if caption})
+    table = Table(title=f"captions: {len(there)}, {distinct} of them different")
+    for column in ("bytes", *held, "share"):
+        table.add_column(column, justify="right")
+    bins = {split: captions.length_histogram(of_split) for split, of_split in lengths.items()}
+    for row, (low, high, count) in enumerate(captions.length_histogram(of_all)):
+        counts = [str(of_split[row][2]) if row < len(of_split) else "0" for of_split in bins.values()]
+        table.add_row("none" if high == 0 else f"{low}..{high}", *counts, f"{count / len(of_all):.1%}")
+    console.print(table)
+    median, longest = int(np.median(there)), int(there.max())
+    console.print(f"bytes of a caption: {there.min()} to {longest}, half of them at most {median}")
+    if caption_bytes is not None:
+        room = captions.room_for(caption_bytes)
+        cut = int((there > room).sum())
+        console.print(
+            f"--caption_bytes={caption_bytes} leaves room for {room}: {cut} of {len(there)} captions are longer and "
+            f"would be cut; {longest + 1} would hold them all",
+            style="yellow" if cut else "",
+        )
+
+
 def _print_skipped(console: Console, manifest: Manifest) -> None:
     skipped = manifest.skipped()
     if skipped:
-        table = Table(title=f"{len(skipped)} files skipped")
+        table = Table(title=f"{len(skipped)} file{'s' * (len(skipped) > 1)} skipped")
         table.add_column("file")
         table.add_column("reason")
         for entry in skipped[:_MOST_REASONS]:

@@ -16,7 +16,7 @@ from dit_video.evaluation.defaults import Counts, evaluators_for
 from dit_video.evaluation.fvd import CARD as FVD_CARD
 from dit_video.progress import Terminal
 from dit_video.run.open_run import evaluation_data
-from dit_video.run.preflight import check_num_clips, inventories
+from dit_video.run.preflight import check_num_clips
 from dit_video.storage import bucket, mirror
 
 
@@ -37,7 +37,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         yardsticks=not arguments.no_yardsticks,
     )
     judges = evaluators_for(task, counts)
-    held = inventories(opened.experiment)
+    held = opened.experiment.data.inventories()
     for judge in judges.values():
         judge.check(task, opened.experiment.data)
         check_num_clips(judge, held)

@@ -26,7 +26,8 @@ def main(arguments: argparse.Namespace) -> int:
         lines = preflight(experiment)
         for line in lines:
             console.print(f"warning: {line}", style="yellow")
-        console.print(f"fits its data: {'with ' + str(len(lines)) + ' warnings' if lines else 'no warning'}")
+        warned = f"with {len(lines)} warning{'s' * (len(lines) > 1)}" if lines else "no warning"
+        console.print(f"fits its data: {warned}")
         return 0
     for path, value in flatten(experiment).items():
         if not path.endswith("class"):

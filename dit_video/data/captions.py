@@ -7,7 +7,7 @@ has, so that also an empty one, which is how "no text" is said, has a token to a
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 BEGIN = 0xFF
 
@@ -30,3 +30,15 @@ def encode_captions(captions: Sequence[str], num_bytes: int) -> UInt8[np.ndarray
 def room_for(num_bytes: int) -> int:
     """Bytes of text that fit into an array of `num_bytes`."""
     return num_bytes - 1
+
+
+def length_histogram(num_bytes: Int[np.ndarray, "n"]) -> list[tuple[int, int, int]]:
+    """How many captions have how many bytes: (least, most, count), in bins whose ends double from 16 on.
+
+    Blank captions have a bin of their own, (0, 0, count); bins beyond the longest caption are left out.
+    """
+    ends = [0, 16]
+    while ends[-1] < num_bytes.max(initial=0):
+        ends.append(2 * ends[-1])
+    counts = np.bincount(np.searchsorted(ends, num_bytes), minlength=len(ends)).tolist()
+    return list(zip([0, *(end + 1 for end in ends[:-1])], ends, counts))

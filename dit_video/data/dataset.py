@@ -55,9 +55,11 @@ class Data:
             replace=replace,
         )
 
-    def inventory(self, split: Split) -> Inventory:
-        """What `split` of the source holds for clips of `clips`; nothing is decoded."""
-        return take_inventory(self.source.open(split), self.clips, self.source.info().class_names)
+    def inventories(self) -> dict[Split, Inventory]:
+        """What each split that the source has holds for clips of `clips`; nothing is decoded."""
+        info = self.source.info()
+        there = [split for split in Split if info.num_records.get(split)]
+        return {split: take_inventory(self.source.open(split), self.clips, info.class_names) for split in there}
 
     def identity(self) -> dict[str, Any]:
         """What decides which records there are, and which of them is in which batch; JSON."""

@@ -7,6 +7,7 @@ One record is a little-endian uint32 (length of the header), a JSON header, and 
 float32.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -32,10 +33,41 @@ _FORMAT = "dit_video.latent_cache"
 _VERSION = 1
 _SHARD_SIZE = 512 << 20
 _HEADER_KINDS = {"key": str, "start": int, "label": int, "caption": str, "fps": float, "shape": list}
+_QUALITY_NUMBERS = {"num_clips": (int,), "psnr": (int, float), "psnr_mean_frame": (int, float)}
+_QUALITY_KINDS = {"split": (str,)} | _QUALITY_NUMBERS
 _MANIFEST_KINDS = {
     **{"provenance": dict, "class_names": list, "num_records": dict, "shards": dict, "split_digests": dict},
     **{"format": str, "version": int},
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecQuality:
+    """How much of its clips a codec keeps: PSNR in dB, medians over clips, which no single still decides.
+
+    Attributes:
+        split: whose clips were encoded and decoded.
+        num_clips: how many.
+        psnr: of the decoded clips.
+        psnr_mean_frame: of each clip's own mean frame: what a codec that ignores motion could reach.
+    """
+
+    split: str
+    num_clips: int
+    psnr: float
+    psnr_mean_frame: float
+
+    def __str__(self) -> str:
+        return (
+            f"PSNR {self.psnr:.2f} dB on {self.num_clips} {self.split.replace('_', '-')} clips, whose mean frames have "
+            f"{self.psnr_mean_frame:.2f} dB"
+        )
+
+    def warnings(self) -> list[str]:
+        """A line where the codec keeps less than a still picture would, so that nothing learnt on it can move."""
+        if self.psnr >= self.psnr_mean_frame:
+            return []
+        return [f"the codec keeps less of its clips than their mean frames do ({self}): train it for longer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +78,7 @@ class CacheManifest:
         provenance: what must match for the cache to be used: VAE digest, statistics, preprocessing, digest of
             the source.
         split_digests: of the videos that were encoded, as their source gave them.
+        quality: of the codec; None of caches from before it was measured.
         digest: sha256 of the manifest file.
     """
 
@@ -53,6 +86,7 @@ class CacheManifest:
     class_names: tuple[str, ...]
     num_records: dict[Split, int]
     split_digests: dict[Split, str]
+    quality: CodecQuality | None
     digest: str
 
 
@@ -63,12 +97,14 @@ def write_latent_cache(
     class_names: tuple[str, ...],
     split_digests: Mapping[Split, str],
     provenance: Mapping[str, Any],
+    quality: CodecQuality | None = None,
 ) -> None:
     """Writes clips with moments into a new cache, one at a time; the folder appears only when complete.
 
     Args:
         class_names, split_digests: as the source of the videos gives them (SourceInfo).
         provenance: JSON-compatible; compared field by field when a run opens the cache.
+        quality: of the codec that encoded them.
 
     Raises:
         FileExistsError: the folder exists and is not empty.
@@ -90,6 +126,7 @@ def write_latent_cache(
             # Of each record, or of all.
             "fps": {split: fps[0] if len(set(fps)) == 1 else fps for split, fps in rates.items()},
             "split_digests": {split.value: digest for split, digest in split_digests.items()},
+            **({} if quality is None else {"quality": dataclasses.asdict(quality)}),
         }
         (partial / MANIFEST).write_text(json.dumps(content, indent=1))
 
@@ -164,6 +201,7 @@ def read_cache_manifest(directory: str | os.PathLike) -> CacheManifest:
         class_names=tuple(content["class_names"]),
         num_records={Split(name): count for name, count in content["num_records"].items()},
         split_digests={Split(name): digest for name, digest in content["split_digests"].items()},
+        quality=CodecQuality(**content["quality"]) if "quality" in content else None,
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
 
@@ -194,6 +232,8 @@ def _problem(content: dict[str, Any]) -> str:
         for split, value in content[name].items():
             if split not in tuple(Split) or not isinstance(value, kind):
                 return f"{name}.{split}={reprlib.repr(value)}: must be of {' or '.join(Split)}, and a {kind.__name__}"
+    if "quality" in content and not _is_quality(content["quality"]):
+        return f"quality={reprlib.repr(content['quality'])}: must have {', '.join(_QUALITY_KINDS)}"
     rates = content.get("fps", {})
     for split, fps in rates.items() if isinstance(rates, dict) else [("fps", rates)]:
         given, expected = (fps, content["num_records"].get(split)) if isinstance(fps, list) else ([fps], 1)
@@ -207,6 +247,12 @@ def _problem(content: dict[str, Any]) -> str:
         if Path(name).name != name or not name.isprintable():
             return f"shard {reprlib.repr(name)} is not in the folder"
     return ""
+
+
+def _is_quality(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != _QUALITY_KINDS.keys() or value["split"] not in tuple(Split):
+        return False
+    return all(type(value[name]) in kinds and math.isfinite(value[name]) for name, kinds in _QUALITY_NUMBERS.items())
 
 
 class CachedExamples(Examples):

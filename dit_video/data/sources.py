@@ -153,6 +153,12 @@ class LatentCache:
             split_digest=manifest.split_digests,
         )
 
+    def quality(self) -> latent_cache.CodecQuality | None:
+        """How much of its clips the codec keeps, as `encode` measured it; None where it did not, or has not yet run."""
+        if not (Path(self.directory) / MANIFEST).exists():
+            return None
+        return latent_cache.read_cache_manifest(self.directory).quality
+
     def provenance(self) -> dict[str, Any]:
         """The VAE, statistics, preprocessing and videos that the moments were made with, as `encode` wrote it."""
         return latent_cache.read_cache_manifest(self.directory).provenance

@@ -187,8 +187,8 @@ def pace_note(examples: Examples, transform: ClipTransform) -> str:
         if len(of_clips) == 1:
             return ""
         return (
-            f"clips have {low:.4g} to {high:.4g} frames a second, each its own; ClipTransform(fps=...), or --clip_fps of "
-            "evaluate fvd, makes them equal"
+            f"clips have {low:.4g} to {high:.4g} frames a second, each its own; ClipTransform(fps=...), or --clip_fps "
+            "of evaluate fvd, makes them equal"
         )
     doubled, left_out = np.mean([transform.resampled(rate) for rate in rates.tolist()], axis=0)
     return (

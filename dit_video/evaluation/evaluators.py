@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dit_video.data.record import Split
-from dit_video.evaluation.reconstruction import psnr, ssim
+from dit_video.evaluation.reconstruction import finite_psnr, mean_frames, ssim
 from dit_video.tasks.evaluator import EvaluationData, Evaluator, Report
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.media import Video
@@ -81,12 +81,10 @@ class Reconstruction(Evaluator):
         size = subject.batch_size(self.batch_size)
         for batch, valid in data.batches(Split.HELD_OUT, self.num_clips, size):
             video, rebuilt = np.asarray(batch.require_video())[:valid], subject(RECONSTRUCT, batch)[:valid]
-            still = np.broadcast_to(video.mean(axis=1, keepdims=True).round().astype(np.uint8), video.shape)
             # Equal clips are infinitely alike; one of them must not make the mean infinite.
-            most = 10 * np.log10(255.0**2 * video[0].size)
-            errors["psnr"].append(np.minimum(psnr(video, rebuilt), most))
+            errors["psnr"].append(finite_psnr(video, rebuilt))
             errors["ssim"].append(ssim(video, rebuilt))
-            errors["psnr_mean_frame"].append(np.minimum(psnr(video, still), most))
+            errors["psnr_mean_frame"].append(finite_psnr(video, mean_frames(video)))
             if sum(len(above) for above, _ in shown) < self.num_shown:
                 shown.append((video[: self.num_shown], rebuilt[: self.num_shown]))
         video, rebuilt = (np.concatenate(parts)[: self.num_shown] for parts in zip(*shown))

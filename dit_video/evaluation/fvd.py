@@ -256,8 +256,8 @@ def copies_note(samples: Features, real: Features) -> list[str]:
     if not copies:
         return []
     return [
-        f"both sides hold the same clips: {copies} of the {len(samples)} judged are real clips of this comparison, whose "
-        "distance from themselves is 0"
+        f"both sides hold the same clips: {copies} of the {len(samples)} judged are real clips of this comparison, "
+        "whose distance from themselves is 0"
     ]
 
 

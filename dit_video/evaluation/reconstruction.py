@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 AnyVideo = Array | np.ndarray
 """uint8 or floating point [B T H W C], which every function here checks."""
@@ -31,6 +31,16 @@ def psnr(x: AnyVideo, y: AnyVideo, *, data_range: float | None = None) -> Float[
     """
     x, y, data_range = _checked(x, y, data_range, "psnr")
     return _psnr(x, y, data_range)
+
+
+def finite_psnr(x: AnyVideo, y: AnyVideo) -> Float[np.ndarray, "B"]:
+    """PSNR of uint8 clips in dB; one without any error counts as if one value of it were off by one."""
+    return np.minimum(psnr(x, y), 10 * np.log10(255.0**2 * x[0].size))
+
+
+def mean_frames(video: UInt8[np.ndarray, "B T H W C"]) -> UInt8[np.ndarray, "B T H W C"]:
+    """Each clip's mean frame, held still: what a codec that ignores motion could give."""
+    return np.broadcast_to(video.mean(axis=1, keepdims=True).round().astype(np.uint8), video.shape)
 
 
 def ssim(x: AnyVideo, y: AnyVideo, *, data_range: float | None = None) -> Float[Array, "B"]:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,27 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from dit_video.arrays import Video
 from dit_video.config.components import to_json
 from dit_video.config.json_file import other_values
 from dit_video.config.old_records import upgrade
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.batch import collate
-from dit_video.data.latent_cache import write_latent_cache
+from dit_video.data.latent_cache import CodecQuality, write_latent_cache
 from dit_video.data.loader import held_out_clips
 from dit_video.data.record import Clip, Split
 from dit_video.data.transforms import ClipTransform, Usable, usable
 from dit_video.data.video_set import MANIFEST
 from dit_video.distributed.sharding import make_mesh, place
+from dit_video.evaluation.reconstruction import finite_psnr, mean_frames
 from dit_video.experiment import Experiment
 from dit_video.progress import counted
 from dit_video.run.codec import trained_codec
 from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.vae.codec import LatentCodec
+
+# Clips that show how much a codec keeps.
+_NUM_JUDGED = 64
 
 
 def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, console: Console) -> None:
@@ -47,7 +52,9 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
     codec, digest, statistics = trained_codec(named, mesh, console, experiment)
     folder, info = Path(data.cache.directory), data.source.info()
     totals = {
-        split: _num_clips(usable(data.source.open(split), data.clips), data.clips, clips_per_video) for split in Split
+        split: _num_clips(usable(data.source.open(split), data.clips), data.clips, clips_per_video)
+        for split, held in data.inventories().items()
+        if split is Split.TRAIN or held.num_usable != 0
     }
     made_with = provenance(experiment, digest, statistics)
     if folder.exists() and overwrite:
@@ -72,14 +79,45 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
             for clip, moments in zip(rows, found):
                 yield dataclasses.replace(clip, video=None, moments=moments)
 
+    rebuild = jax.jit(lambda codec, video: codec.decode(codec.whiten(codec.moments(video))))
+
+    def rebuilt(video: Video) -> Video:
+        with jax.set_mesh(mesh):
+            return np.asarray(rebuild(codec, place(video, mesh)))
+
+    quality = codec_quality(experiment, rebuilt)
     write_latent_cache(
         folder,
-        {split: clips(split) for split in Split},
+        {split: clips(split) for split in totals},
         class_names=info.class_names,
         split_digests=info.split_digest,
         provenance=made_with,
+        quality=quality,
     )
-    console.print(f"latent cache: {folder}", highlight=False)
+    console.print(f"latent cache: {folder}{'' if quality is None else f'; {quality}'}", highlight=False)
+    for line in [] if quality is None else quality.warnings():
+        console.print(f"warning: {line}", style="yellow")
+
+
+def codec_quality(experiment: Experiment, rebuilt: Callable[[Video], Video]) -> CodecQuality | None:
+    """How much of clips is kept by `rebuilt`, which encodes and decodes a batch of them; None of single frames.
+
+    They are held out, or of the training set where there are no others.
+    """
+    data = experiment.data
+    if data.clips.num_frames == 1:
+        return None
+    held = {split: inventory.num_clips for split, inventory in data.inventories().items()}
+    split = Split.HELD_OUT if held.get(Split.HELD_OUT, 0) != 0 else Split.TRAIN
+    there = held[split]
+    total = _NUM_JUDGED if there is None else min(there, _NUM_JUDGED)
+    errors = []
+    for batch, valid in data.judged(split, total, data.batch_size, seed=experiment.seed):
+        video = np.asarray(batch.require_video())
+        rows = video[:valid]
+        errors.append((finite_psnr(rows, rebuilt(video)[:valid]), finite_psnr(rows, mean_frames(rows))))
+    ours, still = (float(np.median(np.concatenate(values))) for values in zip(*errors))
+    return CodecQuality(split=split.value, num_clips=total, psnr=ours, psnr_mean_frame=still)
 
 
 def _num_clips(records: Usable, transform: ClipTransform, clips_per_video: int) -> int:

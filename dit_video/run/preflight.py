@@ -19,7 +19,7 @@ def preflight(experiment: Experiment) -> list[str]:
     Raises:
         ExperimentError: what the data do not give; names the field, both numbers, and the remedy.
     """
-    held = inventories(experiment)
+    held = experiment.data.inventories()
     train = held.get(Split.TRAIN)
     if train is None:
         raise ExperimentError(f"config.data.source: has no training videos ({experiment.data.source})")
@@ -38,6 +38,8 @@ def preflight(experiment: Experiment) -> list[str]:
             raise ExperimentError(f"config.evaluators.{name}.{error}") from error
     if train.num_usable is not None and (short := train.num_records - train.num_usable):
         warnings.append(f"{short} of {train.num_records} training videos are too short for a clip and are left out")
+    if experiment.data.cache is not None and (quality := experiment.data.cache.quality()) is not None:
+        warnings += [f"config.data.cache: {line}" for line in quality.warnings()]
     steps, warmup = experiment.schedule.num_steps, experiment.optimizer.warmup_steps
     if warmup >= steps:
         warnings.append(
@@ -45,12 +47,6 @@ def preflight(experiment: Experiment) -> list[str]:
             "reached its peak and could decay"
         )
     return warnings
-
-
-def inventories(experiment: Experiment) -> dict[Split, Inventory]:
-    """Inventory of each split that the source of an experiment has."""
-    data, info = experiment.data, experiment.data.source.info()
-    return {split: data.inventory(split) for split in Split if info.num_records.get(split)}
 
 
 def check_num_clips(evaluator: Evaluator, held: Mapping[Split, Inventory]) -> None:

@@ -103,7 +103,8 @@ def test_a_card_says_which_videos_were_too_short_to_be_judged():
     fvd("real", "fake")
     card = read_card(Path("card.json"))
     assert card["protocol"]["num_clips"] == 9
-    assert card["subject"]["skipped"] == {f"{i:02}.mp4": "too short: 7 frames, a clip takes 16 frames" for i in range(9, 18)}
+    reason = "too short: 7 frames, a clip takes 16 frames"
+    assert card["subject"]["skipped"] == {f"{i:02}.mp4": reason for i in range(9, 18)}
     assert card["references"]["real"]["skipped"] == {}
     assert "judged: 9 of 18 videos are left out: shorter than the 16 frames of a clip" in card["notes"]
 

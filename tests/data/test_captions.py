@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dit_video.data.batch import collate
-from dit_video.data.captions import BEGIN, encode_captions, room_for
+from dit_video.data.captions import BEGIN, encode_captions, length_histogram, room_for
 from dit_video.data.dataset import Data
 from dit_video.data.latent_cache import write_latent_cache
 from dit_video.data.record import Clip, Record, Split
@@ -92,3 +92,13 @@ def test_captions_come_from_the_source_and_from_its_latent_cache(data, tmp_path)
 def test_captions_without_room_are_refused():
     with pytest.raises(ValueError, match=r"CaptionBytes\.num_bytes=1: must be at least 2"):
         CaptionBytes(num_bytes=1)
+
+
+@pytest.mark.parametrize("longest", [0, 1, 16, 17, 1000])
+def test_every_length_is_in_one_bin_of_the_histogram(longest):
+    lengths = np.random.default_rng(0).integers(0, longest + 1, 50)
+    bins = length_histogram(lengths)
+    for low, high, count in bins:
+        assert count == int(((low <= lengths) & (lengths <= high)).sum())
+    assert [low for low, _, _ in bins][1:] == [high + 1 for _, high, _ in bins][:-1]
+    assert bins[-1][1] >= lengths.max()

@@ -1,5 +1,6 @@
 """Laws of the sources: what was put in comes out, and what is not there says how to make it."""
 
+import dataclasses
 import io
 import json
 import re
@@ -11,7 +12,7 @@ from PIL import Image
 from sample_videos import waves
 
 from dit_video.data.builders import DigitSettings, moving_digit
-from dit_video.data.latent_cache import write_latent_cache
+from dit_video.data.latent_cache import CodecQuality, write_latent_cache
 from dit_video.data.record import NO_LABEL, Clip, Split
 from dit_video.data.sources import LatentCache, MovingDigits, TFDSSet, VideoSet
 from dit_video.video.decode import decode
@@ -125,6 +126,29 @@ def test_a_latent_cache_returns_what_was_written(tmp_path):
         clip = moments_of(index)
         np.testing.assert_array_equal(record.moments, clip.moments)
         assert (record.key, record.start, record.label, record.caption) == (clip.key, index, index, clip.caption)
+
+
+QUALITY = CodecQuality(split="held_out", num_clips=3, psnr=20.0, psnr_mean_frame=20.5)
+
+
+def test_a_cache_keeps_how_good_its_codec_is(tmp_path):
+    assert LatentCache(directory=str(tmp_path / "cache")).quality() is None, "before it is there"
+    moments = {Split.TRAIN: [moments_of(0)]}
+    write_latent_cache(tmp_path / "cache", moments, class_names=(), split_digests={}, provenance={}, quality=QUALITY)
+    cache = LatentCache(directory=str(tmp_path / "cache"))
+    assert cache.quality() == QUALITY
+    path = tmp_path / "cache" / "manifest.json"
+    content = json.loads(path.read_text())
+    for wrong in (None, {}, {**content["quality"], "psnr": "20"}, {**content["quality"], "split": "x"}, [1]):
+        path.write_text(json.dumps(content | {"quality": wrong}))
+        with pytest.raises(ValueError, match=r"manifest\.json: quality="):
+            cache.quality()
+
+
+@pytest.mark.parametrize(("psnr", "warned"), [(20.4, True), (20.5, False), (30.0, False)])
+def test_a_codec_that_a_still_picture_beats_is_warned_of(psnr, warned):
+    lines = dataclasses.replace(QUALITY, psnr=psnr).warnings()
+    assert [re.findall(r"[\d.]+", line) for line in lines] == [["20.40", "3", "20.50"]] * warned
 
 
 def test_a_failed_cache_leaves_nothing(tmp_path):

@@ -9,13 +9,15 @@ from toys import SMALL_DENOISE, Videos, untrained
 
 from dit_video.cli.main import main
 from dit_video.config.user_file import ExperimentError
-from dit_video.data.record import NO_LABEL, Split
+from dit_video.data.latent_cache import CodecQuality, write_latent_cache
+from dit_video.data.record import NO_LABEL, Clip, Split
 from dit_video.data.signals import CAPTION, CaptionBytes
-from dit_video.data.sources import SourceInfo
+from dit_video.data.sources import LatentCache, SourceInfo
 from dit_video.dit.condition import ClassCondition, TextCondition
 from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.evaluation.fvd import FVD
 from dit_video.experiment import Experiment
+from dit_video.run.latents import codec_quality
 from dit_video.run.preflight import preflight
 
 CLASSES = ("cat", "dog", "owl", "fox", "bee")
@@ -129,6 +131,41 @@ def test_a_warm_up_that_outlasts_the_run_is_a_warning(warmup, warned):
     assert any("warmup_steps=1000: the run ends after 1000 steps" in line for line in preflight(slow)) == warned
 
 
+@dataclasses.dataclass(frozen=True)
+class Moving(Source):
+    """Videos of random frames, whose mean frame is grey."""
+
+    def open(self, split: Split) -> Videos:
+        numbers = np.random.default_rng(0)
+        return Videos([numbers.integers(0, 256, (n, 16, 16, 3), np.uint8) for n in self.held[split]])
+
+
+@pytest.mark.parametrize(
+    ("loss", "held", "judged"), [(0.1, HELD, ("held_out", 3)), (1.0, {Split.TRAIN: (5, 4)}, ("train", 1))]
+)
+def test_a_codec_is_measured_against_still_pictures_of_held_out_clips(loss, held, judged):
+    base = experiment(held=held)
+    data = dataclasses.replace(base.data, source=Moving(held), batch_size=2)
+
+    def towards_grey(video: np.ndarray) -> np.ndarray:
+        return (video * (1 - loss) + 128 * loss).astype(np.uint8)
+
+    quality = codec_quality(dataclasses.replace(base, data=data), towards_grey)
+    assert (quality.split, quality.num_clips) == judged
+    assert (quality.psnr > quality.psnr_mean_frame) == (loss < 1)
+    assert 8 < quality.psnr_mean_frame < 12
+
+
+def test_a_cache_of_a_codec_that_loses_motion_is_a_warning(tmp_path):
+    clips = {Split.TRAIN: [Clip(key="a", start=0, fps=8.0, moments=np.zeros((1, 1, 1, 2), np.float32))]}
+    poor = CodecQuality(split="held_out", num_clips=3, psnr=11.0, psnr_mean_frame=25.0)
+    write_latent_cache(tmp_path / "cache", clips, class_names=(), split_digests={}, provenance={}, quality=poor)
+    base = experiment(held={Split.TRAIN: (5,)})
+    data = dataclasses.replace(base.data, cache=LatentCache(directory=str(tmp_path / "cache")))
+    (line,) = preflight(dataclasses.replace(base, data=data))
+    assert line.startswith("config.data.cache: the codec keeps less of its clips than their mean frames do (PSNR 11.00")
+
+
 @pytest.mark.parametrize("num_clips", [1, 3, 4])
 @pytest.mark.parametrize("evaluator", [HeldOutError, Samples])
 def test_every_evaluator_takes_what_the_split_gives_and_no_more(evaluator, num_clips):
@@ -147,6 +184,6 @@ def test_it_can_be_asked_for_alone(tmp_path, monkeypatch, capsys):
         "    return t.experiment(t.ClassCondition(num_classes=int(arg)), labels=(0,) * 6)\n"
     )
     assert main(["show", "--config=mine.py:5", "--check"]) == 0
-    assert "with 1 warnings" in capsys.readouterr().out
+    assert "with 1 warning\n" in capsys.readouterr().out
     assert main(["show", "--config=mine.py:2", "--check"]) == 1
     assert "the data have 5 classes" in capsys.readouterr().err

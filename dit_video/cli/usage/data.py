@@ -27,7 +27,9 @@ same files every time.
 
 
 INSPECT = """  dit-video data inspect data/mine
-  dit-video data inspect data/mine --out contact_sheet.png"""
+  dit-video data inspect data/mine --out contact_sheet.png
+  dit-video data inspect data/mine --caption_bytes 256
+      how long captions are, and how many of them CaptionBytes(num_bytes=256) would cut"""
 
 
 DIGITS = """  dit-video data digits --out data/moving_digits
@@ -73,6 +75,9 @@ def _add_inspect(commands) -> None:
     parser = command(commands, "inspect", "show what a data set holds", INSPECT)
     parser.add_argument("directory", type=path_text, metavar="DIR")
     parser.add_argument("--out", type=local_path, metavar="FILE.png", help="draw a contact sheet")
+    parser.add_argument(
+        "--caption_bytes", type=whole(2), metavar="N", help="say how many captions num_bytes=N would cut"
+    )
     parser.set_defaults(run=_run_inspect)
 
 
