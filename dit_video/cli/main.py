@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}; see dit-video {arguments.command} --help")
     try:
         return arguments.run(arguments)
-    except (KeyboardInterrupt, ValueError, OSError) as error:
+    except (KeyboardInterrupt, Exception) as error:
         from dit_video.cli.multi_process import report
 
         return report(error, trace=arguments.traceback)

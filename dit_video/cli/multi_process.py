@@ -9,6 +9,7 @@ from types import TracebackType
 
 import jax
 
+from dit_video.cli.failure_messages import in_words
 from dit_video.distributed import processes
 from dit_video.distributed.process_settings import choose_settings
 from dit_video.progress import Terminal, headed
@@ -48,11 +49,11 @@ def report(error: BaseException, *, trace: bool) -> int:
     if isinstance(error, KeyboardInterrupt):
         console.print(f"{prefix}stopped")
         return 130
-    if trace or not isinstance(error, (ValueError, OSError, jax.errors.JaxRuntimeError)):
+    why = str(error) if isinstance(error, jax.errors.JaxRuntimeError) else in_words(error)
+    if trace or why is None:
         print(processes.name(), end="", file=sys.stderr)
         traceback.print_exception(error)
         return 1
-    why = str(error)
     if processes.joined() and _OF_XLA.match(why):
         why = f"a computation that all processes share has failed. Did another one end? Its message says why. {why}"
     console.print(headed(f"{prefix}error:", "bold red", f" {why}"))

@@ -43,7 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
         kind = type(opened.experiment.task).__name__
         raise ValueError(f"{arguments.workdir}: a run of {kind} generates nothing; see dit-video evaluate")
     for path in arguments.out:
-        if path.suffix not in function.medium.suffixes:
+        if path.suffix.lower() not in function.medium.suffixes:
             raise ValueError(f"--out={path}: must end in {' or '.join(function.medium.suffixes)}")
     opened, batches, shape = prompted(arguments, opened, console)
     rates = sampled_clip(opened.experiment)[1]

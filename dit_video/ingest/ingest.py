@@ -23,6 +23,8 @@ from dit_video.ingest.transcoding import Transcoding
 
 # Rows that name no file, of which a message shows the nearest name.
 _MOST_MISSES = 5
+# Files that a message names of each reason why they are none.
+_NAMED = 3
 
 # Called as (stage, done, of all).
 Progress = Callable[[str, int, int], None]
@@ -241,8 +243,9 @@ def nothing_usable(sources: Sequence[Path], entries: Sequence[Entry]) -> str:
     if not entries:
         return f"{where}: empty; give a folder or tar of videos"
     reasons = Counter(entry.reason for entry in entries)
-    kinds = Counter(PurePosixPath(entry.file).suffix or "no extension" for entry in entries)
+    kinds = Counter(PurePosixPath(entry.file).suffix.lower() or "no extension" for entry in entries)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-    first = {reason: next(entry.file for entry in entries if entry.reason == reason) for reason in reasons}
-    why = "; ".join(f"{count} x {reason} (such as {first[reason]})" for reason, count in reasons.most_common(5))
+    files = {reason: [entry.file for entry in entries if entry.reason == reason] for reason in reasons}
+    first = {reason: ", ".join(names[:_NAMED] + ["..."] * (len(names) > _NAMED)) for reason, names in files.items()}
+    why = "; ".join(f"{count} x {reason} ({first[reason]})" for reason, count in reasons.most_common(5))
     return f"{where}: no usable video among {len(entries)} files ({counted}): {why}"

@@ -122,7 +122,7 @@ def _content_problem(name: str, size: int) -> str:
         return "an empty file"
     if name.startswith("."):
         return "a hidden file"
-    return "an archive; give a tar as a source of its own" if name.endswith(_ARCHIVES) else ""
+    return "an archive; give a tar as a source of its own" if name.lower().endswith(_ARCHIVES) else ""
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:

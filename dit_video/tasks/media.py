@@ -45,7 +45,7 @@ class Media(abc.ABC):
     def write(self, path: Path) -> None:
         """Writes a file, in folders that are made where they are not there."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.encode(path.suffix))
+        path.write_bytes(self.encode(path.suffix.lower()))
 
     def write_each(self, stem: Path) -> None:
         """Writes STEM with each of `suffixes`: a video as mp4 and as GIF."""
@@ -75,7 +75,7 @@ class Video(Media):
         return encode_mp4(self.frames, self.fps)
 
     def write(self, path: Path) -> None:
-        if path.suffix != ".gif":
+        if path.suffix.lower() != ".gif":
             return super().write(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_gif(path, self.frames, self.fps)

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 
 from dit_video.distributed import processes
+from dit_video.progress import shown
 from dit_video.training.goodput import Activity
 
 # Windows whose longest durations are remembered, and the fewest whose median counts as usual.
@@ -137,7 +138,7 @@ class Watchdog:
             self._warn(f"it cannot be written: {error}")
 
     def _warn(self, message: str) -> None:
-        print(f"{self._name}{message}", file=sys.stderr, flush=True)
+        print(shown(f"{self._name}{message}"), file=sys.stderr, flush=True)
 
 
 def _stacks() -> str:

@@ -29,12 +29,12 @@ def check_weights(path: Path) -> None:
         ValueError: it is something else; says what, and what to do.
     """
     size, head = path.stat().st_size, _head(path)
-    if path.suffix in _UNFINISHED:
+    if path.suffix.lower() in _UNFINISHED:
         raise ValueError(f"{path}: a download that was not finished ({path.suffix}): let it go on, or download again")
     if size == 0:
         raise ValueError(f"{path}: is empty; download it again")
     _check_content(path, head, size)
-    if path.suffix == _SAFETENSORS and not is_safetensors(path):
+    if path.suffix.lower() == _SAFETENSORS and not is_safetensors(path):
         if head.startswith(b"PK\3\4"):
             raise ValueError(
                 f"{path}: a zip archive by its content, as torch.save writes: name it {path.stem}.pt and give the "

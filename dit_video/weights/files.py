@@ -61,7 +61,7 @@ def convert(published: Path, out: Path, *, sha256: str) -> None:
     Raises:
         ValueError: another digest than `sha256`, or whatever `read_tensors` refuses.
     """
-    if out.suffix != ".safetensors":
+    if out.suffix.lower() != ".safetensors":
         raise ValueError(f"{out}: what is written is safetensors; name it {out.stem}.safetensors")
     tensors = read_tensors(published, sha256=sha256)
     write_safetensors(tensors, out, metadata={"source": published.name, "sha256": sha256.lower()})
@@ -90,7 +90,7 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
         ValueError: another digest or none where one is needed, a format not read here, a damaged or hostile file.
     """
     check_weights(path)
-    if not path.name.endswith(_SUFFIXES):
+    if not path.name.lower().endswith(_SUFFIXES):
         raise ValueError(f"{path}: its suffix is none of {', '.join(_SUFFIXES)}; rename it, or {_ELSEWHERE}")
     with path.open("rb") as file:
         if sha256 is not None:
@@ -99,10 +99,10 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
             raise ValueError(f"{path}: a torch file holds a program: give its published sha256, or {_ELSEWHERE}")
         try:
             size = file.seek(0, os.SEEK_END)
-            if not holds_program(path) and path.suffix != ".npz":
+            if not holds_program(path) and path.suffix.lower() != ".npz":
                 # The library checks that shapes, types and offsets cover the data once, without gaps.
                 tensors = {name: stored.read() for name, stored in open_safetensors(path).items()}
-            elif path.suffix == ".npz":
+            elif path.suffix.lower() == ".npz":
                 tensors = _read_npz(file, size)
             else:
                 tensors = _read_torch(file, size)
@@ -119,7 +119,7 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
 
 def holds_program(path: Path) -> bool:
     """Whether a file is read as one of torch, whose pickle is a program; others hold data alone."""
-    return path.suffix not in (".safetensors", ".npz") and not is_safetensors(path)
+    return path.suffix.lower() not in (".safetensors", ".npz") and not is_safetensors(path)
 
 
 def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, *, metadata: Mapping[str, str]) -> None:

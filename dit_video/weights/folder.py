@@ -168,7 +168,7 @@ def _not_there(path: Path) -> str:
     if path.is_symlink():
         return f"{path}: is a link to {path.readlink()}, which is not there; download it again"
     named = _ON_HUB.fullmatch(str(path))
-    name = named[1] if named and path.suffix not in _ANY_WEIGHTS else "OWNER/NAME"
+    name = named[1] if named and path.suffix.lower() not in _ANY_WEIGHTS else "OWNER/NAME"
     folder = name.rpartition("/")[2]
     return (
         f"{path}: is not there. To take it from the Hub: `hf download {name} --local-dir {folder}`, then "
@@ -183,7 +183,7 @@ def _no_config(folder: Path) -> str:
     if any(list(folder.glob(name)) for name in _OF_ADAPTERS):
         return f"{folder}: {ADAPTER}"
     at = f"{folder / CONFIG}: not there"
-    weights = [path.name for path in sorted(folder.iterdir()) if path.suffix in _ANY_WEIGHTS]
+    weights = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in _ANY_WEIGHTS]
     inner = [str(path.parent) for name in (PIPELINE, CONFIG) for path in sorted(folder.glob(f"*/**/{name}"))]
     if weights:
         return (
@@ -197,7 +197,7 @@ def _no_config(folder: Path) -> str:
 
 def _no_weights(folder: Path, dialect: Dialect) -> str:
     known = " and no ".join(_NAMES[dialect])
-    others = [path.name for path in sorted(folder.iterdir()) if path.suffix in _ANY_WEIGHTS]
+    others = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in _ANY_WEIGHTS]
     shards = [name for name in others if _SHARD.search(name.rpartition(".")[0])]
     if shards:
         return f"{folder}: holds {shards[0]} and no index (.index.json) that lists the shards; download that too"

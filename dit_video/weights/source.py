@@ -124,7 +124,7 @@ def _open_files(paths: Sequence[Path], digests: Digests) -> dict[str, StoredTens
 
 
 def _open_file(path: Path, sha256: str | None) -> dict[str, StoredTensor]:
-    if not is_safetensors(path) and path.suffix != ".safetensors":
+    if not is_safetensors(path) and path.suffix.lower() != ".safetensors":
         tensors = read_tensors(path, sha256=sha256)
         return {name: StoredTensor(x.shape, x.dtype, functools.partial(np.asarray, x)) for name, x in tensors.items()}
     if sha256 is not None:

@@ -201,6 +201,18 @@ def test_nothing_usable_says_what_was_found_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
+def test_of_files_that_are_all_broken_the_first_few_are_named(tmp_path):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for index in range(5):
+        (folder / f"{index}.MP4").write_bytes(bytes(range(256)) * 40)
+    (folder / "empty.mp4").touch()
+    with pytest.raises(
+        ValueError, match=r"6 files \(6 \.mp4\): 5 x not a.* \(0\.MP4, 1\.MP4, 2\.MP4, \.\.\.\); 1 x an empty"
+    ):
+        ingest([folder], tmp_path / "out")
+
+
 def test_an_existing_folder_is_never_overwritten(videos, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
