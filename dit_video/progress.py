@@ -87,7 +87,8 @@ def bar(unit: str, console: Console | None = None) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(unit),
-        TextColumn("ETA"),
+        # Markup is imported when it is first used, which a thread cannot while TFDS is: etils replaces `import` then.
+        TextColumn("ETA", markup=False),
         TimeRemainingColumn(),
         console=console or _stderr(),
     )

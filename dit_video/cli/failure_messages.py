@@ -1,7 +1,7 @@
 """Failures in words, for whoever typed a command: what the system and libraries raise, by kind, in one place.
 
-Errors of this package say themselves what is wrong. What a library raises has no words for a user: it gets the file, what
-kind of thing could not be read, and a remedy. What is neither is a fault of the program and keeps its traceback.
+Errors of this package say themselves what is wrong. What a library raises has no words for a user: it gets the file,
+what kind of thing could not be read, and a remedy. What is neither is a fault of the program and keeps its traceback.
 """
 
 import errno
@@ -40,6 +40,7 @@ _READS = {
     "tarfile": "tar archive",
     "zlib": "compressed file",
     "lzma": "compressed file",
+    "_lzma": "compressed file",
     "gzip": "compressed file",
     "struct": "file",
     "pickle": "pickle",
@@ -60,7 +61,7 @@ def in_words(error: BaseException) -> str | None:
     """What to tell a user of an error; None of a fault of the program."""
     root = type(error).__module__.partition(".")[0]
     if root in _READS:
-        why = getattr(error, "strerror", None) or error
+        (why, *_) = str(getattr(error, "strerror", None) or error).splitlines() or ["it says no more"]
         return f"{_file_of(error, _READS[root])}: a {_READS[root]} that cannot be read ({why}); {_DAMAGED}"
     if isinstance(error, UnicodeDecodeError):
         byte = error.object[error.start]

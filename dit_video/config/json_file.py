@@ -24,8 +24,10 @@ def read_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deep") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not JSON (byte {error.start} is not UTF-8)") from error
     except ValueError as error:
-        # Of json, of the decoder of UTF-8, or of an integer with thousands of digits.
+        # Of json, or of an integer with thousands of digits.
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds {type(content).__name__}, not an object")
@@ -40,13 +42,15 @@ def write_json(path: Path, data: Any) -> None:
     temporary.replace(path)
 
 
-def other_values(actual: Mapping[str, Any], expected: Mapping[str, Any], whose: str) -> list[str]:
-    """Compares the settings of a cache with those expected: a line for each difference; `whose` names the latter.
+def other_values(
+    actual: Mapping[str, Any], expected: Mapping[str, Any], whose: str, *, actually: str = "cache"
+) -> list[str]:
+    """Compares settings with those expected: a line for each difference; `actually` and `whose` name the two sides.
 
     Settings within settings are named by their path; of a list the first value that differs is shown.
     """
     return [
-        f"  {path}: cache {mine}, {whose} {theirs}"
+        f"  {path}: {actually} {mine}, {whose} {theirs}"
         for name in expected
         for path, mine, theirs in _differences(name, actual.get(name), expected[name])
     ]

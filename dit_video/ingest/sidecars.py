@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from dit_video.ingest.label_table import Description, label_of, split_of
 from dit_video.ingest.source_files import SourceFile
+from dit_video.ingest.tables import check_characters
 
 # What is read of one; a caption is far shorter.
 MAX_BYTES = 1 << 20
@@ -105,6 +106,8 @@ def _with(what: Description, item: SourceFile, content: bytes) -> Description:
     if not isinstance(fields, dict):
         return what
     values = {name: str(value) for name, value in fields.items() if isinstance(value, str | int)}
+    for name, value in values.items():
+        check_characters(value, f"{item.key}: {name}")
     caption = next((values[name] for name in ("caption", "text") if name in values), what.caption)
     label = next((values[name] for name in ("label", "class", "cls") if name in values), what.label or "")
     return replace(what, caption=caption, label=label_of(label), split=split_of(values.get("split", "")) or what.split)

@@ -117,4 +117,12 @@ def _cell(path: Path, number: int, name: str, value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     if len(text) > MAX_CELL:
         raise ValueError(f"{path} line {number}: {name} has {len(text)} characters, more than {MAX_CELL}")
+    check_characters(text, f"{path} line {number}: {name}")
     return text
+
+
+def check_characters(text: str, where: str) -> None:
+    """Raises ValueError where JSON has half of a character, as \\ud83d without \\ude00, which no file can hold."""
+    halves = [f"\\u{ord(character):04x}" for character in text if "\ud800" <= character <= "\udfff"]
+    if halves:
+        raise ValueError(f"{where} has half of a character ({halves[0]}); mend it")

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from dit_video.checkpoint.checkpoints import Checkpoints
-from dit_video.config.json_file import read_object, write_json
+from dit_video.config.components import to_json
+from dit_video.config.json_file import other_values, read_object, write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
 from dit_video.data.transforms import usable
@@ -90,8 +91,10 @@ def trained_codec(
         )
     opened, digest, statistics = codec_of_run(folder, mesh, console, like)
     if opened.vae.config != codec.vae:
+        settings = {"config.task.codec.vae": to_json(opened.vae.config)}, {"config.task.codec.vae": to_json(codec.vae)}
+        lines = other_values(*settings, "this experiment", actually=f"run {codec.run}")
         raise ExperimentError(
-            f"config.task.codec.vae: the run {codec.run} trained {opened.vae.config}, the experiment says {codec.vae}"
+            "\n".join([f"{codec.run}: trained another VAE than this experiment names; these fields differ:", *lines])
         )
     if codec.digest is not None and codec.digest != digest:
         raise ExperimentError(

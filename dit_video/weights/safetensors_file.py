@@ -47,6 +47,8 @@ def _header(path: Path) -> tuple[int, dict]:
     """Where the numbers begin, and what the header says of each tensor."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"{path}: its header would have {length} bytes, more than there are")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return 8 + length, dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))

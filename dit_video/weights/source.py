@@ -88,6 +88,8 @@ def read_digests(sha256: str, source: Path) -> dict[Path, str]:
         file = (source if source.is_dir() else source.parent) / match[2]
         if digests.setdefault(file, match[1].lower()) != match[1].lower():
             raise ValueError(f"{sha256}:{number}: {match[2]} has another digest in a line before")
+    if not digests:
+        raise ValueError(f"--sha256={sha256}: is an empty file; {_LISTED}")
     return digests
 
 

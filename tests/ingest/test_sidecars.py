@@ -90,6 +90,10 @@ def test_a_damaged_sidecar_is_named(tmp_path):
     (tmp_path / "clips" / "0.txt").write_bytes(b"x" * (1 << 21))
     with pytest.raises(ValueError, match=r"0\.txt: more than the 1048576 bytes"):
         ingest([tmp_path / "clips"], tmp_path / "set")
+    (tmp_path / "clips" / "0.txt").unlink()
+    (tmp_path / "clips" / "0.json").write_text('{"caption": "\\ud800"}')
+    with pytest.raises(ValueError, match=r"0\.json: caption has half of a character"):
+        ingest([tmp_path / "clips"], tmp_path / "set")
 
 
 def test_a_tar_is_read_by_its_own_names(tmp_path):

@@ -67,7 +67,13 @@ def test_no_illegal_table_is_read(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("{", "line 2: not JSON"), ("[1]", "line 2: holds list"), ("[" * 9999, "line 2: not JSON")]
+    ("line", "message"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: holds list"),
+        ("[" * 9999, "line 2: not JSON"),
+        ('{"key": "b", "text": "a \\ud83d fox"}', r"line 2: text has half of a character \(\\ud83d\)"),
+    ],
 )
 def test_no_illegal_json_lines_are_read(tmp_path, line, message):
     (tmp_path / "t.jsonl").write_text('{"key": "a"}\n' + line)

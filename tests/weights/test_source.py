@@ -156,6 +156,7 @@ def test_one_digest_is_of_one_file(folder, tmp_path):
     ("content", "message"),
     [
         ("{digest}  x.bin\nhello", ":2: 'hello': is no line of sha256sum"),
+        ("", ": is an empty file"),
         ("{digest}  x.bin\n{other}  x.bin", ":2: x.bin has another digest in a line before"),
         ("\\{digest}  x\\n.bin", ":1: .*: is no line of sha256sum"),
     ],
