@@ -120,7 +120,7 @@ def _overview(manifest: Manifest) -> Table:
     return table
 
 
-def _range(values: Sequence[float], show: Callable[[float], str]) -> str:
+def _range(values: Sequence[int] | Sequence[float], show: Callable[[float], str]) -> str:
     low, high = show(min(values)), show(max(values))
     return low if low == high else f"{low}..{high}"
 

@@ -59,6 +59,18 @@ def test_a_folder_of_pictures_has_sidecars_too(tmp_path):
     assert described(folder, tmp_path) == {"clip.v2": (None, "waves"), "other.mp4": (None, "")}
 
 
+def test_a_stem_names_the_video_and_not_what_lies_beside_it(tmp_path):
+    folder = tmp_path / "clips"
+    videos(folder, "clip0.mp4", "clip1.mp4")
+    (folder / "clip0.json").write_text('{"caption": "of the file beside it"}')
+    (folder / "clip1.txt").write_text("of the file beside it")
+    (tmp_path / "t.csv").write_text("key,text\nclip0,of the table\nclip1,too\n")
+    manifest = ingest([folder], tmp_path / "set", labels=LabelTable(path=tmp_path / "t.csv", caption="text"))
+    stored = {entry.file: entry.caption for entry in manifest.entries if entry.split is not None}
+    assert stored == {"clip0.mp4": "of the table", "clip1.mp4": "too"}
+    assert {entry.reason for entry in manifest.skipped()} == {"a sidecar of clip0.mp4", "a sidecar of clip1.mp4"}
+
+
 def test_a_file_of_notes_alone_is_no_sidecar(tmp_path):
     videos(tmp_path / "clips", "0.mp4")
     (tmp_path / "clips" / "readme.txt").write_text("hello")

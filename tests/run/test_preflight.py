@@ -13,6 +13,7 @@ from dit_video.data.latent_cache import CodecQuality, write_latent_cache
 from dit_video.data.record import NO_LABEL, Clip, Split
 from dit_video.data.signals import CAPTION, CaptionBytes
 from dit_video.data.sources import LatentCache, SourceInfo
+from dit_video.data.transforms import usable
 from dit_video.dit.condition import ClassCondition, TextCondition
 from dit_video.evaluation.evaluators import HeldOutError, Samples
 from dit_video.evaluation.fvd import FVD
@@ -154,6 +155,13 @@ def test_a_codec_is_measured_against_still_pictures_of_held_out_clips(loss, held
     assert (quality.split, quality.num_clips) == judged
     assert (quality.psnr > quality.psnr_mean_frame) == (loss < 1)
     assert 8 < quality.psnr_mean_frame < 12
+
+
+def test_there_is_a_clip_of_every_video_that_is_long_enough_for_statistics():
+    held = {Split.TRAIN: (9, 4, 5, 3, 5, 4)}
+    data = dataclasses.replace(experiment(held=held).data, source=Moving(held), batch_size=2)
+    total = len(usable(data.source.open(Split.TRAIN), data.clips))
+    assert total == 3 == sum(valid for _, valid in data.judged(Split.TRAIN, total, 2, seed=0))
 
 
 def test_a_cache_of_a_codec_that_loses_motion_is_a_warning(tmp_path):

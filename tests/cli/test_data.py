@@ -1,0 +1,41 @@
+"""`dit-video data`: what a set holds is shown, how long its captions are among it."""
+
+from pathlib import Path
+
+import pytest
+from sample_videos import waves
+
+from dit_video.cli.main import main
+from dit_video.video.encode import encode_mp4
+
+CAPTIONS = ("", "a cat", "a cat on a mat, at dusk", "ä" * 20)
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory) -> Path:
+    """A set of four clips, of which one has no caption and the longest has 40 bytes."""
+    folder = tmp_path_factory.mktemp("captioned")
+    (folder / "clips").mkdir()
+    for index, caption in enumerate(CAPTIONS):
+        (folder / "clips" / f"{index}.mp4").write_bytes(encode_mp4(waves(index, 4, 16, 16), 10.0))
+        (folder / "clips" / f"{index}.txt").write_text(caption)
+    words = [str(folder / "clips"), f"--out={folder / 'set'}", "--held_out_fraction=0"]
+    assert main(["data", "ingest", *words]) == 0
+    return folder / "set"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "bytes of a caption: 5 to 40, half of them at most 23"),
+        (["--caption_bytes=41"], "leaves room for 40: 0 of 3 captions are longer"),
+        (["--caption_bytes=24"], "leaves room for 23: 1 of 3 captions are longer and would be cut; 41 would hold"),
+    ],
+)
+def test_captions_are_measured(captioned, words, line, capsys):
+    assert main(["data", "inspect", str(captioned), *words]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert line in shown
+    assert "captions: 3, 3 of them different" in shown
+    for row in ("│ none │ 1 │", "│ 1..16 │ 1 │", "│ 17..32 │ 1 │", "│ 33..64 │ 1 │"):
+        assert row in shown
