@@ -148,7 +148,7 @@ def _classes(manifest: Manifest) -> Table:
 def _print_captions(console: Console, source: VideoSet, caption_bytes: int | None) -> None:
     """How long captions are, and which would be cut to `caption_bytes`."""
     num_records = source.info().num_records
-    held = {split: source.open(split).captions for split in Split if num_records.get(split)}
+    held = {split: source.open(split).captions or [] for split in Split if num_records.get(split)}
     lengths = {split: np.array([len(caption.encode()) for caption in words]) for split, words in held.items()}
     of_all = np.concatenate([np.zeros(0, int), *lengths.values()])
     if not of_all.any():
