@@ -68,7 +68,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     console.print(_overview(manifest))
     if manifest.class_names:
         console.print(_classes(manifest))
-    _print_captions(console, source, arguments.caption_bytes)
+    _print_captions(console, manifest, arguments.caption_bytes)
     _print_skipped(console, manifest)
     _print_notes(console, manifest)
     for split, digest in info.split_digest.items():
@@ -145,12 +145,11 @@ def _classes(manifest: Manifest) -> Table:
     return table
 
 
-def _print_captions(console: Console, source: VideoSet, caption_bytes: int | None) -> None:
+def _print_captions(console: Console, manifest: Manifest, caption_bytes: int | None) -> None:
     """How long captions are, and which would be cut to `caption_bytes`."""
-    num_records = source.info().num_records
-    held = {split: source.open(split).captions or [] for split in Split if num_records.get(split)}
-    lengths = {split: np.array([len(caption.encode()) for caption in words]) for split, words in held.items()}
-    of_all = np.concatenate([np.zeros(0, int), *lengths.values()])
+    held = {split: [entry.caption for entry in manifest.stored(split)] for split in Split}
+    lengths = {split: np.array([captions.num_bytes(caption) for caption in words], int) for split, words in held.items()}
+    of_all = np.concatenate(list(lengths.values()))
     if not of_all.any():
         return
     there = of_all[of_all > 0]

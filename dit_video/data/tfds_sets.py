@@ -35,6 +35,8 @@ def open_set(directory: Path) -> tfds.core.DatasetBuilder:
     for name in _feature_classes(read_object(directory / "features.json")):
         if not (isinstance(name, str) and name.startswith(_FEATURES)):
             raise ValueError(f"{directory / 'features.json'}: {reprlib.repr(name)} is no feature of TFDS: not opened")
+    if (directory / "dataset_info.json").is_file():
+        read_object(directory / "dataset_info.json")  # in other words than those of TFDS where it is damaged
     try:
         return tfds.builder_from_directory(directory)
     except DAMAGE as error:
