@@ -22,6 +22,7 @@ from dit_video.video.encode import grid
 
 _SHEET_ROWS, _SHEET_FRAMES, _SHEET_HEIGHT = 8, 6, 96
 _MOST_REASONS = 20
+_PICTURES = (".png", ".jpg")
 
 
 def run_ingest(arguments: argparse.Namespace) -> int:
@@ -63,6 +64,8 @@ def _label_table(arguments: argparse.Namespace) -> LabelTable | None:
 
 def run_inspect(arguments: argparse.Namespace) -> int:
     console = Terminal()
+    if arguments.out is not None and arguments.out.suffix.lower() not in _PICTURES:
+        raise ValueError(f"--out={arguments.out}: must end in {' or '.join(_PICTURES)}")
     source = VideoSet(directory=arguments.directory)
     manifest, info = source.manifest(), source.info()
     console.print(_overview(manifest))
@@ -148,7 +151,9 @@ def _classes(manifest: Manifest) -> Table:
 def _print_captions(console: Console, manifest: Manifest, caption_bytes: int | None) -> None:
     """How long captions are, and which would be cut to `caption_bytes`."""
     held = {split: [entry.caption for entry in manifest.stored(split)] for split in Split}
-    lengths = {split: np.array([captions.num_bytes(caption) for caption in words], int) for split, words in held.items()}
+    lengths = {
+        split: np.array([captions.length_in_bytes(caption) for caption in words], int) for split, words in held.items()
+    }
     of_all = np.concatenate(list(lengths.values()))
     if not of_all.any():
         return

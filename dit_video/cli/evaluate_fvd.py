@@ -29,6 +29,7 @@ def main(arguments: argparse.Namespace) -> int:
     path = arguments.out or Path(f"fvd_{_stem(arguments.real)}_{_stem(arguments.fake)}.json")
     if path.is_dir():
         raise ValueError(f"--out={path}: is a folder; name a file in it, such as {path / 'fvd.json'}")
+    path.parent.mkdir(parents=True, exist_ok=True)  # an error before anything is measured
     extractor = extractor_of(arguments)
     sets = {Split.HELD_OUT: _open(arguments.real, arguments.fps, console)}
     if arguments.train is not None:

@@ -27,7 +27,7 @@ def encode_captions(captions: Sequence[str], num_bytes: int) -> UInt8[np.ndarray
     return rows
 
 
-def num_bytes(caption: str) -> int:
+def length_in_bytes(caption: str) -> int:
     """Bytes of a caption in UTF-8."""
     return len(_utf8(caption))
 

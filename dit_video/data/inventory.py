@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int
 
-from dit_video.data.captions import num_bytes
+from dit_video.data.captions import length_in_bytes
 from dit_video.data.record import NO_LABEL, Examples
 from dit_video.data.transforms import ClipTransform
 
@@ -61,6 +61,6 @@ def take_inventory(examples: Examples, transform: ClipTransform, class_names: tu
         num_usable=None if unknown else int(usable.sum()),
         num_clips=None if unknown else int(starts.sum()),
         labelled=None if labels is None else (labels != NO_LABEL)[usable],
-        caption_bytes=None if captions is None else np.array([num_bytes(c) for c in captions], int)[usable],
+        caption_bytes=None if captions is None else np.array([length_in_bytes(c) for c in captions], int)[usable],
         class_names=class_names,
     )

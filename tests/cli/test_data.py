@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sample_videos import waves
 
 from dit_video.cli.main import main
@@ -39,3 +40,16 @@ def test_captions_are_measured(captioned, words, line, capsys):
     assert "captions: 3, 3 of them different" in shown
     for row in ("│ none │ 1 │", "│ 1..16 │ 1 │", "│ 17..32 │ 1 │", "│ 33..64 │ 1 │"):
         assert row in shown
+
+
+@pytest.mark.parametrize("name", ["sheet", "sheet.mp4", "sheet.PNG"])
+def test_a_contact_sheet_is_a_picture(captioned, name, tmp_path, capsys):
+    code = main(["data", "inspect", str(captioned), f"--out={tmp_path / name}"])
+    captured = capsys.readouterr()
+    if name == "sheet.PNG":
+        with Image.open(tmp_path / name) as sheet:
+            assert (code, sheet.format) == (0, "PNG")
+    else:
+        assert code == 1
+        assert f"{name}: must end in .png or .jpg" in captured.err
+        assert not captured.out
