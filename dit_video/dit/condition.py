@@ -156,9 +156,14 @@ class ClassCondition(Condition):
         return LABEL
 
     def read(self, signals: Signals) -> Labels:
-        """Labels as the network takes them: a clip without one (-1) becomes "no label"."""
-        label = require_signal(signals, LABEL)
-        return jnp.where(jnp.asarray(label) < 0, self.num_classes, label)
+        """Labels as the network takes them: a clip without one (-1) becomes "no label".
+
+        One that is no class is beyond the table, also where it would be the row of no label.
+        """
+        label = jnp.asarray(require_signal(signals, LABEL))
+        # The row after the classes is that of no label, and the one after that is not in the table.
+        beyond = jnp.where(label < self.num_classes, label, self.num_classes + 1)
+        return jnp.where(label < 0, self.num_classes, beyond)
 
     def empty(self, cond: Labels) -> Labels:
         return jnp.full_like(cond, self.num_classes)

@@ -60,7 +60,10 @@ class TimeEmbedding(VectorEmbedding):
 
 
 class LabelEmbedding(nnx.Module):
-    """Class-label embedding: label -> vector of width D; the row after the last class is the null label."""
+    """Class-label embedding: label -> vector of width D; the row after the last class is the null label.
+
+    A label beyond that is NaN, which ends a run, and not the nearest row.
+    """
 
     def __init__(self, num_classes: int, hidden_size: int, *, rngs: nnx.Rngs):
         init = nnx.with_metadata(nnx.initializers.normal(0.02), axes=("vocab", "embed"))
@@ -70,4 +73,4 @@ class LabelEmbedding(nnx.Module):
 
     def __call__(self, label: Int[Array, "B"]) -> Float[Array, "B D"]:
         # Looked up in the whole table: rows that are split over devices would be brought together one by one.
-        return constrain(self.table[...], None, None)[label]
+        return constrain(self.table[...], None, None).at[label].get(mode="fill", fill_value=jnp.nan)

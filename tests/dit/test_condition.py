@@ -120,6 +120,11 @@ def test_a_label_beyond_the_classes_is_refused_by_both_numbers():
         ClassCondition(num_classes=3).check({"label": np.array([0, 3])})
 
 
+def test_a_label_beyond_the_classes_is_never_read_as_no_label():
+    labels = ClassCondition(num_classes=3).read({"label": np.array([-1, 0, 2, 3, 7], np.int32)})
+    np.testing.assert_array_equal(labels, [3, 0, 2, 4, 4])
+
+
 def test_a_blank_embedding_of_nothing_is_one_text_of_the_right_shape():
     condition = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4)
     tokens, length, pooled = condition.read({"text": condition.blank_null()})

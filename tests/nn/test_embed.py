@@ -149,6 +149,8 @@ def test_labels_have_a_row_each_and_one_for_none():
     rows = embed(jnp.arange(4))
     assert rows.shape == (4, 8)
     assert len(np.unique(np.asarray(rows), axis=0)) == 4
+    assert np.isfinite(rows).all()
+    assert np.isnan(embed(jnp.array([4, 1000]))).all(), "no row of the table stands for a class that is not in it"
 
 
 def test_fresh_modulation_is_the_identity_with_its_gate_shut():

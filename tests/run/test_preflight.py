@@ -15,7 +15,7 @@ from dit_video.data.signals import CAPTION, CaptionBytes
 from dit_video.data.sources import LatentCache, SourceInfo
 from dit_video.data.transforms import usable
 from dit_video.dit.condition import ClassCondition, TextCondition
-from dit_video.evaluation.evaluators import HeldOutError, Samples
+from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
 from dit_video.evaluation.fvd import FVD
 from dit_video.experiment import Experiment
 from dit_video.run.latents import codec_quality
@@ -174,8 +174,8 @@ def test_a_cache_of_a_codec_that_loses_motion_is_a_warning(tmp_path):
     assert line.startswith("config.data.cache: the codec keeps less of its clips than their mean frames do (PSNR 11.00")
 
 
-@pytest.mark.parametrize("num_clips", [1, 3, 4])
-@pytest.mark.parametrize("evaluator", [HeldOutError, Samples])
+@pytest.mark.parametrize("num_clips", [2, 3, 4, 1000])
+@pytest.mark.parametrize("evaluator", [HeldOutError, Samples, Reconstruction, FVD])
 def test_every_evaluator_takes_what_the_split_gives_and_no_more(evaluator, num_clips):
     judged = experiment(evaluators={"it": evaluator(every=1, num_clips=num_clips)})
     if num_clips <= 3:
