@@ -12,7 +12,7 @@ import jax
 from dit_video.cli.failure_messages import in_words
 from dit_video.distributed import processes
 from dit_video.distributed.process_settings import choose_settings
-from dit_video.progress import Terminal, headed
+from dit_video.progress import Terminal, headed, shown
 
 # XLA says of whatever goes wrong with a shared computation what kind of error it is, and raises it as one of these.
 _OF_XLA = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
@@ -51,8 +51,7 @@ def report(error: BaseException, *, trace: bool) -> int:
         return 130
     why = str(error) if isinstance(error, jax.errors.JaxRuntimeError) else in_words(error)
     if trace or why is None:
-        print(processes.name(), end="", file=sys.stderr)
-        traceback.print_exception(error)
+        print(shown(prefix + "".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return 1
     if processes.joined() and _OF_XLA.match(why):
         why = f"a computation that all processes share has failed. Did another one end? Its message says why. {why}"
