@@ -14,6 +14,7 @@ from typing import Any
 
 from dit_video.checkpoint.retention import Keep
 from dit_video.config import components
+from dit_video.config.bounds import at_least
 from dit_video.config.components import flatten, own_classes
 from dit_video.config.json_file import read_object
 from dit_video.config.overrides import override
@@ -57,6 +58,7 @@ class Experiment:
     compiler_options: Mapping[str, CompilerOptions] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        at_least(self, 0, "seed")
         if surplus := self.compiler_options.keys() - {"cpu", "gpu", "tpu"}:
             raise ValueError(
                 f"compiler_options: {', '.join(sorted(surplus))} is no kind of device; cpu, gpu and tpu are"

@@ -53,6 +53,7 @@ class DigitSettings:
 
     def __post_init__(self):
         at_least(self, 1, "num_train", "num_held_out", "num_frames")
+        at_least(self, 0, "seed")
         if self.size < 2 or self.size % 2:
             raise ValueError(f"MovingDigits.size={self.size}: must be even, for mp4 holds even sizes only")
         if not _SCAN <= self.digit_size < self.size:

@@ -35,7 +35,7 @@ class Data:
     num_threads: int = 8
 
     def __post_init__(self):
-        at_least(self, 1, "batch_size")
+        at_least(self, 1, "batch_size", "num_threads")
 
     def train(
         self, seed: int, start: int, *, rows: Sequence[int] | None = None, replace: bool = False

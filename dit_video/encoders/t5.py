@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dit_video.config.bounds import at_least
 from dit_video.distributed.sharding import constrain
 from dit_video.nn.linear import linear
 from dit_video.nn.norm import RMSNorm
@@ -41,6 +42,10 @@ class T5Config:
     max_distance: int = 128
     bias_in_every_block: bool = False
     norm_epsilon: float = 1e-6
+
+    def __post_init__(self):
+        at_least(self, 1, "vocab_size", "hidden_size", "depth", "num_heads", "head_dim", "mlp_size")
+        at_least(self, 2, "num_buckets", "max_distance")
 
 
 class T5Encoder(nnx.Module):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dit_video.config.bounds import at_least
 from dit_video.data.record import Split
 from dit_video.evaluation.reconstruction import finite_psnr, mean_frames, ssim
 from dit_video.tasks.evaluator import EvaluationData, Evaluator, Report
@@ -23,6 +24,10 @@ class HeldOutError(Evaluator):
 
     num_clips: int = 64
     batch_size: int = 16
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "num_clips", "batch_size")
 
     def num_judged(self) -> Mapping[Split, int]:
         return {Split.HELD_OUT: self.num_clips}
@@ -45,6 +50,10 @@ class Samples(Evaluator):
     needs = (GENERATE,)
 
     num_clips: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "num_clips")
 
     def num_judged(self) -> Mapping[Split, int]:
         return {Split.HELD_OUT: self.num_clips}
@@ -72,6 +81,10 @@ class Reconstruction(Evaluator):
     num_clips: int = 64
     batch_size: int = 16
     num_shown: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "num_clips", "batch_size", "num_shown")
 
     def num_judged(self) -> Mapping[Split, int]:
         return {Split.HELD_OUT: self.num_clips}

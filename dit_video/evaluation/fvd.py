@@ -96,6 +96,7 @@ class FVD(Evaluator):
     yardsticks: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.num_frames < self.extractor.min_frames:
             raise ValueError(
                 f"FVD.num_frames={self.num_frames}: {self.extractor.metric} needs at least {self.extractor.min_frames}"

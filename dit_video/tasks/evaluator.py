@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
+from dit_video.config.bounds import at_least
 from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data
 from dit_video.data.loader import held_out_batches, held_out_digest
@@ -117,6 +118,9 @@ class Evaluator(abc.ABC):
 
     every: int
     needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self):
+        at_least(self, 1, "every")
 
     @abc.abstractmethod
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report: ...

@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
+from dit_video.config.bounds import at_least
 from dit_video.distributed.sharding import LogicalAxes
 from dit_video.nn.module import Params
 
@@ -48,6 +49,9 @@ class AdamW:
     clip_norm: float = 1.0
     groups: tuple[Group, ...] = ()
 
+    def __post_init__(self):
+        at_least(self, 0, "warmup_steps")
+
     def build(self, num_steps: int, axes: Mapping[str, LogicalAxes]) -> optax.GradientTransformation:
         kernels = {name: _is_kernel(labels) for name, labels in axes.items()}
 
@@ -79,6 +83,9 @@ class Muon:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     groups: tuple[Group, ...] = ()
+
+    def __post_init__(self):
+        at_least(self, 0, "warmup_steps")
 
     def build(self, num_steps: int, axes: Mapping[str, LogicalAxes]) -> optax.GradientTransformation:
         dimensions = {name: _muon_dimensions(labels) for name, labels in axes.items()}

@@ -1,12 +1,15 @@
 """Bounds: the edge is inside where it says so, NaN is outside of every bound, and the message names what to change."""
 
 import dataclasses
+import importlib
 import math
 import re
+import typing
 
 import pytest
 
 from dit_video.config.bounds import above, at_least, between, share
+from dit_video.config.names import MODULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +61,31 @@ def test_each_named_field_is_checked_and_the_first_one_outside_is_named():
         at_least(Component(3, 0), 1, "rate", "num_steps")
     with pytest.raises(ValueError, match=re.escape("Component.rate=2: must be between 0 and 1")):
         between(Component(2), 0, 1, "rate", "num_steps")
+
+
+# What a mesh may be is a rule of all its axes together, where the devices are known.
+OF_OTHER_RULES = {f"MeshShape.{axis}" for axis in ("data", "fsdp", "context", "tensor")}
+PLAIN = {int: 64, float: 0.5, str: "x", bool: False, tuple[int, int]: (64, 64), tuple[int, int, int]: (64, 64, 64)}
+
+
+def counts():
+    """Each whole number among the fields of the components that can be made of numbers and words alone."""
+    for name, module in MODULES.items():
+        component = getattr(importlib.import_module(module), name)
+        kinds = typing.get_type_hints(component)
+        fields = [field for field in dataclasses.fields(component) if field.init]
+        required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+        values = {name: 1 if name == "num_heads" else PLAIN.get(kinds[name]) for name in required}
+        if None not in values.values():
+            yield from ((component, values, f.name) for f in fields if kinds[f.name] in (int, int | None))
+
+
+def test_no_count_is_negative_and_the_message_names_it():
+    named = set()
+    for component, values, count in counts():
+        name = f"{component.__name__}.{count}"
+        if name not in OF_OTHER_RULES:
+            with pytest.raises(ValueError, match=rf"{count}\b.*-1|-1.*\b{count}\b"):
+                component(**values | {count: -1})
+            named.add(name)
+    assert {"FVD.num_clips", "HeldOutError.every", "Keep.every", "AdamW.warmup_steps", "T5Config.depth"} <= named
