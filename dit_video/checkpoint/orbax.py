@@ -1,10 +1,9 @@
-"""Workarounds for Orbax: its errors on damaged files, log output, leftover tasks, and reads without barriers."""
+"""Workarounds for Orbax: its errors in reading, log output, leftover tasks, and reads without barriers."""
 
 import contextlib
 import functools
 import inspect
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,19 +12,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-# What Orbax and TensorStore raise on reading a damaged file. Orbax wraps all else just the same: a full memory,
-# Ctrl-C and a store that does not answer must not count as damage.
-DAMAGE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    StopIteration,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-)
-NO_DAMAGE = re.compile("PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|CANCELLED|ABORTED")
+# What Orbax raises for whatever happens while it reads.
+RAISED = (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration)
 
 
 def first_line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from dit_video.checkpoint.compatibility import OtherNetwork
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER
 from dit_video.checkpoint.retention import Keep, Retention
 from dit_video.distributed.sharding import place
+from dit_video.storage import failures
 from dit_video.training.optimizer import EMA, AdamW, Group, Muon
 from dit_video.training.step import Program, TrainState, make_program
 
@@ -315,8 +316,9 @@ def test_another_network_or_optimizer_is_not_damage(copied, workdir):
     assert not (workdir / DAMAGED_FOLDER).exists()
 
 
-def test_what_hinders_reading_is_not_damage(copied, workdir):
+def test_what_hinders_reading_is_not_damage(copied, workdir, monkeypatch):
     """No file descriptor is left, as on a machine that is overloaded."""
+    monkeypatch.setattr(failures, "READ_PAUSES", (0.0,))
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     number = os.open(workdir, os.O_RDONLY)
     os.close(number)
