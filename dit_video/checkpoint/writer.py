@@ -39,6 +39,9 @@ TIMEOUT = 1200
 _LEAST_SLICE = 1 << 20
 """Bytes of an array that are worth writing by a device of their own."""
 
+_WORDS = {"unfit": "written, but not readable", "unread": "written, but could not be read again"}
+"""What has failed in a save, where it was not the writing."""
+
 _PATIENCE = 2.0
 """Seconds in which a half-written step must have gone."""
 
@@ -70,6 +73,10 @@ class _Pending:
     future: Future[_Written]
 
 
+class _NotReadAgain(Exception):
+    """A save is written, and the store does not answer to who wants to read it."""
+
+
 class Writer:
     """Asynchronous writer of one save at a time. Every process of a run calls the same methods."""
 
@@ -90,7 +97,7 @@ class Writer:
         # Written, and not read again: it may be good.
         self._unread: _Pending | None = None
         self._num_failed = 0
-        self._unusable: set[int] = set()
+        self._half_written: set[int] = set()
         self._due = 0.0
         self._last = max((checkpoint.step for checkpoint in self.orbax.checkpoints), default=None)
 
@@ -102,7 +109,7 @@ class Writer:
         try:
             self._folder.check()  # Orbax would make it anew, under a mount point perhaps, without what it held
             if self._num_failed:
-                processes.from_first(self._remove_unusable)
+                processes.from_first(self._remove_half_written)
                 self.orbax.reload()
             # Forced: by default Orbax leaves a step out while the one before it is still being written.
             response = self.orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
@@ -144,7 +151,10 @@ class Writer:
             written = time.perf_counter()
             if not processes.is_first():
                 return _Written(written - began, 0.0, "")
-            self._reader.read_back(step, metadata, arrays=arrays)
+            try:
+                self._reader.read_back(step, metadata, arrays=arrays)
+            except OSError as error:
+                raise _NotReadAgain from error
             read = time.perf_counter()
             return _Written(written - began, read - written, self._delete(to_delete))
 
@@ -174,7 +184,8 @@ class Writer:
         # Who could not write says more than who has waited for that.
         for what in ("writing", "unfit", "waiting", "unread"):
             if failure := next((one[what] for one in failures if what in one), None):
-                self._failed(pending, failure, unread=what == "unread")
+                self._clear_away(pending, what)
+                self._warn_of_risk(pending, failure, what)
                 return False
         if pending.to_delete:
             self._reload()
@@ -224,7 +235,7 @@ class Writer:
                 not_deleted = pending.future.result().not_deleted
                 return {"deleting": not_deleted} if not_deleted else {}
             if isinstance(error, DamagedCheckpoint):
-                return {"unfit": f"what is written there cannot be read: {error.damage}; use another --workdir"}
+                return {"unfit": f"{error.damage}; if that stays so, use another --workdir"}
             with contextlib.suppress(type(error)):
                 self.orbax.wait()  # raises once in every thread
             cause = fault(error)
@@ -238,7 +249,7 @@ class Writer:
         if isinstance(cause, TimeoutError):
             return {"waiting": text}
         # A step appears when it is complete.
-        return {"unread" if self._has(pending.step) else "writing": text}
+        return {"unread" if isinstance(error, _NotReadAgain) or self._has(pending.step) else "writing": text}
 
     def _has(self, step: int) -> bool:
         """Whether this step is complete; False where the store does not answer."""
@@ -246,18 +257,23 @@ class Writer:
             return self._folder.has(step)
         return False
 
-    def _failed(self, pending: _Pending, failure: str, *, unread: bool) -> None:
-        self._unread = pending if unread else None
-        if not unread:
-            self._unusable.add(pending.step)
-            processes.from_first(self._remove_unusable)
+    def _clear_away(self, pending: _Pending, what: str) -> None:
+        """Deletes what a save has left that failed in writing, or does not fit; not what could not be read."""
+        self._unread = pending if what == "unread" else None
+        if what == "unfit":
+            processes.from_first(lambda: self._delete({pending.step}))
+        elif what != "unread":
+            self._half_written.add(pending.step)
+            processes.from_first(self._remove_half_written)
         self._reload()
+
+    def _warn_of_risk(self, pending: _Pending, failure: str, what: str) -> None:
         pause = RETRY_PAUSES[min(self._num_failed, len(RETRY_PAUSES) - 1)]
         self._num_failed += 1
         self._due = time.monotonic() + pause
         risk = "there is no checkpoint yet" if self._last is None else f"the last checkpoint is of step {self._last}"
         self._listener.warn(
-            f"{self._folder.path / str(pending.step)}: {'written, but not read again' if unread else 'not written'}: "
+            f"{self._folder.path / str(pending.step)}: {_WORDS.get(what, 'not written')}: "
             f"{failure}. Training goes on; {risk}, so {pending.step - (self._last or 0)} steps and those to come are "
             f"at risk. A checkpoint takes {pending.costs['bytes'] / 1e6:.1f} MB; it is tried again "
             + ("at the next save" if processes.joined() else f"in {pause:.0f} s")
@@ -270,18 +286,16 @@ class Writer:
             self._folder.check()
             self.orbax.reload()
 
-    def _remove_unusable(self) -> None:
-        """Deletes failed saves to free space; threads of Orbax that have not failed write for a moment more."""
+    def _remove_half_written(self) -> None:
+        """Deletes half-written steps to free space; threads of Orbax that have not failed write for a moment more."""
         until = time.monotonic() + _PATIENCE
         while True:
-            left: list[str] = []
+            halves: list[str] = []
             with contextlib.suppress(OSError):
-                left = [name for step in self._unusable for name in self._folder.half_written(step)]
-                left += [str(step) for step in self._unusable if self._folder.has(step)]
-                for name in left:
-                    with contextlib.suppress(OSError):
-                        self._folder.remove(name)
-            if not left or time.monotonic() > until:
+                halves = [half for step in self._half_written for half in self._folder.half_written(step)]
+                for half in halves:
+                    self._folder.remove(half)
+            if not halves or time.monotonic() > until:
                 return
             time.sleep(0.05)
 
