@@ -285,9 +285,11 @@ class Checkpoints:
             )
         for name in unfinished:
             warn(f"half-written checkpoint {name} set aside: {self.set_aside(name, UNFINISHED)}")
-        while len(self.steps) > 1 and self.latest in failed_from:
-            step, why = str(self.latest), "the run has failed again from here on"
-            warn(f"checkpoint {step} set aside, for {why}: {self.set_aside(step, why)}")
+        for step in reversed(self.steps[1:]):
+            if step not in failed_from:
+                break
+            why = "the run has failed again from here on"
+            warn(f"checkpoint {step} set aside, for {why}: {self.set_aside(str(step), why)}")
         if self.latest is None:
             return None
         saved, damaged = self.last_good(lambda step: self.restore(shapes, step))

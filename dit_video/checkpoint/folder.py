@@ -171,10 +171,12 @@ class LocalSteps:
         return sorted(path.name for path in self.path.glob(f"{step}.orbax-checkpoint-tmp*"))
 
     def remove(self, name: str) -> None:
-        errors: list[OSError] = []
-        shutil.rmtree(self.path / name, onerror=lambda function, path, info: errors.append(info[1]))
-        if left := next((error for error in errors if not isinstance(error, FileNotFoundError)), None):
-            raise left
+        try:
+            shutil.rmtree(self.path / name)
+        except OSError:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            if (self.path / name).exists():
+                raise
 
     def set_aside(self, name: str, why: str) -> str:
         target, numbers = self._aside / name, itertools.count(2)
