@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, TypeVar
 
@@ -94,7 +95,14 @@ def fault(error: BaseException) -> BaseException | None:
 
 def _of_tensorstore(error: ValueError) -> bool:
     """Whether a ValueError is TensorStore's for a failed request; one that the server calls wrong has no status."""
-    return bool(_STATUS.match(str(error))) or _HTTP in str(error)
+    text = str(error)
+    return bool(_STATUS.match(text)) or _HTTP in text or "[tensorstore_spec" in text
+
+
+def _of_orbax(error: ValueError) -> bool:
+    """Whether Orbax itself has raised this, which it does for JSON with other keys or values than it writes."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("orbax.")
 
 
 def advice(error: BaseException) -> str:
@@ -122,6 +130,8 @@ def is_unfit(error: BaseException) -> bool:
     text = str(error)
     if not isinstance(error, ValueError) or isinstance(error, _PARSING):
         return isinstance(error, _PARSING)
+    if not _of_tensorstore(error):
+        return _of_orbax(error)
     errnos = {int(number) for number in _ERRNO.findall(text)}
     return bool(_UNFIT.match(text)) and errnos <= _ABSENT_ERRNOS and _HTTP not in text
 

@@ -271,6 +271,13 @@ def test_whatever_happens_to_a_file_is_found_or_changes_nothing(copied, workdir,
             assert (saved.step, saved.next_batch, saved.experiment) == (2, 20, EXPERIMENT)
 
 
+def test_what_orbax_itself_refuses_is_damage(copied, workdir):
+    file = workdir / FOLDER / "2" / "_CHECKPOINT_METADATA"
+    file.write_bytes(file.read_bytes().replace(b"commit_timestamp", b"commiT_timestamp"))
+    with pytest.raises(DamagedCheckpoint, match="unknown key commiT_timestamp_nsecs"):
+        copied.restore(SMALL_SHAPES, 2)
+
+
 def test_the_last_good_step_is_used_and_what_is_damaged_is_set_aside(copied, workdir):
     flip_bit(workdir / FOLDER / "2" / "ema", 0.5)
     files = {p.name: p.read_bytes() for p in (workdir / FOLDER / "2").rglob("*") if p.is_file()}
@@ -364,7 +371,8 @@ def test_a_store_that_fails_for_a_moment_is_waited_for(copied, workdir, messages
     ("error", "unfit"),
     [
         (ValueError('DATA_LOSS: Error opening "zarr3" driver: Expected 4 bytes'), True),
-        (ValueError('Error opening "cast" driver: Error opening "zarr3" driver: Error parsing'), True),
+        (ValueError("Error opening \"cast\" driver: Error parsing [tensorstore_spec='{}']"), True),
+        (ValueError("Words that nobody knows [tensorstore_spec='{}']"), False),
         (ValueError("NOT_FOUND: Error reading local file [os_error_code='2']"), True),
         (ValueError("FAILED_PRECONDITION: Error reading local file [os_error_code='107']"), False),
         (ValueError("UNKNOWN: Error opening \"zarr3\" driver [os_error_code='5']"), False),
