@@ -1,10 +1,12 @@
 """Workarounds for Orbax: its errors in reading, log output, leftover tasks, and reads without barriers."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,7 +31,36 @@ def each_for_itself() -> ocp.Context:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Orbax, which prints pages about a damaged file; the error raised here is one line."""
+    """Silences Orbax, which prints pages about a damaged file; the error raised here is one line.
+
+    What it changes is of the whole process, and a save is read again in the background: who comes first silences, and
+    who leaves last undoes that.
+    """
+    with _silence.lock:
+        if not _silence.depth:
+            _silence.undo.enter_context(_silenced())
+        _silence.depth += 1
+    try:
+        yield
+    finally:
+        with _silence.lock:
+            _silence.depth -= 1
+            if not _silence.depth:
+                _silence.undo.close()
+
+
+@dataclasses.dataclass
+class _Silence:
+    lock: threading.Lock
+    undo: contextlib.ExitStack
+    depth: int = 0
+
+
+_silence = _Silence(threading.Lock(), contextlib.ExitStack())
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before, hook = [logger.level for logger in loggers], sys.unraisablehook
     for logger in loggers:

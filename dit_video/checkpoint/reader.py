@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+import jax
 import jax.numpy as jnp
 import jax.tree_util as tree_util
 import numpy as np
@@ -155,7 +156,8 @@ class Reader:
     def _index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         index = self._ask(step, lambda path: ocp.checkpointables_metadata(path), "its metadata cannot be read")
         if None in index.metadata.values():
-            gc.collect()  # tasks that were left behind complain when they are collected
+            with quiet():
+                gc.collect()  # tasks that were left behind complain when they are collected
             ignore_late_tasks()
         metadata: Any = index.custom_metadata
         if not isinstance(metadata, dict) or metadata.keys() not in (_SEALED, _UNSEALED):
@@ -185,8 +187,10 @@ class Reader:
                 # Orbax wraps whatever went wrong into KeyError and bare Exceptions; why is further down the chain.
                 causes = [cause for cause in chain(error) if type(cause) is not Exception]
                 for cause in causes:
-                    if not isinstance(cause, OSError | ValueError) and not is_unfit(cause):
-                        raise cause from None  # a full memory, Ctrl-C
+                    # TensorStore has RuntimeErrors for some errnos. Not the store: a full memory, Ctrl-C, a device.
+                    of_store = isinstance(cause, OSError | ValueError | RuntimeError) or is_unfit(cause)
+                    if not of_store or isinstance(cause, jax.errors.JaxRuntimeError):
+                        raise cause from None
                 unread = next((first_line(cause) for cause in causes if not is_unfit(cause)), None)
                 why = first_line(causes[-1])
                 del causes, cause  # they hold what was left undone, which complains when it is collected

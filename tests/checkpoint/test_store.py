@@ -3,8 +3,11 @@
 import contextlib
 import errno
 import json
+import logging
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from dit_video.checkpoint import writer
 from dit_video.checkpoint.checkpoints import Checkpoints, NotSaved
 from dit_video.checkpoint.folder import FOLDER
 from dit_video.checkpoint.listener import SaveListener
+from dit_video.checkpoint.orbax import quiet
 from dit_video.checkpoint.retention import Best, Keep, Retention
 from dit_video.storage import failures
 from dit_video.training.step import TrainState
@@ -274,6 +278,17 @@ def test_a_save_is_on_record_as_soon_as_it_counts(recorded, lines):
     assert lines[0]["step"] == 1
     recorded.wait()
     assert len(lines) == 1
+
+
+def test_silence_ends_with_the_last_who_asked_for_it():
+    """Whichever thread came first."""
+    level, hook, filters = logging.getLogger("absl").level, sys.unraisablehook, warnings.filters[:]
+    with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+        one.enter_context(quiet())
+        other.enter_context(quiet())
+        one.close()
+        assert logging.getLogger("absl").level == logging.CRITICAL
+    assert (logging.getLogger("absl").level, sys.unraisablehook, warnings.filters) == (level, hook, filters)
 
 
 def test_a_path_that_orbax_takes_for_a_pattern_is_refused_and_would_be_found_out(tmp_path, messages, monkeypatch):
