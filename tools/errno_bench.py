@@ -23,8 +23,7 @@ from dit_video.storage import failures
 from tools.flip_bench import STEP, example_state
 
 STOPPED, NOT_ASKED, DAMAGE = "stopped", "not asked", "damage"
-HEADS = ("call", "part of a step", "errnos", STOPPED, NOT_ASKED, DAMAGE)
-CALLS = ("open", "read", "list")
+HEADS = ("call", "path", "errnos", STOPPED, NOT_ASKED, DAMAGE)
 PARTS = (
     "/",
     "/_CHECKPOINT_METADATA",
@@ -34,6 +33,7 @@ PARTS = (
     "/params/d",
     "/params/ocdbt.process_0",
 )
+CASES = [*((call, f"/{STEP}{part}") for call in ("open", "read") for part in PARTS), ("list", "")]
 # TensorStore asks again without end at EAGAIN, and Python at EINTR.
 ERRNOS = [
     *(errno.EPERM, errno.ENOENT, errno.EIO, errno.ENXIO, errno.ENOMEM, errno.EACCES, errno.EBUSY, errno.ENODEV),
@@ -66,16 +66,15 @@ def _measure_here(run: Path) -> list[list[object]]:
         for step in (1, STEP):
             checkpoints.save(step, state, next_batch=step)
             checkpoints.wait()
-        for call in CALLS:
-            for part in PARTS:
-                endings = Counter(_ending(checkpoints, shapes, call, part, number) for number in ERRNOS)
-                rows.append([call, part, len(ERRNOS), *(endings[ending] for ending in HEADS[3:])])
+        for call, part in CASES:
+            endings = Counter(_ending(checkpoints, shapes, call, part, number) for number in ERRNOS)
+            rows.append([call, f"{FOLDER}{part}", len(ERRNOS), *(endings[ending] for ending in HEADS[3:])])
         assert not (run / DAMAGED_FOLDER).exists(), "a step was set aside"
     return rows
 
 
 def _ending(checkpoints: Checkpoints, shapes: Any, call: str, part: str, number: int) -> str:
-    os.environ.update(FAIL_CALL=call, FAIL_ERRNO=str(number), FAIL_PATH=f"{FOLDER}/{STEP}{part}")
+    os.environ.update(FAIL_CALL=call, FAIL_ERRNO=str(number), FAIL_PATH=f"{FOLDER}{part}")
     try:
         saved = checkpoints.resume(shapes, lambda message: None)
     except DamagedCheckpoint:

@@ -13,6 +13,9 @@ from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
+
+from dit_video.distributed import processes
 
 # What Orbax raises for whatever happens while it reads.
 RAISED = (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration)
@@ -27,6 +30,17 @@ def each_for_itself() -> ocp.Context:
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     return ocp.Context(multiprocessing_options=alone)
+
+
+def count_operations_alike() -> None:
+    """Lets all processes go on with one number of operations, by which those of one save find each other.
+
+    Orbax counts reads, too, of which each process makes its own: a step that was just saved is read again by one, and
+    where the store fails, one may try more often than another.
+    """
+    last = max(map(int, processes.gather(OperationIdGenerator.get_current_operation_id())))
+    while int(OperationIdGenerator.get_current_operation_id()) < last:
+        OperationIdGenerator.next_operation_id()
 
 
 @contextlib.contextmanager

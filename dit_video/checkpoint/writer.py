@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from dit_video.checkpoint.folder import Steps
 from dit_video.checkpoint.listener import SaveListener
-from dit_video.checkpoint.orbax import first_line, ignore_late_tasks, quiet
+from dit_video.checkpoint.orbax import count_operations_alike, first_line, ignore_late_tasks, quiet
 from dit_video.checkpoint.reader import DamagedCheckpoint, Reader
 from dit_video.distributed import processes
 from dit_video.storage.failures import advice, chain, fault, raised_by_stores
@@ -111,6 +111,7 @@ class Writer:
             if self._num_failed:
                 processes.from_first(self._remove_half_written)
                 self.orbax.reload()
+            count_operations_alike()
             # Forced: by default Orbax leaves a step out while the one before it is still being written.
             response = self.orbax.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
         except raised_by_stores() as error:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,8 @@ def test_real_processes_killed_at_every_step_before_the_first_save_start_again(t
     finish(start(tmp_path, "reference", *options), 0)
     for step in range(1, 6):
         (killed,) = start(tmp_path, "killed", *options, SECONDS_PER_RECORD="0.05")
+        while step > 1 and not (tmp_path / "killed" / EARLIER / str(step - 1)).exists():
+            time.sleep(0.02)
         until_step(tmp_path / "killed", step)
         killed.kill()
         killed.communicate()
