@@ -224,7 +224,9 @@ class BucketSteps:
 
     @as_os_errors()
     def read(self, step: int) -> None:
-        for path, about in self._files.find(f"{self._folder}/{step}", detail=True).items():
+        if not (files := self._files.find(f"{self._folder}/{step}", detail=True)):
+            raise FileNotFoundError(f"{self._folder}/{step}")
+        for path, about in files.items():
             for start in range(0, about["size"], _BLOCK):
                 self._files.cat_file(path, start=start, end=min(start + _BLOCK, about["size"]))
 

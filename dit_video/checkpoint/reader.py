@@ -215,7 +215,8 @@ def everywhere(load: Callable[[], Loaded]) -> Loaded:
 
 def _portions(leaves: Sequence[Any]) -> Iterator[list[Any]]:
     """The arrays to read, in portions; `...` stands where another portion reads."""
-    targets = [np.empty(x.shape, jnp.dtype(x.dtype)) for x in leaves]
+    # Of one number each, so that no memory is asked for.
+    targets = [np.broadcast_to(np.zeros((), jnp.dtype(x.dtype)), x.shape) for x in leaves]
     first = 0
     while first < len(targets):
         last, size = first + 1, targets[first].nbytes
