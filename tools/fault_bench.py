@@ -5,6 +5,7 @@
     python -m tools.fault_bench fuzz video --case 17      one case again, in this process, with its traceback
     python -m tools.fault_bench kills                     100 kills -9 over tiny runs: does each resume exactly?
     python -m tools.fault_bench flips                     flipped bits and cut files of a checkpoint: are they found?
+    python -m tools.fault_bench errnos                    a store that fails while a checkpoint is read (needs cc)
     python -m tools.fault_bench saves                     how long a checkpoint holds training up
     python -m tools.fault_bench quota                     a run on a disk that fills up (needs the right to mount)
 
@@ -15,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tools import flip_bench, fuzz_bench, kill_bench, save_bench
+from tools import errno_bench, flip_bench, fuzz_bench, kill_bench, save_bench
 from tools.reliability_page import line, record
 
 NUM_KILLS = 100
@@ -33,6 +34,7 @@ def main() -> int:
     kills.add_argument("--num_kills", type=int, default=NUM_KILLS, help="results of fewer are not recorded")
     flips = parts.add_parser("flips", help="checkpoints whose files are damaged")
     flips.add_argument("--num_flips", type=int, default=NUM_FLIPS, help="of each kind of file; fewer are not recorded")
+    parts.add_parser("errnos", help="a store that fails in reading")
     parts.add_parser("saves", help="what a checkpoint costs")
     parts.add_parser("quota", help="a disk that fills up")
     args = parser.parse_args()
@@ -40,6 +42,8 @@ def main() -> int:
         return run_kills(args.num_kills)
     if args.part == "flips":
         return run_flips(args.num_flips)
+    if args.part == "errnos":
+        return run_errnos()
     if args.part == "saves":
         return run_saves()
     if args.part == "quota":
@@ -64,6 +68,13 @@ def run_flips(num_flips: int) -> int:
     if num_flips >= NUM_FLIPS:
         record("flips", measured, flip_bench.HEADS, flip_bench.rows(measured))
     return 1 if flip_bench.num_silent(measured) else 0
+
+
+def run_errnos() -> int:
+    rows = errno_bench.measure()
+    _show(errno_bench.HEADS, rows)
+    record("errnos", {"rows": rows}, errno_bench.HEADS, rows)
+    return 1 if any(row[-1] for row in rows) else 0
 
 
 def run_saves() -> int:

@@ -41,7 +41,7 @@ def measure(num_flips: int, seed: int = 0) -> dict[str, Any]:
     """Counts by kind of file: of `num_flips` flipped bits in each kind, and of five cuts of each file."""
     endings = {kind: {"flips": Counter(), "cuts": Counter()} for kind, _ in KINDS}
     with tempfile.TemporaryDirectory() as folder:
-        state = _state()
+        state = example_state()
         with Checkpoints(Path(folder), experiment={"seed": 3}) as checkpoints:
             checkpoints.save(STEP, state, next_batch=20)
             checkpoints.wait()
@@ -80,7 +80,8 @@ def num_silent(measured: dict[str, Any]) -> int:
     return sum(counts.get(SILENT, 0) for ways in measured.values() for counts in ways.values())
 
 
-def _state() -> TrainState:
+def example_state() -> TrainState:
+    """A state of a few small arrays, as a checkpoint holds."""
     numbers = np.random.default_rng(0).normal(size=(3, 64, 64)).astype(np.float32)
     return TrainState(
         step=jnp.int32(STEP),

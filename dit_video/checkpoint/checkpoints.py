@@ -2,31 +2,30 @@
 
 A step is one folder that appears whole or not at all. Its metadata holds the experiment, the index of the next
 batch, shape, dtype and digest of every array, and a seal on all of that: Orbax itself loads flipped bits without a
-word. A damaged step is distinguished from one of another network, is set aside and never deleted.
+word. A damaged step is distinguished from one of another network and from one that cannot be read now, is set aside and
+never deleted.
 """
 
-import contextlib
 import dataclasses
-import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from dit_video.checkpoint.compatibility import OtherNetwork, check_fit, dtype_and_shape, named, some
-from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER, steps_of
+from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER, UNFINISHED, steps_of
 from dit_video.checkpoint.listener import SaveListener
-from dit_video.checkpoint.orbax import DAMAGE, NO_DAMAGE, each_for_itself, first_line, ignore_late_tasks, quiet
+from dit_video.checkpoint.reader import DamagedCheckpoint, Reader
 from dit_video.checkpoint.retention import Retention
 from dit_video.checkpoint.writer import Writer
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import replicated
 from dit_video.nn.module import Params
-from dit_video.storage.failures import LAST_PAUSES, as_os_errors, chain, read_patiently
+from dit_video.storage.failures import LAST_PAUSES, Unreadable, as_os_errors, read_patiently
 from dit_video.weights.digest import digest_leaves, seal, weights_digest
 
 __all__ = [
@@ -44,22 +43,6 @@ __all__ = [
 
 State = TypeVar("State")
 Loaded = TypeVar("Loaded")
-
-# Metadata as `save` writes it; runs of version 0.1 have the first three alone.
-_UNSEALED = {"next_batch", "experiment", "digests"}
-_SEALED = _UNSEALED | {"step", "shapes", "seal"}
-
-
-class DamagedCheckpoint(ValueError):
-    """A checkpoint is corrupted: it cannot be read, or a digest differs from the one it was saved with.
-
-    Attributes:
-        damage: which step and what is wrong with it, without the remedy.
-    """
-
-    def __init__(self, damage: str, remedy: str = "`dit-video inspect RUN --verify` says which steps are good"):
-        super().__init__(f"{damage}; {remedy}")
-        self.damage = damage
 
 
 class NotSaved(ValueError):
@@ -101,7 +84,8 @@ class Checkpoints:
         self._experiment, self._retention, self._listener = experiment, retention, listener
         self._folder = steps_of(workdir)
         with as_os_errors():
-            self._writer = Writer(self._folder, listener)
+            self._reader = Reader(self._folder, listener.warn)
+            self._writer = Writer(self._folder, self._reader, listener)
         self._orbax = self._writer.orbax
         self._digest = jax.jit(digest_leaves)
 
@@ -134,10 +118,12 @@ class Checkpoints:
     def save(self, step: int, state: Any, next_batch: int) -> None:
         """Starts an asynchronous save; the state may be donated as soon as this returns. An existing step is kept.
 
+        It counts when its index has been read again from where it lies; of the first save of a run, all arrays are.
         Where the store fails training goes on: the listener is warned when this, `overdue` or `wait` is called next.
         """
         self._writer.settle()
         if step in self.steps:
+            self._writer.read_again(step)
             return
         items = _items(state)
         began = time.perf_counter()
@@ -198,45 +184,49 @@ class Checkpoints:
             FileNotFoundError: there is no such step.
             DamagedCheckpoint: the metadata is not what was written.
         """
-        return self.index(step)[0]
+        step = self.existing(step)
+        return self._reader.sure(step, lambda: self._reader.index(step))[0]
 
     def index(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`metadata`, and Orbax's index of each item: a tree of shapes and dtypes, None where it cannot be read."""
-        step = self.existing(step)
-        return _everywhere(lambda: read_patiently(lambda: self._index(step), self._listener.warn))
+        """`metadata`, and the shapes and dtypes of the arrays of each item, by their names, as the arrays say them.
 
-    def _index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        self._folder.check()
-        with as_os_errors(), quiet(), each_for_itself():
-            try:
-                index = self._orbax.checkpointables_metadata(step)
-            except DAMAGE as error:
-                raise self.damaged(step, f"its metadata cannot be read: {first_line(error)}") from None
-            unreadable = None in index.metadata.values()
-            if unreadable:
-                gc.collect()  # tasks that were left behind complain when they are collected
-        if unreadable:
-            ignore_late_tasks()
-        metadata: Any = index.custom_metadata
-        if not isinstance(metadata, dict) or metadata.keys() not in (_SEALED, _UNSEALED):
-            with as_os_errors(), contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                # Orbax says nothing of a file that may not be opened, which is no damage.
-                (self._folder.path / str(step) / "_CHECKPOINT_METADATA").read_bytes()
-            raise self.damaged(step, "its metadata cannot be read")
-        if "seal" in metadata:
-            if metadata["seal"] != seal({name: value for name, value in metadata.items() if name != "seal"}):
-                raise self.damaged(step, "its metadata has changed since it was written")
-            if metadata["step"] != step:
-                raise self.damaged(step, f"it is step {metadata['step']} under another name")
-        return metadata, cast(dict[str, Any], index.metadata)
+        Raises:
+            DamagedCheckpoint: the two are not of the same arrays, or not what was written.
+        """
+        step = self.existing(step)
+
+        def read() -> tuple[dict[str, Any], dict[str, Any]]:
+            metadata, trees = self._reader.index(step)
+            return metadata, self._reader.named_arrays(step, metadata, trees)
+
+        return self._reader.sure(step, read)
+
+    def verify(self, step: int, advance: Callable[[int], object]) -> None:
+        """Reads every array of a step, a portion at a time, and compares digests.
+
+        Args:
+            advance: called with the number of arrays that were read since the last call.
+
+        Raises:
+            FileNotFoundError: there is no such step.
+            DamagedCheckpoint: an array cannot be read, or does not have the digest it was saved with.
+        """
+
+        def read() -> None:
+            metadata, trees = self._reader.index(step)
+            self._reader.named_arrays(step, metadata, trees)
+            self._reader.compare_digests(step, metadata, trees, advance)
+
+        self._reader.sure(self.existing(step), read)
 
     def restore(self, shapes: Any, step: int | None = None) -> Saved:
         """Restores the whole state of a step (the latest by default), straight into the shardings of `shapes`.
 
         Raises:
             FileNotFoundError: there is no such step.
-            DamagedCheckpoint: it cannot be read, or an array does not have the digest it was saved with.
+            DamagedCheckpoint: what was read of it does not fit, or an array does not have the digest it was saved with.
             OtherNetwork: it is whole, but its arrays are not those of `shapes`.
+            OSError: the store does not answer, after a minute.
         """
         step = self.existing(step)
         loaded, metadata = self._load(step, _items(shapes))
@@ -272,16 +262,21 @@ class Checkpoints:
             f"no checkpoint is good:\n{lines}", "bring one back from a copy, or start again in another --workdir"
         )
 
-    def resume(self, shapes: Any, warn: Callable[[str], None]) -> Saved | None:
+    def resume(self, shapes: Any, warn: Callable[[str], None], *, failed_from: Container[int] = ()) -> Saved | None:
         """Restores the last good step to resume from; None where there is no step at all.
 
         Half-written and damaged steps are set aside, with a warning. Where every step is damaged nothing is moved: the
         next run would start afresh without a word.
 
+        Args:
+            failed_from: steps from which the run has failed again; they are set aside where there is one before them.
+
         Raises:
             DamagedCheckpoint: there are steps and none is good, with the list.
             OtherNetwork: as `restore`.
+            OSError: the store does not answer, after a minute; nothing was moved.
         """
+        read_patiently(self._check_list, warn)
         unfinished = processes.from_first(lambda: self.unfinished)
         if self.latest is None and len(unfinished) > 1:
             raise DamagedCheckpoint(
@@ -289,14 +284,28 @@ class Checkpoints:
                 "if they were copied here, copy them whole; or start again in another --workdir",
             )
         for name in unfinished:
-            why = "the save was never finished"
-            warn(f"half-written checkpoint {name} set aside: {self.set_aside(name, why)}")
+            warn(f"half-written checkpoint {name} set aside: {self.set_aside(name, UNFINISHED)}")
+        for step in reversed(self.steps[1:]):
+            if step not in failed_from:
+                break
+            why = "the run has failed again from here on"
+            warn(f"checkpoint {step} set aside, for {why}: {self.set_aside(str(step), why)}")
         if self.latest is None:
             return None
         saved, damaged = self.last_good(lambda step: self.restore(shapes, step))
         for step, message in damaged.items():
             warn(f"damaged checkpoint set aside: {message}; it is now {self.set_aside(str(step), message)}")
         return saved
+
+    def _check_list(self) -> None:
+        """Raises Unreadable where the store lists other steps than Orbax, which takes a failure for an empty folder."""
+        self._folder.check()
+        if (there := self._folder.complete()) == self.steps:
+            return
+        with as_os_errors():
+            self._orbax.reload()
+        if there != self.steps:
+            raise Unreadable(f"{self._folder.path}: steps {there} were listed, and {self.steps} a moment later")
 
     def set_aside(self, name: str, why: str) -> str:
         """Moves the folder of a step aside, with a note of the reason; returns its new path."""
@@ -306,44 +315,19 @@ class Checkpoints:
             self._orbax.reload()
         return moved
 
-    def damaged(self, step: int, what: str) -> DamagedCheckpoint:
-        return DamagedCheckpoint(f"{self._folder.path / str(step)}: {what}")
-
-    def read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        """Reads arrays from disk without checking their digests.
-
-        Raises:
-            DamagedCheckpoint: they cannot be read.
-        """
-        return _everywhere(lambda: read_patiently(lambda: self._read(step, items), self._listener.warn))
-
-    def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        self._folder.check()
-        with as_os_errors(), quiet(), each_for_itself():
-            try:
-                return self._orbax.load_checkpointables(step, items)
-            except DAMAGE as error:
-                # Orbax wraps whatever went wrong into KeyError and bare Exceptions; why is further down the chain.
-                causes = [cause for cause in chain(error) if type(cause) is not Exception]
-                for cause in causes:
-                    if not isinstance(cause, DAMAGE) or NO_DAMAGE.search(str(cause)):
-                        raise cause from None
-                why = first_line(causes[-1])
-                del causes, cause  # they hold what was left undone, which complains when it is collected
-            gc.collect()
-        ignore_late_tasks()
-        raise self.damaged(step, f"cannot be read: {why}")
-
     def _load(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        metadata = self.metadata(step)
-        check_fit(items, metadata, self._folder.path / str(step))
-        loaded = self.read(step, items)
-        for item, tree in jax.device_get(self._digest(loaded)).items():
-            saved = metadata["digests"][item]
-            bad = [name for name, value in named(tree, int).items() if saved[name] != value]
-            if bad:
-                raise self.damaged(step, f"{item} is damaged in {some(bad)}")
-        return loaded, metadata
+        def load() -> tuple[dict[str, Any], dict[str, Any]]:
+            metadata = self._reader.index(step)[0]
+            check_fit(items, metadata, self._folder.path / str(step))
+            loaded = self._reader.items(step, items)
+            for item, tree in jax.device_get(self._digest(loaded)).items():
+                saved = metadata["digests"][item]
+                bad = [name for name, value in named(tree, int).items() if saved[name] != value]
+                if bad:
+                    raise self._reader.damaged(step, f"{item} is damaged in {some(bad)}")
+            return loaded, metadata
+
+        return self._reader.sure(step, load)
 
 
 def sealed(
@@ -366,15 +350,3 @@ def sealed(
 
 def _items(state: Any) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "step"}
-
-
-def _everywhere(load: Callable[[], Loaded]) -> Loaded:
-    """Calls `load` in every process; damage that one process finds, which may alone read that part, raises in all."""
-    loaded, message = None, ""
-    try:
-        loaded = load()
-    except DamagedCheckpoint as error:
-        message = error.damage
-    if messages := list(filter(None, processes.gather(message))):
-        raise DamagedCheckpoint(messages[0])
-    return cast(Loaded, loaded)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from etils import epath
 
 from dit_video.config.json_file import read_object
 from dit_video.storage.bucket import files_of_buckets
-from dit_video.storage.failures import Vanished, as_os_errors
+from dit_video.storage.failures import Unreadable, Vanished, as_os_errors
 from dit_video.storage.mirror import address_of
 
 FOLDER = "checkpoints"
@@ -26,7 +27,16 @@ DAMAGED_FOLDER = "checkpoints_damaged"
 
 AnyPath: TypeAlias = Path | epath.Path
 
+UNFINISHED = "the save was never finished"
+"""Reason for which a half-written step is set aside."""
+
 _COMPLETE = "commit_success.txt"
+
+# Orbax looks for what it has written with these in the path as a pattern, and finds nothing.
+_PATTERN = "*?["
+
+# Bytes of a file that are read at once.
+_BLOCK = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +71,23 @@ class Steps(Protocol):
         """Whether this step exists and is complete."""
         ...
 
+    def complete(self) -> list[int]:
+        """Complete steps in order, listed anew; none where there is no folder.
+
+        Raises:
+            OSError: it cannot be listed.
+        """
+        ...
+
+    def read(self, step: int) -> None:
+        """Reads all files of a step, to no end but to know that they can be read.
+
+        Raises:
+            FileNotFoundError: there is no such step.
+            OSError: a file cannot be read, or not the one that is listed.
+        """
+        ...
+
     def unfinished(self) -> list[str]:
         """Names of steps whose save is in progress, or was killed."""
         ...
@@ -70,7 +97,11 @@ class Steps(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Deletes as much of a step as possible."""
+        """Deletes as much of a step as possible.
+
+        Raises:
+            OSError: something of it is left.
+        """
         ...
 
     def set_aside(self, name: str, why: str) -> str:
@@ -90,7 +121,17 @@ class LocalSteps:
     """Checkpoint steps on a file system."""
 
     def __init__(self, workdir: Path):
-        self.path: AnyPath = (workdir / FOLDER).resolve()  # Orbax takes no relative path
+        """Raises ValueError for a path that Orbax takes for a pattern, and for a link to what is not there."""
+        folder = workdir / FOLDER
+        if folder.is_symlink() and not folder.exists():
+            where = folder.readlink()
+            raise ValueError(f"{folder} is a link to {where}, which is not there; mount it, or mend the link")
+        self.path: AnyPath = folder.resolve()  # Orbax takes no relative path
+        if letters := " and ".join(letter for letter in _PATTERN if letter in str(self.path)):
+            raise ValueError(
+                f"{self.path}: {letters} in a path stands for a pattern to Orbax, which would not find what it has "
+                "written; rename the folder, or use another --workdir"
+            )
         self._aside = workdir / DAMAGED_FOLDER
 
     def check(self) -> None:
@@ -103,6 +144,26 @@ class LocalSteps:
     def has(self, step: int) -> bool:
         return (self.path / str(step)).is_dir()
 
+    def complete(self) -> list[int]:
+        try:
+            with os.scandir(self.path) as entries:
+                return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def read(self, step: int) -> None:
+        top = self.path / str(step)
+        for folder, _, names in os.walk(top, onerror=_raise):
+            for name in names:
+                try:
+                    with open(os.path.join(folder, name), "rb") as file:
+                        while file.read(_BLOCK):
+                            pass
+                except FileNotFoundError as error:
+                    if not top.is_dir():
+                        raise  # a training that goes on at this moment deletes old steps
+                    raise Unreadable(f"{os.path.join(folder, name)}: listed, and not there") from error
+
     def unfinished(self) -> list[str]:
         return sorted(path.name for path in self.path.glob("*.orbax-checkpoint-tmp*"))
 
@@ -110,7 +171,12 @@ class LocalSteps:
         return sorted(path.name for path in self.path.glob(f"{step}.orbax-checkpoint-tmp*"))
 
     def remove(self, name: str) -> None:
-        shutil.rmtree(self.path / name, ignore_errors=True)
+        try:
+            shutil.rmtree(self.path / name)
+        except OSError:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            if (self.path / name).exists():
+                raise
 
     def set_aside(self, name: str, why: str) -> str:
         target, numbers = self._aside / name, itertools.count(2)
@@ -153,13 +219,29 @@ class BucketSteps:
         return self._files.exists(f"{self._folder}/{step}/{_COMPLETE}")
 
     @as_os_errors()
+    def complete(self) -> list[int]:
+        return sorted(int(name) for name in self._names() if self.has(int(name)))
+
+    @as_os_errors()
+    def read(self, step: int) -> None:
+        if not (files := self._files.find(f"{self._folder}/{step}", detail=True)):
+            raise FileNotFoundError(f"{self._folder}/{step}")
+        for path, about in files.items():
+            for start in range(0, about["size"], _BLOCK):
+                self._files.cat_file(path, start=start, end=min(start + _BLOCK, about["size"]))
+
+    @as_os_errors()
     def unfinished(self) -> list[str]:
+        return sorted(name for name in self._names() if not self.has(int(name)))
+
+    def _names(self) -> list[str]:
+        """Numbers of steps, complete or not."""
         try:
             paths = self._files.ls(self._folder, detail=False)
         except FileNotFoundError:
             return []
-        names = [name.rstrip("/").rpartition("/")[2] for name in paths]
-        return sorted(name for name in names if name.isdigit() and not self.has(int(name)))
+        names = (name.rstrip("/").rpartition("/")[2] for name in paths)
+        return [name for name in names if name.isdecimal()]
 
     @as_os_errors()
     def half_written(self, step: int) -> list[str]:
@@ -213,6 +295,10 @@ def steps_of(workdir: Path) -> Steps:
     """Checkpoint steps of the run in `workdir`, which may be a copy of one in a bucket."""
     where = address_of(workdir)
     return LocalSteps(workdir) if where is None else BucketSteps(where)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _num_bytes(folder: AnyPath) -> int:

@@ -1,31 +1,24 @@
-"""Workarounds for Orbax: its errors on damaged files, log output, leftover tasks, and reads without barriers."""
+"""Workarounds for Orbax: its errors in reading, log output, leftover tasks, and reads without barriers."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import logging
-import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
-# What Orbax and TensorStore raise on reading a damaged file. Orbax wraps all else just the same: a full memory,
-# Ctrl-C and a store that does not answer must not count as damage.
-DAMAGE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    StopIteration,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-)
-NO_DAMAGE = re.compile("PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|CANCELLED|ABORTED")
+from dit_video.distributed import processes
+
+# What Orbax raises for whatever happens while it reads.
+RAISED = (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration)
 
 
 def first_line(error: BaseException) -> str:
@@ -39,9 +32,49 @@ def each_for_itself() -> ocp.Context:
     return ocp.Context(multiprocessing_options=alone)
 
 
+def count_operations_alike() -> None:
+    """Lets all processes go on with one number of operations, by which those of one save find each other.
+
+    Orbax counts reads, too, of which each process makes its own: a step that was just saved is read again by one, and
+    where the store fails, one may try more often than another.
+    """
+    last = max(map(int, processes.gather(OperationIdGenerator.get_current_operation_id())))
+    while int(OperationIdGenerator.get_current_operation_id()) < last:
+        OperationIdGenerator.next_operation_id()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Orbax, which prints pages about a damaged file; the error raised here is one line."""
+    """Silences Orbax, which prints pages about a damaged file; the error raised here is one line.
+
+    What it changes is of the whole process, and a save is read again in the background: who comes first silences, and
+    who leaves last undoes that.
+    """
+    with _silence.lock:
+        if not _silence.depth:
+            _silence.undo.enter_context(_silenced())
+        _silence.depth += 1
+    try:
+        yield
+    finally:
+        with _silence.lock:
+            _silence.depth -= 1
+            if not _silence.depth:
+                _silence.undo.close()
+
+
+@dataclasses.dataclass
+class _Silence:
+    lock: threading.Lock
+    undo: contextlib.ExitStack
+    depth: int = 0
+
+
+_silence = _Silence(threading.Lock(), contextlib.ExitStack())
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before, hook = [logger.level for logger in loggers], sys.unraisablehook
     for logger in loggers:

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from dit_video import experiment as experiments
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint.folder import Steps, steps_of
-from dit_video.checkpoint.integrity import Contents, contents, verify
+from dit_video.checkpoint.integrity import Contents, contents
 from dit_video.cli.arguments import like_of
 from dit_video.config.user_file import ExperimentError
 from dit_video.experiment import Experiment
@@ -71,7 +71,7 @@ def _steps(folder: Steps, checkpoints: Checkpoints, like: Experiment | None, *, 
                 line |= _described(inside, like)
                 if verified:
                     task = progress.add_task(f"step {step}", total=inside.num_arrays)
-                    verify(checkpoints, step, functools.partial(progress.advance, task))
+                    checkpoints.verify(step, functools.partial(progress.advance, task))
                 line |= {"state": GOOD if verified else LOOKS_GOOD}
             except DamagedCheckpoint as error:
                 line |= {"state": DAMAGED, "damage": error.damage}

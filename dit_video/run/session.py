@@ -17,6 +17,7 @@ from dit_video.checkpoint.listener import SaveListener
 from dit_video.checkpoint.retention import Best, Retention
 from dit_video.checkpoint.writer import SAVES_FILE
 from dit_video.config import components
+from dit_video.config.user_file import ExperimentError
 from dit_video.data.loader import BatchIterator
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import rows_here
@@ -24,6 +25,7 @@ from dit_video.experiment import Experiment
 from dit_video.run import workload
 from dit_video.run.codec import codec_of_run
 from dit_video.run.folder import record_data
+from dit_video.run.fresh_start import keep_earlier_record
 from dit_video.run.open_run import description, evaluation_data, program_of, unstyled
 from dit_video.storage.mirror import Copying, address_of
 from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
@@ -141,12 +143,19 @@ class Session:
         """The state to train from and the index of its next batch.
 
         That of the last good checkpoint, where the run has one; else fresh weights, or the averaged ones of the run
-        `init_from`.
+        `init_from`, and the record of an earlier start that came to no save is kept aside.
         """
         saved = checkpoints.resume(program.shapes, unstyled(self.console))
         if saved is not None:
+            if saved.step > (num_steps := self.experiment.schedule.num_steps):
+                raise ExperimentError(
+                    f"config.schedule.num_steps={num_steps}: the run is at step {saved.step} already; give as many or "
+                    "more, or use another --workdir"
+                )
             self.console.print(f"going on from step {saved.step}, batch {saved.next_batch}", highlight=False)
             return saved.state, saved.next_batch
+        if earlier := processes.from_first(lambda: keep_earlier_record(self.workdir)):
+            unstyled(self.console)(earlier)
         state = program.init(self.experiment.seed)
         if init_from is not None:
             source = Checkpoints(init_from)

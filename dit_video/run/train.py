@@ -9,6 +9,7 @@ A run folder holds
     metrics.jsonl            the record: one line per step, evaluation and speed measurement
     events.jsonl             what went wrong and what was done about it, one line each
     goodput.jsonl            where the time went
+    earlier_records/         metrics and events of starts that came to no save
     stacks_*.txt             what all threads did when the run seemed to hang
     curves.png, samples/, tensorboard/
     latent_statistics.json   of a codec: per-channel mean and deviation over the training set
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dit_video.checkpoint.folder import steps_of
 from dit_video.config.user_file import ExperimentError
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import make_mesh
@@ -36,6 +38,7 @@ from dit_video.run.checks import (
 )
 from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, AllowedChanges, check_data, record
+from dit_video.run.fresh_start import check_not_gone
 from dit_video.run.frozen import with_frozen, with_random_frozen
 from dit_video.run.latents import check_cache
 from dit_video.run.open_run import unstyled
@@ -69,10 +72,12 @@ def train(
         ExperimentError: the experiment, its data or its frozen parts do not fit together, or not the folder; names the
             field and what to change.
         RunInUse: another process trains in this folder.
+        CheckpointsGone: the folder has a record of saves and no checkpoint.
         TrainingFault: a fault after which the experiment's policy ends training.
     """
     console = console or Terminal()
     kept = record_of(workdir)
+    steps_of(kept.folder)  # refuses a folder in which no checkpoint could be found again
     if init_from is not None:
         init_from = local_copy(init_from, EXPERIMENT_FILE)
         if not (init_from / EXPERIMENT_FILE).is_file():
@@ -97,6 +102,7 @@ def train(
 
     def begin() -> None:
         kept.pull(EXPERIMENT_FILE)
+        check_not_gone(kept.folder, unstyled(console))
         record(experiment, kept.folder, overrides, allow_change=allow.experiment)
         check_data(data, kept.folder, allow_change=allow.data)
         kept.push()

@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import io
+import json
 import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, TypeVar
 
@@ -17,26 +19,15 @@ _STATUS = re.compile(
     "(RESOURCE_EXHAUSTED|OUT_OF_RANGE|UNAVAILABLE|PERMISSION_DENIED|NOT_FOUND|FAILED_PRECONDITION|DEADLINE_EXCEEDED"
     "|ABORTED|UNAUTHENTICATED|DATA_LOSS|INTERNAL|UNKNOWN): "
 )
-# What may pass by itself: a server that starts again, a network that was cut.
-_PASSING = frozenset(
-    {
-        errno.EIO,
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-        errno.ECONNRESET,
-        errno.ECONNREFUSED,
-        errno.ECONNABORTED,
-        errno.ENOTCONN,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-    }
-)
-_PASSING_HTTP = frozenset({408, 429, *range(500, 600)})
-_PASSING_STATUS = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED")
+# Of these, those that it gives to bytes that were read and do not fit, and to files that are not there. For some of the
+# former it has no status. Where an errno is behind it, it says which; a request over HTTP has an answer.
+_UNFIT = re.compile("(DATA_LOSS|OUT_OF_RANGE|INVALID_ARGUMENT|FAILED_PRECONDITION|NOT_FOUND): |Error (open|read)ing ")
+_ERRNO = re.compile(r"\[os_error_code='(\d+)'\]")
+_HTTP = "[http_response_"
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_ABSENT_ERRNOS = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR}
+# What a parser raises where it meets something else than was written.
+_PARSING = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, StopIteration)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = re.compile(
@@ -46,7 +37,7 @@ _NO_ACCESS = re.compile(
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Seconds before a read that has failed is tried again, one after the other; then the error is raised."""
+"""Seconds before a read that has failed is tried again, one after the other: a minute. Then the error is raised."""
 
 LAST_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """The same for the last checkpoint of a run. A job that is to be ended has minutes, not hours."""
@@ -76,17 +67,11 @@ def raised_by_stores() -> tuple[type[Exception], ...]:
 
 
 class BucketFailed(OSError):
-    """A failure of a bucket, raised by its library as something else than an OSError.
+    """A failure of a bucket, raised by its library as something else than an OSError."""
 
-    Attributes:
-        passing: whether it is transient.
-    """
 
-    def __init__(self, error: Exception):
-        super().__init__(f"{type(error).__name__}: {error}")
-        # Without a code of HTTP there was no answer. Errors of credentials say whether it helps to ask again.
-        code = str(getattr(error, "code", None) or 503)
-        self.passing = bool(getattr(error, "retryable", code.isdigit() and int(code) in _PASSING_HTTP))
+class Unreadable(OSError):
+    """What is stored could not be read, so nothing is known of it."""
 
 
 @contextlib.contextmanager
@@ -97,7 +82,7 @@ def as_os_errors() -> Iterator[None]:
     except raised_by_stores() as error:
         if isinstance(error, OSError | ValueError):
             raise
-        raise BucketFailed(error) from error
+        raise BucketFailed(f"{type(error).__name__}: {error}") from error
 
 
 def fault(error: BaseException) -> BaseException | None:
@@ -110,7 +95,14 @@ def fault(error: BaseException) -> BaseException | None:
 
 def _of_tensorstore(error: ValueError) -> bool:
     """Whether a ValueError is TensorStore's for a failed request; one that the server calls wrong has no status."""
-    return bool(_STATUS.match(str(error))) or "[http_response_" in str(error)
+    text = str(error)
+    return bool(_STATUS.match(text)) or _HTTP in text or "[tensorstore_spec" in text
+
+
+def _of_orbax(error: ValueError) -> bool:
+    """Whether Orbax itself has raised this, which it does for JSON with other keys or values than it writes."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("orbax.")
 
 
 def advice(error: BaseException) -> str:
@@ -128,25 +120,33 @@ def advice(error: BaseException) -> str:
     return "look whether the file system is there and answers"
 
 
-def passes(error: BaseException) -> bool:
-    """Whether a storage failure is transient and worth a retry."""
-    if isinstance(error, Vanished | TimeoutError):
-        return True
-    if isinstance(error, BucketFailed):
-        return error.passing
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _PASSING
-    return bool(_PASSING_STATUS.match(str(error)))
+def is_unfit(error: BaseException) -> bool:
+    """Whether an error in reading says that what was read does not fit, or that a file of it is not there.
+
+    That alone can be damage. Whatever else goes wrong, and what is said in words that are not known here, is not.
+    """
+    if isinstance(error, OSError):
+        return isinstance(error, _ABSENT)
+    text = str(error)
+    if not isinstance(error, ValueError) or isinstance(error, _PARSING):
+        return isinstance(error, _PARSING)
+    if not _of_tensorstore(error):
+        return _of_orbax(error)
+    errnos = {int(number) for number in _ERRNO.findall(text)}
+    return bool(_UNFIT.match(text)) and errnos <= _ABSENT_ERRNOS and _HTTP not in text
 
 
 def read_patiently(read: Callable[[], Result], warn: Callable[[str], None]) -> Result:
-    """Retries `read` on transient storage failures, with growing pauses and a warning each time."""
+    """Retries `read` where the store fails, with growing pauses and a warning each time: for a minute (READ_PAUSES).
+
+    What is not there is not waited for.
+    """
     for pause in READ_PAUSES:
         try:
             return read()
-        except (OSError, ValueError) as error:
-            if not passes(error):
-                raise
+        except FileNotFoundError:
+            raise
+        except OSError as error:
             warn(f"cannot read: {error}; trying again in {pause:.0f} s")
         time.sleep(pause)
     return read()

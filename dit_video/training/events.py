@@ -23,6 +23,8 @@ class Kind(enum.StrEnum):
 
     NOT_FINITE = "not finite"
     SPIKE = "spike"
+    WEIGHTS = "weights"
+    """What would have been saved is not finite, or out of all proportion to the last checkpoint."""
     UNDECODABLE = "undecodable"
 
 

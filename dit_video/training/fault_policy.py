@@ -16,6 +16,9 @@ from dit_video.training.events import Done, Event, Kind
 
 # A share of a few says nothing: so many records may always be replaced.
 FEW_REPLACED = 10
+# Weights whose norm is so many times that of the last checkpoint, or so small a part of it, are ruined: no learning
+# rate that a network learns with does that between two saves.
+NORM_CHANGE = 100.0
 # The deviation of normal noise is so many times its median absolute deviation.
 _MAD_TO_DEVIATION = 1.4826
 
@@ -52,7 +55,9 @@ class RollBack:
     """Policy: roll back to the last good checkpoint and continue with the batch after the one at fault.
 
     The batches between are left out, too. How far it goes back depends on how often checkpoints are saved; the first is
-    saved before the first step, and a run that is stopped saves one more.
+    saved before the first step, and a run that is stopped saves one more. Where the run fails again and comes no
+    further than before, the fault may be in that checkpoint: it is set aside and the one before it is taken, as long as
+    there is one.
 
     Attributes:
         limit: more often than this to the same step ends the run.
@@ -94,7 +99,9 @@ class Faults:
     """Policies for training faults, as a value of an experiment.
 
     Attributes:
-        not_finite: about a loss or a gradient norm that is not finite.
+        not_finite: about a loss or a gradient norm that is not finite, and about weights that are not, or whose norm
+            is NORM_CHANGE times that of the last checkpoint: these are looked at before they are saved. An update that
+            is made cannot be skipped, so Skip then ends the run.
         undecodable_share: 0 ends the run at the first record that cannot be read or decoded. Above, such a record is
             replaced by the next of its epoch that can, until more than FEW_REPLACED and more than this share of all
             rows so far, over all processes, have been.
@@ -194,6 +201,11 @@ class FaultDetector:
     def error(self, event: Event) -> TrainingFault:
         """The exception for an `event` that ends the run."""
         where = f"step {event.step}, batch {event.batch}"
+        if event.kind is Kind.WEIGHTS:
+            return TrainingFault(
+                f"{' and '.join(event.what)} at {where}: not saved, the last checkpoint is from before it. Lower "
+                "config.optimizer.learning_rate or clip_norm, or let config.faults.not_finite be RollBack()"
+            )
         if event.kind is Kind.UNDECODABLE:
             names = "\n".join(f"  {what}" for what in event.what)
             return TrainingFault(
@@ -217,6 +229,21 @@ class FaultDetector:
             f"config.optimizer.learning_rate or clip_norm, or look at that batch{other}; the last checkpoint is from "
             "before it"
         )
+
+
+def ruined(norms: Mapping[str, float], past: Mapping[str, float]) -> list[str]:
+    """What is wrong with arrays that are to be saved, in words; empty where nothing is.
+
+    Args:
+        norms: of the weights, their average and the optimizer's state.
+        past: those of the checkpoint before. What was 0, as a state that has not begun, may become anything.
+    """
+    wrong = [f"the norm of {name} is {norm}" for name, norm in norms.items() if not math.isfinite(norm)]
+    for name in ("params", "ema"):
+        before, norm = past[name], norms[name]
+        if before > 0 and math.isfinite(norm) and not 1 / NORM_CHANGE < norm / before < NORM_CHANGE:
+            wrong.append(f"the norm of {name} is {norm:.4g}, and was {before:.4g} in the checkpoint before")
+    return wrong
 
 
 def _not_finite(values: Mapping[str, float]) -> list[str]:

@@ -1,16 +1,18 @@
-"""Handling of training faults in the loop: fetches, records and checks metrics; rolls a run back, or stops it."""
+"""Handling of training faults in the loop: checks metrics, and weights before a save; rolls a run back, or stops it."""
 
 import dataclasses
 import json
 import math
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
+import optax
 
 from dit_video.data.loader import Replaced
 from dit_video.distributed import processes
-from dit_video.training.events import Done, Event
-from dit_video.training.fault_policy import FaultDetector, Faults
+from dit_video.training.events import Done, Event, Kind
+from dit_video.training.fault_policy import FaultDetector, Faults, RollBack, ruined
 from dit_video.training.goodput import Activity
 from dit_video.training.learner import Learner
 from dit_video.training.protocols import Saver
@@ -24,10 +26,19 @@ class FaultRecovery:
     Metrics stay on the device until `fetch`, so that steps are dispatched without waiting for each other.
     """
 
-    def __init__(self, faults: Faults, learner: Learner, recorder: Recorder, saver: Saver, *, batch_size: int):
-        """`batch_size` is that of the global batch."""
+    def __init__(
+        self,
+        faults: Faults,
+        learner: Learner,
+        recorder: Recorder,
+        saver: Saver,
+        state: TrainState,
+        *,
+        batch_size: int,
+    ):
+        """`state` is what training starts from, `batch_size` that of the global batch."""
         self._faults, self._learner, self._recorder, self._saver = faults, learner, recorder, saver
-        self._batch_size = batch_size
+        self._batch_size, self._norms = batch_size, _norms_of(state)
         self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
         self._begin()
 
@@ -63,6 +74,26 @@ class FaultRecovery:
             self._stop(fatal)
         return lines[-1][2]["loss"] if lines else math.nan, fatal
 
+    def judge(self, step: int, state: TrainState) -> Event | None:
+        """Looks at the weights that are to be saved: a step's loss and gradient are of those before its update.
+
+        Returns:
+            The event to roll back for, if any.
+
+        Raises:
+            TrainingFault: they must not be saved, and training cannot go on.
+        """
+        norms = _norms_of(state)
+        if not (what := ruined(norms, self._norms)):
+            self._norms = norms
+            return None
+        done = Done.ROLLED_BACK if isinstance(self._faults.not_finite, RollBack) else Done.STOPPED
+        batch = self._learner.batches.next_batch - 1
+        event = Event(step=step, batch=batch, kind=Kind.WEIGHTS, done=done, what=tuple(what))
+        if done is Done.STOPPED:
+            self._stop(event)
+        return event
+
     def roll_back(self, event: Event, state: TrainState) -> TrainState:
         """Restores the last good checkpoint before `event`, to continue with the batches after it; `state` is deleted.
 
@@ -74,13 +105,16 @@ class FaultRecovery:
         self._saver.wait()
         for leaf in jax.tree.leaves(state):
             leaf.delete()  # there may be no room for two
-        saved = self._saver.resume(self._learner.program.shapes, recorder.note)
+        # Where the run was rolled back to, and came no further than before.
+        failed_from = {past.to for past in recorder.events if past.to is not None and past.step >= event.step}
+        saved = self._saver.resume(self._learner.program.shapes, recorder.note, failed_from=failed_from)
         if saved is None or sum(e.to == saved.step for e in recorder.events) >= self._faults.roll_backs(event.kind):
             self._stop(event)
         recorder.rewind(saved.step)
         event = dataclasses.replace(event, to=saved.step, next_batch=event.batch + 1)
         recorder.events.add(event)
         self._learner.batches.seek(event.batch + 1)
+        self._norms = _norms_of(saved.state)
         self._begin()
         recorder.note(
             f"{event.kind} at step {event.step}, {' and '.join(event.what)}: back to step {saved.step}, on with batch "
@@ -104,6 +138,20 @@ class FaultRecovery:
     def _stop(self, event: Event) -> NoReturn:
         self._recorder.events.add(dataclasses.replace(event, done=Done.STOPPED))
         raise self._detector.error(event)
+
+
+@jax.jit
+def _norms(state: TrainState) -> dict[str, jax.Array]:
+    trees = {name: tree for name, tree in state._asdict().items() if name != "step"}
+    return {name: optax.tree.norm(_floats(tree)) for name, tree in trees.items()}
+
+
+def _floats(tree: Any) -> list[jax.Array]:
+    return [x.astype(jnp.float32) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def _norms_of(state: TrainState) -> dict[str, float]:
+    return {name: float(norm) for name, norm in jax.device_get(_norms(state)).items()}
 
 
 def _parsed(text: str) -> list[Replaced]:

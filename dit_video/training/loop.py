@@ -52,7 +52,7 @@ def train(
         saver.save(step, state, batches.next_batch)
     if (after := recorder.events.next_batch(step)) is not None:
         batches.seek(after)  # this step was gone back to, and batches were left out
-    fault_recovery = FaultRecovery(faults, learner, recorder, saver, batch_size=observers.work.clips)
+    fault_recovery = FaultRecovery(faults, learner, recorder, saver, state, batch_size=observers.work.clips)
     window = Window(step, batches.wait_seconds)
     trace = Trace(observers.profile, step, recorder.note)
     stopping = stop.reached(step)
@@ -78,6 +78,8 @@ def train(
         if look:
             # Everything up to this step is written down, and found good, before anything is saved, fails or is killed.
             loss, undone = fault_recovery.fetch()
+            if undone is None and save:
+                undone = fault_recovery.judge(step, state)
             if undone is not None:
                 state = fault_recovery.roll_back(undone, state)
                 step = int(state.step)

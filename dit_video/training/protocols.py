@@ -1,6 +1,6 @@
 """Protocols of the training loop: an iterator of batches and a saver of checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Protocol, runtime_checkable
 
 from dit_video.checkpoint.checkpoints import Saved
@@ -41,6 +41,8 @@ class Saver(Protocol):
         """Waits until every save that was started is complete."""
         ...
 
-    def resume(self, shapes: TrainState, warn: Callable[[str], None]) -> Saved[TrainState] | None:
-        """Restores the last good checkpoint; None where there is none."""
+    def resume(
+        self, shapes: TrainState, warn: Callable[[str], None], *, failed_from: Container[int] = ()
+    ) -> Saved[TrainState] | None:
+        """Restores the last good checkpoint, of `failed_from` only where none is before; None where there is none."""
         ...

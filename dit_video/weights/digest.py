@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, UInt32
+from jaxtyping import Array, UInt32
 
 
 def digest_leaves(tree: Any) -> Any:
@@ -36,7 +36,7 @@ def seal(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def digest_part(part: Float32[np.ndarray, "..."], start: Sequence[int]) -> int:
+def digest_part(part: np.ndarray, start: Sequence[int]) -> int:
     """Contribution of a part of an array to its checksum, which is the sum over all parts, modulo 2^32.
 
     The same sum, but taken along one axis at a time, so that no temporary is as large as the part.
@@ -44,7 +44,7 @@ def digest_part(part: Float32[np.ndarray, "..."], start: Sequence[int]) -> int:
     Args:
         start: where in the whole array, along each axis, the part begins.
     """
-    words = np.asarray(part.view(np.uint32))
+    words = np.asarray(part).view(f"u{part.dtype.itemsize}").astype(np.uint32, copy=False)
     total = 3 * int(words.sum(dtype=np.uint32))
     for axis, first in enumerate(start):
         rest = tuple(other for other in range(words.ndim) if other != axis)

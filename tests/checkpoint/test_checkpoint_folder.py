@@ -77,6 +77,17 @@ def test_a_step_is_there_once_it_is_complete(place):
     assert not place.steps.has(30)
 
 
+def test_complete_steps_are_listed_in_order_and_can_be_read(place):
+    assert place.steps.complete() == []
+    for number in (12, 2):
+        place.step(number)
+    place.half_step(7)
+    assert place.steps.complete() == [2, 12]
+    place.steps.read(12)
+    with pytest.raises(FileNotFoundError):
+        place.steps.read(3)
+
+
 def test_half_written_steps_are_named_in_order(place):
     assert place.steps.unfinished() == place.steps.half_written(1) == []
     place.step(2)

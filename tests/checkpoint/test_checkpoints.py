@@ -1,10 +1,12 @@
 import contextlib
+import errno
 import gc
 import json
 import os
 import random
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from dit_video.checkpoint.compatibility import OtherNetwork
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER
 from dit_video.checkpoint.retention import Keep, Retention
 from dit_video.distributed.sharding import place
+from dit_video.storage import failures
 from dit_video.training.optimizer import EMA, AdamW, Group, Muon
 from dit_video.training.step import Program, TrainState, make_program
 
@@ -268,6 +271,13 @@ def test_whatever_happens_to_a_file_is_found_or_changes_nothing(copied, workdir,
             assert (saved.step, saved.next_batch, saved.experiment) == (2, 20, EXPERIMENT)
 
 
+def test_what_orbax_itself_refuses_is_damage(copied, workdir):
+    file = workdir / FOLDER / "2" / "_CHECKPOINT_METADATA"
+    file.write_bytes(file.read_bytes().replace(b"commit_timestamp", b"commiT_timestamp"))
+    with pytest.raises(DamagedCheckpoint, match="unknown key commiT_timestamp_nsecs"):
+        copied.restore(SMALL_SHAPES, 2)
+
+
 def test_the_last_good_step_is_used_and_what_is_damaged_is_set_aside(copied, workdir):
     flip_bit(workdir / FOLDER / "2" / "ema", 0.5)
     files = {p.name: p.read_bytes() for p in (workdir / FOLDER / "2").rglob("*") if p.is_file()}
@@ -315,8 +325,9 @@ def test_another_network_or_optimizer_is_not_damage(copied, workdir):
     assert not (workdir / DAMAGED_FOLDER).exists()
 
 
-def test_what_hinders_reading_is_not_damage(copied, workdir):
+def test_what_hinders_reading_is_not_damage(copied, workdir, monkeypatch):
     """No file descriptor is left, as on a machine that is overloaded."""
+    monkeypatch.setattr(failures, "READ_PAUSES", (0.0,))
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     number = os.open(workdir, os.O_RDONLY)
     os.close(number)
@@ -328,6 +339,57 @@ def test_what_hinders_reading_is_not_damage(copied, workdir):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert copied.resume(SMALL_SHAPES, print).step == 2
     assert not (workdir / DAMAGED_FOLDER).exists()
+
+
+@pytest.mark.parametrize("pattern", [file for file in FILES if not file.startswith(ITEMS[1:])])
+@pytest.mark.parametrize("leads_to", ["itself", "nothing"])
+def test_a_file_that_a_store_does_not_give_is_not_damage(copied, workdir, monkeypatch, pattern, leads_to):
+    """A link that leads in a circle is an error of the store, and one to nothing is listed and not there."""
+    monkeypatch.setattr(failures, "READ_PAUSES", ())
+    (file,) = (workdir / FOLDER / "2").glob(pattern)
+    away = file.rename(workdir / "away")
+    file.symlink_to(file if leads_to == "itself" else workdir / "nowhere")
+    with contextlib.suppress(OSError):  # not every file is read
+        assert copied.resume(SMALL_SHAPES, print).step == 2
+    assert copied.steps == [1, 2]
+    assert not (workdir / DAMAGED_FOLDER).exists()
+    away.replace(file)
+    assert copied.resume(SMALL_SHAPES, print).step == 2
+
+
+def test_a_store_that_fails_for_a_moment_is_waited_for(copied, workdir, messages, monkeypatch):
+    monkeypatch.setattr(failures, "READ_PAUSES", (0.1,) * 50)
+    (file,) = (workdir / FOLDER / "2").glob("params/ocdbt.process_0/d/*")
+    away = file.rename(workdir / "away")
+    file.symlink_to(file)
+    threading.Timer(0.5, away.replace, [file]).start()
+    assert copied.resume(SMALL_SHAPES, messages.append).step == 2
+    assert not (workdir / DAMAGED_FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "unfit"),
+    [
+        (ValueError('DATA_LOSS: Error opening "zarr3" driver: Expected 4 bytes'), True),
+        (ValueError("Error opening \"cast\" driver: Error parsing [tensorstore_spec='{}']"), True),
+        (ValueError("Words that nobody knows [tensorstore_spec='{}']"), False),
+        (ValueError("NOT_FOUND: Error reading local file [os_error_code='2']"), True),
+        (ValueError("FAILED_PRECONDITION: Error reading local file [os_error_code='107']"), False),
+        (ValueError("UNKNOWN: Error opening \"zarr3\" driver [os_error_code='5']"), False),
+        (ValueError("PERMISSION_DENIED: Error reading local file [os_error_code='13']"), False),
+        (ValueError("NOT_FOUND: Error reading [http_response_code='404']"), False),
+        (ValueError("words that nobody knows"), False),
+        (json.JSONDecodeError("Expecting value", "", 0), True),
+        (KeyError("value_metadata"), True),
+        (FileNotFoundError("_METADATA"), True),
+        (PermissionError("_METADATA"), False),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (MemoryError(), False),
+        (RuntimeError("words that nobody knows"), False),
+    ],
+)
+def test_only_what_was_read_can_be_unfit(error, unfit):
+    assert failures.is_unfit(error) == unfit
 
 
 def test_a_half_written_step_is_set_aside_and_never_loaded(copied, workdir):

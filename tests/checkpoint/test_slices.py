@@ -15,7 +15,7 @@ import pytest
 from toys import small_mesh
 
 from dit_video.checkpoint.checkpoints import Checkpoints
-from dit_video.checkpoint.integrity import contents, verify
+from dit_video.checkpoint.integrity import contents
 from dit_video.checkpoint.slices import Layout, Slice, digest_slices, save_slices
 from dit_video.weights.digest import digest_leaves
 
@@ -55,7 +55,7 @@ def test_every_item_reads_back_bit_by_bit(params, axes, tmp_path):
         actual = contents(checkpoints, 0)
         assert (actual.next_batch, actual.experiment, actual.num_arrays) == (0, {"task": "none"}, 2 * len(SHAPES))
         assert actual.items["ema"].num_bytes == 4 * sum(map(math.prod, SHAPES.values()))
-        verify(checkpoints, 0, lambda number: None)
+        checkpoints.verify(0, lambda number: None)
         saved = checkpoints.metadata()["digests"]
         assert saved["params"] == saved["ema"] == {f"['{name}']": digest for name, digest in digests.items()}
         for ema in (False, True):

@@ -1,9 +1,15 @@
 """Storage failures while saving (full, read-only, gone): training goes on with a warning, no checkpoint is lost."""
 
+import contextlib
 import errno
 import json
+import logging
+import sys
 import threading
+import time
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +20,12 @@ from rich.console import Console
 from stores import Limited
 
 from dit_video.checkpoint import checkpoints as checkpoint
+from dit_video.checkpoint import folder as folder_module
 from dit_video.checkpoint import writer
 from dit_video.checkpoint.checkpoints import Checkpoints, NotSaved
 from dit_video.checkpoint.folder import FOLDER
 from dit_video.checkpoint.listener import SaveListener
+from dit_video.checkpoint.orbax import quiet
 from dit_video.checkpoint.retention import Best, Keep, Retention
 from dit_video.storage import failures
 from dit_video.training.step import TrainState
@@ -139,16 +147,17 @@ def test_a_folder_that_comes_back_is_waited_for_and_not_taken_for_damaged(store,
 
 
 @pytest.mark.parametrize(
-    ("error", "passes"),
+    ("error", "waits"),
     [
         (OSError(errno.ESTALE, "stale"), True),
+        (OSError(errno.EACCES, "denied"), True),
         (TimeoutError(), True),
-        (ValueError("UNAVAILABLE: connection refused"), True),
-        (OSError(errno.EACCES, "denied"), False),
+        (failures.Unreadable("/runs/checkpoints/3: words that nobody knows"), True),
+        (FileNotFoundError("/runs/checkpoints/3"), False),
         (ValueError("/runs/checkpoints/3: params is damaged"), False),
     ],
 )
-def test_only_what_may_pass_is_waited_for(error, passes, messages, monkeypatch):
+def test_a_store_that_fails_is_waited_for_and_damage_is_not(error, waits, messages, monkeypatch):
     monkeypatch.setattr(failures, "READ_PAUSES", (0.0, 0.0))
 
     def read() -> None:
@@ -156,7 +165,7 @@ def test_only_what_may_pass_is_waited_for(error, passes, messages, monkeypatch):
 
     with pytest.raises(type(error)):
         failures.read_patiently(read, messages.append)
-    assert len(messages) == (2 if passes else 0)
+    assert len(messages) == (2 if waits else 0)
 
 
 def test_a_mistake_in_a_program_is_no_failure_of_the_store(checkpoints, messages):
@@ -181,6 +190,127 @@ def test_every_save_is_on_record_with_what_it_cost(store, messages):
     cost = lines[0]
     assert cost["bytes"] == sum(x.nbytes for x in jax.tree.leaves((STATE.params, STATE.ema, STATE.opt_state)))
     assert 0 < cost["digest_seconds"] < cost["blocking_seconds"] < cost["digest_seconds"] + cost["written_seconds"]
+    assert cost["read_seconds"] > 0
+
+
+# --- read again ---
+
+
+@contextlib.contextmanager
+def before_it_is_read_again(checkpoints: Checkpoints, step: int):
+    """Saves; the block finds the step written, and the background thread that reads it again waits for its end."""
+    done = threading.Event()
+    checkpoints._writer._waiter.submit(done.wait)
+    checkpoints.save(step, STATE, next_batch=step)
+    while not checkpoints._folder.has(step):
+        time.sleep(0.01)
+    yield checkpoints._folder.path / str(step)
+    done.set()
+    checkpoints.wait()
+
+
+@pytest.fixture
+def lines() -> list[Mapping[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def recorded(tmp_path, messages, lines, monkeypatch):
+    """Keeps one step."""
+    monkeypatch.setattr(failures, "READ_PAUSES", (0.0,))
+    monkeypatch.setattr(checkpoint, "LAST_PAUSES", (0.0,))
+    listener = SaveListener(warn=messages.append, record=lines.append)
+    opened = Checkpoints(tmp_path / "run", retention=Retention(Keep(latest=1)), experiment={}, listener=listener)
+    yield opened
+    opened.close()
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def test_a_save_that_cannot_be_read_is_none_and_costs_no_earlier_one(recorded, messages, lines):
+    assert saved(recorded, 1) == [1]
+    with before_it_is_read_again(recorded, 2) as folder:
+        (folder / "params" / "manifest.ocdbt").write_bytes(b"")
+    assert recorded.steps == [1]
+    assert recorded.restore(SHAPES).step == 1
+    assert "checkpoints/2: written, but not readable: " in messages[-1]
+    assert "the last checkpoint is of step 1" in messages[-1]
+    assert "failed" in lines[-1]
+    assert saved(recorded, 3) == [3]
+
+
+def test_of_the_first_save_of_a_run_all_arrays_are_read_again(recorded, messages):
+    """A flipped bit among the numbers is not in the index."""
+    with before_it_is_read_again(recorded, 1) as folder:
+        flip(max((folder / "ema" / "d").iterdir(), key=lambda file: file.stat().st_size))
+    assert recorded.steps == []
+    assert "ema" in messages[-1]
+    assert saved(recorded, 2) == [2]
+
+
+def test_a_save_that_cannot_be_read_now_stays_and_is_read_later(recorded, messages, lines):
+    """The file leads in a circle: an error of the store that is none of the file."""
+    saved(recorded, 1)
+    with before_it_is_read_again(recorded, 2) as folder:
+        file = folder / "params" / "_METADATA"
+        file.rename(folder.parent / "elsewhere")
+        file.symlink_to(file)
+    assert recorded.steps == [1, 2]
+    assert "checkpoints/2: written, but could not be read again: OSError: [Errno 40]" in messages[-1]
+    with pytest.raises(NotSaved):
+        recorded.finish(2, STATE, next_batch=2)
+    (folder.parent / "elsewhere").replace(file)
+    recorded.finish(2, STATE, next_batch=2)
+    assert recorded.steps == [2]
+    assert ["failed" in line for line in lines] == [False, True, True, True, False]
+
+
+def test_a_save_is_on_record_as_soon_as_it_counts(recorded, lines):
+    """Not only when the next one begins: the loop asks after each step."""
+    recorded.save(1, STATE, next_batch=1)
+    while not lines:
+        assert not recorded.overdue()
+        time.sleep(0.01)
+    assert lines[0]["step"] == 1
+    recorded.wait()
+    assert len(lines) == 1
+
+
+def test_silence_ends_with_the_last_who_asked_for_it():
+    """Whichever thread came first."""
+    level, hook, filters = logging.getLogger("absl").level, sys.unraisablehook, warnings.filters[:]
+    with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+        one.enter_context(quiet())
+        other.enter_context(quiet())
+        one.close()
+        assert logging.getLogger("absl").level == logging.CRITICAL
+    assert (logging.getLogger("absl").level, sys.unraisablehook, warnings.filters) == (level, hook, filters)
+
+
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused_and_would_be_found_out(tmp_path, messages, monkeypatch):
+    """By what is read again, as any other path would that a library takes for something else."""
+    for name in ("a[b]", "a*", "a?", "a[b]/c"):
+        with pytest.raises(ValueError, match=r"stands for a pattern to Orbax, .*rename the folder"):
+            Checkpoints(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "[1]")
+    with pytest.raises(ValueError, match="stands for a pattern"):
+        Checkpoints(tmp_path / "link")
+    monkeypatch.setattr(folder_module, "_PATTERN", "")
+    with Checkpoints(tmp_path / "a[b]", experiment={}, listener=SaveListener(warn=messages.append)) as checkpoints:
+        assert saved(checkpoints, 1) == []
+    assert "written, but not readable" in messages[0]
+
+
+@pytest.mark.parametrize("name", ["a b", "a]b", "50%", "a#b", "{a}", "run@2", "a:b", "x.orbax-checkpoint-tmp", "ä\nb"])
+def test_other_paths_are_no_patterns(tmp_path, messages, name):
+    with Checkpoints(tmp_path / name, experiment={}, listener=SaveListener(warn=messages.append)) as checkpoints:
+        assert saved(checkpoints, 1) == [1]
+        assert checkpoints.restore(SHAPES).step == 1
+    assert messages == []
 
 
 def test_a_listener_is_called_when_a_save_begins_and_when_it_has_ended(tmp_path):

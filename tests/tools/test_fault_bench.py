@@ -11,7 +11,7 @@ from tools import flip_bench, reliability_page
 
 def test_a_difference_that_nothing_detects_counts_as_silent(tmp_path):
     """The bench compares with another state than was saved, as if all of it had changed on the way."""
-    state = flip_bench._state()
+    state = flip_bench.example_state()
     with Checkpoints(tmp_path, experiment={"seed": 3}) as checkpoints:
         checkpoints.save(flip_bench.STEP, state, next_batch=20)
         checkpoints.wait()

@@ -1,7 +1,9 @@
 """Laws of training faults: detection, reaction, and that neither changes when the run is killed."""
 
+import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,23 @@ import pytest
 from line_training import Killed, Run, line_program, train_lines, without_rates
 from toys import line_batch
 
+from dit_video.checkpoint.folder import LocalSteps
 from dit_video.data.batch import Batch
 from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind, read_events, summary
-from dit_video.training.fault_policy import FaultDetector, Faults, Note, NotFinite, RollBack, Skip, Spike, TrainingFault
+from dit_video.training.fault_policy import (
+    FaultDetector,
+    Faults,
+    Note,
+    NotFinite,
+    RollBack,
+    Skip,
+    Spike,
+    TrainingFault,
+    ruined,
+)
 from dit_video.training.goodput import Activity, read_goodput
+from dit_video.training.step import Program
 
 NUM_STEPS = 10
 WHAT = ("loss", "gradient norm")
@@ -142,13 +156,79 @@ def test_before_the_first_save_a_run_rolls_back_to_its_start(program, tmp_path):
 def test_so_many_roll_backs_to_one_step_and_no_more(program, tmp_path):
     options = {"faults": Faults(not_finite=RollBack(limit=2)), "num_steps": NUM_STEPS}
     assert train_lines(program, tmp_path / "two", before=poisoned(2, 4), **options).step == NUM_STEPS
-    with pytest.raises(NotFinite, match=r"step 4, batch 5, after as many roll-backs to one step as .*limit=2 allows"):
-        train_lines(program, tmp_path / "three", before=poisoned(2, 3, 5), **options)
+    with pytest.raises(NotFinite, match=r"step 1, batch 3, after as many roll-backs to one step as .*limit=2 allows"):
+        train_lines(program, tmp_path / "three", before=poisoned(0, 2, 3), save_every=5, **options)
     assert [(e.done, e.to) for e in read_events(tmp_path / "three")] == [
-        (Done.ROLLED_BACK, 2),
-        (Done.ROLLED_BACK, 2),
+        (Done.ROLLED_BACK, 0),
+        (Done.ROLLED_BACK, 0),
         (Done.STOPPED, None),
     ]
+
+
+def test_a_run_that_fails_again_and_comes_no_further_goes_one_checkpoint_back(program, tmp_path):
+    """Bad at step 5: back to step 4, which is then as bad; back to step 2, whose batches are then others."""
+    faults = Faults(not_finite=RollBack())
+    run = train_lines(program, tmp_path / "run", before=poisoned(4, 5), faults=faults, num_steps=NUM_STEPS)
+    assert [(event.step, event.batch, event.to) for event in run.events] == [(5, 5, 2)]
+    assert [line["step"] for line in run.record if "loss" in line] == list(range(1, NUM_STEPS + 1))
+    by_hand = program.init(0)
+    for index in (0, 1, 6, 7, 8, 9, 10, 11, 12, 13):
+        by_hand, _ = program.step(by_hand, None, line_batch(index), 0)
+    jax.tree.map(np.testing.assert_array_equal, run.state, by_hand)
+    aside = LocalSteps(tmp_path / "run").aside()
+    assert [(Path(one.folder).name, one.why) for one in aside] == [("4", "the run has failed again from here on")]
+
+
+def test_a_run_that_fails_everywhere_ends(program, tmp_path):
+    """It goes back from one checkpoint to the other, to the first, and there as often as is allowed."""
+    faults = Faults(not_finite=RollBack(limit=2))
+    with pytest.raises(NotFinite, match="after as many roll-backs to one step"):
+        train_lines(program, tmp_path / "run", before=poisoned(*range(5, 40)), faults=faults, num_steps=NUM_STEPS)
+    assert {event.to for event in read_events(tmp_path / "run")} == {0, None}
+
+
+# --- weights ---
+
+
+def ruining(program: Program, step: int, by: float) -> Program:
+    """The program whose update of this step multiplies the weights, once; loss and gradient are good."""
+    done = []
+
+    def ruined_step(state, frozen, batch, seed):
+        state, metrics = program.step(state, frozen, batch, seed)
+        if int(state.step) == step and not done:
+            done.append(step)
+            state = state._replace(params={name: x * by for name, x in state.params.items()})
+        return state, metrics
+
+    return dataclasses.replace(program, step=ruined_step)
+
+
+@pytest.mark.parametrize("by", [np.nan, np.inf, 1e3, 1e-3])
+def test_weights_that_the_last_update_has_ruined_are_not_saved(program, tmp_path, by):
+    with pytest.raises(TrainingFault, match=r"the norm of params is .* at step 4, batch 3: not saved"):
+        train_lines(ruining(program, 4, by), tmp_path / "run", num_steps=NUM_STEPS)
+    assert LocalSteps(tmp_path / "run").complete() == [2]
+    (event,) = read_events(tmp_path / "run")
+    assert (event.step, event.kind, event.done) == (4, Kind.WEIGHTS, Done.STOPPED)
+
+
+def test_from_ruined_weights_the_run_goes_back_to_those_before(program, tmp_path):
+    """Found at a save in the middle of an interval of logging, and the same after a kill just after."""
+    options = {"faults": Faults(not_finite=RollBack()), "num_steps": NUM_STEPS, "log_every": 5}
+    run = train_lines(ruining(program, 4, np.nan), tmp_path / "run", **options)
+    assert [(e.step, e.kind, e.to, e.next_batch) for e in run.events] == [(4, Kind.WEIGHTS, 2, 4)]
+    assert run.saved[-1] == NUM_STEPS
+    with pytest.raises(Killed):
+        train_lines(ruining(program, 4, np.nan), tmp_path / "killed", before=killed_at(4, poisoned()), **options)
+    assert_same_run(train_lines(program, tmp_path / "killed", **options), run)
+
+
+def test_weights_may_grow_as_they_learn_and_from_nothing():
+    past = {"params": 2.0, "ema": 0.0, "opt_state": 0.0}
+    assert ruined({"params": 50.0, "ema": 7.0, "opt_state": 1e6}, past) == []
+    assert ruined({"params": 2.0, "ema": 1.0, "opt_state": np.inf}, past) == ["the norm of opt_state is inf"]
+    assert len(ruined({"params": 201.0, "ema": np.nan, "opt_state": 0.0}, past)) == 2
 
 
 # --- spikes ---
