@@ -37,11 +37,12 @@ def run_ingest(arguments: argparse.Namespace) -> int:
             arguments.sources,
             str(arguments.out),
             labels=_label_table(arguments),
+            group=arguments.group,
             held_out_fraction=arguments.held_out_fraction,
             transcoding=Transcoding(max_size=arguments.max_size, num_workers=arguments.num_workers),
             progress=show,
         )
-    for line in manifest.settings.get("warnings", ()):
+    for line in _warnings(manifest):
         console.print(f"warning: {line}", style="yellow")
     _print_skipped(console, manifest)
     _print_notes(console, manifest)
@@ -49,6 +50,12 @@ def run_ingest(arguments: argparse.Namespace) -> int:
     out = arguments.out
     console.print(f"{out}: {counts}; look at it with: dit-video data inspect {out}")
     return 0
+
+
+def _warnings(manifest: Manifest) -> list[str]:
+    warnings = manifest.settings.get("warnings", {})
+    # Of a set of before a list.
+    return [line for lines in warnings.values() for line in lines] if isinstance(warnings, dict) else list(warnings)
 
 
 def _label_table(arguments: argparse.Namespace) -> LabelTable | None:

@@ -43,19 +43,36 @@ def list_files(sources: Sequence[Path]) -> list[SourceFile]:
     items = []
     for source in sources:
         items += [_source_file(source, name, reason) for name, reason in _list(source)]
-    counts = Counter(item.key for item in items)
-    if len(counts) < len(items):
-        items = [replace(item, key=f"{item.source.name}/{item.name}") for item in items]
-        for key, count in Counter(item.key for item in items).items():
-            if count > 1:
-                raise ValueError(f"{key}: {count} files of this name; give each source once, under a name of its own")
-    return items
+    keys = keys_of([(item.source.name, item.key) for item in items])
+    return [replace(item, key=key) for item, key in zip(items, keys)]
+
+
+def keys_of(named: Sequence[tuple[str, str]]) -> list[str]:
+    """Unique keys of files: their names within their sources, or source/name where two sources hold one name.
+
+    Args:
+        named: names of the source and of the file in it.
+
+    Raises:
+        ValueError: that is not unique either.
+    """
+    if len({name for _, name in named}) == len(named):
+        return [name for _, name in named]
+    keys = [f"{source}/{name}" for source, name in named]
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise ValueError(f"{key}: {count} files of this name; give each source once, under a name of its own")
+    return keys
 
 
 def _source_file(source: Path, name: str, reason: str) -> SourceFile:
-    # Python keeps bytes of names that are not UTF-8 as characters that no file of text, TFDS or terminal takes.
-    key = name.encode("utf-8", "backslashreplace").decode()
+    key = plain_name(name)
     return SourceFile(source=source, name=name, key=key, reason=reason if key == name else "its name is not UTF-8")
+
+
+def plain_name(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8, of which Python makes no characters, by their numbers."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _list(source: Path) -> Iterator[tuple[str, str]]:
@@ -144,15 +161,15 @@ def files(items: Sequence[SourceFile], spool: Path) -> Iterator[tuple[SourceFile
     """Yields a path for each file, in order;
     members of a tar are copied into `spool` one by one, as they are asked for.
     """
-    for source in dict.fromkeys(item.source for item in items):
+    for number, source in enumerate(dict.fromkeys(item.source for item in items)):
         of_source = [item for item in items if item.source == source]
         if source.is_dir():
             yield from ((item, source / item.name) for item in of_source)
         else:
-            yield from _extracted(source, of_source, spool)
+            yield from _extracted(source, of_source, spool, f"{number}")
 
 
-def _extracted(source: Path, items: list[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Path]]:
+def _extracted(source: Path, items: list[SourceFile], spool: Path, name: str) -> Iterator[tuple[SourceFile, Path]]:
     # The listing and this pass see the same members in the same order.
     expected = iter(items)
     with tarfile.open(source) as archive:
@@ -160,7 +177,8 @@ def _extracted(source: Path, items: list[SourceFile], spool: Path) -> Iterator[t
             if member.isdir():
                 continue
             item = next(expected)
-            path = spool / f"{source.name}-{member.offset}{PurePosixPath(member.name).suffix}"
+            # Two tars may have one name.
+            path = spool / f"tar{name}-{member.offset}{PurePosixPath(member.name).suffix}"
             if not item.reason and (content := archive.extractfile(member)):
                 with content, path.open("wb") as copy:
                     shutil.copyfileobj(content, copy)

@@ -56,11 +56,19 @@ def _add_ingest(commands) -> None:
     parser = command(commands, "ingest", "turn folders and tars of videos into a data set", INGEST)
     parser.add_argument("sources", nargs="+", type=path_text, metavar="FOLDER_OR_TAR")
     parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="new folder for the set")
-    parser.add_argument("--labels", type=path, metavar="FILE", help="CSV, TSV or JSON lines, a row for each file")
+    parser.add_argument(
+        "--labels", type=path, metavar="FILE", help="CSV, TSV, JSON lines or Parquet, a row for each file"
+    )
     parser.add_argument("--key", default="key", metavar="COL", help="column that names a file (default: key)")
     parser.add_argument("--label", metavar="COL", help="column with the class")
     parser.add_argument("--caption", metavar="COL", help="column with a sentence")
     parser.add_argument("--split", metavar="COL", help="column with train, test, val, validation or held_out")
+    parser.add_argument(
+        "--group",
+        metavar="PATTERN|COL",
+        help="what clips of one source have in common, which stay on one side of the split: a column, a field of "
+        "clip.json, or a regular expression on paths, of which the first (...) counts",
+    )
     parser.add_argument(
         "--held_out_fraction", type=float, default=0.1, metavar="F", help="share held out (default 0.1)"
     )

@@ -1,0 +1,75 @@
+"""An ingest that is killed at any moment goes on to the set that it would have made, and decodes nothing twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sample_videos import waves, write
+
+from dit_video.ingest.ingest import ingest
+from dit_video.ingest.transcoding import Transcoding
+from dit_video.video.encode import encode_mp4
+
+PROGRAM = Path(__file__).parent / "killed_ingest.py"
+NUM_FILES = 4
+
+
+def sources(folder: Path, first: int = 0) -> Path:
+    """A folder of videos, of which one is stored as it is, one is broken, and the others are encoded."""
+    folder.mkdir()
+    for number in range(first, first + NUM_FILES - 1):
+        write(folder / f"{number}.mkv", waves(number, 4, 16, 16), codec="libx264", pixels="yuv420p")
+    (folder / f"{first}.mp4").write_bytes(encode_mp4(waves(first + 9, 4, 16, 16), 10.0))
+    (folder / f"{first}.avi").write_bytes(b"broken")
+    return folder
+
+
+def killed(out: Path, moments: list[int], tmp_path: Path, **options) -> list[dict]:
+    """Runs with everything that a program may write to in folders of their own, which stay empty."""
+    elsewhere = {name: tmp_path / "elsewhere" / name for name in ("HOME", "TMPDIR", "here")}
+    for folder in elsewhere.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, PROGRAM, out, json.dumps(options), json.dumps(moments)],
+        cwd=elsewhere["here"],
+        env={**os.environ, "HOME": str(elsewhere["HOME"]), "TMPDIR": str(elsewhere["TMPDIR"]), "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert [list(folder.iterdir()) for folder in elsewhere.values()] == [[], [], []]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_kills(tmp_path: Path, moments: list[int]) -> int:
+    """Kills one ingest at each of the moments; returns how many changes of the disk a whole one makes."""
+    videos = sources(tmp_path / "videos")
+    ingest([videos], tmp_path / "whole", transcoding=Transcoding(num_workers=1))
+    runs = killed(tmp_path / "set", moments, tmp_path, sources=[str(videos)])
+    assert [run["killed"] for run in runs] == [True] * len(moments) + [False]
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"videos", "whole", "set", "elsewhere"}
+    return runs[-1]["decoded"]
+
+
+def test_an_ingest_goes_on_after_a_kill(tmp_path):
+    """Killed while it decodes, writes, and moves the set to its place; then everything is decoded already."""
+    assert check_kills(tmp_path, [5, 9, 14, 30]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(1, 60))
+def test_an_ingest_goes_on_after_a_kill_at_any_moment(tmp_path, moment):
+    videos = sources(tmp_path / "videos")
+    ingest([videos], tmp_path / "whole", transcoding=Transcoding(num_workers=1))
+    first, *more = killed(tmp_path / "set", [moment], tmp_path, sources=[str(videos)])
+    assert first["killed"] or not more
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
