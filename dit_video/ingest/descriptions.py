@@ -23,13 +23,15 @@ class Described:
         items: the files, those that are no videos with the reason.
         of: descriptions by key.
         by_labels: keys of those whose split a table or sidecar says.
-        rows_without_file: keys of rows that name no file.
+        rows: keys of the rows of all tables.
+        rows_without_file: those that name no file.
         warnings: by what they are of: "folders", "table".
     """
 
     items: list[SourceFile]
     of: dict[str, Description]
     by_labels: set[str]
+    rows: set[str]
     rows_without_file: list[str]
     warnings: dict[str, list[str]] = field(default_factory=dict)
 
@@ -53,15 +55,15 @@ def descriptions(
     """
     items, sidecars = separate(items)
     videos = [item for item in items if not item.reason]
-    of_tables, without_file, described_sources = {}, [], set()
+    of_tables, rows, without_file, described_sources = {}, set(), [], set()
     if labels is None:
-        items, of_tables, without_file, described_sources = _of_metadata(items, group)
+        items, of_tables, rows, without_file, described_sources = _of_metadata(items, group)
     of_folder, of_folders = _of_folders([item for item in items if not item.reason], described_sources)
     warnings = {"folders": of_folders, "table": []}
     by_labels = _over(of_tables, describe(sidecars, group))
     described = _over(of_folder, by_labels)
     if labels is not None:
-        of_rows, without_file = _of_table([item.key for item in videos], known, labels, group)
+        of_rows, rows, without_file = _of_table([item.key for item in videos], known, labels, group)
         below = {key: described.get(key, Description()) for key in of_rows}
         described = {key: _in_columns(below[key], row, labels) for key, row in of_rows.items()}
         by_labels = {key: row if labels.split else by_labels.get(key, row) for key, row in of_rows.items()}
@@ -79,6 +81,7 @@ def descriptions(
         items=items,
         of=described,
         by_labels={key for key, what in by_labels.items() if what.split},
+        rows=rows,
         rows_without_file=without_file,
         warnings=warnings,
     )
@@ -86,8 +89,8 @@ def descriptions(
 
 def _of_table(
     videos: Sequence[str], known: Sequence[str], labels: LabelTable, group: str | None
-) -> tuple[dict[str, Description], list[str]]:
-    """Descriptions by key that a table gives, and keys of rows that name no file."""
+) -> tuple[dict[str, Description], set[str], list[str]]:
+    """Descriptions by key that a table gives, keys of its rows, and of those that name no file."""
     if group is not None and labels.has(group):
         labels = replace(labels, group=group)
     rows = labels.rows()
@@ -99,7 +102,7 @@ def _of_table(
             f"nearest file is {label_table.nearest(key, videos)!r}; keys are paths within the source, with or without "
             "extension"
         )
-    return described, without_file
+    return described, set(rows), without_file
 
 
 def _in_columns(below: Description, row: Description, labels: LabelTable) -> Description:
@@ -158,16 +161,22 @@ def _of_folders(videos: Sequence[SourceFile], described: Collection[Path]) -> tu
 
 def _of_metadata(
     items: list[SourceFile], group: str | None
-) -> tuple[list[SourceFile], dict[str, Description], list[str], set[Path]]:
-    """Descriptions by key of sources that are Hugging Face folders, whose tables are no videos; and these sources."""
-    described, without_file, tables = {}, [], set()
+) -> tuple[list[SourceFile], dict[str, Description], set[str], list[str], set[Path]]:
+    """Descriptions by key of sources that are Hugging Face folders, whose tables are no videos.
+
+    Returns:
+        The files, descriptions by key, keys of all rows, of those that name no file, and the sources with a table.
+    """
+    described, keys, without_file, tables = {}, set(), [], set()
     for source in dict.fromkeys(item.source for item in items):
         if (table := label_table.metadata_table(source, group)) is None:
             continue
         tables.add(source)
         own = [item.key for item in items if item.source == source and not item.reason]
-        of_row, missing = label_table.match(own, table.rows())
+        rows = table.rows()
+        of_row, missing = label_table.match(own, rows)
         described |= of_row
+        keys |= rows.keys()
         without_file += missing
         items = [
             replace(item, reason="the table of its folder")
@@ -175,7 +184,7 @@ def _of_metadata(
             else item
             for item in items
         ]
-    return items, described, without_file, tables
+    return items, described, keys, without_file, tables
 
 
 def _over(below: dict[str, Description], above: dict[str, Description]) -> dict[str, Description]:

@@ -6,6 +6,7 @@ cannot be used is named in the manifest with its reason, never fatal, never sile
 output folder until the set is whole (unfinished.py).
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from dit_video.ingest.label_table import Description, LabelTable
 from dit_video.ingest.source_files import list_files
 from dit_video.ingest.splits import assign_splits, group_warnings, mark_duplicates, split_warnings
 from dit_video.ingest.transcoding import Transcoding
-from dit_video.ingest.unfinished import Unfinished, unfinished
+from dit_video.ingest.unfinished import Unfinished, finish, unfinished
 
 # Called as (stage, done, of all).
 Progress = Callable[[str, int, int], None]
@@ -83,9 +84,9 @@ def ingest(
         **transcoding.settings,
     }
     command = command_of("ingest", origins, labels, choices)
-    with unfinished(Path(out), command, transcoding.settings) as done:
-        if done is None:
-            return read_manifest(out, remedy="make it again")
+    if finish(Path(out)) == command:
+        return read_manifest(out, remedy="make it again")
+    with unfinished(Path(out), transcoding.settings) as done:
         described = descriptions(list_files(origins), labels, group)
         decoded = decode_all(described, transcoding, done, progress)
         manifest = manifest_of(
@@ -108,7 +109,8 @@ def command_of(
 ) -> dict[str, Any]:
     """What tells one ingest from another, as JSON."""
     table = None if labels is None else os.path.abspath(labels.path)
-    return {"name": name, "sources": [os.path.abspath(source) for source in sources], "table": table, **choices}
+    command = {"name": name, "sources": [os.path.abspath(source) for source in sources], "table": table, **choices}
+    return json.loads(json.dumps(command))
 
 
 def decode_all(described: Described, transcoding: Transcoding, done: Unfinished, progress: Progress) -> Decoded:

@@ -79,24 +79,38 @@ class Unfinished:
         shutil.rmtree(self._folder / _SET, ignore_errors=True)
         directory.rename(self._folder / _SET)
         names = sorted(path.name for path in (self._folder / _SET).iterdir())
-        write_json(self._folder / _COMPLETE, {"command": dict(command), "files": names})
+        write_json(self._folder / _COMPLETE, {"command": command, "files": names})
         _install(self._folder)
+
+
+def finish(out: Path) -> dict[str, Any] | None:
+    """Moves a set to its place that was whole when its ingest was killed; returns the command that made it, if any.
+
+    Raises:
+        ValueError: another process writes there.
+    """
+    with contextlib.suppress(OSError):
+        (out / UNFINISHED).rmdir()  # empty where an ingest was killed at its very end
+    if not (out / UNFINISHED / _COMPLETE).exists():
+        return None
+    with _locked(out):
+        command = read_object(out / UNFINISHED / _COMPLETE)["command"]
+        _install(out / UNFINISHED)
+        return command
 
 
 @contextlib.contextmanager
 def unfinished(
     out: Path,
-    command: Mapping[str, Any],
     stored_as: Mapping[str, Any],
     *,
     known: Mapping[str, dict[str, Any]] | None = None,
-) -> Iterator[Unfinished | None]:
-    """Begins an ingest into `out`, or goes on with one; None where the same command had made the set whole.
+) -> Iterator[Unfinished]:
+    """Begins an ingest into `out`, or goes on with one.
 
     What was decoded stays in `out` when the block fails; where nothing was, nothing is left.
 
     Args:
-        command: as JSON; decides whether a set that was being moved to its place is the one that is asked for.
         stored_as: as JSON; what decides the stored bytes.
         known: facts of the files of the set that is there already, where it is extended; else None.
 
@@ -105,23 +119,14 @@ def unfinished(
         ValueError: another process writes there, or what is unfinished there is stored in another way.
     """
     exists = out.is_dir()
-    with contextlib.suppress(OSError):
-        (out / UNFINISHED).rmdir()  # empty where an ingest was killed at its very end
     _refuse_other(out, extends=known is not None)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        folder = out / UNFINISHED
-        if (folder / _COMPLETE).exists():
-            made_by = read_object(folder / _COMPLETE).get("command")
-            _install(folder)
-            if made_by == json.loads(json.dumps(command)):
-                yield None
-                return
-            _refuse_other(out, extends=known is not None)
-        work = None
+        folder, work = out / UNFINISHED, None
         try:
             work = Unfinished(out, stored_as, known or {})
             yield work
+            shutil.rmtree(folder, ignore_errors=True)
         except BaseException:
             if work is not None and not work.holds_work:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -134,7 +139,7 @@ def unfinished(
 def _refuse_other(out: Path, *, extends: bool) -> None:
     """Raises FileExistsError where `out` holds anything but an ingest in progress, or the set to be extended."""
     ours = out.is_dir() and not {path.name for path in out.iterdir()} - {UNFINISHED}
-    if not (extends or ours or (out / UNFINISHED / _COMPLETE).exists()) and out.exists():
+    if not (extends or ours) and out.exists():
         raise FileExistsError(
             f"{out} already exists; give another --out, or delete it first (rm -r {out}); --add extends a set"
         )

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from dit_video.data import tfds_sets as tfds_sets
+from dit_video.ingest.extend import extend
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.transcoding import Transcoding
-from dit_video.ingest.unfinished import Unfinished as Unfinished
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
@@ -42,7 +42,10 @@ def run(out: Path, options: dict, moment: int | None) -> dict:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(watch)
-        ingest(out=out, transcoding=Transcoding(num_workers=1), **options)
+        if options.pop("add", False):
+            extend(out=out, num_workers=1, **options)
+        else:
+            ingest(out=out, transcoding=Transcoding(num_workers=1), **options)
         os.write(begin, json.dumps({"changes": changes, "decoded": decoded}).encode())
         os._exit(0)
     os.close(begin)

@@ -73,3 +73,14 @@ def test_an_ingest_goes_on_after_a_kill_at_any_moment(tmp_path, moment):
     first, *more = killed(tmp_path / "set", [moment], tmp_path, sources=[str(videos)])
     assert first["killed"] or not more
     assert content(tmp_path / "set") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("moments", [[8, 40, 50]])
+def test_an_extension_goes_on_after_a_kill(tmp_path, moments):
+    """The set that is extended stays whole until the new one is."""
+    a, b = sources(tmp_path / "a"), sources(tmp_path / "b", first=5)
+    ingest([a], tmp_path / "set", transcoding=Transcoding(num_workers=1))
+    ingest([a, b], tmp_path / "whole", transcoding=Transcoding(num_workers=1))
+    runs = killed(tmp_path / "set", moments, tmp_path, sources=[str(b)], add=True)
+    assert [run["killed"] for run in runs] == [True] * len(moments) + [False]
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
