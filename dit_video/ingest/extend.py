@@ -66,7 +66,7 @@ def extend(
     if made_by == command:
         return old
     with unfinished(Path(out), transcoding.settings, known=facts) as done:
-        items, kept = _merged(old, list_files(origins))
+        items, kept = _merged(old, list_files(origins, Path(out)))
         videos = [entry.file for entry in kept if entry.sha256]
         described = descriptions(items, labels, choices["group"], videos)
         decoded = decode_all(described, transcoding, done, progress)

@@ -24,6 +24,7 @@ _SPLIT_WORDS = {
 
 # Comparing two names takes tens of microseconds.
 _MOST_COMPARED = 10_000
+_BETWEEN = re.compile(r"(?<=\w)[\s_-]+(?=\w)")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 # What pandas and spreadsheets write where there is no value.
 _NO_LABEL = ("", "nan", "none", "null", "n/a", "<na>")
@@ -210,12 +211,21 @@ def class_names(labels: set[str]) -> tuple[str, ...]:
 
 
 def near_equal(labels: set[str]) -> list[str]:
-    """Warnings of names of classes that differ in case and spaces alone, and are probably one."""
+    """Warnings of names of classes that differ in the way of writing alone, and are probably one."""
     groups: dict[str, list[str]] = {}
     for label in sorted(labels):
-        groups.setdefault("".join(label.casefold().split()), []).append(label)
+        groups.setdefault(_gist(label), []).append(label)
     return [
-        f"classes {' and '.join(map(repr, group))} differ in case or spaces alone; is that one class?"
+        f"classes {' and '.join(map(repr, group))} differ in case, spaces or the way of writing alone; is that one "
+        "class?"
         for group in groups.values()
         if len(group) > 1
     ]
+
+
+def _gist(label: str) -> str:
+    """What is left of a name without case, spaces, hyphens and forms of characters; of a number its value."""
+    try:
+        return repr(float(label))
+    except ValueError:
+        return _BETWEEN.sub("", unicodedata.normalize("NFKC", label).casefold().strip())

@@ -33,16 +33,19 @@ class SourceFile:
     reason: str = ""
 
 
-def list_files(sources: Sequence[Path]) -> list[SourceFile]:
+def list_files(sources: Sequence[Path], out: Path | None = None) -> list[SourceFile]:
     """Lists folders (recursively, sorted) and tars (in their order) without opening the files in them.
+
+    Args:
+        out: a folder that is no part of them, where it lies in one.
 
     Raises:
         FileNotFoundError: a source is missing.
-        ValueError: a source is neither folder nor tar, or a broken tar; two files have the same name.
+        ValueError: a source is neither folder nor tar, a broken tar, or `out`; two files have the same name.
     """
     items = []
     for source in sources:
-        items += [_source_file(source, name, reason) for name, reason in _list(source)]
+        items += [_source_file(source, name, reason) for name, reason in _list(source, out)]
     keys = keys_of([(item.source.name, item.key) for item in items])
     return [replace(item, key=key) for item, key in zip(items, keys)]
 
@@ -75,11 +78,13 @@ def plain_name(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _list(source: Path) -> Iterator[tuple[str, str]]:
+def _list(source: Path, out: Path | None) -> Iterator[tuple[str, str]]:
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such folder or tar")
+    if _is_same(source, out):
+        raise ValueError(f"{source}: is the folder of the set itself; give the folder of the videos")
     if source.is_dir():
-        yield from _list_folder(source)
+        yield from _list_folder(source, out)
     elif tarfile.is_tarfile(source):
         for member in _members(source):
             if not member.isdir():
@@ -90,10 +95,14 @@ def _list(source: Path) -> Iterator[tuple[str, str]]:
         )
 
 
-def _list_folder(folder: Path) -> Iterator[tuple[str, str]]:
+def _is_same(path: Path, out: Path | None) -> bool:
+    return out is not None and out.exists() and path.exists() and path.samefile(out)
+
+
+def _list_folder(folder: Path, out: Path | None) -> Iterator[tuple[str, str]]:
     unreadable: list[OSError] = []
     for here, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _is_same(Path(here, name), out))
         links = [name for name in folders if (Path(here) / name).is_symlink()]
         if _is_clip(Path(here), folder, files):
             yield Path(here).relative_to(folder).as_posix(), ""

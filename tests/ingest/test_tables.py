@@ -160,7 +160,16 @@ def test_nothing_is_no_class(tmp_path, cell):
 
 
 def test_near_equal_classes_are_pointed_out():
-    assert label_table.near_equal({"cat", "Cat", "dog", "big dog", "bigdog"}) == [
-        "classes 'Cat' and 'cat' differ in case or spaces alone; is that one class?",
-        "classes 'big dog' and 'bigdog' differ in case or spaces alone; is that one class?",
-    ]
+    alone = "differ in case, spaces or the way of writing alone; is that one class?"
+    one_way = {"cat", "dog", "-1", "1", "11", "a.b", "ab", "+", "-", "c++", "c"}
+    assert label_table.near_equal(one_way) == []
+    for names in (
+        ["Cat", "cat"],
+        ["big dog", "bigdog"],
+        ["big-dog", "big_dog"],
+        ["3", "3.0"],
+        ["cafe\u0301", "caf\u00e9"],
+    ):
+        assert label_table.near_equal({*names, *one_way - {"cat"}}) == [
+            f"classes {names[0]!r} and {names[1]!r} {alone}"
+        ]

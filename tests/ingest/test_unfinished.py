@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sample_videos import waves, write
 
+from dit_video.ingest.extend import extend
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.transcoding import Transcoding
 from dit_video.video.encode import encode_mp4
@@ -49,20 +50,20 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def check_kills(tmp_path: Path, moments: list[int]) -> int:
-    """Kills one ingest at each of the moments; returns how many changes of the disk a whole one makes."""
+def test_an_ingest_goes_on_after_a_kill(tmp_path):
+    """Killed while it decodes, and while it writes: then everything is decoded already.
+
+    The set lies within its source, and neither it nor what is left of it is a part of that.
+    """
     videos = sources(tmp_path / "videos")
     ingest([videos], tmp_path / "whole", transcoding=Transcoding(num_workers=1))
-    runs = killed(tmp_path / "set", moments, tmp_path, sources=[str(videos)])
-    assert [run["killed"] for run in runs] == [True] * len(moments) + [False]
-    assert content(tmp_path / "set") == content(tmp_path / "whole")
-    assert {path.name for path in tmp_path.iterdir()} == {"videos", "whole", "set", "elsewhere"}
-    return runs[-1]["decoded"]
-
-
-def test_an_ingest_goes_on_after_a_kill(tmp_path):
-    """Killed while it decodes, writes, and moves the set to its place; then everything is decoded already."""
-    assert check_kills(tmp_path, [5, 9, 14, 30]) == 0
+    runs = killed(videos / "set", [14, 30], tmp_path, sources=[str(videos)])
+    assert [run["killed"] for run in runs] == [True, True, False]
+    assert runs[-1]["decoded"] == 0
+    assert content(videos / "set") == content(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"videos", "whole", "elsewhere"}
+    with pytest.raises(ValueError, match="set: is the folder of the set itself; give the folder of the videos"):
+        extend([videos / "set"], videos / "set")
 
 
 @pytest.mark.slow
@@ -75,12 +76,21 @@ def test_an_ingest_goes_on_after_a_kill_at_any_moment(tmp_path, moment):
     assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("moments", [[8, 40, 50]])
-def test_an_extension_goes_on_after_a_kill(tmp_path, moments):
-    """The set that is extended stays whole until the new one is."""
+def test_an_extension_goes_on_after_a_kill(tmp_path):
+    """Killed while the new set is moved over the old one."""
+    check_extension(tmp_path, 51)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(1, 62))
+def test_an_extension_goes_on_after_a_kill_at_any_moment(tmp_path, moment):
+    check_extension(tmp_path, moment)
+
+
+def check_extension(tmp_path: Path, moment: int) -> None:
     a, b = sources(tmp_path / "a"), sources(tmp_path / "b", first=5)
     ingest([a], tmp_path / "set", transcoding=Transcoding(num_workers=1))
     ingest([a, b], tmp_path / "whole", transcoding=Transcoding(num_workers=1))
-    runs = killed(tmp_path / "set", moments, tmp_path, sources=[str(b)], add=True)
-    assert [run["killed"] for run in runs] == [True] * len(moments) + [False]
+    first, *more = killed(tmp_path / "set", [moment], tmp_path, sources=[str(b)], add=True)
+    assert first["killed"] or not more
     assert content(tmp_path / "set") == content(tmp_path / "whole")
