@@ -4,6 +4,7 @@ beside a manifest that accounts for every file.
     DIR/manifest.json                              what was read, how, and what became of each file
     DIR/dataset_info.json, features.json           so that `tfds.builder_from_directory(DIR)` opens it too
     DIR/video_set-{train,held_out}.array_record-*  the records
+    DIR/unfinished/                                an ingest in progress (ingest/unfinished.py); else there is none
 
 Both writers of such sets (ingest.py, builders.py) and their one reader (sources.VideoSet) meet here.
 """

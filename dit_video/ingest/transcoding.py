@@ -49,14 +49,19 @@ class Transcoding:
         num_workers = self.num_workers or os.cpu_count() or 1
         with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
             waiting: deque[tuple[SourceFile, Future[tuple[Entry, Path | None]]]] = deque()
-            for number, (item, path) in enumerate(files(items, done.work)):
-                target = done.work / f"{number}.mp4"
-                waiting.append((item, pool.submit(_transcode, item, path, target, self.max_size, decoding, done)))
-                if len(waiting) > num_workers:
-                    item, future = waiting.popleft()
+            try:
+                for number, (item, path) in enumerate(files(items, done.work)):
+                    target = done.work / f"{number}.mp4"
+                    waiting.append((item, pool.submit(_transcode, item, path, target, self.max_size, decoding, done)))
+                    if len(waiting) > num_workers:
+                        item, future = waiting.popleft()
+                        yield item, *future.result()
+                for item, future in waiting:
                     yield item, *future.result()
-            for item, future in waiting:
-                yield item, *future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                decoding.stop()
+                raise
 
 
 def _transcode(

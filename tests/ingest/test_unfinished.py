@@ -1,5 +1,6 @@
 """An ingest that is killed at any moment goes on to the set that it would have made, and decodes nothing twice."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 from sample_videos import waves, write
 
+from dit_video.data.sources import VideoSet
 from dit_video.ingest.extend import extend
 from dit_video.ingest.ingest import ingest
+from dit_video.ingest.probe import Facts
 from dit_video.ingest.transcoding import Transcoding
+from dit_video.ingest.unfinished import unfinished
 from dit_video.video.encode import encode_mp4
 
 PROGRAM = Path(__file__).parent / "killed_ingest.py"
@@ -94,3 +98,50 @@ def check_extension(tmp_path: Path, moment: int) -> None:
     first, *more = killed(tmp_path / "set", [moment], tmp_path, sources=[str(b)], add=True)
     assert first["killed"] or not more
     assert content(tmp_path / "set") == content(tmp_path / "whole")
+
+
+FACTS = Facts(frames=4, fps=10.0, width=16, height=16, left_out=0, doubled=0, notes="")
+
+
+def stopped(out: Path, *, max_size: int | None = None) -> dict[str, dict]:
+    """What an ingest that fails at once finds of the one before; then it keeps two files, one of them encoded."""
+    found = {}
+    with contextlib.suppress(KeyboardInterrupt), unfinished(out, {"max_size": max_size}) as done:
+        found |= done.known
+        (done.work / "0.mp4").write_bytes(b"mp4")
+        done.keep("a", FACTS, done.work / "0.mp4", 3)
+        done.keep("b", FACTS, None, 5)
+        raise KeyboardInterrupt
+    return found
+
+
+def test_what_was_decoded_is_found_again_and_a_torn_line_is_not(tmp_path):
+    out, kept = tmp_path / "set", {**FACTS, "num_bytes": 3, "stored": "encoded"}
+    assert stopped(out) == {}
+    assert stopped(out) == {"a": kept, "b": {**kept, "num_bytes": 5, "stored": "copied"}}
+    journal = out / "unfinished" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-7] + b'"cop')
+    (out / "unfinished" / "encoded" / "a.mp4").write_bytes(b"of another size")
+    assert set(stopped(out)) == {"b"}
+    assert [path.name for path in (out / "unfinished").glob("work-*")] == [list(out.rglob("work-*"))[-1].name]
+    with pytest.raises(
+        ValueError, match=r"max_size=8: .*set holds an unfinished ingest with max_size=None; give the same"
+    ):
+        stopped(out, max_size=8)
+    with pytest.raises(
+        FileNotFoundError, match="set holds a set that an ingest has begun and not finished: give the same"
+    ):
+        VideoSet(directory=str(out)).manifest()
+
+
+def test_one_ingest_writes_into_a_folder_and_one_that_did_nothing_leaves_nothing(tmp_path):
+    with unfinished(tmp_path / "set", {}):
+        with pytest.raises(
+            ValueError, match="set: another ingest writes there; wait for its end, or give another --out"
+        ):
+            stopped(tmp_path / "set")
+        assert list(tmp_path.iterdir()) == [tmp_path / "set"]
+    (tmp_path / "set").rmdir()
+    with pytest.raises(KeyboardInterrupt), unfinished(tmp_path / "set", {}):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
