@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 RECORDS = "video_set-*.array_record-*"
 # Where an ingest works, within the folder of its set (ingest/unfinished.py).
 UNFINISHED = "unfinished"
+JOURNAL = "journal.jsonl"
 _FORMAT = "dit_video.video_set"
 _VERSION = 1
 # Files in the making; renamed when complete.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from dit_video.data.video_set import JOURNAL, UNFINISHED
 from dit_video.video.frame_folder import is_frame
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
@@ -103,6 +104,9 @@ def _list_folder(folder: Path, out: Path | None) -> Iterator[tuple[str, str]]:
     unreadable: list[OSError] = []
     for here, folders, files in os.walk(folder, onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not _is_same(Path(here, name), out))
+        if UNFINISHED in folders and Path(here, UNFINISHED, JOURNAL).exists():
+            folders.remove(UNFINISHED)
+            yield Path(here, UNFINISHED).relative_to(folder).as_posix(), "what an ingest has not finished"
         links = [name for name in folders if (Path(here) / name).is_symlink()]
         if _is_clip(Path(here), folder, files):
             yield Path(here).relative_to(folder).as_posix(), ""

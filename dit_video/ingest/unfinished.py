@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from dit_video.config.json_file import read_object, write_json
-from dit_video.data.video_set import MANIFEST, RECORDS, UNFINISHED
+from dit_video.data.video_set import JOURNAL, MANIFEST, RECORDS, UNFINISHED
 from dit_video.ingest.probe import Facts
 
-_JOURNAL, _ENCODED, _WORK, _SET, _COMPLETE = "journal.jsonl", "encoded", "work-", "set", "complete.json"
+_ENCODED, _WORK, _SET, _COMPLETE = "encoded", "work-", "set", "complete.json"
 
 
 class Unfinished:
@@ -68,7 +68,7 @@ class Unfinished:
                 os.fsync(file.fileno())
             encoded.replace(self.encoded(sha256))
         line = json.dumps({"sha256": sha256, **fields}) + "\n"
-        with self._lock, (self._folder / _JOURNAL).open("a", encoding="utf-8") as journal:
+        with self._lock, (self._folder / JOURNAL).open("a", encoding="utf-8") as journal:
             journal.write(line)
             self.known[sha256] = fields
             self._num_journaled += 1
@@ -162,7 +162,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _read_journal(folder: Path, stored_as: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What a journal says of files that are still there; begins one where there is none, cuts off a torn last line."""
-    path = folder / _JOURNAL
+    path = folder / JOURNAL
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if not whole:

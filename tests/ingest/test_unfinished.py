@@ -16,6 +16,7 @@ from dit_video.ingest.ingest import ingest
 from dit_video.ingest.probe import Facts
 from dit_video.ingest.transcoding import Transcoding
 from dit_video.ingest.unfinished import unfinished
+from dit_video.ingest.video_folder import open_videos
 from dit_video.video.encode import encode_mp4
 
 PROGRAM = Path(__file__).parent / "killed_ingest.py"
@@ -132,6 +133,13 @@ def test_what_was_decoded_is_found_again_and_a_torn_line_is_not(tmp_path):
         FileNotFoundError, match="set holds a set that an ingest has begun and not finished: give the same"
     ):
         VideoSet(directory=str(out)).manifest()
+    # What lies there is no folder of videos, alone or among others.
+    with pytest.raises(
+        ValueError, match=r"no usable video among 1 files .*what an ingest has not finished \(such as unf"
+    ):
+        open_videos(out)
+    with pytest.raises(ValueError, match=r"what an ingest has not finished \(such as set/unfinished\)"):
+        ingest([tmp_path], tmp_path / "other")
 
 
 def test_one_ingest_writes_into_a_folder_and_one_that_did_nothing_leaves_nothing(tmp_path):
