@@ -12,7 +12,7 @@ from typing import Any
 
 from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
-from dit_video.data.video_set import Entry, Manifest, SplitBy, read_manifest
+from dit_video.data.video_set import MANIFEST, Entry, Manifest, SplitBy, read_manifest
 from dit_video.ingest.descriptions import Described, descriptions
 from dit_video.ingest.ingest import SHARD_SIZE, Progress, command_of, decode_all, manifest_of, write
 from dit_video.ingest.label_table import LabelTable
@@ -56,7 +56,8 @@ def extend(
         FileNotFoundError, ValueError: no such set or source, the set was made in another way, a file of it has changed,
             or as `ingest`.
     """
-    made_by = finish(Path(out))
+    made_by, path = finish(Path(out)), Path(out) / MANIFEST
+    before = path.stat() if path.exists() else None
     old = read_manifest(out, remedy="--add extends a set; make one without it")
     choices = _choices(old, out, labels, asked or {})
     transcoding = Transcoding(max_size=choices["max_size"], num_workers=num_workers)
@@ -66,6 +67,8 @@ def extend(
     if made_by == command:
         return old
     with unfinished(Path(out), transcoding.settings, known=facts) as done:
+        if before is None or not os.path.samestat(before, path.stat()):
+            raise ValueError(f"--add: {out} was extended by another process in this moment; give the command again")
         items, kept = _merged(old, list_files(origins, Path(out)))
         videos = [entry.file for entry in kept if entry.sha256]
         described = descriptions(items, labels, choices["group"], videos)
