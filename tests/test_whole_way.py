@@ -177,3 +177,26 @@ def test_judged_sampled_exported(folder):
     assert "smoke value" in card["notes"][0]
     finish("export", "--workdir=dit", "--out=exported", folder=folder)
     assert {"model.safetensors", "denoiser.stablehlo"} <= {p.name for p in (folder / "exported").iterdir()}
+
+
+def test_a_run_is_sampled_judged_and_exported_from_anywhere_and_after_a_move(folder, tmp_path):
+    """With what it needs: its codec, data and latents. What lies where the command is given is not taken for these."""
+    for decoy in ("digits", "vae", "latents"):
+        (tmp_path / decoy).mkdir()
+
+    def made(run: Path, name: str) -> tuple:
+        out = tmp_path / name
+        finish("sample", f"--workdir={run}", "--label=3", f"--out={out}.gif", f"--npy={out}.npy", folder=tmp_path)
+        words = ["--num_clips=4", "--num_frames=9", "--batch_size=4", "--json"]
+        card = finish("evaluate", f"--workdir={run}", *words, folder=tmp_path)
+        card = json.loads(card.partition("\n{")[2].join(["{", ""]))
+        finish("export", f"--workdir={run}", f"--out={out}", folder=tmp_path)
+        config = (out / "config.json").read_text()
+        return np.load(f"{out}.npy").tolist(), card["value"], card["subject"], config, sorted(os.listdir(out))
+
+    here = made(folder / "dit", "here")
+    moved = folder.rename(folder.with_name("moved"))
+    try:
+        assert made(moved / "dit", "there") == here
+    finally:
+        moved.rename(folder)

@@ -61,7 +61,7 @@ def _measure_here(run: Path) -> list[list[object]]:
     failures.READ_PAUSES = ()  # what fails here fails for ever
     state = example_state()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    rows = []
+    rows: list[list[object]] = []
     with Checkpoints(run, experiment={}) as checkpoints:
         for step in (1, STEP):
             checkpoints.save(step, state, next_batch=step)

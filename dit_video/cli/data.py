@@ -1,8 +1,10 @@
 """`dit-video data`: ingests videos into a set, inspects a set, makes the moving digits."""
 
 import argparse
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -13,16 +15,19 @@ from dit_video.data import captions
 from dit_video.data.record import Split
 from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
-from dit_video.data.video_set import Manifest
-from dit_video.ingest.ingest import ingest
+from dit_video.data.video_set import UNFINISHED, Manifest, read_manifest
+from dit_video.ingest.extend import extend
+from dit_video.ingest.ingest import Progress, ingest
 from dit_video.ingest.label_table import LabelTable
 from dit_video.ingest.transcoding import Transcoding
+from dit_video.ingest.unfinished import finish
 from dit_video.progress import Terminal, bar
 from dit_video.video.encode import grid
 
 _SHEET_ROWS, _SHEET_FRAMES, _SHEET_HEIGHT = 8, 6, 96
 _MOST_REASONS = 20
 _PICTURES = (".png", ".jpg")
+_HELD_OUT_FRACTION = 0.1
 
 
 def run_ingest(arguments: argparse.Namespace) -> int:
@@ -35,15 +40,9 @@ def run_ingest(arguments: argparse.Namespace) -> int:
                 bars[stage] = progress.add_task(stage, total=total)
             progress.update(bars[stage], completed=done)
 
-        manifest = ingest(
-            arguments.sources,
-            str(arguments.out),
-            labels=_label_table(arguments),
-            held_out_fraction=arguments.held_out_fraction,
-            transcoding=Transcoding(max_size=arguments.max_size, num_workers=arguments.num_workers),
-            progress=show,
-        )
-    for line in manifest.settings.get("warnings", ()):
+        with _kept(console, arguments.out):
+            manifest = _extended(arguments, show, console) if arguments.add else _ingested(arguments, show)
+    for line in _warnings(manifest):
         console.print(f"warning: {line}", style="yellow")
     _print_skipped(console, manifest)
     _print_notes(console, manifest)
@@ -53,10 +52,69 @@ def run_ingest(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _label_table(arguments: argparse.Namespace) -> LabelTable | None:
-    columns = {name: getattr(arguments, name) for name in ("key", "label", "caption", "split")}
+def _ingested(arguments: argparse.Namespace, show: Progress) -> Manifest:
+    fraction = arguments.held_out_fraction
+    return ingest(
+        arguments.sources,
+        arguments.out,
+        labels=_label_table(arguments, {}),
+        group=arguments.group,
+        held_out_fraction=_HELD_OUT_FRACTION if fraction is None else fraction,
+        transcoding=Transcoding(max_size=arguments.max_size, num_workers=arguments.num_workers),
+        progress=show,
+    )
+
+
+def _extended(arguments: argparse.Namespace, show: Progress, console: Console) -> Manifest:
+    """The set with what is added; says what has changed of what it had."""
+    finish(arguments.out)
+    old = read_manifest(arguments.out, remedy="--add extends a set; make one without it")
+    new = extend(
+        arguments.sources,
+        arguments.out,
+        labels=_label_table(arguments, old.settings.get("columns") or {}),
+        asked={name: getattr(arguments, name) for name in ("group", "held_out_fraction", "max_size")},
+        num_workers=arguments.num_workers,
+        progress=show,
+    )
+    sides = {entry.sha256: entry.split for entry in new.entries if entry.split}
+    moved = [entry for entry in old.entries if entry.split and sides.get(entry.sha256) != entry.split]
+    if moved:
+        entry = moved[0]
+        console.print(
+            f"warning: {len(moved)} videos of before are on the other side of the split, such as {entry.file}, "
+            f"now {sides[entry.sha256]}: scores of before and after are of other videos",
+            style="yellow",
+        )
+    if new.class_names[: len(old.class_names)] != old.class_names:
+        console.print(
+            "warning: classes have other numbers than before: runs on the old set do not go on", style="yellow"
+        )
+    return new
+
+
+@contextlib.contextmanager
+def _kept(console: Console, out: Path) -> Iterator[None]:
+    """Says, where an ingest fails, what is kept of it."""
+    try:
+        yield
+    except BaseException:
+        if (out / UNFINISHED).is_dir():
+            console.print(f"what was decoded is kept in {out / UNFINISHED}: the same command goes on from there")
+        raise
+
+
+def _warnings(manifest: Manifest) -> list[str]:
+    warnings = manifest.settings.get("warnings", {})
+    # Of a set of before a list.
+    return [line for lines in warnings.values() for line in lines] if isinstance(warnings, dict) else list(warnings)
+
+
+def _label_table(arguments: argparse.Namespace, of_set: Mapping[str, str | None]) -> LabelTable | None:
+    """The table that is given; what is not said of its columns is as in the set that is extended."""
+    columns = {name: getattr(arguments, name) or of_set.get(name) for name in ("label", "caption", "split")}
     if arguments.labels is not None:
-        return LabelTable(path=arguments.labels, **columns)
+        return LabelTable(path=arguments.labels, key=arguments.key or of_set.get("key") or "key", **columns)
     if arguments.label or arguments.caption or arguments.split:
         raise ValueError("--label, --caption and --split name columns of a table; give it with --labels FILE")
     return None

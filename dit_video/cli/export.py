@@ -132,7 +132,7 @@ def _origin(opened: OpenRun) -> Origin:
         run=opened.workdir.resolve().name,
         step=opened.step,
         ema=opened.ema,
-        fingerprint=experiments.fingerprint(opened.experiment),
-        task=record(opened.experiment.task),
+        fingerprint=experiments.fingerprint(opened.identity),
+        task=record(opened.identity.task),
         imported=read_object(provenance) if provenance.is_file() else None,
     )

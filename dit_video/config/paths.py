@@ -1,7 +1,9 @@
-"""Paths that people write: ~ and $VARIABLES mean what they mean in a shell."""
+"""Paths that people write: ~ and $VARIABLES mean what they mean in a shell; and the fields of values that are paths."""
 
+import dataclasses
 import os
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
@@ -27,13 +29,15 @@ def expanded(text: str) -> str:
     return path
 
 
-def expand(self: Any, *names: str) -> None:
-    """Replaces what is `expanded` in fields of a frozen value while it is made; fields that are None stay.
+def expand(self: Any) -> None:
+    """Replaces what is `expanded` in the fields of a frozen value that its class names in PATHS, while it is made.
+
+    Fields that are None stay.
 
     Raises:
         ValueError: names the field beside what `expanded` says.
     """
-    for name in names:
+    for name in self.PATHS:
         text = getattr(self, name)
         if text is None:
             continue
@@ -41,3 +45,23 @@ def expand(self: Any, *names: str) -> None:
             object.__setattr__(self, name, expanded(text))
         except ValueError as error:
             raise ValueError(f"{type(self).__name__}.{name}={error}") from None
+
+
+def with_paths(value: Any, move: Callable[[str], str]) -> Any:
+    """A tree of frozen values with `move` applied to every path in it (fields that classes name in PATHS)."""
+    if isinstance(value, Mapping):
+        moved = {key: with_paths(item, move) for key, item in value.items()}
+        return value if all(moved[key] is value[key] for key in moved) else moved
+    if type(value) is tuple:
+        items = tuple(with_paths(item, move) for item in value)
+        return value if all(new is old for new, old in zip(items, value)) else items
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    names = getattr(value, "PATHS", ())
+    changed = {}
+    for field in dataclasses.fields(value):
+        old = getattr(value, field.name)
+        new = move(old) if field.name in names and isinstance(old, str) else with_paths(old, move)
+        if field.init and new is not old and new != old:
+            changed[field.name] = new
+    return dataclasses.replace(value, **changed) if changed else value

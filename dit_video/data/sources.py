@@ -10,7 +10,7 @@ NoData        none: of a run that was made of published weights
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from dit_video.config.json_file import read_object
 from dit_video.config.paths import expand
@@ -56,8 +56,10 @@ class VideoSet:
 
     directory: str
 
+    PATHS: ClassVar[tuple[str, ...]] = ("directory",)
+
     def __post_init__(self):
-        expand(self, "directory")
+        expand(self)
 
     def manifest(self) -> Manifest:
         remedy = f"make it with: dit-video data ingest FOLDER_OR_TAR --out {self.directory}"
@@ -109,8 +111,10 @@ class MovingDigits:
             seed=self.seed,
         )
 
+    PATHS: ClassVar[tuple[str, ...]] = ("directory",)
+
     def __post_init__(self):
-        expand(self, "directory")
+        expand(self)
         self._settings()
 
 
@@ -138,8 +142,10 @@ class LatentCache:
 
     directory: str
 
+    PATHS: ClassVar[tuple[str, ...]] = ("directory",)
+
     def __post_init__(self):
-        expand(self, "directory")
+        expand(self)
 
     def open(self, split: Split) -> Examples:
         return latent_cache.CachedExamples(self.directory, split)
@@ -214,8 +220,10 @@ class TFDSSet:
     held_out: str = "test"
     fps: float = 25.0
 
+    PATHS: ClassVar[tuple[str, ...]] = ("data_dir",)
+
     def __post_init__(self):
-        expand(self, "data_dir")
+        expand(self)
 
     def open(self, split: Split) -> Examples:
         from dit_video.data.stored_videos import FeatureVideos

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -91,8 +91,10 @@ class TextCache(Signal):
     dtype: TextDtype = TextDtype.BFLOAT16
     digest: str | None = None
 
+    PATHS: ClassVar[tuple[str, ...]] = ("directory",)
+
     def __post_init__(self):
-        expand(self, "directory")
+        expand(self)
 
     def manifest(self) -> TextManifest:
         """Reads the manifest of the folder.

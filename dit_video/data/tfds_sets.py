@@ -3,9 +3,11 @@
 Imported where a set is opened or written: TFDS takes a while to load.
 """
 
+import contextlib
 import os
 import reprlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,29 @@ class VideoSetBuilder(tfds.core.GeneratorBasedBuilder):
             yield record["key"], record
 
 
+@contextlib.contextmanager
+def _equal_bytes() -> Iterator[None]:
+    """Makes equal records equal bytes: protobuf writes the fields of one in another order in each process."""
+    kind: Any = tfds.core.ExampleSerializer
+    plain = kind.serialize_example
+    kind.serialize_example = lambda self, example: self.get_tf_example(example).SerializeToString(deterministic=True)
+    try:
+        yield
+    finally:
+        kind.serialize_example = plain
+
+
+@contextlib.contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """Keeps TFDS, which makes a temporary folder for each builder and leaves it, within the set that is written."""
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        before, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
 def write_records(
     directory: Path,
     records: Mapping[Split, Callable[[], Iterator[dict[str, Any]]]],
@@ -126,11 +151,12 @@ def write_records(
         shard_size: bytes after which TFDS begins another shard.
     """
     tfds.disable_progress_bar()
-    builder = VideoSetBuilder(records=records, class_names=class_names, data_dir=os.fspath(directory / "tfds"))
     config = tfds.download.DownloadConfig(
         try_download_gcs=False, min_shard_size=min(shard_size, 64 << 20), max_shard_size=shard_size
     )
-    builder.download_and_prepare(download_config=config)
+    with _equal_bytes(), _temporary_files_in(directory):
+        builder = VideoSetBuilder(records=records, class_names=class_names, data_dir=os.fspath(directory / "tfds"))
+        builder.download_and_prepare(download_config=config)
     for path in Path(builder.data_dir).iterdir():
         path.rename(directory / path.name)
     shutil.rmtree(directory / "tfds")

@@ -4,11 +4,13 @@ beside a manifest that accounts for every file.
     DIR/manifest.json                              what was read, how, and what became of each file
     DIR/dataset_info.json, features.json           so that `tfds.builder_from_directory(DIR)` opens it too
     DIR/video_set-{train,held_out}.array_record-*  the records
+    DIR/unfinished/                                an ingest in progress (ingest/unfinished.py); else there is none
 
 Both writers of such sets (ingest.py, builders.py) and their one reader (sources.VideoSet) meet here.
 """
 
 import contextlib
+import enum
 import hashlib
 import json
 import os
@@ -26,10 +28,24 @@ from dit_video.video.files import MAX_FPS, MAX_FRAMES
 from dit_video.video.pictures import MAX_FRAME_PIXELS
 
 MANIFEST = "manifest.json"
+# Names of the files with the records.
+RECORDS = "video_set-*.array_record-*"
+# Where an ingest works, within the folder of its set (ingest/unfinished.py).
+UNFINISHED = "unfinished"
+JOURNAL = "journal.jsonl"
 _FORMAT = "dit_video.video_set"
 _VERSION = 1
 # Files in the making; renamed when complete.
 _PARTIAL = ".partial-"
+
+
+class SplitBy(enum.StrEnum):
+    """What decided the split of a file: a table or sidecar, folders, the name of its source, or a digest."""
+
+    LABELS = "labels"
+    FOLDERS = "folders"
+    SOURCES = "sources"
+    DIGEST = "digest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +66,8 @@ class Entry:
         left_out: frames of the file that are not in the record: damaged, of another size, beyond a hole in time.
         doubled: frames of the record that repeat one, where the file's rate varied.
         notes: what was done to pictures and times of the file.
+        group: name of what the file was cut from; clips of one group stay on one side of the split.
+        split_by: what decided the split.
     """
 
     file: str
@@ -69,6 +87,8 @@ class Entry:
     left_out: int = 0
     doubled: int = 0
     notes: str = ""
+    group: str | None = None
+    split_by: SplitBy = SplitBy.DIGEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +185,8 @@ def read_manifest(directory: str | os.PathLike, *, remedy: str) -> Manifest:
     path = Path(directory) / MANIFEST
     if not path.exists():
         what = "holds no manifest.json, so it is not a video set" if path.parent.exists() else "does not exist"
+        if (path.parent / UNFINISHED).is_dir():
+            what = "holds a set that an ingest has begun and not finished: give the same command again"
         raise FileNotFoundError(f"{directory} {what}; {remedy}")
     content = read_object(path)
     version = (content.get("format"), content.get("version"))
@@ -208,7 +230,7 @@ def _from_content(content: dict[str, Any]) -> Manifest:
 
 _KINDS = {name: float | int if kind is float else kind for name, kind in get_type_hints(Entry).items()}
 # Fields that manifests of before have not.
-_LATER = {"left_out": 0, "doubled": 0, "notes": ""}
+_LATER = {"left_out": 0, "doubled": 0, "notes": "", "group": None, "split_by": SplitBy.LABELS.value}
 
 
 def _entry(where: str, row: Any) -> Entry:
@@ -219,7 +241,10 @@ def _entry(where: str, row: Any) -> Entry:
     split = row["split"]
     if split is not None and split not in tuple(Split):
         raise ValueError(f"{where}.split={reprlib.repr(split)}: must be one of {', '.join(Split)}")
-    values: dict[str, Any] = {**row, "split": None if split is None else Split(split)}
+    if row["split_by"] not in tuple(SplitBy):
+        raise ValueError(f"{where}.split_by={reprlib.repr(row['split_by'])}: must be one of {', '.join(SplitBy)}")
+    split_by = SplitBy(row["split_by"])
+    values: dict[str, Any] = {**row, "split": None if split is None else Split(split), "split_by": split_by}
     for name, kind in _KINDS.items():
         value = values[name]
         if isinstance(value, bool) or not isinstance(value, kind):

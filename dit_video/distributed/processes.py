@@ -99,7 +99,7 @@ def _keep_gloo_to_loopback() -> None:
     takes. JAX has no option for it; where it calls another function, tests/run/test_listening.py fails.
     """
     with contextlib.suppress(ImportError, AttributeError):
-        jaxlib = importlib.import_module("jaxlib._jax")
+        jaxlib: Any = importlib.import_module("jaxlib._jax")
         jaxlib.make_gloo_tcp_collectives = functools.partial(jaxlib.make_gloo_tcp_collectives, hostname="127.0.0.1")
 
 

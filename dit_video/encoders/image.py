@@ -1,6 +1,7 @@
 """Choice of a pretrained image encoder, as a value of an experiment."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 from flax import nnx
@@ -30,8 +31,10 @@ class PretrainedImage:
     digest: str | None = None
     torch_files: tuple[tuple[str, str], ...] = ()
 
+    PATHS: ClassVar[tuple[str, ...]] = ("model",)
+
     def __post_init__(self):
-        expand(self, "model")
+        expand(self)
 
     def blank(self, rng: Key[Array, ""]) -> CLIPVisionModel:
         """The encoder with random weights: for shapes, FLOPs and tests, without published weights."""

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -42,8 +42,10 @@ class FrozenCLIP:
     num_tokens: int = 77
     torch_files: tuple[tuple[str, str], ...] = ()
 
+    PATHS: ClassVar[tuple[str, ...]] = ("model", "tokenizer")
+
     def __post_init__(self):
-        expand(self, "model", "tokenizer")
+        expand(self)
         _check_tokens(self)
 
 
@@ -65,8 +67,10 @@ class FrozenT5:
     masked: bool = True
     torch_files: tuple[tuple[str, str], ...] = ()
 
+    PATHS: ClassVar[tuple[str, ...]] = ("model", "tokenizer")
+
     def __post_init__(self):
-        expand(self, "model", "tokenizer")
+        expand(self)
         _check_tokens(self)
 
 

@@ -13,7 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,8 +37,11 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from dit_video.ingest import dec
 class DecodingProcesses:
     """Pool of decoding processes; safe to call from as many threads as there are processes."""
 
-    def __init__(self, processes: "queue.SimpleQueue[_DecodingProcess]"):
-        self._idle = processes
+    def __init__(self, processes: "Sequence[_DecodingProcess]"):
+        self._processes = processes
+        self._idle: queue.SimpleQueue[_DecodingProcess] = queue.SimpleQueue()
+        for process in processes:
+            self._idle.put(process)
 
     def run(self, function: Callable[..., _Facts], *arguments: Path | int | None) -> _Facts:
         """Calls `storable` or `probe` in a process.
@@ -53,6 +56,11 @@ class DecodingProcesses:
         finally:
             self._idle.put(process)
 
+    def stop(self) -> None:
+        """Ends what is being decoded: nobody waits for it any more."""
+        for process in self._processes:
+            process.kill()
+
 
 @contextmanager
 def decoding_processes(
@@ -65,11 +73,8 @@ def decoding_processes(
         max_seconds: of processor time for a file, to which MAX_SECONDS_PER_MIB are added.
     """
     processes = [_DecodingProcess((max_bytes, max_seconds)) for _ in range(count)]
-    idle: queue.SimpleQueue[_DecodingProcess] = queue.SimpleQueue()
-    for process in processes:
-        idle.put(process)
     try:
-        yield DecodingProcesses(idle)
+        yield DecodingProcesses(processes)
     finally:
         for process in processes:
             process.end()
@@ -104,6 +109,10 @@ class _DecodingProcess:
             raise OSError(*answer["failed"])
         return answer["facts"]
 
+    def kill(self) -> None:
+        if self._started is not None:
+            self._started.kill()
+
     def end(self) -> None:
         if self._started is not None:
             self._started.kill()
@@ -132,6 +141,8 @@ def _ending(code: int, max_seconds: int) -> str:
 def serve(max_bytes: int, max_seconds: int) -> None:
     """Main loop of a decoding process: answers every line of standard input on standard output."""
     resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
+    # Ctrl-C goes to the whole group of processes; it is for the one that started this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A library may print; what it prints is no answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

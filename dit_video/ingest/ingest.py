@@ -2,32 +2,48 @@
 
 Three passes, each holding one file at a time per worker: list what is there; decode every file whole, which
 proves that it can be decoded and counts its frames, and bring it to H.264 mp4; write the records. A file that
-cannot be used is named in the manifest with its reason, never fatal, never silent.
+cannot be used is named in the manifest with its reason, never fatal, never silent. What was decoded is kept in the
+output folder until the set is whole (unfinished.py).
 """
 
+import json
 import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dit_video.data.record import Split
-from dit_video.data.video_set import Entry, Manifest, new_directory, write_video_set
+from dit_video.data.video_set import Entry, Manifest, SplitBy, read_manifest, write_video_set
 from dit_video.ingest import label_table
+from dit_video.ingest.descriptions import Described, descriptions
 from dit_video.ingest.label_table import Description, LabelTable
-from dit_video.ingest.sidecars import describe, separate
-from dit_video.ingest.source_files import SourceFile, list_files
+from dit_video.ingest.source_files import list_files
+from dit_video.ingest.splits import assign_splits, group_warnings, mark_duplicates, split_warnings
 from dit_video.ingest.transcoding import Transcoding
+from dit_video.ingest.unfinished import Unfinished, finish, unfinished
 
-# Rows that name no file, of which a message shows the nearest name.
-_MOST_MISSES = 5
 # Files that a message names of each reason why they are none.
 _NAMED = 3
 
 # Called as (stage, done, of all).
 Progress = Callable[[str, int, int], None]
+
+# Bytes after which another shard is begun.
+SHARD_SIZE = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """Decoded files of the sources.
+
+    Attributes:
+        entries: without digest-made splits, duplicates among them.
+        paths: the mp4 of stored ones by key; those that are in a set that is extended have none.
+    """
+
+    entries: list[Entry]
+    paths: dict[str, Path]
 
 
 def ingest(
@@ -35,206 +51,157 @@ def ingest(
     out: str | os.PathLike,
     *,
     labels: LabelTable | None = None,
+    group: str | None = None,
     held_out_fraction: float = 0.1,
     transcoding: Transcoding = Transcoding(),
-    shard_size: int = 1 << 30,
+    shard_size: int = SHARD_SIZE,
     progress: Progress = lambda stage, done, total: None,
 ) -> Manifest:
-    """Makes a video set out of folders and tars of videos.
+    """Makes a video set out of folders and tars of videos; goes on where it was killed.
 
     Args:
         sources: folders (read recursively; sub-folders are classes) and tars.
-        out: new folder for the set; appears only when complete.
+        out: new folder for the set; it has a manifest only when complete.
         labels: label, caption and split of each file; files without a row in it are skipped. None: sub-folders are
             classes, or splits.
-        held_out_fraction: share of files held out, decided by each file's sha256, so that a growing
+        group: what clips that were cut from one source have in common, which stay on one side of the split: a column of
+            the table, a field of clip.json, or a regular expression on paths.
+        held_out_fraction: share of files, or groups, held out, decided by each file's sha256, so that a growing
             collection keeps its split. A split column, or folders named after splits, win over it.
         transcoding: how large the stored videos may be, and how many files are decoded at once.
         shard_size: bytes after which another shard is begun.
         progress: called as (stage, files done, files in all), where the stage is "reading" or "writing".
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: a source is missing, `out` exists, the labels do not
+        FileNotFoundError, FileExistsError, ValueError: a source is missing, `out` exists, the labels or groups do not
             fit, or nothing usable was found.
     """
     if not 0 <= held_out_fraction < 1:
         raise ValueError(f"held_out_fraction={held_out_fraction}: must be at least 0 and below 1")
-    rows = None if labels is None else labels.rows()
     origins = [Path(source) for source in sources]
-    settings = {
-        "made_by": "ingest",
-        "sources": [origin.name for origin in origins],
+    choices = {
         "labels": None if labels is None else labels.name,
         "columns": None if labels is None else labels.columns,
+        "group": group,
         "held_out_fraction": held_out_fraction,
         **transcoding.settings,
     }
-    with new_directory(out) as directory:
-        spool = directory / "spool"
-        spool.mkdir()
-        items, described, rows_without_file, warnings = _described(list_files(origins), labels, rows)
-        settings["warnings"] = warnings
-        entries, paths = [], {}
-        for item, entry, path in transcoding.apply(items, spool):
-            what = described.get(item.key, Description())
-            entries.append(replace(entry, label=what.label, caption=what.caption))
-            paths[item.key] = path
-            progress("reading", len(entries), len(items))
-        named = {key: what.split for key, what in described.items() if what.split}
-        manifest = _manifest(origins, entries, named, held_out_fraction, settings, rows_without_file)
-        manifest = write_video_set(
-            directory,
-            manifest,
-            lambda entry: paths[entry.file].read_bytes(),
-            shard_size=shard_size,
-            on_record=lambda done, total: progress("writing", done, total),
+    command = command_of("ingest", origins, labels, choices)
+    if finish(Path(out)) == command:
+        return read_manifest(out, remedy="make it again")
+    with unfinished(Path(out), transcoding.settings) as done:
+        described = descriptions(list_files(origins, Path(out)), labels, group)
+        decoded = decode_all(described, transcoding, done, progress)
+        manifest = manifest_of(
+            decoded.entries,
+            choices,
+            sources=[origin.name for origin in origins],
+            rows_without_file=described.rows_without_file,
+            warnings=described.warnings,
+            where=origins,
         )
-        shutil.rmtree(spool)
-    return manifest
+
+        def load(entry: Entry) -> bytes:
+            return decoded.paths[entry.file].read_bytes()
+
+        return write(done, command, manifest, load, shard_size, progress)
 
 
-def _manifest(
-    sources: list[Path],
-    entries: list[Entry],
-    named: dict[str, Split],
-    held_out_fraction: float,
-    settings: dict[str, Any],
-    rows_without_file: list[str],
+def command_of(
+    name: str, sources: Sequence[Path], labels: LabelTable | None, choices: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What tells one ingest from another, as JSON."""
+    table = None if labels is None else os.path.abspath(labels.path)
+    command = {"name": name, "sources": [os.path.abspath(source) for source in sources], "table": table, **choices}
+    return json.loads(json.dumps(command))
+
+
+def decode_all(described: Described, transcoding: Transcoding, done: Unfinished, progress: Progress) -> Decoded:
+    """Decodes all files."""
+    entries, paths = [], {}
+    for item, entry, path in transcoding.apply(described.items, done):
+        what = described.of.get(item.key, Description())
+        entries.append(with_description(entry, what, by_labels=item.key in described.by_labels))
+        if path is not None:
+            paths[item.key] = path
+        progress("reading", len(entries), len(described.items))
+    return Decoded(entries=entries, paths=paths)
+
+
+def with_description(entry: Entry, what: Description, *, by_labels: bool) -> Entry:
+    """An entry with what is said of its file."""
+    said_by = SplitBy.LABELS if by_labels else SplitBy.FOLDERS
+    return replace(
+        entry,
+        label=what.label,
+        caption=what.caption,
+        split=what.split,
+        group=what.group,
+        split_by=SplitBy.DIGEST if what.split is None else said_by,
+    )
+
+
+def manifest_of(
+    entries: Sequence[Entry],
+    choices: Mapping[str, Any],
+    *,
+    sources: Sequence[str],
+    rows_without_file: Sequence[str],
+    warnings: Mapping[str, Sequence[str]],
+    where: Sequence[Path],
 ) -> Manifest:
     """Manifest of the video set to be written: duplicates marked, splits assigned.
 
+    Args:
+        choices: settings that were asked for.
+        where: sources, for messages.
+
     Raises:
-        ValueError: nothing will be.
+        ValueError: nothing will be, or one group is on both sides of the split.
     """
-    entries = _assign_splits(_mark_duplicates(entries), named, held_out_fraction)
+    entries = assign_splits(mark_duplicates(entries), choices["held_out_fraction"])
     stored = [entry for entry in entries if entry.split]
     if not stored:
-        raise ValueError(nothing_usable(sources, entries))
+        raise ValueError(nothing_usable(where, entries))
+    near_equal = label_table.near_equal({entry.label for entry in entries if entry.label is not None})
+    of_set = {
+        "classes": near_equal,
+        "splits": split_warnings(entries),
+        "groups": group_warnings(entries, choices["group"]),
+    }
     return Manifest(
-        settings=settings,
+        settings={
+            "made_by": "ingest",
+            "sources": list(sources),
+            **choices,
+            "warnings": {name: list(lines) for name, lines in {**warnings, **of_set}.items()},
+        },
         class_names=label_table.class_names({entry.label for entry in stored if entry.label is not None}),
         entries=tuple(entries),
         rows_without_file=tuple(rows_without_file),
     )
 
 
-def _described(
-    items: list[SourceFile], labels: LabelTable | None, rows: dict[str, Description] | None
-) -> tuple[list[SourceFile], dict[str, Description], list[str], list[str]]:
-    """Finds out what is said of each file: by its folders, by the table, or by what lies beside it.
-
-    Returns:
-        The files, those that are no videos with the reason; descriptions by key; keys of rows that name no file;
-        warnings.
-    """
-    items, sidecars = separate(items)
-    videos = [item for item in items if not item.reason]
-    of_folder, warnings = _of_folders(videos)
-    if labels is None or rows is None:
-        items, of_tables, without_file = _of_metadata(items)
-        described = _over(_over(of_folder, of_tables), describe(sidecars))
-    else:
-        described, without_file = label_table.match([item.key for item in videos], rows)
-        if videos and not described:
-            key = next(iter(rows))
-            near = label_table.nearest(key, [item.key for item in videos])
-            raise ValueError(
-                f"{labels.name}: its column {labels.key} names none of the {len(videos)} files: it has {key!r}, the "
-                f"nearest file is {near!r}; keys are paths within the source, with or without extension"
-            )
-        if labels.label is None:
-            described = {key: replace(what, label=of_folder[key].label) for key, what in described.items()}
-        reason = f"no row in {labels.name}"
-        items = [item if item.reason or item.key in described else replace(item, reason=reason) for item in items]
-        unmatched = [item.key for item in videos if item.key not in described]
-        warnings += [
-            f"{labels.name}: no file is called {key!r}; the nearest is {label_table.nearest(key, unmatched)!r}"
-            for key in without_file[:_MOST_MISSES]
-            if unmatched
-        ]
-    warnings += label_table.near_equal({what.label for what in described.values() if what.label is not None})
-    return items, described, without_file, warnings
-
-
-def _of_folders(videos: list[SourceFile]) -> tuple[dict[str, Description], list[str]]:
-    """Descriptions by key that the folders of each source give, and warnings."""
-    of_folder, warnings = {}, []
-    for source in dict.fromkeys(item.source for item in videos):
-        keys = {item.name: item.key for item in videos if item.source == source}
-        described, beside = label_table.from_folders(list(keys))
-        of_folder |= {keys[name]: what for name, what in described.items()}
-        if beside:
-            warnings.append(
-                f"{source.name}: {', '.join(beside)} beside folders named after splits: their clips are trained on"
-            )
-    return of_folder, warnings
-
-
-def _of_metadata(items: list[SourceFile]) -> tuple[list[SourceFile], dict[str, Description], list[str]]:
-    """Descriptions by key of sources that are Hugging Face folders; their tables are no videos."""
-    described, without_file = {}, []
-    for source in dict.fromkeys(item.source for item in items):
-        if (table := label_table.metadata_table(source)) is None:
-            continue
-        own = [item.key for item in items if item.source == source and not item.reason]
-        of_row, missing = label_table.match(own, table.rows())
-        described |= of_row
-        without_file += missing
-        items = [
-            replace(item, reason="the table of its folder")
-            if item.source == source and item.name == table.name
-            else item
-            for item in items
-        ]
-    return items, described, without_file
-
-
-def _over(below: dict[str, Description], above: dict[str, Description]) -> dict[str, Description]:
-    """Descriptions where what `above` says goes before what `below` does."""
-    merged = dict(below)
-    for key, what in above.items():
-        base = below.get(key, Description())
-        merged[key] = Description(
-            label=what.label or base.label, caption=what.caption or base.caption, split=what.split or base.split
-        )
-    return merged
-
-
-def _mark_duplicates(entries: list[Entry]) -> list[Entry]:
-    """Deduplication: keeps the first of files with equal bytes.
-
-    A copy on the other side of the split would be a held-out clip that was trained on.
-    """
-    first: dict[str, str] = {}
-    marked = []
-    for entry in entries:
-        if entry.stored:
-            original = first.setdefault(entry.sha256, entry.file)
-            if original != entry.file:
-                entry = replace(entry, reason=f"a copy of {original}", stored=None)
-        marked.append(entry)
-    return marked
-
-
-def _assign_splits(entries: list[Entry], named: dict[str, Split], held_out_fraction: float) -> list[Entry]:
-    """Assigns splits: as a table or folder names, else by the file's digest as a number in [0, 1)."""
-
-    def position(entry: Entry) -> float:
-        return int(entry.sha256[:13], 16) / 16**13
-
-    free = [entry for entry in entries if entry.stored and entry.file not in named]
-    held_out = {entry.file for entry in free if position(entry) < held_out_fraction}
-    # A handful of files may all fall on one side;
-    # a set that cannot be evaluated, or trained on, helps nobody.
-    if not named and held_out_fraction > 0 and len(free) > 1:
-        ranked = sorted(free, key=position)
-        if not held_out:
-            held_out = {ranked[0].file}
-        elif len(held_out) == len(free):
-            held_out.remove(ranked[-1].file)
-    own = {entry.file: Split.HELD_OUT if entry.file in held_out else Split.TRAIN for entry in free}
-    chosen = own | named
-    return [replace(entry, split=chosen[entry.file]) if entry.stored else entry for entry in entries]
+def write(
+    done: Unfinished,
+    command: Mapping[str, Any],
+    manifest: Manifest,
+    load: Callable[[Entry], bytes],
+    shard_size: int,
+    progress: Progress,
+) -> Manifest:
+    """Writes the set and puts it in its place; returns its manifest with the position of every record."""
+    directory = done.work / "set"
+    directory.mkdir()
+    manifest = write_video_set(
+        directory,
+        manifest,
+        load,
+        shard_size=shard_size,
+        on_record=lambda count, total: progress("writing", count, total),
+    )
+    done.complete(command, directory)
+    return manifest
 
 
 def nothing_usable(sources: Sequence[Path], entries: Sequence[Entry]) -> str:

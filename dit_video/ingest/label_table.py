@@ -1,4 +1,4 @@
-"""Labels, captions and splits of video files: classes from sub-folders, or columns of a CSV table."""
+"""Labels, captions and splits of video files from the columns of a table."""
 
 import difflib
 import os
@@ -24,6 +24,7 @@ _SPLIT_WORDS = {
 
 # Comparing two names takes tens of microseconds.
 _MOST_COMPARED = 10_000
+_BETWEEN = re.compile(r"(?<=\w)[\s_-]+(?=\w)")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 # What pandas and spreadsheets write where there is no value.
 _NO_LABEL = ("", "nan", "none", "null", "n/a", "<na>")
@@ -31,11 +32,17 @@ _NO_LABEL = ("", "nan", "none", "null", "n/a", "<na>")
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """Label, caption and split of a file. `split` None: decided by the file's digest."""
+    """What is said of a file.
+
+    Attributes:
+        split: None where nothing says it: then its digest decides, or that of its group.
+        group: name of what it was cut from: clips of one group stay on one side of the split.
+    """
 
     label: str | None = None
     caption: str = ""
     split: Split | None = None
+    group: str | None = None
 
 
 def split_of(word: str) -> Split | None:
@@ -43,49 +50,15 @@ def split_of(word: str) -> Split | None:
     return _SPLIT_WORDS.get(word.strip().lower())
 
 
-def from_folders(names: Sequence[str]) -> tuple[dict[str, Description], list[str]]:
-    """Class labels and splits from sub-folders.
-
-    Folders that all files share say nothing and are dropped. Where some of those left are named after a split to train
-    on and others after one that is held out (train/, test/, val/), they are the splits and the next folder is the
-    class; clips of all other folders are trained on. Otherwise the first folder is the class; files in no class folder
-    have no label.
-
-    Args:
-        names: paths within one source, with '/'.
-
-    Returns:
-        Descriptions by name, and the other folders where some are splits.
-    """
-    folders = {name: PurePosixPath(name).parts[:-1] for name in names}
-    if not folders:
-        return {}, []
-    shared = 0
-    while len({parts[: shared + 1] for parts in folders.values()}) == 1 and shared < len(min(folders.values())):
-        shared += 1
-    folders = {name: parts[shared:] for name, parts in folders.items()}
-    splits = {name: split_of(parts[0]) if parts else None for name, parts in folders.items()}
-    beside: list[str] = []
-    if set(Split) <= set(splits.values()) or None not in splits.values():
-        others = {name for name, split in splits.items() if split is None}
-        beside = sorted({f"{folders[name][0]}/" for name in others if folders[name]})
-        splits |= dict.fromkeys(others, Split.TRAIN)
-        folders = {name: parts[1:] for name, parts in folders.items()}
-    else:
-        splits = dict.fromkeys(names)
-    labels = {name: parts[0] if parts else None for name, parts in folders.items()}
-    return {name: Description(label=labels[name], split=splits[name]) for name in names}, beside
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """A CSV, TSV or JSON lines file whose rows give label, caption and split of files (`tables.read_rows`).
+    """A table whose rows give label, caption and split of files: CSV, TSV, JSON lines or Parquet (`tables.read_rows`).
 
     Attributes:
         path: the file; columns of a CSV are separated by commas, semicolons or tabs.
         key: the column that names a file, by its path within the source, with or without extension, or by its stem
             where that is unique.
-        label, caption, split: the columns of these; None where the table has none, or not to be used.
+        label, caption, split, group: the columns of these; None where the table has none, or not to be used.
     """
 
     path: str | os.PathLike
@@ -93,6 +66,7 @@ class LabelTable:
     label: str | None = None
     caption: str | None = None
     split: str | None = None
+    group: str | None = None
 
     @property
     def name(self) -> str:
@@ -101,8 +75,12 @@ class LabelTable:
 
     @property
     def columns(self) -> dict[str, str | None]:
-        """Column by what it gives, None where there is none."""
+        """Column by what it gives, None where there is none; that of groups is not among them."""
         return {"key": self.key, "label": self.label, "caption": self.caption, "split": self.split}
+
+    def has(self, column: str) -> bool:
+        """Whether there is such a column."""
+        return column in read_rows(Path(self.path))[0]
 
     def rows(self) -> dict[str, Description]:
         """Reads the rows by their key.
@@ -112,13 +90,12 @@ class LabelTable:
             ValueError: a column that is not there, two rows that contradict each other, an unknown split.
         """
         path = Path(self.path)
-        present, lines = read_rows(path)
+        present, lines = read_rows(path, [column for column in (*self.columns.values(), self.group) if column])
         for option, column in self.columns.items():
             if column is not None and column not in present:
                 raise ValueError(f"--{option} {column}: {path} has no such column; it has {', '.join(present)}")
         rows: dict[str, Description] = {}
-        for number, row in lines:
-            where = f"{path} line {number}"
+        for where, row in lines:
             name = row.get(self.key, "").strip()
             if not name:
                 raise ValueError(f"{where}: no {self.key}")
@@ -137,19 +114,24 @@ class LabelTable:
         if self.split and split is None:
             words = ", ".join(sorted(_SPLIT_WORDS))
             raise ValueError(f"{where}: {self.split}={cell(self.split)!r} is no split; use one of {words}")
-        return Description(label=label_of(cell(self.label)), caption=cell(self.caption), split=split)
+        caption, group = cell(self.caption), label_of(cell(self.group))
+        return Description(label=label_of(cell(self.label)), caption=caption, split=split, group=group)
 
 
-def metadata_table(source: Path) -> LabelTable | None:
-    """The table of a Hugging Face folder: metadata.jsonl or metadata.csv with a column file_name; else None."""
-    for name in ("metadata.jsonl", "metadata.csv"):
+def metadata_table(source: Path, group: str | None = None) -> LabelTable | None:
+    """The table of a Hugging Face folder: metadata.jsonl, .csv or .parquet with a column file_name; else None.
+
+    Args:
+        group: column that names what a file was cut from; not used where there is none.
+    """
+    for name in ("metadata.jsonl", "metadata.csv", "metadata.parquet"):
         path = source / name
         if source.is_dir() and path.is_file():
             columns, _ = read_rows(path)
             if "file_name" in columns:
                 caption = next((word for word in ("text", "caption") if word in columns), None)
-                label, split = (word if word in columns else None for word in ("label", "split"))
-                return LabelTable(path=path, key="file_name", label=label, caption=caption, split=split)
+                label, split, group = (word if word in columns else None for word in ("label", "split", group))
+                return LabelTable(path=path, key="file_name", label=label, caption=caption, split=split, group=group)
     return None
 
 
@@ -229,12 +211,21 @@ def class_names(labels: set[str]) -> tuple[str, ...]:
 
 
 def near_equal(labels: set[str]) -> list[str]:
-    """Warnings of names of classes that differ in case and spaces alone, and are probably one."""
+    """Warnings of names of classes that differ in the way of writing alone, and are probably one."""
     groups: dict[str, list[str]] = {}
     for label in sorted(labels):
-        groups.setdefault("".join(label.casefold().split()), []).append(label)
+        groups.setdefault(_gist(label), []).append(label)
     return [
-        f"classes {' and '.join(map(repr, group))} differ in case or spaces alone; is that one class?"
+        f"classes {' and '.join(map(repr, group))} differ in case, spaces or the way of writing alone; is that one "
+        "class?"
         for group in groups.values()
         if len(group) > 1
     ]
+
+
+def _gist(label: str) -> str:
+    """What is left of a name without case, spaces, hyphens and forms of characters; of a number its value."""
+    try:
+        return repr(float(label))
+    except ValueError:
+        return _BETWEEN.sub("", unicodedata.normalize("NFKC", label).casefold().strip())

@@ -24,13 +24,18 @@ SUFFIXES = (".txt", ".cls", ".json")
 _BESIDE = (*SUFFIXES, ".csv", ".tsv", ".jsonl", ".srt", ".vtt", ".md", ".yaml", ".npy", ".npz", ".pt")
 
 
+def is_note(name: str) -> bool:
+    """Whether a file is text or numbers by its suffix, and no video."""
+    return PurePosixPath(name).suffix.lower() in _BESIDE
+
+
 def separate(items: Sequence[SourceFile]) -> tuple[list[SourceFile], dict[str, list[SourceFile]]]:
     """Separates sidecars from videos.
 
     Returns:
         All files, sidecars with the reason that they are; and the sidecars of each video, by its key.
     """
-    candidates = [item for item in items if not item.reason and PurePosixPath(item.name).suffix.lower() not in _BESIDE]
+    candidates = [item for item in items if not item.reason and not is_note(item.name)]
     # By its name without extension; and whole, for that of a folder of pictures has none, whatever dots are in it.
     videos = {(item.source, item.name): item for item in candidates}
     videos |= {(item.source, str(PurePosixPath(item.name).with_suffix(""))): item for item in candidates}
@@ -38,7 +43,7 @@ def separate(items: Sequence[SourceFile]) -> tuple[list[SourceFile], dict[str, l
     for item in items:
         path = PurePosixPath(item.name)
         video = videos.get((item.source, str(path.with_suffix(""))))
-        if not item.reason and path.suffix.lower() in _BESIDE and video is not None:
+        if not item.reason and is_note(item.name) and video is not None:
             if path.suffix.lower() in SUFFIXES:
                 sidecars.setdefault(video.key, []).append(item)
             item = replace(item, reason=f"a sidecar of {video.key}")
@@ -46,8 +51,11 @@ def separate(items: Sequence[SourceFile]) -> tuple[list[SourceFile], dict[str, l
     return marked, sidecars
 
 
-def describe(sidecars: Mapping[str, Sequence[SourceFile]]) -> dict[str, Description]:
+def describe(sidecars: Mapping[str, Sequence[SourceFile]], group: str | None = None) -> dict[str, Description]:
     """Caption, class and split of each video that has sidecars, by its key.
+
+    Args:
+        group: field of clip.json that names what a clip was cut from.
 
     Raises:
         ValueError: one that is no UTF-8, no JSON object, or longer than MAX_BYTES; names it.
@@ -58,7 +66,7 @@ def describe(sidecars: Mapping[str, Sequence[SourceFile]]) -> dict[str, Descript
             for key, items in sidecars.items():
                 for item in items:
                     if item.source == source:
-                        described[key] = _with(described.get(key, Description()), item, read(item.name))
+                        described[key] = _with(described.get(key, Description()), item, read(item.name), group)
     return described
 
 
@@ -86,7 +94,7 @@ def _opened(source: Path) -> Iterator[Callable[[str], bytes]]:
         yield read_member
 
 
-def _with(what: Description, item: SourceFile, content: bytes) -> Description:
+def _with(what: Description, item: SourceFile, content: bytes, group: str | None) -> Description:
     """`what`, updated with the content of a sidecar."""
     if len(content) > MAX_BYTES:
         raise ValueError(f"{item.key}: more than the {MAX_BYTES} bytes that are read of a sidecar")
@@ -110,4 +118,5 @@ def _with(what: Description, item: SourceFile, content: bytes) -> Description:
         check_characters(value, f"{item.key}: {name}")
     caption = next((values[name] for name in ("caption", "text") if name in values), what.caption)
     label = next((values[name] for name in ("label", "class", "cls") if name in values), what.label or "")
-    return replace(what, caption=caption, label=label_of(label), split=split_of(values.get("split", "")) or what.split)
+    split, of_group = split_of(values.get("split", "")) or what.split, label_of(values.get(group or "", ""))
+    return replace(what, caption=caption, label=label_of(label), split=split, group=of_group or what.group)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from dit_video.data.video_set import JOURNAL, UNFINISHED
 from dit_video.video.frame_folder import is_frame
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
@@ -33,36 +34,58 @@ class SourceFile:
     reason: str = ""
 
 
-def list_files(sources: Sequence[Path]) -> list[SourceFile]:
+def list_files(sources: Sequence[Path], out: Path | None = None) -> list[SourceFile]:
     """Lists folders (recursively, sorted) and tars (in their order) without opening the files in them.
+
+    Args:
+        out: a folder that is no part of them, where it lies in one.
 
     Raises:
         FileNotFoundError: a source is missing.
-        ValueError: a source is neither folder nor tar, or a broken tar; two files have the same name.
+        ValueError: a source is neither folder nor tar, a broken tar, or `out`; two files have the same name.
     """
     items = []
     for source in sources:
-        items += [_source_file(source, name, reason) for name, reason in _list(source)]
-    counts = Counter(item.key for item in items)
-    if len(counts) < len(items):
-        items = [replace(item, key=f"{item.source.name}/{item.name}") for item in items]
-        for key, count in Counter(item.key for item in items).items():
-            if count > 1:
-                raise ValueError(f"{key}: {count} files of this name; give each source once, under a name of its own")
-    return items
+        items += [_source_file(source, name, reason) for name, reason in _list(source, out)]
+    keys = keys_of([(item.source.name, item.key) for item in items])
+    return [replace(item, key=key) for item, key in zip(items, keys)]
+
+
+def keys_of(named: Sequence[tuple[str, str]]) -> list[str]:
+    """Unique keys of files: their names within their sources, or source/name where two sources hold one name.
+
+    Args:
+        named: names of the source and of the file in it.
+
+    Raises:
+        ValueError: that is not unique either.
+    """
+    if len({name for _, name in named}) == len(named):
+        return [name for _, name in named]
+    keys = [f"{source}/{name}" for source, name in named]
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise ValueError(f"{key}: {count} files of this name; give each source once, under a name of its own")
+    return keys
 
 
 def _source_file(source: Path, name: str, reason: str) -> SourceFile:
-    # Python keeps bytes of names that are not UTF-8 as characters that no file of text, TFDS or terminal takes.
-    key = name.encode("utf-8", "backslashreplace").decode()
+    key = plain_name(name)
     return SourceFile(source=source, name=name, key=key, reason=reason if key == name else "its name is not UTF-8")
 
 
-def _list(source: Path) -> Iterator[tuple[str, str]]:
+def plain_name(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8, of which Python makes no characters, by their numbers."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _list(source: Path, out: Path | None) -> Iterator[tuple[str, str]]:
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such folder or tar")
+    if _is_same(source, out):
+        raise ValueError(f"{source}: is the folder of the set itself; give the folder of the videos")
     if source.is_dir():
-        yield from _list_folder(source)
+        yield from _list_folder(source, out)
     elif tarfile.is_tarfile(source):
         for member in _members(source):
             if not member.isdir():
@@ -73,10 +96,17 @@ def _list(source: Path) -> Iterator[tuple[str, str]]:
         )
 
 
-def _list_folder(folder: Path) -> Iterator[tuple[str, str]]:
+def _is_same(path: Path, out: Path | None) -> bool:
+    return out is not None and out.exists() and path.exists() and path.samefile(out)
+
+
+def _list_folder(folder: Path, out: Path | None) -> Iterator[tuple[str, str]]:
     unreadable: list[OSError] = []
     for here, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _is_same(Path(here, name), out))
+        if UNFINISHED in folders and Path(here, UNFINISHED, JOURNAL).exists():
+            folders.remove(UNFINISHED)
+            yield Path(here, UNFINISHED).relative_to(folder).as_posix(), "what an ingest has not finished"
         links = [name for name in folders if (Path(here) / name).is_symlink()]
         if _is_clip(Path(here), folder, files):
             yield Path(here).relative_to(folder).as_posix(), ""
@@ -144,15 +174,15 @@ def files(items: Sequence[SourceFile], spool: Path) -> Iterator[tuple[SourceFile
     """Yields a path for each file, in order;
     members of a tar are copied into `spool` one by one, as they are asked for.
     """
-    for source in dict.fromkeys(item.source for item in items):
+    for number, source in enumerate(dict.fromkeys(item.source for item in items)):
         of_source = [item for item in items if item.source == source]
         if source.is_dir():
             yield from ((item, source / item.name) for item in of_source)
         else:
-            yield from _extracted(source, of_source, spool)
+            yield from _extracted(source, of_source, spool, f"{number}")
 
 
-def _extracted(source: Path, items: list[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Path]]:
+def _extracted(source: Path, items: list[SourceFile], spool: Path, name: str) -> Iterator[tuple[SourceFile, Path]]:
     # The listing and this pass see the same members in the same order.
     expected = iter(items)
     with tarfile.open(source) as archive:
@@ -160,7 +190,8 @@ def _extracted(source: Path, items: list[SourceFile], spool: Path) -> Iterator[t
             if member.isdir():
                 continue
             item = next(expected)
-            path = spool / f"{source.name}-{member.offset}{PurePosixPath(member.name).suffix}"
+            # Two tars may have one name.
+            path = spool / f"tar{name}-{member.offset}{PurePosixPath(member.name).suffix}"
             if not item.reason and (content := archive.extractfile(member)):
                 with content, path.open("wb") as copy:
                     shutil.copyfileobj(content, copy)

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from dit_video.data.video_set import Entry, file_digest
 from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
 from dit_video.ingest.probe import CRF, PRESET, storable
 from dit_video.ingest.source_files import SourceFile, files
+from dit_video.ingest.unfinished import Unfinished
 from dit_video.video.pictures import VideoError
 
 
@@ -36,24 +37,36 @@ class Transcoding:
         """What decides the stored bytes, for the manifest of a set."""
         return {"max_size": self.max_size, "crf": CRF, "preset": PRESET}
 
-    def apply(self, items: list[SourceFile], spool: Path) -> Iterator[tuple[SourceFile, Entry, Path]]:
-        """Each file's entry and the path of its mp4, in order; new files are written to the folder `spool`."""
+    def apply(self, items: Sequence[SourceFile], done: Unfinished) -> Iterator[tuple[SourceFile, Entry, Path | None]]:
+        """Each file's entry and the path of its mp4, in order.
+
+        Args:
+            done: what is decoded already is not decoded again, what is goes there.
+
+        Returns:
+            Entries without split; no path where the file is not stored, or only in a set that is extended.
+        """
         num_workers = self.num_workers or os.cpu_count() or 1
         with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
-            waiting: deque[tuple[SourceFile, Future[tuple[Entry, Path]]]] = deque()
-            for number, (item, path) in enumerate(files(items, spool)):
-                target = spool / f"{number}.mp4"
-                waiting.append((item, pool.submit(_transcode, item, path, target, self.max_size, decoding)))
-                if len(waiting) > num_workers:
-                    item, future = waiting.popleft()
+            waiting: deque[tuple[SourceFile, Future[tuple[Entry, Path | None]]]] = deque()
+            try:
+                for number, (item, path) in enumerate(files(items, done.work)):
+                    target = done.work / f"{number}.mp4"
+                    waiting.append((item, pool.submit(_transcode, item, path, target, self.max_size, decoding, done)))
+                    if len(waiting) > num_workers:
+                        item, future = waiting.popleft()
+                        yield item, *future.result()
+                for item, future in waiting:
                     yield item, *future.result()
-            for item, future in waiting:
-                yield item, *future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                decoding.stop()
+                raise
 
 
 def _transcode(
-    item: SourceFile, path: Path, target: Path, max_size: int | None, decoding: DecodingProcesses
-) -> tuple[Entry, Path]:
+    item: SourceFile, path: Path, target: Path, max_size: int | None, decoding: DecodingProcesses, done: Unfinished
+) -> tuple[Entry, Path | None]:
     """Decodes a file whole; where it is not fit to be stored as it is, encodes it to `target`.
 
     Raises:
@@ -61,22 +74,31 @@ def _transcode(
     """
     entry = Entry(file=item.key, source=item.source.name, reason=item.reason)
     if item.reason:
-        return entry, path
+        return entry, None
     try:
         entry = replace(entry, sha256=file_digest(path))
     except OSError as error:
-        return replace(entry, reason=f"cannot be read: {error.strerror}"), path
-    try:
-        facts = decoding.run(storable, path, target, max_size)
-    except VideoError as error:
-        target.unlink(missing_ok=True)
-        entry = replace(entry, reason=str(error))
-    else:
-        chosen, stored = (target, "encoded") if target.exists() else (path, "copied")
-        entry = replace(entry, stored=stored, num_bytes=chosen.stat().st_size, **facts)
-        if stored == "copied":
-            return entry, path
-    if path.parent == target.parent:
-        # The copy of a tar's member has served.
+        return replace(entry, reason=f"cannot be read: {error.strerror}"), None
+    fields = done.known.get(entry.sha256)
+    if fields is None:
+        try:
+            facts = decoding.run(storable, path, target, max_size)
+        except VideoError as error:
+            target.unlink(missing_ok=True)
+            _served(path, done)
+            # Not kept: where the decoder was killed, as this process may be in the next moment, it is no fact.
+            return replace(entry, reason=str(error)), None
+        encoded = target if target.exists() else None
+        fields = done.keep(entry.sha256, facts, encoded, (encoded or path).stat().st_size)
+    entry = replace(entry, **fields)
+    if entry.stored == "copied":
+        return entry, path
+    _served(path, done)
+    encoded = done.encoded(entry.sha256)
+    return entry, encoded if encoded.exists() else None
+
+
+def _served(path: Path, done: Unfinished) -> None:
+    """Deletes the copy of a tar's member."""
+    if path.parent == done.work:
         path.unlink()
-    return entry, target

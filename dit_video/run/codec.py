@@ -23,6 +23,7 @@ from dit_video.experiment import Experiment
 from dit_video.nn.module import define, params_of
 from dit_video.progress import counted
 from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
+from dit_video.run.places import located
 from dit_video.storage.mirror import local_copy
 from dit_video.vae.codec import LatentCodec, latent_statistics
 from dit_video.vae.trained_codec import TrainedCodec
@@ -44,7 +45,7 @@ def codec_of_run(
     Raises:
         ExperimentError: the run trained no codec.
     """
-    experiment = read_experiment(workdir, like)
+    experiment = located(read_experiment(workdir, like), workdir / EXPERIMENT_FILE)
     task = experiment.task
     if task.learnt_vae is None:
         raise ExperimentError(f"{workdir}: trained {type(task).__name__}, not a codec; name the run of a VAE")

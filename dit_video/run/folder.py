@@ -18,6 +18,7 @@ from dit_video.config.json_file import in_short, read_object, write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
 from dit_video.experiment import Experiment
+from dit_video.run.places import PLACES, places_now
 
 EXPERIMENT_FILE = "experiment.json"
 # Fields of it: the identity of the data (`Data.identity`), and the changes of these so far.
@@ -87,6 +88,7 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], *, a
             "overrides": list(overrides),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "environment": environment(),
+            PLACES: places_now(workdir),
             "experiment": components.record(experiment),
             **kept,
         },

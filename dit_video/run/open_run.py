@@ -22,6 +22,7 @@ from dit_video.progress import Terminal
 from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, environment, read_experiment
 from dit_video.run.frozen import with_codec_inside, with_frozen
+from dit_video.run.places import located
 from dit_video.storage.mirror import local_copy
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.subject import Subject
@@ -35,6 +36,10 @@ class OpenRun:
     """A finished or interrupted run, opened to be judged, sampled from or exported.
 
     `params` are the averaged weights where `ema`, else the raw ones. Of a run in a bucket `workdir` is a copy.
+
+    Attributes:
+        experiment: with the paths as they lead from here.
+        recorded: with the paths of its record, for what is said of the run; None: as `experiment`.
     """
 
     workdir: Path
@@ -45,9 +50,15 @@ class OpenRun:
     mesh: Mesh
     step: int
     ema: bool
+    recorded: Experiment | None = None
+
+    @property
+    def identity(self) -> Experiment:
+        """The experiment as it was trained, wherever the run is now."""
+        return self.recorded or self.experiment
 
     def subject(self) -> Subject:
-        about = description(self.experiment, self.workdir)
+        about = description(self.identity, self.workdir)
         subject = Subject(self.experiment.task, self.definition, self.frozen, self.mesh, about)
         return subject.with_weights(self.params, step=self.step, ema=self.ema)
 
@@ -70,9 +81,11 @@ def open_run(
     console = console or Terminal()
     keep_compiled_programs()
     workdir = local_copy(workdir, EXPERIMENT_FILE)
-    experiment = with_codec_inside(read_experiment(workdir, like), workdir)
+    recorded = read_experiment(workdir, like)
+    experiment = with_codec_inside(located(recorded, workdir / EXPERIMENT_FILE), workdir)
     if overrides:
-        experiment = override(experiment, overrides)
+        experiment, recorded = (override(read, overrides) for read in (experiment, recorded))
+    moved = experiment != recorded
     mesh = make_mesh(experiment.mesh)
     experiment, frozen = with_frozen(experiment, mesh, console)
     definition = define(experiment.task.init)
@@ -88,7 +101,9 @@ def open_run(
                 unstyled(console)(f"damaged checkpoint left out: {message}; using step {step}")
     finally:
         checkpoints.close()
-    return OpenRun(workdir, experiment, definition, params, frozen, mesh, step, ema)
+    return OpenRun(
+        workdir, experiment, definition, params, frozen, mesh, step, ema, recorded=recorded if moved else experiment
+    )
 
 
 def program_of(experiment: Experiment, mesh: Mesh) -> Program:

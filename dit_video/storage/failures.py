@@ -36,7 +36,7 @@ _NO_ACCESS = re.compile(
 )
 _LOCKED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
-READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+READ_PAUSES: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before a read that has failed is tried again, one after the other: a minute. Then the error is raised."""
 
 LAST_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)

@@ -1,6 +1,7 @@
 """The codec that a run of this package has trained, as a value of an experiment."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -25,8 +26,10 @@ class TrainedCodec:
     run: str
     digest: str | None = None
 
+    PATHS: ClassVar[tuple[str, ...]] = ("run",)
+
     def __post_init__(self):
-        expand(self, "run")
+        expand(self)
 
     def blank(self, rng: Key[Array, ""]) -> LatentCodec:
         """The codec with random weights: for shapes, FLOPs and tests, where no trained one is at hand."""

@@ -26,6 +26,16 @@ def test_a_name_is_that_of_a_component(name):
     assert kind.__module__ == MODULES[name], "the table says where a class is defined, not where it is imported"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_fields_that_name_folders_are_known_as_paths(name):
+    """So that none is forgotten where ~ is expanded and where a run was moved."""
+    kind = getattr(importlib.import_module(MODULES[name]), name)
+    texts = {field.name for field in dataclasses.fields(kind) if field.type is str}
+    assert texts & {"directory", "data_dir", "run", "model", "tokenizer", "folder", "path", "file"} == set(
+        getattr(kind, "PATHS", ())
+    )
+
+
 def test_every_address_of_old_records_leads_to_a_name_of_today():
     assert set(ADDRESSES.values()) <= set(NAMES)
 

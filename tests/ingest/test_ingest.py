@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from sample_videos import waves, write, write_frames, write_sound, yuv
 
 from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
+from dit_video.data.video_set import SplitBy
 from dit_video.ingest import label_table
+from dit_video.ingest.class_folders import from_folders
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.label_table import Description, LabelTable
 from dit_video.ingest.transcoding import Transcoding
@@ -150,10 +153,11 @@ def test_a_stem_that_names_two_files_is_an_error():
 
 def test_folders_are_classes_or_splits():
     def said(*names):
-        return label_table.from_folders(names)
+        return from_folders(names)
 
     assert said("x/a/1.mp4", "x/b/2.mp4")[0]["x/b/2.mp4"] == Description(label="b")
-    assert said("x/1.mp4", "x/2.mp4")[0]["x/1.mp4"] == Description()
+    # One class folder is one class.
+    assert said("x/1.mp4", "x/2.mp4")[0]["x/1.mp4"] == Description(label="x")
     described, beside = said("train/a/1.mp4", "test/b/2.mp4")
     assert (described["test/b/2.mp4"], beside) == (Description(label="b", split=Split.HELD_OUT), [])
     described, beside = said("train/a/1.mp4", "test/a/2.mp4", "extra/a/3.mp4", "4.mp4")
@@ -240,11 +244,13 @@ def test_a_manifest_from_before_is_read(video_set):
     path = video_set / "manifest.json"
     content = json.loads(path.read_text())
     for entry in content["entries"]:
-        for name in ("left_out", "doubled", "notes"):
+        for name in ("left_out", "doubled", "notes", "group", "split_by"):
             del entry[name]
     before = VideoSet(directory=str(video_set)).manifest()
     path.write_text(json.dumps(content))
-    assert VideoSet(directory=str(video_set)).manifest() == before
+    # What decided its splits is not known: they stay.
+    entries = tuple(replace(entry, split_by=SplitBy.LABELS) for entry in before.entries)
+    assert VideoSet(directory=str(video_set)).manifest() == replace(before, entries=entries)
 
 
 def test_what_was_done_to_a_file_is_in_the_manifest(tmp_path):

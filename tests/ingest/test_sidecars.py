@@ -5,10 +5,13 @@ import json
 import tarfile
 from pathlib import Path
 
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from sample_videos import waves
 
+from dit_video.data.record import Split
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.label_table import LabelTable
 from dit_video.video.encode import encode_mp4
@@ -116,7 +119,7 @@ def test_a_tar_is_read_by_its_own_names(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    assert described(tmp_path / "w.tar", tmp_path) == {"a/0.mp4": (None, "first")}
+    assert described(tmp_path / "w.tar", tmp_path) == {"a/0.mp4": ("a", "first")}
 
 
 def test_a_table_of_other_files_shows_a_key_beside_a_name(tmp_path):
@@ -128,4 +131,49 @@ def test_a_table_of_other_files_shows_a_key_beside_a_name(tmp_path):
     (tmp_path / "t.csv").write_text("key,text\nclip0,a\nclipp1,b\n")
     videos(tmp_path / "clips", "clip0.mp4", "clip1.mp4")
     manifest = ingest([tmp_path / "clips"], tmp_path / "set", labels=table)
-    assert manifest.settings["warnings"] == ["t.csv: no file is called 'clipp1'; the nearest is 'clip1.mp4'"]
+    assert manifest.settings["warnings"]["table"] == ["t.csv: no file is called 'clipp1'; the nearest is 'clip1.mp4'"]
+
+
+@pytest.mark.parametrize("given", ["table", "metadata", "json", "pattern"])
+def test_groups_come_from_a_column_a_field_or_a_pattern(tmp_path, given):
+    folder = tmp_path / "clips"
+    names = [f"{talk}_{part}" for talk in ("a", "b", "c") for part in range(2)]
+    videos(folder, *(f"{name}.mp4" for name in names))
+    (folder / "notes.txt").write_text("no class folder is needed")
+    group, labels = "talk", None
+    rows = [{"file_name": f"{name}.mp4", "talk": name[0], "text": "x"} for name in names]
+    if given == "table":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+        labels = LabelTable(path=tmp_path / "t.parquet", key="file_name", caption="text")
+    elif given == "metadata":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "metadata.parquet")
+    elif given == "json":
+        for row in rows:
+            (folder / row["file_name"]).with_suffix(".json").write_text(json.dumps(row))
+    else:
+        group = r"(\w)_\d\.mp4"
+    manifest = ingest([folder], tmp_path / "set", labels=labels, group=group)
+    stored = [entry for entry in manifest.entries if entry.stored]
+    assert [entry.group for entry in stored] == ["a", "a", "b", "b", "c", "c"]
+    assert {entry.caption for entry in stored} == {"" if given == "pattern" else "x"}
+    assert len({(entry.group, entry.split) for entry in stored}) == 3
+    assert (manifest.settings["group"], manifest.class_names) == (group, ())
+    with pytest.raises(ValueError, match=r"--group nobody: gives none of the \d files a group, such as 'a_0\.mp4'"):
+        ingest([folder], tmp_path / "other", labels=labels, group="nobody")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_table_takes_nothing_away_that_it_has_no_column_for(tmp_path):
+    folder = tmp_path / "clips"
+    videos(folder, "train/cat/0.mp4", "test/dog/1.mp4")
+    (folder / "train" / "cat" / "0.txt").write_text("beside")
+    (tmp_path / "t.csv").write_text("key,label\n0,lion\n1,nan\n")
+    (tmp_path / "u.csv").write_text("key,text\n0,in the table\n1,\n")
+    for table, label, caption, expected in (
+        ("t.csv", "label", None, [("test/dog/1.mp4", None, ""), ("train/cat/0.mp4", "lion", "beside")]),
+        ("u.csv", None, "text", [("test/dog/1.mp4", "dog", ""), ("train/cat/0.mp4", "cat", "in the table")]),
+    ):
+        labels = LabelTable(path=tmp_path / table, label=label, caption=caption)
+        entries = [e for e in ingest([folder], tmp_path / table[0], labels=labels).entries if e.stored]
+        assert [(e.file, e.label, e.caption) for e in entries] == expected
+        assert [e.split for e in entries] == [Split.HELD_OUT, Split.TRAIN]

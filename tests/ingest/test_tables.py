@@ -1,12 +1,15 @@
 """Tables of strangers come back cell by cell, or are refused by file and line; never cut or guessed."""
 
 import csv
+import datetime
 import gzip
 import io
 import json
 import random
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from dit_video.ingest import label_table
 from dit_video.ingest.label_table import Description, LabelTable
@@ -37,6 +40,39 @@ def test_any_legal_table_comes_back(tmp_path, encoding, delimiter):
         csv.writer(text, delimiter=delimiter, quoting=quoting).writerows([columns, *table])
         (tmp_path / "t.csv").write_bytes(ENCODINGS[encoding](text.getvalue()))
         assert rows(tmp_path / "t.csv") == [dict(zip(columns, row)) for row in table]
+
+
+def test_parquet_comes_back(tmp_path):
+    """As JSON lines with the same cells would; what is no text is not read where it is not asked for."""
+    cells = {"key": ["a", "b", None], "n": [1, 2.5, None], "list": [[1], None, []], "flag": [True, None, False]}
+    day = [datetime.date(2020, 1, 2), None, None]
+    table = pyarrow.table({**cells, "day": day, "video": [b"\0", b"", None]})
+    parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    columns, found = read_rows(tmp_path / "t.parquet", ["key", "n", "list", "flag", "day"])
+    assert columns == [*cells, "day", "video"]
+    assert [dict(row) for _, row in found] == [
+        {"key": "a", "n": "1.0", "list": "[1]", "flag": "true", "day": "2020-01-02"},
+        {"key": "b", "n": "2.5"},
+        {"list": "[]", "flag": "false"},
+    ]
+    with pytest.raises(ValueError, match=r"t\.parquet row 1: video holds bytes, not text; name another column"):
+        rows(tmp_path / "t.parquet")
+
+
+def test_no_damaged_parquet_is_read(tmp_path):
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"key": ["x" * 50] * 99}), path, compression="none", use_dictionary=False)
+    whole = path.read_bytes()
+    for content in (whole[:-9], whole[:100], b"key,text\na,b\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"t\.parquet: no whole Parquet file"):
+            rows(path)
+    path.write_bytes(whole[:4] + bytes(40) + whole[44:])
+    with pytest.raises(ValueError, match=r"t\.parquet: damaged after row 0"):
+        rows(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(ValueError, match=r"t\.parquet: stands for a file that Git LFS has not fetched; .*git lfs pull"):
+        rows(path)
 
 
 def test_json_lines_come_back(tmp_path):
@@ -130,7 +166,16 @@ def test_nothing_is_no_class(tmp_path, cell):
 
 
 def test_near_equal_classes_are_pointed_out():
-    assert label_table.near_equal({"cat", "Cat", "dog", "big dog", "bigdog"}) == [
-        "classes 'Cat' and 'cat' differ in case or spaces alone; is that one class?",
-        "classes 'big dog' and 'bigdog' differ in case or spaces alone; is that one class?",
-    ]
+    alone = "differ in case, spaces or the way of writing alone; is that one class?"
+    one_way = {"cat", "dog", "-1", "1", "11", "a.b", "ab", "+", "-", "c++", "c"}
+    assert label_table.near_equal(one_way) == []
+    for names in (
+        ["Cat", "cat"],
+        ["big dog", "bigdog"],
+        ["big-dog", "big_dog"],
+        ["3", "3.0"],
+        ["cafe\u0301", "caf\u00e9"],
+    ):
+        assert label_table.near_equal({*names, *one_way - {"cat"}}) == [
+            f"classes {names[0]!r} and {names[1]!r} {alone}"
+        ]

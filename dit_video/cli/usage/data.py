@@ -14,11 +14,19 @@ INGEST = """  dit-video data ingest videos/ --out data/mine
   dit-video data ingest grid_train.tar grid_test.tar --out data/grid \\
       --labels grid_labels.tsv --key key --label digit --caption caption --split split
       labels, captions and the split from the columns of a CSV, TSV or JSON lines file (UTF-8 or UTF-16, also
-      gzip); the key is a path within the source (with or without extension) or a bare file name
+      gzip) or of Parquet; the key is a path within the source (with or without extension) or a bare file name
+
+  dit-video data ingest talks/ --out data/talks --group '([^/]+)_[0-9]+\\.mp4'
+      clips that were cut from one source, here talk_17.mp4 of talk, are all trained on or all held out
+
+  dit-video data ingest more/ --out data/mine --add
+      more videos for a set, as if it had been made of all folders at once
 
 Without a table: clip.txt beside clip.mp4 is its caption, clip.cls its class, clip.json has both (as in WebDataset
-tars); metadata.jsonl or metadata.csv with file_name and text (as Hugging Face has it); sub-folders are classes. A
+tars); metadata.jsonl, .csv or .parquet with file_name and text (as Hugging Face has it); sub-folders are classes. A
 folder of numbered pictures is a clip.
+
+An ingest that was stopped or killed goes on when the same command is given again.
 
 Files that are no videos, broken, empty, sound only, or copies of another are named in DIR/manifest.json with
 the reason. Without a split column or folders named train/ and test/, files are held out by their sha256: the
@@ -58,14 +66,21 @@ def _add_ingest(commands) -> None:
     parser = command(commands, "ingest", "turn folders and tars of videos into a data set", INGEST)
     parser.add_argument("sources", nargs="+", type=path_text, metavar="FOLDER_OR_TAR")
     parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="new folder for the set")
-    parser.add_argument("--labels", type=path, metavar="FILE", help="CSV, TSV or JSON lines, a row for each file")
-    parser.add_argument("--key", default="key", metavar="COL", help="column that names a file (default: key)")
+    parser.add_argument("--add", action="store_true", help="add to the set in DIR, with the settings that it has")
+    parser.add_argument(
+        "--labels", type=path, metavar="FILE", help="CSV, TSV, JSON lines or Parquet, a row for each file"
+    )
+    parser.add_argument("--key", metavar="COL", help="column that names a file (default: key)")
     parser.add_argument("--label", metavar="COL", help="column with the class")
     parser.add_argument("--caption", metavar="COL", help="column with a sentence")
     parser.add_argument("--split", metavar="COL", help="column with train, test, val, validation or held_out")
     parser.add_argument(
-        "--held_out_fraction", type=float, default=0.1, metavar="F", help="share held out (default 0.1)"
+        "--group",
+        metavar="PATTERN|COL",
+        help="what clips of one source have in common, which stay on one side of the split: a column, a field of "
+        "clip.json, or a regular expression on paths, of which the first (...) counts",
     )
+    parser.add_argument("--held_out_fraction", type=float, metavar="F", help="share held out (default 0.1)")
     parser.add_argument("--max_size", type=whole(2), metavar="PIXELS", help="longest short side (default: keep sizes)")
     parser.add_argument("--num_workers", type=whole(1), metavar="N", help="files decoded at once (default: one a core)")
     parser.set_defaults(run=_run_ingest)
