@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dit_video.config.atomic import write_file
+
 # Values take up to 24 times the bytes of their text (`{},` is an object of 64 bytes), so 6 GB at most. A manifest has
 # some 400 bytes for a video.
 MAX_BYTES = 256 << 20
@@ -37,9 +39,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file atomically: it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def other_values(

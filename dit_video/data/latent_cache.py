@@ -24,9 +24,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float
 
+from dit_video.config.atomic import new_folder
 from dit_video.config.json_file import read_object
 from dit_video.data.record import Clip, Examples, Record, Split
-from dit_video.data.video_set import MANIFEST, new_directory
+from dit_video.data.video_set import MANIFEST
 from dit_video.video.files import MAX_FPS
 
 _FORMAT = "dit_video.latent_cache"
@@ -110,7 +111,7 @@ def write_latent_cache(
         FileExistsError: the folder exists and is not empty.
         ValueError: a clip without moments, or a split without clips.
     """
-    with new_directory(directory) as partial:
+    with new_folder(directory) as partial:
         counts, shards, rates = {}, {}, {}
         for split, clips in splits.items():
             rates[split.value] = []

@@ -26,7 +26,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_video.arrays import Text
-from dit_video.config.json_file import read_object
+from dit_video.config.json_file import read_object, write_json
 from dit_video.config.paths import expand
 from dit_video.data.signals import ClassNames, Reader, Signal
 
@@ -280,9 +280,7 @@ class _Shard:
         shards = manifest.shards | {self.name: len(self._digests)}
         sizes = {name: getattr(manifest, name) for name in _SIZES}
         content = {"format": _FORMAT, "version": _VERSION, "provenance": manifest.provenance, **sizes}
-        partial = self._directory / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(content | {"dtype": manifest.dtype.value, "shards": shards}, indent=1))
-        partial.replace(self._directory / MANIFEST)
+        write_json(self._directory / MANIFEST, content | {"dtype": manifest.dtype.value, "shards": shards})
         return TextManifest(**sizes, provenance=manifest.provenance, dtype=manifest.dtype, shards=shards)
 
 

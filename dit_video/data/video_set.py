@@ -8,13 +8,10 @@ beside a manifest that accounts for every file.
 Both writers of such sets (ingest.py, builders.py) and their one reader (sources.VideoSet) meet here.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import reprlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -28,8 +25,6 @@ from dit_video.video.pictures import MAX_FRAME_PIXELS
 MANIFEST = "manifest.json"
 _FORMAT = "dit_video.video_set"
 _VERSION = 1
-# Files in the making; renamed when complete.
-_PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,36 +241,3 @@ def file_digest(path: str | os.PathLike) -> str:
         return hashlib.sha256(json.dumps(named).encode(errors="surrogateescape")).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def new_directory(out: str | os.PathLike) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its name when the block ends well
-    and vanishes when it does not.
-
-    Raises:
-        FileExistsError: `out` exists and is not an empty folder.
-    """
-    out = Path(out)
-    _refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}{_PARTIAL}", dir=out.parent))
-    try:
-        yield partial
-        # mkdtemp keeps others out; a data set follows the user's umask like any other folder.
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
-        _refuse_existing(out)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        raise FileExistsError(f"{out} already exists; give another --out, or delete it first (rm -r {out})")

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dit_video.config.atomic import new_folder
 from dit_video.data.record import Split
-from dit_video.data.video_set import Entry, Manifest, new_directory, write_video_set
+from dit_video.data.video_set import Entry, Manifest, write_video_set
 from dit_video.ingest import label_table
 from dit_video.ingest.label_table import Description, LabelTable
 from dit_video.ingest.sidecars import describe, separate
@@ -69,7 +70,7 @@ def ingest(
         "held_out_fraction": held_out_fraction,
         **transcoding.settings,
     }
-    with new_directory(out) as directory:
+    with new_folder(out) as directory:
         spool = directory / "spool"
         spool.mkdir()
         items, described, rows_without_file, warnings = _described(list_files(origins), labels, rows)

@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import dataclasses
 import hashlib
-import json
 import shutil
 import tempfile
 import time
@@ -19,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
-from dit_video.config.json_file import read_object
+from dit_video.config.atomic import is_temporary, write_file
+from dit_video.config.json_file import read_object, write_json
 from dit_video.distributed import processes
 from dit_video.storage.bucket import Bucket, address
 from dit_video.storage.failures import LAST_PAUSES, advice, fault, raised_by_stores
@@ -108,9 +108,7 @@ class BucketRecord:
             unless = bytes.fromhex(known.generation) if known is not None and file.is_file() else None
             read = self._bucket.read(name, unless=unless)
             if read.content is not None:
-                temporary = file.with_name(f"{name}.tmp")
-                temporary.write_bytes(read.content)
-                temporary.replace(file)
+                write_file(file, read.content)
                 self._known[name] = _Known(read.generation.hex(), *_size_and_time(file))
         self._write_mark()
 
@@ -128,14 +126,12 @@ class BucketRecord:
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         for file in sorted(self.folder.rglob("*")):
-            if file.is_file() and file.name not in _NO_RECORD and file.suffix != ".tmp":
+            if file.is_file() and file.name not in _NO_RECORD and not is_temporary(file.name):
                 yield file.relative_to(self.folder).as_posix(), file
 
     def _write_mark(self) -> None:
         files = {name: dataclasses.asdict(known) for name, known in self._known.items()}
-        temporary = self.folder / f"{_MARK}.tmp"
-        temporary.write_text(json.dumps(files), encoding="utf-8")
-        temporary.replace(self.folder / _MARK)
+        write_json(self.folder / _MARK, files)
 
 
 class Copying:

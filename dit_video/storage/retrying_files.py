@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from dit_video.config.atomic import write_file
 from dit_video.distributed import processes
 from dit_video.storage.failures import Vanished, advice
 
@@ -179,15 +180,7 @@ class RetryingFiles:
         if not waiting.whole:
             self._append(path, data)
             return
-        # Written beside and moved into place: a kill must not find half of it.
-        temporary = path.with_name(f"{path.name}.tmp")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        write_file(path, data)
 
     def _append(self, path: Path, data: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
