@@ -71,9 +71,13 @@ def test_what_is_there_is_never_written_over(tmp_path):
 
 
 def test_what_came_while_it_was_written_is_not_written_over(tmp_path):
-    with pytest.raises(FileExistsError, match="out: is there already"), new_folder(tmp_path / "out"):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "theirs").touch()
+    def write():
+        with new_folder(tmp_path / "out"):
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").touch()
+
+    with pytest.raises(FileExistsError, match="out: is there already"):
+        write()
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "theirs"]
 
 
