@@ -7,6 +7,7 @@ once nobody has touched it for a day, and says so on standard error.
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import secrets
@@ -34,11 +35,11 @@ def new_file(path: Path) -> Iterator[Path]:
 
     Of two processes that write one file the later wins.
     """
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         # Exclusively, and with the permissions that the user's umask leaves.
         temporary.open("xb").close()
-        _remove_litter(path, temporary)
+        remove_litter(path, temporary)
         yield temporary
         temporary.replace(path)
     except BaseException:
@@ -63,10 +64,10 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
     out = Path(out).resolve()
     _refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(out)
+    temporary = temporary_path(out)
     temporary.mkdir()
     try:
-        _remove_litter(out, temporary)
+        remove_litter(out, temporary)
         yield temporary
         _refuse_existing(out)
         try:
@@ -85,11 +86,20 @@ def _refuse_existing(out: Path) -> None:
         raise FileExistsError(f"{out}: is there already and not empty; name another folder, or remove it (rm -r {out})")
 
 
-def _temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
+    """A path beside `path` that nobody else uses."""
     return path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
 
 
-def _remove_litter(path: Path, temporary: Path) -> None:
+def bad_name(path: Path) -> Path:
+    """A free name beside `path` for something damaged that stood in its place: NAME.bad, or NAME.2.bad and so on."""
+    bad, numbers = path.with_name(f"{path.name}.bad"), itertools.count(2)
+    while os.path.lexists(bad):
+        bad = path.with_name(f"{path.name}.{next(numbers)}.bad")
+    return bad
+
+
+def remove_litter(path: Path, temporary: Path) -> None:
     """Removes what killed processes of this user have left of `path`, and says so.
 
     Args:

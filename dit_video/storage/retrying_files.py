@@ -7,7 +7,6 @@ left half-written is cut off. Only what is in memory when a process is killed is
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from dit_video.config.atomic import write_file
+from dit_video.config.atomic import bad_name, write_file
 from dit_video.distributed import processes
 from dit_video.storage.failures import Vanished, advice
 
@@ -171,7 +170,9 @@ class RetryingFiles:
 
     def _write(self, path: Path, waiting: _Waiting) -> None:
         if os.path.lexists(path) and not path.is_file():
-            self._set_aside(path)
+            # Nobody can write to a folder, and who opens a pipe may wait for ever.
+            aside = path.rename(bad_name(path))
+            self.warn(f"{path}: is no file; it is kept as {aside.name}, and a file is written in its place")
         if not path.exists():
             if self._written and not any(written.exists() for written in self._written):
                 # The place where a file system was mounted is a folder too, but not that of the run.
@@ -182,15 +183,6 @@ class RetryingFiles:
             self._append(path, data)
             return
         write_file(path, data)
-
-    def _set_aside(self, path: Path) -> None:
-        """Renames what is no file: nobody can write to a folder, and who opens a pipe may wait for ever."""
-        numbers = itertools.count(2)
-        target = path.with_name(f"{path.name}.bad")
-        while os.path.lexists(target):
-            target = path.with_name(f"{path.name}.{next(numbers)}.bad")
-        path.rename(target)
-        self.warn(f"{path}: is no file; it is kept as {target.name}, and a file is written in its place")
 
     def _append(self, path: Path, data: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
