@@ -200,7 +200,7 @@ def _refuse_unless_stale(lock: Lock, text: str, warn: Callable[[str], None]) -> 
     )
     if is_stale:
         return f"a process that is gone (pid {holder.pid})"
-    unseen = f". If it is gone, which cannot be seen from {socket.gethostname()}, remove {lock.where}"
+    unseen = f". If it is gone, which cannot be seen from here, remove {lock.where}"
     raise RunInUse(
         f"{lock.run}: {named} trains here since {holder.since}; stop it or use another --workdir"
         + ("" if holder.is_here else unseen)

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from dit_video.config.atomic import is_temporary, write_file
-from dit_video.config.json_file import read_object, write_json
+from dit_video.config.json_file import check_kinds, read_object, write_json
 from dit_video.distributed import processes
 from dit_video.storage.bucket import Bucket, address
 from dit_video.storage.failures import LAST_PAUSES, advice, fault, raised_by_stores
@@ -78,6 +78,15 @@ class _Known:
     size: int
     mtime_ns: int
 
+    @classmethod
+    def from_json(cls, content: Any) -> "_Known":
+        """Raises ValueError where `content` is of another kind."""
+        if not isinstance(content, dict):
+            raise ValueError(f"holds {type(content).__name__}, not an object")
+        check_kinds(content, {"generation": str, "size": int, "mtime_ns": int})
+        bytes.fromhex(content["generation"])
+        return cls(content["generation"], content["size"], content["mtime_ns"])
+
     def is_of(self, file: Path) -> bool:
         return file.is_file() and (self.size, self.mtime_ns) == _size_and_time(file)
 
@@ -88,8 +97,9 @@ class BucketRecord:
     def __init__(self, where: str, folder: Path):
         self.folder, self._bucket = folder, Bucket(where)
         self._known: dict[str, _Known] = {}
-        with contextlib.suppress(FileNotFoundError):
-            self._known = {name: _Known(**known) for name, known in read_object(folder / _MARK).items()}
+        # Damaged, it says of no file that it is in the bucket.
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            self._known = {name: _Known.from_json(known) for name, known in read_object(folder / _MARK).items()}
         _copies[folder] = where
 
     def pull(self, needed: str) -> None:

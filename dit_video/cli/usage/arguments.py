@@ -84,6 +84,10 @@ def _float(text: str) -> float:
 
 def path(text: str) -> Path:
     """Type of options that are paths, with ~ and $VARIABLES, or addresses of buckets."""
+    if not text:
+        raise argparse.ArgumentTypeError(
+            "is empty (a variable that is not set?); write . for the folder that you are in"
+        )
     # What the shell has written out itself may hold a dollar sign.
     if os.path.lexists(text):
         return Path(text)
