@@ -13,7 +13,6 @@ from dit_video.distributed.sharding import batch_ways, platform_of
 from dit_video.experiment import Experiment
 from dit_video.run.folder import EXPERIMENT_FILE
 
-
 MIN_OPEN_FILES = 256
 """Files that a process must be allowed to open at once. A small run opens 55, in the middle of a save."""
 

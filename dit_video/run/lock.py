@@ -99,10 +99,16 @@ class _Holder:
                 return None
         except ValueError:
             return None
-        names = ("host", "pid", "process_started", "since")
-        # Those before had no namespace, and version 0.1 no boot.
-        known = {name: found[name] for name in names} | {name: found.get(name) for name in ("boot", "namespace")}
-        return cls(**known, refreshed="refresh_seconds" in found)
+        return cls(
+            host=found["host"],
+            # Those before had no namespace, and version 0.1 no boot.
+            boot=found.get("boot"),
+            namespace=found.get("namespace"),
+            pid=found["pid"],
+            process_started=found["process_started"],
+            since=found["since"],
+            refreshed="refresh_seconds" in found,
+        )
 
     @property
     def is_here(self) -> bool:
