@@ -6,10 +6,10 @@ straight to the bucket and from it.
 """
 
 import atexit
-import contextlib
 import dataclasses
 import hashlib
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from dit_video.config.atomic import is_temporary, write_file
+from dit_video.config.atomic import bad_name, is_temporary, write_file
 from dit_video.config.json_file import check_kinds, read_object, write_json
 from dit_video.distributed import processes
 from dit_video.storage.bucket import Bucket, address
@@ -97,9 +97,14 @@ class BucketRecord:
     def __init__(self, where: str, folder: Path):
         self.folder, self._bucket = folder, Bucket(where)
         self._known: dict[str, _Known] = {}
-        # Damaged, it says of no file that it is in the bucket.
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        try:
             self._known = {name: _Known.from_json(known) for name, known in read_object(folder / _MARK).items()}
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            # Nobody knows which of these files are newer than those in the bucket.
+            aside = folder.rename(bad_name(folder))
+            print(f"{error}; this machine's copy of the record is kept in {aside}", file=sys.stderr)
         _copies[folder] = where
 
     def pull(self, needed: str) -> None:
