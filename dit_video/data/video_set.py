@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
-from dit_video.config.json_file import read_object
+from dit_video.config.json_file import check_kinds, read_object
 from dit_video.data.record import NO_LABEL, Split
 from dit_video.video.files import MAX_FPS, MAX_FRAMES
 from dit_video.video.pictures import MAX_FRAME_PIXELS
@@ -176,10 +176,7 @@ def read_manifest(directory: str | os.PathLike, *, remedy: str) -> Manifest:
 
 def _from_content(content: dict[str, Any]) -> Manifest:
     """The manifest that `_to_json` wrote; whatever decides where and how records are read is checked."""
-    kinds = {"settings": dict, "class_names": list, "entries": list, "rows_without_file": list}
-    for name, kind in kinds.items():
-        if not isinstance(content.get(name), kind):
-            raise ValueError(f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}")
+    check_kinds(content, {"settings": dict, "class_names": list, "entries": list, "rows_without_file": list})
     for name in ("class_names", "rows_without_file"):
         if not all(isinstance(item, str) for item in content[name]):
             raise ValueError(f"{name}={reprlib.repr(content[name])}: must be strings")
