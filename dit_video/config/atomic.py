@@ -60,8 +60,12 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `out` is there, and is not an empty folder.
+        FileNotFoundError: it is a link to what is not there, on a disk that is not mounted perhaps.
     """
-    out = Path(out).resolve()
+    out = Path(out)
+    if out.is_symlink() and not out.exists():
+        raise FileNotFoundError(f"{out}: is a link to {out.readlink()}, which is not there; mount it, or mend the link")
+    out = out.resolve()
     _refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(out)

@@ -63,11 +63,24 @@ def test_nothing_is_left_of_a_folder_that_fails(tmp_path):
 
 def test_what_is_there_is_never_written_over(tmp_path):
     (tmp_path / "precious").write_text("1")
-    (tmp_path / "dangling").symlink_to(tmp_path / "gone" / "away")
     for out in (tmp_path, tmp_path / "precious"):
         with pytest.raises(FileExistsError, match="name another folder, or remove it"), new_folder(out):
             pass
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "precious"]
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_link_to_a_disk_that_is_not_mounted_is_refused_and_one_that_is_is_followed(tmp_path):
+    link, disk = tmp_path / "out", tmp_path / "disk" / "out"
+    link.symlink_to(disk)
+    with pytest.raises(FileNotFoundError, match="is a link to .*disk/out, which is not there"), new_folder(link):
+        pass
+    assert not disk.parent.exists()
+    disk.mkdir(parents=True)
+    with new_folder(link) as folder:
+        assert folder.parent == disk.parent
+        (folder / "a").touch()
+    assert (link / "a").exists()
+    assert link.is_symlink()
 
 
 def test_what_came_while_it_was_written_is_not_written_over(tmp_path):
