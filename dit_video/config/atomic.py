@@ -1,8 +1,9 @@
 """Atomic files and folders: each appears under its name whole or not at all, and what kills leave behind is removed.
 
 Both are written under a temporary name beside their own and renamed. That name ends in random letters, for a process
-id comes again in every container. A killed process leaves it behind; whoever writes the same name later removes it
-once nobody has touched it for a day, and says so on standard error.
+id comes again in every container. A killed process leaves it behind. Whoever makes the same folder later removes it
+once nobody has touched it for a day, and says so on standard error; a file stays, for to look for it in a folder of
+many, at each write, would cost more than it does.
 """
 
 import contextlib
@@ -39,7 +40,6 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         # Exclusively, and with the permissions that the user's umask leaves.
         temporary.open("xb").close()
-        remove_litter(path, temporary)
         yield temporary
         temporary.replace(path)
     except BaseException:

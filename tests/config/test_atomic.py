@@ -72,7 +72,7 @@ def test_what_is_there_is_never_written_over(tmp_path):
 def test_a_link_to_a_disk_that_is_not_mounted_is_refused_and_one_that_is_is_followed(tmp_path):
     link, disk = tmp_path / "out", tmp_path / "disk" / "out"
     link.symlink_to(disk)
-    with pytest.raises(FileNotFoundError, match="is a link to .*disk/out, which is not there"), new_folder(link):
+    with pytest.raises(FileNotFoundError, match=r"is a link to .*disk/out, which is not there"), new_folder(link):
         pass
     assert not disk.parent.exists()
     disk.mkdir(parents=True)
@@ -94,13 +94,18 @@ def test_what_came_while_it_was_written_is_not_written_over(tmp_path):
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "theirs"]
 
 
-@pytest.mark.parametrize("new", ["new_file", "new_folder"])
-def test_a_killed_writer_blocks_nobody_and_its_litter_goes_after_a_day(new, tmp_path, capfd):
+def test_a_killed_writer_of_a_file_blocks_nobody(tmp_path):
+    litter = kill_in("new_file", tmp_path / "e")
+    with new_file(tmp_path / "e") as temporary:
+        temporary.write_text("1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [litter.name, "e"]
+
+
+def test_a_killed_writer_of_a_folder_blocks_nobody_and_its_litter_goes_after_a_day(tmp_path, capfd):
     """F12: `export` killed as PID 1 of a container blocked every later one."""
     out = tmp_path / "e"
-    litter = kill_in(new, out)
-    write = {"new_file": new_file, "new_folder": new_folder}[new]
-    with write(out):
+    litter = kill_in("new_folder", out)
+    with new_folder(out):
         assert litter.exists(), "somebody may be writing it"
     as_old_as(litter, LITTER_SECONDS + 60)
     other = tmp_path / ".other.partial-01234567"
@@ -109,9 +114,7 @@ def test_a_killed_writer_blocks_nobody_and_its_litter_goes_after_a_day(new, tmp_
         path.mkdir()
         (path / "a").touch()
         as_old_as(path, 2 * LITTER_SECONDS)
-    if new == "new_folder":
-        out.rmdir()
-    with write(out):
+    with new_folder(out):
         pass
     assert sorted(tmp_path.iterdir()) == [other, out]
     assert re.findall(r"(\S+): removed; a process that was killed left it (\d+) hours ago", capfd.readouterr().err) == [
