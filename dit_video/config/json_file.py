@@ -74,10 +74,16 @@ def check_kinds(content: Mapping[str, Any], kinds: Kinds) -> None:
         if name not in content:
             raise ValueError(f"has no {name}")
         value = content[name]
-        # In Python true is a whole number, and a whole number no float.
-        if type(value) not in expected and not (type(value) is int and float in expected):
+        if not _is_of(value, expected):
             words = " or ".join(_WORDS[one] for one in expected)
             raise ValueError(f"{name}={reprlib.repr(value)}: must be {words}")
+
+
+def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    """In Python true is a whole number, and a whole number no float; in JSON it is the other way round."""
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -64,7 +64,8 @@ class Event:
         return self.step if self.to is None else self.to
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return fields | {"kind": self.kind.value, "done": self.done.value, "what": list(self.what)}
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "Event":
