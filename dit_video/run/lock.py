@@ -195,7 +195,7 @@ def _refuse_unless_stale(lock: Lock, text: str, warn: Callable[[str], None]) -> 
     holder = _Holder.read(text)
     if holder is None:
         # Killed while it was writing, or writing right now: nobody can tell.
-        if _is_touched(lock, "something that is no lock", warn):
+        if _is_touched(lock, "something that is no lock", warn) and lock.read() == text:
             raise RunInUse(f"{lock.where}: not a lock that can be read, and somebody touches it; use another --workdir")
         return f"something that was no lock and that nobody has touched for {GONE_SECONDS:.0f} s"
     named = f"process {holder.pid} on {holder.host}"

@@ -231,6 +231,17 @@ def test_what_is_no_lock_and_is_touched_is_somebody_s(tmp_path, monkeypatch):
         acquire(tmp_path, print).__enter__()
 
 
+def test_what_becomes_a_lock_while_it_is_waited_for_is_one(tmp_path, monkeypatch):
+    """Where files have no second name it is empty for a moment."""
+    monkeypatch.setattr(run_lock, "_POLL_SECONDS", 0.01)
+    write_lock(tmp_path)
+    lock = (tmp_path / LOCK).read_text()
+    (tmp_path / LOCK).write_text("")
+    threading.Timer(0.1, lambda: (tmp_path / LOCK).write_text(lock)).start()
+    with pytest.raises(RunInUse, match=rf"process {os.getpid()} on .* trains here since"):
+        acquire(tmp_path, print).__enter__()
+
+
 @pytest.mark.parametrize("place", ["namespace", "boot", "host"])
 def test_a_process_that_could_not_be_seen_is_not_taken_for_dead(place, tmp_path, monkeypatch, messages):
     """F2: two containers of one host with one hostname have other numbers for their processes."""
