@@ -13,11 +13,11 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from etils import epath
 
-from dit_video.config.json_file import read_object
+from dit_video.config.json_file import check_kinds, parse_object
 from dit_video.storage.bucket import files_of_buckets
 from dit_video.storage.failures import Unreadable, Vanished, as_os_errors
 from dit_video.storage.mirror import address_of
@@ -191,7 +191,7 @@ class LocalSteps:
         asides = []
         for folder in sorted(path for path in self._aside.glob("*") if path.is_dir()):
             note = folder.with_name(f"{folder.name}.json")
-            note_content = read_object(note) if note.is_file() else {}
+            note_content = _read_note(note.read_bytes()) if note.is_file() else {}
             asides.append(Aside(str(folder), _num_bytes(folder), note_content.get("why"), note_content.get("found")))
         return asides
 
@@ -279,7 +279,7 @@ class BucketSteps:
             if inside:
                 sizes[name] += about["size"]
             else:
-                notes[name] = json.loads(self._files.cat_file(path))
+                notes[name] = _read_note(self._files.cat_file(path))
         note_of = {name: notes.get(f"{name}.json", {}) for name in sizes}
         return [
             Aside(f"{self._aside}/{name}", size, note_of[name].get("why"), note_of[name].get("found"))
@@ -303,6 +303,16 @@ def _raise(error: OSError) -> None:
 
 def _num_bytes(folder: AnyPath) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _read_note(content: bytes) -> dict[str, Any]:
+    """What `_note` wrote; nothing where it is damaged, for the step beside it is what counts."""
+    try:
+        note = parse_object(content)
+        check_kinds(note, dict.fromkeys(note, str))
+    except ValueError:
+        return {}
+    return note
 
 
 def _note(why: str) -> bytes:

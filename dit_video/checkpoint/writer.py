@@ -25,6 +25,7 @@ from dit_video.checkpoint.folder import Steps
 from dit_video.checkpoint.listener import SaveListener
 from dit_video.checkpoint.orbax import count_operations_alike, first_line, ignore_late_tasks, quiet
 from dit_video.checkpoint.reader import DamagedCheckpoint, Reader
+from dit_video.config.json_file import check_kinds
 from dit_video.distributed import processes
 from dit_video.storage.failures import advice, chain, fault, raised_by_stores
 
@@ -303,6 +304,12 @@ class Writer:
 
 def _fail(error: Exception) -> None:
     raise error
+
+
+def save_line(content: dict[str, Any]) -> dict[str, Any]:
+    """Checks a line of saves.jsonl: of a save that is complete, or of one that failed; ValueError names the field."""
+    check_kinds(content, {"step": int, "failed": str} if "failed" in content else {"step": int, "bytes": int})
+    return content
 
 
 def _without_tracebacks_of_orbax(record: logging.LogRecord) -> bool:

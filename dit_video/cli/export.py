@@ -9,11 +9,12 @@ from rich.table import Table
 from dit_video import experiment as experiments
 from dit_video.cli.usage.export import ALONE, DEFAULT, DIFFUSERS, HUB, SAFETENSORS, STABLEHLO, TORCH
 from dit_video.cli.weights import open_weights
+from dit_video.config.atomic import new_folder
 from dit_video.config.components import record
 from dit_video.config.json_file import read_object
 from dit_video.export import hub
 from dit_video.export.diffusers_folder import TOLERANCE, Parity, write_diffusers
-from dit_video.export.folder import README, fresh_folder, write_readme
+from dit_video.export.folder import README, write_readme
 from dit_video.export.stablehlo import BATCH_SIZES, write_programs
 from dit_video.export.torch.folder import write_torch
 from dit_video.export.weights import Content, Denoiser, Origin, write_params, write_weights
@@ -30,7 +31,7 @@ _WRITERS = {DIFFUSERS: write_diffusers, TORCH: write_torch}
 def main(arguments: argparse.Namespace) -> int:
     console = Terminal()
     formats = _formats(arguments)
-    with fresh_folder(arguments.out) as folder:
+    with new_folder(arguments.out) as folder:
         opened = open_weights(arguments, console)
         alone = next((name for name in formats if name in ALONE), None)
         if _is_own(opened.experiment.task):

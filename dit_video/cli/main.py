@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import dit_video
+from dit_video.cli import streams
 from dit_video.cli.usage import (
     data,
     demo,
@@ -63,6 +64,7 @@ Experiment files are Python programs and are run: read one before you use it."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
+    streams.prepare()
     parser = _parser()
     words = sys.argv[1:] if argv is None else list(argv)
     arguments, rest = parser.parse_known_args(evaluate.spelled_out(words))

@@ -1,45 +1,95 @@
-"""JSON files, read with limits for untrusted content and written atomically; errors name the file."""
+"""JSON files, read with limits for untrusted content and types checked, written atomically; errors name the file."""
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from dit_video.config.atomic import write_file
 
 # Values take up to 24 times the bytes of their text (`{},` is an object of 64 bytes), so 6 GB at most. A manifest has
 # some 400 bytes for a video.
 MAX_BYTES = 256 << 20
 
+Kinds = Mapping[str, type | tuple[type, ...]]
+"""The type of each field of an object: int, float (any number), str, bool, list, dict, NoneType; or several."""
 
-def read_object(path: Path) -> dict[str, Any]:
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def read_object(path: Path, kinds: Kinds = {}) -> dict[str, Any]:  # noqa: B006 (no one changes a Mapping)
     """Reads a JSON object from a file.
+
+    Args:
+        kinds: of the fields that it must have.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: more than MAX_BYTES, no JSON, nested too deep for Python, or another value than an object.
+        ValueError: more than MAX_BYTES, or whatever `parse_object` and `check_kinds` refuse.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path}: {size} bytes, more than the {MAX_BYTES} that are read of a JSON file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_object(path.read_bytes())
+        check_kinds(content, kinds)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return content
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Raises:
+        ValueError: no JSON, nested too deep for Python, or another value than an object.
+    """
+    try:
+        content = json.loads(text.decode())
     except RecursionError as error:
-        raise ValueError(f"{path}: nested too deep") from error
+        raise ValueError("nested too deep") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not JSON (byte {error.start} is not UTF-8)") from error
+        raise ValueError(f"not JSON (byte {error.start} is not UTF-8)") from error
     except ValueError as error:
         # Of json, or of an integer with thousands of digits.
-        raise ValueError(f"{path}: not JSON ({error})") from error
+        raise ValueError(f"not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__}, not an object")
+        raise ValueError(f"holds {type(content).__name__}, not an object")
     return content
+
+
+def check_kinds(content: Mapping[str, Any], kinds: Kinds) -> None:
+    """Raises ValueError where a field is missing, or of another type than `kinds` says; names it and its value."""
+    for name, kind in kinds.items():
+        expected = kind if isinstance(kind, tuple) else (kind,)
+        if name not in content:
+            raise ValueError(f"has no {name}")
+        value = content[name]
+        if not _is_of(value, expected):
+            words = " or ".join(_WORDS[one] for one in expected)
+            raise ValueError(f"{name}={reprlib.repr(value)}: must be {words}")
+
+
+def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    """In Python true is a whole number, and a whole number no float; in JSON it is the other way round."""
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
 
 
 def write_json(path: Path, data: Any) -> None:
     """Writes a JSON file atomically: it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def other_values(

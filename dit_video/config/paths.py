@@ -13,8 +13,10 @@ def expanded(text: str) -> str:
     """A path with a leading ~ or ~user, and with $NAME and ${NAME}, replaced.
 
     Raises:
-        ValueError: names the variable that is not set, or the user who has no home here.
+        ValueError: it is empty; or names the variable that is not set, or the user who has no home here.
     """
+    if not text:
+        raise ValueError("is empty, as where a variable is not set; write . for the folder that you are in")
 
     def value(match: re.Match[str]) -> str:
         name = match[1].strip("{}")

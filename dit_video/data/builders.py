@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from dit_video.config.atomic import new_folder
 from dit_video.config.bounds import at_least
 from dit_video.data.record import Split
-from dit_video.data.video_set import MANIFEST, Entry, Manifest, new_directory, read_manifest, write_video_set
+from dit_video.data.video_set import MANIFEST, Entry, Manifest, read_manifest, write_video_set
 from dit_video.video.encode import encode_mp4
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -95,7 +96,7 @@ def prepared_digits(
 
 
 def _make(path: Path, settings: DigitSettings, progress: Callable[[int, int], None]) -> Manifest:
-    with new_directory(path) as directory, tempfile.TemporaryFile(dir=directory.parent) as spool:
+    with new_folder(path) as directory, tempfile.TemporaryFile(dir=directory.parent) as spool:
         entries, places = [], {}
         for split in Split:
             for clip in range(settings.num_clips(split)):

@@ -1,10 +1,12 @@
 """Data: what a run learns from and is judged on, as a value of an experiment."""
 
 import dataclasses
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dit_video.config.bounds import at_least
+from dit_video.config.json_file import check_kinds
 from dit_video.data.batch import Batch
 from dit_video.data.inventory import Inventory, take_inventory
 from dit_video.data.loader import BatchIterator, BatchOrder, held_out_batches, train_batches
@@ -85,3 +87,18 @@ def _identity(source: Source) -> dict[str, Any]:
         "num_records": {split.value: number for split, number in info.num_records.items()},
         "class_names": list(info.class_names),
     }
+
+
+def check_identity(content: Any) -> None:
+    """Raises ValueError where `content`, of a record, is nothing that `Data.identity` makes; names the field."""
+    if not isinstance(content, dict):
+        raise ValueError(f"data={reprlib.repr(content)}: must be an object")
+    check_kinds(content, {"source": dict, "cache": (dict, type(None))})
+    for name in ("source", "cache"):
+        if (part := content[name]) is None:
+            continue
+        check_kinds(part, {"digest": str, "split_digest": dict, "num_records": dict, "class_names": list})
+        check_kinds(part["split_digest"], dict.fromkeys(part["split_digest"], str))
+        check_kinds(part["num_records"], dict.fromkeys(part["num_records"], int))
+        if not all(isinstance(one, str) for one in part["class_names"]):
+            raise ValueError(f"class_names={reprlib.repr(part['class_names'])}: must be texts")

@@ -24,9 +24,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float
 
-from dit_video.config.json_file import read_object
+from dit_video.config.atomic import new_folder
+from dit_video.config.json_file import check_kinds, read_object
 from dit_video.data.record import Clip, Examples, Record, Split
-from dit_video.data.video_set import MANIFEST, new_directory
+from dit_video.data.video_set import MANIFEST
 from dit_video.video.files import MAX_FPS
 
 _FORMAT = "dit_video.latent_cache"
@@ -110,7 +111,7 @@ def write_latent_cache(
         FileExistsError: the folder exists and is not empty.
         ValueError: a clip without moments, or a split without clips.
     """
-    with new_directory(directory) as partial:
+    with new_folder(directory) as partial:
         counts, shards, rates = {}, {}, {}
         for split, clips in splits.items():
             rates[split.value] = []
@@ -218,35 +219,35 @@ def _content(directory: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
             f"{path}: format {version[0]!r} version {version[1]!r}, but a latent cache has {_FORMAT!r} "
             f"version {_VERSION}; {remedy}"
         )
-    if problem := _problem(content):
-        raise ValueError(f"{path}: {problem}; {remedy}")
+    try:
+        _check(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {remedy}") from error
     return path, content
 
 
-def _problem(content: dict[str, Any]) -> str:
-    """Why a manifest is not valid; empty where it is."""
-    for name, kind in _MANIFEST_KINDS.items():
-        if not isinstance(content.get(name), kind):
-            return f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}"
+def _check(content: dict[str, Any]) -> None:
+    """Raises ValueError where a manifest is not valid; names the field."""
+    check_kinds(content, _MANIFEST_KINDS)
     for name, kind in {"num_records": int, "shards": list, "split_digests": str}.items():
         for split, value in content[name].items():
             if split not in tuple(Split) or not isinstance(value, kind):
-                return f"{name}.{split}={reprlib.repr(value)}: must be of {' or '.join(Split)}, and a {kind.__name__}"
+                words = f"must be of {' or '.join(Split)}, and a {kind.__name__}"
+                raise ValueError(f"{name}.{split}={reprlib.repr(value)}: {words}")
     if "quality" in content and not _is_quality(content["quality"]):
-        return f"quality={reprlib.repr(content['quality'])}: must have {', '.join(_QUALITY_KINDS)}"
+        raise ValueError(f"quality={reprlib.repr(content['quality'])}: must have {', '.join(_QUALITY_KINDS)}")
     rates = content.get("fps", {})
     for split, fps in rates.items() if isinstance(rates, dict) else [("fps", rates)]:
         given, expected = (fps, content["num_records"].get(split)) if isinstance(fps, list) else ([fps], 1)
         if len(given) != expected or not all(type(rate) in (int, float) and 0 < rate <= MAX_FPS for rate in given):
-            return f"fps.{split}={reprlib.repr(fps)}: must be a rate, or one for each record"
+            raise ValueError(f"fps.{split}={reprlib.repr(fps)}: must be a rate, or one for each record")
     names = [name for shards in content["shards"].values() for name in shards]
     for name in [*names, *content["class_names"]]:
         if not isinstance(name, str):
-            return f"{reprlib.repr(name)} is no name"
+            raise ValueError(f"{reprlib.repr(name)} is no name")
     for name in names:
         if Path(name).name != name or not name.isprintable():
-            return f"shard {reprlib.repr(name)} is not in the folder"
-    return ""
+            raise ValueError(f"shard {reprlib.repr(name)} is not in the folder")
 
 
 def _is_quality(value: Any) -> bool:

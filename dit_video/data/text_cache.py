@@ -26,7 +26,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_video.arrays import Text
-from dit_video.config.json_file import read_object
+from dit_video.config.json_file import check_kinds, read_object, write_json
 from dit_video.config.paths import expand
 from dit_video.data.signals import ClassNames, Reader, Signal
 
@@ -282,9 +282,7 @@ class _Shard:
         shards = manifest.shards | {self.name: len(self._digests)}
         sizes = {name: getattr(manifest, name) for name in _SIZES}
         content = {"format": _FORMAT, "version": _VERSION, "provenance": manifest.provenance, **sizes}
-        partial = self._directory / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(content | {"dtype": manifest.dtype.value, "shards": shards}, indent=1))
-        partial.replace(self._directory / MANIFEST)
+        write_json(self._directory / MANIFEST, content | {"dtype": manifest.dtype.value, "shards": shards})
         return TextManifest(**sizes, provenance=manifest.provenance, dtype=manifest.dtype, shards=shards)
 
 
@@ -326,25 +324,24 @@ def read_text_manifest(directory: str | os.PathLike) -> TextManifest:
         raise ValueError(
             f"{path}: format {version[0]!r} version {version[1]!r}, but a text cache has {_FORMAT!r} version {_VERSION}"
         )
-    if problem := _problem(content):
-        raise ValueError(f"{path}: {problem}; {remedy}")
+    try:
+        _check(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {remedy}") from error
     fields = {name: content[name] for name in _MANIFEST_KINDS}
     return TextManifest(**fields | {"dtype": TextDtype(content["dtype"])})
 
 
-def _problem(content: dict[str, Any]) -> str:
-    """Why a manifest is not valid; empty where it is."""
-    for name, kind in _MANIFEST_KINDS.items():
-        if type(content.get(name)) is not kind:
-            return f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}"
+def _check(content: dict[str, Any]) -> None:
+    """Raises ValueError where a manifest is not valid; names the field."""
+    check_kinds(content, _MANIFEST_KINDS)
     for name in _SIZES:
         if content[name] < 1:
-            return f"{name}={content[name]}: must be at least 1"
+            raise ValueError(f"{name}={content[name]}: must be at least 1")
     if content["dtype"] not in [known.value for known in TextDtype]:
-        return f"dtype={content['dtype']!r}: {', '.join(known.value for known in TextDtype)} are known"
+        raise ValueError(f"dtype={content['dtype']!r}: {', '.join(known.value for known in TextDtype)} are known")
     if not content["shards"]:
-        return "it has no shards"
+        raise ValueError("it has no shards")
     for name, count in content["shards"].items():
         if Path(name).name != name or not name.isprintable() or type(count) is not int:
-            return f"shard {reprlib.repr(name)} is not in the folder"
-    return ""
+            raise ValueError(f"shard {reprlib.repr(name)} is not in the folder")

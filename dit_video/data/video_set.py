@@ -9,20 +9,17 @@ beside a manifest that accounts for every file.
 Both writers of such sets (ingest.py, builders.py) and their one reader (sources.VideoSet) meet here.
 """
 
-import contextlib
 import enum
 import hashlib
 import json
 import os
 import reprlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
-from dit_video.config.json_file import read_object
+from dit_video.config.json_file import check_kinds, read_object
 from dit_video.data.record import NO_LABEL, Split
 from dit_video.video.files import MAX_FPS, MAX_FRAMES
 from dit_video.video.pictures import MAX_FRAME_PIXELS
@@ -35,8 +32,6 @@ UNFINISHED = "unfinished"
 JOURNAL = "journal.jsonl"
 _FORMAT = "dit_video.video_set"
 _VERSION = 1
-# Files in the making; renamed when complete.
-_PARTIAL = ".partial-"
 
 
 class SplitBy(enum.StrEnum):
@@ -203,10 +198,7 @@ def read_manifest(directory: str | os.PathLike, *, remedy: str) -> Manifest:
 
 def _from_content(content: dict[str, Any]) -> Manifest:
     """The manifest that `_to_json` wrote; whatever decides where and how records are read is checked."""
-    kinds = {"settings": dict, "class_names": list, "entries": list, "rows_without_file": list}
-    for name, kind in kinds.items():
-        if not isinstance(content.get(name), kind):
-            raise ValueError(f"{name}={reprlib.repr(content.get(name))}: must be a {kind.__name__}")
+    check_kinds(content, {"settings": dict, "class_names": list, "entries": list, "rows_without_file": list})
     for name in ("class_names", "rows_without_file"):
         if not all(isinstance(item, str) for item in content[name]):
             raise ValueError(f"{name}={reprlib.repr(content[name])}: must be strings")
@@ -271,36 +263,3 @@ def file_digest(path: str | os.PathLike) -> str:
         return hashlib.sha256(json.dumps(named).encode(errors="surrogateescape")).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def new_directory(out: str | os.PathLike) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its name when the block ends well
-    and vanishes when it does not.
-
-    Raises:
-        FileExistsError: `out` exists and is not an empty folder.
-    """
-    out = Path(out)
-    _refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}{_PARTIAL}", dir=out.parent))
-    try:
-        yield partial
-        # mkdtemp keeps others out; a data set follows the user's umask like any other folder.
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
-        _refuse_existing(out)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        raise FileExistsError(f"{out} already exists; give another --out, or delete it first (rm -r {out})")

@@ -17,7 +17,6 @@ Two values may be compared only where their protocols are equal, field by field.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dit_video.config.json_file import read_object
+from dit_video.config.json_file import read_object, write_json
 from dit_video.evaluation.distance import Distance
 from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
 
@@ -90,11 +89,8 @@ def small_sample_note(metric: str, num_clips: int, distance: Distance) -> str | 
 
 
 def write_card(path: Path, card: Card) -> None:
-    """Writes JSON under a temporary name and renames it, so that no reader sees half a card."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Writes a card to a JSON file atomically."""
+    write_json(path, finished(card))
 
 
 def read_card(path: Path) -> dict[str, Any]:

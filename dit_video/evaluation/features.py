@@ -132,13 +132,11 @@ def cache_folder() -> Path:
 
 
 def _read(file: Path, key: str) -> Float[np.ndarray, "N D"] | None:
-    """Reads cached features of `key`; None where there are none, or the file is damaged."""
-    if not file.is_file():
-        return None
+    """Reads cached features of `key`; None where there are none, or they are damaged or another user's alone."""
     try:
         with safetensors.safe_open(file, framework="numpy") as stored:
             metadata, features = stored.metadata() or {}, stored.get_tensor("features")
-    except safetensors.SafetensorError:
+    except (OSError, safetensors.SafetensorError):
         return None
     return features if metadata == {"key": key, "sha256": _sha256(features)} else None
 

@@ -46,13 +46,12 @@ def load() -> Tensors:
         ValueError: the package's file is not the published one.
     """
     file = cache_file()
-    if file.is_file():
-        try:
-            tensors = safetensors.numpy.load_file(file)
-        except safetensors.SafetensorError:  # A file cut short: no header or too few bytes.
-            tensors = {}
-        if digest(tensors) == TENSORS_SHA256:
-            return tensors
+    try:
+        tensors = safetensors.numpy.load_file(file)
+    except (OSError, safetensors.SafetensorError):  # None, another user's alone, or cut short.
+        tensors = {}
+    if digest(tensors) == TENSORS_SHA256:
+        return tensors
     tensors = read_checkpoint(find_checkpoint())
     if digest(tensors) != TENSORS_SHA256:
         raise ValueError(f"I3D weights: tensors have digest {digest(tensors)}, expected {TENSORS_SHA256}")

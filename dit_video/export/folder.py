@@ -1,9 +1,6 @@
-"""Export folder: written atomically, with a README on how to load it."""
+"""README of an export folder: what its files are and how they are loaded."""
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +15,6 @@ _FILES = {
     "decoder.stablehlo": "whitened latents -> video as a program, to be called with `codec.safetensors`",
     "config.json": "architecture, objective, shapes, digests, versions",
 }
-
-
-@contextlib.contextmanager
-def fresh_folder(out: Path) -> Iterator[Path]:
-    """Temporary folder beside `out` that is renamed to it when the block ends, and removed when it fails.
-
-    Raises FileExistsError where `out` holds something already.
-    """
-    out = out.resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"--out {out}: is there already and not empty; name another folder or remove this one")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.replace(out)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
 
 
 def write_readme(folder: Path, config: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Checks before a run starts: processes, fields that must fit together, mesh, compiler options, data, run folder."""
 
+import resource
 from pathlib import Path
 
 import jax
@@ -11,6 +12,19 @@ from dit_video.distributed.process_settings import AUTO
 from dit_video.distributed.sharding import batch_ways, platform_of
 from dit_video.experiment import Experiment
 from dit_video.run.folder import EXPERIMENT_FILE
+
+MIN_OPEN_FILES = 256
+"""Files that a process must be allowed to open at once. A small run opens 55, in the middle of a save."""
+
+
+def check_open_files() -> None:
+    """Raises ExperimentError where too few files may be open at once: a save would fail, after some minutes."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed != resource.RLIM_INFINITY and allowed < MIN_OPEN_FILES:
+        raise ExperimentError(
+            f"this shell allows {allowed} open files, and training takes {MIN_OPEN_FILES} at least, for data and "
+            "checkpoints; raise the limit (ulimit -n 4096)"
+        )
 
 
 def check_joined() -> None:

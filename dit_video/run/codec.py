@@ -1,5 +1,7 @@
 """A codec that a run trained: opened by folder and digest, its latent statistics, and caches of its latents."""
 
+import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ def codec_of_run(
     vae = definition.bind(params).vae
     digest = weights_digest(params_of(vae))
     path = workdir / STATISTICS
-    statistics = from_first(lambda: read_object(path) if path.is_file() else {})
+    statistics = from_first(lambda: _read_statistics(path) if path.is_file() else {})
     if statistics.get("codec") != digest:
         statistics = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
         from_first(lambda: write_json(path, statistics))
@@ -74,6 +76,20 @@ def write_statistics(workdir: Path, digest: str, mean: Sequence[float], std: Seq
         digest: of the VAE's weights, which the statistics belong to.
     """
     write_json(workdir / STATISTICS, {"codec": digest, "mean": list(mean), "std": list(std)})
+
+
+def _read_statistics(path: Path) -> dict[str, Any]:
+    """Latent statistics of a run folder; ValueError names the field that is not as it was written."""
+    statistics = read_object(path, {"codec": str, "mean": list, "std": list})
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        values = statistics[name]
+        if not all(type(value) in (int, float) and least < value < math.inf for value in values):
+            kind = "finite numbers" if name == "mean" else "finite numbers above 0"
+            raise ValueError(
+                f"{path}: damaged: {name}={reprlib.repr(values)}: must be {kind}. Bring the file back; or remove it, "
+                "and statistics are measured again over the training set"
+            )
+    return statistics
 
 
 def trained_codec(

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import reprlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ import jax
 from dit_video import experiment as experiments
 from dit_video.config import components
 from dit_video.config.components import diff
-from dit_video.config.json_file import in_short, read_object, write_json
+from dit_video.config.json_file import check_kinds, in_short, read_object, write_json
 from dit_video.config.user_file import ExperimentError
+from dit_video.data.dataset import check_identity
 from dit_video.data.record import Split
 from dit_video.experiment import Experiment
 from dit_video.run.places import PLACES, places_now
@@ -71,7 +73,7 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], *, a
     path, kept = workdir / EXPERIMENT_FILE, {}
     if path.is_file():
         before = read_experiment(workdir, experiment)
-        content = read_object(path)
+        content = _read(path)
         kept = {name: content[name] for name in (DATA, DATA_CHANGES) if name in content}
         if experiments.fingerprint(before) != experiments.fingerprint(experiment) and not allow_change:
             changed = diff(before, experiment)
@@ -105,7 +107,7 @@ def check_data(data: dict[str, Any], workdir: Path, *, allow_change: bool) -> No
     Raises:
         ExperimentError: says what is different.
     """
-    old = read_object(workdir / EXPERIMENT_FILE).get(DATA)
+    old = _read(workdir / EXPERIMENT_FILE).get(DATA)
     if old is None or old == data:
         return
     before, now = old["source"], data["source"]
@@ -131,7 +133,7 @@ def check_data(data: dict[str, Any], workdir: Path, *, allow_change: bool) -> No
 def record_data(data: dict[str, Any], workdir: Path, next_batch: int) -> None:
     """Records the identity of the data that the run is trained on from batch `next_batch` on, and a change of it."""
     path = workdir / EXPERIMENT_FILE
-    content = read_object(path)
+    content = _read(path)
     old = content.get(DATA)
     if old == data:
         return
@@ -142,7 +144,35 @@ def record_data(data: dict[str, Any], workdir: Path, next_batch: int) -> None:
 
 def data_changes(workdir: Path) -> list[dict[str, Any]]:
     """Changes of the data of a run so far: {"batch": first one of the new data, "old": identity, "new": identity}."""
-    return read_object(workdir / EXPERIMENT_FILE).get(DATA_CHANGES, [])
+    return _read(workdir / EXPERIMENT_FILE).get(DATA_CHANGES, [])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The record of a run, with what it says of its data checked.
+
+    Raises:
+        ExperimentError: names the field and what to do.
+    """
+    try:
+        content = read_object(path)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    try:
+        if content.get(DATA) is not None:
+            check_identity(content[DATA])
+        check_kinds(content, {DATA_CHANGES: list} if DATA_CHANGES in content else {})
+        for change in content.get(DATA_CHANGES, []):
+            if not isinstance(change, dict):
+                raise ValueError(f"{DATA_CHANGES}: holds {reprlib.repr(change)}, not an object")
+            check_kinds(change, {"batch": int})
+            for side in ("old", "new"):
+                check_identity(change.get(side))
+    except ValueError as error:
+        raise ExperimentError(
+            f"{path}: damaged: {error}. Bring the file back; or take {DATA} and {DATA_CHANGES} out of it, and the run "
+            "goes on with the data that its experiment names now, unchecked"
+        ) from error
+    return content
 
 
 def describe_change(change: dict[str, Any]) -> list[str]:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, UNFINISHED, steps_of
-from dit_video.checkpoint.writer import SAVES_FILE
+from dit_video.checkpoint.writer import SAVES_FILE, save_line
 from dit_video.storage.failures import read_patiently
+from dit_video.storage.json_lines import read_lines
 from dit_video.storage.mirror import address_of
 from dit_video.training import events
-from dit_video.training.tracker import METRICS_FILE, parsed
+from dit_video.training.tracker import METRICS_FILE, metrics_line
 
 EARLIER = "earlier_records"
 _KEPT = (METRICS_FILE, events.FILE)
@@ -50,9 +51,8 @@ def check_not_gone(workdir: Path, warn: Callable[[str], None]) -> None:
 def saves_on_record(workdir: Path) -> list[str]:
     """What a run folder knows of saves that were completed, in words; empty where there was none."""
     found = []
-    saves = workdir / SAVES_FILE
-    lines = parsed(saves.read_bytes()) if saves.is_file() else ()
-    if steps := [line["step"] for line in lines if "step" in line and "failed" not in line]:
+    lines = read_lines(workdir / SAVES_FILE, save_line)
+    if steps := [line["step"] for line in lines if "failed" not in line]:
         found.append(f"{len(steps)} in {SAVES_FILE}, the last of step {steps[-1]}")
     for aside in steps_of(workdir).aside():
         if aside.why != UNFINISHED:
@@ -68,7 +68,7 @@ def keep_earlier_record(workdir: Path) -> str | None:
     kept = [workdir / name for name in _KEPT if (workdir / name).is_file() and (workdir / name).stat().st_size]
     if not kept:
         return None
-    last = max((line["step"] for line in parsed(kept[0].read_bytes()) if "step" in line), default=0)
+    last = max((line["step"] for line in read_lines(workdir / METRICS_FILE, metrics_line)), default=0)
     above = workdir / EARLIER
     folder = above / str(1 + len(list(above.glob("*"))))
     folder.mkdir(parents=True)

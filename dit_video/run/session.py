@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rich.console import Console
 from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.checkpoint.listener import SaveListener
 from dit_video.checkpoint.retention import Best, Retention
-from dit_video.checkpoint.writer import SAVES_FILE
+from dit_video.checkpoint.writer import SAVES_FILE, save_line
 from dit_video.config import components
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.loader import BatchIterator
@@ -27,6 +26,7 @@ from dit_video.run.codec import codec_of_run
 from dit_video.run.folder import record_data
 from dit_video.run.fresh_start import keep_earlier_record
 from dit_video.run.open_run import description, evaluation_data, program_of, unstyled
+from dit_video.storage.json_lines import LinesFile
 from dit_video.storage.mirror import Copying, address_of
 from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
 from dit_video.tasks.subject import Subject
@@ -121,7 +121,8 @@ class Session:
 
     def _checkpoints(self, files: RetryingFiles, copying: Copying) -> Checkpoints:
         """The checkpoints of the run: they go by its record of evaluations, and write what each save took to it."""
-        metrics, saves = files.file(self.workdir / METRICS_FILE), files.file(self.workdir / SAVES_FILE)
+        metrics = files.file(self.workdir / METRICS_FILE)
+        saves = LinesFile(files.file(self.workdir / SAVES_FILE), save_line)
 
         def scores(best: Best) -> dict[int, float]:
             return recorded_scores(metrics, best.evaluator, best.scalar)
@@ -132,7 +133,7 @@ class Session:
             retention=Retention(self.experiment.keep, scores),
             listener=SaveListener(
                 warn=unstyled(self.console),
-                record=lambda line: saves.append(f"{json.dumps(line)}\n".encode()),
+                record=saves.append,
                 prepare=copying.start,
             ),
         )

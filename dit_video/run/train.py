@@ -33,6 +33,7 @@ from dit_video.run.checks import (
     check_fields,
     check_joined,
     check_mesh,
+    check_open_files,
     check_shared,
     check_source,
 )
@@ -76,6 +77,7 @@ def train(
         TrainingFault: a fault after which the experiment's policy ends training.
     """
     console = console or Terminal()
+    check_open_files()
     kept = record_of(workdir)
     steps_of(kept.folder)  # refuses a folder in which no checkpoint could be found again
     if init_from is not None:

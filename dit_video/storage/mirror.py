@@ -6,20 +6,20 @@ straight to the bucket and from it.
 """
 
 import atexit
-import contextlib
 import dataclasses
 import hashlib
-import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from dit_video.config.json_file import read_object
+from dit_video.config.atomic import bad_name, is_temporary, write_file
+from dit_video.config.json_file import check_kinds, read_object, write_json
 from dit_video.distributed import processes
 from dit_video.storage.bucket import Bucket, address
 from dit_video.storage.failures import LAST_PAUSES, advice, fault, raised_by_stores
@@ -78,6 +78,15 @@ class _Known:
     size: int
     mtime_ns: int
 
+    @classmethod
+    def from_json(cls, content: Any) -> "_Known":
+        """Raises ValueError where `content` is of another kind."""
+        if not isinstance(content, dict):
+            raise ValueError(f"holds {type(content).__name__}, not an object")
+        check_kinds(content, {"generation": str, "size": int, "mtime_ns": int})
+        bytes.fromhex(content["generation"])
+        return cls(content["generation"], content["size"], content["mtime_ns"])
+
     def is_of(self, file: Path) -> bool:
         return file.is_file() and (self.size, self.mtime_ns) == _size_and_time(file)
 
@@ -88,8 +97,14 @@ class BucketRecord:
     def __init__(self, where: str, folder: Path):
         self.folder, self._bucket = folder, Bucket(where)
         self._known: dict[str, _Known] = {}
-        with contextlib.suppress(FileNotFoundError):
-            self._known = {name: _Known(**known) for name, known in read_object(folder / _MARK).items()}
+        try:
+            self._known = {name: _Known.from_json(known) for name, known in read_object(folder / _MARK).items()}
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            # Nobody knows which of these files are newer than those in the bucket.
+            aside = folder.rename(bad_name(folder))
+            print(f"{error}; this machine's copy of the record is kept in {aside}", file=sys.stderr)
         _copies[folder] = where
 
     def pull(self, needed: str) -> None:
@@ -108,9 +123,7 @@ class BucketRecord:
             unless = bytes.fromhex(known.generation) if known is not None and file.is_file() else None
             read = self._bucket.read(name, unless=unless)
             if read.content is not None:
-                temporary = file.with_name(f"{name}.tmp")
-                temporary.write_bytes(read.content)
-                temporary.replace(file)
+                write_file(file, read.content)
                 self._known[name] = _Known(read.generation.hex(), *_size_and_time(file))
         self._write_mark()
 
@@ -128,14 +141,12 @@ class BucketRecord:
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         for file in sorted(self.folder.rglob("*")):
-            if file.is_file() and file.name not in _NO_RECORD and file.suffix != ".tmp":
+            if file.is_file() and file.name not in _NO_RECORD and not is_temporary(file.name):
                 yield file.relative_to(self.folder).as_posix(), file
 
     def _write_mark(self) -> None:
         files = {name: dataclasses.asdict(known) for name, known in self._known.items()}
-        temporary = self.folder / f"{_MARK}.tmp"
-        temporary.write_text(json.dumps(files), encoding="utf-8")
-        temporary.replace(self.folder / _MARK)
+        write_json(self.folder / _MARK, files)
 
 
 class Copying:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from dit_video.config.atomic import bad_name, write_file
 from dit_video.distributed import processes
 from dit_video.storage.failures import Vanished, advice
 
@@ -75,7 +76,7 @@ class RetryingFiles:
 
     def __init__(self, warn: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic):
         """`warn` is called at the first failure, with a remedy, and when it is over."""
-        self._warn, self._clock = warn, clock
+        self.warn, self._clock = warn, clock
         self._waiting: dict[Path, _Waiting] = {}
         self._dropped: Counter[Path] = Counter()
         # Files that were written, and how long those were in which a failure may have left more.
@@ -107,10 +108,8 @@ class RetryingFiles:
         later = b"" if waiting is None else b"".join(waiting.parts)
         if waiting is not None and waiting.whole:
             return later
-        try:
-            return path.read_bytes()[: self._torn.get(path)] + later
-        except FileNotFoundError:
-            return later
+        # What is no file, such as a pipe, may never give an answer.
+        return (path.read_bytes()[: self._torn.get(path)] if path.is_file() else b"") + later
 
     def retry(self) -> bool:
         """Retries buffered writes now; whether all are written."""
@@ -138,7 +137,7 @@ class RetryingFiles:
         if error is None:
             processes.from_first(self.finish)
         elif not self.retry() or self._dropped:
-            self._warn(self._lost())
+            self.warn(self._lost())
 
     def _attempt(self, paths: list[Path]) -> None:
         failure = None
@@ -158,11 +157,11 @@ class RetryingFiles:
             self._failed(*failure)
         elif self._num_failed and not self._waiting:
             self._num_failed = 0
-            self._warn("all that waited in memory is written now")
+            self.warn("all that waited in memory is written now")
 
     def _failed(self, path: Path, error: OSError) -> None:
         if not self._num_failed:
-            self._warn(
+            self.warn(
                 f"{path}: cannot be written: {type(error).__name__}: {error}; {advice(error)}. Training goes on; "
                 f"what the run records waits in memory, up to {LIMIT >> 20} MiB, and is tried again until it is written"
             )
@@ -170,6 +169,10 @@ class RetryingFiles:
         self._num_failed += 1
 
     def _write(self, path: Path, waiting: _Waiting) -> None:
+        if os.path.lexists(path) and not path.is_file():
+            # Nobody can write to a folder, and who opens a pipe may wait for ever.
+            aside = path.rename(bad_name(path))
+            self.warn(f"{path}: is no file; it is kept as {aside.name}, and a file is written in its place")
         if not path.exists():
             if self._written and not any(written.exists() for written in self._written):
                 # The place where a file system was mounted is a folder too, but not that of the run.
@@ -179,15 +182,7 @@ class RetryingFiles:
         if not waiting.whole:
             self._append(path, data)
             return
-        # Written beside and moved into place: a kill must not find half of it.
-        temporary = path.with_name(f"{path.name}.tmp")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        write_file(path, data)
 
     def _append(self, path: Path, data: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -209,7 +204,7 @@ class RetryingFiles:
 
     def _drop(self, path: Path) -> None:
         if not self._dropped:
-            self._warn(f"{path}: more waits in memory than may; what does not fit is dropped and counted")
+            self.warn(f"{path}: more waits in memory than may; what does not fit is dropped and counted")
         self._dropped[path] += 1
 
     def _lost(self) -> str:

@@ -5,8 +5,9 @@ from collections import defaultdict
 
 import numpy as np
 
+from dit_video.storage.json_lines import parse_lines
 from dit_video.storage.retrying_files import RetryingFile
-from dit_video.training.tracker import parsed
+from dit_video.training.tracker import metrics_line
 
 FILE = "curves.png"
 
@@ -21,7 +22,7 @@ def plot_record(record: RetryingFile, picture: RetryingFile) -> None:
     from matplotlib.figure import Figure
 
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in parsed(record.read()):
+    for line in parse_lines(record.read(), metrics_line).good:
         if "rates" in line:
             values, prefix = {"clips_per_second": line["rates"]["clips_per_second"]}, "rate"
         elif "evaluation" in line:

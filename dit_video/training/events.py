@@ -8,12 +8,12 @@ there has it in its history, and continues with the batch that it names.
 import collections
 import dataclasses
 import enum
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dit_video.storage.retrying_files import RetryingFile
+from dit_video.config.json_file import check_kinds
+from dit_video.storage.json_lines import LinesFile, read_lines
 
 FILE = "events.jsonl"
 
@@ -64,10 +64,16 @@ class Event:
         return self.step if self.to is None else self.to
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return fields | {"kind": self.kind.value, "done": self.done.value, "what": list(self.what)}
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "Event":
+        """Raises ValueError where `line` is none that `to_json` made."""
+        check_kinds(line, {"step": int, "batch": int, "kind": str, "done": str, "what": list})
+        check_kinds(line, {name: int for name in ("to", "next_batch") if name in line})
+        if not all(isinstance(what, str) for what in line["what"]):
+            raise ValueError(f"what={line['what']!r}: must be texts")
         return cls(
             step=line["step"],
             batch=line["batch"],
@@ -82,7 +88,7 @@ class Event:
 class EventLog:
     """Events of a run so far. All processes of a run keep the same list; only one has a file to write."""
 
-    def __init__(self, events: Iterable[Event], file: RetryingFile | None = None):
+    def __init__(self, events: Iterable[Event], file: LinesFile[Event] | None = None):
         """`file`, if any, is kept equal to the list."""
         self._events, self._file = list(events), file
         self._write()
@@ -93,7 +99,7 @@ class EventLog:
     def add(self, event: Event) -> None:
         self._events.append(event)
         if self._file is not None:
-            self._file.append(_line(event))
+            self._file.append(event.to_json())
 
     def rewind(self, step: int) -> None:
         """Drops the events of steps after this one."""
@@ -105,28 +111,13 @@ class EventLog:
         return next((event.next_batch for event in reversed(self._events) if event.to == step), None)
 
     def _write(self) -> None:
-        if self._file is not None and (self._events or self._file.read()):
-            self._file.replace(b"".join(map(_line, self._events)))
-
-
-def _line(event: Event) -> bytes:
-    return (json.dumps(event.to_json()) + "\n").encode()
+        if self._file is not None:
+            self._file.replace(event.to_json() for event in self._events)
 
 
 def read_events(workdir: Path, *, last: int | None = None) -> list[Event]:
-    """Events of a run up to step `last`; a half-written last line, as a kill leaves it, is left out."""
-    path = workdir / FILE
-    if not path.exists():
-        return []
-    events = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            event = Event.from_json(json.loads(text))
-        except json.JSONDecodeError:
-            break
-        if last is None or event.belongs_to <= last:
-            events.append(event)
-    return events
+    """Events of a run up to step `last`."""
+    return [event for event in read_lines(workdir / FILE, Event.from_json) if last is None or event.belongs_to <= last]
 
 
 def summary(events: Iterable[Event]) -> str:

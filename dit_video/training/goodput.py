@@ -9,11 +9,14 @@ metrics, so a kill loses what came after the last line; the time when nothing ra
 """
 
 import enum
-import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from dit_video.config.json_file import check_kinds
+from dit_video.storage.json_lines import LinesFile, read_lines
 from dit_video.storage.retrying_files import RetryingFile
 
 FILE = "goodput.jsonl"
@@ -37,10 +40,10 @@ class Ledger:
 
     def __init__(self, file: RetryingFile, *, start: int, began: float, clock: Callable[[], float] = time.perf_counter):
         """`start` is the step that this session goes on from, `began` the clock's time when it began."""
-        earlier = list(_lines(file.read()))
+        self._file = LinesFile(file, _line)
+        earlier = self._file.lines()
         self._earlier = _settled(earlier, start)
         self.session = 1 + max((line["session"] for line in earlier), default=0)
-        self._file = file
         self._clock, self._since = clock, began
         self._activity = Activity.INITIALISE
         self._spent = dict.fromkeys(Activity, 0.0)
@@ -54,7 +57,7 @@ class Ledger:
     def rewind(self, step: int, start: int) -> None:
         """Rolls back from `step` to `start`: a new session begins there."""
         self.write(step)
-        self._earlier = _settled(list(_lines(self._file.read())), start)
+        self._earlier = _settled(self._file.lines(), start)
         self.session += 1
         self._spent = dict.fromkeys(Activity, 0.0)
         self.write(start)
@@ -63,8 +66,7 @@ class Ledger:
         """Appends the seconds spent until `step` to the file."""
         self.now(self._activity)
         seconds = {activity.value: spent for activity, spent in self._spent.items() if spent}
-        # The line before may have been cut short by a kill.
-        self._file.append(("\n" + json.dumps({"session": self.session, "step": step, "seconds": seconds})).encode())
+        self._file.append({"session": self.session, "step": step, "seconds": seconds})
 
     def seconds(self) -> dict[Activity, float]:
         """Seconds by activity, over all sessions until now."""
@@ -74,8 +76,7 @@ class Ledger:
 
 def read_goodput(workdir: Path) -> dict[Activity, float]:
     """Seconds by activity that a run has booked so far, over all its sessions; all 0 where there is no file."""
-    path = workdir / FILE
-    return _settled(list(_lines(path.read_bytes())) if path.is_file() else [], None)
+    return _settled(read_lines(workdir / FILE, _line), None)
 
 
 def summary(seconds: Mapping[Activity, float]) -> str:
@@ -110,9 +111,12 @@ def _settled(lines: list[dict], start: int | None) -> dict[Activity, float]:
     return total
 
 
-def _lines(content: bytes) -> Iterator[dict]:
-    for text in content.splitlines():
-        try:
-            yield json.loads(text)
-        except ValueError:
-            continue  # an empty line, or one cut short by a kill
+def _line(content: dict[str, Any]) -> dict[str, Any]:
+    """Checks a line of goodput.jsonl."""
+    check_kinds(content, {"session": int, "step": int, "seconds": dict})
+    for name, seconds in content["seconds"].items():
+        Activity(name)
+        check_kinds(content["seconds"], {name: float})
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"seconds of {name}={seconds}: must be finite and at least 0")
+    return content

@@ -11,8 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dit_video.config.json_file import check_kinds
 from dit_video.distributed import processes
 from dit_video.progress import headed
+from dit_video.storage.json_lines import LinesFile, parse_lines, read_lines
 from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFile, RetryingFiles
 from dit_video.tasks.media import Media, Video
 from dit_video.training import events, goodput
@@ -131,19 +133,20 @@ class Tracker:
         Whoever made `files` waits until they are written.
         """
         self._workdir, self._files, self._console = workdir, files, console
-        self._record = files.file(workdir / METRICS_FILE)
+        self._record = LinesFile(files.file(workdir / METRICS_FILE), metrics_line)
         began = time.perf_counter() if began is None else began
         self.goodput = Ledger(files.file(workdir / goodput.FILE), start=start, began=began)
         self.goodput.write(start)
-        self.events = EventLog(events.read_events(workdir, last=start), files.file(workdir / events.FILE))
+        log = LinesFile(files.file(workdir / events.FILE), Event.from_json)
+        self.events = EventLog((event for event in log.lines() if event.belongs_to <= start), log)
         self.heartbeat = Heartbeat()
         self._num_steps = num_steps
         self._open(start)
-        recorded = {line["step"] for line in self._lines() if "loss" in line}
+        recorded = {line["step"] for line in self._record.lines() if "loss" in line}
         if missing := set(range(min(recorded, default=start + 1), start + 1)) - recorded:
             self.note(
                 f"{workdir / METRICS_FILE}: {len(missing)} steps from {min(missing)} to {max(missing)} have no line; "
-                "the run was killed while they could not be written"
+                f"the run was killed while they could not be written, or they are in {METRICS_FILE}.bad"
             )
         self._progress: Progress | None = None
         self._printed = -math.inf
@@ -182,13 +185,13 @@ class Tracker:
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Records the metrics of consecutive steps."""
         if steps := list(lines):
-            self._write(*({"step": step, **values} for step, values in steps))
+            self._record.append(*({"step": step, **values} for step, values in steps))
             self._step, values = steps[-1]
             self._tensorboard.scalars(self._step, "train", values)
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """Records throughput at `step` and prints it."""
-        self._write({"step": step, "rates": dict(rates)})
+        self._record.append({"step": step, "rates": dict(rates)})
         self._tensorboard.scalars(step, "rates", rates)
         self.goodput.write(step)
         self.heartbeat.end_window()
@@ -213,7 +216,7 @@ class Tracker:
 
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
         """Records the scalars of an evaluation."""
-        self._write({"step": step, "evaluation": name, **scalars})
+        self._record.append({"step": step, "evaluation": name, **scalars})
         self._tensorboard.scalars(step, name, scalars)
         values = "  ".join(f"{key} {value:.4g}" for key, value in list(scalars.items())[:6])
         if values:
@@ -249,9 +252,9 @@ class Tracker:
     def _open(self, step: int) -> None:
         """Opens the record for appending after `step`."""
         self._step = step
-        kept = [line for line in self._lines() if line["step"] <= step]
+        kept = [line for line in self._record.lines() if line["step"] <= step]
         self._evaluations = set(_evaluations(kept))
-        self._record.replace(b"".join(map(_encoded, kept)))
+        self._record.replace(kept)
         # Here, for its library brings PyTorch along where that is installed, which takes a second.
         from dit_video.training.tensorboard import TensorBoardFile
 
@@ -260,14 +263,8 @@ class Tracker:
         )
 
     def _past(self, count: int) -> list[dict[str, float]]:
-        last = collections.deque((line for line in self._lines() if "loss" in line), maxlen=count)
+        last = collections.deque((line for line in self._record.lines() if "loss" in line), maxlen=count)
         return [{name: value for name, value in line.items() if name != "step"} for line in last]
-
-    def _lines(self) -> Iterable[dict[str, Any]]:
-        return parsed(self._record.read())
-
-    def _write(self, *lines: Mapping[str, Any]) -> None:
-        self._record.append(b"".join(map(_encoded, lines)))
 
     def _eta(self, step: int) -> str:
         begin, first = self._clock
@@ -278,28 +275,31 @@ class Tracker:
 
 def recorded_scores(record: RetryingFile, evaluator: str, scalar: str) -> dict[int, float]:
     """One scalar of an evaluator by step."""
-    lines = (line for line in parsed(record.read()) if line.get("evaluation") == evaluator)
+    lines = (line for line in parse_lines(record.read(), metrics_line).good if line.get("evaluation") == evaluator)
     return {line["step"]: line[scalar] for line in lines if scalar in line}
 
 
 def read_record(workdir: Path, *, last: int | None = None) -> Iterable[dict[str, Any]]:
     """Lines of the record in a run's folder, up to step `last`."""
-    path = workdir / METRICS_FILE
-    lines = parsed(path.read_bytes()) if path.exists() else ()
+    lines = read_lines(workdir / METRICS_FILE, metrics_line)
     return (line for line in lines if last is None or line["step"] <= last)
 
 
-def parsed(content: bytes) -> Iterable[dict[str, Any]]:
-    """Lines of a record; a half-written last line, as a kill leaves it, is left out."""
-    for text in content.splitlines():
-        try:
-            yield json.loads(text)
-        except ValueError:
-            return
+def metrics_line(content: dict[str, Any]) -> dict[str, Any]:
+    """Checks a line of metrics.jsonl, of one of its three kinds; numbers may be not finite, as losses are at times.
 
-
-def _encoded(line: Mapping[str, Any]) -> bytes:
-    return (json.dumps(line) + "\n").encode()
+    Raises:
+        ValueError: it is none; names the field.
+    """
+    kinds: dict[str, Any] = dict.fromkeys(content, float) | {"step": int}
+    if "rates" in content:
+        check_kinds(content, {"step": int, "rates": dict})
+        check_kinds(content["rates"], dict.fromkeys(content["rates"], float) | {"clips_per_second": float})
+    elif "evaluation" in content:
+        check_kinds(content, kinds | {"evaluation": str})
+    else:
+        check_kinds(content, kinds | {"loss": float})
+    return content
 
 
 def recorded_evaluations(workdir: Path, *, last: int) -> list[tuple[int, str]]:

@@ -16,7 +16,6 @@ import pickletools
 import reprlib
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from dit_video.config.atomic import new_file
 from dit_video.weights.file_formats import check_weights, is_safetensors
 from dit_video.weights.safetensors_file import open_safetensors
 
@@ -125,16 +125,10 @@ def holds_program(path: Path) -> bool:
 def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, *, metadata: Mapping[str, str]) -> None:
     """Writes safetensors atomically: the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may write at once: each writes its own file, and the last rename wins.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".safetensors")
-    os.close(handle)
-    try:
-        # safetensors writes memory as it lies.
-        contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    # safetensors writes memory as it lies.
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    with new_file(path) as temporary:
         safetensors.numpy.save_file(contiguous, temporary, metadata=dict(metadata))
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def unpickle(

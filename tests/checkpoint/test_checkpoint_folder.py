@@ -139,6 +139,14 @@ def test_steps_of_one_number_are_set_aside_beside_each_other(place):
     assert found == [("5", 10, "reason 1"), ("5_2", 20, "reason 2"), ("5_3", 30, "reason 3")]
 
 
+@pytest.mark.parametrize("note", [b"", b"{", b"\xff", b"[1]", b'{"why": 5, "found": "now"}'])
+def test_a_damaged_note_is_none(place, note):
+    place.step(5)
+    where = place.steps.set_aside("5", "a bit flipped")
+    place.put("checkpoints_damaged/5.json", note)
+    assert [(aside.folder, aside.why, aside.found) for aside in place.steps.aside()] == [(where, None, None)]
+
+
 def test_what_is_aside_without_a_note_has_no_reason(place):
     """A kill came between."""
     place.put("checkpoints_damaged/8/params/d/1", b"abc")

@@ -19,6 +19,7 @@ from dit_video.config.components import to_json
 from dit_video.nn.module import define
 from dit_video.run.folder import EXPERIMENT_FILE, record
 from dit_video.run.open_run import open_run
+from dit_video.storage.json_lines import LinesFile
 from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind
 from dit_video.training.step import TrainState
@@ -130,7 +131,7 @@ def test_what_went_wrong_and_other_data_are_shown(capsys, folder):
     events = [Event(step=s, batch=s, kind=Kind.SPIKE, done=Done.NOTED, what=(f"high {s}",)) for s in range(1, 13)]
     back = {"kind": Kind.NOT_FINITE, "done": Done.ROLLED_BACK, "to": 12, "next_batch": 15}
     events.append(Event(step=14, batch=14, what=("loss",), **back))
-    log = EventLog([], RetryingFiles(print).file(folder / FILE))
+    log = EventLog([], LinesFile(RetryingFiles(print).file(folder / FILE), Event.from_json))
     for event in events:
         log.add(event)
     record = json.loads((folder / EXPERIMENT_FILE).read_text())

@@ -10,7 +10,7 @@ from types import FunctionType
 import pytest
 
 from dit_video.cli.main import COMMANDS
-from dit_video.cli.usage.arguments import local_path, path, path_text
+from dit_video.cli.usage.arguments import local_path, path, path_text, run_path
 from dit_video.cli.usage.data import DIGITS_DEFAULTS
 from dit_video.data.sources import LatentCache, MovingDigits, TFDSSet, VideoSet
 from dit_video.data.text_cache import TextCache
@@ -94,7 +94,7 @@ def of_type(wanted):
     ]
 
 
-PATHS = (path, path_text, local_path)
+PATHS = (path, run_path, path_text, local_path)
 NUMBERS = of_type(lambda action: isinstance(action.type, FunctionType) and action.type not in PATHS)
 
 
@@ -118,7 +118,11 @@ def test_every_path_option_means_what_it_means_in_a_shell(command, action, monke
     monkeypatch.delenv("NOWHERE", raising=False)
     assert str(action.type("~/a b")) == f"{tmp_path}/a b"
     assert str(action.type("$WHERE/${WHERE}s")) == "there/theres"
-    for wrong, why in (("$NOWHERE/x", "NOWHERE is not set"), ("~nobody-of-this-name/x", "no home folder")):
+    for wrong, why in (
+        ("", "is empty"),
+        ("$NOWHERE/x", "NOWHERE is not set"),
+        ("~nobody-of-this-name/x", "no home folder"),
+    ):
         with pytest.raises(argparse.ArgumentTypeError, match=why):
             action.type(wrong)
     monkeypatch.chdir(tmp_path)

@@ -141,7 +141,7 @@ def test_a_cache_of_another_kind_is_refused(tmp_path):
     [
         ({"format": "dit_video.latent_cache"}, "a text cache has 'dit_video.text_cache'"),
         ({"num_tokens": 0}, "num_tokens=0: must be at least 1"),
-        ({"hidden_size": "wide"}, "hidden_size='wide': must be a int"),
+        ({"hidden_size": "wide"}, "hidden_size='wide': must be a whole number"),
         ({"dtype": "int8"}, "dtype='int8': float32, float16, bfloat16 are known"),
         ({"shards": {"../text-00000.array_record": 6}}, "is not in the folder"),
         ({"shards": {}}, "it has no shards"),

@@ -95,6 +95,18 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_and_nothing_else(tmp_pat
         assert cached({"content": "a"}, Counted()).shape == (3, 4)
 
 
+def test_features_that_another_user_keeps_from_us_are_extracted_again():
+    """As of a cache of two users; here a folder, which nobody can read as a file, not even who may read all."""
+    extract = Counted()
+    first = cached({"content": "a"}, extract)
+    (file,) = cache_folder().iterdir()
+    file.unlink()
+    file.mkdir()
+    with pytest.warns(UserWarning, match="features are not kept"):
+        np.testing.assert_array_equal(cached({"content": "a"}, extract), first)
+    assert extract.times == 2
+
+
 def test_an_extractor_of_a_file_is_another_one_once_the_file_has_changed():
     one, other = (FromFile(Brightness(), digest).protocol() for digest in ("a", "b"))
     assert one != other

@@ -220,7 +220,7 @@ def test_of_files_that_are_all_broken_the_first_few_are_named(tmp_path):
 def test_an_existing_folder_is_never_overwritten(videos, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(FileExistsError, match=r"out already exists; give another --out"):
+    with pytest.raises(FileExistsError, match=r"out: is there already and not empty"):
         ingest([videos], tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder or tar"):
         ingest([tmp_path / "nowhere"], tmp_path / "other")

@@ -1,6 +1,7 @@
 """What an experiment cannot be run with is said before anything is read."""
 
 import dataclasses
+import resource
 
 import pytest
 from toys import small_mesh, untrained
@@ -39,3 +40,15 @@ def test_compiler_options_are_those_of_the_devices_and_xla_knows_them(experiment
         checks.check_compiler_options(with_options(cpu={"xla_nonsense": True}), small_mesh())
     with pytest.raises(ValueError, match="compiler_options: gpus is no kind of device; cpu, gpu and tpu are"):
         with_options(gpus={})
+
+
+def test_too_few_open_files_are_refused_before_anything_is_made():
+    """F15: with 32 it was a traceback after minutes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    checks.check_open_files()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        with pytest.raises(ExperimentError, match=r"allows 200 open files, and training takes 256 .*ulimit -n"):
+            checks.check_open_files()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

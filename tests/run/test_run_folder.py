@@ -11,6 +11,7 @@ from dit_video.config.json_file import write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
 from dit_video.data.sources import SourceInfo
+from dit_video.run.codec import STATISTICS, _read_statistics, write_statistics
 from dit_video.run.folder import EXPERIMENT_FILE, check_data, data_changes, record_data
 
 
@@ -92,3 +93,61 @@ def test_a_run_of_before_data_were_recorded_takes_any_and_records_them(tmp_path)
     assert data_changes(tmp_path) == []
     with pytest.raises(ExperimentError, match="other data"):
         check_data(of(Set(num_train=1)), tmp_path, allow_change=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ({"data": 5}, "data=5: must be an object"),
+        ({"data": {"source": {}}}, "has no cache"),
+        ({"data": {"source": {}, "cache": None}}, "has no digest"),
+        ({"data_changes": 5}, "data_changes=5: must be a list"),
+        ({"data_changes": [5]}, "data_changes: holds 5, not an object"),
+        ({"data_changes": [{"batch": 1.5}]}, "batch=1.5: must be a whole number"),
+        ({"data_changes": [{"batch": 3, "old": None}]}, "data=None: must be an object"),
+    ],
+)
+def test_a_damaged_record_of_data_says_what_to_do(folder, damage, named):
+    """F13: it was a traceback at every start."""
+    path = folder / EXPERIMENT_FILE
+    good = json.loads(path.read_text())
+    write_json(path, good | damage)
+    for read in (
+        lambda: check_data(of(Set()), folder, allow_change=True),
+        lambda: record_data(of(Set()), folder, 30),
+        lambda: data_changes(folder),
+    ):
+        with pytest.raises(ExperimentError, match=rf"{EXPERIMENT_FILE}: damaged: {named}.* or take data and"):
+            read()
+    write_json(path, {"fingerprint": good["fingerprint"]})
+    check_data(of(Set()), folder, allow_change=False)
+
+
+@pytest.mark.parametrize("name", ["digest", "split_digest", "num_records", "class_names"])
+def test_every_part_of_the_identity_of_data_has_its_type(folder, name):
+    content = json.loads((folder / EXPERIMENT_FILE).read_text())
+    for value in (None, 5, ["x", 5], {"train": None}):
+        content["data"]["source"][name] = value
+        write_json(folder / EXPERIMENT_FILE, content)
+        with pytest.raises(ExperimentError, match=r"damaged: .*: must be "):
+            check_data(of(Set()), folder, allow_change=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"codec": 5}, "codec=5: must be a text"),
+        ({"mean": None}, "mean=None: must be a list"),
+        ({"mean": [0.5, float("nan")]}, r"mean=\[0.5, nan\]: must be finite numbers"),
+        ({"std": [0.5, 0]}, r"std=\[0.5, 0\]: must be finite numbers above 0"),
+        ({"std": [0.5, "1"]}, "std=.*above 0. Bring the file back; or remove it"),
+    ],
+)
+def test_damaged_latent_statistics_are_named(tmp_path, change, named):
+    """F7, as far as types show it."""
+    write_statistics(tmp_path, "abc", [0.0, -1.0], [1.0, 2.0])
+    path = tmp_path / STATISTICS
+    good = _read_statistics(path)
+    write_json(path, good | change)
+    with pytest.raises(ValueError, match=rf"{STATISTICS}: .*{named}"):
+        _read_statistics(path)

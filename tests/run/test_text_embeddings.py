@@ -161,7 +161,7 @@ def test_encoding_again_adds_what_is_missing_and_leaves_the_rest(here, capfd):
     assert f"has {num} of {num} captions" in said
     assert "latents is there already" in said
     assert main(["encode", "--config=tiny.py", "--only=latents", "--config.data.clips.flip_rate=0.5"]) == 1
-    assert "latents already exists" in " ".join(capfd.readouterr().err.split())
+    assert "latents: is there already" in " ".join(capfd.readouterr().err.split())
 
 
 def test_a_cache_of_other_encoders_is_refused(here, tmp_path, capfd):

@@ -260,6 +260,22 @@ def test_a_copy_of_a_run_that_is_no_more_is_not_mixed_into_another_of_its_name(b
     assert [path.name for path in machine.folder.iterdir()] == ["in_bucket.json"]
 
 
+@pytest.mark.parametrize("damaged", ["{", '{"metrics.jsonl": 5}', '{"metrics.jsonl": {"generation": "x"}}'])
+def test_a_damaged_list_of_what_is_in_the_bucket_costs_no_line(bucket, machine, damaged, capsys):
+    machine.pull("experiment.json")
+    for name in ("experiment.json", "metrics.jsonl"):
+        (machine.folder / name).write_text("a\n")
+    machine.push()
+    (machine.folder / "metrics.jsonl").write_text("a\nb\n")
+    (machine.folder / "in_bucket.json").write_text(damaged)
+    again = BucketRecord("gs://bucket/some/run", machine.folder)
+    again.pull("experiment.json")
+    assert (again.folder / "metrics.jsonl").read_text() == "a\n"
+    aside = machine.folder.with_name("run.bad")
+    assert (aside / "metrics.jsonl").read_text() == "a\nb\n"
+    assert str(aside) in capsys.readouterr().err
+
+
 def test_copies_hold_neither_locks_nor_markers_of_folders_nor_each_other(bucket, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name in ("", "experiment.json", LOCK, "dit/experiment.json"):

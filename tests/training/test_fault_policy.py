@@ -14,6 +14,7 @@ from toys import line_batch
 
 from dit_video.checkpoint.folder import LocalSteps
 from dit_video.data.batch import Batch
+from dit_video.storage.json_lines import LinesFile
 from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.training.events import FILE, Done, Event, EventLog, Kind, read_events, summary
 from dit_video.training.fault_policy import (
@@ -287,7 +288,7 @@ def test_replaced_records_are_counted_over_kills_and_over_the_share_the_run_stop
 def test_events_are_forgotten_with_the_steps_they_belong_to(tmp_path):
     plain = [Event(step=s, batch=s, kind=Kind.SPIKE, done=Done.NOTED, what=("high",)) for s in (2, 5, 8)]
     back = Event(step=7, batch=7, kind=Kind.SPIKE, done=Done.ROLLED_BACK, what=("high",), to=4, next_batch=8)
-    log = EventLog([], RetryingFiles(print).file(tmp_path / FILE))
+    log = EventLog([], LinesFile(RetryingFiles(print).file(tmp_path / FILE), Event.from_json))
     for event in (*plain[:2], back, plain[2]):
         log.add(event)
     assert log.next_batch(4) == 8

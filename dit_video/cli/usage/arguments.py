@@ -8,6 +8,7 @@ import argparse
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 def add_workdir(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
-        "--workdir", required=required, type=path, metavar="RUN", help="folder of the run, or gs://bucket/run"
+        "--workdir", required=required, type=run_path, metavar="RUN", help="folder of the run, or gs://bucket/run"
     )
 
 
@@ -91,6 +92,19 @@ def path(text: str) -> Path:
         return Path(expanded(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run_path(text: str) -> Path:
+    """Type of options that are folders of runs: a `path` in characters that checkpoints can be called by."""
+    folder = path(text)
+    try:
+        os.path.abspath(folder).encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: is no text in the encoding of this shell ({sys.getfilesystemencoding()}); set PYTHONUTF8=1, or "
+            "name the folder otherwise"
+        ) from None
+    return folder
 
 
 def path_text(text: str) -> str:

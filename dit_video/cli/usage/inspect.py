@@ -2,7 +2,7 @@
 
 import argparse
 
-from dit_video.cli.usage.arguments import add_like, command, path
+from dit_video.cli.usage.arguments import add_like, command, run_path
 
 EXAMPLES = """  dit-video inspect runs/grid_dit                  steps, sizes, what is in them, digests of the weights
   dit-video inspect runs/grid_dit --verify         reads every array and compares it with the digest it was saved with
@@ -15,7 +15,7 @@ damaged, and names it. Nothing is moved or changed: `dit-video train` sets aside
 
 def add_parser(subparsers) -> None:
     parser = command(subparsers, "inspect", "list the checkpoints of a run and say which are damaged", EXAMPLES)
-    parser.add_argument("workdir", type=path, metavar="RUN", help="folder of the run, or gs://bucket/run")
+    parser.add_argument("workdir", type=run_path, metavar="RUN", help="folder of the run, or gs://bucket/run")
     add_like(parser)
     parser.add_argument("--verify", action="store_true", help="read all arrays and compare their digests")
     parser.add_argument("--json", action="store_true", help="print the list as JSON and nothing else")

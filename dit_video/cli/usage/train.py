@@ -2,7 +2,7 @@
 
 import argparse
 
-from dit_video.cli.usage.arguments import add_config, add_processes, add_workdir, command, path
+from dit_video.cli.usage.arguments import add_config, add_processes, add_workdir, command, run_path
 
 EXAMPLES = """  dit-video train --config=experiments/quickstart.py:vae --workdir=runs/quickstart_vae
   dit-video train --config=experiments/quickstart.py --workdir=runs/quickstart_dit --config.optimizer.learning_rate=3e-4
@@ -20,7 +20,7 @@ def add_parser(subparsers) -> None:
     parser = command(subparsers, "train", "train an experiment, or go on training it", EXAMPLES)
     add_config(parser)
     add_workdir(parser)
-    parser.add_argument("--init_from", type=path, metavar="RUN", help="start from this run's averaged weights")
+    parser.add_argument("--init_from", type=run_path, metavar="RUN", help="start from this run's averaged weights")
     parser.add_argument(
         "--allow_change", action="store_true", help="go on although the experiment is not the one it was started with"
     )
