@@ -22,7 +22,7 @@ from dit_video.ingest.video_folder import open_videos
 from dit_video.video import tone
 from dit_video.video.decode import decode, decode_window, read_video
 from dit_video.video.encode import encode_mp4
-from dit_video.video.pictures import VideoError
+from dit_video.video.pictures import Orientation, VideoError, covering_size, pictures_of
 from dit_video.video.survey import survey
 from dit_video.video.tone import Gamut, Transfer
 
@@ -265,3 +265,66 @@ def test_an_animated_webp_is_refused_by_name(tmp_path):
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=40)
     with pytest.raises(VideoError, match="an animated WebP, which this FFmpeg cannot read; convert it"):
         survey(tmp_path / "a.webp")
+
+
+def test_an_orientation_is_said_in_words_and_swaps_sizes():
+    words = {
+        (False, False, False): "upright",
+        (False, True, False): "mirrored up-down",
+        (False, False, True): "mirrored",
+        (False, True, True): "turned upside down",
+        (True, False, False): "turned left and mirrored",
+        (True, True, False): "turned left",
+        (True, False, True): "turned right",
+        (True, True, True): "turned right and mirrored",
+    }
+    picture = waves(0, 1, 4, 6)[0]
+    for flags, word in words.items():
+        orientation = Orientation(*flags)
+        assert str(orientation) == word
+        assert orientation.swapped((4, 6)) == ((6, 4) if flags[0] else (4, 6))
+        assert orientation.upright(picture).shape[:2] == orientation.swapped((4, 6))
+    np.testing.assert_array_equal(Orientation(True, True, False).upright(picture), np.rot90(picture))
+    np.testing.assert_array_equal(Orientation(True, False, True).upright(picture), np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize("matrix", range(18))
+def test_matrices_that_swscale_would_take_for_another_are_refused(matrix):
+    frame = VideoFrame(48, 32, "yuv420p")
+    frame.colorspace = matrix
+    if matrix in (8, *range(10, 18)):
+        with pytest.raises(VideoError, match="its colours are .*, which this FFmpeg cannot turn into RGB"):
+            pictures_of(frame)
+    else:
+        assert pictures_of(frame).plain
+
+
+def test_curves_that_are_no_display_s_are_refused():
+    frame = VideoFrame(48, 32, "yuv420p")
+    for curve in (ColorTrc.LINEAR, ColorTrc.LOG, ColorTrc.LOG_SQRT, ColorTrc.SMPTE428):
+        frame.color_trc = curve
+        with pytest.raises(VideoError, match="its transfer function is .*; re-encode it as BT.709"):
+            pictures_of(frame)
+
+
+def test_a_frame_says_its_bits_its_range_and_its_size():
+    deep = pictures_of(VideoFrame(48, 32, "yuv420p10le"), Fraction(3, 2))
+    assert (deep.bit_depth, deep.alpha, deep.full_range, deep.plain) == (10, False, False, False)
+    assert (deep.size, deep.peak) == ((32, 72), 1000)
+    assert pictures_of(VideoFrame(1, 32, "gray"), Fraction(1, 9)).size == (32, 1)
+    clear = pictures_of(VideoFrame(48, 32, "rgba"))
+    assert (clear.bit_depth, clear.alpha, clear.filtered, clear.plain) == (8, True, True, False)
+    full = VideoFrame(48, 32, "yuv420p")
+    full.color_range = ColorRange.JPEG
+    assert pictures_of(full).full_range
+    wide = VideoFrame(48, 32, "yuv420p")
+    wide.color_primaries = ColorPrimaries.SMPTE431
+    assert (pictures_of(wide).gamut, pictures_of(wide).filtered) == (Gamut.DCI_P3, True)
+
+
+def test_the_covering_size_is_the_smallest_of_the_aspect():
+    assert covering_size((32, 48), (16, 16)) == (16, 24)
+    assert covering_size((48, 32), (16, 16)) == (24, 16)
+    assert covering_size((32, 48), (64, 64)) == (64, 96)
+    assert covering_size((32, 48), (8, 24)) == (16, 24)
+    assert covering_size((1000, 3), (2, 2)) == (667, 2)

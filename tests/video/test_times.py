@@ -112,7 +112,9 @@ def test_seconds_are_those_since_the_first_frame_or_none():
         assert seconds(times, Fraction(1, 10)) is None
 
 
-@pytest.mark.parametrize("rate", [Fraction(2**40 + 1, 2**36 + 3), Fraction(2**36 + 3, 2**40 + 1), Fraction(2**33 + 1, 9)])
+@pytest.mark.parametrize(
+    "rate", [Fraction(2**40 + 1, 2**36 + 3), Fraction(2**36 + 3, 2**40 + 1), Fraction(2**33 + 1, 9)]
+)
 def test_rates_of_many_digits_become_ones_of_thirty_bits(rate):
     near = bounded(rate)
     assert max(near.numerator, near.denominator) <= 1 << 30

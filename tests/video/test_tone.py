@@ -100,6 +100,12 @@ def test_the_table_is_a_cube_with_red_fastest():
     lines = tone.cube(Transfer.PQ, Gamut.BT2020, 1000).decode().splitlines()
     assert lines[0] == "LUT_3D_SIZE 41"
     assert len(lines) == 1 + 41**3
-    for row, signal in {0: (0, 0, 0), 20: (0.5, 0, 0), 40: (1, 0, 0), 40 * 41: (0, 1, 0), 41**3 - 41: (0, 1, 1)}.items():
+    for row, signal in {
+        0: (0, 0, 0),
+        20: (0.5, 0, 0),
+        40: (1, 0, 0),
+        40 * 41: (0, 1, 0),
+        41**3 - 41: (0, 1, 1),
+    }.items():
         expected = tone.coded(tone.to_linear(np.array(signal, float), Transfer.PQ, Gamut.BT2020, 1000))
         np.testing.assert_allclose(np.array(lines[1 + row].split(), float), expected, atol=1e-6)
