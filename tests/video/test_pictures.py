@@ -293,7 +293,7 @@ def test_matrices_that_swscale_would_take_for_another_are_refused(matrix):
     frame = VideoFrame(48, 32, "yuv420p")
     frame.colorspace = matrix
     if matrix in (8, *range(10, 18)):
-        with pytest.raises(VideoError, match="its colours are .*, which this FFmpeg cannot turn into RGB"):
+        with pytest.raises(VideoError, match=r"its colours are .*, which this FFmpeg cannot turn into RGB"):
             pictures_of(frame)
     else:
         assert pictures_of(frame).plain
@@ -303,7 +303,7 @@ def test_curves_that_are_no_display_s_are_refused():
     frame = VideoFrame(48, 32, "yuv420p")
     for curve in (ColorTrc.LINEAR, ColorTrc.LOG, ColorTrc.LOG_SQRT, ColorTrc.SMPTE428):
         frame.color_trc = curve
-        with pytest.raises(VideoError, match="its transfer function is .*; re-encode it as BT.709"):
+        with pytest.raises(VideoError, match=r"its transfer function is .*; re-encode it as BT\.709"):
             pictures_of(frame)
 
 
