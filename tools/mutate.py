@@ -71,7 +71,7 @@ ROOMS = {
     "evaluation": Room(("dit_video/evaluation/*.py",), ("tests/evaluation/test_[!p]*.py",)),
     "data": Room(("dit_video/data/*.py",), ("tests/data/test_*.py",)),
     "ingest": Room(("dit_video/ingest/*.py",), ("tests/ingest/test_*.py",)),
-    "video": Room(("dit_video/video/*.py",), ("tests/video/test_*.py",)),
+    "video": Room(("dit_video/video/*.py",), ("tests/video/test_*.py", "tests/ingest/test_hostile_files.py")),
     "preflight": Room(("dit_video/run/preflight.py",), ("tests/run/test_preflight.py",)),
     "digest": Room(("dit_video/weights/digest.py",), ("tests/weights/test_digest.py",)),
     "checkpoint": Room(("dit_video/checkpoint/*.py",), ("tests/checkpoint/test_*.py",)),

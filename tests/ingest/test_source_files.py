@@ -100,14 +100,16 @@ def test_members_of_a_tar_are_copied_by_names_of_ours(tmp_path):
 
 
 def test_an_archive_that_breaks_off_says_after_how_many(tmp_path):
-    touch(tmp_path / "in", "a.mp4", "b.mp4", "c.mp4", content=random.Random(0).randbytes(20_000))
-    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
-        for name in ("a.mp4", "b.mp4", "c.mp4"):
+    names = [f"{number}.mp4" for number in range(4)]
+    touch(tmp_path / "in", *names, content=random.Random(0).randbytes(20_000))
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in names:
             archive.add(tmp_path / "in" / name, name)
-    whole = (tmp_path / "x.tar.gz").read_bytes()
-    (tmp_path / "x.tar.gz").write_bytes(whole[: len(whole) * 3 // 4])
-    with pytest.raises(ValueError, match=r"x\.tar\.gz: the archive breaks off after 2 members"):
-        listed(tmp_path / "x.tar.gz")
+    whole = (tmp_path / "x.tar").read_bytes()
+    # Of the third the header is there.
+    (tmp_path / "x.tar").write_bytes(whole[: len(whole) * 5 // 8])
+    with pytest.raises(ValueError, match=r"x\.tar: the archive breaks off after 3 members"):
+        listed(tmp_path / "x.tar")
 
 
 def item(name: str, source, reason: str = "") -> SourceFile:
