@@ -119,12 +119,11 @@ def sources(where: Sequence[str]) -> dict[str, Room]:
 
 def tests_of(file: str, room: Room) -> list[str]:
     """Test files near a file: those of its room that are named after it, then those that import it; all if none are."""
-    stem, module = Path(file).stem, file.removesuffix(".py").replace("/", ".")
+    package, _, stem = file.removesuffix(".py").replace("/", ".").rpartition(".")
+    imports = re.compile(rf"\b{re.escape(package)}\.{stem}\b|from {re.escape(package)} import .*\b{stem}\b")
     tests = _matching(room.tests)
     named = [test for test in tests if Path(test).name.startswith(f"test_{stem}")]
-    importing = [
-        test for test in tests if re.search(rf"\b{re.escape(module)}\b", (ROOT / test).read_text(encoding="utf-8"))
-    ]
+    importing = [test for test in tests if imports.search((ROOT / test).read_text(encoding="utf-8"))]
     return list(dict.fromkeys(named + importing)) or tests
 
 
