@@ -106,9 +106,7 @@ def test_a_leaf_is_of_its_field_s_type_or_refused(value, hint, typed):
 
 @pytest.mark.parametrize("version", [0, -1, FORMAT + 1, "2", 2.0, True, None])
 def test_a_format_that_is_not_known_is_refused(version):
-    with pytest.raises(
-        ExperimentError, match=f"it: is of format .*this version of dit_video reads {FORMAT} and "
-    ):
+    with pytest.raises(ExperimentError, match=f"it: is of format .*this version of dit_video reads {FORMAT} and "):
         from_json({"format": version, "a": 1}, "it")
     for known in range(1, FORMAT + 1):
         assert from_json({"format": known, "a": 1}, "it") == {"a": 1}
