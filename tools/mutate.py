@@ -18,7 +18,8 @@ and all of them where there are none. So what a test further away would notice c
 
 Tests run on a copy in a temporary folder, until the first fails. The copy keeps what XLA compiled for the tests before,
 so that only what a mutant changes is compiled again. A mutant that takes four times as long as its tests do without it,
-and two minutes, counts as killed by time. Nothing is written in the repository.
+and two minutes, counts as killed by time. Shapes and types are checked in the package of the mutant alone: in all of
+them that takes half of a short run. Nothing is written in the repository.
 
 Prints survivors as differences, then a table. docs/mutation.md keeps what was found.
 """
@@ -37,7 +38,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -156,13 +157,13 @@ def sample(files: Sequence[str], num_mutants: int, seed: int) -> list[MutationSp
 
 
 class Judge:
-    """Runs tests on a copy of the repository.
+    """Runs tests on a copy of the repository; `tests` are those of each file.
 
     Raises:
-        ValueError: one of `tests` fails without any mutant.
+        ValueError: one of them fails without any mutant.
     """
 
-    def __init__(self, folder: Path, tests: Iterable[str]):
+    def __init__(self, folder: Path, tests: Mapping[str, Sequence[str]]):
         self._copy, self._compiled, plugins = folder / "copy", folder / "compiled", folder / "plugins"
         self._copy.mkdir()
         for name in COPIED:
@@ -171,26 +172,28 @@ class Judge:
         plugins.mkdir()
         (plugins / "keep_compiled.py").write_text(_PLUGIN.format(folder=str(self._compiled)), encoding="utf-8")
         self._path = f"{self._copy}{os.pathsep}{plugins}"
-        self._seconds = self._seconds_without_mutant(sorted(tests), folder / "report.xml")
+        command = _command(sorted({test for near in tests.values() for test in near}), tests)
+        self._seconds = self._seconds_without_mutant(command, folder / "report.xml")
 
     def __call__(self, mutant: MutationSpec, tests: Sequence[str]) -> WorkResult:
         """What these tests say of a mutant; the output of those that ran out of time is "timeout"."""
         limit = 4 * sum(self._seconds[test] for test in tests) + 120
+        command = _command(tests, [str(mutant.module_path)])
         with contextlib.chdir(self._copy), _environment(PYTHONPATH=self._path):
-            result = mutate_and_test([mutant], shlex.join(_command(tests)), timeout=limit)
+            result = mutate_and_test([mutant], shlex.join(command), timeout=limit)
         if result.output == "timeout":
             # It may have been writing there.
             shutil.rmtree(self._compiled, ignore_errors=True)
         return result
 
-    def _seconds_without_mutant(self, tests: Sequence[str], report: Path) -> Counter[str]:
+    def _seconds_without_mutant(self, command: Sequence[str], report: Path) -> Counter[str]:
         """By test file. Leaves byte code behind, which mutants must not write: half of a short run is making it."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment["PYTHONPATH"] = self._path
-        command = [*_command(tests), f"--junitxml={report}", "-o", "junit_duration_report=total"]
+        command = [*command, f"--junitxml={report}", "-o", "junit_duration_report=total"]
         result = subprocess.run(command, cwd=self._copy, env=environment, capture_output=True, text=True)
         if result.returncode:
-            raise ValueError(f"{' '.join(tests)}: fail without any mutant\n{result.stdout}{result.stderr}")
+            raise ValueError(f"{shlex.join(command)}: fails without any mutant\n{result.stdout}{result.stderr}")
         seconds = Counter()
         for case in ElementTree.parse(report).iter("testcase"):
             seconds[case.attrib["classname"].replace(".", "/") + ".py"] += float(case.attrib["time"])
@@ -208,7 +211,7 @@ def main() -> None:
     console, began, counts = Console(soft_wrap=True), time.monotonic(), defaultdict(Counter)
     tests = {file: tests_of(file, files[file]) for file in {str(mutant.module_path) for mutant in mutants}}
     with tempfile.TemporaryDirectory() as folder:
-        judge = Judge(Path(folder), {test for near in tests.values() for test in near})
+        judge = Judge(Path(folder), tests)
         for mutant in counted(mutants, "mutants", total=len(mutants), unit="mutants"):
             file = str(mutant.module_path)
             result = judge(mutant, tests[file])
@@ -222,8 +225,11 @@ def main() -> None:
     console.print(f"{' '.join(arguments.where)}, seed {arguments.seed}: {minutes:.1f} minutes", highlight=False)
 
 
-def _command(tests: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-x", "-p", "keep_compiled", *tests]
+def _command(tests: Sequence[str], files: Iterable[str]) -> list[str]:
+    """Runs tests, with types checked in the packages of these files."""
+    packages = sorted({str(Path(file).parent).replace("/", ".") for file in files})
+    checked = f"--jaxtyping-packages={','.join(packages)},beartype.beartype"
+    return [sys.executable, "-m", "pytest", "-x", "-p", "keep_compiled", checked, *tests]
 
 
 def _table(counts: dict[str, Counter]) -> Table:

@@ -1,4 +1,4 @@
-"""Laws of caches on disk: the bytes are as documented, so that caches of before are read, and what is not is refused."""
+"""Laws of caches on disk: the bytes are as documented, so that those of before are read; what is not is refused."""
 
 import json
 import struct

@@ -85,7 +85,7 @@ def test_a_sample_is_decided_by_its_seed_and_takes_a_place_once():
 def test_mutants_die_by_tests_and_survive_without(repository, tmp_path_factory):
     """The tests do not say what is made of 5."""
     file, tests = "dit_video/toy/file.py", ["tests/toy/test_file.py"]
-    judge = mutate.Judge(tmp_path_factory.mktemp("judge"), tests)
+    judge = mutate.Judge(tmp_path_factory.mktemp("judge"), {file: tests})
     higher, lower = next(mutants for (start, _), mutants in mutate.places(file).items() if start == (10, 11))
     died, survived, sign = (judge(mutant, tests) for mutant in (higher, lower, mutate.sample([file], 0, seed=0)[-1]))
     assert [mutate._ending(result) for result in (died, survived, sign)] == ["killed", "survived", "killed"]
@@ -96,5 +96,5 @@ def test_mutants_die_by_tests_and_survive_without(repository, tmp_path_factory):
 
 def test_tests_that_fail_anyway_judge_nothing(repository, tmp_path_factory):
     (repository / "tests/toy/test_another.py").write_text("def test_something(): assert False")
-    with pytest.raises(ValueError, match="fail without any mutant"):
-        mutate.Judge(tmp_path_factory.mktemp("judge"), ["tests/toy/test_another.py"])
+    with pytest.raises(ValueError, match="fails without any mutant"):
+        mutate.Judge(tmp_path_factory.mktemp("judge"), {"dit_video/toy/file.py": ["tests/toy/test_another.py"]})
