@@ -35,6 +35,10 @@ MATRICES = [
 ]
 
 
+# In steps of 1/50000 of the diagram and of 1/10000 cd/m2.
+MASTERED = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L({},1)"
+
+
 def with_matrix(data: bytes, matrix: tuple[float, ...]) -> bytes:
     """An mp4 with another display matrix [[a b 0] [c d 0] [0 0 1]]."""
     place = data.index(struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
@@ -127,6 +131,27 @@ def test_hdr_is_shown_as_its_sdr_scene(tmp_path):
     np.testing.assert_array_equal(decode_window(data, start=1, num_frames=2), decode(data)[0][1:])
     for video in stored(tmp_path, tmp_path / "set").values():
         assert np.abs(video[1, 8, 8::16].astype(int) - PATCHES).max() <= 7
+
+
+@pytest.mark.parametrize(
+    ("said", "curve", "peak"),
+    [
+        (":max-cll=4000,300", ColorTrc.SMPTE2084, 4000),
+        (":max-cll=4000,300", ColorTrc.ARIB_STD_B67, 1000),
+        (f":{MASTERED.format(2_500_000)}", ColorTrc.SMPTE2084, 250),
+        (f":{MASTERED.format(2_500_000)}:max-cll=600,300", ColorTrc.SMPTE2084, 600),
+        (":max-cll=20000,300", ColorTrc.SMPTE2084, 10_000),
+        (":max-cll=1,1", ColorTrc.SMPTE2084, 1),
+    ],
+)
+def test_the_peak_of_pq_is_that_of_its_brightest_pixel_or_of_its_display(tmp_path, said, curve, peak):
+    """As SMPTE 2086 and CTA-861.3 have them; HLG is shown at 1000 cd/m2 whatever it says."""
+    frames = yuv(waves(0, num_frames=2, height=64, width=64), "yuv420p10le")
+    options = {"x265-params": f"log-level=none{said}", "preset": "ultrafast"}
+    fields = {"color_trc": curve, "color_primaries": ColorPrimaries.BT2020, "colorspace": 9, "color_range": 1}
+    write_frames(tmp_path / "a.hevc", frames, codec="libx265", times=[0, 40], options=options, **fields)
+    [kind] = survey(tmp_path / "a.hevc").kinds
+    assert kind.peak == peak
 
 
 def test_the_roll_off_rises_from_black_to_white():
