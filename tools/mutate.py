@@ -16,10 +16,10 @@ bit operators put for arithmetic (floats have none), `is` put for `==`, and muta
 A mutant is judged by the test files near its file: of those of its room, the ones that are named after it or import it,
 and all of them where there are none. So what a test further away would notice counts as survived.
 
-Tests run on a copy in a temporary folder, until the first fails. The copy keeps what XLA compiled for the tests before,
-so that only what a mutant changes is compiled again. A mutant that takes four times as long as its tests do without it,
-and two minutes, counts as killed by time. Shapes and types are checked in the package of the mutant alone: in all of
-them that takes half of a short run. Nothing is written in the repository.
+Tests run on a copy in a temporary folder, quick files first, until the first fails. The copy keeps what XLA compiled
+for the tests before, so that only what a mutant changes is compiled again. A mutant that takes four times as long as
+its tests do without it, and two minutes, counts as killed by time. Shapes and types are checked in the package of the
+mutant alone: in all of them that takes half of a short run. Nothing is written in the repository.
 
 Prints survivors as differences, then a table. docs/mutation.md keeps what was found.
 """
@@ -178,7 +178,7 @@ class Judge:
     def __call__(self, mutant: MutationSpec, tests: Sequence[str]) -> WorkResult:
         """What these tests say of a mutant; the output of those that ran out of time is "timeout"."""
         limit = 4 * sum(self._seconds[test] for test in tests) + 120
-        command = _command(tests, [str(mutant.module_path)])
+        command = _command(sorted(tests, key=self._seconds.__getitem__), [str(mutant.module_path)])
         with contextlib.chdir(self._copy), _environment(PYTHONPATH=self._path):
             result = mutate_and_test([mutant], shlex.join(command), timeout=limit)
         if result.output == "timeout":
