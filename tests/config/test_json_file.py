@@ -69,3 +69,20 @@ def test_a_file_is_written_whole_and_read_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(json_file, "MAX_BYTES", path.stat().st_size - 1)
     with pytest.raises(ValueError, match=r"a\.json: 19 bytes, more than the 18 that are read of a JSON file"):
         read_object(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not JSON", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "not JSON"),
+        (b"[1]", "holds list, not an object"),
+        (b"[" * 100_000, "nested too deep"),
+    ],
+    ids=["text", "no text", "digits", "list", "nested"],
+)
+def test_what_is_no_object_is_named_with_its_file(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.json: {message}"):
+        read_object(tmp_path / "a.json")

@@ -146,3 +146,32 @@ class NarrowAsPublished(PublishedDiTConfig):
 def test_a_class_of_the_users_own_that_is_a_dit_reads_its_record(then, now):
     own = components.own_classes(now)
     assert components.from_json({"format": 2} | then | {"class": f"{__name__}.{type(now).__name__}"}, "x", own) == now
+
+
+def test_what_was_known_of_a_clip_then_is_one_field_now():
+    """Format 1 held a first frame by a flag, or by a condition of its own; the oldest records say nothing of it."""
+    task = {"class": "dit_video.tasks.denoise.Denoise"}
+    at_zero = {"class": "FirstFrame", "shown": {"class": "LevelZero"}}
+    for fields, known in (({}, None), ({"hold_first_frame": False}, None), ({"hold_first_frame": True}, at_zero)):
+        assert upgrade(task | fields) == {"class": "Denoise", "known": known}
+    text = {"class": "dit_video.dit.condition.EmbeddedText", "num_tokens": 3}
+    framed = {"class": "dit_video.dit.first_frame.FirstFrame", "text": text, "mask_channels": 4, "image_size": None}
+    assert upgrade(task | {"condition": framed, "hold_first_frame": False}) == {
+        "class": "Denoise",
+        "condition": {"class": "EmbeddedText", "num_tokens": 3},
+        "known": {
+            "class": "FirstFrame",
+            "shown": {"class": "AsChannels", "mask_channels": 4, "image_size": None},
+        },
+    }
+
+
+def test_labels_and_captions_of_then_are_signals_now():
+    data = {"class": "dit_video.data.dataset.Data"}
+    label = {"label": {"class": "ClassLabel"}}
+    assert upgrade(data) == {"class": "Data", "signals": label}
+    assert upgrade(data | {"caption_bytes": None, "text": None}) == {"class": "Data", "signals": label}
+    assert upgrade(data | {"caption_bytes": 9, "text": {"a": 1}}) == {
+        "class": "Data",
+        "signals": label | {"caption": {"class": "CaptionBytes", "num_bytes": 9}, "text": {"a": 1}},
+    }
