@@ -120,6 +120,7 @@ def test_a_run_of_then_is_resumed_as_the_same_experiment(then, now, tmp_path):
         (PUBLISHED | {"timestep_offset": 0}, "timestep_offset=0: "),
         (PUBLISHED | {"shared_modulation": True}, "shared_modulation=True: "),
         (MODERN | {"positions": "learned"}, "positions='learned': "),
+        (MODERN | {"positions": "table"}, "positions='table': .* positions=rotary is a DiTConfig "),
     ],
 )
 def test_a_combination_that_is_no_network_any_more_is_an_error_that_names_field_and_remedy(then, message):
