@@ -5,6 +5,7 @@ import pytest
 
 from dit_video.data.inventory import lacking, take_inventory
 from dit_video.data.record import NO_LABEL, Examples, Record
+from dit_video.data.signals import CaptionBytes
 from dit_video.data.transforms import ClipTransform
 
 
@@ -79,3 +80,12 @@ def test_lacking_is_nothing_a_warning_or_an_error():
     ]
     with pytest.raises(ValueError, match="none of the 2 training videos has a class; give one"):
         lacking(np.zeros(2, bool), "class", "give one")
+
+
+def test_captions_that_are_cut_are_counted():
+    held = take_inventory(Facts([9] * 4, captions=["", "abcd", "abcde", "abcdefg"]), TRANSFORM, ())
+    assert CaptionBytes(num_bytes=5).check_data(held) == [
+        "num_bytes=5 leaves room for 4: 2 of 4 captions are longer and are cut, the longest has 7; 8 would hold them all"
+    ]
+    assert CaptionBytes(num_bytes=8).check_data(held) == []
+    assert CaptionBytes(num_bytes=5).check_data(take_inventory(Facts([9]), TRANSFORM, ())) == []
