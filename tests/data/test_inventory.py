@@ -85,7 +85,8 @@ def test_lacking_is_nothing_a_warning_or_an_error():
 def test_captions_that_are_cut_are_counted():
     held = take_inventory(Facts([9] * 4, captions=["", "abcd", "abcde", "abcdefg"]), TRANSFORM, ())
     assert CaptionBytes(num_bytes=5).check_data(held) == [
-        "num_bytes=5 leaves room for 4: 2 of 4 captions are longer and are cut, the longest has 7; 8 would hold them all"
+        "num_bytes=5 leaves room for 4: 2 of 4 captions are longer and are cut, the longest has 7; "
+        "8 would hold them all"
     ]
     assert CaptionBytes(num_bytes=8).check_data(held) == []
     assert CaptionBytes(num_bytes=5).check_data(take_inventory(Facts([9]), TRANSFORM, ())) == []
