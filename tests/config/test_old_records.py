@@ -10,7 +10,7 @@ from dit_video import experiment as experiments
 from dit_video.config import components
 from dit_video.config.json_file import read_object, write_json
 from dit_video.config.names import FORMAT
-from dit_video.config.old_records import upgrade
+from dit_video.config.old_records import condition_and_channels, upgrade
 from dit_video.config.user_file import ExperimentError
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig, PublishedDiTConfig
@@ -165,6 +165,14 @@ def test_what_was_known_of_a_clip_then_is_one_field_now():
             "shown": {"class": "AsChannels", "mask_channels": 4, "image_size": None},
         },
     }
+
+
+def test_a_condition_of_then_is_a_condition_and_channels():
+    text = {"class": "dit_video.dit.condition.EmbeddedText", "num_tokens": 3}
+    framed = {"class": "dit_video.dit.first_frame.FirstFrame", "text": text, "grey_frames": False}
+    today = {"class": "EmbeddedText", "num_tokens": 3}
+    assert condition_and_channels(framed) == (today, {"class": "AsChannels", "grey_frames": False})
+    assert condition_and_channels(text) == condition_and_channels(today) == (today, None)
 
 
 def test_labels_and_captions_of_then_are_signals_now():

@@ -210,6 +210,7 @@ def test_a_prepared_set_of_image_sequences_loads_by_name(tmp_path):
     source = TFDSSet(name="pictures", data_dir=str(tmp_path), video="frames", label=None, held_out="train[2:]")
     examples = source.open(Split.TRAIN)
     assert examples.num_frames.tolist() == [4, 4, 4]
+    assert examples.fps.tolist() == [25.0] * 3
     assert examples[0].label == NO_LABEL
     expected = [waves(index, num_frames=4) for index in range(3)]
     assert all(any(np.array_equal(record.video, video) for video in expected) for record in examples)

@@ -1,5 +1,6 @@
 """Laws of manifests: what decides where and how records are read is checked; a new folder is whole or not there."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,9 +8,18 @@ import os
 import pytest
 
 from dit_video.data.record import NO_LABEL, Split
-from dit_video.data.signals import CaptionBytes, ClassLabel
+from dit_video.data.signals import CaptionBytes, ClassLabel, examples_of
 from dit_video.data.sources import VideoSet
-from dit_video.data.video_set import Entry, Manifest, _to_json, file_digest, new_directory, read_manifest
+from dit_video.data.text_cache import TextCache
+from dit_video.data.video_set import (
+    Entry,
+    Manifest,
+    _to_json,
+    file_digest,
+    new_directory,
+    read_manifest,
+    write_video_set,
+)
 from dit_video.video.files import MAX_FPS, MAX_FRAMES
 from dit_video.video.pictures import MAX_FRAME_PIXELS
 
@@ -148,6 +158,30 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty"]
 
 
+def test_what_is_written_is_what_the_manifest_says(tmp_path, video_set):
+    """A record without a class has the label -1; progress counts the records of all splits."""
+    original = VideoSet(directory=str(video_set)).manifest()
+    entries = tuple(dataclasses.replace(e, label=None if i % 2 else e.label) for i, e in enumerate(original.entries))
+    done: list[tuple[int, int]] = []
+    written = write_video_set(
+        tmp_path,
+        dataclasses.replace(original, entries=entries),
+        lambda entry: entry.file.encode(),
+        shard_size=1 << 30,
+        on_record=lambda *counts: done.append(counts),
+    )
+    assert done == [(i + 1, 8) for i in range(8)]
+    assert read_manifest(tmp_path, remedy="") == written
+    source = VideoSet(directory=str(tmp_path))
+    for split in Split:
+        for record, entry in zip(source.open(split), written.stored(split), strict=True):
+            assert record.video == entry.file.encode()
+            label = NO_LABEL if entry.label is None else written.class_names.index(entry.label)
+            assert (record.key, record.label, record.fps) == (entry.file, label, entry.fps)
+        assert source.open(split).labels.tolist() == [record.label for record in source.open(split)]
+        assert source.open(split).captions == [record.caption for record in source.open(split)]
+
+
 def test_records_that_are_not_those_of_the_manifest_are_refused(video_set):
     source = VideoSet(directory=str(video_set))
     content = json.loads((video_set / "manifest.json").read_text())
@@ -186,5 +220,7 @@ def test_words_become_labels_and_captions():
     assert warnings == []
     captions.parse("abcde", lambda: (), warnings.append)
     assert warnings == ["'abcde' is cut: config.data.signals.caption.num_bytes=5 leaves room for 4"]
+    assert captions.example(2).tolist() == [[255, 0, 0, 0, 0]] * 2
+    assert list(examples_of({"caption": captions, "text": TextCache(directory="x")}, 2)) == ["caption"]
     with pytest.raises(ValueError, match="num_bytes=1: must be at least 2"):
         CaptionBytes(num_bytes=1)
