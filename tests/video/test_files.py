@@ -1,6 +1,7 @@
 """Laws of opened files: what their headers say is within limits, and what is known of packets."""
 
 import io
+from collections.abc import Iterator
 from fractions import Fraction
 
 import av
@@ -103,6 +104,19 @@ def test_a_full_disk_within_the_block_is_no_fault_of_the_video():
         assert (caught.value.errno, isinstance(caught.value, VideoError)) == (number, False)
     with pytest.raises(VideoError, match="not a readable video: other"), files.open_video(data):
         raise av.error.FFmpegError(1, "other")
+
+
+def test_a_file_that_breaks_off_ends_and_a_full_memory_does_not():
+    def breaking(error: Exception) -> Iterator[av.Packet]:
+        yield av.Packet(bytes(1))
+        raise error
+
+    log = files.PacketLog()
+    assert len(list(files._until_broken(breaking(av.error.FFmpegError(5, "the disk is gone")), log))) == 1
+    assert log.broken == "the disk is gone"
+    memory = next(kind for kind in vars(av.error).values() if isinstance(kind, type) and issubclass(kind, MemoryError))
+    with pytest.raises(MemoryError):
+        list(files._until_broken(breaking(memory(12, "full")), log))
 
 
 def test_packets_and_frames_end_at_the_limit_and_not_before(monkeypatch):

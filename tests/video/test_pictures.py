@@ -79,6 +79,7 @@ def test_all_eight_orientations_are_what_ffmpeg_makes_of_them(tmp_path):
         by_filters = filtered(plain, *autorotate(matrix, rotation))
         expected[f"{number}.mp4"] = np.stack([frame.to_ndarray(format="rgb24") for frame in by_filters])
         np.testing.assert_array_equal(decode(turned)[0], expected[f"{number}.mp4"], err_msg=str(matrix))
+        assert survey(turned).filtered == (matrix != (1, 0, 0, 1))
         (folder / f"{number}.mp4").write_bytes(turned)
     assert len({video.tobytes() for video in expected.values()}) == 8
     opened = open_videos(folder)
@@ -185,6 +186,8 @@ def test_wide_colours_become_those_of_bt709(tmp_path):
     expected = 255 * np.clip(linear, 0, 1) ** (1 / 2.4)
     assert np.abs(read_video(tmp_path / "p3.mkv")[0][0, 8, 16] - expected).max() < 3
     assert survey(tmp_path / "p3.mkv").notes == ("mapped from Display P3 to BT.709",)
+    assert survey(tmp_path / "p3.mkv").filtered
+    assert not survey(tmp_path / "p3.mkv").plain
 
 
 def test_full_range_is_the_same_picture(tmp_path):
@@ -258,6 +261,8 @@ def test_fields_are_deinterlaced_as_ffmpeg_does_in_windows_too(tmp_path):
     for start in (0, 5, 6, 7, 12):
         np.testing.assert_array_equal(decode_window(data, start=start, num_frames=2), video[start : start + 2])
     assert survey(tmp_path / "a.mp4").notes == ("deinterlaced",)
+    assert not survey(tmp_path / "a.mp4").filtered
+    assert not survey(tmp_path / "a.mp4").plain
     kept = stored(tmp_path, tmp_path / "set")["a.mp4"]
     assert np.abs(kept.astype(int) - video).mean() < 4
 
