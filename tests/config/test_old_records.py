@@ -155,6 +155,9 @@ def test_what_was_known_of_a_clip_then_is_one_field_now():
     at_zero = {"class": "FirstFrame", "shown": {"class": "LevelZero"}}
     for fields, known in (({}, None), ({"hold_first_frame": False}, None), ({"hold_first_frame": True}, at_zero)):
         assert upgrade(task | fields) == {"class": "Denoise", "known": known}
+    label = {"class": "dit_video.dit.condition.ClassCondition", "num_classes": 3}
+    labelled = {"class": "Denoise", "condition": {"class": "ClassCondition", "num_classes": 3}, "known": None}
+    assert upgrade(task | {"condition": label}) == labelled
     text = {"class": "dit_video.dit.condition.EmbeddedText", "num_tokens": 3}
     framed = {"class": "dit_video.dit.first_frame.FirstFrame", "text": text, "mask_channels": 4, "image_size": None}
     assert upgrade(task | {"condition": framed, "hold_first_frame": False}) == {
@@ -183,4 +186,24 @@ def test_labels_and_captions_of_then_are_signals_now():
     assert upgrade(data | {"caption_bytes": 9, "text": {"a": 1}}) == {
         "class": "Data",
         "signals": label | {"caption": {"class": "CaptionBytes", "num_bytes": 9}, "text": {"a": 1}},
+    }
+
+
+def test_fields_that_a_record_lacks_are_those_of_then():
+    """Both networks had one class, and so one value for each field that a record left out."""
+    free = {
+        "shared_modulation": False,
+        "norm": "rms",
+        "qk_norm": "per_head",
+        "mlp": "swiglu",
+        "learned_variance": False,
+    }
+    assert upgrade({"class": "DiTConfig", "positions": "rotary"}) == {"class": "DiTConfig", **free}
+    fixed = {"positions": "sincos", "norm": "layer", "qk_norm": "none", "mlp": "gelu", "timestep_offset": -1}
+    assert upgrade({"class": "DiTConfig", **fixed}) == {
+        "class": "PublishedDiTConfig",
+        "position_grid": None,
+        "mlp_norm_epsilon": 1e-6,
+        "time_frequency_shift": 0,
+        "learned_variance": False,
     }
