@@ -78,6 +78,8 @@ def test_a_shard_is_ended_when_it_is_full(tmp_path, monkeypatch):
         ({"fps": 8.0}, "fps=8.0: must be a dict"),
         ({"shards": {"train": ["a\n"]}}, r"shard 'a\\n' is not in the folder"),
         ({"shards": {}}, "the cache holds no train records"),
+        ({"shards": {"train": []}}, r"\(train\): its records are damaged .*make the cache again"),
+        ({"shards": {"train": ["another"]}}, r"\(train\): its records are damaged .*make the cache again"),
     ],
 )
 def test_a_manifest_of_another_content_is_refused(tmp_path, change, message):
