@@ -13,9 +13,13 @@ Left out, for no test should care or every test does: docstrings, `__all__`, `fr
 touched), annotations, what a `raise` says, decorators and their arguments (without `jit` or `cache` only time changes),
 bit operators put for arithmetic (floats have none), `is` put for `==`, and mutants that do not compile.
 
-Tests run on a copy in a temporary folder, those of the mutated file first, until the first fails. The copy keeps what
-XLA compiled for the tests before, so that only what a mutant changes is compiled again. A mutant that takes four times
-as long as the tests of its room do, and a minute, counts as killed by time. Nothing is written in the repository.
+A mutant is judged by the test files near its file: of those of its room, the ones that are named after it or import it,
+and all of them where there are none. So what a test further away would notice counts as survived.
+
+Tests run on a copy in a temporary folder, quick files first, until the first fails. The copy keeps what XLA compiled
+for the tests before, so that only what a mutant changes is compiled again. A mutant that takes four times as long as
+its tests do without it, and two minutes, counts as killed by time. Shapes and types are checked in the package of the
+mutant alone: in all of them that takes half of a short run. Nothing is written in the repository.
 
 Prints survivors as differences, then a table. docs/mutation.md keeps what was found.
 """
@@ -34,9 +38,10 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_and_test, mutate_code
@@ -58,19 +63,20 @@ class Room(NamedTuple):
     tests: tuple[str, ...]
 
 
-# Of another place of a room this is all that changes.
+# Of another place of a room this is all that changes. Left out are the tests of processes, which take minutes.
 ROOMS = {
     "diffusion": Room(("dit_video/diffusion/*.py",), ("tests/diffusion/test_*.py",)),
     "nn": Room(("dit_video/nn/*.py",), ("tests/nn/test_*.py",)),
     "vae": Room(("dit_video/vae/*.py",), ("tests/vae/test_*.py",)),
-    "evaluation": Room(
-        tuple(f"dit_video/evaluation/{name}.py" for name in ("frechet", "uncertainty", "neighbours", "distance")),
-        tuple(f"tests/evaluation/test_{name}.py" for name in ("frechet", "uncertainty", "neighbours", "distance")),
-    ),
+    "dit": Room(("dit_video/dit/*.py",), ("tests/dit/test_*.py",)),
+    "evaluation": Room(("dit_video/evaluation/*.py",), ("tests/evaluation/test_[!p]*.py",)),
     "data": Room(("dit_video/data/*.py",), ("tests/data/test_*.py",)),
+    "ingest": Room(("dit_video/ingest/*.py",), ("tests/ingest/test_*.py",)),
+    "video": Room(("dit_video/video/*.py",), ("tests/video/test_*.py", "tests/ingest/test_hostile_files.py")),
+    "preflight": Room(("dit_video/run/preflight.py",), ("tests/run/test_preflight.py",)),
     "digest": Room(("dit_video/weights/digest.py",), ("tests/weights/test_digest.py",)),
     "checkpoint": Room(("dit_video/checkpoint/*.py",), ("tests/checkpoint/test_*.py",)),
-    "dit": Room(("dit_video/dit/*.py",), ("tests/dit/test_*.py",)),
+    "config": Room(("dit_video/config/*.py",), ("tests/config/test_*.py",)),
     "tasks": Room(("dit_video/tasks/*.py",), ("tests/tasks/test_*.py",)),
 }
 
@@ -113,14 +119,13 @@ def sources(where: Sequence[str]) -> dict[str, Room]:
 
 
 def tests_of(file: str, room: Room) -> list[str]:
-    """The test files of a room: first those that are named after `file`, then those that import it, then the rest."""
-    stem, module = Path(file).stem, file.removesuffix(".py").replace("/", ".")
-
-    def distance(test: str) -> tuple[bool, bool]:
-        text = (ROOT / test).read_text(encoding="utf-8")
-        return not Path(test).name.startswith(f"test_{stem}"), not re.search(rf"\b{re.escape(module)}\b", text)
-
-    return sorted(_matching(room.tests), key=distance)
+    """Test files near a file: those of its room that are named after it, then those that import it; all if none are."""
+    package, _, stem = file.removesuffix(".py").replace("/", ".").rpartition(".")
+    imports = re.compile(rf"\b{re.escape(package)}\.{stem}\b|from {re.escape(package)} import .*\b{stem}\b")
+    tests = _matching(room.tests)
+    named = [test for test in tests if Path(test).name.startswith(f"test_{stem}")]
+    importing = [test for test in tests if imports.search((ROOT / test).read_text(encoding="utf-8"))]
+    return list(dict.fromkeys(named + importing)) or tests
 
 
 def places(file: str) -> dict[tuple[Position, Position], list[MutationSpec]]:
@@ -152,9 +157,13 @@ def sample(files: Sequence[str], num_mutants: int, seed: int) -> list[MutationSp
 
 
 class Judge:
-    """Runs tests on a copy of the repository."""
+    """Runs tests on a copy of the repository; `tests` are those of each file.
 
-    def __init__(self, folder: Path):
+    Raises:
+        ValueError: one of them fails without any mutant.
+    """
+
+    def __init__(self, folder: Path, tests: Mapping[str, Sequence[str]]):
         self._copy, self._compiled, plugins = folder / "copy", folder / "compiled", folder / "plugins"
         self._copy.mkdir()
         for name in COPIED:
@@ -163,34 +172,32 @@ class Judge:
         plugins.mkdir()
         (plugins / "keep_compiled.py").write_text(_PLUGIN.format(folder=str(self._compiled)), encoding="utf-8")
         self._path = f"{self._copy}{os.pathsep}{plugins}"
-        self._seconds: dict[Room, float] = {}
+        command = _command(sorted({test for near in tests.values() for test in near}), tests)
+        self._seconds = self._seconds_without_mutant(command, folder / "report.xml")
 
-    def __call__(self, mutant: MutationSpec, room: Room) -> WorkResult:
-        """What the tests say of a mutant; the output of those that ran out of time is "timeout".
-
-        Raises:
-            ValueError: the tests of the room fail without it.
-        """
-        if room not in self._seconds:
-            self._seconds[room] = self._seconds_without_mutant(room)
-        command = _command(tests_of(str(mutant.module_path), room))
+    def __call__(self, mutant: MutationSpec, tests: Sequence[str]) -> WorkResult:
+        """What these tests say of a mutant; the output of those that ran out of time is "timeout"."""
+        limit = 4 * sum(self._seconds[test] for test in tests) + 120
+        command = _command(sorted(tests, key=self._seconds.__getitem__), [str(mutant.module_path)])
         with contextlib.chdir(self._copy), _environment(PYTHONPATH=self._path):
-            result = mutate_and_test([mutant], shlex.join(command), timeout=4 * self._seconds[room] + 60)
+            result = mutate_and_test([mutant], shlex.join(command), timeout=limit)
         if result.output == "timeout":
             # It may have been writing there.
             shutil.rmtree(self._compiled, ignore_errors=True)
         return result
 
-    def _seconds_without_mutant(self, room: Room) -> float:
-        """Leaves byte code behind, which mutants must not write: half of a short run is making it."""
-        began = time.monotonic()
+    def _seconds_without_mutant(self, command: Sequence[str], report: Path) -> Counter[str]:
+        """By test file. Leaves byte code behind, which mutants must not write: half of a short run is making it."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment["PYTHONPATH"] = self._path
-        command = _command(tests_of("", room))
+        command = [*command, f"--junitxml={report}", "-o", "junit_duration_report=total"]
         result = subprocess.run(command, cwd=self._copy, env=environment, capture_output=True, text=True)
         if result.returncode:
-            raise ValueError(f"{' '.join(room.tests)}: fail without any mutant\n{result.stdout}{result.stderr}")
-        return time.monotonic() - began
+            raise ValueError(f"{shlex.join(command)}: fails without any mutant\n{result.stdout}{result.stderr}")
+        seconds = Counter()
+        for case in ElementTree.parse(report).iter("testcase"):
+            seconds[case.attrib["classname"].replace(".", "/") + ".py"] += float(case.attrib["time"])
+        return seconds
 
 
 def main() -> None:
@@ -202,11 +209,12 @@ def main() -> None:
     files = sources(arguments.where)
     mutants = sample(list(files), arguments.num_mutants, arguments.seed)
     console, began, counts = Console(soft_wrap=True), time.monotonic(), defaultdict(Counter)
+    tests = {file: tests_of(file, files[file]) for file in {str(mutant.module_path) for mutant in mutants}}
     with tempfile.TemporaryDirectory() as folder:
-        judge = Judge(Path(folder))
+        judge = Judge(Path(folder), tests)
         for mutant in counted(mutants, "mutants", total=len(mutants), unit="mutants"):
             file = str(mutant.module_path)
-            result = judge(mutant, files[file])
+            result = judge(mutant, tests[file])
             ending = _ending(result)
             counts[file][ending] += 1
             console.print(f"{file}:{mutant.start_pos[0]} {ending} {_first_failure(result)}", markup=False)
@@ -217,8 +225,11 @@ def main() -> None:
     console.print(f"{' '.join(arguments.where)}, seed {arguments.seed}: {minutes:.1f} minutes", highlight=False)
 
 
-def _command(tests: list[str]) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-x", "-p", "keep_compiled", *tests]
+def _command(tests: Sequence[str], files: Iterable[str]) -> list[str]:
+    """Runs tests, with types checked in the packages of these files."""
+    packages = sorted({str(Path(file).parent).replace("/", ".") for file in files})
+    checked = f"--jaxtyping-packages={','.join(packages)},beartype.beartype"
+    return [sys.executable, "-m", "pytest", "-x", "-p", "keep_compiled", checked, *tests]
 
 
 def _table(counts: dict[str, Counter]) -> Table:

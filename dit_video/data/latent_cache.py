@@ -237,7 +237,9 @@ def _check(content: dict[str, Any]) -> None:
     if "quality" in content and not _is_quality(content["quality"]):
         raise ValueError(f"quality={reprlib.repr(content['quality'])}: must have {', '.join(_QUALITY_KINDS)}")
     rates = content.get("fps", {})
-    for split, fps in rates.items() if isinstance(rates, dict) else [("fps", rates)]:
+    if not isinstance(rates, dict):
+        return f"fps={reprlib.repr(rates)}: must be a dict"
+    for split, fps in rates.items():
         given, expected = (fps, content["num_records"].get(split)) if isinstance(fps, list) else ([fps], 1)
         if len(given) != expected or not all(type(rate) in (int, float) and 0 < rate <= MAX_FPS for rate in given):
             raise ValueError(f"fps.{split}={reprlib.repr(fps)}: must be a rate, or one for each record")

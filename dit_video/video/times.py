@@ -85,12 +85,12 @@ def _furthest(times: Float[np.ndarray, "n"], rate: Fraction) -> float:
 
 
 def bounded(rate: Fraction) -> Fraction:
-    """The rate, or the nearest that FFmpeg can count with."""
+    """The rate, or the nearest that FFmpeg can count with; of those beyond 2^30 the nearest integer."""
     if max(rate.numerator, rate.denominator) <= _LARGEST:
         return rate
     if rate < 1:
         return 1 / bounded(1 / rate)
-    return rate.limit_denominator(_LARGEST // math.ceil(rate))
+    return rate.limit_denominator(max(1, _LARGEST // math.ceil(rate)))
 
 
 def nearest(times: Float[np.ndarray, "n"], wanted: Float[np.ndarray, "m"]) -> Int[np.ndarray, "m"]:

@@ -10,7 +10,7 @@ from dit_video import experiment as experiments
 from dit_video.config import components
 from dit_video.config.json_file import read_object, write_json
 from dit_video.config.names import FORMAT
-from dit_video.config.old_records import upgrade
+from dit_video.config.old_records import condition_and_channels, upgrade
 from dit_video.config.user_file import ExperimentError
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DiTConfig, PublishedDiTConfig
@@ -120,6 +120,7 @@ def test_a_run_of_then_is_resumed_as_the_same_experiment(then, now, tmp_path):
         (PUBLISHED | {"timestep_offset": 0}, "timestep_offset=0: "),
         (PUBLISHED | {"shared_modulation": True}, "shared_modulation=True: "),
         (MODERN | {"positions": "learned"}, "positions='learned': "),
+        (MODERN | {"positions": "table"}, "positions='table': .* positions=rotary is a DiTConfig "),
     ],
 )
 def test_a_combination_that_is_no_network_any_more_is_an_error_that_names_field_and_remedy(then, message):
@@ -146,3 +147,63 @@ class NarrowAsPublished(PublishedDiTConfig):
 def test_a_class_of_the_users_own_that_is_a_dit_reads_its_record(then, now):
     own = components.own_classes(now)
     assert components.from_json({"format": 2} | then | {"class": f"{__name__}.{type(now).__name__}"}, "x", own) == now
+
+
+def test_what_was_known_of_a_clip_then_is_one_field_now():
+    """Format 1 held a first frame by a flag, or by a condition of its own; the oldest records say nothing of it."""
+    task = {"class": "dit_video.tasks.denoise.Denoise"}
+    at_zero = {"class": "FirstFrame", "shown": {"class": "LevelZero"}}
+    for fields, known in (({}, None), ({"hold_first_frame": False}, None), ({"hold_first_frame": True}, at_zero)):
+        assert upgrade(task | fields) == {"class": "Denoise", "known": known}
+    label = {"class": "dit_video.dit.condition.ClassCondition", "num_classes": 3}
+    labelled = {"class": "Denoise", "condition": {"class": "ClassCondition", "num_classes": 3}, "known": None}
+    assert upgrade(task | {"condition": label}) == labelled
+    text = {"class": "dit_video.dit.condition.EmbeddedText", "num_tokens": 3}
+    framed = {"class": "dit_video.dit.first_frame.FirstFrame", "text": text, "mask_channels": 4, "image_size": None}
+    assert upgrade(task | {"condition": framed, "hold_first_frame": False}) == {
+        "class": "Denoise",
+        "condition": {"class": "EmbeddedText", "num_tokens": 3},
+        "known": {
+            "class": "FirstFrame",
+            "shown": {"class": "AsChannels", "mask_channels": 4, "image_size": None},
+        },
+    }
+
+
+def test_a_condition_of_then_is_a_condition_and_channels():
+    text = {"class": "dit_video.dit.condition.EmbeddedText", "num_tokens": 3}
+    framed = {"class": "dit_video.dit.first_frame.FirstFrame", "text": text, "grey_frames": False}
+    today = {"class": "EmbeddedText", "num_tokens": 3}
+    assert condition_and_channels(framed) == (today, {"class": "AsChannels", "grey_frames": False})
+    assert condition_and_channels(text) == condition_and_channels(today) == (today, None)
+
+
+def test_labels_and_captions_of_then_are_signals_now():
+    data = {"class": "dit_video.data.dataset.Data"}
+    label = {"label": {"class": "ClassLabel"}}
+    assert upgrade(data) == {"class": "Data", "signals": label}
+    assert upgrade(data | {"caption_bytes": None, "text": None}) == {"class": "Data", "signals": label}
+    assert upgrade(data | {"caption_bytes": 9, "text": {"a": 1}}) == {
+        "class": "Data",
+        "signals": label | {"caption": {"class": "CaptionBytes", "num_bytes": 9}, "text": {"a": 1}},
+    }
+
+
+def test_fields_that_a_record_lacks_are_those_of_then():
+    """Both networks had one class, and so one value for each field that a record left out."""
+    free = {
+        "shared_modulation": False,
+        "norm": "rms",
+        "qk_norm": "per_head",
+        "mlp": "swiglu",
+        "learned_variance": False,
+    }
+    assert upgrade({"class": "DiTConfig", "positions": "rotary"}) == {"class": "DiTConfig", **free}
+    fixed = {"positions": "sincos", "norm": "layer", "qk_norm": "none", "mlp": "gelu", "timestep_offset": -1}
+    assert upgrade({"class": "DiTConfig", **fixed}) == {
+        "class": "PublishedDiTConfig",
+        "position_grid": None,
+        "mlp_norm_epsilon": 1e-6,
+        "time_frequency_shift": 0,
+        "learned_variance": False,
+    }

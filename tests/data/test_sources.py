@@ -14,7 +14,7 @@ from sample_videos import waves
 from dit_video.data.builders import DigitSettings, moving_digit
 from dit_video.data.latent_cache import CodecQuality, write_latent_cache
 from dit_video.data.record import NO_LABEL, Clip, Split
-from dit_video.data.sources import LatentCache, MovingDigits, TFDSSet, VideoSet
+from dit_video.data.sources import LatentCache, MovingDigits, NoData, TFDSSet, VideoSet
 from dit_video.video.decode import decode
 
 DIGITS = {"num_train": 12, "num_held_out": 11, "size": 24, "num_frames": 5, "digit_size": 16, "seed": 0}
@@ -94,6 +94,30 @@ def test_the_digit_that_moves_is_the_same_everywhere():
     first, second = (moving_digit(settings, Split.TRAIN, 3) for _ in range(2))
     assert first[:3] == second[:3]
     np.testing.assert_array_equal(first[3], second[3])
+
+
+def test_values_that_an_experiment_does_not_say_are_those_they_were():
+    """Another default would be another experiment under the same file."""
+    digits = MovingDigits(directory="x")
+    assert dataclasses.astuple(digits) == ("x", 4000, 500, 32, 9, 20, 0)
+    assert (TFDSSet(name="a", data_dir="b").fps, NoData().fps) == (25.0, 8.0)
+    nothing = NoData(class_names=("a",)).info()
+    assert (nothing.class_names, set(nothing.num_records.values()), nothing.split_digest) == (("a",), {0}, {})
+
+
+def test_of_several_versions_the_newest_is_opened_or_the_one_that_is_named(tmp_path):
+    def directory(name: str) -> str:
+        return TFDSSet(name=name, data_dir=str(tmp_path))._directory().name
+
+    for version in ("1.9.0", "1.10.0", "2.0.0"):
+        (tmp_path / "mine" / version).mkdir(parents=True)
+        if version != "2.0.0":
+            (tmp_path / "mine" / version / "dataset_info.json").write_text("{}")
+    assert (directory("mine"), directory("mine:1.9.0")) == ("1.10.0", "1.9.0")
+    with pytest.raises(FileNotFoundError, match=r"holds no prepared version 2\.0\.0"):
+        directory("mine:2.0.0")
+    with pytest.raises(FileNotFoundError, match="tfds build other --data_dir="):
+        directory("other:1.0.0")
 
 
 def test_impossible_digits_name_the_field():
@@ -186,6 +210,7 @@ def test_a_prepared_set_of_image_sequences_loads_by_name(tmp_path):
     source = TFDSSet(name="pictures", data_dir=str(tmp_path), video="frames", label=None, held_out="train[2:]")
     examples = source.open(Split.TRAIN)
     assert examples.num_frames.tolist() == [4, 4, 4]
+    assert examples.fps.tolist() == [25.0] * 3
     assert examples[0].label == NO_LABEL
     expected = [waves(index, num_frames=4) for index in range(3)]
     assert all(any(np.array_equal(record.video, video) for video in expected) for record in examples)

@@ -230,6 +230,13 @@ def test_a_rate_and_a_stride_exclude_each_other():
         usable(Lengths(40), ClipTransform(num_frames=2, fps=8.0))
 
 
+def test_how_much_a_clip_takes_is_said_in_frames_or_seconds():
+    assert ClipTransform(num_frames=3, stride=4).reach == "9 frames"
+    assert ClipTransform(num_frames=17, fps=8.0).reach == "2 seconds"
+    with pytest.raises(ValueError, match="takes 4 seconds, but the longest of 1 videos has 40 frames"):
+        usable(Rates(60.0), ClipTransform(num_frames=9, fps=2.0, size=(8, 8)))
+
+
 def test_a_card_says_that_clips_were_resampled():
     assert ClipTransform(fps=8.0).protocol["resampled"] == "to 8 fps, nearest frame"
     assert "resampled" not in ClipTransform().protocol

@@ -5,6 +5,7 @@ import pytest
 
 from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
+from dit_video.data.inventory import Inventory
 from dit_video.dit.condition import ClassCondition, Cond, Condition, EmbeddedText, TextCondition
 
 TEXT = {"hidden_size": 32, "depth": 1, "num_heads": 2}
@@ -123,6 +124,29 @@ def test_a_label_beyond_the_classes_is_refused_by_both_numbers():
 def test_a_label_beyond_the_classes_is_never_read_as_no_label():
     labels = ClassCondition(num_classes=3).read({"label": np.array([-1, 0, 2, 3, 7], np.int32)})
     np.testing.assert_array_equal(labels, [3, 0, 2, 4, 4])
+
+
+def inventory(num_classes: int, **facts) -> Inventory:
+    names = tuple(f"c{i}" for i in range(num_classes))
+    empty = {"labelled": None, "caption_bytes": None}
+    return Inventory(num_records=2, num_usable=2, num_clips=2, class_names=names, **empty | facts)
+
+
+@pytest.mark.parametrize(("number", "names"), [(4, r"c0, c1, c2, \.\.\."), (3, "c0, c1, c2")])
+def test_more_classes_in_the_data_than_in_the_condition_are_refused(number, names):
+    with pytest.raises(ValueError, match=rf"num_classes=2: the data have {number} classes \({names}\); set"):
+        ClassCondition(num_classes=2).check_data(inventory(number))
+    assert ClassCondition(num_classes=number).check_data(inventory(number)) == []
+    ClassCondition(num_classes=3).check({"label": np.array([], np.int32)})
+
+
+def test_clips_without_a_caption_or_class_are_counted():
+    lacks = "1 of 2 training videos have no {}, and are learnt as without condition"
+    captions = inventory(0, caption_bytes=np.array([0, 3]))
+    embedded = EmbeddedText(hidden_size=3, pooled_size=2, num_tokens=4)
+    assert TextCondition(**TEXT).check_data(captions) == embedded.check_data(captions) == [lacks.format("caption")]
+    labels = inventory(1, labelled=np.array([True, False]))
+    assert ClassCondition(num_classes=1).check_data(labels) == [lacks.format("class")]
 
 
 def test_a_blank_embedding_of_nothing_is_one_text_of_the_right_shape():

@@ -2,6 +2,7 @@ import pytest
 from rich.console import Console
 
 from dit_video.evaluation.card import (
+    _short,
     differing_fields,
     finished,
     make_card,
@@ -153,4 +154,36 @@ def test_cards_that_know_other_training_clips_say_so():
 def test_a_card_whose_protocol_is_no_object_is_named(tmp_path):
     (tmp_path / "x.json").write_text('{"metric": "FVD", "value": 1, "protocol": 3, "subject": {}}')
     with pytest.raises(ValueError, match="its protocol is of another kind"):
+        read_card(tmp_path / "x.json")
+
+
+def test_a_bias_that_these_clips_do_not_show_is_said_and_enough_clips_are_2048():
+    shown = distance(30.0, bias=0.01)
+    assert "biased upwards by about 0.01," in small_sample_note("FVD", 2047, shown)
+    for bias in (0.0, -1.0):
+        assert "by what these clips do not show" in small_sample_note("FVD", 2047, distance(30.0, bias=bias))
+    assert "quote none below N=2048" in small_sample_note("FVD", 8, shown)
+
+
+def test_digests_are_shortened_and_nothing_else():
+    texts = {"a" * 31: "a" * 31, "a" * 32: "a" * 8, "0123456789abcdef" * 4: "01234567", "A" * 32: "A" * 32}
+    assert {text: _short(text) for text in texts} == texts
+    assert _short(12) == "12"
+
+
+def test_what_a_card_has_not_is_blank_and_a_value_without_an_interval_stands_alone():
+    made = card()
+    del made["kernel_distance"], made["limit"], made["interval"], made["mean_term"]
+    line = {
+        text.split("│")[1].strip(): text.split("│")[2].strip() for text in printed([made]).splitlines() if "│" in text
+    }
+    assert line["samples"] == "30.00"
+    assert line["mean term"] == line["kernel distance (unbiased)"] == line["extrapolated to N = infinity"] == ""
+    assert line["covariance term"] == "10.00"
+
+
+@pytest.mark.parametrize("wrong", [{"protocol": 3}, {"subject": []}, {"value": "1"}, {"value": None}])
+def test_a_card_of_other_kinds_is_named_by_what_is_wrong(tmp_path, wrong):
+    write_card(tmp_path / "x.json", {"metric": "FVD", "value": 1, "protocol": {}, "subject": {}} | wrong)
+    with pytest.raises(ValueError, match=rf"x\.json: not a card, because its {next(iter(wrong))} is of another kind"):
         read_card(tmp_path / "x.json")

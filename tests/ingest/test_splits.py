@@ -1,6 +1,7 @@
 """No clip that is judged was trained on: neither a copy of it, nor one cut from the same source, nor by its folder."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -147,3 +148,55 @@ def test_a_pattern_names_groups(pattern, path, group):
 def test_what_is_no_pattern_says_so():
     with pytest.raises(ValueError, match=r"--group \(: no column, and no regular expression"):
         group_by("(")
+
+
+def by_digest(**digests: str) -> list[Entry]:
+    """Entries whose digests begin so."""
+    return [
+        Entry(file=file, source="x", sha256=begin.ljust(64, "0"), stored="copied") for file, begin in digests.items()
+    ]
+
+
+def held_out(entries: list[Entry]) -> set[str]:
+    assert {entry.split for entry in entries} <= {Split.HELD_OUT, Split.TRAIN}
+    return {entry.file for entry in entries if entry.split is Split.HELD_OUT}
+
+
+def test_a_file_is_held_out_where_its_digest_as_a_fraction_is_below():
+    one = by_digest(a="7fffffffffffffff", b="8", c="4", d="ffff")
+    assert held_out(assign_splits(one, 0.5)) == {"a", "c"}
+    assert held_out(assign_splits(one, 0.25)) == {"c"}  # of none below it, the nearest
+    assert held_out(assign_splits(one, 0.0)) == set()
+    # The thirteenth digit still counts, which is as far as floats reach.
+    fine = by_digest(a="8000000000001", b="7ffffffffffff", c="f")
+    assert held_out(assign_splits(fine, 0.5)) == {"b"}
+
+
+def test_neither_side_is_empty_where_there_are_two_files():
+    assert held_out(assign_splits(by_digest(a="8", b="9", c="a"), 0.1)) == {"a"}
+    assert held_out(assign_splits(by_digest(a="2", b="1", c="0"), 0.9)) == {"b", "c"}
+    assert held_out(assign_splits(by_digest(a="8"), 0.1)) == set()
+    assert held_out(assign_splits(by_digest(a="0"), 0.1)) == set()
+
+
+def test_splits_that_are_said_win_and_are_not_filled_up():
+    a, b, c, d = by_digest(a="f", b="0", c="f", d="0")
+    a = replace(a, split=Split.HELD_OUT, split_by=SplitBy.LABELS)
+    b = replace(b, split=Split.TRAIN, split_by=SplitBy.LABELS)
+    assert held_out(assign_splits([a, b], 0.5)) == {"a"}
+    assert held_out(assign_splits([a, b, c], 0.5)) == {"a"}
+    assert held_out(assign_splits([a, b, d], 0.5)) == {"a", "d"}
+    left = Entry(file="e", source="x", sha256="0" * 64, reason="empty")
+    assert assign_splits([left], 0.5) == [left]
+
+
+def test_of_equal_files_the_first_that_is_stored_is_kept():
+    a, b, c = by_digest(a="1", b="1", c="2")
+    broken = Entry(file="d", source="x", sha256="1".ljust(64, "0"), reason="damaged")
+    marked = mark_duplicates([broken, a, b, c])
+    assert [(entry.reason, entry.stored) for entry in marked] == [
+        ("damaged", None),
+        ("", "copied"),
+        ("a copy of a", None),
+        ("", "copied"),
+    ]

@@ -22,6 +22,7 @@ from dit_video.ingest.video_folder import open_videos
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.video.decode import decode, decode_window
 from dit_video.video.encode import encode_mp4, write_gif
+from dit_video.video.frame_folder import FPS
 
 
 def keys(opened) -> list[str]:
@@ -217,6 +218,9 @@ def test_an_array_of_frames_is_judged_as_it_is(tmp_path, suffix):
     transform = ClipTransform(num_frames=4, size=(16, 16))
     clips = held_out_clips(opened.examples, transform, num_clips=5, seed=0)
     assert [clip.video.shape for clip in clips] == [(4, 16, 16, 3)] * 5
+    # Where nobody says, arrays are taken for what folders of pictures are.
+    assert open_videos(path).examples.fps.tolist() == [25.0] * 3
+    assert FPS == 25
 
 
 _FRAMES = np.zeros((2, 4, 8, 8, 3), np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 from flax import nnx
 from jax.scipy.stats import norm
 
-from dit_video.nn.mlp import MLPKind
+from dit_video.nn.mlp import MLPKind, swiglu_size
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -24,3 +24,8 @@ def test_the_gated_mlp_has_about_as_many_parameters():
     sizes = {kind: kind.size(768, 4.0) for kind in MLPKind}
     assert sizes == {MLPKind.GELU: 3072, MLPKind.SWIGLU: 2048}
     assert 3 * sizes[MLPKind.SWIGLU] == 2 * sizes[MLPKind.GELU]
+
+
+def test_the_width_of_the_gated_mlp_is_the_nearest_multiple_of_64_and_at_least_that():
+    widths = {8: 64, 24: 64, 35: 64, 37: 128, 384: 1024, 1152: 3072}
+    assert {size: swiglu_size(size, 4.0) for size in widths} == widths

@@ -60,11 +60,13 @@ def test_every_room_has_sources_and_tests():
         mutate.sources(["attic"])
 
 
-def test_tests_of_a_file_are_those_of_its_room_the_nearest_first(repository):
-    (repository / "tests/toy/test_near.py").write_text("import dit_video.toy.file")
+def test_tests_of_a_file_are_those_near_it_in_its_room_or_all(repository):
     (repository / "tests/toy/test_far.py").write_text("import dit_video.toy.file_of_another")
-    tests = mutate.tests_of("dit_video/toy/file.py", mutate.ROOMS["toy"])
-    assert [Path(test).stem for test in tests] == ["test_file", "test_near", "test_another", "test_far"]
+    (repository / "tests/toy/test_by_import.py").write_text("import dit_video.toy.file")
+    (repository / "tests/toy/test_from.py").write_text("from dit_video.toy import another, file")
+    near, lonely = (mutate.tests_of(f"dit_video/toy/{name}.py", mutate.ROOMS["toy"]) for name in ("file", "lonely"))
+    assert [Path(test).stem for test in near] == ["test_file", "test_by_import", "test_from"]
+    assert {Path(test).stem for test in lonely} == {*(Path(test).stem for test in near), "test_another", "test_far"}
 
 
 def test_annotations_decorators_messages_and_strings_have_no_mutants(repository):
@@ -82,10 +84,10 @@ def test_a_sample_is_decided_by_its_seed_and_takes_a_place_once():
 
 def test_mutants_die_by_tests_and_survive_without(repository, tmp_path_factory):
     """The tests do not say what is made of 5."""
-    room, judge = mutate.ROOMS["toy"], mutate.Judge(tmp_path_factory.mktemp("judge"))
-    file = "dit_video/toy/file.py"
+    file, tests = "dit_video/toy/file.py", ["tests/toy/test_file.py"]
+    judge = mutate.Judge(tmp_path_factory.mktemp("judge"), {file: tests})
     higher, lower = next(mutants for (start, _), mutants in mutate.places(file).items() if start == (10, 11))
-    died, survived, sign = (judge(mutant, room) for mutant in (higher, lower, mutate.sample([file], 0, seed=0)[-1]))
+    died, survived, sign = (judge(mutant, tests) for mutant in (higher, lower, mutate.sample([file], 0, seed=0)[-1]))
     assert [mutate._ending(result) for result in (died, survived, sign)] == ["killed", "survived", "killed"]
     assert mutate._first_failure(sign) == "tests/toy/test_file.py::test_it_adds_one"
     assert "-    if x > 5:\n+    if x > 4:" in survived.diff
@@ -94,7 +96,5 @@ def test_mutants_die_by_tests_and_survive_without(repository, tmp_path_factory):
 
 def test_tests_that_fail_anyway_judge_nothing(repository, tmp_path_factory):
     (repository / "tests/toy/test_another.py").write_text("def test_something(): assert False")
-    judge = mutate.Judge(tmp_path_factory.mktemp("judge"))
-    [mutant] = mutate.sample(["dit_video/toy/file.py"], 1, seed=0)
-    with pytest.raises(ValueError, match="fail without any mutant"):
-        judge(mutant, mutate.ROOMS["toy"])
+    with pytest.raises(ValueError, match="fails without any mutant"):
+        mutate.Judge(tmp_path_factory.mktemp("judge"), {"dit_video/toy/file.py": ["tests/toy/test_another.py"]})

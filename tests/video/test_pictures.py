@@ -22,7 +22,7 @@ from dit_video.ingest.video_folder import open_videos
 from dit_video.video import tone
 from dit_video.video.decode import decode, decode_window, read_video
 from dit_video.video.encode import encode_mp4
-from dit_video.video.pictures import VideoError
+from dit_video.video.pictures import Orientation, VideoError, covering_size, pictures_of
 from dit_video.video.survey import survey
 from dit_video.video.tone import Gamut, Transfer
 
@@ -33,6 +33,10 @@ MATRICES = [
     for a, b, c, d in itertools.product((-1, 0, 1), repeat=4)
     if {abs(a), abs(b)} == {0, 1} and (abs(c), abs(d)) == (abs(b), abs(a))
 ]
+
+
+# In steps of 1/50000 of the diagram and of 1/10000 cd/m2.
+MASTERED = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L({},1)"
 
 
 def with_matrix(data: bytes, matrix: tuple[float, ...]) -> bytes:
@@ -75,6 +79,7 @@ def test_all_eight_orientations_are_what_ffmpeg_makes_of_them(tmp_path):
         by_filters = filtered(plain, *autorotate(matrix, rotation))
         expected[f"{number}.mp4"] = np.stack([frame.to_ndarray(format="rgb24") for frame in by_filters])
         np.testing.assert_array_equal(decode(turned)[0], expected[f"{number}.mp4"], err_msg=str(matrix))
+        assert survey(turned).filtered == (matrix != (1, 0, 0, 1))
         (folder / f"{number}.mp4").write_bytes(turned)
     assert len({video.tobytes() for video in expected.values()}) == 8
     opened = open_videos(folder)
@@ -129,6 +134,27 @@ def test_hdr_is_shown_as_its_sdr_scene(tmp_path):
         assert np.abs(video[1, 8, 8::16].astype(int) - PATCHES).max() <= 7
 
 
+@pytest.mark.parametrize(
+    ("said", "curve", "peak"),
+    [
+        (":max-cll=4000,300", ColorTrc.SMPTE2084, 4000),
+        (":max-cll=4000,300", ColorTrc.ARIB_STD_B67, 1000),
+        (f":{MASTERED.format(2_500_000)}", ColorTrc.SMPTE2084, 250),
+        (f":{MASTERED.format(2_500_000)}:max-cll=600,300", ColorTrc.SMPTE2084, 600),
+        (":max-cll=20000,300", ColorTrc.SMPTE2084, 10_000),
+        (":max-cll=1,1", ColorTrc.SMPTE2084, 1),
+    ],
+)
+def test_the_peak_of_pq_is_that_of_its_brightest_pixel_or_of_its_display(tmp_path, said, curve, peak):
+    """As SMPTE 2086 and CTA-861.3 have them; HLG is shown at 1000 cd/m2 whatever it says."""
+    frames = yuv(waves(0, num_frames=2, height=64, width=64), "yuv420p10le")
+    options = {"x265-params": f"log-level=none{said}", "preset": "ultrafast"}
+    fields = {"color_trc": curve, "color_primaries": ColorPrimaries.BT2020, "colorspace": 9, "color_range": 1}
+    write_frames(tmp_path / "a.hevc", frames, codec="libx265", times=[0, 40], options=options, **fields)
+    [kind] = survey(tmp_path / "a.hevc").kinds
+    assert kind.peak == peak
+
+
 def test_the_roll_off_rises_from_black_to_white():
     nits = np.geomspace(0.01, 4000, 200)
     rolled = tone.rolled_off(nits, 4000)
@@ -160,6 +186,8 @@ def test_wide_colours_become_those_of_bt709(tmp_path):
     expected = 255 * np.clip(linear, 0, 1) ** (1 / 2.4)
     assert np.abs(read_video(tmp_path / "p3.mkv")[0][0, 8, 16] - expected).max() < 3
     assert survey(tmp_path / "p3.mkv").notes == ("mapped from Display P3 to BT.709",)
+    assert survey(tmp_path / "p3.mkv").filtered
+    assert not survey(tmp_path / "p3.mkv").plain
 
 
 def test_full_range_is_the_same_picture(tmp_path):
@@ -233,6 +261,8 @@ def test_fields_are_deinterlaced_as_ffmpeg_does_in_windows_too(tmp_path):
     for start in (0, 5, 6, 7, 12):
         np.testing.assert_array_equal(decode_window(data, start=start, num_frames=2), video[start : start + 2])
     assert survey(tmp_path / "a.mp4").notes == ("deinterlaced",)
+    assert not survey(tmp_path / "a.mp4").filtered
+    assert not survey(tmp_path / "a.mp4").plain
     kept = stored(tmp_path, tmp_path / "set")["a.mp4"]
     assert np.abs(kept.astype(int) - video).mean() < 4
 
@@ -265,3 +295,66 @@ def test_an_animated_webp_is_refused_by_name(tmp_path):
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=40)
     with pytest.raises(VideoError, match="an animated WebP, which this FFmpeg cannot read; convert it"):
         survey(tmp_path / "a.webp")
+
+
+def test_an_orientation_is_said_in_words_and_swaps_sizes():
+    words = {
+        (False, False, False): "upright",
+        (False, True, False): "mirrored up-down",
+        (False, False, True): "mirrored",
+        (False, True, True): "turned upside down",
+        (True, False, False): "turned left and mirrored",
+        (True, True, False): "turned left",
+        (True, False, True): "turned right",
+        (True, True, True): "turned right and mirrored",
+    }
+    picture = waves(0, 1, 4, 6)[0]
+    for flags, word in words.items():
+        orientation = Orientation(*flags)
+        assert str(orientation) == word
+        assert orientation.swapped((4, 6)) == ((6, 4) if flags[0] else (4, 6))
+        assert orientation.upright(picture).shape[:2] == orientation.swapped((4, 6))
+    np.testing.assert_array_equal(Orientation(True, True, False).upright(picture), np.rot90(picture))
+    np.testing.assert_array_equal(Orientation(True, False, True).upright(picture), np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize("matrix", range(18))
+def test_matrices_that_swscale_would_take_for_another_are_refused(matrix):
+    frame = VideoFrame(48, 32, "yuv420p")
+    frame.colorspace = matrix
+    if matrix in (8, *range(10, 18)):
+        with pytest.raises(VideoError, match=r"its colours are .*, which this FFmpeg cannot turn into RGB"):
+            pictures_of(frame)
+    else:
+        assert pictures_of(frame).plain
+
+
+def test_curves_that_are_no_display_s_are_refused():
+    frame = VideoFrame(48, 32, "yuv420p")
+    for curve in (ColorTrc.LINEAR, ColorTrc.LOG, ColorTrc.LOG_SQRT, ColorTrc.SMPTE428):
+        frame.color_trc = curve
+        with pytest.raises(VideoError, match=r"its transfer function is .*; re-encode it as BT\.709"):
+            pictures_of(frame)
+
+
+def test_a_frame_says_its_bits_its_range_and_its_size():
+    deep = pictures_of(VideoFrame(48, 32, "yuv420p10le"), Fraction(3, 2))
+    assert (deep.bit_depth, deep.alpha, deep.full_range, deep.plain) == (10, False, False, False)
+    assert (deep.size, deep.peak) == ((32, 72), 1000)
+    assert pictures_of(VideoFrame(1, 32, "gray"), Fraction(1, 9)).size == (32, 1)
+    clear = pictures_of(VideoFrame(48, 32, "rgba"))
+    assert (clear.bit_depth, clear.alpha, clear.filtered, clear.plain) == (8, True, True, False)
+    full = VideoFrame(48, 32, "yuv420p")
+    full.color_range = ColorRange.JPEG
+    assert pictures_of(full).full_range
+    wide = VideoFrame(48, 32, "yuv420p")
+    wide.color_primaries = ColorPrimaries.SMPTE431
+    assert (pictures_of(wide).gamut, pictures_of(wide).filtered) == (Gamut.DCI_P3, True)
+
+
+def test_the_covering_size_is_the_smallest_of_the_aspect():
+    assert covering_size((32, 48), (16, 16)) == (16, 24)
+    assert covering_size((48, 32), (16, 16)) == (24, 16)
+    assert covering_size((32, 48), (64, 64)) == (64, 96)
+    assert covering_size((32, 48), (8, 24)) == (16, 24)
+    assert covering_size((1000, 3), (2, 2)) == (667, 2)

@@ -12,8 +12,10 @@ from dit_video.ingest.ingest import ingest
 from dit_video.ingest.transcoding import Transcoding
 from dit_video.ingest.video_folder import open_videos
 from dit_video.video.decode import decode, decode_frames, decode_window
+from dit_video.video.encode import encode_mp4
+from dit_video.video.files import PacketLog
 from dit_video.video.pictures import VideoError
-from dit_video.video.survey import survey
+from dit_video.video.survey import _damaged, _frames, _longest, _numbers, _Seen, paced, survey
 
 
 def longest(shapes: tuple[tuple[int, int, int], ...]) -> tuple[int, int, int]:
@@ -131,3 +133,115 @@ def test_colours_that_change_within_a_file_are_honoured_frame_by_frame(tmp_path)
     frames = [VideoFrame.from_ndarray(frame, format="rgb24") for frame in waves(1, num_frames=4)]
     write_frames(tmp_path / "a.mkv", [f.reformat(format="bgra") for f in frames], codec="ffv1", times=[0, 40, 80, 120])
     np.testing.assert_array_equal(decode((tmp_path / "a.mkv").read_bytes())[0], waves(1, num_frames=4))
+
+
+def seen_frames(
+    times: list[int | None], sizes: list[tuple[int, int]] | None = None, keys: tuple[int, ...] = ()
+) -> _Seen:
+    """What is kept of frames shown at these times, which none is known to be corrupt."""
+    seen = _Seen(Fraction(1))
+    for time, (height, width) in zip(times, sizes or [(32, 48)] * len(times)):
+        frame = VideoFrame(width, height, "yuv420p")
+        frame.pts = time
+        seen.add(frame)
+    seen.key = [number in keys for number in range(len(times))]
+    return seen
+
+
+def packets(times: list[int | None], keys: tuple[int, ...] = (), **found: tuple[int, ...]) -> PacketLog:
+    """A log of packets in the order of decoding; of `failed` and `corrupt` the positions in it."""
+    flags = {name: [i in places for i in range(len(times))] for name, places in found.items()}
+    no = [False] * len(times)
+    log = PacketLog(times=times, keys=[i in keys for i in range(len(times))], corrupt=no, failed=no, **{})
+    for name, values in flags.items():
+        setattr(log, name, values)
+    log.noticed = [0] * sum(map(sum, flags.values()))
+    return log
+
+
+# Three groups of a key frame and two that are shown before it and refer to what is before, too.
+OPEN_GROUPS = [2, 0, 1, 5, 3, 4, 8, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("found", "damaged"),
+    [
+        ({}, ()),
+        # All of the group, and what of the next is shown before its key frame.
+        ({"failed": (1,)}, (0, 1, 2, 3, 4)),
+        ({"failed": (7,)}, (6, 7, 8)),
+        # What the demuxer found incomplete harms what is decoded after it.
+        ({"corrupt": (4,)}, (3, 4, 6, 7)),
+        ({"corrupt": (4, 5)}, (3, 4, 6, 7)),
+        ({"corrupt": (5,)}, (4, 6, 7)),
+        # A decoder that stumbles before that is not believed.
+        ({"corrupt": (5,), "failed": (3,)}, (3, 4, 5, 6, 7)),
+        ({"corrupt": (5,), "failed": (5,)}, (4, 6, 7)),
+    ],
+)
+def test_damage_reaches_as_far_as_frames_refer_to_each_other(found, damaged):
+    log = packets(OPEN_GROUPS, keys=(0, 3, 6), **found)
+    assert tuple(np.flatnonzero(_damaged(log, seen_frames(list(range(9)))))) == damaged
+
+
+def test_a_frame_that_the_decoder_calls_corrupt_damages_its_group():
+    seen = seen_frames(list(range(9)))
+    seen.corrupt[7] = True
+    assert np.flatnonzero(_damaged(packets(OPEN_GROUPS, keys=(0, 3, 6)), seen)).tolist() == [6, 7, 8]
+
+
+@pytest.mark.parametrize(("shown", "groups"), [(7, (0, 1, 2)), (8, (1, 2, 3)), (0, (0, 1, 2)), (39, (4,)), (99, (4,))])
+def test_without_times_a_packet_s_frame_is_among_the_sixteen_after_the_next(shown, groups):
+    seen = seen_frames([None] * 40, keys=(0, 8, 16, 24, 32))
+    log = packets([None] * 40)
+    log.noticed = [shown]
+    assert {int(i) // 8 for i in np.flatnonzero(_damaged(log, seen))} == set(groups)
+    seen.corrupt[12] = True
+    log.noticed = []
+    assert np.flatnonzero(_damaged(log, seen)).tolist() == list(range(8, 16))
+
+
+def test_the_longest_stretch_is_of_one_size_whole_and_without_a_hole():
+    small, large = (32, 48), (64, 96)
+    none = np.zeros(16, bool)
+    seen = seen_frames(list(range(16)), [small] * 4 + [large] * 6 + [small] * 6)
+    chosen, reasons = _longest(seen, none, Fraction(1, 25))
+    assert chosen.tolist() == list(range(4, 10))  # the first of two as long
+    assert reasons == {"damaged": 0, "of another size": 10, "beyond what is left out": 0}
+    damaged = none.copy()
+    damaged[5] = True
+    chosen, reasons = _longest(seen, damaged, Fraction(1, 25))
+    assert chosen.tolist() == list(range(10, 16))
+    assert reasons == {"damaged": 1, "of another size": 5, "beyond what is left out": 4}
+    # One side alone is another size too.
+    wide = seen_frames(list(range(5)), [small, small, (32, 96), (32, 96), (32, 96)])
+    assert _longest(wide, np.zeros(5, bool), Fraction(1, 25))[0].tolist() == [2, 3, 4]
+    times = [*range(5), *range(100, 107), *range(300, 304)]
+    chosen, reasons = _longest(seen_frames(times), none, Fraction(1, 25))
+    assert chosen.tolist() == list(range(5, 12))
+    assert reasons == {"damaged": 0, "of another size": 0, "beyond a hole in time": 9}
+    with pytest.raises(VideoError, match="damaged: every group"):
+        _longest(seen, ~none, Fraction(1, 25))
+
+
+def test_frames_have_the_numbers_of_their_packets_times_or_of_their_order():
+    seen = seen_frames([1, 2, 4])
+    numbers, total = _numbers(packets([4, 0, 2, 1, 3]), seen)
+    assert (numbers.tolist(), total) == ([1, 2, 4], 5)
+    for log in (packets([4, 0, 2, 3]), packets([None, 0, 2, 1, 4]), packets([0, 0, 1, 2, 4])):
+        numbers, total = _numbers(log, seen)
+        assert (numbers.tolist(), total) == ([0, 1, 2], 3)
+    for times in ([1, 1, 4], [1, None, 4]):
+        assert _numbers(packets([4, 0, 2, 1, 3]), seen_frames(times))[0].tolist() == [0, 1, 2]
+
+
+def test_one_frame_is_said_to_be_one():
+    assert [_frames(count) for count in (1, 2)] == ["1 frame", "2 frames"]
+
+
+def test_a_video_of_one_or_two_frames_is_one():
+    for number in (1, 2):
+        data = encode_mp4(waves(0, num_frames=number), 8)
+        found = survey(data)
+        assert (found.positions.tolist(), found.rate, found.frames) == (list(range(number)), 8, None)
+        assert paced(data) == (number, 8.0, None)

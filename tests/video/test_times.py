@@ -12,7 +12,7 @@ from sample_videos import waves, write, write_frames, yuv
 from dit_video.video.decode import decode, decode_frames, read_video
 from dit_video.video.encode import encode_mp4, exact_rate, gif_delays, write_gif
 from dit_video.video.survey import paced, survey
-from dit_video.video.times import HOLE, at_rate, holes, nearest, pace
+from dit_video.video.times import HOLE, at_rate, bounded, holes, nearest, pace, seconds
 
 RATES = [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001), *map(Fraction, (1, 8, 24, 25, 30, 60))]
 
@@ -52,12 +52,79 @@ def test_of_two_frames_as_near_the_earlier_is_taken():
     assert nearest(np.array([0.0, 1.0, 2.0]), np.array([0.5, 1.5, 1.6])).tolist() == [0, 1, 2]
     assert at_rate(60.0, 24.0, 5).tolist() == [0, 2, 5, 7, 10]
     assert at_rate(24.0, 60.0, 6).tolist() == [0, 0, 1, 1, 2, 2]
+    # By a hair more than a rounding, or less: the nearer one.
+    assert nearest(np.array([0.0, 1.0]), np.array([0.5 + 1e-8, 0.5 - 1e-8])).tolist() == [1, 0]
+    assert at_rate(2.002, 1.0, 2).tolist() == [0, 2]
+    assert at_rate(1.501, 1.0, 2).tolist() == [0, 2]
+    assert at_rate(1.499, 1.0, 2).tolist() == [0, 1]
     assert at_rate(float(np.float32(24000 / 1001)), 24000 / 1001, 2000).tolist() == list(range(2000))
 
 
 def test_a_hole_is_a_difference_of_more_than_ten_medians():
     times = np.cumsum([0, 1, 1, HOLE, 1, HOLE + 0.1, 1, 1])
+    assert HOLE == 10
     assert holes(times).tolist() == [5]
+    # Frames that share a time are no step.
+    assert holes(np.array([0.0, 0, 0, 1, 1, 1, 2, 13])).tolist() == [7]
+    assert holes(np.zeros(4)).tolist() == holes(np.zeros(1)).tolist() == []
+
+
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001)])
+def test_a_rate_is_found_from_milliseconds_in_a_finer_clock(rate):
+    """So are the times of what was once a WebM."""
+    times = np.array([round(1000 * i / rate) / 1000 for i in range(300)])
+    for stated in ([], [rate]):
+        found = pace(times, Fraction(1, 90000), stated)
+        assert (found.rate, found.frames) == (rate, None)
+
+
+def test_where_times_begin_decides_nothing():
+    times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.05, size=50))
+    one, other = (pace(times + start, Fraction(1, 90000), []) for start in (0, 100))
+    assert one.rate == other.rate
+    np.testing.assert_array_equal(one.frames, other.frames)
+    steady = np.arange(100) / 30
+    assert pace(steady + 50, Fraction(1, 90000), []).rate == pace(steady, Fraction(1, 90000), []).rate == 30
+
+
+def test_a_pace_has_its_slowest_and_fastest_step():
+    found = pace(np.array([0, 0.1, 0.15, 0.4]), Fraction(1, 1000), [])
+    assert (found.slowest, found.fastest) == (pytest.approx(4), pytest.approx(20))
+    assert found.rate == Fraction(3000, 400)
+    # A clock tells no step shorter than its tick.
+    assert pace(np.array([0, 0, 0.5, 1.0]), Fraction(1, 1000), []).fastest == pytest.approx(1000)
+
+
+def test_more_than_a_quarter_of_a_step_is_uneven():
+    """The furthest of 101 frames at 10 a second is that share of a step away."""
+    for share, even in ((0.24, True), (0.26, False)):
+        times = np.arange(101) / 10
+        times[50] += share / 10
+        found = pace(times, Fraction(1, 90000), [])
+        assert found.rate == 10
+        assert (found.frames is None) == even
+
+
+def test_seconds_are_those_since_the_first_frame_or_none():
+    assert seconds([5, 5, 7, 15], Fraction(1, 10)).tolist() == [0, 0, 0.2, 1]
+    assert seconds([2**62, 2**62 + 3], Fraction(1, 3)).tolist() == [0, 1]
+    for times in ([], [4], [4, None], [4, 5, 4], [4, 4], [None, None]):
+        assert seconds(times, Fraction(1, 10)) is None
+
+
+@pytest.mark.parametrize(
+    "rate", [Fraction(2**40 + 1, 2**36 + 3), Fraction(2**36 + 3, 2**40 + 1), Fraction(2**33 + 1, 9)]
+)
+def test_rates_of_many_digits_become_ones_of_thirty_bits(rate):
+    near = bounded(rate)
+    assert max(near.numerator, near.denominator) <= 1 << 30
+    assert abs(near / rate - 1) < 1e-9
+    for kept in (Fraction(24000, 1001), Fraction((1 << 30) - 1, 1 << 30), Fraction(1, 1 << 30)):
+        assert bounded(kept) == kept
+    # The denominators that fit are tried up to the last.
+    assert bounded(Fraction(3 * 10**9 + 1, 10**9)) == Fraction(3 * 10**9 + 1, 10**9).limit_denominator((1 << 30) // 4)
+    # Times that are one tick apart, of a clock of 2^31: refused as a rate, not as a fraction.
+    assert bounded(Fraction(2**32 + 1, 2)) == 2**31
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
