@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_video.checkpoint import integrity, orbax, slices, writer
-from dit_video.checkpoint.integrity import _by_name, _name, _num_bytes, _portions
+from dit_video.checkpoint import orbax, reader, slices, writer
+from dit_video.checkpoint.integrity import _num_bytes
+from dit_video.checkpoint.reader import _by_name, _portions, array_name
 from dit_video.checkpoint.slices import _pieces, _smaller
 
 
@@ -22,7 +23,7 @@ from dit_video.checkpoint.slices import _pieces, _smaller
     ],
 )
 def test_arrays_are_read_in_portions_that_fit(monkeypatch, sizes, portions):
-    monkeypatch.setattr(integrity, "_PORTION", 40)
+    monkeypatch.setattr(reader, "_PORTION", 40)
     leaves = [jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes]
     read = [[i for i, target in enumerate(portion) if target is not ...] for portion in _portions(leaves)]
     assert read == portions
@@ -34,13 +35,13 @@ def test_arrays_are_read_in_portions_that_fit(monkeypatch, sizes, portions):
 def test_bytes_and_names_of_arrays():
     assert _num_bytes(jax.ShapeDtypeStruct((3, 5), jnp.bfloat16)) == 30
     assert _num_bytes(jax.ShapeDtypeStruct((), jnp.float32)) == 4
-    assert _name("['a']['b c'].mu[3]") == ("a", "b c", "mu", "3")
+    assert array_name("['a']['b c'].mu[3]") == ("a", "b c", "mu", "3")
     assert set(_by_name({"a": 1, "b": (2, {"c": 3})})) == {("a",), ("b", "0"), ("b", "1", "c")}
 
 
 def test_sizes_and_pauses_are_what_they_are_said_to_be():
     assert (slices._PIECE, slices._PENDING) == (4 * 1024**2, 8 * 1024**2)
-    assert integrity._PORTION == 256 * 1024**2
+    assert reader._PORTION == 256 * 1024**2
     assert (writer.TIMEOUT, writer._LEAST_SLICE, writer._PATIENCE) == (20 * 60, 1024**2, 2)
     assert [pause / 30 for pause in writer.RETRY_PAUSES] == [1, 2, 4, 8, 16, 32]
 

@@ -200,3 +200,10 @@ def test_of_equal_files_the_first_that_is_stored_is_kept():
         ("a copy of a", None),
         ("", "copied"),
     ]
+
+
+def test_three_names_are_shown_of_many_sources_beside_those_of_splits():
+    names = ["train", "test", "a", "b", "c", "d"]
+    for number, words in ((3, "a: beside"), (5, "a, b, c: beside"), (6, "a, b, c and 1 more: beside")):
+        entries = assign_splits([clip(name, source=name) for name in names[:number]], 0.1)
+        assert any(warning.startswith(words) for warning in split_warnings(entries))
