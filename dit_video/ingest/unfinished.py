@@ -146,7 +146,8 @@ def _refuse_other(out: Path, *, extends: bool) -> None:
     ours = out.is_dir() and not {path.name for path in out.iterdir()} - {UNFINISHED}
     if not (extends or ours) and out.exists():
         raise FileExistsError(
-            f"{out} already exists; give another --out, or delete it first (rm -r {out}); --add extends a set"
+            f"{out}: is there already and not empty; name another folder, or remove it (rm -r {out}); --add extends a "
+            "set"
         )
 
 

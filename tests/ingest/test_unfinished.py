@@ -159,5 +159,5 @@ def test_one_ingest_writes_into_a_folder_and_one_that_did_nothing_leaves_nothing
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "link").symlink_to(tmp_path / "not mounted")
-    with pytest.raises(FileNotFoundError, match="link: is a link to .*not mounted, which is not there; mount it"):
+    with pytest.raises(FileNotFoundError, match=r"link: is a link to .*not mounted, which is not there; mount it"):
         stopped(tmp_path / "link")
