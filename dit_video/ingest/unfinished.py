@@ -137,11 +137,17 @@ def unfinished(
 
 
 def _refuse_other(out: Path, *, extends: bool) -> None:
-    """Raises FileExistsError where `out` holds anything but an ingest in progress, or the set to be extended."""
+    """Raises FileExistsError where `out` holds anything but an ingest in progress, or the set to be extended.
+
+    FileNotFoundError: it is a link to what is not there, on a disk that is not mounted perhaps.
+    """
+    if out.is_symlink() and not out.exists():
+        raise FileNotFoundError(f"{out}: is a link to {out.readlink()}, which is not there; mount it, or mend the link")
     ours = out.is_dir() and not {path.name for path in out.iterdir()} - {UNFINISHED}
     if not (extends or ours) and out.exists():
         raise FileExistsError(
-            f"{out} already exists; give another --out, or delete it first (rm -r {out}); --add extends a set"
+            f"{out}: is there already and not empty; name another folder, or remove it (rm -r {out}); --add extends a "
+            "set"
         )
 
 
