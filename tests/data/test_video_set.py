@@ -1,9 +1,8 @@
-"""Laws of manifests: what decides where and how records are read is checked; a new folder is whole or not there."""
+"""Laws of manifests: what decides where and how records are read is checked."""
 
 import dataclasses
 import hashlib
 import json
-import os
 
 import pytest
 
@@ -16,7 +15,6 @@ from dit_video.data.video_set import (
     Manifest,
     _to_json,
     file_digest,
-    new_directory,
     read_manifest,
     write_video_set,
 )
@@ -110,7 +108,7 @@ def test_entries_that_no_program_of_ours_wrote_are_refused(tmp_path, number, cha
         ({"entries": [3]}, r"entries\[0\]=3: must have the fields"),
         ({"class_names": ["cat", 1]}, "class_names=.*: must be strings"),
         ({"rows_without_file": [1]}, "rows_without_file=.*: must be strings"),
-        ({"settings": []}, r"settings=\[\]: must be a dict"),
+        ({"settings": []}, r"settings=\[\]: must be an object"),
     ],
 )
 def test_a_manifest_of_another_kind_is_refused(tmp_path, change, message):
@@ -133,29 +131,6 @@ def test_the_digest_of_a_folder_is_that_of_its_names_and_files(tmp_path):
     expected = hashlib.sha256(json.dumps([("1.png", one), ("2.png", two)]).encode()).hexdigest()
     assert file_digest(tmp_path / "a") == expected
     assert file_digest(tmp_path / "a" / "1.png") == one
-
-
-def test_a_new_folder_is_whole_or_not_there(tmp_path):
-    before = os.umask(0o027)
-    try:
-        with new_directory(tmp_path / "deep" / "out") as partial:
-            assert not (tmp_path / "deep" / "out").exists()
-            assert partial.parent == tmp_path / "deep"
-            (partial / "x").write_text("x")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "deep" / "out" / "x").read_text() == "x"
-    assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o750
-    with pytest.raises(FileExistsError, match="out already exists"), new_directory(tmp_path / "deep" / "out"):
-        pass
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(KeyError), new_directory(tmp_path / "empty"):
-        raise KeyError
-    assert list((tmp_path / "empty").iterdir()) == []
-    with new_directory(tmp_path / "empty") as partial:
-        (partial / "y").write_text("y")
-    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["y"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty"]
 
 
 def test_what_is_written_is_what_the_manifest_says(tmp_path, video_set):
