@@ -186,7 +186,7 @@ class Judge:
             shutil.rmtree(self._compiled, ignore_errors=True)
         return result
 
-    def _seconds_without_mutant(self, command: Sequence[str], report: Path) -> Counter[str]:
+    def _seconds_without_mutant(self, command: Sequence[str], report: Path) -> dict[str, float]:
         """By test file. Leaves byte code behind, which mutants must not write: half of a short run is making it."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment["PYTHONPATH"] = self._path
@@ -194,7 +194,7 @@ class Judge:
         result = subprocess.run(command, cwd=self._copy, env=environment, capture_output=True, text=True)
         if result.returncode:
             raise ValueError(f"{shlex.join(command)}: fails without any mutant\n{result.stdout}{result.stderr}")
-        seconds = Counter()
+        seconds: dict[str, float] = defaultdict(float)
         for case in ElementTree.parse(report).iter("testcase"):
             seconds[case.attrib["classname"].replace(".", "/") + ".py"] += float(case.attrib["time"])
         return seconds

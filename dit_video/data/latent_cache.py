@@ -238,7 +238,7 @@ def _check(content: dict[str, Any]) -> None:
         raise ValueError(f"quality={reprlib.repr(content['quality'])}: must have {', '.join(_QUALITY_KINDS)}")
     rates = content.get("fps", {})
     if not isinstance(rates, dict):
-        return f"fps={reprlib.repr(rates)}: must be a dict"
+        raise ValueError(f"fps={reprlib.repr(rates)}: must be an object")
     for split, fps in rates.items():
         given, expected = (fps, content["num_records"].get(split)) if isinstance(fps, list) else ([fps], 1)
         if len(given) != expected or not all(type(rate) in (int, float) and 0 < rate <= MAX_FPS for rate in given):

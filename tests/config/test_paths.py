@@ -28,6 +28,8 @@ def test_what_means_nothing_is_named(monkeypatch):
 
 
 class Component:
+    PATHS = ("directory", "other")
+
     def __init__(self, directory: str | None, other: str | None = None):
         self.directory, self.other = directory, other
 
@@ -35,7 +37,9 @@ class Component:
 def test_every_named_field_is_replaced_and_none_stays(monkeypatch):
     monkeypatch.setenv("DATA", "/data")
     component = Component(None, "$DATA/a")
-    expand(component, "directory", "other")
+    expand(component)
     assert (component.directory, component.other) == (None, "/data/a")
     with pytest.raises(ValueError, match=r"^Component\.other=\$NOWHERE: the environment variable"):
-        expand(Component(None, "$NOWHERE"), "directory", "other")
+        expand(Component(None, "$NOWHERE"))
+    with pytest.raises(ValueError, match=r"^Component\.directory=is empty"):
+        expand(Component(""))

@@ -75,7 +75,7 @@ def test_a_shard_is_ended_when_it_is_full(tmp_path, monkeypatch):
         ({"fps": {"train": True}}, "fps.train=True: must be a rate"),
         ({"fps": {"train": MAX_FPS + 1}}, "fps.train=90001: must be a rate"),
         ({"fps": {"train": [8.0]}}, r"fps.train=\[8.0\]: must be a rate, or one for each record"),
-        ({"fps": 8.0}, "fps=8.0: must be a dict"),
+        ({"fps": 8.0}, "fps=8.0: must be an object"),
         ({"shards": {"train": ["a\n"]}}, r"shard 'a\\n' is not in the folder"),
         ({"shards": {}}, "the cache holds no train records"),
         ({"shards": {"train": []}}, r"\(train\): its records are damaged .*make the cache again"),

@@ -108,7 +108,7 @@ def test_entries_that_no_program_of_ours_wrote_are_refused(tmp_path, number, cha
         ({"entries": [3]}, r"entries\[0\]=3: must have the fields"),
         ({"class_names": ["cat", 1]}, "class_names=.*: must be strings"),
         ({"rows_without_file": [1]}, "rows_without_file=.*: must be strings"),
-        ({"settings": []}, r"settings=\[\]: must be a dict"),
+        ({"settings": []}, r"settings=\[\]: must be an object"),
     ],
 )
 def test_a_manifest_of_another_kind_is_refused(tmp_path, change, message):
