@@ -145,11 +145,16 @@ def test_litter_that_is_a_link_goes_and_its_target_stays(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "precious"]
 
 
-def test_files_are_as_readable_as_the_umask_says(tmp_path):
+def test_files_and_folders_are_as_readable_as_the_umask_says(tmp_path):
     """A cache of two users: one of them must be able to read what the other wrote."""
-    (tmp_path / "plain").write_text("1")
-    write_file(tmp_path / "atomic", b"1")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    before = os.umask(0o027)
+    try:
+        write_file(tmp_path / "file", b"1")
+        with new_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")] == [0o640, 0o750]
 
 
 def test_a_file_is_the_one_before_until_it_is_whole(tmp_path):
