@@ -52,7 +52,7 @@ from dit_video.tasks.keys import clip_keys, purpose_key
 from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import GENERATE, RECONSTRUCT, ClipShape
-from dit_video.weights.digest import weights_digest
+from dit_video.weights.digest import name_as, weights_digest
 
 NUM_DIGITS = 10
 BATCH_SIZE = 32
@@ -406,7 +406,7 @@ def _load(file: Path, definition: Definition) -> Learnt:
             metadata = opened.metadata()
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file}: cannot be read ({error}); delete it, and the reader learns again") from error
-    if weights_digest(params) != metadata["weights"]:
+    if name_as(metadata["weights"], params) != metadata["weights"]:
         raise ValueError(f"{file}: is damaged; delete it, and the reader learns again")
     held_out = Score(np.asarray(json.loads(metadata["held_out"])))
     return Learnt(definition, params, held_out, float(metadata["seconds"]))

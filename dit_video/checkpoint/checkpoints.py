@@ -26,7 +26,7 @@ from dit_video.distributed import processes
 from dit_video.distributed.sharding import replicated
 from dit_video.nn.module import Params
 from dit_video.storage.failures import LAST_PAUSES, Unreadable, as_os_errors, read_patiently
-from dit_video.weights.digest import digest_leaves, seal, weights_digest
+from dit_video.weights.digest import Recorded, as_text, differing, digest_leaves, seal, weights_digest
 
 __all__ = [
     "DAMAGED_FOLDER",
@@ -127,7 +127,8 @@ class Checkpoints:
             return
         items = _items(state)
         began = time.perf_counter()
-        digests = jax.device_get(self._digest(items))
+        found = jax.device_get(self._digest(items))
+        digests = {item: named(tree, as_text) for item, tree in found.items()}
         digest_seconds = time.perf_counter() - began
         metadata = sealed(step, next_batch, self._experiment, items, digests)
         self._listener.begin()
@@ -320,10 +321,8 @@ class Checkpoints:
             metadata = self._reader.index(step)[0]
             check_fit(items, metadata, self._folder.path / str(step))
             loaded = self._reader.items(step, items)
-            for item, tree in jax.device_get(self._digest(loaded)).items():
-                saved = metadata["digests"][item]
-                bad = [name for name, value in named(tree, int).items() if saved[name] != value]
-                if bad:
+            for item, tree in loaded.items():
+                if bad := differing(named(tree, lambda x: x), metadata["digests"][item]):
                     raise self._reader.damaged(step, f"{item} is damaged in {some(bad)}")
             return loaded, metadata
 
@@ -335,14 +334,14 @@ def sealed(
     next_batch: int,
     experiment: Mapping[str, Any] | None,
     items: Mapping[str, Any],
-    digests: Mapping[str, Any],
+    digests: Mapping[str, Mapping[str, Recorded]],
 ) -> dict[str, Any]:
-    """The metadata of a step; `items` are trees of arrays, `digests` of a number for each."""
+    """The metadata of a step; `items` are trees of arrays, `digests` those of each by the names of its arrays."""
     metadata: dict[str, Any] = {
         "step": step,
         "next_batch": next_batch,
         "experiment": experiment,
-        "digests": {name: named(tree, int) for name, tree in digests.items()},
+        "digests": dict(digests),
         "shapes": {name: named(tree, dtype_and_shape) for name, tree in items.items()},
     }
     return metadata | {"seal": seal(metadata)}

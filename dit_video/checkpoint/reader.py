@@ -21,7 +21,7 @@ from dit_video.checkpoint.folder import Steps
 from dit_video.checkpoint.orbax import RAISED, each_for_itself, first_line, ignore_late_tasks, quiet
 from dit_video.distributed import processes
 from dit_video.storage.failures import Unreadable, as_os_errors, chain, is_unfit, read_patiently
-from dit_video.weights.digest import digest_part, seal
+from dit_video.weights.digest import has_digest, seal
 
 Loaded = TypeVar("Loaded")
 
@@ -148,7 +148,7 @@ class Reader:
                 target = {item: structure.unflatten(portion)}
                 loaded = read_patiently(lambda t=target: self._items(step, t), self._warn)[item]
                 read = {name: x for name, x in _by_name(loaded).items() if x is not ...}
-                bad = ["/".join(n) for n, x in read.items() if digest_part(x, (0,) * x.ndim) != expected[n]]
+                bad = ["/".join(n) for n, x in read.items() if not has_digest(x, expected[n])]
                 if bad:
                     raise self.damaged(step, f"{item} is damaged in {some(sorted(bad))}")
                 advance(len(read))

@@ -16,10 +16,11 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from dit_video.checkpoint.checkpoints import NotSaved, sealed
+from dit_video.checkpoint.compatibility import named
 from dit_video.checkpoint.folder import FOLDER
 from dit_video.checkpoint.orbax import first_line, quiet
 from dit_video.storage.failures import advice, fault
-from dit_video.weights.digest import digest_part
+from dit_video.weights.digest import as_text, digest_part
 
 Index = tuple[int, ...]
 
@@ -50,14 +51,14 @@ class Layout:
     stacked: frozenset[str]
 
 
-def digest_slices(slices: Iterable[Slice]) -> dict[str, int]:
-    """Digests of the whole parameters, as `digest_leaves` computes them, from their slices."""
-    digests: dict[str, int] = {}
+def digest_slices(slices: Iterable[Slice], shapes: Mapping[str, Index]) -> dict[str, str]:
+    """Digests of the whole parameters of these shapes, as records hold them, from their slices."""
+    digests = {name: np.zeros(2, np.uint32) for name in shapes}
     for name, layer, value in slices:
         for start, piece in _pieces(value, layer, _smaller(_in_whole(value, layer).shape)):
-            digests[name] = (digests.get(name, 0) + digest_part(piece, start)) % 2**32
+            digests[name] += digest_part(piece, start, shapes[name])
         del value  # or it would stay in memory beside the next one
-    return digests
+    return {name: as_text(digest) for name, digest in digests.items()}
 
 
 def save_slices(
@@ -67,7 +68,7 @@ def save_slices(
     slices: Callable[[], Iterable[Slice]],
     *,
     experiment: Mapping[str, Any],
-) -> dict[str, int]:
+) -> dict[str, str]:
     """Writes step 0 of a run in a new folder, in which every item has the same parameters.
 
     Memory holds one slice at a time, and a few pieces of 4 MiB of it that are written.
@@ -82,11 +83,11 @@ def save_slices(
     Raises:
         NotSaved: the folder cannot be written to; says what to do.
     """
-    digests = digest_slices(slices())
+    digests = digest_slices(slices(), layout.shapes)
     folder = (workdir / FOLDER).resolve()  # Orbax takes no relative path
     zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in layout.shapes.items()}
     trees = dict.fromkeys(items, zeros)
-    metadata = sealed(0, 0, experiment, trees, dict.fromkeys(items, digests))
+    metadata = sealed(0, 0, experiment, trees, dict.fromkeys(items, named(digests, str)))
     with _as_not_saved(folder), quiet():
         orbax = ocp.training.Checkpointer(str(folder), context=_context(layout))
         with contextlib.closing(orbax):

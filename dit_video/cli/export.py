@@ -120,7 +120,7 @@ def _content(arguments: argparse.Namespace, opened: OpenRun, console: Console) -
             "last step, with the latent statistics measured for them"
         )
     else:
-        denoiser, (codec, _, _) = None, trained_codec.codec_of_run(opened.workdir, opened.mesh, console, experiment)
+        denoiser, (codec, _) = None, trained_codec.codec_of_run(opened.workdir, opened.mesh, console, experiment)
     clips = experiment.data.clips
     shape = (clips.num_frames, *clips.size)
     signals = experiment.task.example(experiment.data, 1).signals

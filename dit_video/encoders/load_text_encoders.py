@@ -1,7 +1,7 @@
 """Opening pretrained text encoders from their folders, and embedding captions with them."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,7 @@ from dit_video.encoders.text import FrozenCLIP, FrozenT5, PretrainedText, embed
 from dit_video.encoders.tokenizer import Tokenizer
 from dit_video.nn.module import define, params_of
 from dit_video.weights import names
-from dit_video.weights.digest import weights_digest
+from dit_video.weights.digest import name_as
 from dit_video.weights.source import open_published
 
 # Captions that go through the encoders at once, on all devices together.
@@ -55,11 +55,18 @@ class TextEncoders:
             name: Tokenizer(Path(encoder.tokenizer), encoder.num_tokens) for name, encoder in text.encoders.items()
         }
         self._embed = jax.jit(lambda networks, tokens: embed(text, networks, tokens))
+        self.provenance = self.provenance_as({})
+
+    def provenance_as(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """`provenance`, with digests in the form that the recorded one of a cache has, to be compared with it."""
         made = {
-            name: {"weights": weights_digest(params_of(network)), "tokenizer": self._tokenizers[name].digest}
+            name: {
+                "weights": name_as(_weights_in(recorded, name), params_of(network)),
+                "tokenizer": self._tokenizers[name].digest,
+            }
             for name, network in self._networks.items()
         }
-        self.provenance = {"encoders": settings(text), "made": made}
+        return {"encoders": settings(self._text), "made": made}
 
     def __call__(self, captions: Sequence[str]) -> Text:
         """Embeds any number of captions; float32, on the host."""
@@ -75,6 +82,14 @@ class TextEncoders:
         with jax.set_mesh(self.mesh):
             embedding = self._embed(self._networks, place_whole(tokens, self.mesh))
         return jax.tree.map(lambda x: fetch(x)[: len(captions)], embedding)
+
+
+def _weights_in(provenance: Mapping[str, Any], name: str) -> str | None:
+    """Digest of the weights of an encoder in the provenance of a cache, which may be a stranger's."""
+    value: Any = provenance
+    for key in ("made", name, "weights"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else None
 
 
 def settings(text: PretrainedText) -> dict[str, Any]:

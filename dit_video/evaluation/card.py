@@ -28,6 +28,7 @@ from rich.text import Text
 from dit_video.config.json_file import read_object, write_json
 from dit_video.evaluation.distance import Distance
 from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
+from dit_video.weights.digest import FORM
 
 Card = Mapping[str, Any]
 Named = tuple[str, Card]
@@ -221,5 +222,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     """Shortens digests; other values are unchanged."""
     text = str(value)
-    is_digest = len(text) >= 32 and set(text) <= set("0123456789abcdef")
-    return text[:8] if is_digest else text
+    digits = text.removeprefix(FORM)
+    is_digest = len(digits) >= 32 and set(digits) <= set("0123456789abcdef")
+    return digits[:8] if is_digest else text

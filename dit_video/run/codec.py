@@ -28,16 +28,19 @@ from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
 from dit_video.run.places import located
 from dit_video.storage.mirror import local_copy
 from dit_video.vae.codec import LatentCodec, latent_statistics
-from dit_video.vae.trained_codec import TrainedCodec
-from dit_video.weights.digest import weights_digest
+from dit_video.vae.trained_codec import TrainedCodec, name_codec_as
+from dit_video.weights.digest import name_as, seal, weights_digest
 
 STATISTICS = "latent_statistics.json"
+_REMEDY = "Bring the file back; or remove it, and statistics are measured again over the training set"
+# Of float32, in which the codec holds them.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def codec_of_run(
     workdir: Path, mesh: Mesh, console: Console, like: Experiment
-) -> tuple[LatentCodec, str, Mapping[str, Any]]:
-    """The codec that a run trained, the digest of its weights, and its latent statistics.
+) -> tuple[LatentCodec, Mapping[str, Any]]:
+    """The codec that a run trained, and its latent statistics.
 
     Statistics are measured over the training set once for these weights, and kept in the run folder.
 
@@ -45,7 +48,7 @@ def codec_of_run(
         like: an experiment with the classes of the user's own that the run's is made of.
 
     Raises:
-        ExperimentError: the run trained no codec.
+        ExperimentError: the run trained no codec, or its statistics are not those that were written.
     """
     experiment = located(read_experiment(workdir, like), workdir / EXPERIMENT_FILE)
     task = experiment.task
@@ -58,15 +61,45 @@ def codec_of_run(
     finally:
         checkpoints.close()
     vae = definition.bind(params).vae
-    digest = weights_digest(params_of(vae))
     path = workdir / STATISTICS
-    statistics = from_first(lambda: _read_statistics(path) if path.is_file() else {})
+    statistics = from_first(lambda: read_statistics(path, vae.config.latent_channels) if path.is_file() else {})
+    digest = name_as(statistics.get("codec"), params_of(vae))
     if statistics.get("codec") != digest:
-        statistics = {"codec": digest} | _measure_statistics(experiment, vae, mesh, console)
+        measured = _measure_statistics(experiment, vae, mesh, console)
+        statistics = _sealed({"codec": weights_digest(params_of(vae))} | measured)
         from_first(lambda: write_json(path, statistics))
     mean, std = (jnp.asarray(statistics[name], jnp.float32) for name in ("mean", "std"))
     codec = LatentCodec(vae, mean, std)
-    return jax.device_put(codec, shard_frozen(codec, mesh)), digest, statistics
+    return jax.device_put(codec, shard_frozen(codec, mesh)), statistics
+
+
+def read_statistics(path: Path, channels: int) -> dict[str, Any]:
+    """Latent statistics of a run folder; those of before have no seal.
+
+    Raises:
+        ValueError: they are not what was written, or cannot be statistics; names the field.
+    """
+    statistics = read_object(path, {"codec": str, "mean": list, "std": list})
+    sealed = statistics.get("seal")
+    if sealed is not None and _sealed({n: v for n, v in statistics.items() if n != "seal"})["seal"] != sealed:
+        raise ValueError(f"{path}: has changed since it was written. {_REMEDY}")
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        if problem := _problem(statistics[name], channels, least):
+            raise ValueError(f"{path}: damaged: {name}={reprlib.repr(statistics[name])}: {problem}. {_REMEDY}")
+    return statistics
+
+
+def _problem(values: list[Any], channels: int, least: float) -> str:
+    """Why values cannot be a statistic of each channel; empty where they can."""
+    if len(values) != channels:
+        return f"must be {channels} numbers, one for each latent channel"
+    if any(type(x) not in (int, float) or not least < x < _LARGEST or x <= -_LARGEST for x in values):
+        return "must be finite numbers" + (" above 0" if least == 0 else "")
+    return ""
+
+
+def _sealed(statistics: Mapping[str, Any]) -> dict[str, Any]:
+    return {**statistics, "seal": seal(statistics)}
 
 
 def write_statistics(workdir: Path, digest: str, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -75,27 +108,16 @@ def write_statistics(workdir: Path, digest: str, mean: Sequence[float], std: Seq
     Args:
         digest: of the VAE's weights, which the statistics belong to.
     """
-    write_json(workdir / STATISTICS, {"codec": digest, "mean": list(mean), "std": list(std)})
-
-
-def _read_statistics(path: Path) -> dict[str, Any]:
-    """Latent statistics of a run folder; ValueError names the field that is not as it was written."""
-    statistics = read_object(path, {"codec": str, "mean": list, "std": list})
-    for name, least in (("mean", -math.inf), ("std", 0.0)):
-        values = statistics[name]
-        if not all(type(value) in (int, float) and least < value < math.inf for value in values):
-            kind = "finite numbers" if name == "mean" else "finite numbers above 0"
-            raise ValueError(
-                f"{path}: damaged: {name}={reprlib.repr(values)}: must be {kind}. Bring the file back; or remove it, "
-                "and statistics are measured again over the training set"
-            )
-    return statistics
+    write_json(workdir / STATISTICS, _sealed({"codec": digest, "mean": list(mean), "std": list(std)}))
 
 
 def trained_codec(
-    codec: TrainedCodec, mesh: Mesh, console: Console, like: Experiment
+    codec: TrainedCodec, mesh: Mesh, console: Console, like: Experiment, recorded: str | None = None
 ) -> tuple[LatentCodec, str, Mapping[str, Any]]:
-    """The codec that an experiment names, the digest of its weights, and its latent statistics; as `codec_of_run`.
+    """The codec that an experiment names, its digest, and its latent statistics; as `codec_of_run`.
+
+    Args:
+        recorded: a digest on record, in whose form that of the codec is returned where the experiment has none.
 
     Raises:
         ExperimentError: there is no such run, or its VAE or its digest is not what the experiment says.
@@ -106,7 +128,8 @@ def trained_codec(
             f"config.task.codec.run={codec.run!r}: there is no run in this folder; train its VAE first, "
             f"with --workdir {codec.run}, or name another with --config.task.codec.run=FOLDER"
         )
-    opened, digest, statistics = codec_of_run(folder, mesh, console, like)
+    opened, statistics = codec_of_run(folder, mesh, console, like)
+    digest = name_codec_as(codec.digest or recorded, opened)
     if opened.vae.config != codec.vae:
         settings = {"config.task.codec.vae": to_json(opened.vae.config)}, {"config.task.codec.vae": to_json(codec.vae)}
         lines = other_values(*settings, "this experiment", actually=f"run {codec.run}")
@@ -116,7 +139,8 @@ def trained_codec(
     if codec.digest is not None and codec.digest != digest:
         raise ExperimentError(
             f"config.task.codec.digest={codec.digest[:12]}...: the codec in {codec.run} is now {digest[:12]}...; it "
-            "has been trained on since, so latents would change under this run: restore it, or start a new workdir"
+            "has been trained on since, or its latent statistics are others, so latents would change under this run: "
+            "restore it, or start a new workdir"
         )
     return opened, digest, statistics
 

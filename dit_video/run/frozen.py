@@ -24,16 +24,21 @@ from dit_video.storage import bucket
 from dit_video.tasks.keys import purpose_key
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.trained_codec import TrainedCodec
-from dit_video.weights.digest import weights_digest
+from dit_video.weights.digest import name_as
 
 
-def with_frozen(experiment: Experiment, mesh: Mesh, console: Console) -> tuple[Experiment, Any]:
+def with_frozen(
+    experiment: Experiment, mesh: Mesh, console: Console, recorded: Experiment | None = None
+) -> tuple[Experiment, Any]:
     """Loads the frozen parts that an experiment names, and writes their digests into the experiment.
+
+    Args:
+        recorded: an experiment with digests on record, in whose form digests are written.
 
     Raises:
         ExperimentError: a part is not there, or is not what the experiment says; names the field.
     """
-    opener = FolderOpener(experiment, mesh, console)
+    opener = FolderOpener(experiment, mesh, console, recorded)
     task, frozen = experiment.task.open(opener)
     opener.check_all_read()
     return dataclasses.replace(experiment, task=task, data=opener.data), frozen
@@ -58,13 +63,20 @@ class FolderOpener:
         data: of the experiment, with the digest of its text cache.
     """
 
-    def __init__(self, experiment: Experiment, mesh: Mesh, console: Console):
+    def __init__(self, experiment: Experiment, mesh: Mesh, console: Console, recorded: Experiment | None = None):
+        """`recorded` as of `with_frozen`."""
         self._experiment, self._mesh, self._console = experiment, mesh, console
+        named = None if recorded is None else recorded.task.trained_codec()
+        self._codec_on_record = None if named is None else named.digest
+        image = None if recorded is None else recorded.task.encoders().image
+        self._image_on_record = None if image is None else image.digest
         self.data: Data = experiment.data
         self._read_text = False
 
     def codec(self, codec: TrainedCodec) -> tuple[TrainedCodec, LatentCodec]:
-        opened_codec, digest, _ = trained_codec(codec, self._mesh, self._console, self._experiment)
+        opened_codec, digest, _ = trained_codec(
+            codec, self._mesh, self._console, self._experiment, self._codec_on_record
+        )
         return dataclasses.replace(codec, digest=digest), opened_codec
 
     def image(self, image: PretrainedImage) -> tuple[PretrainedImage, CLIPVisionModel]:
@@ -75,7 +87,7 @@ class FolderOpener:
         NamesMismatch: it holds weights that are not its own; lists them.
         """
         encoder = opened(image, self._mesh)
-        digest = weights_digest(params_of(encoder))
+        digest = name_as(image.digest or self._image_on_record, params_of(encoder))
         if image.digest is not None and image.digest != digest:
             raise ExperimentError(
                 f"config.task.image.digest={image.digest[:12]}...: the encoder in {image.model} is now {digest[:12]}"

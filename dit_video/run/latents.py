@@ -29,6 +29,7 @@ from dit_video.progress import counted
 from dit_video.run.codec import trained_codec
 from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.vae.codec import LatentCodec
+from dit_video.vae.trained_codec import name_codec_as
 
 # Clips that show how much a codec keeps.
 _NUM_JUDGED = 64
@@ -49,23 +50,22 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
         raise ExperimentError("config.data.cache is None: this experiment trains on video and has no cache to write")
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
-    codec, digest, statistics = trained_codec(named, mesh, console, experiment)
+    codec, _, statistics = trained_codec(named, mesh, console, experiment)
     folder, info = Path(data.cache.directory), data.source.info()
     totals = {
         split: _num_clips(usable(data.source.open(split), data.clips), data.clips, clips_per_video)
         for split, held in data.inventories().items()
         if split is Split.TRAIN or held.num_usable != 0
     }
-    made_with = provenance(experiment, digest, statistics)
+    made_with = provenance(experiment, name_codec_as(None, codec), statistics)
     if folder.exists() and overwrite:
         data.cache.info()  # an error unless it is a latent cache: nothing else is ever deleted
         shutil.rmtree(folder)
-    if (folder / MANIFEST).exists() and (upgrade(data.cache.provenance()), data.cache.info().num_records) == (
-        made_with,
-        totals,
-    ):
-        console.print(f"latent cache: {folder} is there already", highlight=False)
-        return
+    if (folder / MANIFEST).exists() and data.cache.info().num_records == totals:
+        existing = upgrade(data.cache.provenance())
+        if existing == made_with | {"codec": name_codec_as(_codec_of(existing), codec)}:
+            console.print(f"latent cache: {folder} is there already", highlight=False)
+            return
     moments_of = jax.jit(lambda codec, video: codec.moments(video))
 
     def clips(split: Split) -> Iterator[Clip]:
@@ -135,13 +135,20 @@ def check_cache(experiment: Experiment, frozen: Any) -> None:
         raise ExperimentError("config.data.cache: only a run on latents reads a latent cache; leave it None")
     codec: LatentCodec = frozen.codec
     statistics = {"mean": np.asarray(codec.mean[...]).tolist(), "std": np.asarray(codec.std[...]).tolist()}
-    expected = provenance(experiment, named.digest, statistics)
-    if lines := other_values(upgrade(cache.provenance()), expected, "this run"):
+    actual = upgrade(cache.provenance())
+    expected = provenance(experiment, name_codec_as(_codec_of(actual), codec), statistics)
+    if lines := other_values(actual, expected, "this run"):
         raise ExperimentError(
             f"latent cache {cache.directory} was not made for this run; these fields differ:\n"
             + "\n".join(lines)
             + "\nencode again: dit-video encode --config ... --overwrite"
         )
+
+
+def _codec_of(provenance: Mapping[str, Any]) -> str | None:
+    """Digest of the codec that a cache says it was made with."""
+    codec = provenance.get("codec")
+    return codec if isinstance(codec, str) else None
 
 
 def provenance(experiment: Experiment, digest: str, statistics: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def encode_text(experiment: Experiment, *, captions: Sequence[str], overwrite: b
         shutil.rmtree(folder)
     stored: Embeddings | None = None
     if (folder / MANIFEST).exists():
-        _check(cache, read_text_manifest(folder).provenance, encoders.provenance)
+        existing = read_text_manifest(folder).provenance
+        _check(cache, existing, encoders.provenance_as(existing))
         stored = dataclasses.replace(cache, digest=None).embeddings()
     captions = _distinct(experiment, captions, console)
     missing = [caption for caption in captions if stored is None or caption not in stored]
@@ -136,7 +137,8 @@ def embeddings_of(experiment: Experiment, captions: Sequence[str], mesh: Mesh) -
     encoders = TextEncoders(text, mesh)
     if stored is None or cache is None:
         return encoders(captions)
-    _check(cache, stored.manifest.provenance, encoders.provenance)
+    existing = stored.manifest.provenance
+    _check(cache, existing, encoders.provenance_as(existing))
     # Rounded as the cache rounds, so that a caption makes the same clip once it is there.
     fresh = dict(zip(missing, _rows(jax.tree.map(lambda x: _rounded(x, cache.dtype.dtype), encoders(missing)))))
     known = [fresh[caption] if caption in fresh else stored([caption]) for caption in captions]

@@ -16,6 +16,7 @@ A run folder holds
 gs://bucket/run has the same names; dit_video/storage/mirror.py says how.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from dit_video.run.checks import (
     check_source,
 )
 from dit_video.run.compilation_cache import keep_compiled_programs
-from dit_video.run.folder import EXPERIMENT_FILE, AllowedChanges, check_data, record
+from dit_video.run.folder import EXPERIMENT_FILE, AllowedChanges, check_data, read_experiment, record
 from dit_video.run.fresh_start import check_not_gone
 from dit_video.run.frozen import with_frozen, with_random_frozen
 from dit_video.run.latents import check_cache
@@ -95,7 +96,7 @@ def train(
     if random_frozen:
         experiment, frozen = with_random_frozen(experiment, mesh)
     else:
-        experiment, frozen = with_frozen(experiment, mesh, console)
+        experiment, frozen = with_frozen(experiment, mesh, console, _on_record(experiment, workdir))
         check_cache(experiment, frozen)
     check_source(experiment)
     for line in preflight(experiment):
@@ -117,3 +118,12 @@ def train(
         with Copying(kept, unstyled(console)) as copying:
             session = Session(experiment=experiment, frozen=frozen, mesh=mesh, workdir=kept.folder, console=console)
             return session.train(data, copying, init_from=init_from, profile=profile)
+
+
+def _on_record(experiment: Experiment, workdir: Path) -> Experiment | None:
+    """The experiment that the folder was started with, if it was; one that cannot be read is refused later."""
+    if experiment.task.trained_codec() is None and experiment.task.encoders().image is None:
+        return None
+    with contextlib.suppress(ExperimentError, FileNotFoundError):
+        return read_experiment(local_copy(workdir, EXPERIMENT_FILE), experiment)
+    return None

@@ -37,7 +37,7 @@ def test_files_say_what_they_hold(exported, content):
         assert set(file.keys()) == set(params)
     assert metadata["digest"] == weights_digest(params)
     assert {n: metadata[n] for n in ("format_version", "step", "weights", "fingerprint")} == {
-        "format_version": "4",
+        "format_version": "5",
         "step": "7",
         "weights": "ema",
         "fingerprint": "0123456789abcdef",
@@ -152,9 +152,9 @@ def test_a_file_cut_short_is_an_error_that_names_it(spoilt):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"format_version": 1}, "format_version=1, this version of dit_video reads 4"),
+        ({"format_version": 1}, "format_version=1, this version of dit_video reads 5"),
         ({"network": {"digest": "0" * 64}}, "model.safetensors: holds the weights .* config.json says 0000"),
-        ({"codec": {"digest": "0" * 64}}, "codec.safetensors: holds the VAE .* config.json says 0000"),
+        ({"codec": {"digest": "0" * 64}}, "codec.safetensors: holds the codec .* config.json says 0000"),
     ],
     ids=str,
 )
