@@ -6,6 +6,7 @@ word. A damaged step is distinguished from one of another network and from one t
 never deleted.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Container, Mapping
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 
 from dit_video.checkpoint.compatibility import OtherNetwork, check_fit, dtype_and_shape, named, some
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER, UNFINISHED, steps_of
+from dit_video.checkpoint.identity import Identity, OtherRun, id_of
 from dit_video.checkpoint.listener import SaveListener
 from dit_video.checkpoint.reader import DamagedCheckpoint, Reader
 from dit_video.checkpoint.retention import Retention
@@ -35,6 +37,7 @@ __all__ = [
     "DamagedCheckpoint",
     "NotSaved",
     "OtherNetwork",
+    "OtherRun",
     "Saved",
     "digest_leaves",
     "sealed",
@@ -88,6 +91,22 @@ class Checkpoints:
             self._writer = Writer(self._folder, self._reader, listener)
         self._orbax = self._writer.orbax
         self._digest = jax.jit(digest_leaves)
+        self._identity: Identity | None = None
+
+    def bind(self, identity: Identity) -> None:
+        """Saves this identity of the run in each step from now on, and compares it with that of each to be restored."""
+        self._identity = identity
+
+    def run_on_record(self) -> str | None:
+        """The run that the latest steps name; None where there is none, or they are from before such names.
+
+        Raises:
+            OSError: the store does not answer, after a minute.
+        """
+        for step in reversed(self.steps):
+            with contextlib.suppress(DamagedCheckpoint):
+                return id_of(self.metadata(step))
+        return None
 
     @property
     def steps(self) -> list[int]:
@@ -130,7 +149,7 @@ class Checkpoints:
         found = jax.device_get(self._digest(items))
         digests = {item: named(tree, as_text) for item, tree in found.items()}
         digest_seconds = time.perf_counter() - began
-        metadata = sealed(step, next_batch, self._experiment, items, digests)
+        metadata = sealed(step, next_batch, self._experiment, items, digests, self._identity)
         self._listener.begin()
         self._writer.start(step, items, metadata, self._to_delete(step), digest_seconds=digest_seconds)
 
@@ -227,6 +246,7 @@ class Checkpoints:
             FileNotFoundError: there is no such step.
             DamagedCheckpoint: what was read of it does not fit, or an array does not have the digest it was saved with.
             OtherNetwork: it is whole, but its arrays are not those of `shapes`.
+            OtherRun: it is whole, but of another run than this was bound to.
             OSError: the store does not answer, after a minute.
         """
         step = self.existing(step)
@@ -274,7 +294,7 @@ class Checkpoints:
 
         Raises:
             DamagedCheckpoint: there are steps and none is good, with the list.
-            OtherNetwork: as `restore`.
+            OtherNetwork, OtherRun: as `restore`.
             OSError: the store does not answer, after a minute; nothing was moved.
         """
         read_patiently(self._check_list, warn)
@@ -319,6 +339,8 @@ class Checkpoints:
     def _load(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         def load() -> tuple[dict[str, Any], dict[str, Any]]:
             metadata = self._reader.index(step)[0]
+            if self._identity is not None:
+                self._identity.check(metadata.get("run"), self._folder.path / str(step))
             check_fit(items, metadata, self._folder.path / str(step))
             loaded = self._reader.items(step, items)
             for item, tree in loaded.items():
@@ -335,6 +357,7 @@ def sealed(
     experiment: Mapping[str, Any] | None,
     items: Mapping[str, Any],
     digests: Mapping[str, Mapping[str, Recorded]],
+    identity: Identity | None = None,
 ) -> dict[str, Any]:
     """The metadata of a step; `items` are trees of arrays, `digests` those of each by the names of its arrays."""
     metadata: dict[str, Any] = {
@@ -344,6 +367,8 @@ def sealed(
         "digests": dict(digests),
         "shapes": {name: named(tree, dtype_and_shape) for name, tree in items.items()},
     }
+    if identity is not None:
+        metadata["run"] = identity.record()
     return metadata | {"seal": seal(metadata)}
 
 

@@ -31,6 +31,8 @@ Name = tuple[str, ...]
 # Metadata as a save writes it; runs of version 0.1 have the first three alone.
 _UNSEALED = {"next_batch", "experiment", "digests"}
 _SEALED = _UNSEALED | {"step", "shapes", "seal"}
+# Of a run whose checkpoints say of which run they are.
+_BOUND = _SEALED | {"run"}
 
 # Bytes of arrays that are read at once.
 _PORTION = 2**28
@@ -160,7 +162,7 @@ class Reader:
                 gc.collect()  # tasks that were left behind complain when they are collected
             ignore_late_tasks()
         metadata: Any = index.custom_metadata
-        if not isinstance(metadata, dict) or metadata.keys() not in (_SEALED, _UNSEALED):
+        if not isinstance(metadata, dict) or metadata.keys() not in (_BOUND, _SEALED, _UNSEALED):
             raise self.damaged(step, "its metadata cannot be read")
         if "seal" in metadata:
             if metadata["seal"] != seal({name: value for name, value in metadata.items() if name != "seal"}):

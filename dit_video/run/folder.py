@@ -5,26 +5,32 @@ import importlib.metadata
 import os
 import platform
 import reprlib
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from dit_video import experiment as experiments
+from dit_video.checkpoint.identity import Identity
 from dit_video.config import components
 from dit_video.config.components import diff
 from dit_video.config.json_file import check_kinds, in_short, read_object, write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.dataset import check_identity
 from dit_video.data.record import Split
+from dit_video.distributed import processes
 from dit_video.experiment import Experiment
 from dit_video.run.places import PLACES, places_now
 
 EXPERIMENT_FILE = "experiment.json"
 # Fields of it: the identity of the data (`Data.identity`), and the changes of these so far.
 DATA, DATA_CHANGES = "data", "data_changes"
+# The run's name in its checkpoints, and the fingerprints that its experiment had before it was changed with leave, or
+# before another version of this package computed them.
+RUN_ID, FINGERPRINT, EARLIER_FINGERPRINTS = "run_id", "fingerprint", "earlier_fingerprints"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,9 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], *, a
     if path.is_file():
         before = read_experiment(workdir, experiment)
         content = _read(path)
-        kept = {name: content[name] for name in (DATA, DATA_CHANGES) if name in content}
+        kept = {name: content[name] for name in (RUN_ID, DATA, DATA_CHANGES) if name in content}
+        if earlier := [f for f in _fingerprints(content) if f != experiments.fingerprint(experiment)]:
+            kept[EARLIER_FINGERPRINTS] = earlier
         if experiments.fingerprint(before) != experiments.fingerprint(experiment) and not allow_change:
             changed = diff(before, experiment)
             lines = [f"  {name}: {' -> '.join(in_short(*values))}" for name, values in changed.items()]
@@ -86,7 +94,7 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], *, a
     write_json(
         path,
         {
-            "fingerprint": experiments.fingerprint(experiment),
+            FINGERPRINT: experiments.fingerprint(experiment),
             "overrides": list(overrides),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "environment": environment(),
@@ -95,6 +103,30 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], *, a
             **kept,
         },
     )
+
+
+def _fingerprints(content: Mapping[str, Any]) -> list[str]:
+    """All fingerprints that a record knows of its run, the present one last."""
+    earlier = content.get(EARLIER_FINGERPRINTS)
+    known = [*(earlier if isinstance(earlier, list) else ()), content.get(FINGERPRINT)]
+    return list(dict.fromkeys(f for f in known if isinstance(f, str)))
+
+
+def identity(workdir: Path, run_on_record: Callable[[], str | None]) -> Identity:
+    """Identity of the run in a folder whose experiment is recorded, by every process; a run without one is given one.
+
+    Args:
+        run_on_record: the run that its checkpoints name; asked where the record names none.
+    """
+    path = workdir / EXPERIMENT_FILE
+    content = processes.from_first(lambda: read_object(path))
+    run_id = content.get(RUN_ID)
+    if not isinstance(run_id, str):
+        there = run_on_record()
+        run_id = processes.from_first(lambda: there or secrets.token_hex(8))
+        processes.from_first(lambda: write_json(path, {**content, RUN_ID: run_id}))
+    *earlier, fingerprint = _fingerprints(content)
+    return Identity(run_id, fingerprint, tuple(earlier))
 
 
 def check_data(data: dict[str, Any], workdir: Path, *, allow_change: bool) -> None:

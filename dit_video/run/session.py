@@ -23,7 +23,7 @@ from dit_video.distributed.sharding import rows_here
 from dit_video.experiment import Experiment
 from dit_video.run import workload
 from dit_video.run.codec import codec_of_run
-from dit_video.run.folder import record_data
+from dit_video.run.folder import identity, record_data
 from dit_video.run.fresh_start import keep_earlier_record
 from dit_video.run.open_run import description, evaluation_data, program_of, unstyled
 from dit_video.storage.json_lines import LinesFile
@@ -85,6 +85,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             files = stack.enter_context(RetryingFiles(unstyled(self.console)))
             checkpoints = stack.enter_context(self._checkpoints(files, copying))
+            checkpoints.bind(identity(workdir, checkpoints.run_on_record))
             state, next_batch = self._initial_state(program, checkpoints, init_from)
             processes.from_first(lambda: record_data(data, workdir, next_batch))
             recorder = stack.enter_context(self._recorder(files, int(state.step)))

@@ -21,6 +21,7 @@ from dit_video.checkpoint import writer
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
 from dit_video.checkpoint.compatibility import OtherNetwork
 from dit_video.checkpoint.folder import DAMAGED_FOLDER, FOLDER
+from dit_video.checkpoint.identity import Identity, OtherRun
 from dit_video.checkpoint.retention import Keep, Retention
 from dit_video.distributed.sharding import place
 from dit_video.storage import failures
@@ -421,6 +422,30 @@ def test_the_data_position_and_the_experiment_are_sealed(copied, workdir):
     shutil.copytree(step, workdir / FOLDER / "5")
     with Checkpoints(workdir) as opened, pytest.raises(DamagedCheckpoint, match="5: it is step 2 under another name"):
         opened.restore(SMALL_SHAPES)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_moved_nowhere(tmp_path):
+    """One from before runs had names is not compared, and an experiment that was changed with leave is this run's."""
+    ours, theirs = Identity("ours", "new", earlier=("old",)), Identity("theirs", "new")
+    saved_as = {1: None, 2: Identity("ours", "old"), 3: ours, 4: Identity("ours", "another"), 5: theirs}
+    with Checkpoints(tmp_path, experiment=EXPERIMENT, retention=Retention(Keep(latest=5))) as checkpoints:
+        for step, identity in saved_as.items():
+            checkpoints._identity = identity
+            checkpoints.save(step, SMALL, next_batch=step)
+        checkpoints.wait()
+        assert checkpoints.run_on_record() == "theirs"
+        checkpoints.bind(ours)
+        for step in (1, 2, 3):
+            assert checkpoints.restore(SMALL_SHAPES, step).step == step
+        with pytest.raises(OtherRun, match="4: was saved with the experiment 'another', and this run has new, old"):
+            checkpoints.restore(SMALL_SHAPES, 4)
+        with pytest.raises(OtherRun, match="is a checkpoint of the run 'theirs', and this folder is of the run ours"):
+            checkpoints.resume(SMALL_SHAPES, print)
+        assert checkpoints.steps == list(saved_as)
+        edit_metadata(tmp_path / FOLDER / "5", lambda content: content["run"].update(id="ours"))
+        with pytest.raises(DamagedCheckpoint, match="5: its metadata has changed since it was written"):
+            checkpoints.restore(SMALL_SHAPES, 5)
+    assert not (tmp_path / DAMAGED_FOLDER).exists()
 
 
 def test_a_checkpoint_of_version_0_1_is_still_read(copied, workdir):

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from trained_by_processes import Noise, get_config
 
+from dit_video.checkpoint.identity import Identity
 from dit_video.config.json_file import write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
 from dit_video.data.sources import SourceInfo
-from dit_video.run.codec import STATISTICS, _read_statistics, write_statistics
-from dit_video.run.folder import EXPERIMENT_FILE, check_data, data_changes, record_data
+from dit_video.experiment import fingerprint
+from dit_video.run.folder import EXPERIMENT_FILE, check_data, data_changes, identity, record, record_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,21 +134,23 @@ def test_every_part_of_the_identity_of_data_has_its_type(folder, name):
             check_data(of(Set()), folder, allow_change=False)
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"codec": 5}, "codec=5: must be a text"),
-        ({"mean": None}, "mean=None: must be a list"),
-        ({"mean": [0.5, float("nan")]}, r"mean=\[0.5, nan\]: must be finite numbers"),
-        ({"std": [0.5, 0]}, r"std=\[0.5, 0\]: must be finite numbers above 0"),
-        ({"std": [0.5, "1"]}, "std=.*above 0. Bring the file back; or remove it"),
-    ],
-)
-def test_damaged_latent_statistics_are_named(tmp_path, change, named):
-    """F7, as far as types show it."""
-    write_statistics(tmp_path, "abc", [0.0, -1.0], [1.0, 2.0])
-    path = tmp_path / STATISTICS
-    good = _read_statistics(path)
-    write_json(path, good | change)
-    with pytest.raises(ValueError, match=rf"{STATISTICS}: .*{named}"):
-        _read_statistics(path)
+def test_a_run_has_one_name_and_every_fingerprint_that_its_experiment_had(tmp_path):
+    experiment = get_config()
+    record(experiment, tmp_path, (), allow_change=False)
+    first = identity(tmp_path, lambda: None)
+    assert first == identity(tmp_path, lambda: "another") == Identity(first.run_id, fingerprint(experiment))
+    other = dataclasses.replace(experiment, seed=experiment.seed + 1)
+    record(other, tmp_path, (), allow_change=True)
+    changed = Identity(first.run_id, fingerprint(other), (fingerprint(experiment),))
+    assert identity(tmp_path, lambda: None) == changed
+    record(other, tmp_path, (), allow_change=False)
+    assert identity(tmp_path, lambda: None) == changed
+    record(experiment, tmp_path, (), allow_change=True)
+    back = Identity(first.run_id, fingerprint(experiment), (fingerprint(other),))
+    assert identity(tmp_path, lambda: None) == back
+
+
+def test_a_folder_without_a_record_has_the_name_that_its_checkpoints_have(tmp_path):
+    record(get_config(), tmp_path, (), allow_change=False)
+    assert identity(tmp_path, lambda: "brought here").run_id == "brought here"
+    assert identity(tmp_path, lambda: None).run_id == "brought here"
