@@ -35,7 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     like = like_of(arguments)
     workdir = local_copy(arguments.workdir, EXPERIMENT_FILE)
     experiment = read_experiment(workdir, like)
-    found = {
+    found: dict[str, Any] = {
         "run": address(arguments.workdir) or str(arguments.workdir),
         "task": type(experiment.task).__name__,
         "fingerprint": experiments.fingerprint(experiment),
@@ -53,11 +53,14 @@ def main(arguments: argparse.Namespace) -> int:
             found["half_written"] = checkpoints.unfinished
         finally:
             checkpoints.close()
+    if arguments.verify:
+        found["data"] = experiment.data.verify()
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:
         _show(found, console)
-    return 1 if any(step["state"] == DAMAGED for step in found["steps"]) else 0
+    damaged = any(step["state"] == DAMAGED for step in found["steps"]) or any(found.get("data", {}).values())
+    return 1 if damaged else 0
 
 
 def _steps(folder: Steps, checkpoints: Checkpoints, like: Experiment | None, *, verified: bool) -> list[dict[str, Any]]:
@@ -126,6 +129,8 @@ def _show(found: dict[str, Any], console: Console) -> None:
             show(f"  {name:10} {item['arrays']:5} arrays {decimal(item['bytes']):>12}{digest}")
         if "damage" in step:
             show(f"  damaged: {step['damage']}", "red")
+    for folder, damage in found.get("data", {}).items():
+        show(f"data in {folder}: {damage or GOOD}", "red" if damage else None)
     for name in found["half_written"]:
         show(f"half-written: {name} (a save that goes on at this moment, or one that was killed)")
     for line in found["set_aside"]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dit_video.config.bounds import at_least
@@ -11,9 +12,11 @@ from dit_video.data.batch import Batch
 from dit_video.data.inventory import Inventory, take_inventory
 from dit_video.data.loader import BatchIterator, BatchOrder, held_out_batches, train_batches
 from dit_video.data.record import Split
+from dit_video.data.shard_files import Sharded, check_contents
 from dit_video.data.signals import DEFAULT_SIGNALS, Signal
 from dit_video.data.sources import LatentCache, Source
 from dit_video.data.transforms import ClipTransform
+from dit_video.data.video_set import MANIFEST
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,27 @@ class Data:
     def identity(self) -> dict[str, Any]:
         """What decides which records there are, and which of them is in which batch; JSON."""
         return {"source": _identity(self.source), "cache": None if self.cache is None else _identity(self.cache)}
+
+    def verify(self, advance: Callable[[int], object] = lambda number: None) -> dict[str, str]:
+        """Reads every shard of set and caches and compares it with its manifest.
+
+        Args:
+            advance: called with the number of bytes that were read since the last call.
+
+        Returns:
+            for each folder that is there what is wrong with it, nothing where it is good.
+        """
+        parts = (self.source, self.cache, *self.signals.values())
+        folders = {part.directory: part for part in parts if isinstance(part, Sharded)}
+        found = {}
+        for folder, part in folders.items():
+            if (Path(folder) / MANIFEST).is_file():  # digits that are not there would be made
+                try:
+                    check_contents(Path(folder), part.manifest().files, "make it again", advance)
+                    found[folder] = ""
+                except ValueError as error:
+                    found[folder] = str(error)
+        return found
 
     def judged(self, split: Split, num_clips: int, batch_size: int, seed: int) -> Iterator[tuple[Batch, int]]:
         """The same `num_clips` clips of `split` at every call, with how many rows of each batch are real."""

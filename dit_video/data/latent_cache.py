@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from dit_video.config.atomic import new_folder
 from dit_video.config.json_file import check_kinds, read_object
+from dit_video.data import shard_files
 from dit_video.data.record import Clip, Examples, Record, Split
 from dit_video.data.video_set import MANIFEST
 from dit_video.video.files import MAX_FPS
@@ -81,6 +82,7 @@ class CacheManifest:
         split_digests: of the videos that were encoded, as their source gave them.
         quality: of the codec; None of caches from before it was measured.
         digest: sha256 of the manifest file.
+        files: size and sha256 of each shard; none of caches from before.
     """
 
     provenance: dict[str, Any]
@@ -89,6 +91,7 @@ class CacheManifest:
     split_digests: dict[Split, str]
     quality: CodecQuality | None
     digest: str
+    files: shard_files.Files
 
 
 def write_latent_cache(
@@ -124,6 +127,7 @@ def write_latent_cache(
             "class_names": list(class_names),
             "num_records": counts,
             "shards": shards,
+            "files": shard_files.described(partial, (name for names in shards.values() for name in names)),
             # Of each record, or of all.
             "fps": {split: fps[0] if len(set(fps)) == 1 else fps for split, fps in rates.items()},
             "split_digests": {split.value: digest for split, digest in split_digests.items()},
@@ -204,6 +208,7 @@ def read_cache_manifest(directory: str | os.PathLike) -> CacheManifest:
         split_digests={Split(name): digest for name, digest in content["split_digests"].items()},
         quality=CodecQuality(**content["quality"]) if "quality" in content else None,
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        files=content.get("files", {}),
     )
 
 
@@ -243,6 +248,7 @@ def _check(content: dict[str, Any]) -> None:
         given, expected = (fps, content["num_records"].get(split)) if isinstance(fps, list) else ([fps], 1)
         if len(given) != expected or not all(type(rate) in (int, float) and 0 < rate <= MAX_FPS for rate in given):
             raise ValueError(f"fps.{split}={reprlib.repr(fps)}: must be a rate, or one for each record")
+    shard_files.check_described(content.get("files", {}))
     names = [name for shards in content["shards"].values() for name in shards]
     for name in [*names, *content["class_names"]]:
         if not isinstance(name, str):
@@ -266,7 +272,10 @@ class CachedExamples(Examples):
         if split.value not in content["shards"]:
             raise ValueError(f"{directory}: the cache holds no {split} records; it has {', '.join(content['shards'])}")
         self._where = f"{directory} ({split})"
-        paths = [os.fspath(Path(directory) / name) for name in content["shards"][split.value]]
+        names = content["shards"][split.value]
+        files = {name: file for name, file in content.get("files", {}).items() if name in names}
+        shard_files.check(Path(directory), files, "make the cache again")
+        paths = [os.fspath(Path(directory) / name) for name in names]
         try:
             self._records = ArrayRecordDataSource(paths)
         except (OSError, RuntimeError, ValueError) as error:

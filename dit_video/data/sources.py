@@ -16,7 +16,7 @@ from dit_video.config.json_file import read_object
 from dit_video.config.paths import expand
 from dit_video.data import builders, latent_cache
 from dit_video.data.record import Examples, Split
-from dit_video.data.video_set import MANIFEST, Manifest, read_manifest
+from dit_video.data.video_set import MANIFEST, Manifest, read_manifest, set_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def _video_set_info(directory: str, manifest: Manifest) -> SourceInfo:
     return SourceInfo(
         class_names=manifest.class_names,
         num_records=counts,
-        digest=hashlib.sha256((Path(directory) / MANIFEST).read_bytes()).hexdigest(),
+        digest=set_digest(Path(directory)),
         split_digest={split: manifest.split_digest(split) for split in splits},
     )
 
@@ -151,7 +151,7 @@ class LatentCache:
         return latent_cache.CachedExamples(self.directory, split)
 
     def info(self) -> SourceInfo:
-        manifest = latent_cache.read_cache_manifest(self.directory)
+        manifest = self.manifest()
         return SourceInfo(
             class_names=manifest.class_names,
             num_records=manifest.num_records,
@@ -159,15 +159,18 @@ class LatentCache:
             split_digest=manifest.split_digests,
         )
 
+    def manifest(self) -> latent_cache.CacheManifest:
+        return latent_cache.read_cache_manifest(self.directory)
+
     def quality(self) -> latent_cache.CodecQuality | None:
         """How much of its clips the codec keeps, as `encode` measured it; None where it did not, or has not yet run."""
         if not (Path(self.directory) / MANIFEST).exists():
             return None
-        return latent_cache.read_cache_manifest(self.directory).quality
+        return self.manifest().quality
 
     def provenance(self) -> dict[str, Any]:
         """The VAE, statistics, preprocessing and videos that the moments were made with, as `encode` wrote it."""
-        return latent_cache.read_cache_manifest(self.directory).provenance
+        return self.manifest().provenance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from dit_video.data import shard_files
 from dit_video.data.record import NO_LABEL, Examples, Record, Split
 from dit_video.data.tfds_sets import DAMAGE, open_set
 from dit_video.data.video_set import Manifest
@@ -25,6 +26,9 @@ class StoredVideos(Examples):
             )
         self._where = f"{directory} ({split})"
         self._labels = {name: number for number, name in enumerate(manifest.class_names)}
+        files = {name: file for name, file in manifest.files.items() if f"-{split.value}." in name}
+        # Not their contents: a record that is damaged is named when it is read, and another may stand in for it.
+        shard_files.check_sizes(Path(directory), files, "the folder was changed after it was made: make it again")
         builder = open_set(Path(directory))
         if split.value not in builder.info.splits:
             raise ValueError(f"{self._where}: the manifest names such videos, but dataset_info.json has no such split")

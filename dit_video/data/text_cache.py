@@ -16,7 +16,7 @@ import os
 import reprlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from dit_video.arrays import Text
 from dit_video.config.json_file import check_kinds, read_object, write_json
 from dit_video.config.paths import expand
+from dit_video.data import shard_files
 from dit_video.data.signals import ClassNames, Reader, Signal
 
 MANIFEST = "manifest.json"
@@ -58,6 +59,7 @@ class TextManifest:
         provenance: which encoders made the embeddings, and how.
         num_tokens, hidden_size, pooled_size: L, E and P of `Text`.
         shards: how many records are in each.
+        files: size and sha256 of each file; none of those from before.
     """
 
     provenance: dict[str, Any]
@@ -66,6 +68,7 @@ class TextManifest:
     pooled_size: int
     dtype: TextDtype
     shards: dict[str, int]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def num_captions(self) -> int:
@@ -140,6 +143,7 @@ class Embeddings:
         self.manifest, self._directory = manifest, Path(directory)
         names = list(manifest.shards)
         remedy = "delete the folder and encode again"
+        shard_files.check(self._directory, manifest.files, remedy)
         try:
             # Mapped, so that no more is asked of memory than the file has, whatever its header says.
             digests = [np.load(_index_of(self._directory, name), mmap_mode="r", allow_pickle=False) for name in names]
@@ -242,7 +246,7 @@ def add_texts(
     shard = _Shard(directory, 0 if manifest is None else len(manifest.shards))
     try:
         for captions, text in texts:
-            sizes = dict(zip(_SIZES, (*text.tokens.shape[1:], text.pooled.shape[1])))
+            sizes: dict[str, Any] = dict(zip(_SIZES, (*text.tokens.shape[1:], text.pooled.shape[1])))
             manifest = manifest or TextManifest(**sizes, provenance=dict(provenance), dtype=dtype, shards={})
             existing = {name: getattr(manifest, name) for name in _SIZES}
             if sizes != existing:
@@ -280,10 +284,13 @@ class _Shard:
         self._writer.close()
         np.save(_index_of(self._directory, self.name), np.array(self._digests, np.uint64))
         shards = manifest.shards | {self.name: len(self._digests)}
+        written = shard_files.described(self._directory, (self.name, _index_of(self._directory, self.name).name))
+        files = manifest.files | written
         sizes = {name: getattr(manifest, name) for name in _SIZES}
         content = {"format": _FORMAT, "version": _VERSION, "provenance": manifest.provenance, **sizes}
-        write_json(self._directory / MANIFEST, content | {"dtype": manifest.dtype.value, "shards": shards})
-        return TextManifest(**sizes, provenance=manifest.provenance, dtype=manifest.dtype, shards=shards)
+        shown = {"dtype": manifest.dtype.value, "shards": shards, "files": files}
+        write_json(self._directory / MANIFEST, content | shown)
+        return TextManifest(**sizes, provenance=manifest.provenance, dtype=manifest.dtype, shards=shards, files=files)
 
 
 def _packed(captions: Sequence[str], text: Text, dtype: TextDtype) -> Iterator[bytes]:
@@ -329,7 +336,7 @@ def read_text_manifest(directory: str | os.PathLike) -> TextManifest:
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {remedy}") from error
     fields = {name: content[name] for name in _MANIFEST_KINDS}
-    return TextManifest(**fields | {"dtype": TextDtype(content["dtype"])})
+    return TextManifest(**fields | {"dtype": TextDtype(content["dtype"]), "files": content.get("files", {})})
 
 
 def _check(content: dict[str, Any]) -> None:
@@ -345,3 +352,4 @@ def _check(content: dict[str, Any]) -> None:
     for name, count in content["shards"].items():
         if Path(name).name != name or not name.isprintable() or type(count) is not int:
             raise ValueError(f"shard {reprlib.repr(name)} is not in the folder")
+    shard_files.check_described(content.get("files", {}))

@@ -15,11 +15,12 @@ import json
 import os
 import reprlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 from dit_video.config.json_file import check_kinds, read_object
+from dit_video.data import shard_files
 from dit_video.data.record import NO_LABEL, Split
 from dit_video.video.files import MAX_FPS, MAX_FRAMES
 from dit_video.video.pictures import MAX_FRAME_PIXELS
@@ -95,12 +96,14 @@ class Manifest:
         class_names: label i of a record means class_names[i].
         entries: one per source file, stored or skipped.
         rows_without_file: keys of the labels file that matched nothing.
+        files: size and sha256 of each shard; none of sets from before.
     """
 
     settings: dict[str, Any]
     class_names: tuple[str, ...]
     entries: tuple[Entry, ...]
     rows_without_file: tuple[str, ...] = ()
+    files: shard_files.Files = field(default_factory=dict)
 
     def stored(self, split: Split) -> list[Entry]:
         """Stored entries of a split, in the order of their records."""
@@ -160,9 +163,23 @@ def write_video_set(
     manifest = replace(
         manifest,
         entries=tuple(e if e.split is None else replace(e, index=index[(e.split, e.file)]) for e in manifest.entries),
+        files=shard_files.described(directory, (path.name for path in directory.glob("*.array_record*"))),
     )
     (directory / MANIFEST).write_text(_to_json(manifest), encoding="utf-8")
     return manifest
+
+
+def set_digest(directory: Path) -> str:
+    """sha256 of the manifest without its shards: the same of a set from before those were in it, and of one made again.
+
+    Shards hold what was made of the files in the manifest, and another version of a library writes them otherwise.
+    """
+    data = (directory / MANIFEST).read_bytes()
+    content = json.loads(data)
+    if "files" in content:
+        del content["files"]
+        data = json.dumps(content, indent=1).encode()
+    return hashlib.sha256(data).hexdigest()
 
 
 def _to_json(manifest: Manifest) -> str:
@@ -207,7 +224,9 @@ def _from_content(content: dict[str, Any]) -> Manifest:
         class_names=tuple(content["class_names"]),
         entries=tuple(_entry(f"entries[{number}]", row) for number, row in enumerate(content["entries"])),
         rows_without_file=tuple(content["rows_without_file"]),
+        files=content.get("files", {}),
     )
+    shard_files.check_described(manifest.files)
     labels = {None, *manifest.class_names}
     for split in Split:
         stored = manifest.stored(split)

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sample_videos import waves
 
+from dit_video.data import shard_files
 from dit_video.data.builders import DigitSettings, moving_digit
+from dit_video.data.dataset import Data
 from dit_video.data.latent_cache import CodecQuality, write_latent_cache
 from dit_video.data.record import NO_LABEL, Clip, Split
 from dit_video.data.sources import LatentCache, MovingDigits, NoData, TFDSSet, VideoSet
+from dit_video.data.transforms import ClipTransform
 from dit_video.video.decode import decode
 
 DIGITS = {"num_train": 12, "num_held_out": 11, "size": 24, "num_frames": 5, "digit_size": 16, "seed": 0}
@@ -173,6 +178,80 @@ def test_a_cache_keeps_how_good_its_codec_is(tmp_path):
 def test_a_codec_that_a_still_picture_beats_is_warned_of(psnr, warned):
     lines = dataclasses.replace(QUALITY, psnr=psnr).warnings()
     assert [re.findall(r"[\d.]+", line) for line in lines] == [["20.40", "3", "20.50"]] * warned
+
+
+def cache_of(folder, seed, split=Split.TRAIN):
+    """A cache of clips with the same keys, whatever `seed` their moments are of."""
+    clips = [replace(moments_of(i), moments=moments_of(seed + i).moments) for i in range(4)]
+    write_latent_cache(folder, {split: clips}, class_names=(), split_digests={}, provenance={})
+    return folder / f"{split}-00000.array_record"
+
+
+def test_a_shard_with_the_moments_of_other_clips_is_noticed(tmp_path, monkeypatch):
+    """Those of few bytes whenever they are opened; the sizes of others then, and their contents on demand."""
+    ours, theirs = cache_of(tmp_path / "ours", 0), cache_of(tmp_path / "theirs", 100)
+    cache = LatentCache(directory=str(tmp_path / "ours"))
+    assert len(cache.open(Split.TRAIN)) == 4
+    shutil.copy(theirs, ours)
+    with pytest.raises(ValueError, match=r"train-00000.array_record: is not the file that was written.*again"):
+        cache.open(Split.TRAIN)
+    monkeypatch.setattr(shard_files, "CHEAP", 1000)
+    assert len(cache.open(Split.TRAIN)) == 4
+    with pytest.raises(ValueError, match="is not the file that was written"):
+        shard_files.check_contents(tmp_path / "ours", cache.manifest().files, "make it again")
+    with ours.open("ab") as file:
+        file.write(b"0")
+    with pytest.raises(ValueError, match=r"train-00000\.array_record: has .* bytes, the manifest says"):
+        cache.open(Split.TRAIN)
+    ours.unlink()
+    with pytest.raises(ValueError, match=r"train-00000\.array_record: is not there"):
+        cache.open(Split.TRAIN)
+
+
+def test_verifying_data_reads_every_shard_that_is_there(tmp_path):
+    shard = cache_of(tmp_path / "cache", 0)
+    cache = LatentCache(directory=str(tmp_path / "cache"))
+    nowhere = MovingDigits(directory=str(tmp_path / "nowhere"))
+    data = Data(source=nowhere, clips=ClipTransform(num_frames=5, size=(16, 16)), batch_size=4, cache=cache)
+    read = []
+    assert data.verify(read.append) == {cache.directory: ""}
+    assert read == [shard.stat().st_size]
+    cache_of(tmp_path / "other", 9).replace(shard)
+    assert "is not the file that was written" in data.verify()[cache.directory]
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_shard_of_a_set_is_compared_and_what_is_from_before_is_read_without(tmp_path, video_set):
+    cache_of(tmp_path / "cache", 0)
+    source = VideoSet(directory=str(video_set))
+    before, shard = source.info(), next(video_set.glob("*-train.array_record*"))
+    data = shard.read_bytes()
+    shard.write_bytes(data[:2000] + bytes([data[2000] ^ 1]) + data[2001:])
+    with pytest.raises(ValueError, match=f"{shard.name}: is not the file that was written"):
+        shard_files.check_contents(video_set, source.manifest().files, "make it again")
+    shard.write_bytes(data[:-100])
+    with pytest.raises(ValueError, match=f"{shard.name}: has {len(data) - 100} bytes, the manifest says {len(data)};"):
+        source.open(Split.TRAIN)
+    shard.write_bytes(data)
+    for folder in (tmp_path / "cache", video_set):
+        content = json.loads((folder / "manifest.json").read_text())
+        assert content.pop("files")
+        (folder / "manifest.json").write_text(json.dumps(content, indent=1))
+    assert len(LatentCache(directory=str(tmp_path / "cache")).open(Split.TRAIN)) == 4
+    assert len(source.open(Split.TRAIN)) == before.num_records[Split.TRAIN]
+    assert source.info() == before
+
+
+@pytest.mark.parametrize(
+    "files",
+    [[], {"a": 1}, {"a": {"bytes": 1}}, {"a": {"bytes": True, "sha256": ""}}, {"../a": {"bytes": 1, "sha256": ""}}],
+)
+def test_what_cannot_be_files_of_a_manifest_is_refused(tmp_path, files):
+    cache_of(tmp_path / "cache", 0)
+    path = tmp_path / "cache" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
+    with pytest.raises(ValueError, match=r"manifest.json: (files|file '../a')"):
+        LatentCache(directory=str(path.parent)).open(Split.TRAIN)
 
 
 def test_a_failed_cache_leaves_nothing(tmp_path):

@@ -5,7 +5,8 @@ import argparse
 from dit_video.cli.usage.arguments import add_like, command, run_path
 
 EXAMPLES = """  dit-video inspect runs/grid_dit                  steps, sizes, what is in them, digests of the weights
-  dit-video inspect runs/grid_dit --verify         reads every array and compares it with the digest it was saved with
+  dit-video inspect runs/grid_dit --verify         reads every array and compares it with the digest it was saved with,
+                                                   and every shard of its data with their manifests
   dit-video inspect runs/grid_dit --verify --json > checkpoints.json
 
 Also what went wrong in training and what was done about it, changes of the data, and where the time went.
@@ -17,7 +18,7 @@ def add_parser(subparsers) -> None:
     parser = command(subparsers, "inspect", "list the checkpoints of a run and say which are damaged", EXAMPLES)
     parser.add_argument("workdir", type=run_path, metavar="RUN", help="folder of the run, or gs://bucket/run")
     add_like(parser)
-    parser.add_argument("--verify", action="store_true", help="read all arrays and compare their digests")
+    parser.add_argument("--verify", action="store_true", help="read all arrays and shards of data, and compare digests")
     parser.add_argument("--json", action="store_true", help="print the list as JSON and nothing else")
     parser.set_defaults(run=_run)
 
