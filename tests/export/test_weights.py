@@ -116,6 +116,11 @@ def other_value(tensors):
     tensors["blocks.mlp.up.kernel"][1, 2, 3] *= -1
 
 
+def other_signs(tensors):
+    """An even number of them: the weighted sum of before does not change by that."""
+    tensors["blocks.mlp.up.kernel"][0, :, :2] *= -1
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -125,6 +130,7 @@ def other_value(tensors):
         (wrong_shape, r"x_embedder\.kernel is float32\[32, 16\], config.json says float32\[16, 32\]"),
         (wrong_type, r"x_embedder\.bias is float16\[32\], config.json says float32\[32\]"),
         (other_value, r"blocks\.mlp\.up\.kernel is damaged"),
+        (other_signs, r"blocks\.mlp\.up\.kernel is damaged"),
     ],
 )
 def test_a_changed_tensor_is_an_error_that_names_it(spoilt, change, named):
