@@ -252,6 +252,7 @@ def test_of_the_first_save_of_a_run_all_arrays_are_read_again(recorded, messages
     assert saved(recorded, 2) == [2]
 
 
+@pytest.mark.slow
 def test_a_save_that_cannot_be_read_now_stays_and_is_read_later(recorded, messages, lines):
     """The file leads in a circle: an error of the store that is none of the file."""
     saved(recorded, 1)

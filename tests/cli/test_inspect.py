@@ -169,6 +169,7 @@ def test_a_run_without_checkpoints_and_a_folder_that_is_no_run(capsys, folder):
     assert "not a run folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_commands_that_only_read_use_the_last_good_step_and_move_nothing(capsys, folder, monkeypatch):
     (folder / FOLDER / "8" / "ema" / "manifest.ocdbt").unlink()
     before = files(folder)

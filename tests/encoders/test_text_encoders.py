@@ -74,7 +74,7 @@ def test_every_parameter_says_how_it_is_sharded(name):
 
 def test_narrower_states_are_filled_up_with_zeros_and_the_rows_follow_each_other():
     text = PretrainedText(
-        clip_g=FrozenCLIP(model="", tokenizer="", num_tokens=6), t5=FrozenT5(model="", tokenizer="", num_tokens=4)
+        clip_g=FrozenCLIP(model="c", tokenizer="c", num_tokens=6), t5=FrozenT5(model="t", tokenizer="t", num_tokens=4)
     )
     clip_ids = np.array([[28, 3, 29, 0, 0, 0]], np.int32)
     tokens = {

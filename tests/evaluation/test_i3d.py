@@ -134,6 +134,7 @@ def test_random_clips_have_the_published_distance():
     assert frechet_distance(logits(1), logits(2)) == pytest.approx(10.13808536529541, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_clip_has_the_same_logits_in_every_place_of_every_batch():
     videos = moving_stripes(3, 9, 32, 48)
     together = i3d.logits(videos, batch_size=2)

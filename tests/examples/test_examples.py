@@ -48,7 +48,8 @@ def test_it_is_short_and_changes_no_file_of_the_package(name):
     assert "setattr" not in text
 
 
-@pytest.mark.parametrize("name", ["masked_text", pytest.param("scalar_condition", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
 def test_it_goes_on_from_a_checkpoint_exactly(name, trained, tmp_path, monkeypatch):
     """A run that stopped after three steps records what the other did."""
     shutil.copytree(trained, tmp_path / "copy")
@@ -61,6 +62,7 @@ def test_it_goes_on_from_a_checkpoint_exactly(name, trained, tmp_path, monkeypat
     assert [line["loss"] for line in steps[0].values()] == [line["loss"] for line in steps[1].values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_it_is_sampled_judged_and_exported(name, trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)

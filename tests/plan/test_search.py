@@ -69,6 +69,7 @@ def test_a_search_begins_with_what_is_given_and_stays_where_nothing_is_faster(ex
     assert fastest([only]) is only
 
 
+@pytest.mark.slow
 def test_a_search_finds_what_fits(experiment, too_large):
     devices, _ = too_large
     first, *rest = search(experiment, devices, limit=3)

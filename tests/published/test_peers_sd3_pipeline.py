@@ -94,6 +94,7 @@ def test_zeros_stand_for_the_tokens_of_the_t5(imported, theirs):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_latents_are_those_of_the_pipeline(imported, theirs):
     opened = open_run(imported)
     task = opened.experiment.task

@@ -128,6 +128,7 @@ def test_a_run_goes_back_and_is_sampled_there(pipeline, imported, tmp_path):
     np.testing.assert_array_equal(*pictures)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_has_its_codec_with_it_or_is_told_another(pipeline, tmp_path, capsys):
     made, moved, codec = (tmp_path / name for name in ("made", "moved", "codec"))
     assert main(["import", str(pipeline), f"--out={made}"]) == 0

@@ -3,7 +3,6 @@
 The name of the host is made one that resolves to another address, as on most machines of a network it does.
 """
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -11,10 +10,14 @@ from pathlib import Path
 
 from dit_video.launch.local import Local
 
-# Before a process reads what it listens on, and after, arrays are exchanged.
+# The host gets its name first. Before a process reads what it listens on, and after, arrays are exchanged.
 PROGRAM = """
-import contextlib, os, socket
+import contextlib, ctypes, os, socket
 from pathlib import Path
+libc, new_name, new_user = ctypes.CDLL(None, use_errno=True), 0x04000000, 0x10000000
+# Who is not root becomes it for himself.
+if libc.unshare(new_name if os.geteuid() == 0 else new_name | new_user) or libc.sethostname(b"127.0.0.2", 9):
+    raise OSError(ctypes.get_errno(), "the host cannot be given another name")
 from dit_video.distributed import processes
 from dit_video.distributed.process_settings import choose_settings
 assert socket.gethostname() == "127.0.0.2"
@@ -34,16 +37,6 @@ processes.finish()
 """
 # As Linux writes them: 127.0.0.1, by itself and within IPv6.
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
-CLONE_NEWUTS, CLONE_NEWUSER = 0x04000000, 0x10000000
-
-
-def named_otherwise() -> None:
-    """Gives this process a name of its host that resolves to 127.0.0.2; who is not root becomes it for himself."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWUTS if os.geteuid() == 0 else CLONE_NEWUTS | CLONE_NEWUSER):
-        raise OSError(ctypes.get_errno(), "unshare")
-    if libc.sethostname(b"127.0.0.2", 9):
-        raise OSError(ctypes.get_errno(), "sethostname")
 
 
 def outputs(environments: list[dict[str, str]]) -> list[str]:
@@ -54,7 +47,6 @@ def outputs(environments: list[dict[str, str]]) -> list[str]:
             env=os.environ | environment,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=named_otherwise,
             cwd=Path(__file__).parent,
         )
         for environment in environments

@@ -237,7 +237,12 @@ def test_what_becomes_a_lock_while_it_is_waited_for_is_one(tmp_path, monkeypatch
     write_lock(tmp_path)
     lock = (tmp_path / LOCK).read_text()
     (tmp_path / LOCK).write_text("")
-    threading.Timer(0.1, lambda: (tmp_path / LOCK).write_text(lock)).start()
+
+    def fill() -> None:
+        with (tmp_path / LOCK).open("r+") as file:
+            file.write(lock)
+
+    threading.Timer(0.1, fill).start()
     with pytest.raises(RunInUse, match=rf"process {os.getpid()} on .* trains here since"):
         acquire(tmp_path, print).__enter__()
 

@@ -93,6 +93,7 @@ def test_a_text_encoder_that_was_changed_later_is_not_read(wan, imported, tmp_pa
         shutil.copy(kept, path)
 
 
+@pytest.mark.slow
 def test_an_official_file_becomes_a_run_with_the_codec_of_another(imported, tmp_path, capsys):
     said = {"_class_name": "WanTransformer3DModel", "num_attention_heads": 1, "num_layers": 1, "text_dim": 12}
     network, rng = WanFamily.of_diffusers(said | {"ffn_dim": 32}), np.random.default_rng(0)

@@ -20,6 +20,7 @@ from dit_video.encoders.load_text_encoders import TextEncoders
 from dit_video.experiment import Experiment, load
 from dit_video.run.open_run import open_run
 
+pytestmark = pytest.mark.slow
 EXPERIMENT = """
 import dataclasses
 from dit_video.data.dataset import Data

@@ -122,6 +122,7 @@ def test_a_half_written_step_is_set_aside_and_never_taken_for_a_step(bucket, mac
     assert [(one.why, one.bytes > 1000) for one in aside] == [("the save was never finished", True)]
 
 
+@pytest.mark.slow
 def test_a_damaged_step_is_named_and_the_one_before_is_taken(bucket, machine, messages):
     with Checkpoints(machine.folder, experiment={}, listener=SaveListener(warn=messages.append)) as checkpoints:
         saved(checkpoints, 1), saved(checkpoints, 2)

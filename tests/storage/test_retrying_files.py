@@ -136,6 +136,7 @@ def test_at_the_end_it_is_said_what_is_not_written(tmp_path, messages, monkeypat
     assert "5 bytes not written" in messages[-1]
 
 
+@pytest.mark.slow
 def test_a_run_whose_whole_folder_is_on_a_full_disk_goes_on_and_its_record_is_exact(tmp_path, store):
     num_steps, program = 150, line_program(150)
     straight = train_lines(program, tmp_path / "straight", num_steps=num_steps, log_every=5, save_every=50)

@@ -213,6 +213,7 @@ print(train_lines(line_program(), folder / "run", profile=Profile(folder=str(fol
 """
 
 
+@pytest.mark.slow
 def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path):
     """In a process of its own: JAX's profiler starts no second time after that."""
     places = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])}

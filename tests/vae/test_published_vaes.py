@@ -79,7 +79,7 @@ def test_sizes_are_the_published_ones(config, num_params, compression, channels)
     assert (config.compression, config.latent_channels) == (compression, channels)
 
 
-@each
+@each_or_few
 def test_streaming_gives_the_whole_clip(config, filled):
     """Encoded and decoded by the fewest frames at a time that the network takes, the caches carried by a scan."""
     vae: VAE = filled(lambda: config.build(rngs=nnx.Rngs(0)))
@@ -100,7 +100,7 @@ def test_streaming_gives_the_whole_clip(config, filled):
     np.testing.assert_allclose(in_parts, pixels, **ROUNDING)
 
 
-@each
+@each_or_few
 def test_a_later_frame_changes_nothing_before_its_group(config, filled):
     vae: VAE = filled(lambda: config.build(rngs=nnx.Rngs(0)))
     frames, group = config.compression[0], config.frame_group
