@@ -173,7 +173,7 @@ def test_judged_sampled_exported(folder):
     assert card["value"] > card["yardsticks"]["training clips"]["value"] > 0
     assert (folder / "dit" / "evaluation" / "step_0000012_ema_nearest.gif").is_file()
     assert card["references"]["splits"]["train"] != card["references"]["splits"]["held_out"]
-    assert card["subject"]["codec"] == json.loads((folder / "vae/latent_statistics.json").read_text())["codec"]
+    assert card["subject"]["codec"] == json.loads((folder / "latents/manifest.json").read_text())["provenance"]["codec"]
     assert "smoke value" in card["notes"][0]
     finish("export", "--workdir=dit", "--out=exported", folder=folder)
     assert {"model.safetensors", "denoiser.stablehlo"} <= {p.name for p in (folder / "exported").iterdir()}
