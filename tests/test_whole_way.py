@@ -192,6 +192,9 @@ def test_a_run_is_sampled_judged_and_exported_from_anywhere_and_after_a_move(fol
         card = json.loads(card.partition("\n{")[2].join(["{", ""]))
         finish("export", f"--workdir={run}", f"--out={out}", folder=tmp_path)
         config = (out / "config.json").read_text()
+        verified = finish("inspect", str(run), "--verify", "--json", folder=tmp_path)
+        data = json.loads(verified[verified.index("{") :])["data"]
+        assert list(data.values()) == ["", ""], "the set and the latents, both read and good"
         return np.load(f"{out}.npy").tolist(), card["value"], card["subject"], config, sorted(os.listdir(out))
 
     here = made(folder / "dit", "here")

@@ -69,10 +69,7 @@ class Reader:
         Raises:
             DamagedCheckpoint: the second attempt finds damage, too.
         """
-        with contextlib.suppress(DamagedCheckpoint):
-            return load()
-        everywhere(lambda: read_patiently(lambda: self._folder.read(step), self._warn))
-        return load()
+        return _twice(load, lambda: everywhere(lambda: self._read_files(step)))
 
     def index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Metadata of a step, and Orbax's index of each item: a tree of shapes and dtypes, None where it is unreadable.
@@ -127,10 +124,7 @@ class Reader:
             if arrays:
                 self.compare_digests(step, found, trees, lambda number: None)
 
-        with contextlib.suppress(DamagedCheckpoint):
-            return read()
-        read_patiently(lambda: self._folder.read(step), self._warn)
-        return read()
+        _twice(read, lambda: self._read_files(step))
 
     def compare_digests(
         self, step: int, metadata: Mapping[str, Any], trees: Mapping[str, Any], advance: Callable[[int], object]
@@ -154,6 +148,9 @@ class Reader:
                 if bad:
                     raise self.damaged(step, f"{item} is damaged in {some(sorted(bad))}")
                 advance(len(read))
+
+    def _read_files(self, step: int) -> None:
+        read_patiently(lambda: self._folder.read(step), self._warn)
 
     def _index(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         index = self._ask(step, lambda path: ocp.checkpointables_metadata(path), "its metadata cannot be read")
@@ -201,6 +198,14 @@ class Reader:
         if unread is not None:
             raise Unreadable(f"{self._folder.path / str(step)}: {unread}")
         raise self.damaged(step, f"{complaint}: {why}")
+
+
+def _twice(load: Callable[[], Loaded], between: Callable[[], None]) -> Loaded:
+    """The result of `load`, which is called again, after `between`, where it finds damage."""
+    with contextlib.suppress(DamagedCheckpoint):
+        return load()
+    between()
+    return load()
 
 
 def everywhere(load: Callable[[], Loaded]) -> Loaded:

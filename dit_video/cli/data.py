@@ -208,17 +208,17 @@ def _classes(manifest: Manifest) -> Table:
 
 def _print_captions(console: Console, manifest: Manifest, caption_bytes: int | None) -> None:
     """How long captions are, and which would be cut to `caption_bytes`."""
-    held = {split: [entry.caption for entry in manifest.stored(split)] for split in Split}
+    texts = {split: [entry.caption for entry in manifest.stored(split)] for split in Split}
     lengths = {
-        split: np.array([captions.length_in_bytes(caption) for caption in words], int) for split, words in held.items()
+        split: np.array([captions.length_in_bytes(text) for text in of_split], int) for split, of_split in texts.items()
     }
     of_all = np.concatenate(list(lengths.values()))
     if not of_all.any():
         return
     there = of_all[of_all > 0]
-    distinct = len({caption for words in held.values() for caption in words if caption})
+    distinct = len({text for of_split in texts.values() for text in of_split if text})
     table = Table(title=f"captions: {len(there)}, {distinct} of them different")
-    for column in ("bytes", *held, "share"):
+    for column in ("bytes", *texts, "share"):
         table.add_column(column, justify="right")
     bins = {split: captions.length_histogram(of_split) for split, of_split in lengths.items()}
     for row, (low, high, count) in enumerate(captions.length_histogram(of_all)):

@@ -37,10 +37,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         yardsticks=not arguments.no_yardsticks,
     )
     judges = evaluators_for(task, counts)
-    held = opened.experiment.data.inventories()
+    inventories = opened.experiment.data.inventories()
     for judge in judges.values():
         judge.check(task, opened.experiment.data)
-        check_num_clips(judge, held)
+        check_num_clips(judge, inventories)
     folder = opened.workdir / "evaluation"
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
     measured, media, cards = {}, {}, {}

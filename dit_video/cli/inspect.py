@@ -16,9 +16,11 @@ from dit_video.checkpoint.folder import Steps, steps_of
 from dit_video.checkpoint.integrity import Contents, contents
 from dit_video.cli.arguments import like_of
 from dit_video.config.user_file import ExperimentError
+from dit_video.data.dataset import Data
 from dit_video.experiment import Experiment
 from dit_video.progress import Terminal, bar
 from dit_video.run.folder import EXPERIMENT_FILE, data_changes, describe_change, read_experiment
+from dit_video.run.places import located
 from dit_video.storage.bucket import address
 from dit_video.storage.mirror import local_copy
 from dit_video.training import events
@@ -54,13 +56,20 @@ def main(arguments: argparse.Namespace) -> int:
         finally:
             checkpoints.close()
     if arguments.verify:
-        found["data"] = experiment.data.verify()
+        found["data"] = _verified(located(experiment, workdir / EXPERIMENT_FILE).data)
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:
         _show(found, console)
     damaged = any(step["state"] == DAMAGED for step in found["steps"]) or any(found.get("data", {}).values())
     return 1 if damaged else 0
+
+
+def _verified(data: Data) -> dict[str, str]:
+    """What is wrong with each folder of data, nothing where it is good."""
+    with bar("MB") as progress:
+        task = progress.add_task("data", total=None)
+        return data.verify(lambda num_bytes: progress.advance(task, num_bytes / 1e6))
 
 
 def _steps(folder: Steps, checkpoints: Checkpoints, like: Experiment | None, *, verified: bool) -> list[dict[str, Any]]:

@@ -63,8 +63,7 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
         FileNotFoundError: it is a link to what is not there, on a disk that is not mounted perhaps.
     """
     out = Path(out)
-    if out.is_symlink() and not out.exists():
-        raise FileNotFoundError(f"{out}: is a link to {out.readlink()}, which is not there; mount it, or mend the link")
+    refuse_dangling(out)
     out = out.resolve()
     _refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +82,14 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def refuse_dangling(path: Path) -> None:
+    """Raises FileNotFoundError where a path is a link to what is not there, on a disk that is not mounted perhaps."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path}: is a link to {path.readlink()}, which is not there; mount it, or mend the link"
+        )
 
 
 def _refuse_existing(out: Path) -> None:

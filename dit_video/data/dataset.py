@@ -70,7 +70,7 @@ class Data:
         """What decides which records there are, and which of them is in which batch; JSON."""
         return {"source": _identity(self.source), "cache": None if self.cache is None else _identity(self.cache)}
 
-    def verify(self, advance: Callable[[int], object] = lambda number: None) -> dict[str, str]:
+    def verify(self, advance: Callable[[int], object]) -> dict[str, str]:
         """Reads every shard of set and caches and compares it with its manifest.
 
         Args:

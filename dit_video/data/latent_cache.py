@@ -245,8 +245,8 @@ def _check(content: dict[str, Any]) -> None:
     if not isinstance(rates, dict):
         raise ValueError(f"fps={reprlib.repr(rates)}: must be an object")
     for split, fps in rates.items():
-        given, expected = (fps, content["num_records"].get(split)) if isinstance(fps, list) else ([fps], 1)
-        if len(given) != expected or not all(type(rate) in (int, float) and 0 < rate <= MAX_FPS for rate in given):
+        listed, expected = (fps, content["num_records"].get(split)) if isinstance(fps, list) else ([fps], 1)
+        if len(listed) != expected or not all(type(rate) in (int, float) and 0 < rate <= MAX_FPS for rate in listed):
             raise ValueError(f"fps.{split}={reprlib.repr(fps)}: must be a rate, or one for each record")
     shard_files.check_described(content.get("files", {}))
     names = [name for shards in content["shards"].values() for name in shards]

@@ -26,7 +26,7 @@ class Sharded(Protocol):
 
 
 CHEAP = 64 << 20
-"""Bytes of files, all together, whose contents are compared whenever they are opened: a tenth of a second."""
+"""Bytes of files, all together, whose contents are compared whenever they are opened."""
 
 # Files whose contents were compared by this process, with size and time of change.
 _compared: set[tuple[str, int, int, str]] = set()
@@ -67,7 +67,7 @@ def check_sizes(directory: Path, files: Files, remedy: str) -> int:
 
 
 def check_contents(
-    directory: Path, files: Files, remedy: str, advance: Callable[[int], object] = lambda number: None
+    directory: Path, files: Files, remedy: str, advance: Callable[[int], object] = lambda num_bytes: None
 ) -> None:
     """Compares sizes and contents of files with those on record.
 

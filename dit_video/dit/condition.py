@@ -181,7 +181,7 @@ class ClassCondition(Condition):
             raise ValueError(f"label {label.max()}: must be a number under num_classes={self.num_classes}")
 
     def check_data(self, inventory: Inventory) -> list[str]:
-        # A label beyond the table would be read as its last row, which stands for no class, without a word.
+        # A label beyond the table is NaN, which would end the run at the first batch that has one, without saying why.
         if len(inventory.class_names) > self.num_classes:
             number = len(inventory.class_names)
             raise ValueError(

@@ -53,6 +53,8 @@ def descriptions(
     Raises:
         ValueError: the table names none of the files, or `group` fits none of them.
     """
+    if group is not None and labels is not None and labels.has(group):
+        labels = replace(labels, group=group)
     items, sidecars = separate(items)
     videos = [item for item in items if not item.reason]
     of_tables, rows, without_file, described_sources = {}, set(), [], set()
@@ -63,7 +65,7 @@ def descriptions(
     by_labels = _over(of_tables, describe(sidecars, group))
     described = _over(of_folder, by_labels)
     if labels is not None:
-        of_rows, rows, without_file = _of_table([item.key for item in videos], known, labels, group)
+        of_rows, rows, without_file = _of_table([item.key for item in videos], known, labels)
         below = {key: described.get(key, Description()) for key in of_rows}
         described = {key: _in_columns(below[key], row, labels) for key, row in of_rows.items()}
         by_labels = {key: row if labels.split else by_labels.get(key, row) for key, row in of_rows.items()}
@@ -88,11 +90,9 @@ def descriptions(
 
 
 def _of_table(
-    videos: Sequence[str], known: Sequence[str], labels: LabelTable, group: str | None
+    videos: Sequence[str], known: Sequence[str], labels: LabelTable
 ) -> tuple[dict[str, Description], set[str], list[str]]:
     """Descriptions by key that a table gives, keys of its rows, and of those that name no file."""
-    if group is not None and labels.has(group):
-        labels = replace(labels, group=group)
     rows = labels.rows()
     described, without_file = label_table.match([*known, *videos], rows)
     if videos and not described.keys() & set(videos):
@@ -124,7 +124,7 @@ def _grouped(
 ) -> dict[str, Description]:
     """Descriptions with the group of each video, by its path where no table or sidecar has a column of that name."""
     videos = [item for item in items if not item.reason]
-    if not any(what.group for what in described.values()) and not (labels is not None and labels.has(group)):
+    if not any(what.group for what in described.values()) and not (labels is not None and labels.group):
         group_of = group_by(group)
         described = dict(described)
         for item in videos:

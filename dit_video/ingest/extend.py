@@ -75,14 +75,14 @@ def extend(
         decoded = decode_all(described, transcoding, done, progress)
         _check_unchanged(old, items, decoded.entries)
         kept = [_described_again(entry, described, labels) for entry in kept]
-        given = [origin.name for origin in origins]
+        names = [origin.name for origin in origins]
         manifest = manifest_of(
             _in_order(old, kept, decoded.entries, items),
             choices,
-            sources=[*old.settings["sources"], *(name for name in given if not _is_again(old, name, items))],
+            sources=[*old.settings["sources"], *(name for name in names if not _is_again(old, name, items))],
             rows_without_file=[key for key in old.rows_without_file if key not in described.rows]
             + described.rows_without_file,
-            warnings=_warnings(old, described, given, labels),
+            warnings=_warnings(old, described, names, labels),
             where=origins,
         )
         if _is_same(manifest, old):
@@ -125,14 +125,14 @@ def _choices(
 
 def _merged(old: Manifest, items: Sequence[SourceFile]) -> tuple[list[SourceFile], list[Entry]]:
     """The files to be added and the entries of those that are not given again, with keys that are unique over both."""
-    given, places = [_place(item) for item in items], _places(old)
-    again = set(given)
+    added, places = [_place(item) for item in items], _places(old)
+    again = set(added)
     stays = [place for place in places if place not in again]
-    key_of = dict(zip([*stays, *given], keys_of([*stays, *given])))
+    key_of = dict(zip([*stays, *added], keys_of([*stays, *added])))
     renamed = {entry.file: key_of[place] for entry, place in zip(old.entries, places)}
     stored = {entry.sha256: entry.stored for entry in old.entries if entry.stored}
     kept = [_renamed(entry, renamed, stored) for entry, place in zip(old.entries, places) if place not in again]
-    return [replace(item, key=key_of[place]) for item, place in zip(items, given)], kept
+    return [replace(item, key=key_of[place]) for item, place in zip(items, added)], kept
 
 
 def _place(item: SourceFile) -> _Place:
@@ -204,18 +204,18 @@ def _in_order(old: Manifest, kept: Sequence[Entry], new: Sequence[Entry], items:
 
 def _is_again(old: Manifest, source: str, items: Sequence[SourceFile]) -> bool:
     """Whether a source is one of the set: of its name, and with a file that it had."""
-    given = {plain_name(item.name) for item in items if item.source.name == source}
-    return any(name in given for of, name in _places(old) if of == source)
+    names = {plain_name(item.name) for item in items if item.source.name == source}
+    return any(name in names for of, name in _places(old) if of == source)
 
 
 def _warnings(
-    old: Manifest, described: Described, given: Sequence[str], labels: LabelTable | None
+    old: Manifest, described: Described, sources: Sequence[str], labels: LabelTable | None
 ) -> dict[str, list[str]]:
     """Warnings of folders and tables, of before as far as they still hold."""
     before = old.settings.get("warnings", {})
     before = before if isinstance(before, dict) else {}
     holds = {
-        "folders": lambda line: not any(line.startswith(f"{name}: ") for name in given),
+        "folders": lambda line: not any(line.startswith(f"{name}: ") for name in sources),
         "table": lambda line: labels is None or not line.startswith(f"{labels.name}: "),
     }
     return {name: [*filter(still, before.get(name, [])), *described.warnings[name]] for name, still in holds.items()}

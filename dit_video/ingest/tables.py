@@ -33,7 +33,7 @@ def read_rows(path: Path, only: Collection[str] | None = None) -> tuple[list[str
     """Reads a table.
 
     Args:
-        only: columns that are wanted, None for all; of Parquet, where others may hold whole files, no more is read.
+        only: columns to read, None for all; of Parquet, where others may hold whole files, no more is read.
 
     Returns:
         The columns, and the rows, read as they are asked for; a row has no cell where there is none.
@@ -69,10 +69,10 @@ def _parquet_rows(path: Path, only: Collection[str] | None) -> tuple[list[str], 
         columns = list(file.schema_arrow.names)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: no whole Parquet file ({error}); fetch it again") from error
-    wanted = [column for column in columns if only is None or column in only]
+    selected = [column for column in columns if only is None or column in only]
 
     def rows() -> Iterator[Row]:
-        done, batches = 0, file.iter_batches(_BATCH, columns=wanted)
+        done, batches = 0, file.iter_batches(_BATCH, columns=selected)
         while True:
             try:
                 batch = next(batches, None)

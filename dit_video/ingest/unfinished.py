@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dit_video.config.atomic import refuse_dangling
 from dit_video.config.json_file import read_object, write_json
 from dit_video.data.video_set import JOURNAL, MANIFEST, RECORDS, UNFINISHED
 from dit_video.ingest.probe import Facts
@@ -139,10 +140,9 @@ def unfinished(
 def _refuse_other(out: Path, *, extends: bool) -> None:
     """Raises FileExistsError where `out` holds anything but an ingest in progress, or the set to be extended.
 
-    FileNotFoundError: it is a link to what is not there, on a disk that is not mounted perhaps.
+    FileNotFoundError: it is a link to what is not there.
     """
-    if out.is_symlink() and not out.exists():
-        raise FileNotFoundError(f"{out}: is a link to {out.readlink()}, which is not there; mount it, or mend the link")
+    refuse_dangling(out)
     ours = out.is_dir() and not {path.name for path in out.iterdir()} - {UNFINISHED}
     if not (extends or ours) and out.exists():
         raise FileExistsError(

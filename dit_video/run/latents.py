@@ -54,8 +54,8 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
     folder, info = Path(data.cache.directory), data.source.info()
     totals = {
         split: _num_clips(usable(data.source.open(split), data.clips), data.clips, clips_per_video)
-        for split, held in data.inventories().items()
-        if split is Split.TRAIN or held.num_usable != 0
+        for split, inventory in data.inventories().items()
+        if split is Split.TRAIN or inventory.num_usable != 0
     }
     made_with = provenance(experiment, name_codec_as(None, codec), statistics)
     if folder.exists() and overwrite:
@@ -107,10 +107,10 @@ def codec_quality(experiment: Experiment, rebuilt: Callable[[Video], Video]) -> 
     data = experiment.data
     if data.clips.num_frames == 1:
         return None
-    held = {split: inventory.num_clips for split, inventory in data.inventories().items()}
-    split = Split.HELD_OUT if held.get(Split.HELD_OUT, 0) != 0 else Split.TRAIN
-    there = held[split]
-    total = _NUM_JUDGED if there is None else min(there, _NUM_JUDGED)
+    num_clips = {split: inventory.num_clips for split, inventory in data.inventories().items()}
+    split = Split.HELD_OUT if num_clips.get(Split.HELD_OUT, 0) != 0 else Split.TRAIN
+    available = num_clips[split]
+    total = _NUM_JUDGED if available is None else min(available, _NUM_JUDGED)
     errors = []
     for batch, valid in data.judged(split, total, data.batch_size, seed=experiment.seed):
         video = np.asarray(batch.require_video())

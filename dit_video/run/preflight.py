@@ -19,21 +19,21 @@ def preflight(experiment: Experiment) -> list[str]:
     Raises:
         ExperimentError: what the data do not give; names the field, both numbers, and the remedy.
     """
-    held = experiment.data.inventories()
-    train = held.get(Split.TRAIN)
+    inventories = experiment.data.inventories()
+    train = inventories.get(Split.TRAIN)
     if train is None:
         raise ExperimentError(f"config.data.source: has no training videos ({experiment.data.source})")
     try:
         if train.num_usable == 0:
             usable(experiment.data.source.open(Split.TRAIN), experiment.data.clips)  # says what a clip takes
-        warnings = experiment.task.check_data(held)
+        warnings = experiment.task.check_data(inventories)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     for name, signal in experiment.data.signals.items():
         warnings += [f"config.data.signals.{name}: {line}" for line in signal.check_data(train)]
     for name, evaluator in experiment.evaluators.items():
         try:
-            check_num_clips(evaluator, held)
+            check_num_clips(evaluator, inventories)
         except ValueError as error:
             raise ExperimentError(f"config.evaluators.{name}.{error}") from error
     if train.num_usable is not None and (short := train.num_records - train.num_usable):
@@ -49,17 +49,17 @@ def preflight(experiment: Experiment) -> list[str]:
     return warnings
 
 
-def check_num_clips(evaluator: Evaluator, held: Mapping[Split, Inventory]) -> None:
+def check_num_clips(evaluator: Evaluator, inventories: Mapping[Split, Inventory]) -> None:
     """Raises ValueError where a split gives fewer clips than an evaluator judges; names both numbers and the remedy."""
     for split, num_clips in evaluator.num_judged().items():
         words = "held-out" if split is Split.HELD_OUT else "training"
-        if split not in held:
+        if split not in inventories:
             raise ValueError(
                 f"num_clips={num_clips}: the data have no {words} videos; make the set with some (dit-video data "
                 "ingest --held_out_fraction or --split), or take the evaluator out of config.evaluators"
             )
-        if (there := held[split].num_clips) is not None and num_clips > there:
+        if (there := inventories[split].num_clips) is not None and num_clips > there:
             raise ValueError(
                 f"num_clips={num_clips}: the records give only {there} different clips "
-                f"({held[split].num_usable} {words} videos are long enough); lower it, or add videos"
+                f"({inventories[split].num_usable} {words} videos are long enough); lower it, or add videos"
             )
