@@ -23,6 +23,7 @@ def test_at_the_smallest_size_both_are_one():
     assert diff(one, other).keys() == {"optimizer.learning_rate"}
 
 
+@pytest.mark.slow
 def test_a_preset_trains_on_captioned_video(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     experiment = load(str(EXPERIMENTS / "video_1b.py:tiny"))

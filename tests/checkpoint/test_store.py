@@ -109,6 +109,7 @@ def test_a_file_larger_than_allowed_is_a_failure_of_the_store(tmp_path, messages
     assert "raise the limit of the size of files" in messages[0]
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_is_tried_until_there_is_space(store, checkpoints, messages, monkeypatch):
     monkeypatch.setattr(checkpoint, "LAST_PAUSES", (0.01, 0.01))
     saved(checkpoints, 1)

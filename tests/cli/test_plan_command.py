@@ -178,6 +178,7 @@ def test_what_cannot_be_asked_for_is_refused(capsys, words, named):
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_devices_than_this_machine_has(tmp_path):
     code, out, error = dit_video_plan("--target=cpu:16", "--config.mesh.fsdp=4", "--json", f"--dump={tmp_path}")
     assert code == 0, error

@@ -128,6 +128,7 @@ def test_nothing_is_learnt_from_padding(on_one_and_on_eight):
     np.testing.assert_array_equal(seen, [ord("a"), ord("b"), BEGIN])
 
 
+@pytest.mark.slow
 def test_a_caption_is_learnt(denoise, codec):
     """Clips that differ in nothing but what their captions say: the network comes to draw what it is told."""
     task = dataclasses.replace(denoise, network=CONFIG, condition=CONDITION)

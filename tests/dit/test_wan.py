@@ -196,6 +196,7 @@ def task(denoise):
     return dataclasses.replace(denoise, network=network, condition=TextCondition(hidden_size=64, depth=1, num_heads=8))
 
 
+@pytest.mark.slow
 def test_it_learns_to_denoise_captioned_clips(task, codec, cached):
     batch = cached._replace(signals={"caption": encode_captions([f"clip {n}" for n in range(8)], 16)})
     definition = define(task.init)

@@ -51,6 +51,7 @@ def save_wan(folder: Path, num_heads: int) -> list[int]:
     return [path.stat().st_size for path in folder.glob("*.safetensors")]
 
 
+@pytest.mark.slow
 def test_no_more_than_twice_the_largest_shard(tmp_path):
     """Beside what a model of a hundredth of the size takes: libraries, and the process itself."""
     data = Data(source=NoData(class_names=()), clips=ClipTransform(num_frames=5, size=(64, 64)), batch_size=1)

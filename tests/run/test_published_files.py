@@ -65,6 +65,7 @@ def imported(wan, tmp_path_factory) -> Path:
     return folder / "wan"
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_torch_files_is_imported_and_sampled(wan, imported, tmp_path):
     found = read_experiment(imported).task.text.t5.torch_files
     assert [name for name, _ in found] == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
