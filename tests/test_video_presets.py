@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from toys import small_mesh
 
 from dit_video.config.components import diff
