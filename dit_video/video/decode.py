@@ -128,7 +128,7 @@ class _Finder:
     def __init__(self, packets: Sequence[av.Packet], numbers: Sequence[int]):
         self.wanted = set(numbers)
         self.first_packet = 0
-        self._by_time: dict[int, int] | None = None
+        self._by_time: dict[int | None, int] | None = None
         times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
         # Without a distinct time on every packet, frames can only be counted from the beginning.
         if len(set(times)) == len(packets) and numbers[-1] < len(times):
@@ -146,22 +146,29 @@ class _Finder:
             fields: whether there may be interlaced frames, for which `packets` must begin with the first; else
                 the search ends with the first such frame, or with a damaged one.
         """
-        frames = enumerate(_flushed(decoder, packets))
-        numbered = ((self._number(i, frame), frame) for i, frame in frames)
-        numbered = deinterlaced(numbered) if fields else _until_unsure(numbered)
-        chosen = (_sound(number, frame) for number, frame in numbered if number in self.wanted)
-        return _collected(map(to_rgb, _first(chosen, len(self.wanted))))
+        frames = _flushed(decoder, packets)
+        numbered = deinterlaced(self._numbered(frames)) if fields else _until_unsure(self._numbered(frames))
+        return _collected(map(to_rgb, self._chosen(numbered)))
 
-    def _number(self, position: int, frame: VideoFrame) -> int:
+    def _numbered(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
+        """Frames with their numbers, -1 for those whose time is no chosen one's."""
         if self._by_time is None:
-            return position
-        return -1 if frame.pts is None else self._by_time.get(frame.pts, -1)
+            return enumerate(frames)
+        number_at = self._by_time.get
+        return ((number_at(frame.pts, -1), frame) for frame in frames)
 
-
-def _sound(number: int, frame: VideoFrame) -> VideoFrame:
-    if frame.is_corrupt:
-        raise VideoError(f"frame {number} is damaged")
-    return frame
+    def _chosen(self, numbered: Iterable[tuple[int, VideoFrame]]) -> Iterator[VideoFrame]:
+        """The chosen frames, without asking for one after the last."""
+        num_left = len(self.wanted)
+        for number, frame in numbered:
+            if number not in self.wanted:
+                continue
+            if frame.is_corrupt:
+                raise VideoError(f"frame {number} is damaged")
+            yield frame
+            num_left -= 1
+            if not num_left:
+                return
 
 
 def _until_unsure(frames: Iterable[tuple[int, VideoFrame]]) -> Iterator[tuple[int, VideoFrame]]:
@@ -169,14 +176,6 @@ def _until_unsure(frames: Iterable[tuple[int, VideoFrame]]) -> Iterator[tuple[in
         if frame.interlaced_frame or frame.is_corrupt:
             return
         yield number, frame
-
-
-def _first(frames: Iterable[VideoFrame], num_frames: int) -> Iterator[VideoFrame]:
-    """The first so many, without asking for one more."""
-    for number, frame in enumerate(frames, 1):
-        yield frame
-        if number == num_frames:
-            return
 
 
 def _flushed(decoder: VideoCodecContext, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import cast
 
 import av
 from av.container import InputContainer
+from av.stream import Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -85,15 +87,18 @@ def _moving_picture(container: InputContainer) -> VideoStream:
         raise VideoError("a picture, not a video")
     if format_name == "tty":
         raise VideoError("text, not a video")
-    cover = av.stream.Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams:
+    stream = container.streams.best("video")
+    if stream is None or _is_cover(stream):
+        stream = next((other for other in container.streams.video if not _is_cover(other)), None)
+    if stream is None:
         raise VideoError("sound only" if container.streams.audio else "no video stream")
-    best = container.streams.best("video")
-    stream = best if best in streams else streams[0]
     if stream.codec_context is None:
         raise VideoError("a codec that this FFmpeg cannot decode")
-    return stream
+    return cast(VideoStream, stream)
+
+
+def _is_cover(stream: Stream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def is_picture_format(container: InputContainer) -> bool:
