@@ -52,7 +52,7 @@ class Guidance:
             return conditional
         low, high = self.interval
 
-        def guides(t: Time) -> Bool[Array, "B #t #h #w"]:
+        def guides(t: Time) -> Bool[Array, "B ..."]:
             return (low <= t) & (t <= high)
 
         def guided(x_t: Latents, t: Time) -> Output:

@@ -28,7 +28,7 @@ LOGSNR_LIMIT = 20.0
 MIN_SIGMA = 1e-4
 
 
-def over_latents(level: Shaped[Array, "B #t"] | Shaped[Array, "B t h w"]) -> Shaped[Array, "B #t #h #w 1"]:
+def over_latents(level: Shaped[Array, "B #t"] | Shaped[Array, "B t h w"]) -> Shaped[Array, "B _ _ _ 1"]:
     """A value per clip, per frame or per cell, ready to multiply latents [B t h w c]."""
     return level.reshape(*level.shape, *(1,) * (5 - level.ndim))
 

@@ -34,6 +34,17 @@ class Pattern(enum.StrEnum):
     RANDOM = "random"
     REGION = "region"
 
+    @property
+    def words(self) -> str:
+        """What is known, and "is" or "are"."""
+        return {
+            Pattern.FIRST: "first frames are",
+            Pattern.LAST: "last frames are",
+            Pattern.ENDS: "frames at both ends are",
+            Pattern.RANDOM: "any frames are",
+            Pattern.REGION: "cells of a region are",
+        }[self]
+
 
 class KnownInTraining(abc.ABC):
     """What is known of the clips of a training batch."""

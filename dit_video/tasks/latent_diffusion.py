@@ -26,6 +26,7 @@ from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.process import Known
 from dit_video.diffusion.sampler import Euler, Sampler
 from dit_video.diffusion.scheduling_matrix import Levels, SchedulingMatrix, WholeClip
+from dit_video.diffusion.timestep_spacing import Trailing
 from dit_video.dit.condition import Cond, Condition
 from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.network import Network, NetworkConfig
@@ -38,6 +39,7 @@ from dit_video.tasks import diffuse
 from dit_video.tasks.known_frames import (
     FirstFrame,
     KnownFrames,
+    Pattern,
     encoded_in_place,
     first_frame,
     followed_by_zeros,
@@ -48,6 +50,7 @@ from dit_video.tasks.known_frames import (
 from dit_video.tasks.media import Video
 from dit_video.tasks.opener import Opener
 from dit_video.tasks.task import (
+    EDIT,
     GENERATE,
     RECONSTRUCT,
     VALIDATE,
@@ -200,6 +203,7 @@ class Denoise(Task):
         return {
             VALIDATE: Function(lambda model, frozen, batch, keys, shape: self.validate(model, frozen, batch, keys)),
             GENERATE: Function(self.generate, Video),
+            EDIT: Function(self.edit, Video),
             RECONSTRUCT: Function(
                 lambda model, frozen, batch, keys, shape: self.reconstruct(model, frozen, batch), Video
             ),
@@ -246,10 +250,27 @@ class Denoise(Task):
         """
         return frozen.codec.decode(self.generate_latents(model, frozen, batch, rngs, shape))
 
+    def edit(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Clips:
+        """The clips of `batch` made anew from the first noise level of the sampler on (SDEdit, 2108.01073)."""
+        noised = self._noised(frozen, batch, rngs)
+        return frozen.codec.decode(self.generate_latents(model, frozen, batch, rngs, shape, noised))
+
+    def _noised(self, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Latents:
+        """Latents of the clips of a batch at the first noise level of the sampler."""
+        x_0 = _latents(frozen.codec, batch, None)
+        t = jnp.full((x_0.shape[0], 1), self.sampler.time_grid(self.objective, x_0)[0])
+        return self.objective.corrupt_with(x_0, self.objective.prior(rngs, x_0.shape[1:]), t).x_t
+
     def generate_latents(
-        self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
+        self,
+        model: Network,
+        frozen: Frozen,
+        batch: Batch,
+        rngs: Key[Array, "B"],
+        shape: ClipShape,
+        start: Latents | None = None,
     ) -> Latents:
-        """The latents of `generate`."""
+        """The latents of `generate`, from noise or from `start`."""
         latents, channels = self.codec.vae.latent_shape(shape), self.codec.vae.latent_channels
         cond = self._cond(batch)
         null = self.condition.null(cond, frozen.null) if self.condition is not None and self.guided else None
@@ -262,7 +283,7 @@ class Denoise(Task):
             self.objective,
             self.sampler,
             network,
-            self.objective.prior(rngs, (*latents, channels)),
+            self.objective.prior(rngs, (*latents, channels)) if start is None else start,
             rngs,
             conditioning=diffuse.Conditioning(
                 self._shown(frozen, batch, cond, latents[0]),
@@ -357,6 +378,26 @@ class Denoise(Task):
         if self.known is not None:
             return self
         return dataclasses.replace(self, known=FirstFrame()) if self.objective.per_frame else None
+
+    def with_known(self, pattern: str) -> tuple["Denoise", str | None]:
+        wanted, known = Pattern(pattern), self.known
+        trained = frozenset() if known is None else known.patterns
+        if wanted in trained or (Pattern.RANDOM in trained and wanted is not Pattern.REGION):
+            return self, None
+        levels = self.objective.per_frame or (isinstance(known, KnownFrames) and known.independent > 0)
+        if levels and wanted is not Pattern.REGION and self._channels is None:
+            return self, (
+                f"this run was trained with a noise level for each frame, but on no clips of which the {wanted.words} "
+                f"known; expect less of it than of one with config.task.known.{wanted} above 0"
+            )
+        share = f"KnownFrames.{wanted}=0" if isinstance(known, KnownFrames) else f"config.task.known={known}"
+        raise ValueError(
+            f"this run was trained on no clips of which the {wanted.words} known: {share}; train one with "
+            f"config.task.known=KnownFrames({wanted}=...)"
+        )
+
+    def with_strength(self, strength: float) -> "Denoise":
+        return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, spacing=Trailing(first=strength)))
 
     def describe(self) -> Mapping[str, Any]:
         return {
