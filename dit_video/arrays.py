@@ -25,8 +25,8 @@ Video = UInt8[Array | np.ndarray, "B T H W C"]
 Pixels = Float[Array, "B T H W C"]
 Moments = Float[Array, "B t h w m"]
 Latents = Float[Array, "B t h w c"]
-# One noise level per clip [B 1] or per latent frame [B t].
-Time = Float[Array, "B #t"]
+# One noise level per clip [B 1], per latent frame [B t], or per latent cell [B t h w] where a region is known.
+Time = Float[Array, "B #t"] | Float[Array, "B t h w"]
 Labels = Int[Array, "B"]
 Captions = UInt8[Array, "B L"]
 

@@ -2,24 +2,27 @@
 
 import argparse
 import dataclasses
+from collections.abc import Iterable, Iterator
 
-import jax
 import numpy as np
 from rich.console import Console
 
 from dit_video.cli.arguments import parse_size
 from dit_video.cli.picture import continuing
 from dit_video.cli.usage.sample import SamplerName
+from dit_video.cli.video_modes import Maker, asked_of, pieces, task_for
 from dit_video.cli.weights import open_weights
+from dit_video.config.atomic import new_file, write_file
 from dit_video.data.batch import Batch
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
 from dit_video.progress import Terminal
 from dit_video.run.open_run import OpenRun, sampled_clip
 from dit_video.run.prompts import rows, typed, with_negative
-from dit_video.tasks.keys import clip_keys
+from dit_video.run.video_modes import Clips
 from dit_video.tasks.media import Video
-from dit_video.tasks.task import GENERATE, Task
+from dit_video.tasks.task import GENERATE, ClipShape, Task
+from dit_video.video.encode import grid, stream_mp4
 
 # Rows of pixels that a GIF can have; a video has fewer.
 _MOST_ROWS = 65_535
@@ -45,7 +48,11 @@ def main(arguments: argparse.Namespace) -> int:
     for path in arguments.out:
         if path.suffix.lower() not in function.medium.suffixes:
             raise ValueError(f"--out={path}: must end in {' or '.join(function.medium.suffixes)}")
+    asked = asked_of(arguments)
     opened, batches, shape = prompted(arguments, opened, console)
+    trained = sampled_clip(opened.experiment)[0][0]
+    task, longer = task_for(asked, opened.experiment.task, trained, shape[0], console)
+    opened = _with_task(opened, task)
     rates = sampled_clip(opened.experiment)[1]
     if len(rates) > 1 and issubclass(function.medium, Video):
         console.print(
@@ -56,14 +63,16 @@ def main(arguments: argparse.Namespace) -> int:
             f"--label={arguments.label}: {len(batches)} rows of {shape[1]} pixels are more than the {_MOST_ROWS} that "
             "a picture has; name one class, or less with --size"
         )
-    # The same noise in every row of the grid: rows then differ by their label or text alone.
-    subject, made = opened.subject(), []
-    size = subject.batch_size(arguments.num_clips)
-    keys = clip_keys(arguments.seed, range(size))
-    for row in batches:
-        batch = jax.tree.map(lambda x: np.repeat(x, size, axis=0), row)
-        made.append(jax.tree.map(lambda x: x[: arguments.num_clips], subject(GENERATE, batch, keys, shape)))
-    made = jax.tree.map(lambda *parts: np.concatenate(parts), *made)
+    make = Maker(opened, batches, arguments.num_clips, arguments.seed)
+    if asked.any or longer:
+        parts = pieces(asked, opened, make, shape, console)
+        if arguments.npy is None and all(path.suffix.lower() == ".mp4" for path in arguments.out):
+            num_frames = _stream(arguments, parts, rates[0], console)
+            return _said(arguments, make, f"clips of {(num_frames, *shape[1:])}", console)
+        made = np.concatenate(list(parts), axis=1)
+        shape = made.shape[1:4]
+    else:
+        made = make.rows(shape)
     medium = function.medium.of_rows(made, arguments.num_clips, rates[0])
     for path in arguments.out:
         medium.write(path)
@@ -71,10 +80,35 @@ def main(arguments: argparse.Namespace) -> int:
         console.print(line)
     if arguments.npy is not None:
         np.save(arguments.npy, made)
-    num_made, files = len(batches) * arguments.num_clips, " ".join(map(str, arguments.out))
-    what = f"clips of {shape}" if issubclass(function.medium, Video) else "samples"
-    console.print(f"{num_made} {what}: {files}")
+    return _said(arguments, make, f"clips of {shape}" if issubclass(function.medium, Video) else "samples", console)
+
+
+def _said(arguments: argparse.Namespace, make: Maker, what: str, console: Console) -> int:
+    console.print(f"{make.num_clips} {what}: {' '.join(map(str, arguments.out))}")
     return 0
+
+
+def _stream(arguments: argparse.Namespace, parts: Iterable[Clips], fps: float, console: Console) -> int:
+    """Writes the grid part by part, as they are made, to all of --out; returns its number of frames.
+
+    The files are there whole or not at all.
+    """
+
+    def grids() -> Iterator[np.ndarray]:
+        num_frames = 0
+        for part in parts:
+            num_frames += part.shape[1]
+            yield grid(part, arguments.num_clips)
+            console.print(f"{num_frames} frames", highlight=False)
+
+    first, *others = arguments.out
+    first.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(first) as temporary:
+        num_frames = stream_mp4(temporary, grids(), fps)
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, first.read_bytes())
+    return num_frames
 
 
 def prompted(
@@ -98,12 +132,30 @@ def prompted(
     batches = rows(opened, prompts, warn)
     opened = with_negative(opened, arguments.negative_prompt, warn)
     shape = _shape(arguments, sampled_clip(opened.experiment)[0])
+    _check_size(opened, shape)
     task, batches = continuing(arguments.image, task, batches, shape[1:])
     return _with_task(opened, task), batches, shape
 
 
 def _with_task(opened: OpenRun, task: Task) -> OpenRun:
     return dataclasses.replace(opened, experiment=dataclasses.replace(opened.experiment, task=task))
+
+
+def _check_size(opened: OpenRun, shape: ClipShape) -> None:
+    """Raises ValueError where clips of this shape are no whole latent cells, or these no whole patches."""
+    task = opened.experiment.task
+    codec, backbone = task.trained_codec(), task.backbone
+    if codec is None or backbone is None:
+        return
+    try:
+        cells = codec.vae.latent_shape(shape)
+    except ValueError as error:
+        raise ValueError(f"--num_frames, --size: {error}") from error
+    if any(n % p for n, p in zip(cells, backbone.patch_size)):
+        raise ValueError(
+            f"--num_frames, --size: clips of {shape} are latents of {cells}, which do not divide into patches of "
+            f"{backbone.patch_size}"
+        )
 
 
 def _shape(arguments: argparse.Namespace, trained: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from dit_video.data.record import Clip
 from dit_video.data.signals import Reader
@@ -19,11 +19,13 @@ class Batch(NamedTuple):
 
     Attributes:
         signals: what accompanies each clip (data/signals.py), arrays [B ...] by name.
+        known: in sampling, which latent frames or cells of the clip are known; None: as the task has it.
     """
 
     video: UInt8[Array | np.ndarray, "B T H W 3"] | None = None
     moments: Float[Array | np.ndarray, "B t h w m"] | None = None
     signals: Mapping[str, Any] = {}
+    known: Bool[Array | np.ndarray, "B t"] | Bool[Array | np.ndarray, "B t h w"] | None = None
 
     def require_video(self) -> UInt8[Array | np.ndarray, "B T H W 3"]:
         """`video`, for those who cannot do without.

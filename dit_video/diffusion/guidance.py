@@ -1,4 +1,4 @@
-"""Classifier-free guidance: turns conditional and unconditional denoisers into one for the samplers."""
+"""Guidance, on a condition and on known frames: turns conditional and unconditional denoisers into one for samplers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,13 +23,17 @@ class Guidance:
 
     `scale` is w in unconditional + w (conditional - unconditional): 0 ignores the condition, 1 is the plain
     conditional model, more exaggerates it. `interval` = (lowest, highest) t, ends included, where it acts.
+
+    `history` is the same for known frames (history guidance, Song et al., 2502.06764, eq. 5): w in without + w (with -
+    without), without being the prediction where noise at level 1 stands for them. 1 turns it off.
     """
 
     scale: float = 1.0
+    history: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "scale", why="1.0 turns guidance off")
+        at_least(self, 0, "scale", "history", why="1.0 turns guidance off")
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise ValueError(
@@ -48,7 +52,7 @@ class Guidance:
             return conditional
         low, high = self.interval
 
-        def guides(t: Time) -> Bool[Array, "B #t"]:
+        def guides(t: Time) -> Bool[Array, "B ..."]:
             return (low <= t) & (t <= high)
 
         def guided(x_t: Latents, t: Time) -> Output:
@@ -64,3 +68,18 @@ class Guidance:
         if self.interval == (0.0, 1.0):
             return guided
         return lambda x_t, t: jax.lax.cond(jnp.any(guides(t)), guided, plain, x_t, t)
+
+    def of_history(self, denoise: DenoiseFn, seen: DenoiseFn, unseen: DenoiseFn) -> DenoiseFn:
+        """`denoise`, guided on known frames too: the two guidances add up.
+
+        `seen` and `unseen` have the condition alike; the latter has noise in the place of known frames.
+        """
+        if self.history == 1:
+            return denoise
+
+        def guided(x_t: Latents, t: Time) -> Output:
+            prediction, variance = denoise(x_t, t)
+            with_frames, without = (f(x_t, t).prediction.astype(jnp.float32) for f in (seen, unseen))
+            return Output(prediction.astype(jnp.float32) + (self.history - 1) * (with_frames - without), variance)
+
+        return guided

@@ -21,6 +21,7 @@ from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import Path
 from dit_video.diffusion.prediction import DenoiseFn
 from dit_video.diffusion.sampler import Sampler
+from dit_video.diffusion.scheduling_matrix import Levels
 
 # Where a path has alpha = 0 at t = 1, which is infinitely far from any step; diffusers' flows begin here too.
 FIRST_TIME = 1 - 1e-6
@@ -39,7 +40,10 @@ class DPMSolver(Sampler):
     the end of the other.
     """
 
-    def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
+    def __call__(
+        self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"], levels: Levels | None = None
+    ) -> Latents:
+        _refuse(self, levels)
         grid = _within_reach(objective.path, self.time_grid(objective, x_1))
 
         def body(carry, step):
@@ -60,7 +64,10 @@ class UniPC(Sampler):
     DPM-Solver++(2M) predicts where the step ends; what the network says there corrects it, at no further call.
     """
 
-    def __call__(self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"]) -> Latents:
+    def __call__(
+        self, denoise: DenoiseFn, objective: Gaussian, x_1: Latents, keys: Key[Array, "B"], levels: Levels | None = None
+    ) -> Latents:
+        _refuse(self, levels)
         grid = _within_reach(objective.path, self.time_grid(objective, x_1))
         solves = _solves(objective.path, grid)
         # What corrects x_t belongs to the step that led there. None led to x_1, which this one leaves as it is.
@@ -103,6 +110,14 @@ class _Solve(NamedTuple):
     def corrected(self, x_t: Latents, following: Latents, x_0: Latents, earlier: Latents) -> Latents:
         mean = x_0 + self.correct_earlier * (earlier - x_0) + self.correct_next * (following - x_0)
         return self.keep * x_t + self.gain * mean
+
+
+def _refuse(sampler: Sampler, levels: Levels | None) -> None:
+    if levels is not None:
+        raise ValueError(
+            f"sampler={type(sampler).__name__}: a multistep solver remembers steps that all frames took together, so "
+            "frames cannot begin one after the other; take Euler, Heun, DDIM or Ancestral, or scheduling=WholeClip()"
+        )
 
 
 def _within_reach(path: Path, grid: Float[Array, "steps"]) -> Float[Array, "steps"]:

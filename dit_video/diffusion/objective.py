@@ -121,20 +121,28 @@ class Gaussian:
         return noise(keys, shape)
 
     def corrupt(self, rng: Key[Array, ""], x_0: Latents, known: Known | None = None) -> Corrupted:
-        """Draw times and noise for a batch of latents: t is [B 1], or [B t] for `per_frame` or with known frames."""
+        """Draw times and noise for a batch of latents.
+
+        t is [B 1], or [B t] for `per_frame` or with known frames, or [B t h w] where cells of them are known.
+        """
         key_t, key_eps = jax.random.split(rng)
         batch_size, num_frames = x_0.shape[:2]
-        u = _stratified(key_t, batch_size, num_frames if self.per_frame else 1)
+        independent = None if known is None else known.independent
+        u = _stratified(key_t, batch_size, num_frames if self.per_frame or independent is not None else 1)
+        if independent is not None and not self.per_frame:
+            u = jnp.where(independent[:, None], u, u[:, :1])
         t = shift_time(self.times.quantile(u), self._shift_factor(math.prod(x_0.shape[1:4])))
         return self.corrupt_with(x_0, jax.random.normal(key_eps, x_0.shape), t, known)
 
     def corrupt_with(self, x_0: Latents, eps: Latents, t: Time, known: Known | None = None) -> Corrupted:
         """The same at times and with noise of the caller's; validation calls it at fixed levels."""
         x_0 = x_0.astype(jnp.float32)
+        if known is not None and known.absent is not None:
+            t = jnp.where(known.absent, 1.0, t)
         x_t, weight = self.path.x_t(x_0, eps, t), self.weighting.weight(self.path, self.prediction, t)
         target = self.prediction.target(self.path, x_0, eps, t)
         if known is not None:
-            weight = jnp.broadcast_to(weight, x_t.shape[:2])
+            weight = jnp.broadcast_to(known.spread(weight), x_t.shape[: known.mask.ndim])
             x_t, t = known.clean(x_t, t)
         return Corrupted(x_t=x_t, t=t, target=target, weight=weight)
 
@@ -143,22 +151,24 @@ class Gaussian:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Weighted mean squared error, and the same per interval of t; plus the loss of a variance that is learnt.
 
-        Where frames are known, means are over the others.
+        Where frames or cells are known, means are over the others.
 
         Metrics: for each of NUM_BINS equal intervals `loss/t_LOW_HIGH`, the mean over the frames (or clips)
         whose t falls there, 0 when there is none, and `count/t_LOW_HIGH`, their number. The loss is the mean
         of the former weighted by the latter. `variance_bits` is the unweighted loss of the variance.
         """
         error = jnp.square(output.prediction.astype(jnp.float32) - corrupted.target)
-        # [B t] -> [B #t]: one number for each level that was drawn.
-        per_level = jnp.mean(error, axis=(2, 3, 4))
-        if corrupted.t.shape[1] == 1:
+        # [B #t] or [B t h w]: one number for each level that was drawn.
+        per_level = jnp.mean(error, axis=tuple(range(corrupted.t.ndim, 5)))
+        if corrupted.t.ndim == 2 and corrupted.t.shape[1] == 1:
             per_level = jnp.mean(per_level, axis=1, keepdims=True)
         per_level = corrupted.weight * per_level
 
         metrics = {}
         free = (
-            jnp.ones_like(per_level) if known is None else jnp.broadcast_to(~known.mask, per_level.shape).astype(float)
+            jnp.ones_like(per_level)
+            if known is None
+            else jnp.broadcast_to(known.judged(), per_level.shape).astype(float)
         )
         bins = jnp.clip(jnp.floor(corrupted.t * NUM_BINS), 0, NUM_BINS - 1)
         for i in range(NUM_BINS):
@@ -173,7 +183,7 @@ class Gaussian:
             x_t, t = corrupted.x_t, corrupted.t if known is None else jnp.where(known.mask, 1.0, corrupted.t)
             x_0, found_x_0 = (self.denoised(x, x_t, t) for x in (corrupted.target, output.prediction))
             bits = self.variance.loss(self.path, x_0, found_x_0, learnt_variance(output), x_t, t)
-            bits = jnp.mean(bits, where=True if known is None else over_latents(~known.mask))
+            bits = jnp.mean(bits, where=True if known is None else known.judged())
             metrics["variance_bits"] = bits
             loss += self.variance.weight * bits
         return loss, metrics

@@ -28,9 +28,9 @@ LOGSNR_LIMIT = 20.0
 MIN_SIGMA = 1e-4
 
 
-def over_latents(level: Shaped[Array, "B #t"]) -> Shaped[Array, "B #t 1 1 1"]:
-    """A value per clip or per frame, ready to multiply latents [B t h w c]."""
-    return level[:, :, None, None, None]
+def over_latents(level: Shaped[Array, "B #t"] | Shaped[Array, "B t h w"]) -> Shaped[Array, "B _ _ _ 1"]:
+    """A value per clip, per frame or per cell, ready to multiply latents [B t h w c]."""
+    return level.reshape(*level.shape, *(1,) * (5 - level.ndim))
 
 
 class Path(abc.ABC):

@@ -20,12 +20,16 @@ from dit_video.diffusion.objective import Gaussian
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.prediction import DenoiseFn
 from dit_video.diffusion.process import Data, Process
+from dit_video.diffusion.scheduling_matrix import Levels
 from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(abc.ABC):
-    """Sampler of `num_steps` steps from noise to data at the times of `spacing`; `denoise` gets t as [B 1]."""
+    """Sampler of `num_steps` steps from noise to data at the times of `spacing`.
+
+    `denoise` gets t as [B 1], or as [B t] where frames have levels of their own.
+    """
 
     num_steps: int
     spacing: Spacing = Trailing()
@@ -34,8 +38,18 @@ class Sampler(abc.ABC):
         at_least(self, 1, "num_steps")
 
     @abc.abstractmethod
-    def __call__(self, denoise: DenoiseFn, objective: Process, x_1: Data, keys: Key[Array, "B"]) -> Data:
-        """Latents x_0 from standard normal x_1. Deterministic samplers make no use of `keys`."""
+    def __call__(
+        self, denoise: DenoiseFn, objective: Process, x_1: Data, keys: Key[Array, "B"], levels: Levels | None = None
+    ) -> Data:
+        """Latents x_0 from standard normal x_1. Deterministic samplers make no use of `keys`.
+
+        Args:
+            levels: noise level of each frame by row, from that of x_1 on (scheduling_matrix.py), instead of the times
+                of `spacing` for all; a frame whose level stays is left as it is.
+
+        Raises:
+            ValueError: the sampler cannot have levels that differ between frames.
+        """
 
     def time_grid(self, objective: Process, x_1: Data) -> Float[Array, "steps"]:
         """The objective's, for latents of x_1's size."""
@@ -46,15 +60,24 @@ class Sampler(abc.ABC):
 class SingleStep(Sampler):
     """Base of single-step samplers, without memory of the steps before."""
 
-    def __call__(self, denoise: DenoiseFn, objective: Process, x_1: Data, keys: Key[Array, "B"]) -> Data:
-        grid = self.time_grid(objective, x_1)
+    def __call__(
+        self, denoise: DenoiseFn, objective: Process, x_1: Data, keys: Key[Array, "B"], levels: Levels | None = None
+    ) -> Data:
+        grid = self.time_grid(objective, x_1) if levels is None else levels
+
+        def stepped(x_t, step):
+            index, t, s = (jnp.broadcast_to(value, (len(keys), value.size)) for value in step)
+            step_keys = jax.vmap(jax.random.fold_in)(keys, index[:, 0])
+            x_s = self.step(denoise, objective, x_t, t, s, step_keys)
+            return x_s if levels is None else jnp.where(over_latents(s < t), x_s, x_t)
 
         def body(x_t, step):
-            index, t, s = (jnp.broadcast_to(value, (len(keys), 1)) for value in step)
-            step_keys = jax.vmap(jax.random.fold_in)(keys, index[:, 0])
-            return self.step(denoise, objective, x_t, t, s, step_keys), None
+            if levels is None:
+                return stepped(x_t, step), None
+            # Where no frame moves, the network is not called.
+            return jax.lax.cond(jnp.any(step[2] < step[1]), lambda: stepped(x_t, step), lambda: x_t), None
 
-        steps = (jnp.arange(self.num_steps), grid[:-1], grid[1:])
+        steps = (jnp.arange(len(grid) - 1), grid[:-1], grid[1:])
         x_0, _ = jax.lax.scan(body, jax.tree.map(_float32, x_1), steps)
         return x_0
 
@@ -82,7 +105,8 @@ class Euler(SingleStep):
 class Heun(SingleStep):
     """Heun sampler: second-order steps along the same ODE (EDM, 2206.00364, algorithm 1); 2 num_steps - 1 calls.
 
-    The last step is Euler's, because the slope is not defined by every prediction at t = 0.
+    The last step is Euler's, because the slope is not defined by every prediction at t = 0: where frames have levels of
+    their own, the last step of each.
     """
 
     def step(
@@ -92,9 +116,10 @@ class Heun(SingleStep):
         x_s = x_t + over_latents(s - t) * slope
 
         def corrected() -> Latents:
-            return x_t + over_latents(s - t) * (slope + _slope(denoise, objective, x_s, s)) / 2
+            x = x_t + over_latents(s - t) * (slope + _slope(denoise, objective, x_s, s)) / 2
+            return x if s.shape[1] == 1 else jnp.where(over_latents(s > 0), x, x_s)
 
-        return jax.lax.cond(jnp.all(s > 0), corrected, lambda: x_s)
+        return jax.lax.cond(jnp.any(s > 0), corrected, lambda: x_s)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,8 +52,10 @@ class LearnedVariance:
 
     def loss(
         self, path: Path, x_0: Latents, found_x_0: Latents, variance: Latents, x_t: Latents, t: Time
-    ) -> Float[Array, "B t"]:
-        """Variational bound in bits per number of the step from t to t - 1 / num_steps, mean per frame (eq. 4 to 7).
+    ) -> Float[Array, "B t"] | Float[Array, "B t h w"]:
+        """Variational bound in bits per number of the step from t to t - 1 / num_steps (eq. 4 to 7).
+
+        The mean per frame, or per cell where these have levels of their own.
 
         Args:
             found_x_0: as the network predicts it; it gets no gradient from here.
@@ -77,7 +79,7 @@ class LearnedVariance:
         )
         surprise = -_discretized_log_likelihood(x_0, found_mean, 0.5 * log_variance)
         nats = jnp.where(last, surprise, divergence)
-        return jnp.mean(nats, axis=(2, 3, 4)) / math.log(2)
+        return jnp.mean(nats, axis=tuple(range(t.ndim, 5))) / math.log(2)
 
 
 def _forward_variance(path: Path, t: Level, s: Level) -> Level:

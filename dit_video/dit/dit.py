@@ -30,7 +30,7 @@ from dit_video.nn.linear import linear
 from dit_video.nn.mlp import MLPKind
 from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
 from dit_video.nn.norm import Norm
-from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch, to_tokens
 from dit_video.nn.positions import patch_angles, sincos_positions
 
 
@@ -365,7 +365,7 @@ class DiT(Network):
     def _conditioning(self, embedders: Embedders, t: Time, cond: Cond | None) -> Float[Array, "B #f D"]:
         """The conditioning vector: the sum of the embeddings of noise level and class."""
         t_embedder, y_embedder = embedders
-        conditioning = t_embedder(per_patch_frame(t, self.patch_size))
+        conditioning = t_embedder(per_patch(t, self.patch_size))
         if y_embedder is not None:
             conditioning = conditioning + y_embedder(required(cond))[:, None].astype(conditioning.dtype)
         return constrain(conditioning, "batch", None, None)

@@ -32,7 +32,7 @@ from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
 from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate, with_frames
 from dit_video.nn.norm import layer_normalize
-from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch, to_tokens
 from dit_video.nn.positions import sincos_positions
 
 _MLP_RATIO = 4
@@ -254,7 +254,7 @@ class Latte(Network):
     ) -> tuple[Float[Array, "B N D"], dict[str, Float[Array, "layers B N D"]], Float[Array, "B #f D"]]:
         """The stream after the last block, with `keep` those after every layer by name, and the conditioning vector."""
         config, blocks = self.config, self.blocks
-        conditioning = self.t_embedder(per_patch_frame(t, config.patch_size))
+        conditioning = self.t_embedder(per_patch(t, config.patch_size))
         if self.y_embedder is not None:
             conditioning = conditioning + self.y_embedder(required(cond))[:, None].astype(conditioning.dtype)
         conditioning = constrain(conditioning, "batch", None, None)

@@ -28,7 +28,7 @@ from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
 from dit_video.nn.modulation import AdaLN, gated, modulate
 from dit_video.nn.norm import layer_normalize
-from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch, to_tokens
 from dit_video.nn.positions import at_patches, patch_angles, sincos_axes
 
 
@@ -285,7 +285,7 @@ class MMDiT(Network):
         return conditioning, x, kept
 
     def _conditioning(self, t: Time, text: Text) -> Conditioning:
-        of_time = self.t_embedder(per_patch_frame(t, self.config.patch_size))
+        of_time = self.t_embedder(per_patch(t, self.config.patch_size))
         vector = constrain(of_time + self.pooled_embedder(jnp.asarray(text.pooled))[:, None], "batch", None, None)
         return Conditioning(vector, constrain(jnp.mean(vector, axis=1, keepdims=True), "batch", None, None))
 

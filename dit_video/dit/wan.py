@@ -30,7 +30,7 @@ from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
 from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
 from dit_video.nn.norm import LayerNorm, layer_normalize
-from dit_video.nn.patches import from_tokens, latent_shape, per_patch_frame, to_tokens
+from dit_video.nn.patches import from_tokens, latent_shape, per_patch, to_tokens
 from dit_video.nn.positions import patch_angles
 from dit_video.nn.softmax_attention import cross_attention
 
@@ -236,7 +236,7 @@ class Wan(Network):
         """The stream after the last block, with `keep` those after every block, and the embedded noise level."""
         cond = required(cond)
         cells = jnp.concatenate([x_t, cond.cells], axis=-1) if isinstance(cond, ImageCond) else x_t
-        conditioning = constrain(self.t_embedder(per_patch_frame(t, self.patch_size)), "batch", None, None)
+        conditioning = constrain(self.t_embedder(per_patch(t, self.patch_size)), "batch", None, None)
         shared = self.shared_modulation(conditioning)
         context = self._context(cond)
         frames, rows, columns = (n // p for n, p in zip(latent_shape(x_t), self.patch_size))

@@ -2,6 +2,8 @@
 
 from jaxtyping import Array, Float
 
+from dit_video.arrays import Time
+
 PatchSize = tuple[int, int, int]
 
 
@@ -56,6 +58,12 @@ def from_tokens(
     return unpatchify(patches, patch_size, shape)
 
 
-def per_patch_frame(t: Float[Array, "B #t"], patch_size: PatchSize) -> Float[Array, "B #f"]:
-    """One noise level per patch frame; frames that share a patch must share their level."""
-    return t if t.shape[1] == 1 else t[:, :: patch_size[0]]
+def per_patch(t: Time, patch_size: PatchSize) -> Float[Array, "B #f"]:
+    """One noise level per clip, per patch frame, or where cells have their own per token, in the order of `patchify`.
+
+    What shares a patch must share its level.
+    """
+    pt, ph, pw = patch_size
+    if t.ndim == 4:
+        return t[:, ::pt, ::ph, ::pw].transpose(0, 2, 3, 1).reshape(t.shape[0], -1)
+    return t if t.shape[1] == 1 else t[:, ::pt]

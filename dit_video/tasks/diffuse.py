@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.process import Data, Known, Predict, Process
+from dit_video.diffusion.scheduling_matrix import Levels
 from dit_video.dit.condition import Cond
 
 # (x_t, t, cond) -> output.
@@ -38,8 +39,22 @@ class Conditioning:
     null: Cond | None = None
     guidance: Guidance = Guidance()
 
-    def denoiser(self, network: Network, known: Known | None) -> Callable[[Data, Array], Any]:
-        """(x_t, t) -> output of the network, which sees the `known` parts of x_0 at level 0."""
+    def denoiser(self, network: Network, known: Known | None, x_1: Data) -> Callable[[Data, Array], Any]:
+        """(x_t, t) -> output of the network, which sees the `known` parts of x_0 at level 0, guided."""
+        plain = self._on_condition(network, known)
+        if known is None or self.guidance.history == 1:
+            return plain
+
+        def seen(x_t: Data, t: Array) -> Any:
+            return network(*known.clean(x_t, t), self.cond)
+
+        def unseen(x_t: Data, t: Array) -> Any:
+            return network(*known.noised(x_t, t, x_1), self.cond)
+
+        return self.guidance.of_history(plain, seen, unseen)
+
+    def _on_condition(self, network: Network, known: Known | None) -> Callable[[Data, Array], Any]:
+        """(x_t, t) -> output of the network, guided on the condition."""
 
         def seen(x_t: Data, t: Array) -> tuple[Data, Array]:
             return (x_t, t) if known is None else known.clean(x_t, t)
@@ -69,6 +84,7 @@ def sample(
     *,
     conditioning: Conditioning = Conditioning(),
     known: Known | None = None,
+    levels: Levels | None = None,
 ) -> Data:
     """Samples x_0, starting from the prior x_1; row i uses keys[i] alone.
 
@@ -76,6 +92,8 @@ def sample(
         sampler: (denoise, process, x_1, keys) -> x_0: one of diffusion/sampler.py, or of the process's own.
         conditioning: what the network is told of each row, and guidance.
         known: parts of x_0 that are not generated: the network sees them at level 0.
+        levels: noise level of each frame by row, where these differ (diffusion/scheduling_matrix.py).
     """
-    x_0 = sampler(conditioning.denoiser(network, known), process, x_1, keys)
+    denoise = conditioning.denoiser(network, known, x_1)
+    x_0 = sampler(denoise, process, x_1, keys, **({} if levels is None else {"levels": levels}))
     return x_0 if known is None else known.into(x_0)

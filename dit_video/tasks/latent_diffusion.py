@@ -1,6 +1,7 @@
 """Latent video diffusion: codec, denoising network, condition and Gaussian objective (2212.09748, 2403.03206)."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,8 +22,11 @@ from dit_video.data.record import Split
 from dit_video.data.signals import examples_of
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import Gaussian, rectified_flow
+from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.process import Known
 from dit_video.diffusion.sampler import Euler, Sampler
+from dit_video.diffusion.scheduling_matrix import Levels, SchedulingMatrix, WholeClip
+from dit_video.diffusion.timestep_spacing import Trailing
 from dit_video.dit.condition import Cond, Condition
 from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.network import Network, NetworkConfig
@@ -30,11 +34,23 @@ from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
 from dit_video.nn.module import Precision
+from dit_video.nn.patches import latent_shape
 from dit_video.tasks import diffuse
-from dit_video.tasks.known_frames import FirstFrame, first_frame, followed_by_zeros, grey_after_first, image_tokens
+from dit_video.tasks.known_frames import (
+    FirstFrame,
+    KnownFrames,
+    Pattern,
+    encoded_in_place,
+    first_frame,
+    followed_by_zeros,
+    grey_after_first,
+    image_tokens,
+    whole_frames,
+)
 from dit_video.tasks.media import Video
 from dit_video.tasks.opener import Opener
 from dit_video.tasks.task import (
+    EDIT,
     GENERATE,
     RECONSTRUCT,
     VALIDATE,
@@ -72,8 +88,9 @@ class Denoise(Task):
         text: the frozen encoders that embed captions for `condition`; None where it reads none of theirs, or where a
             text cache is all there is.
         image: the frozen encoder of the first frame; None where the network attends to no tokens of an image.
-        known: which frames of a clip are known before it is generated, and how the network sees them; None where none
-            are.
+        known: which frames of a clip are known before it is generated, and how the network sees them: the first of
+            every clip, or any, a mixture; None where none are.
+        scheduling: in what order the frames of a clip are sampled.
         held_out_logsnr: noise levels, as log(alpha^2 / sigma^2), at which the held-out error of x_0 is measured; the
             same levels and the same noise for every objective, so that epsilon, v and velocity compare.
     """
@@ -86,7 +103,8 @@ class Denoise(Task):
     objective: Gaussian = dataclasses.field(default_factory=rectified_flow)
     sampler: Sampler = dataclasses.field(default_factory=lambda: Euler(num_steps=50))
     guidance: Guidance = dataclasses.field(default_factory=Guidance)
-    known: FirstFrame | None = None
+    known: FirstFrame | KnownFrames | None = None
+    scheduling: SchedulingMatrix = WholeClip()
     held_out_logsnr: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0)
     precision: Precision = Precision.FLOAT32
 
@@ -127,6 +145,8 @@ class Denoise(Task):
     def check(self, data: Data, mesh: Mesh | None) -> None:
         del mesh
         cells, patch = latent_cells(self.codec.vae, data), self.network.patch_size
+        if self.known is not None:
+            self.known.check_codec(self.codec.vae, cached=data.cache is not None)
         if any(n % p for n, p in zip(cells, patch)):
             clip = (data.clips.num_frames, *data.clips.size)
             raise ValueError(
@@ -140,7 +160,7 @@ class Denoise(Task):
     @property
     def paired(self) -> bool:
         """True where the first frame of each clip is known, so that a sample and its clip are a pair."""
-        return self.known is not None
+        return self.known is not None and self.known.always
 
     def init(self, rng: Key[Array, ""]) -> Network:
         return self.network.build(
@@ -173,24 +193,46 @@ class Denoise(Task):
         if self.condition is not None:
             cond = self.condition.drop(dropping, cond, self.condition.null(cond, frozen.null))
         cond = self._shown(frozen, batch, cond, x_0.shape[1])
-        known = self._known(x_0[:, :1], x_0.shape[1])
+        known = None
+        if self.known is not None:
+            of_known = jax.random.fold_in(rng, _KNOWN)
+            known = self.known.drawn(of_known, frozen.codec, batch, x_0, self.network.patch_size)
         return diffuse.training_loss(self.objective, lambda x_t, t: model.output(x_t, t, cond), x_0, corruption, known)
 
     def functions(self) -> Mapping[str, Function]:
         return {
             VALIDATE: Function(lambda model, frozen, batch, keys, shape: self.validate(model, frozen, batch, keys)),
             GENERATE: Function(self.generate, Video),
+            EDIT: Function(self.edit, Video),
             RECONSTRUCT: Function(
                 lambda model, frozen, batch, keys, shape: self.reconstruct(model, frozen, batch), Video
             ),
         }
 
     def validate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
-        """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean."""
+        """Squared error of the denoised x_0 per clip at each of `held_out_logsnr`, and their mean.
+
+        Where runs are trained with a mixture of known frames, the mean for each pattern of it too.
+        """
         x_0 = _latents(frozen.codec, batch, None)
         cond = self._shown(frozen, batch, self._cond(batch), x_0.shape[1])
         eps, known = self.objective.prior(rngs, x_0.shape[1:]), self._known(x_0[:, :1], x_0.shape[1])
-        unknown = None if known is None else ~known.mask[:, :, None, None, None]
+        errors = self._errors(model, cond, x_0, eps, known)
+        named = {f"x_0_error/logsnr_{level:+g}": e for level, e in zip(self.held_out_logsnr, errors)}
+        if isinstance(self.known, KnownFrames) and self.known.patterns:
+            masks = self.known.masks(rngs, latent_shape(x_0), self.network.patch_size)
+            # One program for all patterns.
+            of_patterns = jax.lax.map(
+                lambda mask: self._errors(model, cond, x_0, eps, Known(x_0, mask)).mean(0), jnp.stack([*masks.values()])
+            )
+            named |= {f"x_0_error/known_{pattern}": errors for pattern, errors in zip(masks, of_patterns)}
+        return {"x_0_error": errors.mean(0)} | named
+
+    def _errors(
+        self, model: Network, cond: Cond | None, x_0: Latents, eps: Latents, known: Known | None
+    ) -> Float[Array, "levels B"]:
+        """Squared error of the denoised x_0 per clip, where it is not known, at each of `held_out_logsnr`."""
+        unknown = None if known is None else over_latents(~known.mask)
 
         def error(logsnr: Float[Array, ""]) -> Float[Array, "B"]:
             t = jnp.full((x_0.shape[0], 1), self.objective.path.time_of_logsnr(logsnr))
@@ -199,25 +241,49 @@ class Denoise(Task):
             error = jnp.square(self.objective.denoised(model(*seen, cond), x_t, t) - x_0)
             return jnp.mean(error, axis=(1, 2, 3, 4), where=unknown)
 
-        errors = jax.lax.map(error, jnp.asarray(self.held_out_logsnr))
-        named = {f"x_0_error/logsnr_{level:+g}": e for level, e in zip(self.held_out_logsnr, errors)}
-        return {"x_0_error": errors.mean(0)} | named
+        return jax.lax.map(error, jnp.asarray(self.held_out_logsnr))
 
     def generate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Clips:
-        """Samples a clip for each row of `batch`, conditioned on its label or caption where the network is."""
+        """Samples a clip for each row of `batch`, conditioned on its label or caption where the network is.
+
+        What `batch.known` says of its video is not generated; without it, the first frame where the run says so.
+        """
+        return frozen.codec.decode(self.generate_latents(model, frozen, batch, rngs, shape))
+
+    def edit(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Clips:
+        """The clips of `batch` made anew from the first noise level of the sampler on (SDEdit, 2108.01073)."""
+        noised = self._noised(frozen, batch, rngs)
+        return frozen.codec.decode(self.generate_latents(model, frozen, batch, rngs, shape, noised))
+
+    def _noised(self, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Latents:
+        """Latents of the clips of a batch at the first noise level of the sampler."""
+        x_0 = _latents(frozen.codec, batch, None)
+        t = jnp.full((x_0.shape[0], 1), self.sampler.time_grid(self.objective, x_0)[0])
+        return self.objective.corrupt_with(x_0, self.objective.prior(rngs, x_0.shape[1:]), t).x_t
+
+    def generate_latents(
+        self,
+        model: Network,
+        frozen: Frozen,
+        batch: Batch,
+        rngs: Key[Array, "B"],
+        shape: ClipShape,
+        start: Latents | None = None,
+    ) -> Latents:
+        """The latents of `generate`, from noise or from `start`."""
         latents, channels = self.codec.vae.latent_shape(shape), self.codec.vae.latent_channels
         cond = self._cond(batch)
         null = self.condition.null(cond, frozen.null) if self.condition is not None and self.guided else None
-        known = None if not self._holds else self._known(first_frame(frozen.codec, batch), latents[0])
+        known = self._known_of(frozen, batch, latents[0])
 
         def network(x_t: Latents, t: Time, cond: Cond) -> Output:
             return model.output(x_t, t, cond)
 
-        x_0 = diffuse.sample(
+        return diffuse.sample(
             self.objective,
             self.sampler,
             network,
-            self.objective.prior(rngs, (*latents, channels)),
+            self.objective.prior(rngs, (*latents, channels)) if start is None else start,
             rngs,
             conditioning=diffuse.Conditioning(
                 self._shown(frozen, batch, cond, latents[0]),
@@ -225,8 +291,26 @@ class Denoise(Task):
                 guidance=self.guidance,
             ),
             known=known,
+            levels=self._levels(known, latents),
         )
-        return frozen.codec.decode(x_0)
+
+    def _known_of(self, frozen: Frozen, batch: Batch, num_frames: int) -> Known | None:
+        """What is known of the clips that are sampled; None where nothing is."""
+        if batch.known is None:
+            return None if not self._holds else self._known(first_frame(frozen.codec, batch), num_frames)
+        mask = jnp.asarray(batch.known)
+        whole = _latents(frozen.codec, batch, None)
+        if batch.video is not None and self.codec.vae.compression[0] > 1:
+            whole = encoded_in_place(frozen.codec, batch.video, whole, whole_frames(mask))
+        return Known(whole, mask)
+
+    def _levels(self, known: Known | None, latents: tuple[int, int, int]) -> Levels | None:
+        """The scheduling matrix of sampling; None where all frames have one level."""
+        if self.scheduling == WholeClip():
+            return None
+        grid = self.objective.time_grid(self.sampler.num_steps, math.prod(latents), self.sampler.spacing)
+        mask = jnp.zeros((1, latents[0]), bool) if known is None else known.mask
+        return self.scheduling.levels(grid, whole_frames(mask)[0])
 
     def reconstruct(self, model: Network, frozen: Frozen, batch: Batch) -> Clips:
         """The clips of `batch` encoded and decoded by the codec."""
@@ -240,11 +324,11 @@ class Denoise(Task):
 
     @property
     def _holds(self) -> bool:
-        return self.known is not None and self.known.at_level_zero
+        return isinstance(self.known, FirstFrame) and self.known.at_level_zero
 
     def _known(self, first: Float[Array, "B 1 h w c"], num_frames: int) -> Known | None:
-        """Known frames of x_0; None where there are none."""
-        return None if self.known is None else self.known.known(first, num_frames)
+        """Known frames of x_0 where these are the first of every clip; None where there are none."""
+        return self.known.known(first, num_frames) if isinstance(self.known, FirstFrame) else None
 
     def _shown(self, frozen: Frozen, batch: Batch, cond: Cond | None, num_frames: int) -> Cond | None:
         """`cond` with the channels and image tokens of known frames, where the network takes them."""
@@ -295,6 +379,26 @@ class Denoise(Task):
             return self
         return dataclasses.replace(self, known=FirstFrame()) if self.objective.per_frame else None
 
+    def with_known(self, pattern: str) -> tuple["Denoise", str | None]:
+        wanted, known = Pattern(pattern), self.known
+        trained = frozenset() if known is None else known.patterns
+        if wanted in trained or (Pattern.RANDOM in trained and wanted is not Pattern.REGION):
+            return self, None
+        levels = self.objective.per_frame or (isinstance(known, KnownFrames) and known.independent > 0)
+        if levels and wanted is not Pattern.REGION and self._channels is None:
+            return self, (
+                f"this run was trained with a noise level for each frame, but on no clips of which the {wanted.words} "
+                f"known; expect less of it than of one with config.task.known.{wanted} above 0"
+            )
+        share = f"KnownFrames.{wanted}=0" if isinstance(known, KnownFrames) else f"config.task.known={known}"
+        raise ValueError(
+            f"this run was trained on no clips of which the {wanted.words} known: {share}; train one with "
+            f"config.task.known=KnownFrames({wanted}=...)"
+        )
+
+    def with_strength(self, strength: float) -> "Denoise":
+        return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, spacing=Trailing(first=strength)))
+
     def describe(self) -> Mapping[str, Any]:
         return {
             "codec": self.codec.digest,
@@ -342,6 +446,10 @@ class Denoise(Task):
 
     def with_encoders(self, encoders: Encoders) -> "Denoise":
         return dataclasses.replace(self, text=encoders.text, image=encoders.image)
+
+
+# Of the random numbers of a step, those for what is known; the others are split.
+_KNOWN = 1
 
 
 def _latents(codec: LatentCodec, batch: Batch, rng: Key[Array, ""] | None) -> Latents:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from dit_video.config.atomic import new_file, write_file
 from dit_video.video.encode import encode_mp4, grid, write_gif
 
 
@@ -43,9 +44,9 @@ class Media(abc.ABC):
         return ()
 
     def write(self, path: Path) -> None:
-        """Writes a file, in folders that are made where they are not there."""
+        """Writes a file whole or not at all, in folders that are made where they are not there."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.encode(path.suffix.lower()))
+        write_file(path, self.encode(path.suffix.lower()))
 
     def write_each(self, stem: Path) -> None:
         """Writes STEM with each of `suffixes`: a video as mp4 and as GIF."""
@@ -78,7 +79,8 @@ class Video(Media):
         if path.suffix.lower() != ".gif":
             return super().write(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return write_gif(path, self.frames, self.fps)
+        with new_file(path) as temporary:
+            return write_gif(temporary, self.frames, self.fps)
 
 
 @dataclasses.dataclass(frozen=True)

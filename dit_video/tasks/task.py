@@ -33,7 +33,7 @@ Metrics = dict[str, Array]
 ClipShape = tuple[int, int, int]
 
 # Names of functions that evaluators and commands of this package call.
-VALIDATE, GENERATE, RECONSTRUCT = "validate", "generate", "reconstruct"
+VALIDATE, GENERATE, RECONSTRUCT, EDIT = "validate", "generate", "reconstruct", "edit"
 
 
 class Function(NamedTuple):
@@ -116,7 +116,8 @@ class Task(abc.ABC):
         """Functions of the trained task by name, for evaluators and commands: "validate", "generate", "reconstruct".
 
         "validate" returns errors by name, one value per clip. "generate" makes one clip, text or other medium for each
-        row of a batch, and "reconstruct" clips through the codec alone: the best that "generate" can look.
+        row of a batch, and "reconstruct" clips through the codec alone: the best that "generate" can look. "edit" makes
+        the clips of a batch anew from some noise level on (`with_strength`).
         """
         return {}
 
@@ -202,6 +203,21 @@ class Task(abc.ABC):
     def continuing_images(self) -> "Task | None":
         """The task that makes clips which continue a picture; None where it cannot."""
         return None
+
+    def with_known(self, pattern: str) -> tuple["Task", str | None]:
+        """The task that makes clips of which some is known, `Batch.known`, and a warning where it may be poor at that.
+
+        Args:
+            pattern: "first" frames, "last" ones, both "ends", or a "region".
+
+        Raises:
+            ValueError: it was not trained for that; says what is missing.
+        """
+        raise ValueError(f"a {type(self).__name__} makes no clips of which the {pattern} is known")
+
+    def with_strength(self, strength: float) -> "Task":
+        """The task whose "edit" makes a share of (0, 1] of a clip anew, from that noise level on."""
+        raise ValueError(f"--strength={strength}: a {type(self).__name__} makes no clips anew; leave it out")
 
     # What prepares data and weights asks.
 

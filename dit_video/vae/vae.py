@@ -6,7 +6,7 @@ the whole clip gives. One that encodes frame by frame is the case of cells of on
 
 import abc
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,10 @@ class VAEConfig(abc.ABC):
         self.check_pixels(shape)
         frames, rows, columns = self.compression
         return 1 + (shape[0] - 1) // frames, shape[1] // rows, shape[2] // columns
+
+    def first_pixel_frame(self, latent_frame: Any) -> Any:
+        """Number of the first frame of pixels that latent frames, numbers or an array of such, are made of."""
+        return (latent_frame > 0) * (1 + (latent_frame - 1) * self.compression[0])
 
     def check_pixels(self, shape: tuple[int, ...], *, first: bool = True) -> None:
         """Raises ValueError unless a chunk of (T, H, W) pixels, `first` of its clip or a later one, fits."""

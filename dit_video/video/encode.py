@@ -4,7 +4,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import av
@@ -108,6 +108,23 @@ def encode_mp4(
     buffer = io.BytesIO()
     encode_frames(buffer, frames, fps, size=padded.shape[1:3], crf=crf, preset=preset)
     return buffer.getvalue()
+
+
+def stream_mp4(
+    path: str | os.PathLike, chunks: Iterable[UInt8[np.ndarray, "_ H W 3"]], fps: float | int | Fraction
+) -> int:
+    """Writes an mp4 chunk by chunk, as `encode_mp4` would of all together; returns the number of frames."""
+    chunks = iter(chunks)
+    head = next(chunks)
+    height, width = head.shape[1:3]
+    size = height + height % 2, width + width % 2
+
+    def frames() -> Iterator[VideoFrame]:
+        for chunk in itertools.chain([head], chunks):
+            padded = np.pad(chunk, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            yield from (VideoFrame.from_ndarray(frame, format="rgb24") for frame in padded)
+
+    return encode_frames(path, frames(), fps, size=size, crf=14, preset="medium")
 
 
 def write_mp4(path: str | os.PathLike, video: UInt8[np.ndarray, "T H W 3"], fps: float | int) -> None:

@@ -9,7 +9,7 @@ from flax import nnx
 from dit_video.nn.embed import LabelEmbedding, TimeEmbedding, VectorEmbedding, sinusoid
 from dit_video.nn.linear import linear
 from dit_video.nn.modulation import AdaLN, ModulationOffset, gated, modulate
-from dit_video.nn.patches import from_tokens, latent_shape, patchify, per_patch_frame, to_tokens, unpatchify
+from dit_video.nn.patches import from_tokens, latent_shape, patchify, per_patch, to_tokens, unpatchify
 from dit_video.nn.positions import patch_angles, rope_angles, rotate, sincos_places, sincos_positions
 
 SHAPES = [((2, 4, 6), (1, 2, 2)), ((6, 6, 5), (2, 3, 1)), ((3, 4, 10), (3, 1, 5)), ((1, 2, 2), (1, 1, 1))]
@@ -195,9 +195,9 @@ def test_tokens_are_a_place_with_all_its_frames_and_then_the_next(shape, patch_s
 
 def test_frames_that_share_a_patch_share_the_level_of_the_first():
     levels = jnp.arange(12.0).reshape(2, 6)
-    np.testing.assert_array_equal(per_patch_frame(levels, (2, 3, 5)), levels[:, [0, 2, 4]])
-    np.testing.assert_array_equal(per_patch_frame(levels, (1, 3, 5)), levels)
-    np.testing.assert_array_equal(per_patch_frame(levels[:, :1], (2, 3, 5)), levels[:, :1])
+    np.testing.assert_array_equal(per_patch(levels, (2, 3, 5)), levels[:, [0, 2, 4]])
+    np.testing.assert_array_equal(per_patch(levels, (1, 3, 5)), levels)
+    np.testing.assert_array_equal(per_patch(levels[:, :1], (2, 3, 5)), levels[:, :1])
 
 
 def test_angles_are_positions_times_a_ladder_of_frequencies():

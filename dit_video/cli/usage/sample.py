@@ -13,6 +13,11 @@ EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_c
   dit-video sample --workdir=runs/text_dit --text="a seven moving up" --text="an eight moving up" --out=up.mp4
   dit-video sample --workdir=runs/text_dit --text="a seven moving up" --negative_prompt="moving down" --out=up.mp4
   dit-video sample --workdir=runs/wan_i2v --image=seven.png --text="a seven moving up" --out=up.mp4
+  dit-video sample --workdir=runs/any_frames --video=a.mp4 --extend=48 --out=after.mp4     (--extend=-48: before)
+  dit-video sample --workdir=runs/any_frames --video=a.mp4 --to=b.mp4 --between=8 --out=joined.mp4
+  dit-video sample --workdir=runs/any_frames --video=a.mp4 --mask=hole.png --out=painted.mp4
+  dit-video sample --workdir=runs/any_frames --video=a.mp4 --strength=0.6 --label=three --out=three.mp4
+  dit-video sample --workdir=runs/any_frames --loop --label=two --out=loop.gif
 
 --sampler, --num_steps, --guidance and what they leave, --config.task.sampler... and --config.task.guidance..., change
 how this run is sampled. Clip i depends on seed and i
@@ -55,7 +60,18 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from (default: no text)")
     parser.add_argument("--image", type=path, metavar="FILE", help="the first frame, which the clips continue")
-    parser.add_argument("--num_frames", type=whole(1), help="length of a clip (default: as trained)")
+    parser.add_argument("--video", type=path, metavar="FILE", help="a video to begin with; say what is made of it:")
+    parser.add_argument("--extend", type=int, metavar="N", help="N frames after it, or with --extend=-N before it")
+    parser.add_argument("--to", type=path, metavar="FILE", help="led to this video, by --between frames")
+    parser.add_argument("--between", type=int, metavar="N", help="frames between --video and --to")
+    parser.add_argument("--loop", action="store_true", help="led back to its beginning; without --video, of a new clip")
+    parser.add_argument(
+        "--strength", type=float, metavar="S", help="made anew towards label or text, from a noise level in (0, 1] on"
+    )
+    parser.add_argument("--mask", type=path, metavar="FILE", help="made anew where a picture or video is white")
+    parser.add_argument(
+        "--num_frames", type=whole(1), help="length of a clip (default: as trained); more, where a run can extend"
+    )
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
     parser.add_argument(
         "--out",
