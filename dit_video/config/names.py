@@ -17,6 +17,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "data.text_cache": ("TextCache",),
     "data.transforms": ("ClipTransform",),
     "diffusion.guidance": ("Guidance",),
+    "diffusion.masked": ("Absorbing", "CosineMasking", "LogLinear"),
     "diffusion.multistep": ("DPMSolver", "UniPC"),
     "diffusion.objective": ("Gaussian", "LogitNormal", "MinSNR", "Uniform", "UniformLevels", "Unweighted"),
     "diffusion.path": (
