@@ -33,6 +33,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "dit.known_frames": ("AsChannels", "LevelZero"),
     "dit.latte": ("LatteConfig",),
     "dit.mmdit": ("MMDiTConfig", "PositionTable"),
+    "dit.text_transformer": ("TextTransformerConfig",),
     "dit.wan": ("WanConfig",),
     "encoders.clip_image": ("CLIPVisionConfig",),
     "encoders.clip_text": ("CLIPTextConfig",),

@@ -25,7 +25,7 @@ from dit_video.diffusion.process import Known
 from dit_video.diffusion.sampler import Euler, Sampler
 from dit_video.dit.condition import Cond, Condition
 from dit_video.dit.known_frames import AsChannels
-from dit_video.dit.network import Network, NetworkConfig
+from dit_video.dit.network import Network, NetworkConfig, TransformerConfig
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
@@ -325,7 +325,7 @@ class Denoise(Task):
     def backbone(self) -> NetworkConfig:
         return self.network
 
-    def with_backbone(self, backbone: NetworkConfig) -> "Denoise":
+    def with_backbone(self, backbone: TransformerConfig) -> "Denoise":
         return dataclasses.replace(self, network=backbone)
 
     def trained_codec(self) -> TrainedCodec:
