@@ -17,6 +17,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "data.text_cache": ("TextCache",),
     "data.transforms": ("ClipTransform",),
     "diffusion.guidance": ("Guidance",),
+    "diffusion.masked": ("Absorbing", "CosineMasking", "LogLinear"),
     "diffusion.multistep": ("DPMSolver", "UniPC"),
     "diffusion.objective": ("Gaussian", "LogitNormal", "MinSNR", "Uniform", "UniformLevels", "Unweighted"),
     "diffusion.path": (
@@ -33,6 +34,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "dit.known_frames": ("AsChannels", "LevelZero"),
     "dit.latte": ("LatteConfig",),
     "dit.mmdit": ("MMDiTConfig", "PositionTable"),
+    "dit.text_transformer": ("TextTransformerConfig",),
     "dit.wan": ("WanConfig",),
     "encoders.clip_image": ("CLIPVisionConfig",),
     "encoders.clip_text": ("CLIPTextConfig",),

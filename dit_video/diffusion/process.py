@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from dit_video.arrays import Latents, Time
-from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.timestep_spacing import Spacing
 
 # What is corrupted: an array [B ...], or a pytree of such.
@@ -27,35 +26,39 @@ class Known(NamedTuple):
 
     Attributes:
         values: of x_0; they mean nothing where `mask` is False.
-        mask: of which latent frames, or of which cells, the values are known.
+        mask: of which latent frames, of which cells, or of which tokens the values are known.
         independent: in training, the clips each of whose frames has a noise level of its own; None: as of the process.
         absent: in training, frames that are not there: they are noise at level 1, and bear no loss; None: none.
     """
 
-    values: Latents
+    values: Data
     mask: Bool[Array, "#B t"] | Bool[Array, "#B t h w"]
     independent: Bool[Array, "B"] | None = None
     absent: Bool[Array, "B t"] | None = None
 
-    def into(self, x: Latents) -> Latents:
+    def into(self, x: Data) -> Data:
         """`x` with the known values in their places."""
-        return jnp.where(over_latents(self.mask), self.values, x)
+        return self._where_known(self.values, x)
 
-    def clean(self, x_t: Latents, t: Time) -> tuple[Latents, Time]:
+    def clean(self, x_t: Data, t: Time) -> tuple[Data, Time]:
         """x_t and t as a network sees them for which what is known has noise level 0."""
         return self.into(x_t), jnp.where(self.mask, 0.0, self.spread(t))
 
-    def noised(self, x_t: Latents, t: Time, x_1: Latents) -> tuple[Latents, Time]:
+    def noised(self, x_t: Data, t: Time, x_1: Data) -> tuple[Data, Time]:
         """x_t and t with noise at level 1 where something is known: as if nothing were."""
-        return jnp.where(over_latents(self.mask), x_1, x_t), jnp.where(self.mask, 1.0, self.spread(t))
+        return self._where_known(x_1, x_t), jnp.where(self.mask, 1.0, self.spread(t))
 
     def spread(self, level: Shaped[Array, "B #t"]) -> Shaped[Array, "B ..."]:
         """Values of clips or frames with as many axes as the mask has."""
         return level.reshape(*level.shape, *(1,) * (self.mask.ndim - level.ndim))
 
     def judged(self) -> Bool[Array, "..."]:
-        """Of which frames or cells, as of `mask`, the loss is taken: those that are generated."""
+        """Of which frames, cells or tokens, as of `mask`, the loss is taken: those that are generated."""
         return ~self.mask if self.absent is None else ~self.mask & ~self.spread(self.absent)
+
+    def _where_known(self, known: Data, other: Data) -> Data:
+        mask = self.mask.reshape(*self.mask.shape, *(1,) * (other.ndim - self.mask.ndim))
+        return jnp.where(mask, known, other)
 
 
 class Corrupted(NamedTuple):

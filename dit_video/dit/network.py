@@ -98,30 +98,43 @@ class Network(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkConfig(abc.ABC):
-    """Configuration of a network, a field of an experiment.
+class TransformerConfig(abc.ABC):
+    """Configuration of a transformer of any tokens: what plans and rematerialisation ask of it.
 
     Attributes:
         hidden_size: D, the width of the stream of tokens.
         depth: number of blocks.
         num_heads: K, heads of attention.
-        patch_size: (frames, rows, columns) in latent cells.
         remat: rematerialisation of blocks, a matter of memory and time: the network computes the same.
     """
 
     hidden_size: int
     depth: int
     num_heads: int
-    patch_size: PatchSize = (1, 2, 2)
     remat: Remat = Remat.NOTHING_RECOMPUTED
 
     def __post_init__(self):
-        at_least(self, 1, "hidden_size", "depth", "num_heads", "patch_size")
+        at_least(self, 1, "hidden_size", "depth", "num_heads")
 
     @property
     @abc.abstractmethod
     def mlp_size(self) -> int:
         """Hidden width of the MLP of a block."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(TransformerConfig):
+    """Configuration of a denoiser of latents, a field of an experiment.
+
+    Attributes:
+        patch_size: (frames, rows, columns) in latent cells.
+    """
+
+    patch_size: PatchSize = (1, 2, 2)
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "patch_size")
 
     @property
     def learns_variance(self) -> bool:

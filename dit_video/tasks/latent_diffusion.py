@@ -29,7 +29,7 @@ from dit_video.diffusion.scheduling_matrix import Levels, SchedulingMatrix, Whol
 from dit_video.diffusion.timestep_spacing import Trailing
 from dit_video.dit.condition import Cond, Condition
 from dit_video.dit.known_frames import AsChannels
-from dit_video.dit.network import Network, NetworkConfig
+from dit_video.dit.network import Network, NetworkConfig, TransformerConfig
 from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
@@ -429,7 +429,7 @@ class Denoise(Task):
     def backbone(self) -> NetworkConfig:
         return self.network
 
-    def with_backbone(self, backbone: NetworkConfig) -> "Denoise":
+    def with_backbone(self, backbone: TransformerConfig) -> "Denoise":
         return dataclasses.replace(self, network=backbone)
 
     def trained_codec(self) -> TrainedCodec:

@@ -20,7 +20,7 @@ from dit_video.data.inventory import Inventory
 from dit_video.data.record import Split
 from dit_video.data.signals import examples_of
 from dit_video.diffusion.sampler import Sampler
-from dit_video.dit.network import NetworkConfig
+from dit_video.dit.network import TransformerConfig
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
 from dit_video.tasks.media import Media
@@ -158,11 +158,11 @@ class Task(abc.ABC):
         return self
 
     @property
-    def backbone(self) -> NetworkConfig | None:
+    def backbone(self) -> TransformerConfig | None:
         """The transformer in which most of a step is spent, for plans: depth, heads, rematerialisation."""
         return None
 
-    def with_backbone(self, backbone: NetworkConfig) -> "Task":
+    def with_backbone(self, backbone: TransformerConfig) -> "Task":
         """The same task with another `backbone`, for plans that change its rematerialisation."""
         raise TypeError(f"{type(self).__name__}.backbone is None: there is none to replace by {backbone}")
 
