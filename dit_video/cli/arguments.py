@@ -2,20 +2,24 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 
 import jax
 
-from dit_video.config.user_file import call_file
+from dit_video import __version__
+from dit_video.config.user_file import call_file, packaged
 from dit_video.data.video_set import file_digest
+from dit_video.distributed.processes import is_first
 from dit_video.evaluation.features import Extractor, FromFile
 from dit_video.evaluation.i3d import I3DLogits
 from dit_video.evaluation.protocol import ResizeRule
 from dit_video.experiment import Experiment, load
+from dit_video.progress import Terminal
 
 
 def like_of(arguments: argparse.Namespace) -> Experiment | None:
     """The experiment of --config, whose classes a recorded run may be made of; None without --config."""
-    return None if arguments.like is None else load(arguments.like)
+    return None if arguments.like is None else named(arguments.like)
 
 
 def use_fake_devices(number: int) -> None:
@@ -28,7 +32,15 @@ def use_fake_devices(number: int) -> None:
 
 def experiment_of(arguments: argparse.Namespace) -> Experiment:
     """The experiment that --config and the overrides name."""
-    return load(arguments.config, arguments.overrides)
+    return named(arguments.config, arguments.overrides)
+
+
+def named(name: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of FILE.py[:arg] with its overrides; says so where the file is one that came with this package."""
+    if (file := packaged(name)) is not None:
+        console = Terminal(stderr=True, quiet=not is_first())
+        console.print(f"{name.partition(':')[0]}: not in this folder; taking that of dit_video {__version__}, {file}")
+    return load(name, overrides)
 
 
 def extractor_of(arguments: argparse.Namespace) -> Extractor:

@@ -15,6 +15,7 @@ from dit_video.cli.usage import (
     diff,
     encode,
     evaluate,
+    experiments,
     export,
     import_weights,
     inspect,
@@ -30,6 +31,7 @@ from dit_video.cli.usage import (
 # In the order of work.
 COMMANDS = (
     demo,
+    experiments,
     data,
     show,
     plan,
