@@ -119,6 +119,11 @@ class NetworkConfig(abc.ABC):
         at_least(self, 1, "hidden_size", "depth", "num_heads", "patch_size")
 
     @property
+    def function(self) -> "NetworkConfig":
+        """The configuration without what changes memory and time alone: equal ones compute the same function."""
+        return dataclasses.replace(self, remat=Remat.NOTHING_RECOMPUTED)
+
+    @property
     @abc.abstractmethod
     def mlp_size(self) -> int:
         """Hidden width of the MLP of a block."""
