@@ -31,21 +31,27 @@ a little smoother than the real clips; that shuffled frames score better than wh
 misses in them is quick change, which shuffling adds.
 """
 
-from dit_video.data.dataset import Data
-from dit_video.data.sources import LatentCache, VideoSet
-from dit_video.data.transforms import ClipTransform
-from dit_video.diffusion.guidance import Guidance
-from dit_video.diffusion.objective import rectified_flow
-from dit_video.diffusion.sampler import Heun
-from dit_video.dit.condition import ClassCondition
-from dit_video.dit.dit import DiTConfig
-from dit_video.evaluation.evaluators import HeldOutError, Samples
-from dit_video.experiment import Experiment
-from dit_video.tasks.latent_diffusion import Denoise
-from dit_video.training.intervals import Schedule
-from dit_video.training.optimizer import EMA, Decay, Muon
-from dit_video.vae.trained_codec import TrainedCodec
-from dit_video.vae.video_vae import VideoVAEConfig
+from dit_video import (
+    EMA,
+    ClassCondition,
+    ClipTransform,
+    Data,
+    Decay,
+    Denoise,
+    DiTConfig,
+    Experiment,
+    Guidance,
+    HeldOutError,
+    Heun,
+    LatentCache,
+    Muon,
+    Samples,
+    Schedule,
+    TrainedCodec,
+    VideoSet,
+    VideoVAEConfig,
+    rectified_flow,
+)
 
 # As experiments/grid_vae.py trains it; opening the run checks that it is.
 VAE = VideoVAEConfig(

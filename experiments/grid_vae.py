@@ -20,16 +20,21 @@ that knows each clip's mean frame and nothing else; 6 dB above that (44.5 dB) is
 the second half of the run gave 0.7 dB.
 """
 
-from dit_video.data.dataset import Data
-from dit_video.data.sources import VideoSet
-from dit_video.data.transforms import ClipTransform
-from dit_video.evaluation.evaluators import Reconstruction
-from dit_video.experiment import Experiment
-from dit_video.tasks.autoencode import Autoencode
-from dit_video.training.intervals import Schedule
-from dit_video.training.optimizer import EMA, Decay, Muon
-from dit_video.vae.losses import AutoencodeLoss, ReconstructionLoss
-from dit_video.vae.video_vae import VideoVAEConfig
+from dit_video import (
+    EMA,
+    Autoencode,
+    AutoencodeLoss,
+    ClipTransform,
+    Data,
+    Decay,
+    Experiment,
+    Muon,
+    Reconstruction,
+    ReconstructionLoss,
+    Schedule,
+    VideoSet,
+    VideoVAEConfig,
+)
 
 
 def get_config(arg: str = "64") -> Experiment:

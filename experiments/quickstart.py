@@ -17,23 +17,31 @@ their first frames held still. `tools/read_digits.py --workdir runs/demo/dit --n
 withheld, 99 % of held-out clips.
 """
 
-from dit_video.data.dataset import Data
-from dit_video.data.sources import LatentCache, MovingDigits
-from dit_video.data.transforms import ClipTransform
-from dit_video.diffusion.guidance import Guidance
-from dit_video.diffusion.objective import rectified_flow
-from dit_video.diffusion.sampler import Heun
-from dit_video.dit.condition import ClassCondition
-from dit_video.dit.dit import DiTConfig
-from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
-from dit_video.experiment import Experiment
-from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.latent_diffusion import Denoise
-from dit_video.training.intervals import Schedule
-from dit_video.training.optimizer import EMA, Decay, Muon
-from dit_video.vae.losses import AutoencodeLoss, ReconstructionLoss
-from dit_video.vae.trained_codec import TrainedCodec
-from dit_video.vae.video_vae import VideoVAEConfig
+from dit_video import (
+    EMA,
+    Autoencode,
+    AutoencodeLoss,
+    ClassCondition,
+    ClipTransform,
+    Data,
+    Decay,
+    Denoise,
+    DiTConfig,
+    Experiment,
+    Guidance,
+    HeldOutError,
+    Heun,
+    LatentCache,
+    MovingDigits,
+    Muon,
+    Reconstruction,
+    ReconstructionLoss,
+    Samples,
+    Schedule,
+    TrainedCodec,
+    VideoVAEConfig,
+    rectified_flow,
+)
 
 VAE = VideoVAEConfig(
     channels=64,

@@ -26,27 +26,35 @@ the whole way from captions to pictures on a laptop:
     dit-video train --config=experiments/video_1b.py:tiny --workdir=runs/video_tiny
 """
 
-from dit_video.data.dataset import Data
-from dit_video.data.signals import CaptionBytes
-from dit_video.data.sources import LatentCache, MovingDigits, VideoSet
-from dit_video.data.transforms import ClipTransform
-from dit_video.diffusion.guidance import Guidance
-from dit_video.diffusion.objective import rectified_flow
-from dit_video.diffusion.sampler import Euler
-from dit_video.distributed.sharding import MeshShape
-from dit_video.dit.condition import TextCondition
-from dit_video.dit.dit import DiTConfig
-from dit_video.dit.network import Remat
-from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Samples
-from dit_video.experiment import Experiment
-from dit_video.nn.module import Precision
-from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.latent_diffusion import Denoise
-from dit_video.training.intervals import Schedule
-from dit_video.training.optimizer import EMA, AdamW
-from dit_video.vae.losses import AutoencodeLoss, ReconstructionLoss
-from dit_video.vae.trained_codec import TrainedCodec
-from dit_video.vae.video_vae import VideoVAEConfig
+from dit_video import (
+    EMA,
+    AdamW,
+    Autoencode,
+    AutoencodeLoss,
+    CaptionBytes,
+    ClipTransform,
+    Data,
+    Denoise,
+    DiTConfig,
+    Euler,
+    Experiment,
+    Guidance,
+    HeldOutError,
+    LatentCache,
+    MeshShape,
+    MovingDigits,
+    Precision,
+    Reconstruction,
+    ReconstructionLoss,
+    Remat,
+    Samples,
+    Schedule,
+    TextCondition,
+    TrainedCodec,
+    VideoSet,
+    VideoVAEConfig,
+    rectified_flow,
+)
 
 # 4x8x8, 16 channels.
 VAE = VideoVAEConfig()

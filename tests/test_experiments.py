@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from dit_video import experiment as experiments
+from dit_video.cli.new import experiment_file
 from dit_video.config.components import to_json
 from dit_video.run import workload
 from dit_video.run.checks import check_fields
 
 ROOT = Path(__file__).parent.parent
 RUNS = (
+    "experiments/captions.py",
+    "experiments/image.py",
     "experiments/quickstart.py:vae",
     "experiments/quickstart.py:dit",
     "experiments/grid_vae.py",
@@ -40,6 +43,14 @@ def experiment(request) -> experiments.Experiment:
 
 def test_an_experiment_survives_its_record(experiment):
     again = experiments.from_json(to_json(experiment))
+    assert again == experiment
+    assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
+
+
+def test_the_file_that_is_written_of_an_experiment_is_that_experiment(experiment, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(experiment_file(experiment, file, "there"))
+    again = experiments.load(f"{file}")
     assert again == experiment
     assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
 

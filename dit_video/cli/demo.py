@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dit_video.cli.arguments import named
 from dit_video.cli.usage import evaluate, export, sample
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.sources import MovingDigits
-from dit_video.experiment import Experiment, load
+from dit_video.experiment import Experiment
 from dit_video.progress import Terminal
 from dit_video.run.latents import encode
 from dit_video.run.train import train
@@ -26,7 +27,7 @@ DIGITS, LATENTS, VAE = "moving_digits", "latents", "vae"
 def main(arguments: argparse.Namespace) -> int:
     console, folder = Terminal(), arguments.workdir
     console.print(f"everything goes to {folder}/\n")
-    vae, dit = (_within(load(f"{EXPERIMENT}:{name}"), folder) for name in ("vae", "dit"))
+    vae, dit = (_within(named(f"{EXPERIMENT}:{name}"), folder) for name in ("vae", "dit"))
     seconds: dict[str, float] = {}
 
     def station(title: str) -> None:

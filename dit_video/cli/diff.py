@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from dit_video import experiment as experiments
+from dit_video.cli.arguments import named
 from dit_video.config.components import diff
 from dit_video.progress import Terminal
 from dit_video.run.folder import EXPERIMENT_FILE, read_experiment
@@ -16,7 +16,7 @@ from dit_video.storage.mirror import local_copy
 def main(arguments: argparse.Namespace) -> int:
     names = (arguments.a, arguments.b)
     folders = {name: local_copy(Path(name), EXPERIMENT_FILE) for name in names}
-    files = {name: experiments.load(name) for name in names if not folders[name].is_dir()}
+    files = {name: named(name) for name in names if not folders[name].is_dir()}
     # A run may be made of the classes of the file that it is compared with.
     like = next(iter(files.values()), None)
     changed = diff(*(files.get(name) or read_experiment(folders[name], like) for name in names))

@@ -2,8 +2,8 @@
 
 import argparse
 
+from dit_video.cli.arguments import named
 from dit_video.config.atomic import new_folder
-from dit_video.experiment import load
 from dit_video.progress import Terminal
 from dit_video.run.import_weights import import_run
 from dit_video.weights.source import read_digests
@@ -14,7 +14,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.overrides[0]}: there is no experiment to change; name one with --config")
     if arguments.config is not None and arguments.codec is not None:
         raise ValueError(f"--codec={arguments.codec}: the experiment of --config names its own; leave one of them out")
-    experiment = None if arguments.config is None else load(arguments.config, arguments.overrides)
+    experiment = None if arguments.config is None else named(arguments.config, arguments.overrides)
     with new_folder(arguments.out) as folder:
         parts = import_run(
             arguments.source,

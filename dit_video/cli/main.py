@@ -15,10 +15,12 @@ from dit_video.cli.usage import (
     diff,
     encode,
     evaluate,
+    experiments,
     export,
     import_weights,
     inspect,
     launch,
+    new,
     plan,
     sample,
     show,
@@ -30,7 +32,9 @@ from dit_video.cli.usage import (
 # In the order of work.
 COMMANDS = (
     demo,
+    experiments,
     data,
+    new,
     show,
     plan,
     train,

@@ -1,6 +1,7 @@
-"""Names of components in records: a record says "TrainedCodec", and this table where that class lives now.
+"""Names of components in records, and all public names: a record says "TrainedCodec", this table where it lives now.
 
-Files may move, names may not: what stands here once stays, and a class that is renamed keeps its old name here.
+Files may move, names may not: what stands here once stays, and a class that is renamed keeps its old name here. What
+stands here can be imported as `from dit_video import NAME`; `python -m tools.public_names` tells type checkers so.
 """
 
 from collections.abc import Mapping
@@ -60,4 +61,41 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 # The module of each name.
-MODULES: Mapping[str, str] = {name: f"dit_video.{room}" for room, names in _ROOMS.items() for name in names}
+MODULES: dict[str, str] = {name: f"dit_video.{room}" for room, names in _ROOMS.items() for name in names}
+
+# What else experiments, tasks and conditions of one's own are written with, and what a notebook needs.
+_BESIDE_COMPONENTS: Mapping[str, tuple[str, ...]] = {
+    "data.batch": ("Batch",),
+    "data.record": ("Examples", "Record", "Split"),
+    "data.signals": ("Signal",),
+    "data.sources": ("SourceInfo",),
+    "data.text_cache": ("TextDtype",),
+    "diffusion.objective": ("ddpm", "diffusion_forcing", "rectified_flow"),
+    "diffusion.process": ("Corrupted",),
+    "dit.condition": ("Condition",),
+    "dit.latte": ("Variant",),
+    "dit.network": ("Network", "NetworkConfig", "Remat"),
+    "encoders.clip_block": ("Activation",),
+    "encoders.text": ("HiddenState",),
+    "encoders.tokenizer": ("Cleaning",),
+    "evaluation.protocol": ("ResizeRule",),
+    "experiment": ("load",),
+    "nn.attention": ("QKNorm",),
+    "nn.conv": ("Padding",),
+    "nn.mlp": ("MLPKind",),
+    "nn.module": ("Precision",),
+    "nn.norm": ("Norm",),
+    "nn.softmax_attention": ("Kernel",),
+    "run.train": ("train",),
+    "tasks.evaluator": ("EvaluationData", "Evaluator", "Report"),
+    "tasks.keys": ("clip_keys",),
+    "tasks.media": ("Media", "Picture", "Text", "Video"),
+    "tasks.task": ("Function", "Task"),
+    "training.optimizer": ("Decay",),
+    "vae.losses": ("ReconstructionLoss",),
+}
+
+# The module of each public name.
+PUBLIC: Mapping[str, str] = MODULES | {
+    name: f"dit_video.{room}" for room, names in _BESIDE_COMPONENTS.items() for name in names
+}

@@ -117,6 +117,11 @@ class TransformerConfig(abc.ABC):
         at_least(self, 1, "hidden_size", "depth", "num_heads")
 
     @property
+    def function(self) -> "NetworkConfig":
+        """The configuration without what changes memory and time alone: equal ones compute the same function."""
+        return dataclasses.replace(self, remat=Remat.NOTHING_RECOMPUTED)
+
+    @property
     @abc.abstractmethod
     def mlp_size(self) -> int:
         """Hidden width of the MLP of a block."""

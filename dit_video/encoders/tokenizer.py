@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Int32
 
+from dit_video.config.extras import install
 from dit_video.config.json_file import read_object
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _WHOLE, _VOCABULARY, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 # Where the token that pads is named.
 _ABOUT = ("tokenizer_config.json", "special_tokens_map.json")
-_INSTALL = "is not installed; tokenizers of published text encoders need it: pip install 'dit-video[text]'"
+_INSTALL = f"is not installed; tokenizers of published text encoders need it: {install('text')}"
 
 # CLIP's own: where a text is cut before pairs are merged, and the tokens around each caption.
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

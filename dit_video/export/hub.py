@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+from dit_video.config.extras import install
+
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
@@ -14,7 +16,7 @@ def check(repo: str) -> None:
     """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ValueError(
-            "--format hub: the package huggingface_hub is not installed; install it with pip install 'dit-video[hub]'"
+            f"--format hub: the package huggingface_hub is not installed; install it with {install('hub')}"
         )
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError

@@ -179,7 +179,8 @@ class ClassDiT(DenoiserFamily):
         if config.time_frequency_shift != 1:
             raise ValueError(
                 f"{where}.time_frequency_shift={config.time_frequency_shift}: diffusers computes DiT with 1 and would "
-                f"give other outputs; train with --{where}.time_frequency_shift=1, from these weights with --init_from"
+                f"give other outputs; train with --{where}.time_frequency_shift=1, from these weights with --init_from "
+                "and --allow_change"
             )
         if config.mlp_size != int(_DIFFUSERS_MLP_RATIO * config.hidden_size):
             raise ValueError(f"{where}.mlp_ratio={config.mlp_ratio}: in diffusers it is {_DIFFUSERS_MLP_RATIO}")

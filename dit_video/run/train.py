@@ -42,6 +42,7 @@ from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, AllowedChanges, check_data, read_experiment, record
 from dit_video.run.fresh_start import check_not_gone
 from dit_video.run.frozen import with_frozen, with_random_frozen
+from dit_video.run.initial_weights import source_of_weights
 from dit_video.run.latents import check_cache
 from dit_video.run.open_run import unstyled
 from dit_video.run.preflight import preflight
@@ -82,11 +83,7 @@ def train(
     kept = record_of(workdir)
     steps_of(kept.folder)  # refuses a folder in which no checkpoint could be found again
     if init_from is not None:
-        init_from = local_copy(init_from, EXPERIMENT_FILE)
-        if not (init_from / EXPERIMENT_FILE).is_file():
-            raise ExperimentError(
-                f"--init_from={init_from}: there is no run in this folder; name one with a {EXPERIMENT_FILE}"
-            )
+        init_from = source_of_weights(init_from, experiment, allow_change=allow.experiment, warn=unstyled(console))
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     check_joined()

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import tensorstore
 
+from dit_video.config.extras import install
+
 # Two letters at least: C: is a disk. A path has lost one of the two slashes.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 _GCS = "gs"
@@ -41,7 +43,7 @@ def address(name: str | Path) -> str | None:
     if len(parts) < 2 or any(part in ("", ".", "..") for part in parts) or _PATTERN.search(rest):
         raise ValueError(f"{name}: names no run in a bucket; give gs://bucket/run, without {_PATTERN.pattern} and ..")
     if importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(f"{name}: runs in a bucket need gcsfs; pip install 'dit-video[gcs]'")
+        raise ValueError(f"{name}: runs in a bucket need gcsfs: {install('gcs')}")
     return f"gs://{rest}"
 
 

@@ -14,7 +14,7 @@ from dit_video.data.batch import Batch
 from dit_video.data.dataset import Data
 from dit_video.nn.module import Precision
 from dit_video.tasks.media import Video
-from dit_video.tasks.task import RECONSTRUCT, VALIDATE, Function, Metrics, Task, latent_cells
+from dit_video.tasks.task import RECONSTRUCT, VALIDATE, Function, Learnt, Metrics, Task, latent_cells
 from dit_video.vae.codec import to_pixels, to_video
 from dit_video.vae.losses import AutoencodeLoss, Critic, autoencode_loss
 from dit_video.vae.vae import VAE, Autoencoded, VAEConfig, posterior, sample_posterior
@@ -84,6 +84,9 @@ class Autoencode(Task):
 
     def in_float32(self) -> "Autoencode":
         return dataclasses.replace(self, precision=Precision.FLOAT32)
+
+    def learnt(self) -> Learnt:
+        return Learnt({"vae": self.vae}, {"losses": self.losses})
 
     @property
     def learnt_vae(self) -> VAEConfig:

@@ -57,6 +57,7 @@ from dit_video.tasks.task import (
     ClipShape,
     Encoders,
     Function,
+    Learnt,
     Metrics,
     Task,
     fill,
@@ -431,6 +432,13 @@ class Denoise(Task):
 
     def with_backbone(self, backbone: TransformerConfig) -> "Denoise":
         return dataclasses.replace(self, network=backbone)
+
+    def learnt(self) -> Learnt:
+        """What the weights are: the network, what it is conditioned on and shown; and what they were trained for."""
+        condition = None if self.condition is None else dataclasses.replace(self.condition, drop_rate=0.0)
+        function = {"network": self.network.function, "condition": condition, "known.shown": self._channels}
+        target = {"objective": self.objective, "codec.vae": self.codec.vae, "text": self.text, "image": self.image}
+        return Learnt(function, target)
 
     def trained_codec(self) -> TrainedCodec:
         return self.codec

@@ -49,6 +49,19 @@ class Function(NamedTuple):
     medium: type[Media] | None = None
 
 
+class Learnt(NamedTuple):
+    """What the weights of a task are, by field, for who starts from those of another (`train --init_from`).
+
+    Attributes:
+        function: what decides which function parameters stand for, beside their shapes; where one of it is another,
+            the same weights compute something else. Memory, speed and rounding are no part of it.
+        target: what the network was trained to output, such as the objective: it may be another, and is then said.
+    """
+
+    function: Mapping[str, Any]
+    target: Mapping[str, Any]
+
+
 class Encoders(NamedTuple):
     """Published encoders of a task, None where it has none.
 
@@ -165,6 +178,10 @@ class Task(abc.ABC):
     def with_backbone(self, backbone: TransformerConfig) -> "Task":
         """The same task with another `backbone`, for plans that change its rematerialisation."""
         raise TypeError(f"{type(self).__name__}.backbone is None: there is none to replace by {backbone}")
+
+    def learnt(self) -> Learnt:
+        """What the weights are; by default the `backbone`, where there is one."""
+        return Learnt({} if self.backbone is None else {"backbone": self.backbone.function}, {})
 
     # What `dit-video sample` asks.
 

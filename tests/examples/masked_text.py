@@ -10,23 +10,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dit_video.data.batch import Batch
-from dit_video.data.dataset import Data
-from dit_video.data.record import Examples, Record, Split
-from dit_video.data.signals import CaptionBytes
-from dit_video.data.sources import SourceInfo
-from dit_video.data.transforms import ClipTransform
-from dit_video.diffusion.process import Corrupted
-from dit_video.diffusion.sampler import Ancestral
-from dit_video.experiment import Experiment
+# isort: off
+from dit_video import (
+    AdamW, Ancestral, Batch, CaptionBytes, ClipTransform, Corrupted, Data, Evaluator, Examples, Experiment, Function,
+    Record, Report, Schedule, SourceInfo, Split, Task, Text, clip_keys,
+)  # fmt: skip
+
+# isort: on
 from dit_video.nn.linear import linear
 from dit_video.tasks import diffuse
-from dit_video.tasks.evaluator import Evaluator, Report
-from dit_video.tasks.keys import clip_keys
-from dit_video.tasks.media import Text
-from dit_video.tasks.task import GENERATE, Function, Task
-from dit_video.training.intervals import Schedule
-from dit_video.training.optimizer import AdamW
+from dit_video.tasks.task import GENERATE
 
 WORDS, LENGTH, MASK, WIDTH = ("red", "green", "blue", "white"), 8, 255, 64
 

@@ -14,23 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dit_video.data.dataset import Data
-from dit_video.data.signals import Signal
-from dit_video.data.sources import MovingDigits
-from dit_video.data.transforms import ClipTransform
-from dit_video.diffusion.guidance import Guidance
-from dit_video.diffusion.sampler import Euler
-from dit_video.dit.condition import Condition
-from dit_video.dit.dit import DiTConfig
-from dit_video.evaluation.evaluators import HeldOutError
-from dit_video.experiment import Experiment
+from dit_video import (
+    AdamW,
+    Autoencode,
+    ClipTransform,
+    Condition,
+    Data,
+    Denoise,
+    DiTConfig,
+    Euler,
+    Experiment,
+    Guidance,
+    HeldOutError,
+    MovingDigits,
+    Schedule,
+    Signal,
+    TrainedCodec,
+    VideoVAEConfig,
+)
 from dit_video.nn.embed import VectorEmbedding
-from dit_video.tasks.autoencode import Autoencode
-from dit_video.tasks.latent_diffusion import Denoise
-from dit_video.training.intervals import Schedule
-from dit_video.training.optimizer import AdamW
-from dit_video.vae.trained_codec import TrainedCodec
-from dit_video.vae.video_vae import VideoVAEConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -150,5 +150,5 @@ def test_a_missing_login_is_an_error_before_anything_is_written(tmp_path, monkey
 
 def test_without_the_library_it_is_said_how_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(ValueError, match=r"pip install 'dit-video\[hub\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[hub\]'"):
         hub.check(REPO)

@@ -35,7 +35,7 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
         required=required,
         type=path_text,
         metavar="FILE.py[:arg]",
-        help="experiment file, with the argument of its get_config; change fields with --config.PATH=VALUE",
+        help="experiment file, with the argument of its get_config, or a run; change fields with --config.PATH=VALUE",
     )
 
 

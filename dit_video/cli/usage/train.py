@@ -20,9 +20,16 @@ def add_parser(subparsers) -> None:
     parser = command(subparsers, "train", "train an experiment, or go on training it", EXAMPLES)
     add_config(parser)
     add_workdir(parser)
-    parser.add_argument("--init_from", type=run_path, metavar="RUN", help="start from this run's averaged weights")
     parser.add_argument(
-        "--allow_change", action="store_true", help="go on although the experiment is not the one it was started with"
+        "--init_from",
+        type=run_path,
+        metavar="RUN",
+        help="start from this run's averaged weights; its network must compute the same (remat, precision may differ)",
+    )
+    parser.add_argument(
+        "--allow_change",
+        action="store_true",
+        help="go on although the experiment is not the one it was started with, or the network that of --init_from",
     )
     parser.add_argument(
         "--allow_data_change",
