@@ -45,7 +45,8 @@ class Panel:
     """Cards of one protocol.
 
     Attributes:
-        rows: from the least value to the greatest.
+        rows: from the least value to the greatest; samples are those of the last card of each run.
+        earlier: samples of the cards before.
         top: end of the axis, which begins at 0.
         ticks: of the axis.
         apart: fields in which the protocol differs from that of the first panel.
@@ -55,6 +56,7 @@ class Panel:
     metric: str
     protocol: Mapping[str, Any]
     rows: Sequence[Row]
+    earlier: Sequence[Row]
     top: float
     ticks: Sequence[float]
     apart: Sequence[str]
@@ -79,21 +81,23 @@ def panels(runs: Sequence[RecordedRun]) -> list[Panel]:
     return [_panel(group, groups[0][0][2]) for group in groups]
 
 
-def _panel(group: Sequence[Named], first: Card) -> Panel:
-    rows = [_row(label, "the samples of this run", run, card) for run, label, card in group]
-    rows += list(_yardsticks(group))
+def _panel(everything: Sequence[Named], first: Card) -> Panel:
+    last = {run: card for run, _, card in sorted(everything, key=lambda named: named[2]["subject"].get("step") or 0)}
+    group = [named for named in everything if last[named[0]] is named[2]]
+    rows = [*_samples(group), *_yardsticks(group)]
     top = _top(max(row.interval[1] if row.interval else row.value for row in rows))
     card = group[0][2]
     return Panel(
         metric=card["metric"],
         protocol=flat_protocol(card["protocol"]),
         rows=sorted(rows, key=lambda row: row.value),
+        earlier=_samples([named for named in everything if last[named[0]] is not named[2]]),
         top=top,
         ticks=[top * part / 4 for part in range(5)],
         apart=differing_scale(first, card),
         verdicts=[sentence for _, label, c in group if (sentence := verdict(label, c))],
-        notes=list(dict.fromkeys(note for _, _, c in group for note in c.get("notes", ()))),
-        measures=[(label, c["measures"]) for _, label, c in group if c.get("measures")],
+        notes=list(dict.fromkeys(note for _, _, c in everything for note in c.get("notes", ()))),
+        measures=[(label, c["measures"]) for _, label, c in everything if c.get("measures")],
     )
 
 
@@ -107,6 +111,10 @@ def verdict(label: str, card: Card) -> str | None:
         return None
     share = (card["value"] - real) / (still - real)
     return f"{label}: {share:.0%} of the way from real clips ({real:.4g}) to held first frames ({still:.4g})"
+
+
+def _samples(group: Sequence[Named]) -> list[Row]:
+    return [_row(label, "the samples of this run", run, card) for run, label, card in group]
 
 
 def _yardsticks(group: Sequence[Named]) -> Iterable[Row]:

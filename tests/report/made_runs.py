@@ -1,5 +1,6 @@
 """Folders of runs as training leaves them, written by hand: what a report reads, without a step being trained."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,12 @@ def write_sample(folder: Path, step: int, seed: int, name: str = "samples") -> N
     grey = (step * 7 + seed * 31) % 200 + 20
     path = folder / "samples" / f"step_{step:07d}_{name}.mp4"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(encode_mp4(np.full((8, 32, 64, 3), grey, np.uint8), 8.0))
+    path.write_bytes(grey_clip(grey))
+
+
+@functools.cache
+def grey_clip(grey: int) -> bytes:
+    return encode_mp4(np.full((8, 32, 64, 3), grey, np.uint8), 8.0)
 
 
 def write_fvd(path: Path, *, step: int, value: float = 260.0, num_clips: int = 32, notes: Sequence[str] = ()) -> None:
