@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video.cli.arguments import named
+from dit_video.cli.report import write_report
 from dit_video.cli.usage import evaluate, export, sample
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.sources import MovingDigits
@@ -22,6 +23,7 @@ NUM_CLIPS = 32
 NUM_FRAMES = 9
 # Subfolders of --workdir.
 DIGITS, LATENTS, VAE = "moving_digits", "latents", "vae"
+REPORT = "report.html"
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -63,6 +65,9 @@ def main(arguments: argparse.Namespace) -> int:
     station("export")
     if not (folder / "exported").exists():
         _command(export, f"--workdir={folder}/dit --out={folder}/exported")
+
+    station("report")
+    write_report([folder / VAE, folder / "dit"], folder / REPORT, title="dit-video demo")
 
     seconds["end"] = time.perf_counter()
     _summary(console, folder, outcome.step, seconds)
@@ -107,6 +112,7 @@ def _summary(console: Console, folder: Path, step: int, seconds: dict[str, float
     files = Table("look at", "what it is", title="files")
     stem = folder / "dit" / "evaluation" / f"step_{step:07d}_ema"
     for path, meaning in (
+        (folder / REPORT, "all of it on one page: open it in a browser"),
         (folder / "samples.gif", "samples, one row per digit 0 to 9 (also samples.mp4)"),
         (f"{stem}_samples.gif", "held-out clips above, samples of the same label below"),
         (f"{stem}_nearest.gif", "samples that lie nearest to training clips, above those clips"),

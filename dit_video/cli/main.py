@@ -22,6 +22,7 @@ from dit_video.cli.usage import (
     launch,
     new,
     plan,
+    report,
     sample,
     show,
     train,
@@ -41,6 +42,7 @@ COMMANDS = (
     encode,
     evaluate,
     sample,
+    report,
     inspect,
     diff,
     export,
@@ -60,6 +62,7 @@ DESCRIPTION = """Train latent video diffusion transformers, judge them by FVD on
   dit-video evaluate --workdir=runs/grid_dit
   dit-video sample --workdir=runs/grid_dit --label=3 --out=three.mp4
   dit-video export --workdir=runs/grid_dit --out=exported
+  dit-video report runs/grid_dit                             one page: curves, samples, FVD, time, to open or give away
   dit-video inspect runs/grid_dit                            its checkpoints: what is in them, which are damaged"""
 
 EXIT_CODES = """exit codes: 0 done; 1 could not (the message says why); 2 wrong usage; 3 stopped early and saved.

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video.cli.arguments import experiment_of, use_fake_devices
+from dit_video.config.json_file import write_json
 from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target, parse_target
 from dit_video.plan.compile import Memory, Plan, plan
 from dit_video.plan.programs import TRAIN, program_named
@@ -31,6 +33,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--fit: {target.name} has no memory and no roofline to compare plans by; name an accelerator")
     if arguments.fit is not None and arguments.dump is not None:
         raise ValueError("--fit: --dump is of one program: give its overrides without --fit")
+    if arguments.fit is not None and arguments.out is not None:
+        raise ValueError("--fit: --out is of one plan: give its overrides without --fit")
     if arguments.fit is not None and arguments.program != TRAIN:
         raise ValueError(
             f"--fit: looks for the fastest train step, by what changes nothing else; leave it out with "
@@ -47,11 +51,20 @@ def main(arguments: argparse.Namespace) -> int:
     if found.memory.excess:
         cures = remedies(experiment, target, found, program, limit=NUM_REMEDIES)
         cures = counted(cures, "remedies", total=NUM_REMEDIES, unit="remedies")
-    return report(found, tuple(cures), price=price, as_json=arguments.json)
+    return report(found, tuple(cures), price=price, as_json=arguments.json, out=arguments.out)
 
 
-def report(found: Plan, cures: tuple[Remedy, ...] = (), *, price: float | None = None, as_json: bool = False) -> int:
-    """Prints a plan; returns the exit code, 1 for one that does not fit."""
+def report(
+    found: Plan,
+    cures: tuple[Remedy, ...] = (),
+    *,
+    price: float | None = None,
+    as_json: bool = False,
+    out: Path | None = None,
+) -> int:
+    """Prints a plan, and writes it as JSON to `out`; returns the exit code, 1 for one that does not fit."""
+    if out is not None:
+        write_json(out, to_json(found, price))
     if as_json:
         cures_json = {"remedies": [dataclasses.asdict(cure) for cure in cures]}
         print(json.dumps(to_json(found, price) | cures_json, indent=1))

@@ -143,7 +143,7 @@ def table(cards: Sequence[Card], names: Sequence[str] | None = None) -> Group:
 
 def _table_of_equals(named: Sequence[Named]) -> Table:
     cards = [card for _, card in named]
-    protocol = ", ".join(f"{name}={_short(value)}" for name, value in _flat(cards[0]["protocol"]).items())
+    protocol = ", ".join(f"{name}={value}" for name, value in flat_protocol(cards[0]["protocol"]).items())
     shown = Table(title=cards[0]["metric"], caption=protocol)
     shown.add_column("set")
     for heading in _headings(named):
@@ -207,6 +207,11 @@ def _headings(named: Sequence[Named]) -> list[str]:
         "\n".join([name, *(f"{field}={_short(subject.get(field))}" for field in differing)])
         for (name, _), subject in zip(named, subjects)
     ]
+
+
+def flat_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of a protocol by dotted name, as people read them: digests are shortened."""
+    return {name: _short(value) for name, value in _flat(protocol).items()}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

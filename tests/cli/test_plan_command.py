@@ -135,6 +135,13 @@ def test_json_has_every_number(capsys):
     assert data["traffic"]["collectives"][0]["count"] == 12
 
 
+def test_a_plan_on_file_is_what_json_prints(capsys, tmp_path):
+    assert command.report(FITS, price=3.0, as_json=True, out=tmp_path / "run" / "plan.json") == 0
+    printed_plan = json.loads(capsys.readouterr().out)
+    written = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert written == {name: value for name, value in printed_plan.items() if name != "remedies"}
+
+
 def test_a_call_has_a_time_and_a_cost_of_a_thousand_clips(capsys):
     call = dataclasses.replace(FITS, **CALL)
     assert command.report(call, price=3.6) == 0
@@ -168,6 +175,7 @@ def test_a_call_that_does_not_fit_exits_with_1_and_names_no_search(capsys):
         (["--target=cpu:8", "--price_per_hour=2"], "--price_per_hour: cpu:8 has no roofline"),
         (["--target=cpu:8", "--fit"], "--fit: cpu:8 has no memory and no roofline"),
         (["--target=v6e:2x2", "--fit=2", "--dump=there"], "--dump is of one program"),
+        (["--target=v6e:2x2", "--fit=2", "--out=there"], "--out is of one plan"),
         (["--target=v6e:2x2", "--fit", "--program=generate"], "--fit: looks for the fastest train step"),
         (["--target=cpu:8", "--batch_size=4"], "--batch_size=4: a train step has the batch of its experiment"),
         (["--target=cpu:8", "--program=rollout"], "it has train, validate, generate, reconstruct"),

@@ -9,7 +9,8 @@ EXAMPLES = """  dit-video demo
   dit-video demo --workdir=somewhere_else
 
 Chains the two runs of experiments/quickstart.py: moving digits are prepared, a video VAE learns them, latents are
-encoded, a DiT learns those, is judged by FVD, sampled from and exported. Started again, it goes on where it stopped."""
+encoded, a DiT learns those, is judged by FVD, sampled from and exported; report.html shows all of it on one page.
+Started again, it goes on where it stopped."""
 
 
 def add_parser(subparsers) -> None:

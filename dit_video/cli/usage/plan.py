@@ -9,6 +9,7 @@ EXAMPLES = """  dit-video plan --config=experiments/quickstart.py --target=cpu:1
   dit-video plan --config=experiments/grid_dit.py --target='v6e:16x16*2' --config.data.batch_size=512 --json
   dit-video plan --config=experiments/grid_dit.py --target=h100:2x8 --fit
   dit-video plan --config=experiments/quickstart.py --target=cpu:4 --program=generate --batch_size=4
+  dit-video plan --config=experiments/grid_dit.py --target=v6e:4x4 --out=runs/grid_dit/plan.json
 
 No accelerator is needed, and no trained codec. TPU targets need the extra plan-tpu, GPU targets plan-gpu; cpu:N needs
 nothing and is an estimate on fake devices. What does not fit exits with 1 and says what would change that."""
@@ -52,6 +53,12 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "--dump", type=local_path, metavar="DIR", help="save XLA's account of the program: text, buffers"
+    )
+    parser.add_argument(
+        "--out",
+        type=local_path,
+        metavar="FILE",
+        help="write the plan as JSON; RUN/plan.json is set against what was measured by `dit-video report`",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
     parser.set_defaults(run=_run)
