@@ -144,17 +144,17 @@ def _with_task(opened: OpenRun, task: Task) -> OpenRun:
 def _check_size(opened: OpenRun, shape: ClipShape) -> None:
     """Raises ValueError where clips of this shape are no whole latent cells, or these no whole patches."""
     task = opened.experiment.task
-    codec, backbone = task.trained_codec(), task.backbone
-    if codec is None or backbone is None:
+    codec = task.trained_codec()
+    if codec is None:
         return
     try:
         cells = codec.vae.latent_shape(shape)
     except ValueError as error:
         raise ValueError(f"--num_frames, --size: {error}") from error
-    if any(n % p for n, p in zip(cells, backbone.patch_size)):
+    if any(n % p for n, p in zip(cells, task.patch_size)):
         raise ValueError(
             f"--num_frames, --size: clips of {shape} are latents of {cells}, which do not divide into patches of "
-            f"{backbone.patch_size}"
+            f"{task.patch_size}"
         )
 
 

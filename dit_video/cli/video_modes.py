@@ -139,8 +139,7 @@ def pieces(asked: Asked, opened: OpenRun, maker: Maker, shape: ClipShape, consol
     clips = shared(video[:length])
     if asked.mask is not None:
         inside = read_mask(asked.mask, rates[0], length, own_size, size)
-        backbone = opened.experiment.task.backbone
-        return iter([painted(lengths, clips, ~inside, (1, 1, 1) if backbone is None else backbone.patch_size, make)])
+        return iter([painted(lengths, clips, ~inside, opened.experiment.task.patch_size, make)])
     return iter([maker.rows((length, *size), Window(clips, None), name=EDIT)])
 
 

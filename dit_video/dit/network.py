@@ -117,7 +117,7 @@ class TransformerConfig(abc.ABC):
         at_least(self, 1, "hidden_size", "depth", "num_heads")
 
     @property
-    def function(self) -> "NetworkConfig":
+    def function(self) -> "TransformerConfig":
         """The configuration without what changes memory and time alone: equal ones compute the same function."""
         return dataclasses.replace(self, remat=Remat.NOTHING_RECOMPUTED)
 

@@ -34,7 +34,7 @@ from dit_video.encoders.clip_image import CLIPVisionModel
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
 from dit_video.nn.module import Precision
-from dit_video.nn.patches import latent_shape
+from dit_video.nn.patches import PatchSize, latent_shape
 from dit_video.tasks import diffuse
 from dit_video.tasks.known_frames import (
     FirstFrame,
@@ -432,6 +432,10 @@ class Denoise(Task):
 
     def with_backbone(self, backbone: TransformerConfig) -> "Denoise":
         return dataclasses.replace(self, network=backbone)
+
+    @property
+    def patch_size(self) -> PatchSize:
+        return self.network.patch_size
 
     def learnt(self) -> Learnt:
         """What the weights are: the network, what it is conditioned on and shown; and what they were trained for."""

@@ -23,6 +23,7 @@ from dit_video.diffusion.sampler import Sampler
 from dit_video.dit.network import TransformerConfig
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
+from dit_video.nn.patches import PatchSize
 from dit_video.tasks.media import Media
 from dit_video.tasks.opener import Opener
 from dit_video.vae.trained_codec import TrainedCodec
@@ -184,6 +185,11 @@ class Task(abc.ABC):
         return Learnt({} if self.backbone is None else {"backbone": self.backbone.function}, {})
 
     # What `dit-video sample` asks.
+
+    @property
+    def patch_size(self) -> PatchSize:
+        """Latent cells (frames, rows, columns) that make one token; clips that are made must divide into them."""
+        return (1, 1, 1)
 
     @property
     def reads(self) -> tuple[str, ...]:
