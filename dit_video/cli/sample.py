@@ -2,37 +2,51 @@
 
 import argparse
 import dataclasses
+import itertools
+import time
 
 import jax
 import numpy as np
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from dit_video.cli.arguments import parse_size
 from dit_video.cli.picture import continuing
 from dit_video.cli.usage.sample import SamplerName
 from dit_video.cli.weights import open_weights
 from dit_video.data.batch import Batch
+from dit_video.data.text_tokens import prompt_pattern
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
-from dit_video.progress import Terminal
+from dit_video.diffusion.unmasking import Confidence, EntropyBound, Order, RandomOrder, Spread, Threshold
+from dit_video.progress import Terminal, shown
 from dit_video.run.open_run import OpenRun, sampled_clip
 from dit_video.run.prompts import rows, typed, with_negative
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.media import Video
-from dit_video.tasks.task import GENERATE, Task
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.task import GENERATE, REFINE, ClipShape, Task
 
 # Rows of pixels that a GIF can have; a video has fewer.
 _MOST_ROWS = 65_535
 
 
-SAMPLERS: dict[SamplerName, type[Sampler]] = {
+SAMPLERS: dict[SamplerName, type[Sampler] | type[Order]] = {
     SamplerName.EULER: Euler,
     SamplerName.HEUN: Heun,
     SamplerName.DDIM: DDIM,
     SamplerName.ANCESTRAL: Ancestral,
     SamplerName.DPM_SOLVER: DPMSolver,
     SamplerName.UNIPC: UniPC,
+    SamplerName.RANDOM: RandomOrder,
+    SamplerName.SPREAD: Spread,
+    SamplerName.CONFIDENCE: Confidence,
+    SamplerName.THRESHOLD: Threshold,
+    SamplerName.ENTROPY_BOUND: EntropyBound,
 }
+# Of --show: how long a pass stays on the console.
+_SECONDS_A_PASS = 0.08
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -65,6 +79,8 @@ def main(arguments: argparse.Namespace) -> int:
         made.append(jax.tree.map(lambda x: x[: arguments.num_clips], subject(GENERATE, batch, keys, shape)))
     made = jax.tree.map(lambda *parts: np.concatenate(parts), *made)
     medium = function.medium.of_rows(made, arguments.num_clips, rates[0])
+    if arguments.show:
+        show_passes(opened.subject(), batches[0], shape, arguments.seed, console)
     for path in arguments.out:
         medium.write(path)
     for line in medium.lines():
@@ -75,6 +91,28 @@ def main(arguments: argparse.Namespace) -> int:
     what = f"clips of {shape}" if issubclass(function.medium, Video) else "samples"
     console.print(f"{num_made} {what}: {files}")
     return 0
+
+
+def show_passes(subject: Subject, row: Batch, shape: ClipShape, seed: int, console: Console) -> None:
+    """Shows the first sample as it stood after every pass; in a file or pipe, one below the other.
+
+    Raises:
+        ValueError: the task refines nothing.
+    """
+    size = subject.batch_size(1)
+    batch = jax.tree.map(lambda x: np.repeat(x, size, axis=0), row)
+    passes = subject(REFINE, batch, clip_keys(seed, range(size)), shape)[0]
+    medium = subject.show(REFINE, passes, 1, 1.0)
+    assert medium is not None, "what is refined can be looked at"
+    states = [state for state, _ in itertools.groupby(medium.lines())]
+    with Live(console=console, auto_refresh=False) as live:
+        for number, state in enumerate(states):
+            text = Text(f"after {number} of {len(states) - 1} passes\n{shown(state)}")
+            if console.is_terminal:
+                live.update(text, refresh=True)
+                time.sleep(_SECONDS_A_PASS)
+            else:
+                console.print(text)
 
 
 def prompted(
@@ -94,7 +132,9 @@ def prompted(
         console.print(message)
 
     label = None if arguments.label is None else [arguments.label]
-    prompts = typed({"--label": label, "--text": arguments.text}, arguments.cond)
+    begun = None if arguments.prompt is None else [prompt_pattern(text) for text in arguments.prompt]
+    flags = {"--label": label, "--text": arguments.text, "--prompt": begun, "--infill": arguments.infill}
+    prompts = typed(flags, arguments.cond)
     batches = rows(opened, prompts, warn)
     opened = with_negative(opened, arguments.negative_prompt, warn)
     shape = _shape(arguments, sampled_clip(opened.experiment)[0])

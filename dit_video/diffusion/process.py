@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from dit_video.arrays import Latents, Time
+from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.timestep_spacing import Spacing
 
 # What is corrupted: an array [B ...], or a pytree of such.
@@ -26,18 +27,17 @@ class Known(NamedTuple):
 
     Attributes:
         values: of x_0; they mean nothing where `mask` is False.
-        mask: of which latent frames, or of which tokens, the values are known.
+        mask: of which latent frames the values are known.
     """
 
-    values: Data
+    values: Latents
     mask: Bool[Array, "#B t"]
 
-    def into(self, x: Data) -> Data:
+    def into(self, x: Latents) -> Latents:
         """`x` with the known values in their places."""
-        mask = self.mask.reshape(*self.mask.shape, *(1,) * (x.ndim - self.mask.ndim))
-        return jnp.where(mask, self.values, x)
+        return jnp.where(over_latents(self.mask), self.values, x)
 
-    def clean(self, x_t: Data, t: Time) -> tuple[Data, Time]:
+    def clean(self, x_t: Latents, t: Time) -> tuple[Latents, Time]:
         """x_t and t as a network sees them for which known frames have noise level 0."""
         return self.into(x_t), jnp.where(self.mask, 0.0, t)
 

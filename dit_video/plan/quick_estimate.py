@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 
 from dit_video.distributed.sharding import MESH_AXES, partition_spec
 from dit_video.distributed.targets import Target
-from dit_video.dit.network import TransformerConfig, Remat
+from dit_video.dit.network import Remat, TransformerConfig
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
 from dit_video.plan.compile import Plan

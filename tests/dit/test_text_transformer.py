@@ -1,6 +1,5 @@
 """Laws of the text transformer: one set of parameters, three masks, and the cache."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
