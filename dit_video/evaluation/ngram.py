@@ -32,7 +32,7 @@ class KneserNey:
 
     def __init__(self, rows: Rows, num_tokens: int, order: int = 6):
         bits = max(1, (num_tokens - 1).bit_length())
-        self.order, self._size = max(1, min(order, _MOST_BITS // bits)), num_tokens
+        self.order, self.num_tokens = max(1, min(order, _MOST_BITS // bits)), num_tokens
         grams, counts = np.unique(_grams(rows, self.order, num_tokens), return_counts=True)
         self._levels: list[_Level] = []
         for n in range(self.order, 0, -1):
@@ -42,10 +42,10 @@ class KneserNey:
 
     def bits(self, rows: Rows) -> Float[np.ndarray, "n L"]:
         """-log2 p of every token given those before it in its row."""
-        p = np.full(rows.shape, 1 / self._size)
+        p = np.full(rows.shape, 1 / self.num_tokens)
         for n, level in enumerate(self._levels, 1):
-            grams = _grams(rows, n, self._size).reshape(len(rows), -1)
-            total, kinds = (_look_up(level.contexts, values, grams // self._size) for values in level[3:])
+            grams = _grams(rows, n, self.num_tokens).reshape(len(rows), -1)
+            total, kinds = (_look_up(level.contexts, values, grams // self.num_tokens) for values in level[3:])
             count = _look_up(level.grams, level.counts, grams)
             shorter = p[:, n - 1 :]
             seen = np.maximum(total, 1)
