@@ -6,6 +6,7 @@ A tokenizer is a value of an experiment. It gives back any text that it was give
 import abc
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dit_video.config.bounds import at_least
+from dit_video.config.json_file import read_object
 from dit_video.config.paths import expand
 
 _INSTALL = "the tokenizers library is not installed; byte pairs need it: pip install 'dit-video[text]'"
@@ -170,13 +172,13 @@ def file_size(file: Path) -> int:
     """Tokens in the vocabulary of a tokenizer.json.
 
     Raises:
-        ValueError: the library is not installed, or cannot read the file.
+        ValueError: the library is not installed, or the file is of another kind.
     """
     library = _import()
-    try:
-        return library.Tokenizer.from_file(str(file)).get_vocab_size()
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{file}: is no tokenizer.json of the tokenizers library ({error})") from error
+    content = read_object(file)
+    if "model" not in content:
+        raise ValueError(f"{file}: is no tokenizer.json of the tokenizers library: it has no model")
+    return library.Tokenizer.from_str(json.dumps(content)).get_vocab_size()
 
 
 def _import() -> Any:
