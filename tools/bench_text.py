@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dit_video.config.json_file import write_json
@@ -152,6 +153,37 @@ def timed(settings: Sequence[Setting], length: int, batch_size: int) -> list[flo
     return [statistics.median(taken) for taken in seconds]
 
 
+def seconds_of_products(opened: OpenRun, length: int, batch_size: int) -> float:
+    """Median seconds of a loop over `length` tokens that multiplies by the weights and does nothing else."""
+    weights = []
+    for name, value in opened.params.items():
+        axes = opened.definition.axes[name]
+        layers = value if axes[0] == "layers" else value[None]
+        rest = [axis for axis in axes if axis != "layers"]
+        if "embed" not in rest or len(rest) < 2 or name == "embedding":
+            continue
+        num_in = layers.shape[1] if rest[0] == "embed" else int(np.prod(layers.shape[1:-1]))
+        weights += [layer.reshape(num_in, -1) for layer in layers]
+    width = max(max(weight.shape) for weight in weights)
+
+    @jax.jit
+    def loop(x: jax.Array) -> jax.Array:
+        def token(_: int, x: jax.Array) -> jax.Array:
+            for weight in weights:
+                y = x[:, : weight.shape[0]] @ weight
+                x = x + 1e-3 * jnp.pad(y, ((0, 0), (0, width - weight.shape[1])))
+            return x
+
+        return jax.lax.fori_loop(0, length, token, x)
+
+    x, taken = jnp.ones((batch_size, width)), []
+    for turn in range(_TURNS + 1):
+        began = time.perf_counter()
+        loop(x).block_until_ready()
+        taken += [time.perf_counter() - began] if turn else []
+    return statistics.median(taken)
+
+
 def sentences(results: Sequence[Mapping[str, Any]], batch_sizes: Sequence[int]) -> list[str]:
     """How many times faster than autoregression at T = 1 the fastest setting of equal quality is, by batch size."""
     base = next(row for row in results if row["setting"] == "T=1")
@@ -201,9 +233,16 @@ def main() -> None:
     for size in sizes:
         for row, seconds in zip(results, timed(settings, judges.length, size)):
             row["tokens_per_s"][str(size)] = size * judges.length / seconds
+    base = next(row for row in results if row["setting"] == "T=1")
+    opened = open_run(Path(arguments.ar))
+    products = {}
+    for size in sizes:
+        seconds = size * judges.length / base["tokens_per_s"][str(size)]
+        products[str(size)] = seconds_of_products(opened, judges.length, size) / seconds
     held_out = {**judges(judges.held_out), "kind": "held-out text"}
     said = sentences(results, sizes)
-    write_json(arguments.out, {"length": judges.length, "held_out": held_out, "results": results, "sentences": said})
+    content = {"length": judges.length, "held_out": held_out, "results": results, "sentences": said}
+    write_json(arguments.out, {**content, "weight_products_over_autoregression": products})
     for line in said:
         console.print(line)
 
