@@ -13,7 +13,6 @@ from dit_video.cli.weights import open_weights
 from dit_video.distributed import processes
 from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.defaults import Counts, evaluators_for
-from dit_video.evaluation.fvd import CARD as FVD_CARD
 from dit_video.progress import Terminal
 from dit_video.run.open_run import evaluation_data
 from dit_video.run.preflight import check_num_clips
@@ -54,12 +53,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         return 0
     for label, medium in media.items():
         medium.write_each(folder / f"{stem}_{label}")
+    # The first is the file's own, which `evaluate compare` reads.
+    own = next(iter(cards), None)
     card: dict[str, Any] = {
-        **cards.pop(FVD_CARD, {"subject": dict(subject.description)}),
+        **({"subject": dict(subject.description)} if own is None else cards.pop(own)),
         **cards,
         "measured": measured,
     }
-    what = card.get("metric", "measured").lower()
+    what = card.get("metric", "measured").lower().replace(" ", "_")
     path = folder / f"{stem}_{what}_n{counts.num_clips}.json"
     write_card(path, card)
     if arguments.json:

@@ -9,13 +9,16 @@ from rich.console import Console
 
 from dit_video.cli.arguments import parse_size
 from dit_video.cli.picture import continuing
+from dit_video.cli.show_passes import show_passes
 from dit_video.cli.usage.sample import SamplerName
 from dit_video.cli.video_modes import Maker, asked_of, pieces, task_for
 from dit_video.cli.weights import open_weights
 from dit_video.config.atomic import new_file, write_file
 from dit_video.data.batch import Batch
+from dit_video.data.text_tokens import prompt_pattern
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
+from dit_video.diffusion.unmasking import Confidence, EntropyBound, Order, RandomOrder, Spread, Threshold
 from dit_video.progress import Terminal
 from dit_video.run.open_run import OpenRun, sampled_clip
 from dit_video.run.prompts import rows, typed, with_negative
@@ -28,13 +31,18 @@ from dit_video.video.encode import grid, stream_mp4
 _MOST_ROWS = 65_535
 
 
-SAMPLERS: dict[SamplerName, type[Sampler]] = {
+SAMPLERS: dict[SamplerName, type[Sampler] | type[Order]] = {
     SamplerName.EULER: Euler,
     SamplerName.HEUN: Heun,
     SamplerName.DDIM: DDIM,
     SamplerName.ANCESTRAL: Ancestral,
     SamplerName.DPM_SOLVER: DPMSolver,
     SamplerName.UNIPC: UniPC,
+    SamplerName.RANDOM: RandomOrder,
+    SamplerName.SPREAD: Spread,
+    SamplerName.CONFIDENCE: Confidence,
+    SamplerName.THRESHOLD: Threshold,
+    SamplerName.ENTROPY_BOUND: EntropyBound,
 }
 
 
@@ -74,6 +82,8 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         made = make.rows(shape)
     medium = function.medium.of_rows(made, arguments.num_clips, rates[0])
+    if arguments.show:
+        show_passes(opened.subject(), batches[0], shape, arguments.seed, console)
     for path in arguments.out:
         medium.write(path)
     for line in medium.lines():
@@ -128,7 +138,9 @@ def prompted(
         console.print(message)
 
     label = None if arguments.label is None else [arguments.label]
-    prompts = typed({"--label": label, "--text": arguments.text}, arguments.cond)
+    begun = None if arguments.prompt is None else [prompt_pattern(text) for text in arguments.prompt]
+    flags = {"--label": label, "--text": arguments.text, "--prompt": begun, "--infill": arguments.infill}
+    prompts = typed(flags, arguments.cond)
     batches = rows(opened, prompts, warn)
     opened = with_negative(opened, arguments.negative_prompt, warn)
     shape = _shape(arguments, sampled_clip(opened.experiment)[0])

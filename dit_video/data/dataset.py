@@ -14,7 +14,8 @@ from dit_video.data.loader import BatchIterator, BatchOrder, held_out_batches, t
 from dit_video.data.record import Split
 from dit_video.data.shard_files import Sharded, check_contents
 from dit_video.data.signals import DEFAULT_SIGNALS, Signal
-from dit_video.data.sources import LatentCache, Source
+from dit_video.data.sources import LatentCache, Source, TextSet
+from dit_video.data.text_tokens import PROMPT, TOKENS, TextPrompt, TextTokens
 from dit_video.data.transforms import ClipTransform
 from dit_video.data.video_set import MANIFEST
 
@@ -41,6 +42,18 @@ class Data:
 
     def __post_init__(self):
         at_least(self, 1, "batch_size", "num_threads")
+
+    @classmethod
+    def of_text(cls, source: TextSet, *, batch_size: int, num_threads: int = 2) -> "Data":
+        """Rows of text, whole as the source cuts them: a clip of as many frames of one pixel, so to speak."""
+        same = {"length": source.length, "tokenizer": source.tokenizer}
+        return cls(
+            source=source,
+            clips=ClipTransform(num_frames=source.length, size=(1, 1)),
+            batch_size=batch_size,
+            signals={TOKENS: TextTokens(**same), PROMPT: TextPrompt(**same)},
+            num_threads=num_threads,
+        )
 
     def train(
         self, seed: int, start: int, *, rows: Sequence[int] | None = None, replace: bool = False

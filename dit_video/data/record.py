@@ -5,10 +5,10 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 # The label of a record that has none.
 NO_LABEL = -1
@@ -19,6 +19,18 @@ class Split(enum.StrEnum):
 
     TRAIN = "train"
     HELD_OUT = "held_out"
+
+
+class TokenRow(NamedTuple):
+    """Tokens of text, of a record or of a batch of such, with the documents that they are of.
+
+    Attributes:
+        tokens: numbers from 0; -1 where a prompt leaves them open.
+        documents: the number of each token's document, from 1; 0 is padding.
+    """
+
+    tokens: Int[Array | np.ndarray, "*B L"]
+    documents: Int[Array | np.ndarray, "*B L"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +48,7 @@ class Record:
             where they are all of the file's.
         fps: frames per second of the video, or of the clip that was encoded into `moments`.
         start: for `moments`, the frame of the source video where the encoded clip begins.
+        tokens: of a text that is learnt; None elsewhere.
     """
 
     key: str
@@ -47,6 +60,7 @@ class Record:
     frames: Int[np.ndarray, "T"] | None = None
     fps: float
     start: int = 0
+    tokens: TokenRow | None = None
 
     def __post_init__(self):
         if self.video is not None and self.moments is not None:
@@ -71,6 +85,7 @@ class Clip:
     label: int = NO_LABEL
     caption: str = ""
     fps: float
+    tokens: TokenRow | None = None
 
 
 class Examples(ABC):
@@ -132,4 +147,7 @@ def content_digest(examples: Examples, positions: Sequence[int]) -> str:
             sha256.update(content)
             if record.frames is not None:
                 sha256.update(np.ascontiguousarray(record.frames, np.int64).data)
+        if record.tokens is not None:
+            sha256.update(f"{record.key}\n".encode())
+            sha256.update(np.stack(record.tokens).astype("<i8").tobytes())
     return sha256.hexdigest()

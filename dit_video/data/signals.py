@@ -20,7 +20,12 @@ from dit_video.data.record import NO_LABEL, Clip
 # Names under which the conditions of this package look for signals.
 LABEL, CAPTION, TEXT = "label", "caption", "text"
 # Short options of `dit-video sample`, and the signals that they type.
-FLAGS: Mapping[str, tuple[str, ...]] = {"--label": (LABEL,), "--text": (CAPTION, TEXT)}
+FLAGS: Mapping[str, tuple[str, ...]] = {
+    "--label": (LABEL,),
+    "--text": (CAPTION, TEXT),
+    "--prompt": ("prompt",),
+    "--infill": ("prompt",),
+}
 # Names of classes that a message lists.
 _NAMES_SHOWN = 20
 

@@ -3,6 +3,7 @@
 VideoSet      what `dit-video data ingest` wrote
 TFDSSet       a TFDS data set prepared as ArrayRecord, read without TensorFlow
 MovingDigits  embedded: prepared on first use, needs no download
+TextSet       what `dit-video data text` wrote
 LatentCache   moments that `dit-video encode` wrote
 NoData        none: of a run that was made of published weights
 """
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from dit_video.config.bounds import at_least
 from dit_video.config.json_file import read_object
 from dit_video.config.paths import expand
 from dit_video.data import builders, latent_cache
 from dit_video.data.record import Examples, Split
+from dit_video.data.text_set import TextManifest, TextRows, read_text_manifest, text_digest
+from dit_video.data.tokenizers import BytePairs, Bytes, Tokenizer
 from dit_video.data.video_set import MANIFEST, Manifest, read_manifest, set_digest
 
 
@@ -134,6 +138,59 @@ def _video_set_info(directory: str, manifest: Manifest) -> SourceInfo:
         digest=set_digest(Path(directory)),
         split_digest={split: manifest.split_digest(split) for split in splits},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSet:
+    """Data source: a text set written by `dit-video data text`, cut into rows of one length.
+
+    Attributes:
+        length: tokens of a row.
+        align: documents begin at multiples of it; the size of blocks where text is written in such.
+        tokenizer: that of the set, with which it is compared.
+    """
+
+    directory: str
+    length: int = 256
+    align: int = 1
+    tokenizer: Tokenizer = Bytes()
+
+    PATHS: ClassVar[tuple[str, ...]] = ("directory",)
+
+    def __post_init__(self):
+        expand(self)
+        at_least(self, 1, "length", "align")
+        if self.length % self.align:
+            raise ValueError(f"TextSet.length={self.length}: must be a multiple of align={self.align}")
+
+    def manifest(self) -> TextManifest:
+        manifest = read_text_manifest(self.directory)
+        if not _same_tokens(manifest.tokenizer, self.tokenizer):
+            raise ValueError(
+                f"TextSet.tokenizer={self.tokenizer}: {self.directory} was made with {manifest.tokenizer}; name that "
+                "one, or make the set again (dit-video data text --tokenizer)"
+            )
+        return manifest
+
+    def open(self, split: Split) -> Examples:
+        return TextRows(self.directory, self.manifest(), split, length=self.length, align=self.align)
+
+    def info(self) -> SourceInfo:
+        manifest = self.manifest()
+        there = [split for split in Split if manifest.num_tokens.get(split.value)]
+        return SourceInfo(
+            class_names=(),
+            num_records={split: len(self.open(split)) if split in there else 0 for split in Split},
+            digest=text_digest(Path(self.directory)),
+            split_digest={split: manifest.split_digests[split.value] for split in there},
+        )
+
+
+def _same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
+    """Whether two tokenizers are one; of two files that have as many tokens the contents decide."""
+    if isinstance(a, BytePairs) and isinstance(b, BytePairs):
+        return a.num_tokens == b.num_tokens and Path(a.file).read_bytes() == Path(b.file).read_bytes()
+    return a == b
 
 
 @dataclass(frozen=True, kw_only=True)

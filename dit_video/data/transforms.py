@@ -125,7 +125,7 @@ class ClipTransform:
         """
         fields = {"key": record.key, "start": start, "label": record.label, "caption": record.caption}
         if record.video is None:
-            return Clip(moments=record.moments, fps=record.fps, **fields)
+            return Clip(moments=record.moments, tokens=record.tokens, fps=record.fps, **fields)
         try:
             video = self._cut(record, record.video, start)
         except VideoError as error:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dit_video.config.bounds import at_least, between
@@ -177,10 +176,10 @@ class Absorbing:
         lots = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), x_t.shape[1:]))(keys)
         return jnp.where((x_t == self.mask) & (lots * (1 - alpha_t) < alpha_s - alpha_t), drawn, x_t)
 
-    def time_grid(self, num_steps: int, num_positions: int, spacing: Spacing) -> Float[np.ndarray, "steps"]:
+    def time_grid(self, num_steps: int, num_positions: int, spacing: Spacing) -> Float[Array, "steps"]:
         """The spacing's own: text needs no shift for its length."""
         del num_positions
-        return spacing.times(num_steps)
+        return jnp.asarray(spacing.times(num_steps), jnp.float32)
 
     def _block_size(self, x: Tokens) -> int:
         return self.block_size or x.shape[1]

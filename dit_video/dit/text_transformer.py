@@ -117,7 +117,7 @@ class TextTransformer(nnx.Module):
         return self._logits(x)
 
     def layers(self) -> list[TextBlock]:
-        """The blocks one by one. Made before a loop over tokens: weights cut out within it are copied each time."""
+        """The blocks one by one; made before a loop over tokens, for what is cut out within is copied each time."""
         return [jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in range(self.config.depth)]
 
     def cached(

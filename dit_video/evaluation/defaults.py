@@ -7,9 +7,10 @@ from dit_video.evaluation.evaluators import HeldOutError, Reconstruction, Sample
 from dit_video.evaluation.features import Extractor
 from dit_video.evaluation.fvd import FVD, maker
 from dit_video.evaluation.i3d import I3DLogits
+from dit_video.evaluation.text import BitsPerByte, SampledText
 from dit_video.tasks.evaluator import Evaluator
 from dit_video.tasks.media import Video
-from dit_video.tasks.task import GENERATE, RECONSTRUCT, VALIDATE, Task
+from dit_video.tasks.task import GENERATE, LIKELIHOOD, RECONSTRUCT, VALIDATE, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ def evaluators_for(task: Task, counts: Counts) -> Mapping[str, Evaluator]:
     chosen: dict[str, Evaluator] = {}
     if VALIDATE in functions:
         chosen["held-out error"] = HeldOutError(every=1)
+    if LIKELIHOOD in functions:
+        chosen["bits per byte"] = BitsPerByte(every=1)
+    if LIKELIHOOD in functions and GENERATE in functions:
+        chosen["sampled text"] = SampledText(every=1)
     if own := task.judges():
         chosen |= own
     elif GENERATE in functions:

@@ -27,6 +27,7 @@ from dit_video.diffusion.process import Known
 from dit_video.diffusion.sampler import Euler, Sampler
 from dit_video.diffusion.scheduling_matrix import Levels, SchedulingMatrix, WholeClip
 from dit_video.diffusion.timestep_spacing import Trailing
+from dit_video.diffusion.unmasking import Order
 from dit_video.dit.condition import Cond, Condition
 from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.network import Network, NetworkConfig, TransformerConfig
@@ -358,13 +359,15 @@ class Denoise(Task):
         return frozen._replace(null=self.condition.read(signals))
 
     def with_sampling(
-        self, sampler: type[Sampler] | None, num_steps: int | None, guidance_scale: float | None
+        self, sampler: type[Sampler] | type[Order] | None, num_steps: int | None, guidance_scale: float | None
     ) -> "Denoise":
         """Another sampler keeps steps and spacing of the run's own."""
         if guidance_scale is not None and self.condition is None:
             raise ValueError(f"--guidance={guidance_scale}: this run follows no label and no text; leave it out")
         steps = self.sampler.num_steps if num_steps is None else num_steps
         kind = type(self.sampler) if sampler is None else sampler
+        if not issubclass(kind, Sampler):
+            raise ValueError(f"--sampler: {kind.__name__} is an order of writing text; this run makes videos")
         scale = self.guidance.scale if guidance_scale is None else guidance_scale
         return dataclasses.replace(
             self,

@@ -20,6 +20,7 @@ from dit_video.data.inventory import Inventory
 from dit_video.data.record import Split
 from dit_video.data.signals import examples_of
 from dit_video.diffusion.sampler import Sampler
+from dit_video.diffusion.unmasking import Order
 from dit_video.dit.network import TransformerConfig
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
@@ -35,6 +36,7 @@ ClipShape = tuple[int, int, int]
 
 # Names of functions that evaluators and commands of this package call.
 VALIDATE, GENERATE, RECONSTRUCT, EDIT = "validate", "generate", "reconstruct", "edit"
+LIKELIHOOD, REFINE = "likelihood", "refine"
 
 
 class Function(NamedTuple):
@@ -131,7 +133,8 @@ class Task(abc.ABC):
 
         "validate" returns errors by name, one value per clip. "generate" makes one clip, text or other medium for each
         row of a batch, and "reconstruct" clips through the codec alone: the best that "generate" can look. "edit" makes
-        the clips of a batch anew from some noise level on (`with_strength`).
+        the clips of a batch anew from some noise level on (`with_strength`). "likelihood" returns nats,
+        tokens and bytes of each row of text, and "refine" what "generate" makes after each of its passes.
         """
         return {}
 
@@ -210,7 +213,7 @@ class Task(abc.ABC):
         raise ValueError(f"a {type(self).__name__} has no guidance that could lead away from a negative prompt")
 
     def with_sampling(
-        self, sampler: type[Sampler] | None, num_steps: int | None, guidance_scale: float | None
+        self, sampler: type[Sampler] | type[Order] | None, num_steps: int | None, guidance_scale: float | None
     ) -> "Task":
         """The same task sampled otherwise; what is None stays.
 

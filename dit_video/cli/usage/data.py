@@ -1,4 +1,4 @@
-"""Options of `dit-video data ingest`, `data inspect` and `data digits`."""
+"""Options of `dit-video data ingest`, `data inspect`, `data digits` and `data text`."""
 
 import argparse
 from pathlib import Path
@@ -54,12 +54,19 @@ DIGITS_DEFAULTS = {
 }
 
 
+TEXT = """  dit-video data text book.txt --out data/book
+      one document, whose last tenth is held out
+  dit-video data text corpus/ more.jsonl.gz --out data/corpus --tokenizer bpe:4096 --field content
+      every .txt below corpus/ and every line of the other is a document; also .zst"""
+
+
 def add_parser(subparsers) -> None:
-    parser = command(subparsers, "data", "make and look at data sets", "\n\n".join((INGEST, INSPECT, DIGITS)))
+    parser = command(subparsers, "data", "make and look at data sets", "\n\n".join((INGEST, INSPECT, DIGITS, TEXT)))
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_ingest(commands)
     _add_inspect(commands)
     _add_digits(commands)
+    _add_text(commands)
 
 
 def _add_ingest(commands) -> None:
@@ -104,6 +111,23 @@ def _add_digits(commands) -> None:
     parser.set_defaults(run=_run_digits)
 
 
+def _add_text(commands) -> None:
+    parser = command(commands, "text", "turn text files into a set of tokens", TEXT)
+    parser.add_argument("sources", nargs="+", type=path_text, metavar="PATH")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="new folder for the set")
+    parser.add_argument(
+        "--tokenizer",
+        default="bytes",
+        metavar="KIND",
+        help="bytes (default), chars, bpe:N for N byte pairs learnt here, or a tokenizer.json",
+    )
+    parser.add_argument("--field", default="text", metavar="NAME", help="of lines of JSON, the text (default text)")
+    parser.add_argument(
+        "--held_out_fraction", type=float, default=0.1, metavar="F", help="share of documents held out (default 0.1)"
+    )
+    parser.set_defaults(run=_run_text)
+
+
 def _run_ingest(arguments: argparse.Namespace) -> int:
     from dit_video.cli.data import run_ingest
 
@@ -120,3 +144,9 @@ def _run_digits(arguments: argparse.Namespace) -> int:
     from dit_video.cli.data import run_digits
 
     return run_digits(arguments)
+
+
+def _run_text(arguments: argparse.Namespace) -> int:
+    from dit_video.cli.data_text import run_text
+
+    return run_text(arguments)

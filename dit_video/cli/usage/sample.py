@@ -18,6 +18,8 @@ EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_c
   dit-video sample --workdir=runs/any_frames --video=a.mp4 --mask=hole.png --out=painted.mp4
   dit-video sample --workdir=runs/any_frames --video=a.mp4 --strength=0.6 --label=three --out=three.mp4
   dit-video sample --workdir=runs/any_frames --loop --label=two --out=loop.gif
+  dit-video sample --workdir=runs/text_block --prompt="ROMEO:" --length=500 --out=plays.jsonl
+  dit-video sample --workdir=runs/text_masked --infill="To be, or [40] the question." --show --out=infilled.txt
 
 --sampler, --num_steps, --guidance and what they leave, --config.task.sampler... and --config.task.guidance..., change
 how this run is sampled. Clip i depends on seed and i
@@ -33,6 +35,12 @@ class SamplerName(enum.StrEnum):
     ANCESTRAL = "ancestral"
     DPM_SOLVER = "dpm_solver"
     UNIPC = "unipc"
+    # Orders of writing text.
+    RANDOM = "random"
+    SPREAD = "spread"
+    CONFIDENCE = "confidence"
+    THRESHOLD = "threshold"
+    ENTROPY_BOUND = "entropy_bound"
 
 
 def add_parser(subparsers) -> None:
@@ -69,8 +77,19 @@ def add_parser(subparsers) -> None:
         "--strength", type=float, metavar="S", help="made anew towards label or text, from a noise level in (0, 1] on"
     )
     parser.add_argument("--mask", type=path, metavar="FILE", help="made anew where a picture or video is white")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="text that is gone on with; one row each")
     parser.add_argument(
-        "--num_frames", type=whole(1), help="length of a clip (default: as trained); more, where a run can extend"
+        "--infill",
+        action="append",
+        metavar="TEXT",
+        help='text with gaps, "The [40] sat." leaves 40 tokens open; [*] all to the end, [[ is a bracket',
+    )
+    parser.add_argument("--show", action="store_true", help="show on the console how text is refined, pass by pass")
+    parser.add_argument(
+        "--num_frames",
+        "--length",
+        type=whole(1),
+        help="length of a clip in frames, of text in tokens (default: as trained); more, where a run can extend",
     )
     parser.add_argument("--size", metavar="H,W", help="height and width (default: as trained)")
     parser.add_argument(
@@ -79,9 +98,9 @@ def add_parser(subparsers) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help=".mp4 or .gif, or both: a grid of the clips",
+        help=".mp4 or .gif, or both: a grid of the clips; of text .jsonl or .txt",
     )
-    parser.add_argument("--npy", type=local_path, metavar="FILE", help="also save the clips, uint8 [N T H W 3]")
+    parser.add_argument("--npy", type=local_path, metavar="FILE", help="also save clips, uint8 [N T H W 3], or tokens")
     parser.set_defaults(run=_run)
 
 

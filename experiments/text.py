@@ -1,0 +1,54 @@
+"""Text written in parallel and from left to right by one network: masked diffusion, blocks of it, autoregression.
+
+    dit-video data text tinyshakespeare.txt --out data/shakespeare
+    dit-video train --config=experiments/text.py:masked --workdir=runs/text_masked          or :block, :autoregressive
+    dit-video evaluate run --workdir=runs/text_masked
+    dit-video sample --workdir=runs/text_masked --infill "To be, or [40] the question." --show --out=infilled.jsonl
+    python -m tools.bench_text --runs=runs/text_masked,runs/text_block --ar=runs/text_ar --judge=runs/text_judge
+
+The judge is :autoregressive with another seed, --config.seed=1. All have the same 0.13M parameters, few enough for two
+busy CPU cores; docs/text.md has what was measured.
+"""
+
+from dit_video.data.dataset import Data
+from dit_video.data.sources import TextSet
+from dit_video.diffusion.unmasking import Spread, Unmasking
+from dit_video.dit.text_transformer import TextTransformerConfig
+from dit_video.evaluation.evaluators import HeldOutError, Samples
+from dit_video.experiment import Experiment
+from dit_video.tasks.factorization import Autoregressive, Blocks, Factorization, Masked
+from dit_video.tasks.text import LanguageModel
+from dit_video.training.intervals import Schedule
+from dit_video.training.optimizer import EMA, Decay, Muon
+
+KINDS: dict[str, Factorization] = {
+    "masked": Masked(),
+    "block": Blocks(size=16, times=(0.3, 0.8)),
+    "autoregressive": Autoregressive(),
+}
+
+
+def get_config(arg: str = "masked") -> Experiment:
+    """`masked`, `block` or `autoregressive`."""
+    if arg not in KINDS:
+        raise ValueError(f"experiments/text.py:{arg}: must be {', '.join(KINDS)}")
+    return text(KINDS[arg])
+
+
+def text(
+    factorization: Factorization, *, directory: str = "data/shakespeare", length: int = 64, steps: int = 800
+) -> Experiment:
+    return Experiment(
+        task=LanguageModel(
+            network=TextTransformerConfig(hidden_size=64, depth=2, num_heads=2),
+            factorization=factorization,
+            sampler=Unmasking(order=Spread(tokens=4)),
+        ),
+        data=Data.of_text(TextSet(directory=directory, length=length, align=factorization.block_size), batch_size=32),
+        optimizer=Muon(
+            learning_rate=0.02, adam_learning_rate=3e-3, warmup_steps=50, decay=Decay.COSINE, weight_decay=0.1
+        ),
+        ema=EMA(decay=0.99),
+        schedule=Schedule(num_steps=steps, log_every=50, save_every=400),
+        evaluators={"held-out error": HeldOutError(every=800, num_clips=256), "samples": Samples(every=800)},
+    )
