@@ -24,7 +24,7 @@ from dit_video.run.open_run import OpenRun, sampled_clip
 from dit_video.run.prompts import rows, typed, with_negative
 from dit_video.run.video_modes import Clips
 from dit_video.tasks.media import Video
-from dit_video.tasks.task import GENERATE, ClipShape, Task
+from dit_video.tasks.task import GENERATE, ClipShape, SamplingOptions, Task
 from dit_video.video.encode import grid, stream_mp4
 
 # Rows of pixels that a GIF can have; a video has fewer.
@@ -131,7 +131,9 @@ def prompted(
     """
     task = opened.experiment.task
     sampler = None if arguments.sampler is None else SAMPLERS[SamplerName(arguments.sampler)]
-    task = task.with_sampling(sampler, arguments.num_steps, arguments.guidance)
+    task = task.with_sampling(
+        SamplingOptions(sampler, arguments.num_steps, arguments.guidance, arguments.history, arguments.steps_apart)
+    )
     opened = _with_task(opened, task)
 
     def warn(message: str) -> None:

@@ -25,9 +25,8 @@ from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.process import Known
 from dit_video.diffusion.sampler import Euler, Sampler
-from dit_video.diffusion.scheduling_matrix import Levels, SchedulingMatrix, WholeClip
+from dit_video.diffusion.scheduling_matrix import Levels, Pyramid, SchedulingMatrix, WholeClip
 from dit_video.diffusion.timestep_spacing import Trailing
-from dit_video.diffusion.unmasking import Order
 from dit_video.dit.condition import Cond, Condition
 from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.network import Network, NetworkConfig, TransformerConfig
@@ -60,6 +59,7 @@ from dit_video.tasks.task import (
     Function,
     Learnt,
     Metrics,
+    SamplingOptions,
     Task,
     fill,
     latent_cells,
@@ -205,10 +205,10 @@ class Denoise(Task):
         return {
             VALIDATE: Function(lambda model, frozen, batch, keys, shape: self.validate(model, frozen, batch, keys)),
             GENERATE: Function(self.generate, Video),
-            EDIT: Function(self.edit, Video),
             RECONSTRUCT: Function(
                 lambda model, frozen, batch, keys, shape: self.reconstruct(model, frozen, batch), Video
             ),
+            EDIT: Function(self.edit, Video),
         }
 
     def validate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
@@ -308,7 +308,7 @@ class Denoise(Task):
 
     def _levels(self, known: Known | None, latents: tuple[int, int, int]) -> Levels | None:
         """The scheduling matrix of sampling; None where all frames have one level."""
-        if self.scheduling == WholeClip():
+        if self.scheduling.delay(self.sampler.num_steps) == 0:
             return None
         grid = self.objective.time_grid(self.sampler.num_steps, math.prod(latents), self.sampler.spacing)
         mask = jnp.zeros((1, latents[0]), bool) if known is None else known.mask
@@ -358,30 +358,36 @@ class Denoise(Task):
             raise ValueError("this run follows no label and no text")
         return frozen._replace(null=self.condition.read(signals))
 
-    def with_sampling(
-        self, sampler: type[Sampler] | type[Order] | None, num_steps: int | None, guidance_scale: float | None
-    ) -> "Denoise":
+    def with_sampling(self, options: SamplingOptions) -> "Denoise":
         """Another sampler keeps steps and spacing of the run's own."""
-        if guidance_scale is not None and self.condition is None:
-            raise ValueError(f"--guidance={guidance_scale}: this run follows no label and no text; leave it out")
-        steps = self.sampler.num_steps if num_steps is None else num_steps
-        kind = type(self.sampler) if sampler is None else sampler
+        if options.guidance is not None and self.condition is None:
+            raise ValueError(f"--guidance={options.guidance}: this run follows no label and no text; leave it out")
+        kind = options.sampler or type(self.sampler)
         if not issubclass(kind, Sampler):
             raise ValueError(f"--sampler: {kind.__name__} is an order of writing text; this run makes videos")
-        scale = self.guidance.scale if guidance_scale is None else guidance_scale
+        guidance, apart = self.guidance, options.steps_apart
         return dataclasses.replace(
             self,
-            sampler=kind(num_steps=steps, spacing=self.sampler.spacing),
-            guidance=dataclasses.replace(self.guidance, scale=scale),
+            sampler=kind(num_steps=options.num_steps or self.sampler.num_steps, spacing=self.sampler.spacing),
+            guidance=dataclasses.replace(
+                guidance,
+                scale=guidance.scale if options.guidance is None else options.guidance,
+                history=guidance.history if options.history is None else options.history,
+            ),
+            scheduling=self.scheduling if apart is None else Pyramid(steps_apart=apart),
         )
 
     def continuing_images(self) -> "Denoise | None":
-        """The task that continues a picture: itself if it was trained so, or with its first frame at level 0 if it was
-        trained with a noise level for each frame; None where it cannot.
+        """The task that continues a picture: itself if it always does, or with its first frame at level 0 if it was
+        trained with first frames known or a noise level for each; None where it cannot.
         """
-        if self.known is not None:
+        if isinstance(self.known, FirstFrame):
             return self
-        return dataclasses.replace(self, known=FirstFrame()) if self.objective.per_frame else None
+        try:
+            self.with_known(Pattern.FIRST)
+        except ValueError:
+            return None
+        return dataclasses.replace(self, known=FirstFrame())
 
     def with_known(self, pattern: str) -> tuple["Denoise", str | None]:
         wanted, known = Pattern(pattern), self.known

@@ -77,6 +77,21 @@ class Encoders(NamedTuple):
     image: PretrainedImage | None = None
 
 
+class SamplingOptions(NamedTuple):
+    """How samples are asked to be made where that differs from what a run says; None: as it says.
+
+    Attributes:
+        guidance: its scale. `history`: that of guidance on known frames.
+        steps_apart: how many steps of the sampler a latent frame is behind the one before it.
+    """
+
+    sampler: type[Sampler] | type[Order] | None = None
+    num_steps: int | None = None
+    guidance: float | None = None
+    history: float | None = None
+    steps_apart: int | None = None
+
+
 class Task(abc.ABC):
     """What is learnt. Values of this type are fields of an experiment.
 
@@ -212,18 +227,15 @@ class Task(abc.ABC):
         """The frozen parts with another null condition: what guidance leads away from."""
         raise ValueError(f"a {type(self).__name__} has no guidance that could lead away from a negative prompt")
 
-    def with_sampling(
-        self, sampler: type[Sampler] | type[Order] | None, num_steps: int | None, guidance_scale: float | None
-    ) -> "Task":
+    def with_sampling(self, options: SamplingOptions) -> "Task":
         """The same task sampled otherwise; what is None stays.
 
         Raises:
             ValueError: it has no such choice; names the option.
         """
-        options = {"--sampler": sampler, "--num_steps": num_steps, "--guidance": guidance_scale}
-        for name, value in options.items():
+        for name, value in options._asdict().items():
             if value is not None:
-                raise ValueError(f"{name}: a {type(self).__name__} has no such choice; leave it out")
+                raise ValueError(f"--{name}: a {type(self).__name__} has no such choice; leave it out")
         return self
 
     def continuing_images(self) -> "Task | None":

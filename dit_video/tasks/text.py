@@ -20,13 +20,23 @@ from dit_video.data.signals import examples_of
 from dit_video.data.text_tokens import OPEN, PROMPT, TOKENS, TextTokens
 from dit_video.data.tokenizers import Bytes, Tokenizer
 from dit_video.diffusion.sampler import Sampler
-from dit_video.diffusion.unmasking import Order, Unmasking
+from dit_video.diffusion.unmasking import Unmasking
 from dit_video.dit.network import TransformerConfig
 from dit_video.dit.text_transformer import TextTransformer, TextTransformerConfig
 from dit_video.nn.module import Precision
 from dit_video.tasks.factorization import Factorization, Masked, Prompt, Writer
 from dit_video.tasks.media import Text
-from dit_video.tasks.task import GENERATE, LIKELIHOOD, REFINE, VALIDATE, ClipShape, Function, Metrics, Task
+from dit_video.tasks.task import (
+    GENERATE,
+    LIKELIHOOD,
+    REFINE,
+    VALIDATE,
+    ClipShape,
+    Function,
+    Metrics,
+    SamplingOptions,
+    Task,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,17 +147,16 @@ class LanguageModel(Task):
         row = signals[PROMPT]
         self.factorization.check_prompt((np.asarray(row.tokens) != OPEN) & (np.asarray(row.documents) > 0))
 
-    def with_sampling(
-        self, sampler: type[Sampler] | type[Order] | None, num_steps: int | None, guidance_scale: float | None
-    ) -> "LanguageModel":
+    def with_sampling(self, options: SamplingOptions) -> "LanguageModel":
         """Another order of writing, with its own default of tokens a pass."""
-        if sampler is None or issubclass(sampler, Sampler):
-            super().with_sampling(sampler, num_steps, guidance_scale)
+        order = options.sampler
+        if order is None or issubclass(order, Sampler):
+            super().with_sampling(options)
             return self
-        super().with_sampling(None, num_steps, guidance_scale)
+        super().with_sampling(options._replace(sampler=None))
         if not isinstance(self.sampler, Unmasking):
             raise ValueError(f"--sampler: config.task.sampler={self.sampler} has no order; leave it out")
-        return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, order=sampler()))
+        return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, order=order()))
 
     def describe(self) -> Mapping[str, Any]:
         return {"factorization": to_json(self.factorization), "sampler": to_json(self.sampler)}

@@ -25,6 +25,7 @@ from dit_video.nn.module import define
 from dit_video.run.open_run import OpenRun
 from dit_video.run.prompts import rows, typed, with_negative
 from dit_video.tasks.latent_diffusion import Frozen
+from dit_video.tasks.task import SamplingOptions
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 
@@ -94,7 +95,7 @@ def test_a_text_that_is_cut_is_said_to_be(opened):
 
 
 def sampled(opened: OpenRun, *, sampler: str | None = None, num_steps: int | None = None, guidance=None):
-    return opened.experiment.task.with_sampling(None if sampler is None else SAMPLERS[sampler], num_steps, guidance)
+    return opened.experiment.task.with_sampling(SamplingOptions(SAMPLERS.get(sampler), num_steps, guidance))
 
 
 def test_a_negative_prompt_is_the_null_condition(opened):

@@ -18,6 +18,7 @@ from dit_video.dit.text_transformer import TextTransformerConfig
 from dit_video.nn.attention_mask import BlockCausal
 from dit_video.nn.module import define
 from dit_video.tasks.factorization import Autoregressive, Blocks, Masked
+from dit_video.tasks.task import SamplingOptions
 from dit_video.tasks.text import LanguageModel
 
 LETTERS, N = Characters("abcdefgh"), 8
@@ -166,7 +167,7 @@ def test_fields_that_do_not_fit_are_named():
 
 
 def test_another_order_is_asked_for_on_the_command_line():
-    changed = task(Masked()).with_sampling(Spread, None, None)
+    changed = task(Masked()).with_sampling(SamplingOptions(sampler=Spread))
     assert changed.sampler == Unmasking(order=Spread())
     with pytest.raises(ValueError, match="num_steps"):
-        changed.with_sampling(None, 3, None)
+        changed.with_sampling(SamplingOptions(num_steps=3))
