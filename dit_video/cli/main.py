@@ -22,6 +22,7 @@ from dit_video.cli.usage import (
     inspect,
     launch,
     new,
+    pack,
     plan,
     report,
     sample,
@@ -50,6 +51,7 @@ COMMANDS = (
     inspect,
     diff,
     export,
+    pack,
     verify_sharding,
     verify_resume,
 )
