@@ -21,7 +21,7 @@ from dit_video.data.loader import BatchIterator
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import rows_here
 from dit_video.experiment import Experiment
-from dit_video.run import workload
+from dit_video.run import start_summary, workload
 from dit_video.run.codec import codec_of_run
 from dit_video.run.folder import EXPERIMENT_FILE, identity, record_data
 from dit_video.run.fresh_start import keep_earlier_record
@@ -82,7 +82,9 @@ class Session:
             profile: traces a few steps of the first process.
         """
         experiment, workdir = self.experiment, self.workdir
-        program = program_of(experiment, self.mesh)
+        program, work = program_of(experiment, self.mesh), workload.measure_work(experiment)
+        for line in start_summary.lines(experiment, program, self.mesh, work):
+            self.console.print(line, markup=False, highlight=False)
         with contextlib.ExitStack() as stack:
             files = stack.enter_context(RetryingFiles(unstyled(self.console)))
             checkpoints = stack.enter_context(self._checkpoints(files, copying))
@@ -101,7 +103,7 @@ class Session:
             observers = Observers(
                 recorder=recorder,
                 evaluation=evaluation,
-                work=workload.measure_work(experiment),
+                work=work,
                 profile=Profile(folder=str(workdir / "profile")) if profiled else None,
             )
             try:
