@@ -12,10 +12,9 @@ from dit_video.cli.multi_process import Together
 from dit_video.cli.weights import open_weights
 from dit_video.distributed import processes
 from dit_video.evaluation.card import table, write_card
-from dit_video.evaluation.defaults import Counts, evaluators_for
+from dit_video.evaluation.defaults import Counts
 from dit_video.progress import Terminal
-from dit_video.run.open_run import evaluation_data
-from dit_video.run.preflight import check_num_clips
+from dit_video.run.judging import judge
 from dit_video.storage import bucket, mirror
 
 
@@ -27,7 +26,6 @@ def main(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     console = Terminal(stderr=arguments.json, quiet=not processes.is_first())
     opened = open_weights(arguments, console)
-    task, data, subject = opened.experiment.task, evaluation_data(opened.experiment), opened.subject()
     counts = Counts(
         num_clips=arguments.num_clips,
         num_frames=arguments.num_frames,
@@ -35,31 +33,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         extractor=extractor_of(arguments),
         yardsticks=not arguments.no_yardsticks,
     )
-    judges = evaluators_for(task, counts)
-    inventories = opened.experiment.data.inventories()
-    for judge in judges.values():
-        judge.check(task, opened.experiment.data)
-        check_num_clips(judge, inventories)
+    card, media = judge(opened, counts, seed=arguments.seed, note=console.print)
     folder = opened.workdir / "evaluation"
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
-    measured, media, cards = {}, {}, {}
-    for name, judge in judges.items():
-        console.print(f"{name} ...")
-        report = judge(subject, data, arguments.seed)
-        measured |= report.scalars
-        media |= report.media
-        cards |= report.cards
     if not processes.is_first():
         return 0
     for label, medium in media.items():
         medium.write_each(folder / f"{stem}_{label}")
-    # The first is the file's own, which `evaluate compare` reads.
-    own = next(iter(cards), None)
-    card: dict[str, Any] = {
-        **({"subject": dict(subject.description)} if own is None else cards.pop(own)),
-        **cards,
-        "measured": measured,
-    }
     what = card.get("metric", "measured").lower().replace(" ", "_")
     path = folder / f"{stem}_{what}_n{counts.num_clips}.json"
     write_card(path, card)

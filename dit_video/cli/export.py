@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace) -> int:
     console = Terminal()
     formats = _formats(arguments)
     with new_folder(arguments.out) as folder:
-        opened = open_weights(arguments, console)
+        opened = open_weights(arguments, console, needs_data=False)
         alone = next((name for name in formats if name in ALONE), None)
         if _is_own(opened.experiment.task):
             lines = _write_own(opened, folder, arguments)

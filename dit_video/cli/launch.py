@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
 
-from dit_video.cli.usage.evaluate import spelled_out
+from dit_video.cli.launch_checks import check_experiment, check_lasting, parsed_command
 from dit_video.distributed.targets import parse_target
 from dit_video.launch.gke import GKE
 from dit_video.launch.local import Local, run_together, written_out
@@ -15,7 +14,8 @@ from dit_video.progress import Terminal
 
 
 def run_local(arguments: argparse.Namespace) -> int:
-    check_command(arguments.words, arguments.commands)
+    devices = None if arguments.fake_devices is None else arguments.num_processes * arguments.fake_devices
+    check_experiment(parsed_command(arguments.words, arguments.commands), devices)
     local = Local(
         num_processes=arguments.num_processes,
         fake_devices=arguments.fake_devices,
@@ -46,7 +46,7 @@ def run_slurm(arguments: argparse.Namespace) -> int:
         setup=arguments.setup,
         options=tuple(arguments.option),
     )
-    return _hand_over(slurm, arguments)
+    return _hand_over(slurm, arguments, arguments.nodes * arguments.gpus_per_node)
 
 
 def run_gke(arguments: argparse.Namespace) -> int:
@@ -61,7 +61,8 @@ def run_gke(arguments: argparse.Namespace) -> int:
         max_restarts=arguments.max_restarts,
         grace_seconds=arguments.grace_seconds,
     )
-    return _hand_over(gke, arguments)
+    check_lasting(parsed_command(arguments.words, arguments.commands), gke.volumes)
+    return _hand_over(gke, arguments, gke.target.num_devices)
 
 
 def run_tpu_vm(arguments: argparse.Namespace) -> int:
@@ -74,40 +75,16 @@ def run_tpu_vm(arguments: argparse.Namespace) -> int:
         setup=arguments.setup,
         options=tuple(arguments.option),
     )
-    return _hand_over(tpu_vm, arguments)
+    return _hand_over(tpu_vm, arguments, tpu_vm.target.num_devices)
 
 
-def _hand_over(platform: Slurm | GKE | TPUVM, arguments: argparse.Namespace) -> int:
-    check_command(arguments.words, arguments.commands)
+def _hand_over(platform: Slurm | GKE | TPUVM, arguments: argparse.Namespace, num_devices: int) -> int:
+    check_experiment(parsed_command(arguments.words, arguments.commands), num_devices)
     submission: Submission = platform.submission(["dit-video", *arguments.words])
     if arguments.dry_run:
         print(submission.text, end="")
         return 0
     return submit(submission)
-
-
-def check_command(words: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]) -> None:
-    """Finds a mistake in a command before it is started many times, perhaps on rented machines.
-
-    Args:
-        words: what stands after `--`.
-        commands: the parser of each command.
-
-    Raises:
-        ValueError: there is no such command, or it has no such argument.
-        SystemExit: of its parser, which says what is missing or wrong.
-    """
-    name, *rest = spelled_out(words)
-    if name not in commands or name == "launch":
-        raise ValueError(
-            f"{name}: after -- stands a dit-video command: {', '.join(c for c in commands if c != 'launch')}"
-        )
-    parsed, unknown = commands[name].parse_known_args(rest)
-    # The first must begin an override; the value of an override may be a word of its own.
-    options = [word for i, word in enumerate(unknown) if i == 0 or word.startswith("--")]
-    for word in options:
-        if not (hasattr(parsed, "config") and word.startswith("--config.")):
-            raise ValueError(f"unknown argument {word}; see dit-video {name} --help")
 
 
 def _pair(option: str, text: str, separator: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from dit_video.cli.usage import (
     data,
     demo,
     diff,
+    doctor,
     encode,
     evaluate,
     experiments,
@@ -21,6 +22,7 @@ from dit_video.cli.usage import (
     inspect,
     launch,
     new,
+    pack,
     plan,
     report,
     sample,
@@ -32,29 +34,33 @@ from dit_video.cli.usage import (
 
 # In the order of work.
 COMMANDS = (
+    doctor,
     demo,
     experiments,
-    data,
     new,
+    data,
     show,
     plan,
+    import_weights,
+    launch,
     train,
     encode,
-    evaluate,
     sample,
+    evaluate,
     report,
     inspect,
     diff,
     export,
-    import_weights,
-    launch,
+    pack,
     verify_sharding,
     verify_resume,
 )
 
 DESCRIPTION = """Train latent video diffusion transformers, judge them by FVD on held-out clips, take the weights away.
 
+  dit-video doctor                                           can this machine train?
   dit-video demo                                             the whole way on embedded data
+  dit-video new mine.py --from=quickstart --data=data/mine   an experiment to start from
   dit-video data ingest videos/ --out data/mine              a folder of videos -> a data set
   dit-video train --config=experiments/grid_vae.py --workdir=runs/grid_vae
   dit-video encode --config=experiments/grid_dit.py
@@ -74,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.prepare()
     parser = _parser()
     words = sys.argv[1:] if argv is None else list(argv)
+    if not words:
+        parser.print_help()
+        return 0
     arguments, rest = parser.parse_known_args(evaluate.spelled_out(words))
     arguments.overrides = rest
     if rest and not (hasattr(arguments, "config") and rest[0].startswith("--config.")):

@@ -8,7 +8,9 @@ import numpy as np
 from rich.console import Console
 
 from dit_video.cli.arguments import parse_size
+from dit_video.cli.multi_process import Together
 from dit_video.cli.picture import continuing
+from dit_video.cli.sample_files import require_place, take_prompts, write_clips
 from dit_video.cli.show_passes import show_passes
 from dit_video.cli.usage.sample import SamplerName
 from dit_video.cli.video_modes import Maker, asked_of, pieces, task_for
@@ -19,6 +21,7 @@ from dit_video.data.text_tokens import prompt_pattern
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Heun, Sampler
 from dit_video.diffusion.unmasking import Confidence, EntropyBound, Order, RandomOrder, Spread, Threshold
+from dit_video.distributed import processes
 from dit_video.progress import Terminal
 from dit_video.run.open_run import OpenRun, sampled_clip
 from dit_video.run.prompts import rows, typed, with_negative
@@ -47,13 +50,20 @@ SAMPLERS: dict[SamplerName, type[Sampler] | type[Order]] = {
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Terminal()
-    opened = open_weights(arguments, console)
+    with Together(arguments, stops_together=False):
+        return _sample(arguments)
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    console = Terminal(quiet=not processes.is_first())
+    require_place(arguments.out, arguments.out_dir, arguments.num_per_prompt)
+    opened = open_weights(arguments, console, needs_data=False)
     function = opened.experiment.task.functions().get(GENERATE)
     if function is None or function.medium is None:
         kind = type(opened.experiment.task).__name__
         raise ValueError(f"{arguments.workdir}: a run of {kind} generates nothing; see dit-video evaluate")
-    for path in arguments.out:
+    take_prompts(arguments, opened.experiment.task)
+    for path in arguments.out or ():
         if path.suffix.lower() not in function.medium.suffixes:
             raise ValueError(f"--out={path}: must end in {' or '.join(function.medium.suffixes)}")
     asked = asked_of(arguments)
@@ -66,6 +76,10 @@ def main(arguments: argparse.Namespace) -> int:
         console.print(
             f"the clips of this run have {min(rates):.4g} to {max(rates):.4g} frames a second; shown at {rates[0]:.4g}",
         )
+    if arguments.out_dir is not None:
+        if asked.any or longer:
+            raise ValueError(f"--out_dir={arguments.out_dir}: parts of videos are made in a grid; use --out")
+        return write_clips(arguments, opened, batches, shape, rates[0], console)
     if issubclass(function.medium, Video) and len(batches) * shape[1] > _MOST_ROWS:
         raise ValueError(
             f"--label={arguments.label}: {len(batches)} rows of {shape[1]} pixels are more than the {_MOST_ROWS} that "

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from dit_video import __version__
 from dit_video.cli.arguments import experiment_of
 from dit_video.cli.multi_process import Together
 from dit_video.distributed import processes
@@ -22,6 +23,8 @@ def main(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     shown: Any = Unfailing(sys.stdout)
     console = Terminal(file=shown, quiet=not processes.is_first())
+    # Before what takes seconds: JAX looks for devices, codecs and caches are read.
+    console.print(f"dit-video {__version__}: training in {arguments.workdir}")
     outcome = train(
         experiment_of(arguments),
         arguments.workdir,

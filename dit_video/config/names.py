@@ -94,6 +94,7 @@ _BESIDE_COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "nn.module": ("Precision",),
     "nn.norm": ("Norm",),
     "nn.softmax_attention": ("Kernel",),
+    "run.opened": ("Run", "open"),
     "run.train": ("train",),
     "tasks.evaluator": ("EvaluationData", "Evaluator", "Report"),
     "tasks.keys": ("clip_keys",),

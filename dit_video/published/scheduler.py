@@ -1,8 +1,8 @@
-"""diffusers schedulers: scheduler_config.json read as an objective and a sampler of ours."""
+"""diffusers schedulers: scheduler_config.json read as an objective and a sampler; steps and guidance of pipelines."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.objective import Gaussian
@@ -12,6 +12,23 @@ from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler
 from dit_video.diffusion.timestep_spacing import Leading, Linspace, Spacing, Trailing
 
 NUM_STEPS = 50
+
+
+class Usual(NamedTuple):
+    """How a pipeline samples where its user says nothing. Its negative prompt is then the empty text."""
+
+    num_steps: int
+    guidance_scale: float
+
+
+# Of the call of each class of pipelines in diffusers; no file of a pipeline has them.
+PIPELINES: Mapping[str, Usual] = {
+    "DiTPipeline": Usual(50, 4.0),
+    "LattePipeline": Usual(50, 7.5),
+    "StableDiffusion3Pipeline": Usual(28, 7.0),
+    "WanPipeline": Usual(50, 5.0),
+    "WanImageToVideoPipeline": Usual(50, 5.0),
+}
 
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": Epsilon(), "v_prediction": V(), "sample": X0()}
 _SINGLE_STEP: dict[str, Spacing] = {"leading": Leading(), "trailing": Trailing(), "linspace": Linspace()}

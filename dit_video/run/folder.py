@@ -24,6 +24,7 @@ from dit_video.data.record import Split
 from dit_video.distributed import processes
 from dit_video.experiment import Experiment
 from dit_video.run.places import PLACES, places_now
+from dit_video.run.shown import SHOWN
 
 EXPERIMENT_FILE = "experiment.json"
 # Fields of it: the identity of the data (`Data.identity`), and the changes of these so far.
@@ -80,7 +81,7 @@ def record(experiment: Experiment, workdir: Path, overrides: Sequence[str], *, a
     if path.is_file():
         before = read_experiment(workdir, experiment)
         content = _read(path)
-        kept = {name: content[name] for name in (RUN_ID, DATA, DATA_CHANGES) if name in content}
+        kept = {name: content[name] for name in (RUN_ID, DATA, DATA_CHANGES, SHOWN) if name in content}
         if earlier := [f for f in _fingerprints(content) if f != experiments.fingerprint(experiment)]:
             kept[EARLIER_FINGERPRINTS] = earlier
         if experiments.fingerprint(before) != experiments.fingerprint(experiment) and not allow_change:

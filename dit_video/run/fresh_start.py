@@ -48,6 +48,18 @@ def check_not_gone(workdir: Path, warn: Callable[[str], None]) -> None:
     )
 
 
+def is_claimed(workdir: Path, warn: Callable[[str], None]) -> bool:
+    """Whether a start in this folder came to its first step; one that did not leaves the folder to any experiment.
+
+    Args:
+        warn: called where the store does not answer and is asked again.
+    """
+    if read_patiently(steps_of(workdir).complete, warn) or saves_on_record(workdir):
+        return True
+    # Those that were set aside when it began again count too: there were steps.
+    return bool(read_lines(workdir / METRICS_FILE, metrics_line)) or (workdir / EARLIER).exists()
+
+
 def saves_on_record(workdir: Path) -> list[str]:
     """What a run folder knows of saves that were completed, in words; empty where there was none."""
     found = []

@@ -21,11 +21,12 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.data.dataset import Data
 from dit_video.data.sources import NoData
 from dit_video.data.transforms import ClipTransform
+from dit_video.diffusion.guidance import Guidance
 from dit_video.dit.known_frames import LevelZero
 from dit_video.experiment import Experiment
 from dit_video.published.family import DenoiserFamily, Family
 from dit_video.published.recognise import recognise_within
-from dit_video.published.scheduler import sampled_as
+from dit_video.published.scheduler import PIPELINES, Usual, sampled_as
 from dit_video.published.vae_family import VAEFamily
 from dit_video.run.codec import write_statistics
 from dit_video.run.folder import read_experiment, record
@@ -69,6 +70,7 @@ class Part:
         dtypes: of the published tensors, that of most of them first.
         notes: what a user should know of what was read and what was not.
         not_followed: settings of the pipeline's scheduler that samplers here do not have.
+        sampled: how the run is sampled where nobody says otherwise; empty of what is not sampled.
         needs: folders that the run reads when it is used, beside its own.
     """
 
@@ -78,6 +80,7 @@ class Part:
     dtypes: tuple[np.dtype, ...]
     notes: tuple[str, ...] = ()
     not_followed: tuple[str, ...] = ()
+    sampled: str = ""
     needs: tuple[str, ...] = ()
 
 
@@ -105,6 +108,11 @@ def import_run(
         ValueError: weights of no known family, or of another network than the experiment's, or numbers that are not
             finite, or an experiment cannot be made; says what is missing.
     """
+    if not source.exists():
+        raise ExperimentError(
+            f"{source}: is no file and no folder here; of the Hugging Face Hub fetch it first, in one line: "
+            f"hf download OWNER/{source.name} --local-dir {source}"
+        )
     source = folder_of(source)
     parts, named, pipeline = [], codec, _pipeline(source)
     if pipeline == source and any(_read(source / PIPELINE).get("transformer_2") or ()):
@@ -145,9 +153,19 @@ def import_run(
                 dtypes=dtypes,
                 notes=(*published.notes, *taken),
                 not_followed=not_followed,
+                sampled=_sampled(experiment),
                 needs=_needed(experiment),
             ),
         ]
+
+
+def _sampled(experiment: Experiment) -> str:
+    """A line that says how a run is sampled, with the options that change it."""
+    task = experiment.task.latent_denoiser()
+    if task is None:
+        return ""
+    guided = f"guidance {task.guidance.scale:g} (--guidance)" if task.guided else "guidance off (--guidance)"
+    return f"sampled in {task.sampler.num_steps} steps (--num_steps) with {guided}"
 
 
 def _needed(experiment: Experiment) -> tuple[str, ...]:
@@ -255,6 +273,7 @@ def _denoise(
     text = None if pipeline is None else network.text_encoders(str(found))
     condition = network.condition if text is None else network.condition_on(text)
     continues = said.get("_class_name") == _IMAGE_TO_VIDEO and said.get("expand_timesteps") is True
+    usual = PIPELINES.get(str(said.get("_class_name")), Usual(sampled.sampler.num_steps, 1.0))
     task = Denoise(
         network=network.config,
         codec=TrainedCodec(vae=vae, run=str(named.resolve())),
@@ -263,7 +282,8 @@ def _denoise(
         image=None if pipeline is None else network.image_encoder(str(found)),
         known=FirstFrame(shown=network.known or LevelZero()) if continues or network.known is not None else None,
         objective=sampled.objective,
-        sampler=sampled.sampler,
+        sampler=dataclasses.replace(sampled.sampler, num_steps=usual.num_steps),
+        guidance=Guidance(scale=1.0 if condition is None else usual.guidance_scale),
     )
     return task, sampled.not_followed
 

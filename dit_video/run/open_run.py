@@ -23,6 +23,7 @@ from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, environment, read_experiment
 from dit_video.run.frozen import with_codec_inside, with_frozen
 from dit_video.run.places import located
+from dit_video.run.shown import without_missing_data
 from dit_video.storage.mirror import local_copy
 from dit_video.tasks.evaluator import EvaluationData
 from dit_video.tasks.subject import Subject
@@ -70,12 +71,15 @@ def open_run(
     ema: bool = True,
     like: Experiment | None = None,
     overrides: Sequence[str] = (),
+    needs_data: bool = True,
     console: Console | None = None,
 ) -> OpenRun:
     """Opens a run folder with its averaged (or raw) weights of `step`, by default the latest that is not damaged.
 
     Args:
         like: has the classes of the user's own that the run is made of.
+        needs_data: else data that are not here are replaced by what the run knows of them: clips of which rate it
+            makes, and what its classes are called.
         overrides: of its experiment, "--config.task.codec.run=FOLDER" where the codec is elsewhere now.
     """
     console = console or Terminal()
@@ -85,6 +89,8 @@ def open_run(
     experiment = with_codec_inside(located(recorded, workdir / EXPERIMENT_FILE), workdir)
     if overrides:
         experiment, recorded = (override(read, overrides) for read in (experiment, recorded))
+    if not needs_data:
+        experiment = without_missing_data(experiment, workdir / EXPERIMENT_FILE)
     moved = experiment != recorded
     mesh = make_mesh(experiment.mesh)
     experiment, frozen = with_frozen(experiment, mesh, console)

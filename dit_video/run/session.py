@@ -21,11 +21,12 @@ from dit_video.data.loader import BatchIterator
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import rows_here
 from dit_video.experiment import Experiment
-from dit_video.run import workload
+from dit_video.run import start_summary, workload
 from dit_video.run.codec import codec_of_run
-from dit_video.run.folder import identity, record_data
+from dit_video.run.folder import EXPERIMENT_FILE, identity, record_data
 from dit_video.run.fresh_start import keep_earlier_record
 from dit_video.run.open_run import description, evaluation_data, program_of, unstyled
+from dit_video.run.shown import record_shown
 from dit_video.storage.json_lines import LinesFile
 from dit_video.storage.mirror import Copying, address_of
 from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
@@ -81,7 +82,9 @@ class Session:
             profile: traces a few steps of the first process.
         """
         experiment, workdir = self.experiment, self.workdir
-        program = program_of(experiment, self.mesh)
+        program, work = program_of(experiment, self.mesh), workload.measure_work(experiment)
+        for line in start_summary.lines(experiment, program, self.mesh, work):
+            self.console.print(line, markup=False, highlight=False)
         with contextlib.ExitStack() as stack:
             files = stack.enter_context(RetryingFiles(unstyled(self.console)))
             checkpoints = stack.enter_context(self._checkpoints(files, copying))
@@ -95,10 +98,12 @@ class Session:
             stack.enter_context(watchdog.watch())
             stop = stack.enter_context((StopTogether() if processes.joined() else StopSignal()).listen())
             profiled = profile and processes.is_first()
+            evaluation = self._evaluation(program)
+            processes.from_first(lambda: record_shown(workdir / EXPERIMENT_FILE, experiment, evaluation.data.rates))
             observers = Observers(
                 recorder=recorder,
-                evaluation=self._evaluation(program),
-                work=workload.measure_work(experiment),
+                evaluation=evaluation,
+                work=work,
                 profile=Profile(folder=str(workdir / "profile")) if profiled else None,
             )
             try:

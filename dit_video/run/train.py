@@ -40,7 +40,7 @@ from dit_video.run.checks import (
 )
 from dit_video.run.compilation_cache import keep_compiled_programs
 from dit_video.run.folder import EXPERIMENT_FILE, AllowedChanges, check_data, read_experiment, record
-from dit_video.run.fresh_start import check_not_gone
+from dit_video.run.fresh_start import check_not_gone, is_claimed
 from dit_video.run.frozen import with_frozen, with_random_frozen
 from dit_video.run.initial_weights import source_of_weights
 from dit_video.run.latents import check_cache
@@ -103,6 +103,8 @@ def train(
     def begin() -> None:
         kept.pull(EXPERIMENT_FILE)
         check_not_gone(kept.folder, unstyled(console))
+        if not is_claimed(kept.folder, unstyled(console)):
+            (kept.folder / EXPERIMENT_FILE).unlink(missing_ok=True)
         record(experiment, kept.folder, overrides, allow_change=allow.experiment)
         check_data(data, kept.folder, allow_change=allow.data)
         kept.push()

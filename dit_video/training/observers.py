@@ -1,12 +1,13 @@
 """What watches a run and changes nothing of what it learns: record, evaluation, throughput, profiler."""
 
 import dataclasses
+import time
 
 from dit_video.training.evaluation import Evaluation
 from dit_video.training.goodput import Activity
 from dit_video.training.profiler import Profile
 from dit_video.training.step import TrainState
-from dit_video.training.throughput import Window, Work
+from dit_video.training.throughput import Window, Work, device_memory
 from dit_video.training.tracker import Recorder
 
 
@@ -37,6 +38,10 @@ class Observers:
         self.evaluate([name for name in due if not self.recorder.has_evaluation(step, name)], step, state)
 
     def measure(self, window: Window, step: int, loss: float, waited: float) -> None:
-        """Records the throughput of the steps of `window` until `step`; `waited` are seconds waited for data so far."""
+        """Records throughput of the steps of `window` until `step`, the time of day and device memory.
+
+        `waited` are seconds waited for data so far.
+        """
         if step > window.step:
-            self.recorder.rates(step, loss, self.work.rates(*window.measure(step, waited)))
+            rates = self.work.rates(*window.measure(step, waited))
+            self.recorder.rates(step, loss, {**rates, "wall_time": time.time(), **device_memory()})

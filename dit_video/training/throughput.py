@@ -3,6 +3,8 @@
 import dataclasses
 import time
 
+import jax
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
@@ -32,6 +34,17 @@ class Work:
         if self.peak is not None:
             rates["mfu"] = rates["flops_per_second"] / self.peak
         return rates
+
+
+def device_memory() -> dict[str, float]:
+    """Bytes in use on the fullest device of this process, now and at most so far; empty where devices do not say."""
+    stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    names = {"bytes_in_use": "device_bytes", "peak_bytes_in_use": "device_bytes_peak"}
+    return {
+        ours: float(max(one[theirs] for one in stats))
+        for theirs, ours in names.items()
+        if stats and all(theirs in one for one in stats)
+    }
 
 
 class Window:

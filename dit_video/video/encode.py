@@ -33,11 +33,13 @@ def encode_frames(
     crf: int,
     preset: str,
     key_frame_every: int = 32,
+    comment: str = "",
 ) -> int:
     """Writes frames as H.264 (yuv420p) mp4, streamed; one FFmpeg build writes the same bytes every time.
 
     Args:
         size: height and width of the result, both even; frames of another size are scaled.
+        comment: kept in the file, as its tag of that name.
 
     Returns:
         The number of frames.
@@ -51,6 +53,8 @@ def encode_frames(
     # With its macroblock tree x264 has written other bytes for the same frames.
     options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
     with av.open(file if isinstance(file, io.BytesIO) else os.fspath(file), "w", format="mp4") as container:
+        if comment:
+            container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=rate, options=options)
         context = stream.codec_context
         context.thread_count = 1
@@ -97,16 +101,22 @@ def exact_rate(fps: float | int | Fraction) -> Fraction:
 
 
 def encode_mp4(
-    video: UInt8[np.ndarray, "T H W 3"], fps: float | int | Fraction, *, crf: int = 14, preset: str = "medium"
+    video: UInt8[np.ndarray, "T H W 3"],
+    fps: float | int | Fraction,
+    *,
+    crf: int = 14,
+    preset: str = "medium",
+    comment: str = "",
 ) -> bytes:
-    """H.264 mp4 of decoded frames.
+    """H.264 mp4 of decoded frames; `comment` as of `encode_frames`.
+
     Odd sizes gain a row or column, a copy of the last: yuv420p holds even sizes only.
     """
     height, width = video.shape[1:3]
     padded = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     frames = (VideoFrame.from_ndarray(frame, format="rgb24") for frame in padded)
     buffer = io.BytesIO()
-    encode_frames(buffer, frames, fps, size=padded.shape[1:3], crf=crf, preset=preset)
+    encode_frames(buffer, frames, fps, size=padded.shape[1:3], crf=crf, preset=preset, comment=comment)
     return buffer.getvalue()
 
 

@@ -11,7 +11,7 @@ import yaml
 from dit_video.cli.main import main
 
 ROOT = Path(__file__).parent.parent.parent
-TRAIN = ["train", f"--config={ROOT}/experiments/quickstart.py", "--workdir=runs/a b", "--config.seed=7"]
+TRAIN = ["train", f"--config={ROOT}/experiments/quickstart.py", "--workdir=/mnt/runs/a b", "--config.seed=7"]
 SLURM = ["launch", "slurm", "--nodes=2", "--gpus_per_node=8", "--time=60"]
 GKE = ["launch", "gke", "--target=v6e:4x4", "--name=video", "--image=image:1", "--volume=claim:/mnt"]
 TPU_VM = ["launch", "tpu_vm", "--target=v6e:4x4", "--name=video", "--zone=us-east5-b"]
@@ -69,15 +69,21 @@ def test_a_local_dry_run_prints_a_line_for_each_process(capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert "DIT_VIDEO_PROCESS_ID=0 " in first
     assert "DIT_VIDEO_PROCESS_ID=1 " in second
-    assert "'--workdir=runs/a b'" in second
+    assert "'--workdir=/mnt/runs/a b'" in second
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "trian: after -- stands a dit-video command: demo, data, "),
+        (["trian"], "trian: after -- stands a dit-video command: doctor, demo, "),
         (["launch"], "launch: after -- stands a dit-video command"),
         ([*TRAIN, "--pofile"], "unknown argument --pofile; see dit-video train --help"),
+        (["train", "--config=nowhere.py", "--workdir=/mnt/a"], "nowhere.py: no such file"),
+        ([*TRAIN, "--config.optimizer.learning_rte=1"], "did you mean 'learning_rate'"),
+        ([*TRAIN, "--config.mesh.fsdp=3"], "needs a multiple of 3 devices, 16 are there: change config.mesh"),
+        ([*TRAIN, "--config.data.batch_size=24"], "config.data.batch_size=24: must be a multiple of data x fsdp = 16"),
+        ([*TRAIN[:2], "--workdir=runs/a"], "--workdir=runs/a: lies on the disk of the pod"),
+        ([*TRAIN[:2], "--workdir=/mnt2/a"], "put it under a volume (/mnt), or give gs://bucket/run"),
         (["diff", "a", "b", "c"], "unknown argument c; see dit-video diff --help"),
         (["diff", "a", "b", "--config.seed=7"], "unknown argument --config.seed=7"),
     ],

@@ -1,6 +1,7 @@
 """The command line: a user's mistake is one message that names the field and the remedy, and an exit code."""
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -68,11 +69,20 @@ def test_a_folder_that_is_no_run_is_named(capsys):
         assert "empty: not a run folder" in fails(capsys, name, "--workdir=empty", *rest)
 
 
-@pytest.mark.parametrize("words", [["train", QUICKSTART, "--workdir=x", "--nonsense"], ["train"], ["nonsense"], []])
+@pytest.mark.parametrize("words", [["train", QUICKSTART, "--workdir=x", "--nonsense"], ["train"], ["nonsense"]])
 def test_wrong_usage_exits_with_2(capsys, words):
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2
+
+
+def test_the_program_alone_helps(capsys):
+    assert main([]) == 0
+    alone = capsys.readouterr().out
+    assert "dit-video demo" in alone
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out == alone
 
 
 def test_every_help_teaches_by_example(capsys):
@@ -92,4 +102,9 @@ def test_diff_prints_changed_leaves_only(capsys):
     assert main(["diff", f"{experiment}:vae", f"{experiment}:dit"]) == 0
     out = capsys.readouterr().out
     assert "config.data.batch_size" in out
+    assert "null" not in out, "a field that a side has not got is none of it"
+    assert main(["diff", f"{experiment}:vae", f"{experiment}:dit", "--json"]) == 0
+    changed = json.loads(capsys.readouterr().out)
+    assert changed["config.data.batch_size"] == [4, 32]
+    assert set(changed) == {line.split("│")[1].strip() for line in out.splitlines() if "config." in line}
     assert "config.data.clips.size" not in out

@@ -1,10 +1,12 @@
 """A pipeline of diffusers becomes a run that makes the same pictures of the same noise, and goes back."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import jax
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from safetensors.numpy import save_file
 
 from dit_video.cli.main import main
 from dit_video.data.batch import Batch
+from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.multistep import UniPC
 from dit_video.diffusion.path import ConstantShift
 from dit_video.diffusion.process import noise
@@ -31,6 +34,7 @@ from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import PublishedDiTConfig
 from dit_video.encoders.text import wan_text
 from dit_video.published.dit import ClassDiT
+from dit_video.published.scheduler import PIPELINES
 from dit_video.run.folder import read_experiment
 from dit_video.run.open_run import open_run
 from dit_video.tasks.keys import clip_keys
@@ -96,7 +100,9 @@ def test_a_pipeline_makes_the_same_pictures_here_and_there(pipeline, imported):
     opened = open_run(imported)
     task = opened.experiment.task
     assert task.sampler.spacing == Leading()
-    task = dataclasses.replace(task, sampler=dataclasses.replace(task.sampler, num_steps=NUM_STEPS))
+    assert (task.sampler.num_steps, task.guidance.scale) == (50, 4.0), "as the pipeline itself"
+    sampler = dataclasses.replace(task.sampler, num_steps=NUM_STEPS)
+    task = dataclasses.replace(task, sampler=sampler, guidance=Guidance())
     keys, label = clip_keys(0, range(3)), [0, 2, 1]
     with jax.default_matmul_precision("highest"):
         video = task.generate(
@@ -258,3 +264,20 @@ def test_a_pipeline_of_two_networks_says_how_each_is_imported(wan, tmp_path, cap
     (both / "model_index.json").write_text(json.dumps({"transformer_2": ["diffusers", "WanTransformer3DModel"]}))
     assert main(["import", str(both), f"--out={tmp_path / 'run'}"]) == 1
     assert "each is a run of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_steps_and_guidance_are_those_of_the_call_of_the_pipeline(name):
+    call = inspect.signature(getattr(diffusers, name).__call__).parameters
+    assert (call["num_inference_steps"].default, call["guidance_scale"].default) == PIPELINES[name]
+
+
+def test_a_source_that_is_not_there_is_named_with_what_fetches_it(tmp_path, capsys):
+    missing, out = tmp_path / "DiT-XL-2-256", tmp_path / "run"
+    assert main(["import", str(missing), f"--out={out}"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "is no file and no folder here" in line
+    assert f"hf download OWNER/DiT-XL-2-256 --local-dir {missing}" in line
+    assert main(["import", str(missing), f"--sha256={'0' * 64}", f"--out={out}"]) == 1
+    assert "is no file and no folder here" in capsys.readouterr().err
+    assert not out.exists()

@@ -3,7 +3,7 @@
 import argparse
 import enum
 
-from dit_video.cli.usage.arguments import add_weights, command, local_path, path, whole
+from dit_video.cli.usage.arguments import add_processes, add_weights, command, local_path, path, whole
 
 EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_clips=8 --out=threes.mp4
   dit-video sample --workdir=runs/quickstart_dit --label=all --out=digits.gif
@@ -20,6 +20,7 @@ EXAMPLES = """  dit-video sample --workdir=runs/quickstart_dit --label=3 --num_c
   dit-video sample --workdir=runs/any_frames --loop --label=two --out=loop.gif
   dit-video sample --workdir=runs/text_block --prompt="ROMEO:" --length=500 --out=plays.jsonl
   dit-video sample --workdir=runs/text_masked --infill="To be, or [40] the question." --show --out=infilled.txt
+  dit-video sample --workdir=runs/video_1b --prompts=prompts.txt --num_per_prompt=5 --out_dir=clips   as VBench reads
 
 --sampler, --num_steps, --guidance and what they leave, --config.task.sampler... and --config.task.guidance..., change
 how this run is sampled. Clip i depends on seed and i
@@ -105,11 +106,18 @@ def add_parser(subparsers) -> None:
         "--out",
         type=local_path,
         nargs="+",
-        required=True,
         metavar="FILE",
         help=".mp4 or .gif, or both: a grid of the clips; of text .jsonl or .txt",
     )
+    parser.add_argument(
+        "--out_dir", type=local_path, metavar="DIR", help="instead: a file of each clip, PROMPT-NUMBER.mp4 (or .png)"
+    )
+    parser.add_argument(
+        "--prompts", type=path, metavar="FILE", help="texts, or labels, one to a line; what is in --out_dir is kept"
+    )
+    parser.add_argument("--num_per_prompt", type=whole(1), metavar="N", help="clips of each prompt in --out_dir")
     parser.add_argument("--npy", type=local_path, metavar="FILE", help="also save clips, uint8 [N T H W 3], or tokens")
+    add_processes(parser)
     parser.set_defaults(run=_run)
 
 
