@@ -28,6 +28,7 @@ from dit_video.cli.usage import (
     train,
     verify_resume,
     verify_sharding,
+    watch,
 )
 
 # In the order of work.
@@ -43,6 +44,7 @@ COMMANDS = (
     evaluate,
     sample,
     report,
+    watch,
     inspect,
     diff,
     export,

@@ -14,12 +14,12 @@ from dit_video.report.recorded_run import RecordedRun
 
 _TRAINING, _STILL = "training clips", "training clips, first frame held still"
 # What a person calls the rows, from the best that samples can reach to what is worse than any.
+_OTHER_REFERENCE = "samples against training clips"
 _MEANINGS = {
     _TRAINING: "other real clips: what chance leaves",
     "training clips through the codec": "what the codec loses",
     _STILL: "no motion at all",
     "samples, frames shuffled": "no order of time",
-    "samples against training clips": "samples measured against training clips",
 }
 
 
@@ -46,7 +46,7 @@ class Panel:
 
     Attributes:
         rows: from the least value to the greatest; samples are those of the last card of each run.
-        earlier: samples of the cards before.
+        others: for the table alone: samples of the cards before, and what was measured against other clips.
         top: end of the axis, which begins at 0.
         ticks: of the axis.
         apart: fields in which the protocol differs from that of the first panel.
@@ -56,7 +56,7 @@ class Panel:
     metric: str
     protocol: Mapping[str, Any]
     rows: Sequence[Row]
-    earlier: Sequence[Row]
+    others: Sequence[Row]
     top: float
     ticks: Sequence[float]
     apart: Sequence[str]
@@ -84,14 +84,18 @@ def panels(runs: Sequence[RecordedRun]) -> list[Panel]:
 def _panel(everything: Sequence[Named], first: Card) -> Panel:
     last = {run: card for run, _, card in sorted(everything, key=lambda named: named[2]["subject"].get("step") or 0)}
     group = [named for named in everything if last[named[0]] is named[2]]
-    rows = [*_samples(group), *_yardsticks(group)]
+    measured = list(_yardsticks(group))
+    rows = [*_samples(group), *(row for row in measured if not row.label.startswith(_OTHER_REFERENCE))]
     top = _top(max(row.interval[1] if row.interval else row.value for row in rows))
     card = group[0][2]
     return Panel(
         metric=card["metric"],
         protocol=flat_protocol(card["protocol"]),
         rows=sorted(rows, key=lambda row: row.value),
-        earlier=_samples([named for named in everything if last[named[0]] is not named[2]]),
+        others=[
+            *_samples([named for named in everything if last[named[0]] is not named[2]]),
+            *(row for row in measured if row.label.startswith(_OTHER_REFERENCE)),
+        ],
         top=top,
         ticks=[top * part / 4 for part in range(5)],
         apart=differing_scale(first, card),
