@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dit_video.evaluation.card import Card, differing_scale, flat_protocol
+from dit_video.evaluation.citation import latex, markdown
 from dit_video.report.recorded_run import RecordedRun
 
 _TRAINING, _STILL = "training clips", "training clips, first frame held still"
@@ -51,6 +52,7 @@ class Panel:
         ticks: of the axis.
         apart: fields in which the protocol differs from that of the first panel.
         verdicts: in words where samples lie, one for each card.
+        lines: of each card its name, and its line for a paper in Markdown and in LaTeX.
     """
 
     metric: str
@@ -63,6 +65,7 @@ class Panel:
     verdicts: Sequence[str]
     notes: Sequence[str]
     measures: Sequence[tuple[str, Mapping[str, float]]]
+    lines: Sequence[tuple[str, str, str]]
 
 
 Named = tuple[int, str, Card]
@@ -102,6 +105,7 @@ def _panel(everything: Sequence[Named], first: Card) -> Panel:
         verdicts=[sentence for _, label, c in group if (sentence := verdict(label, c))],
         notes=list(dict.fromkeys(note for _, _, c in everything for note in c.get("notes", ()))),
         measures=[(label, c["measures"]) for _, label, c in everything if c.get("measures")],
+        lines=[(label, markdown(c), latex(c)) for _, label, c in group],
     )
 
 
