@@ -12,6 +12,7 @@ from dit_video.cli.multi_process import Together
 from dit_video.cli.weights import open_weights
 from dit_video.distributed import processes
 from dit_video.evaluation.card import table, write_card
+from dit_video.evaluation.citation import latex, markdown
 from dit_video.evaluation.defaults import Counts
 from dit_video.progress import Terminal
 from dit_video.run.judging import judge
@@ -62,3 +63,4 @@ def _show(card: dict[str, Any], metric: str, title: str, console: Console) -> No
     console.print(shown)
     if "value" in card:
         console.print(table([card]))
+        console.print(f"for a paper: {markdown(card)}\nin LaTeX:    {latex(card)}")

@@ -12,6 +12,7 @@ from dit_video.data.record import Split
 from dit_video.data.transforms import ClipTransform
 from dit_video.distributed.sharding import MeshShape, make_mesh
 from dit_video.evaluation.card import table, write_card
+from dit_video.evaluation.citation import latex, markdown
 from dit_video.evaluation.fvd import FVD
 from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
 from dit_video.evaluation.video_sets import StoredSamples, clip_transform, described, num_videos
@@ -64,6 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(json.dumps(card, indent=1))
         return 0
     console.print(table([card]))
+    console.print(f"for a paper: {markdown(card)}\nin LaTeX:    {latex(card)}")
     console.print(f"card: {path}")
     return 0
 

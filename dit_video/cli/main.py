@@ -30,6 +30,7 @@ from dit_video.cli.usage import (
     train,
     verify_resume,
     verify_sharding,
+    watch,
 )
 
 # In the order of work.
@@ -48,6 +49,7 @@ COMMANDS = (
     sample,
     evaluate,
     report,
+    watch,
     inspect,
     diff,
     export,

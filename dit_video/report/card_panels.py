@@ -10,16 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dit_video.evaluation.card import Card, differing_scale, flat_protocol
+from dit_video.evaluation.citation import latex, markdown
 from dit_video.report.recorded_run import RecordedRun
 
 _TRAINING, _STILL = "training clips", "training clips, first frame held still"
 # What a person calls the rows, from the best that samples can reach to what is worse than any.
+_OTHER_REFERENCE = "samples against training clips"
 _MEANINGS = {
     _TRAINING: "other real clips: what chance leaves",
     "training clips through the codec": "what the codec loses",
     _STILL: "no motion at all",
     "samples, frames shuffled": "no order of time",
-    "samples against training clips": "samples measured against training clips",
 }
 
 
@@ -46,23 +47,25 @@ class Panel:
 
     Attributes:
         rows: from the least value to the greatest; samples are those of the last card of each run.
-        earlier: samples of the cards before.
+        others: for the table alone: samples of the cards before, and what was measured against other clips.
         top: end of the axis, which begins at 0.
         ticks: of the axis.
         apart: fields in which the protocol differs from that of the first panel.
         verdicts: in words where samples lie, one for each card.
+        lines: of each card its name, and its line for a paper in Markdown and in LaTeX.
     """
 
     metric: str
     protocol: Mapping[str, Any]
     rows: Sequence[Row]
-    earlier: Sequence[Row]
+    others: Sequence[Row]
     top: float
     ticks: Sequence[float]
     apart: Sequence[str]
     verdicts: Sequence[str]
     notes: Sequence[str]
     measures: Sequence[tuple[str, Mapping[str, float]]]
+    lines: Sequence[tuple[str, str, str]]
 
 
 Named = tuple[int, str, Card]
@@ -84,20 +87,25 @@ def panels(runs: Sequence[RecordedRun]) -> list[Panel]:
 def _panel(everything: Sequence[Named], first: Card) -> Panel:
     last = {run: card for run, _, card in sorted(everything, key=lambda named: named[2]["subject"].get("step") or 0)}
     group = [named for named in everything if last[named[0]] is named[2]]
-    rows = [*_samples(group), *_yardsticks(group)]
+    measured = list(_yardsticks(group))
+    rows = [*_samples(group), *(row for row in measured if not row.label.startswith(_OTHER_REFERENCE))]
     top = _top(max(row.interval[1] if row.interval else row.value for row in rows))
     card = group[0][2]
     return Panel(
         metric=card["metric"],
         protocol=flat_protocol(card["protocol"]),
         rows=sorted(rows, key=lambda row: row.value),
-        earlier=_samples([named for named in everything if last[named[0]] is not named[2]]),
+        others=[
+            *_samples([named for named in everything if last[named[0]] is not named[2]]),
+            *(row for row in measured if row.label.startswith(_OTHER_REFERENCE)),
+        ],
         top=top,
         ticks=[top * part / 4 for part in range(5)],
         apart=differing_scale(first, card),
         verdicts=[sentence for _, label, c in group if (sentence := verdict(label, c))],
         notes=list(dict.fromkeys(note for _, _, c in everything for note in c.get("notes", ()))),
         measures=[(label, c["measures"]) for _, label, c in everything if c.get("measures")],
+        lines=[(label, markdown(c), latex(c)) for _, label, c in group],
     )
 
 

@@ -45,12 +45,14 @@ class Chart:
 
     Attributes:
         kind: "training", "held out" or "speed".
+        of: class of the task that was trained.
         scale: what is the same for all of them.
         apart: fields in which the scale differs from that of the first chart of this metric; empty for that one.
     """
 
     kind: str
     metric: str
+    of: str
     scale: Scale
     curves: Sequence[Curve]
     apart: Sequence[str] = ()
@@ -75,8 +77,11 @@ def charts(runs: Sequence[RecordedRun]) -> list[Chart]:
         for (kind, metric, scale), points in _points(run).items():
             if not _LEVEL.fullmatch(metric):
                 grouped.setdefault((kind, metric, scale), []).append(_curve(index, points, most))
-    ordered = sorted(grouped.items(), key=lambda item: _order(*item[0][:2]))
-    found = [Chart(kind, metric, scale, curves) for (kind, metric, scale), curves in ordered]
+    ordered = sorted(grouped.items(), key=lambda item: _order(*item[0][:2], item[1][0].run))
+    found = [
+        Chart(kind, metric, str(runs[curves[0].run].task.get("class")), scale, curves)
+        for (kind, metric, scale), curves in ordered
+    ]
     return _with_differences(found, lambda chart: (chart.kind, chart.metric))
 
 
@@ -175,9 +180,9 @@ def _number(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _order(kind: str, metric: str) -> tuple[int, bool, bool, str]:
-    """The loss first, what is split by noise level last."""
-    return ("training", "held out", "speed").index(kind), "/" in metric, metric != "loss", metric
+def _order(kind: str, metric: str, run: int) -> tuple[int, bool, int, bool, str]:
+    """Those of one task together, its loss first; what is split by noise level last."""
+    return ("training", "held out", "speed").index(kind), "/" in metric, run, metric != "loss", metric
 
 
 def _with_differences(found: list, name) -> list:

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Sequence
@@ -85,9 +86,15 @@ def spread(count: int) -> list[int]:
     return order
 
 
-def data_type(medium: Medium) -> str | None:
-    """MIME type of what a browser plays; None of text."""
-    return _TYPES.get(medium.suffix)
+def data_type(medium: Medium) -> str:
+    """MIME type of a file of samples."""
+    return _TYPES.get(medium.suffix, "text/plain")
+
+
+def media_id(medium: Medium) -> str:
+    """Names a file in a page; another one as soon as it was written anew."""
+    state = f"{medium.path} {medium.path.stat().st_mtime_ns}"
+    return f"m{hashlib.sha256(state.encode()).hexdigest()[:16]}"
 
 
 def base64_of(medium: Medium) -> str:

@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -15,7 +16,7 @@ import markupsafe
 import dit_video
 from dit_video.report.card_panels import panels
 from dit_video.report.curves import Chart, LevelChart, charts, level_charts, milestones, shares
-from dit_video.report.media_choice import Shown, base64_of, choose, data_type, poster
+from dit_video.report.media_choice import Shown, base64_of, choose, data_type, media_id, poster
 from dit_video.report.recorded_run import Medium, RecordedRun
 from dit_video.report.size import Size, against_plan, sizes
 
@@ -41,11 +42,16 @@ class RunView:
         return (self.run.experiment.get("schedule") or {}).get("num_steps")
 
 
-def render(runs: Sequence[RecordedRun], *, title: str = "dit_video report") -> str:
-    """The page of some runs: no request leaves it, whatever is in their names, captions and records."""
+def render(runs: Sequence[RecordedRun], *, title: str = "dit_video report", live: str | None = None) -> str:
+    """The page of some runs: no request leaves it, whatever is in their names, captions and records.
+
+    Args:
+        live: version of what it shows, where a server has it (`report/live.py`): then pictures are asked for there, and
+            not embedded.
+    """
     views = [RunView(index, run, size) for index, (run, size) in enumerate(zip(runs, sizes(runs)))]
     drawn, levels, shown = charts(runs), level_charts(runs), choose(runs)
-    numbered = {medium.path: f"m{n}" for n, medium in enumerate(_media(shown))}
+    ids = {medium.path: media_id(medium) for medium in _media(shown)}
     scripts = [_text("uPlot.iife.min.js"), _text("report.js")]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -55,10 +61,12 @@ def render(runs: Sequence[RecordedRun], *, title: str = "dit_video report") -> s
         title=title,
         version=dit_video.__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),
-        policy=_policy(scripts),
+        policy=_policy(scripts, asks=live is not None),
         styles=markupsafe.Markup(_text("uPlot.min.css") + _text("report.css")),
         scripts=[markupsafe.Markup(script) for script in scripts],
-        data=_embedded({"runs": [_run_data(view) for view in views], **_curve_data(drawn, levels, shown, numbered)}),
+        data=_embedded(
+            {"live": live, "runs": [_run_data(view) for view in views], **_curve_data(drawn, levels, shown, ids)}
+        ),
         views=views,
         groups=_groups(views),
         charts=[(n, chart, _rows(chart)) for n, chart in enumerate(drawn)],
@@ -66,7 +74,8 @@ def render(runs: Sequence[RecordedRun], *, title: str = "dit_video report") -> s
         panels=panels(runs),
         shown=[(n, item) for n, item in enumerate(shown)],
         posters={medium.path: _poster(medium) for medium in _last(shown)},
-        media=[(numbered[m.path], data_type(m) or "text/plain", base64_of(m)) for m in _media(shown)],
+        media=[] if live else [(ids[m.path], data_type(m), base64_of(m)) for m in _media(shown)],
+        seeds=len({view.run.experiment.get("seed") for view in views}),
         time=[(view, shares(view.run.seconds)) for view in views],
         plans=[(view, rows) for view in views if (rows := against_plan(view.run))],
         differences=lambda group: differing(group),
@@ -106,7 +115,7 @@ def _run_data(view: RunView) -> dict[str, Any]:
 
 
 def _curve_data(
-    drawn: Sequence[Chart], levels: Sequence[LevelChart], shown: Sequence[Shown], numbered: Mapping
+    drawn: Sequence[Chart], levels: Sequence[LevelChart], shown: Sequence[Shown], ids: Mapping[Path, str]
 ) -> dict[str, Any]:
     return {
         "charts": [
@@ -115,7 +124,7 @@ def _curve_data(
         ],
         "levels": [{"levels": chart.levels, "runs": chart.runs} for chart in levels],
         "shown": [
-            {run: {step: numbered[m.path] for step, m in media.items()} for run, media in item.by_run.items()}
+            {run: {step: ids[m.path] for step, m in media.items()} for run, media in item.by_run.items()}
             for item in shown
         ],
     }
@@ -145,10 +154,18 @@ def _embedded(data: Any) -> markupsafe.Markup:
     return markupsafe.Markup(text)
 
 
-def _policy(scripts: Sequence[str]) -> str:
-    """What the page may do, for the browser to enforce: run its own scripts, and ask nobody for anything."""
+def _policy(scripts: Sequence[str], *, asks: bool) -> str:
+    """What the page may do, for the browser to enforce: run its own scripts, and ask nobody for anything.
+
+    Args:
+        asks: its own server, for what is new.
+    """
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; media-src blob:"
+    own, nobody = ("'self' " if asks else ""), "'none'"
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src {own}data: blob:; "
+        f"media-src {own}blob:; connect-src {own or nobody}; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _text(name: str) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 
 import pytest
-from made_runs import write_run
+from made_runs import write_run, write_sample
 
 from dit_video.report.page import render
 from dit_video.report.recorded_run import read_runs
@@ -161,3 +161,25 @@ def test_fifty_runs_of_twenty_evaluations_are_there_within_three_seconds(opened,
     assert page.evaluate(LOADED) < 3000
     assert page.locator("#runs tbody tr").count() == 50
     assert page.evaluate("[...document.querySelectorAll('video')].filter(video => video.src).length") < 50
+
+
+def test_watch_shows_what_a_run_writes_and_keeps_what_was_chosen(chromium, tmp_path):
+    from dit_video.report.live import application
+    from dit_video.web.server import Server
+
+    folder = write_run(tmp_path / "run")
+    with Server(application([folder], title="live")).running() as server:
+        page = chromium.new_page()
+        errors = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(server.address)
+        assert "token" not in page.url
+        block = clips(page)
+        page.locator("figure.chart summary").first.click()
+        block.get_by_label("step").press("Home")
+        write_sample(folder, 80, 0)
+        wait_until(page, "document.querySelector('.media .step').dataset.steps.endsWith('80')")
+        assert page.locator(".media output").first.inner_text() == "20"
+        assert page.locator("figure.chart details").first.get_attribute("open") is not None
+        assert not errors
+        page.close()

@@ -3,9 +3,10 @@
 (() => {
   const $ = (selector, inside = document) => inside.querySelector(selector);
   const $$ = (selector, inside = document) => [...inside.querySelectorAll(selector)];
-  const data = JSON.parse($("#data").textContent);
-  const visible = new Set(data.runs.keys());
+  let data;
+  const hidden = new Set(); // names of runs
   const plots = new Map(); // element of a chart -> uPlot
+  const visible = (run) => !hidden.has(data.runs[run].name);
   const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const grouped = (number) => number.toLocaleString("en");
   const units = [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k", 1e3]];
@@ -15,7 +16,6 @@
     if (unit) return `${+(value / (unit[2] ?? unit[0])).toPrecision(4)} ${unit[1]}`;
     return size && size < 1e-3 ? value.toExponential(2) : `${+value.toPrecision(4)}`;
   }
-  for (const element of $$("[data-script]")) element.hidden = false;
 
   // --- curves -------------------------------------------------------------------------------------------------------
   const smoothness = () => +$("#smooth").value / 100;
@@ -35,7 +35,7 @@
     const tables = [], columns = [];
     const weight = chart.smooth ? smoothness() : 0;
     for (const [run, steps, values] of chart.curves) {
-      if (!visible.has(run)) continue;
+      if (!visible(run)) continue;
       const smooth = weight > 0 && values.length > 20;
       const table = [steps, values];
       columns.push({ run, faint: smooth });
@@ -49,7 +49,7 @@
     const tables = [], columns = [];
     for (const [run, steps] of Object.entries(chart.runs)) {
       const known = Object.keys(steps).map(Number).filter((step) => step <= at);
-      if (!visible.has(+run) || !known.length) continue;
+      if (!visible(run) || !known.length) continue;
       tables.push([chart.levels, steps[Math.max(...known)]]);
       columns.push({ run: +run });
     }
@@ -129,35 +129,37 @@
       if (plot && target.clientWidth && plot.width !== target.clientWidth) plot.setSize({ width: target.clientWidth, height: target.clientHeight });
     }
   });
-  for (const element of $$(".plot")) {
-    element.hidden = false;
-    element.addEventListener("keydown", key);
-    drawn.observe(element);
-    resized.observe(element);
-  }
   let waiting = 0;
   const soon = () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(redraw); };
-  $("#smooth")?.addEventListener("input", soon);
-  $("#log")?.addEventListener("change", soon);
-  function show(run, on) { on ? visible.add(run) : visible.delete(run); }
-  for (const box of $$(".toggle")) box.addEventListener("change", () => { show(+box.value, box.checked); soon(); });
-  for (const [id, on] of [["#none", false], ["#all", true]]) {
-    $(id)?.addEventListener("click", () => {
-      for (const box of $$(".toggle")) { box.checked = on; show(+box.value, on); }
-      soon();
-    });
+  function show(box, on) { box.checked = on; hidden[on ? "delete" : "add"](data.runs[box.value].name); }
+  function startCurves() {
+    for (const element of $$(".plot")) {
+      element.hidden = false;
+      element.addEventListener("keydown", key);
+      drawn.observe(element);
+      resized.observe(element);
+    }
+    $("#smooth")?.addEventListener("input", soon);
+    $("#log")?.addEventListener("change", soon);
+    for (const box of $$(".toggle")) {
+      show(box, visible(box.value));
+      box.addEventListener("change", () => { show(box, box.checked); soon(); });
+    }
+    for (const [id, on] of [["#none", false], ["#all", true]]) {
+      $(id)?.addEventListener("click", () => { for (const box of $$(".toggle")) show(box, on); soon(); });
+    }
+    for (const slider of $$(".level-step")) {
+      slider.addEventListener("input", () => {
+        slider.parentElement.querySelector("output").textContent = grouped(stepOf(slider));
+        const element = $(`.plot[data-levels="${slider.dataset.level}"]`);
+        if (plots.has(element)) draw(element);
+      });
+    }
   }
   const stepOf = (slider) => +slider.dataset.steps.split(" ")[slider.value];
   function levelStep(element) {
     const slider = $(`.level-step[data-level="${element.dataset.levels}"]`);
     return slider ? stepOf(slider) : Infinity;
-  }
-  for (const slider of $$(".level-step")) {
-    slider.addEventListener("input", () => {
-      slider.parentElement.querySelector("output").textContent = grouped(stepOf(slider));
-      const element = $(`.plot[data-levels="${slider.dataset.level}"]`);
-      if (plots.has(element)) draw(element);
-    });
   }
 
   // --- clips --------------------------------------------------------------------------------------------------------
@@ -167,10 +169,13 @@
     for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
     return bytes;
   }
+  // Where a file of samples is: with the server, or in this page.
   function addressOf(id) {
+    if (data.live) return `/media/${id}`;
     if (!addresses.has(id)) addresses.set(id, URL.createObjectURL(new Blob([bytesOf(id)], { type: $(`#${id}`).dataset.type })));
     return addresses.get(id);
   }
+  const textOf = async (id) => data.live ? (await fetch(addressOf(id))).text() : new TextDecoder().decode(bytesOf(id));
   // The picture of a run at a step, or at the last before it.
   function fill(figure, steps, at, playing) {
     const known = Object.keys(steps).map(Number).sort((a, b) => a - b);
@@ -182,7 +187,7 @@
     const video = $("video", figure), image = $("img", figure), text = $("pre", figure);
     if (video) { video.src = addressOf(id); if (playing) video.play().catch(() => {}); }
     if (image) image.src = addressOf(id);
-    if (text) text.textContent = new TextDecoder().decode(bytesOf(id)).split("\n").filter(Boolean).map((line) => JSON.parse(line).text).join("\n\n");
+    if (text) textOf(id).then((lines) => { text.textContent = lines.split("\n").filter(Boolean).map((line) => JSON.parse(line).text).join("\n\n"); });
   }
   function clips(block) {
     const shown = data.shown[block.dataset.media], slider = $(".step", block), button = $(".play", block);
@@ -191,7 +196,8 @@
     const label = () => { button.textContent = playing ? "pause" : "play"; };
     const fillAll = () => { for (const figure of $$("figure", block)) fill(figure, shown[figure.dataset.run], at(), playing); };
     const each = (action) => { for (const video of $$("video", block)) if (video.src) action(video); };
-    new IntersectionObserver(([{ isIntersecting }]) => {
+    new IntersectionObserver((entries) => {
+      const { isIntersecting } = entries.at(-1);
       if (isIntersecting) { seen = true; fillAll(); }
       each((video) => isIntersecting && playing ? video.play().catch(() => {}) : video.pause());
     }, { rootMargin: "200px" }).observe(block);
@@ -201,10 +207,13 @@
     button.hidden = !$("video", block);
     label();
   }
-  // The clips stand behind this script.
-  document.addEventListener("DOMContentLoaded", () => $$(".media").forEach(clips));
-
   // --- page ---------------------------------------------------------------------------------------------------------
+  function start() {
+    data = JSON.parse($("#data").textContent);
+    for (const element of $$("[data-script]")) element.hidden = false;
+    startCurves();
+    $$(".media").forEach(clips);
+  }
   $("#theme").addEventListener("change", (event) => {
     const chosen = event.target.value;
     chosen ? document.documentElement.dataset.theme = chosen : delete document.documentElement.dataset.theme;
@@ -214,5 +223,52 @@
   addEventListener("beforeprint", () => {
     for (const details of $$("details:not(#experiments details)")) details.open = true;
     for (const element of $$(".plot")) if (element.offsetParent && !plots.has(element)) draw(element);
+  });
+
+  // --- kept current -------------------------------------------------------------------------------------------------
+  // Every table, and what it is of: as it is called inside its section.
+  const named = (element) => ($("[aria-label]", element)?.getAttribute("aria-label") ?? "") + $("summary", element).textContent;
+  // What a reader has chosen, by the name or place of the control in the page.
+  function choices() {
+    return {
+      open: $$("details").map((element) => [named(element), element.open]),
+      values: $$("main input[type=range]").map((element) => [element.id, element.value, element.value === element.max]),
+      log: $("#log")?.checked,
+    };
+  }
+  function choose({ open, values, log }) {
+    const known = new Map(open);
+    for (const element of $$("details")) element.open = known.get(named(element)) ?? false;
+    $$("main input[type=range]").forEach((element, i) => {
+      const [, value, atEnd] = values[i] ?? [null, null, true];
+      if (element.id ? value != null : !atEnd) element.value = value;
+      element.parentElement.querySelector("output")?.replaceChildren(grouped(stepOf(element)));
+    });
+    if ($("#log") && log != null) $("#log").checked = log;
+  }
+  async function look() {
+    const state = $("#state");
+    try {
+      const answer = await fetch("/version");
+      if (!answer.ok) throw new Error(answer.statusText);
+      if (await answer.json() === data.live) return;
+      const fresh = new DOMParser().parseFromString(await (await fetch("/")).text(), "text/html");
+      const chosen = choices(), top = scrollY;
+      for (const plot of plots.values()) plot.destroy();
+      plots.clear();
+      drawn.disconnect();
+      resized.disconnect();
+      for (const part of ["main", "nav", "#state", "#data"]) $(part).replaceWith(document.adoptNode($(part, fresh)));
+      choose(chosen);
+      start();
+      scrollTo({ top, behavior: "instant" });
+    } catch (error) {
+      if (!state.textContent.endsWith("stopped")) state.append(" · watch has stopped");
+    }
+  }
+  // The clips stand behind this script.
+  document.addEventListener("DOMContentLoaded", () => {
+    start();
+    if (data.live) setInterval(look, 2000);
   });
 })();

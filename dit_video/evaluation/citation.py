@@ -1,0 +1,82 @@
+"""One line of a card for a paper, in Markdown and in LaTeX: value, interval, and what decides its scale.
+
+A protocol is called by a published name only where every field that the name fixes has its value: of StyleGAN-V
+(Skorokhodov et al., 2112.14683) the FVD16 and FVD128 of 2048 clips of consecutive frames, one from each video, resized
+as PyTorch does. Data and resolution are no part of a name, and stand beside it: their real clips are training clips.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dit_video
+from dit_video.evaluation.card import Card
+from dit_video.evaluation.protocol import USUAL_NUM_CLIPS, ResizeRule
+
+_I3D = "i3d-kinetics-400 logits"
+_STYLEGAN_V = {
+    "features": _I3D,
+    "resize": ResizeRule.HALF_PIXEL.value,
+    "num_clips": 2048,
+    "stride": 1,
+    "crop": "centre",
+    "pairs": False,
+}
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+_MARKDOWN = {character: f"\\{character}" for character in "\\`*_{}[]<>#|$"}
+
+
+def protocol_name(protocol: Mapping[str, Any]) -> str | None:
+    """The name under which a protocol was published; None of one that has none, or that differs in any field."""
+    num_frames = protocol.get("num_frames")
+    as_published = all(protocol.get(field) == value for field, value in _STYLEGAN_V.items())
+    return f"FVD{num_frames} with the settings of StyleGAN-V" if as_published and num_frames in (16, 128) else None
+
+
+def markdown(card: Card) -> str:
+    """A line of Markdown."""
+    return f"{_escaped(_value(card), _MARKDOWN)} ({_escaped(_conditions(card), _MARKDOWN)})"
+
+
+def latex(card: Card) -> str:
+    """A line of LaTeX, for text mode; it needs no package."""
+    return f"{_escaped(_value(card), _LATEX)} ({_escaped(_conditions(card), _LATEX)})"
+
+
+def _value(card: Card) -> str:
+    interval = card.get("interval")
+    spread = "" if interval is None else f" [{interval['low']:.4g}, {interval['high']:.4g}]"
+    return f"{protocol_name(card['protocol']) or card['metric']} = {card['value']:.4g}{spread}"
+
+
+def _conditions(card: Card) -> str:
+    """What decides the scale, and what was judged."""
+    protocol, subject = card["protocol"], card["subject"]
+    num_clips, size = protocol.get("num_clips"), protocol.get("size")
+    parts = [
+        "95 % interval" if card.get("interval") else None,
+        f"N = {num_clips}",
+        "too few to quote" if isinstance(num_clips, int) and num_clips < USUAL_NUM_CLIPS else None,
+        _frames(protocol),
+        f"{size[0]}x{size[1]}" if isinstance(size, list | tuple) and len(size) == 2 else None,
+        f"{protocol.get('features')}, {protocol['resize']} resize"
+        if "resize" in protocol
+        else protocol.get("features"),
+        "pairs of clips and reconstructions" if protocol.get("pairs") else None,
+        f"real clips {str(protocol.get('content'))[:8]}",
+        f"{subject.get('weights', '')} weights of step {subject['step']}".strip() if "step" in subject else None,
+        f"dit_video {dit_video.__version__}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _frames(protocol: Mapping[str, Any]) -> str:
+    stride, fps = protocol.get("stride"), protocol.get("fps")
+    rate = f" at {fps:g} frames a second" if isinstance(fps, int | float) else ""
+    return f"{protocol.get('num_frames')} frames{'' if stride is None else f' of stride {stride}'}{rate}"
+
+
+def _escaped(text: str, table: Mapping[str, str]) -> str:
+    return "".join(table.get(character, character) for character in " ".join(text.split()))
