@@ -97,9 +97,11 @@ _BESIDE_COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "run.opened": ("Run", "open"),
     "run.train": ("train",),
     "tasks.evaluator": ("EvaluationData", "Evaluator", "Report"),
+    "tasks.factorization": ("Factorization",),
     "tasks.keys": ("clip_keys",),
+    "tasks.known_frames": ("Pattern",),
     "tasks.media": ("Media", "Picture", "Text", "Video"),
-    "tasks.task": ("Function", "Task"),
+    "tasks.task": ("Function", "SamplingOptions", "Task"),
     "training.optimizer": ("Decay",),
     "vae.losses": ("ReconstructionLoss",),
 }
