@@ -15,9 +15,15 @@ from dit_video.data.sources import MovingDigits as MovingDigits
 from dit_video.data.sources import NoData as NoData
 from dit_video.data.sources import SourceInfo as SourceInfo
 from dit_video.data.sources import TFDSSet as TFDSSet
+from dit_video.data.sources import TextSet as TextSet
 from dit_video.data.sources import VideoSet as VideoSet
 from dit_video.data.text_cache import TextCache as TextCache
 from dit_video.data.text_cache import TextDtype as TextDtype
+from dit_video.data.text_tokens import TextPrompt as TextPrompt
+from dit_video.data.text_tokens import TextTokens as TextTokens
+from dit_video.data.tokenizers import BytePairs as BytePairs
+from dit_video.data.tokenizers import Bytes as Bytes
+from dit_video.data.tokenizers import Characters as Characters
 from dit_video.data.transforms import ClipTransform as ClipTransform
 from dit_video.diffusion.guidance import Guidance as Guidance
 from dit_video.diffusion.masked import Absorbing as Absorbing
@@ -56,6 +62,13 @@ from dit_video.diffusion.scheduling_matrix import WholeClip as WholeClip
 from dit_video.diffusion.timestep_spacing import Leading as Leading
 from dit_video.diffusion.timestep_spacing import Linspace as Linspace
 from dit_video.diffusion.timestep_spacing import Trailing as Trailing
+from dit_video.diffusion.unmasking import Confidence as Confidence
+from dit_video.diffusion.unmasking import EntropyBound as EntropyBound
+from dit_video.diffusion.unmasking import RandomOrder as RandomOrder
+from dit_video.diffusion.unmasking import Remasking as Remasking
+from dit_video.diffusion.unmasking import Spread as Spread
+from dit_video.diffusion.unmasking import Threshold as Threshold
+from dit_video.diffusion.unmasking import Unmasking as Unmasking
 from dit_video.diffusion.variance import LearnedVariance as LearnedVariance
 from dit_video.distributed.sharding import MeshShape as MeshShape
 from dit_video.dit.condition import ClassCondition as ClassCondition
@@ -93,6 +106,8 @@ from dit_video.evaluation.features import FromFile as FromFile
 from dit_video.evaluation.fvd import FVD as FVD
 from dit_video.evaluation.i3d import I3DLogits as I3DLogits
 from dit_video.evaluation.protocol import ResizeRule as ResizeRule
+from dit_video.evaluation.text import BitsPerByte as BitsPerByte
+from dit_video.evaluation.text import SampledText as SampledText
 from dit_video.experiment import Experiment as Experiment
 from dit_video.experiment import load as load
 from dit_video.nn.attention import QKNorm as QKNorm
@@ -108,6 +123,9 @@ from dit_video.tasks.autoencode import Autoencode as Autoencode
 from dit_video.tasks.evaluator import EvaluationData as EvaluationData
 from dit_video.tasks.evaluator import Evaluator as Evaluator
 from dit_video.tasks.evaluator import Report as Report
+from dit_video.tasks.factorization import Autoregressive as Autoregressive
+from dit_video.tasks.factorization import Blocks as Blocks
+from dit_video.tasks.factorization import Masked as Masked
 from dit_video.tasks.keys import clip_keys as clip_keys
 from dit_video.tasks.known_frames import FirstFrame as FirstFrame
 from dit_video.tasks.known_frames import KnownFrames as KnownFrames
@@ -118,6 +136,7 @@ from dit_video.tasks.media import Text as Text
 from dit_video.tasks.media import Video as Video
 from dit_video.tasks.task import Function as Function
 from dit_video.tasks.task import Task as Task
+from dit_video.tasks.text import LanguageModel as LanguageModel
 from dit_video.training.fault_policy import Faults as Faults
 from dit_video.training.fault_policy import Note as Note
 from dit_video.training.fault_policy import RollBack as RollBack

@@ -10,17 +10,26 @@ The judge is :autoregressive with another seed, --config.seed=1. All have the sa
 busy CPU cores; docs/text.md has what was measured.
 """
 
-from dit_video.data.dataset import Data
-from dit_video.data.sources import TextSet
-from dit_video.diffusion.unmasking import Spread, Unmasking
-from dit_video.dit.text_transformer import TextTransformerConfig
-from dit_video.evaluation.evaluators import HeldOutError, Samples
-from dit_video.experiment import Experiment
-from dit_video.tasks.factorization import Autoregressive, Blocks, Factorization, Masked
-from dit_video.tasks.text import LanguageModel
-from dit_video.training.intervals import Schedule
-from dit_video.training.optimizer import EMA, Decay, Muon
+from dit_video import (
+    EMA,
+    Autoregressive,
+    Blocks,
+    Data,
+    Decay,
+    Experiment,
+    HeldOutError,
+    LanguageModel,
+    Masked,
+    Muon,
+    Samples,
+    Schedule,
+    Spread,
+    TextSet,
+    TextTransformerConfig,
+    Unmasking,
+)
 
+Factorization = Masked | Blocks | Autoregressive
 KINDS: dict[str, Factorization] = {
     "masked": Masked(),
     "block": Blocks(size=16, times=(0.3, 0.8)),
