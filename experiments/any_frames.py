@@ -12,20 +12,26 @@ decide all others: what is made can be compared with the truth, frame by frame (
 price of one model for all is the difference.
 """
 
-from dit_video.data.dataset import Data
-from dit_video.data.sources import LatentCache, MovingDigits
-from dit_video.data.transforms import ClipTransform
-from dit_video.diffusion.objective import rectified_flow
-from dit_video.diffusion.sampler import Heun
-from dit_video.dit.dit import DiTConfig
-from dit_video.evaluation.evaluators import HeldOutError
-from dit_video.experiment import Experiment
-from dit_video.tasks.known_frames import KnownFrames, Pattern
-from dit_video.tasks.latent_diffusion import Denoise
-from dit_video.training.intervals import Schedule
-from dit_video.training.optimizer import EMA, Decay, Muon
-from dit_video.vae.trained_codec import TrainedCodec
-from dit_video.vae.video_vae import VideoVAEConfig
+from dit_video import (
+    EMA,
+    ClipTransform,
+    Data,
+    Decay,
+    Denoise,
+    DiTConfig,
+    Experiment,
+    HeldOutError,
+    Heun,
+    KnownFrames,
+    LatentCache,
+    MovingDigits,
+    Muon,
+    Pattern,
+    Schedule,
+    TrainedCodec,
+    VideoVAEConfig,
+    rectified_flow,
+)
 
 # That of experiments/quickstart.py.
 VAE = VideoVAEConfig(

@@ -10,16 +10,25 @@ The judge is :autoregressive with another seed, --config.seed=1. All have the sa
 busy CPU cores; docs/text.md has what was measured.
 """
 
-from dit_video.data.dataset import Data
-from dit_video.data.sources import TextSet
-from dit_video.diffusion.unmasking import Spread, Unmasking
-from dit_video.dit.text_transformer import TextTransformerConfig
-from dit_video.evaluation.evaluators import HeldOutError, Samples
-from dit_video.experiment import Experiment
-from dit_video.tasks.factorization import Autoregressive, Blocks, Factorization, Masked
-from dit_video.tasks.text import LanguageModel
-from dit_video.training.intervals import Schedule
-from dit_video.training.optimizer import EMA, Decay, Muon
+from dit_video import (
+    EMA,
+    Autoregressive,
+    Blocks,
+    Data,
+    Decay,
+    Experiment,
+    Factorization,
+    HeldOutError,
+    LanguageModel,
+    Masked,
+    Muon,
+    Samples,
+    Schedule,
+    Spread,
+    TextSet,
+    TextTransformerConfig,
+    Unmasking,
+)
 
 KINDS: dict[str, Factorization] = {
     "masked": Masked(),

@@ -98,6 +98,8 @@ _BESIDE_COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "run.train": ("train",),
     "tasks.evaluator": ("EvaluationData", "Evaluator", "Report"),
     "tasks.keys": ("clip_keys",),
+    "tasks.known_frames": ("Pattern",),
+    "tasks.factorization": ("Factorization",),
     "tasks.media": ("Media", "Picture", "Text", "Video"),
     "tasks.task": ("Function", "Task"),
     "training.optimizer": ("Decay",),
