@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Int
 
 from dit_video.config.bounds import at_least
+from dit_video.config.extras import install
 from dit_video.config.json_file import read_object
 from dit_video.config.paths import expand
 
-_INSTALL = "the tokenizers library is not installed; byte pairs need it: pip install 'dit-video[text]'"
+_INSTALL = f"the tokenizers library is not installed; byte pairs need it: {install('text')}"
 Numbers = Int[np.ndarray, "n"]
 
 
