@@ -19,6 +19,7 @@ from dit_video import (
     Data,
     Decay,
     Experiment,
+    Factorization,
     HeldOutError,
     LanguageModel,
     Masked,
@@ -31,7 +32,6 @@ from dit_video import (
     Unmasking,
 )
 
-Factorization = Masked | Blocks | Autoregressive
 KINDS: dict[str, Factorization] = {
     "masked": Masked(),
     "block": Blocks(size=16, times=(0.3, 0.8)),

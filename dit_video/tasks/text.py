@@ -33,6 +33,7 @@ from dit_video.tasks.task import (
     VALIDATE,
     ClipShape,
     Function,
+    Learnt,
     Metrics,
     SamplingOptions,
     Task,
@@ -176,6 +177,11 @@ class LanguageModel(Task):
 
     def in_float32(self) -> "LanguageModel":
         return dataclasses.replace(self, precision=Precision.FLOAT32)
+
+    def learnt(self) -> Learnt:
+        return Learnt(
+            {"network": self.network.function}, {"factorization": self.factorization, "tokenizer": self.tokenizer}
+        )
 
     @property
     def backbone(self) -> TransformerConfig:

@@ -31,6 +31,7 @@ from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW
 
 CLASS = ClassCondition(num_classes=10)
+# The others are orders in which text is written.
 TEXT = TextCondition(hidden_size=16, depth=1, num_heads=2)
 
 
