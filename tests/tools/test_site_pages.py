@@ -22,9 +22,8 @@ def headings(page: str, level: int) -> list[str]:
 def test_every_command_has_its_help():
     page = commands()
     named = {heading.split()[0] for heading in headings(page, 2)}
-    assert named == {
-        module.__name__.rpartition(".")[2].replace("_weights", "").replace("_", "-") for module in COMMANDS
-    }
+    modules = {module.__name__.rpartition(".")[2] for module in COMMANDS}
+    assert {name.removesuffix("_weights").replace("_", "-") for name in modules} <= named
     assert "evaluate run" in headings(page, 2)
     assert page.count("usage: dit-video") == len(headings(page, 2))
 
