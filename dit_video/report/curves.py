@@ -18,6 +18,8 @@ _COMPARED = {"network", "vae", "condition", "sampler", "guidance", "precision"}
 _OF_VIDEOS = {"FVD", "Reconstruction"}
 # Fields of an evaluator that decide no value.
 _NOT_A_PROTOCOL = {"every", "batch_size", "num_shown"}
+# What is no measurement.
+_CLOCK = {"step", "wall_time"}
 _LEVEL = re.compile(r"(.+)/logsnr_([+-]?[\d.]+)")
 _NUM_POINTS = 1500
 _LEAST_POINTS = 200
@@ -154,7 +156,7 @@ def _points(run: RecordedRun) -> dict[tuple[str, str, Scale], list[tuple[int, fl
         else:
             kind, scale, values = "training", trained_on, line
         for name, value in values.items():
-            if name != "step" and not name.startswith("count/") and isinstance(value, int | float):
+            if name not in _CLOCK and not name.startswith("count/") and isinstance(value, int | float):
                 found.setdefault((kind, name, scale), []).append((line["step"], float(value)))
     return found
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dit_video import experiment as experiments
@@ -62,14 +62,14 @@ def _size(content: str) -> Size | None:
 
 
 def against_plan(run: RecordedRun) -> list[Compared]:
-    """What `plan` said of a step beside what the run has measured, the median over its rates."""
+    """What `plan` said of a step beside what the run has measured: the median over its rates, of memory the most."""
     plan = run.plan or {}
     best: Mapping[str, Any] = plan.get("best_case") or {}
     rates = [line["rates"] for line in run.lines("rates")]
 
-    def measured(name: str) -> float | None:
+    def measured(name: str, of_all: Callable = statistics.median) -> float | None:
         values = [rate[name] for rate in rates if name in rate]
-        return statistics.median(values) if values else None
+        return of_all(values) if values else None
 
     clips = measured("clips_per_second")
     step = plan["clips"] / clips if clips and plan.get("clips") else None
@@ -79,6 +79,8 @@ def against_plan(run: RecordedRun) -> list[Compared]:
         Compared("tokens a second", "", best.get("tokens_per_second"), measured("tokens_per_second")),
         Compared("model FLOPs utilisation", "", best.get("mfu"), measured("mfu")),
         Compared("model FLOPs of a step", "", plan.get("flops"), None),
-        Compared("peak memory of a device", "B", plan.get("memory", {}).get("peak"), measured("peak_bytes")),
+        Compared(
+            "peak memory of a device", "B", plan.get("memory", {}).get("peak"), measured("device_bytes_peak", max)
+        ),
     ]
     return [row for row in rows if row.planned is not None or row.measured is not None] if plan else []

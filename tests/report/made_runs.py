@@ -44,7 +44,7 @@ def write_run(
         | {f"x_0_error/logsnr_{level:+g}": 1 / s + level**2 for level in LEVELS}
         for s in judged
     ]
-    rates = [{"step": s, "rates": {"clips_per_second": 10.0 + rng.random()}} for s in judged]
+    rates = [{"step": s, "rates": {"clips_per_second": 10.0 + rng.random(), "wall_time": 1.8e9 + s}} for s in judged]
     write_lines(folder / "metrics.jsonl", [*steps, *errors, *rates])
     write_lines(
         folder / "goodput.jsonl", [{"session": 1, "step": num_steps, "seconds": {"step": 60.0, "compile": 20.0}}]

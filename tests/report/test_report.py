@@ -65,6 +65,7 @@ def test_curves_of_one_protocol_share_an_axis(two):
     assert [curve.run for curve in drawn["training", "loss"].curves] == [0, 1]
     assert [curve.run for curve in drawn["held out", "x_0_error"].curves] == [0, 1]
     assert {kind for kind, _ in drawn} == {"training", "held out", "speed"}
+    assert ("speed", "wall_time") not in drawn, "the time of day is no measurement"
 
 
 def test_a_loss_of_another_objective_has_an_axis_of_its_own(two, tmp_path):
