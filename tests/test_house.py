@@ -100,7 +100,7 @@ def test_nothing_lies_outside_of_a_room():
 # Classes that only their own room may ask for, and networks as others publish them.
 ASKED_AT_HOME = {
     "Task", "Denoise", "Autoencode", "Condition", "ClassCondition", "TextCondition", "EmbeddedText", "FirstFrame",
-    "AsChannels", "LevelZero",
+    "KnownFrames", "AsChannels", "LevelZero",
 }  # fmt: skip
 HOMES = ("tasks", "published")
 

@@ -373,12 +373,16 @@ class Denoise(Task):
         )
 
     def continuing_images(self) -> "Denoise | None":
-        """The task that continues a picture: itself if it was trained so, or with its first frame at level 0 if it was
-        trained with a noise level for each frame; None where it cannot.
+        """The task that continues a picture: itself if it always does, or with its first frame at level 0 if it was
+        trained with first frames known or a noise level for each; None where it cannot.
         """
-        if self.known is not None:
+        if isinstance(self.known, FirstFrame):
             return self
-        return dataclasses.replace(self, known=FirstFrame()) if self.objective.per_frame else None
+        try:
+            self.with_known(Pattern.FIRST)
+        except ValueError:
+            return None
+        return dataclasses.replace(self, known=FirstFrame())
 
     def with_known(self, pattern: str) -> tuple["Denoise", str | None]:
         wanted, known = Pattern(pattern), self.known

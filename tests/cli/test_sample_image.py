@@ -12,7 +12,7 @@ from dit_video.diffusion.objective import diffusion_forcing
 from dit_video.dit.condition import TextCondition
 from dit_video.dit.known_frames import AsChannels
 from dit_video.dit.wan import WanConfig
-from dit_video.tasks.known_frames import FirstFrame
+from dit_video.tasks.known_frames import FirstFrame, KnownFrames
 
 WORDS = TextCondition(hidden_size=16, depth=1, num_heads=2)
 ROWS = [Batch(signals={"caption": np.full((1, 4), n, np.uint8)}) for n in range(2)]
@@ -43,6 +43,9 @@ def test_a_network_with_a_level_for_each_frame_continues_pictures_though_it_was_
     continues, _ = continuing(picture, forcing, ROWS, (16, 16))
     assert continues == dataclasses.replace(forcing, known=FirstFrame())
     assert continuing(None, forcing, ROWS, (16, 16)) == (forcing, ROWS)
+    mixture = dataclasses.replace(denoise, known=KnownFrames())
+    assert continuing(picture, mixture, ROWS, (16, 16))[0] == dataclasses.replace(mixture, known=FirstFrame())
+    assert continuing(None, mixture, ROWS, (16, 16)) == (mixture, ROWS)
 
 
 def test_it_is_scaled_to_cover_the_clip_and_cropped_at_its_centre(picture):
