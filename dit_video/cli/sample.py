@@ -121,7 +121,13 @@ def prompted(
     """
     task = opened.experiment.task
     sampler = None if arguments.sampler is None else SAMPLERS[SamplerName(arguments.sampler)]
-    task = task.with_sampling(sampler, arguments.num_steps, arguments.guidance)
+    task = task.with_sampling(
+        sampler,
+        arguments.num_steps,
+        arguments.guidance,
+        history=arguments.history,
+        steps_apart=arguments.steps_apart,
+    )
     opened = _with_task(opened, task)
 
     def warn(message: str) -> None:

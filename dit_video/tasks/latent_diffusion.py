@@ -25,7 +25,7 @@ from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.diffusion.path import over_latents
 from dit_video.diffusion.process import Known
 from dit_video.diffusion.sampler import Euler, Sampler
-from dit_video.diffusion.scheduling_matrix import Levels, SchedulingMatrix, WholeClip
+from dit_video.diffusion.scheduling_matrix import Levels, Pyramid, SchedulingMatrix, WholeClip
 from dit_video.diffusion.timestep_spacing import Trailing
 from dit_video.dit.condition import Cond, Condition
 from dit_video.dit.known_frames import AsChannels
@@ -204,10 +204,10 @@ class Denoise(Task):
         return {
             VALIDATE: Function(lambda model, frozen, batch, keys, shape: self.validate(model, frozen, batch, keys)),
             GENERATE: Function(self.generate, Video),
-            EDIT: Function(self.edit, Video),
             RECONSTRUCT: Function(
                 lambda model, frozen, batch, keys, shape: self.reconstruct(model, frozen, batch), Video
             ),
+            EDIT: Function(self.edit, Video),
         }
 
     def validate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
@@ -307,7 +307,7 @@ class Denoise(Task):
 
     def _levels(self, known: Known | None, latents: tuple[int, int, int]) -> Levels | None:
         """The scheduling matrix of sampling; None where all frames have one level."""
-        if self.scheduling == WholeClip():
+        if self.scheduling.delay(self.sampler.num_steps) == 0:
             return None
         grid = self.objective.time_grid(self.sampler.num_steps, math.prod(latents), self.sampler.spacing)
         mask = jnp.zeros((1, latents[0]), bool) if known is None else known.mask
@@ -358,7 +358,13 @@ class Denoise(Task):
         return frozen._replace(null=self.condition.read(signals))
 
     def with_sampling(
-        self, sampler: type[Sampler] | None, num_steps: int | None, guidance_scale: float | None
+        self,
+        sampler: type[Sampler] | None,
+        num_steps: int | None,
+        guidance_scale: float | None,
+        *,
+        history: float | None = None,
+        steps_apart: int | None = None,
     ) -> "Denoise":
         """Another sampler keeps steps and spacing of the run's own."""
         if guidance_scale is not None and self.condition is None:
@@ -366,10 +372,12 @@ class Denoise(Task):
         steps = self.sampler.num_steps if num_steps is None else num_steps
         kind = type(self.sampler) if sampler is None else sampler
         scale = self.guidance.scale if guidance_scale is None else guidance_scale
+        of_history = self.guidance.history if history is None else history
         return dataclasses.replace(
             self,
             sampler=kind(num_steps=steps, spacing=self.sampler.spacing),
-            guidance=dataclasses.replace(self.guidance, scale=scale),
+            guidance=dataclasses.replace(self.guidance, scale=scale, history=of_history),
+            scheduling=self.scheduling if steps_apart is None else Pyramid(steps_apart=steps_apart),
         )
 
     def continuing_images(self) -> "Denoise | None":

@@ -210,14 +210,26 @@ class Task(abc.ABC):
         raise ValueError(f"a {type(self).__name__} has no guidance that could lead away from a negative prompt")
 
     def with_sampling(
-        self, sampler: type[Sampler] | None, num_steps: int | None, guidance_scale: float | None
+        self,
+        sampler: type[Sampler] | None,
+        num_steps: int | None,
+        guidance_scale: float | None,
+        *,
+        history: float | None = None,
+        steps_apart: int | None = None,
     ) -> "Task":
         """The same task sampled otherwise; what is None stays.
 
         Raises:
             ValueError: it has no such choice; names the option.
         """
-        options = {"--sampler": sampler, "--num_steps": num_steps, "--guidance": guidance_scale}
+        options = {
+            "--sampler": sampler,
+            "--num_steps": num_steps,
+            "--guidance": guidance_scale,
+            "--history": history,
+            "--steps_apart": steps_apart,
+        }
         for name, value in options.items():
             if value is not None:
                 raise ValueError(f"{name}: a {type(self).__name__} has no such choice; leave it out")

@@ -17,6 +17,7 @@ from dit_video.data.sources import MovingDigits
 from dit_video.data.transforms import ClipTransform
 from dit_video.diffusion.objective import diffusion_forcing
 from dit_video.diffusion.sampler import Euler
+from dit_video.diffusion.scheduling_matrix import Pyramid
 from dit_video.diffusion.timestep_spacing import Trailing
 from dit_video.experiment import Experiment
 from dit_video.nn.module import define
@@ -117,6 +118,13 @@ def test_a_long_clip_is_an_extension_where_a_run_can_extend(denoise):
     assert task_for(Asked(), mixture, 5, 9, CONSOLE) == (mixture, True)
     assert task_for(Asked(), mixture, 5, 5, CONSOLE) == (mixture, False)
     assert task_for(Asked(), denoise, 5, 9, CONSOLE) == (denoise, False)
+
+
+def test_the_order_of_frames_and_guidance_on_known_ones_can_be_typed(denoise):
+    task = denoise.with_sampling(None, 8, None, history=1.5, steps_apart=2)
+    assert task.scheduling == Pyramid(steps_apart=2)
+    assert task.guidance == dataclasses.replace(denoise.guidance, history=1.5)
+    assert denoise.with_sampling(None, None, None) == denoise
 
 
 def test_strength_is_where_the_sampler_begins(denoise, video):

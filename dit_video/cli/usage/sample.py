@@ -58,6 +58,15 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--guidance", type=float, metavar="SCALE", help="how strongly label or text is followed; 1 is off"
     )
+    parser.add_argument(
+        "--history", type=float, metavar="SCALE", help="how strongly known frames are followed; 1 is off (the default)"
+    )
+    parser.add_argument(
+        "--steps_apart",
+        type=whole(0),
+        metavar="N",
+        help="steps that each latent frame begins after the one before; 0 is all at once, --num_steps one by one",
+    )
     parser.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from (default: no text)")
     parser.add_argument("--image", type=path, metavar="FILE", help="the first frame, which the clips continue")
     parser.add_argument("--video", type=path, metavar="FILE", help="a video to begin with; say what is made of it:")
