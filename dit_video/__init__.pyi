@@ -20,6 +20,9 @@ from dit_video.data.text_cache import TextCache as TextCache
 from dit_video.data.text_cache import TextDtype as TextDtype
 from dit_video.data.transforms import ClipTransform as ClipTransform
 from dit_video.diffusion.guidance import Guidance as Guidance
+from dit_video.diffusion.masked import Absorbing as Absorbing
+from dit_video.diffusion.masked import CosineMasking as CosineMasking
+from dit_video.diffusion.masked import LogLinear as LogLinear
 from dit_video.diffusion.multistep import DPMSolver as DPMSolver
 from dit_video.diffusion.multistep import UniPC as UniPC
 from dit_video.diffusion.objective import Gaussian as Gaussian
@@ -47,6 +50,9 @@ from dit_video.diffusion.sampler import Ancestral as Ancestral
 from dit_video.diffusion.sampler import DDIM as DDIM
 from dit_video.diffusion.sampler import Euler as Euler
 from dit_video.diffusion.sampler import Heun as Heun
+from dit_video.diffusion.scheduling_matrix import FrameByFrame as FrameByFrame
+from dit_video.diffusion.scheduling_matrix import Pyramid as Pyramid
+from dit_video.diffusion.scheduling_matrix import WholeClip as WholeClip
 from dit_video.diffusion.timestep_spacing import Leading as Leading
 from dit_video.diffusion.timestep_spacing import Linspace as Linspace
 from dit_video.diffusion.timestep_spacing import Trailing as Trailing
@@ -67,6 +73,7 @@ from dit_video.dit.mmdit import PositionTable as PositionTable
 from dit_video.dit.network import Network as Network
 from dit_video.dit.network import NetworkConfig as NetworkConfig
 from dit_video.dit.network import Remat as Remat
+from dit_video.dit.text_transformer import TextTransformerConfig as TextTransformerConfig
 from dit_video.dit.wan import WanConfig as WanConfig
 from dit_video.encoders.clip_block import Activation as Activation
 from dit_video.encoders.clip_image import CLIPVisionConfig as CLIPVisionConfig
@@ -101,6 +108,7 @@ from dit_video.tasks.evaluator import Evaluator as Evaluator
 from dit_video.tasks.evaluator import Report as Report
 from dit_video.tasks.keys import clip_keys as clip_keys
 from dit_video.tasks.known_frames import FirstFrame as FirstFrame
+from dit_video.tasks.known_frames import KnownFrames as KnownFrames
 from dit_video.tasks.latent_diffusion import Denoise as Denoise
 from dit_video.tasks.media import Media as Media
 from dit_video.tasks.media import Picture as Picture
