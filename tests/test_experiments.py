@@ -14,7 +14,8 @@ from dit_video.run.checks import check_fields
 
 ROOT = Path(__file__).parent.parent
 RUNS = (
-    "experiments/any_frames.py:all",
+    "experiments/any_frames.py",
+    "experiments/any_frames.py:region",
     "experiments/captions.py",
     "experiments/image.py",
     "experiments/quickstart.py:vae",
