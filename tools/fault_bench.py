@@ -3,6 +3,7 @@
     python -m tools.fault_bench fuzz                      untrusted files: all families, 1000 cases each
     python -m tools.fault_bench fuzz safetensors --num_cases 100
     python -m tools.fault_bench fuzz video --case 17      one case again, in this process, with its traceback
+    python -m tools.fault_bench strangers                 what others publish: configs, cards, tokenizers, tars, arrays
     python -m tools.fault_bench kills                     100 kills -9 over tiny runs: does each resume exactly?
     python -m tools.fault_bench flips                     flipped bits and cut files of a checkpoint: are they found?
     python -m tools.fault_bench errnos                    a store that fails while a checkpoint is read (needs cc)
@@ -26,10 +27,11 @@ NUM_FLIPS = 100
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
-    fuzz = parts.add_parser("fuzz", help="files of strangers")
-    fuzz.add_argument("names", nargs="*", choices=[*fuzz_bench.BENCHES, []], help="default: all")
-    fuzz.add_argument("--num_cases", type=int, help="of each; results of fewer than the default are not recorded")
-    fuzz.add_argument("--case", type=int, help="this one only, here")
+    for title, families in fuzz_bench.TABLES.items():
+        fuzz = parts.add_parser(title, help="untrusted files")
+        fuzz.add_argument("names", nargs="*", choices=[*families, []], help="default: all")
+        fuzz.add_argument("--num_cases", type=int, help="of each; results of fewer than the default are not recorded")
+        fuzz.add_argument("--case", type=int, help="this one only, here")
     kills = parts.add_parser("kills", help="runs that are killed")
     kills.add_argument("--num_kills", type=int, default=NUM_KILLS, help="results of fewer are not recorded")
     flips = parts.add_parser("flips", help="checkpoints whose files are damaged")
@@ -51,7 +53,7 @@ def main() -> int:
     if args.case is not None:
         fuzz_bench.read_one(args.names[0], args.case)
         return 0
-    return fuzz_bench.run(args.names or list(fuzz_bench.BENCHES), args.num_cases)
+    return fuzz_bench.run(args.names or list(fuzz_bench.TABLES[args.part]), args.num_cases)
 
 
 def run_kills(num_kills: int) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 from dit_video.progress import counted
 from tools.hostile_files import FAMILIES, Family
 from tools.reliability_page import ROOT, line, record, recorded
+from tools.stranger_files import STRANGER_FAMILIES
 
 # Ways in which a case ends. The last three are faults.
 GOOD, REFUSED, CRASH, HANG, OVER = "good", "clear error", "crash", "hang", "over memory"
@@ -44,10 +45,13 @@ class Bench:
     num_bytes: int
 
 
+# Tables of the page, and the families of each.
+TABLES = {"fuzz": FAMILIES, "strangers": STRANGER_FAMILIES}
 # Seconds are hundreds of times those of a good file, for a machine that does other things as well.
 BENCHES = {
     name: Bench(family=family, num_cases=1000, seconds=30, num_bytes=family.num_bytes)
-    for name, family in FAMILIES.items()
+    for families in TABLES.values()
+    for name, family in families.items()
 }
 
 
@@ -179,10 +183,11 @@ def peak_bytes() -> int:
 
 
 def keep(name: str, result: dict[str, Any]) -> None:
-    """Records the result of one family, keeping those of the others."""
-    results = recorded("fuzz") | {name: result}
-    results = {known: results[known] for known in BENCHES if known in results}
-    record("fuzz", results, HEADS, [row(*item) for item in results.items()])
+    """Records the result of one family, keeping those of the others of its table."""
+    title, families = next(item for item in TABLES.items() if name in item[1])
+    results = recorded(title) | {name: result}
+    results = {known: results[known] for known in families if known in results}
+    record(title, results, HEADS, [row(*item) for item in results.items()])
 
 
 def row(name: str, result: dict[str, Any]) -> list[object]:

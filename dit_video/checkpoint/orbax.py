@@ -1,20 +1,25 @@
 """Workarounds for Orbax: its errors in reading, log output, leftover tasks, and reads without barriers."""
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
 import inspect
 import logging
+import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
+from orbax.checkpoint._src.path import async_path
 
+from dit_video.config.atomic import sync_names, sync_tree
 from dit_video.distributed import processes
 
 # What Orbax raises for whatever happens while it reads.
@@ -41,6 +46,23 @@ def count_operations_alike() -> None:
     last = max(map(int, processes.gather(OperationIdGenerator.get_current_operation_id())))
     while int(OperationIdGenerator.get_current_operation_id()) < last:
         OperationIdGenerator.next_operation_id()
+
+
+def sync_before_renaming() -> None:
+    """Lets Orbax give a step its name when all of it would outlast a power loss; it syncs nothing but arrays itself."""
+    rename = async_path.rename
+    if not isinstance(rename, functools.partial):
+        async_path.rename = functools.partial(_synced, rename)
+
+
+async def _synced(rename: Callable[[Any, Any], Awaitable[Any]], src: Any, dst: Any) -> Any:
+    is_local = os.path.isdir(src)
+    if is_local:
+        await asyncio.to_thread(sync_tree, Path(src))
+    renamed = await rename(src, dst)
+    if is_local:
+        await asyncio.to_thread(sync_names, Path(dst))
+    return renamed
 
 
 @contextlib.contextmanager

@@ -23,7 +23,13 @@ from orbax.checkpoint import v1 as ocp
 
 from dit_video.checkpoint.folder import Steps
 from dit_video.checkpoint.listener import SaveListener
-from dit_video.checkpoint.orbax import count_operations_alike, first_line, ignore_late_tasks, quiet
+from dit_video.checkpoint.orbax import (
+    count_operations_alike,
+    first_line,
+    ignore_late_tasks,
+    quiet,
+    sync_before_renaming,
+)
 from dit_video.checkpoint.reader import DamagedCheckpoint, Reader
 from dit_video.config.json_file import check_kinds
 from dit_video.distributed import processes
@@ -84,6 +90,7 @@ class Writer:
     def __init__(self, folder: Steps, reader: Reader, listener: SaveListener):
         self._folder, self._reader, self._listener = folder, reader, listener
         logging.getLogger("absl").addFilter(_without_tracebacks_of_orbax)
+        sync_before_renaming()
         with quiet():
             context = ocp.Context()
             context.async_options.timeout_secs = TIMEOUT

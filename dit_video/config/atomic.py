@@ -1,6 +1,7 @@
 """Atomic files and folders: each appears under its name whole or not at all, and what kills leave behind is removed.
 
-Both are written under a temporary name beside their own and renamed. That name ends in random letters, for a process
+Both are written under a temporary name beside their own, synced and renamed, and the name is synced too: what
+appears is there after a power loss. The temporary name ends in random letters, for a process
 id comes again in every container. A killed process leaves it behind. Whoever makes the same folder later removes it
 once nobody has touched it for a day, and says so on standard error; a file stays, for to look for it in a folder of
 many, at each write, would cost more than it does.
@@ -41,7 +42,9 @@ def new_file(path: Path) -> Iterator[Path]:
         # Exclusively, and with the permissions that the user's umask leaves.
         temporary.open("xb").close()
         yield temporary
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -73,15 +76,51 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
         remove_litter(out, temporary)
         yield temporary
         _refuse_existing(out)
+        sync_tree(temporary)
         try:
             temporary.rename(out)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 _refuse_existing(out)
             raise
+        sync(out.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Waits until the content of a file, or the names in a folder, would outlast a power loss.
+
+    Raises:
+        OSError: the store has failed. Folders that cannot be read, and file systems without such a call, are left out.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` of every file and folder in a folder, and of itself, what is inside first."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if (path := Path(parent, name)).is_file() and not path.is_symlink():
+                sync(path)
+        sync(Path(parent))
+
+
+def sync_names(path: Path) -> None:
+    """`sync` of all folders above a path, any of which may have been made just now."""
+    for folder in path.absolute().parents:
+        sync(folder)
 
 
 def refuse_dangling(path: Path) -> None:

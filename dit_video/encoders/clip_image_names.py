@@ -8,7 +8,7 @@ from typing import Any
 from dit_video.config.json_file import read_object
 from dit_video.encoders.clip_block import Activation
 from dit_video.encoders.clip_image import MEAN, STD, CLIPVisionConfig
-from dit_video.weights.config_json import check_fixed, count_of
+from dit_video.weights.config_json import check_fixed, count_of, epsilon_of, refused
 from dit_video.weights.folder import PIPELINE
 from dit_video.weights.names import LAYER, Dialect, Row, Shape, Source, Table, linear, vector
 
@@ -36,11 +36,11 @@ def of_transformers(config: Mapping[str, Any]) -> CLIPVisionConfig | None:
         return None
     architectures = config.get("architectures")
     if architectures != [_MODEL]:
-        raise ValueError(f"config.json: architectures={architectures!r}: only {_MODEL} is read")
+        raise refused("architectures", architectures, f"only {_MODEL} is read")
     check_fixed(config, {"num_channels": 3})
     activation = config.get("hidden_act", Activation.QUICK_GELU.value)
     if activation not in [known.value for known in Activation]:
-        raise ValueError(f"config.json: hidden_act={activation!r}: {', '.join(a.value for a in Activation)} are known")
+        raise refused("hidden_act", activation, f"{', '.join(a.value for a in Activation)} are known")
     return CLIPVisionConfig(
         hidden_size=count_of(config, "hidden_size"),
         depth=count_of(config, "num_hidden_layers"),
@@ -49,7 +49,7 @@ def of_transformers(config: Mapping[str, Any]) -> CLIPVisionConfig | None:
         activation=Activation(activation),
         image_size=count_of(config, "image_size"),
         patch_size=count_of(config, "patch_size"),
-        norm_epsilon=float(config.get("layer_norm_eps", 1e-5)),
+        norm_epsilon=epsilon_of(config, "layer_norm_eps", 1e-5),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from dit_video.encoders.clip_block import Activation
 from dit_video.encoders.clip_text import CLIPTextConfig
-from dit_video.weights.config_json import count_of
+from dit_video.weights.config_json import count_of, epsilon_of, refused
 from dit_video.weights.names import LAYER, Dialect, Row, Shape, Source, Table, linear, vector
 
 _MODEL, _PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
@@ -27,10 +27,10 @@ def of_transformers(config: Mapping[str, Any]) -> CLIPTextConfig | None:
         return None
     architectures = config.get("architectures")
     if architectures not in ([_MODEL], [_PROJECTED]):
-        raise ValueError(f"config.json: architectures={architectures!r}: only {_MODEL} and {_PROJECTED} are read")
+        raise refused("architectures", architectures, f"only {_MODEL} and {_PROJECTED} are read")
     activation = config.get("hidden_act", Activation.QUICK_GELU.value)
     if activation not in [known.value for known in Activation]:
-        raise ValueError(f"config.json: hidden_act={activation!r}: {', '.join(a.value for a in Activation)} are known")
+        raise refused("hidden_act", activation, f"{', '.join(a.value for a in Activation)} are known")
     vocab_size = count_of(config, "vocab_size")
     end = count_of(config, "eos_token_id")
     return CLIPTextConfig(
@@ -43,7 +43,7 @@ def of_transformers(config: Mapping[str, Any]) -> CLIPTextConfig | None:
         end_token=vocab_size - 1 if end == _UNTOLD_END else end,
         num_positions=count_of(config, "max_position_embeddings"),
         projection_size=count_of(config, "projection_dim") if architectures == [_PROJECTED] else None,
-        norm_epsilon=float(config.get("layer_norm_eps", 1e-5)),
+        norm_epsilon=epsilon_of(config, "layer_norm_eps", 1e-5),
     )
 
 

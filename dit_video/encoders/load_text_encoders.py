@@ -113,7 +113,10 @@ def _opened(name: str, encoder: FrozenCLIP | FrozenT5, text: PretrainedText, mes
     folder = Path(encoder.model)
     digests = {folder / file: sha256 for file, sha256 in encoder.torch_files}
     with open_published(folder, digests=digests) as published:
-        config = None if published.config is None else family.of_transformers(published.config)
+        try:
+            config = None if published.config is None else family.of_transformers(published.config)
+        except ValueError as error:
+            raise ExperimentError(f"{folder}: {error}") from error
         if config is None:
             kind = "a text model of CLIP" if family is clip_text_names else "an encoder of T5 v1.1 or UMT5"
             raise ExperimentError(f"config.task.text.{name}.model={encoder.model!r}: holds no {kind} of transformers")

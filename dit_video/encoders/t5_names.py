@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dit_video.encoders.t5 import T5Config
-from dit_video.weights.config_json import count_of
+from dit_video.weights.config_json import count_of, epsilon_of, refused
 from dit_video.weights.names import LAYER, Dialect, NamesMismatch, Row, Shape, Source, Table, linear, vector
 
 _CLASSES = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -21,14 +21,14 @@ def of_transformers(config: Mapping[str, Any]) -> T5Config | None:
         ValueError: it is no encoder of T5 v1.1 or UMT5; names the field.
     """
     kind = config.get("model_type")
-    if kind not in _CLASSES:
+    if not isinstance(kind, str) or kind not in _CLASSES:
         return None
     architectures = config.get("architectures")
     if architectures != [_CLASSES[kind]]:
-        raise ValueError(f"config.json: architectures={architectures!r}: only {_CLASSES[kind]} is read")
+        raise refused("architectures", architectures, f"only {_CLASSES[kind]} is read")
     activation = config.get("feed_forward_proj")
     if activation != "gated-gelu":
-        raise ValueError(f"config.json: feed_forward_proj={activation!r}: T5 v1.1 and UMT5 have 'gated-gelu'")
+        raise refused("feed_forward_proj", activation, "T5 v1.1 and UMT5 have 'gated-gelu'")
     return T5Config(
         vocab_size=count_of(config, "vocab_size"),
         hidden_size=count_of(config, "d_model"),
@@ -39,7 +39,7 @@ def of_transformers(config: Mapping[str, Any]) -> T5Config | None:
         num_buckets=count_of(config, "relative_attention_num_buckets"),
         max_distance=count_of(config, "relative_attention_max_distance", 128),
         bias_in_every_block=kind == "umt5",
-        norm_epsilon=float(config.get("layer_norm_epsilon", 1e-6)),
+        norm_epsilon=epsilon_of(config, "layer_norm_epsilon", 1e-6),
     )
 
 

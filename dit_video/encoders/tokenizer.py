@@ -1,10 +1,11 @@
 """Tokenizers of CLIP and T5: captions are cleaned, tokenized, truncated and padded as in the published pipelines."""
 
+import contextlib
 import enum
 import hashlib
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Int32
 
 from dit_video.config.extras import install
 from dit_video.config.json_file import read_object
+from dit_video.weights.config_json import in_short
 
 if TYPE_CHECKING:
     import tokenizers
@@ -77,26 +79,44 @@ class Tokenizer:
             ValueError: a file is not what it should be; names it. Or the package that reads them is not installed.
         """
         files = _files(folder)
-        self._tokenizer = _opened(files)
         token = _padding(folder)
-        padding = self._tokenizer.token_to_id(token)
-        if padding is None:
-            raise ValueError(f"{folder}: pads with {token!r}, which is not in the vocabulary")
-        # A caption that holds it is cut there, as in transformers: CLIP-G pads with "!".
-        self._tokenizer.add_special_tokens([token])
-        self._tokenizer.enable_truncation(num_tokens)
-        self._tokenizer.enable_padding(length=num_tokens, pad_id=padding, pad_token=token)
+        with _named(files):
+            self._tokenizer = _opened(files)
+            padding = self._tokenizer.token_to_id(token)
+            if padding is None:
+                raise ValueError(f"{folder}: pads with {in_short(token)}, which is not in the vocabulary")
+            # A caption that holds it is cut there, as in transformers: CLIP-G pads with "!".
+            self._tokenizer.add_special_tokens([token])
+            self._tokenizer.enable_truncation(num_tokens)
+            self._tokenizer.enable_padding(length=num_tokens, pad_id=padding, pad_token=token)
         sha256 = hashlib.sha256(f"{num_tokens} {token}\n".encode())
         for file in files:
             sha256.update(file.read_bytes())
         self.digest = sha256.hexdigest()
+        self._files = files
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         # What was read from a damaged table may hold halves of characters.
         whole = [caption.encode(errors="replace").decode() for caption in captions]
-        encodings = self._tokenizer.encode_batch(whole)
+        with _named(self._files):
+            encodings = self._tokenizer.encode_batch(whole)
         ids = np.array([encoding.ids for encoding in encodings], np.int32)
         return Tokens(ids, np.array([sum(encoding.attention_mask) for encoding in encodings], np.int32))
+
+
+@contextlib.contextmanager
+def _named(files: tuple[Path, ...]) -> Iterator[None]:
+    """Turns what the package raises of a tokenizer into a ValueError that names its files."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except BaseException as error:
+        # The package has bare Exceptions, and panics of Rust, which are none; all else is not its own.
+        if type(error) is not Exception and type(error).__module__ != "pyo3_runtime":
+            raise
+        names = " or ".join(map(str, files))
+        raise ValueError(f"{names}: no tokenizer that can be read ({str(error)[:200]}); fetch it again") from error
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
@@ -126,7 +146,7 @@ def _clip(ids: dict[str, Any], vocabulary: Path, merges: Path) -> "tokenizers.To
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     for token in (_CLIP_BEGIN, _CLIP_END):
-        if token not in ids:
+        if type(ids.get(token)) is not int:
             raise ValueError(f"{vocabulary}: has no {token}, so it is no vocabulary of CLIP")
     tokenizer = Tokenizer(
         models.BPE.from_file(str(vocabulary), str(merges), unk_token=_CLIP_END, end_of_word_suffix="</w>")

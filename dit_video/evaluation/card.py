@@ -17,7 +17,7 @@ Two values may be compared only where their protocols are equal, field by field.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,68 @@ def read_card(path: Path) -> dict[str, Any]:
     missing = {"metric", "value", "protocol", "subject"} - card.keys()
     if missing:
         raise ValueError(f"{path}: not a card, because it has no {', '.join(sorted(missing))}")
-    wrong = [name for name in ("protocol", "subject") if not isinstance(card[name], Mapping)]
-    if wrong or not isinstance(card["value"], int | float):
-        raise ValueError(f"{path}: not a card, because its {', '.join(wrong or ['value'])} is of another kind")
+    if wrong := [name for name, fits in _FIELDS.items() if name in card and not fits(card[name])]:
+        raise ValueError(f"{path}: not a card, because its {', '.join(wrong)} is of another kind")
     return card
+
+
+# No distance is as large; a whole number may be larger than any float.
+_MOST = 1e15
+# Distances of equal sets may be below 0 by rounding.
+_ROUNDING = -1e-3
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and -_MOST < value < _MOST
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_distance(value: Any) -> bool:
+    return _is_number(value) and value >= _ROUNDING
+
+
+def _is_interval(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping) and all(_is_number(value.get(end)) for end in ("low", "high")))
+
+
+def _is_measured(value: Any) -> bool:
+    return isinstance(value, Mapping) and _is_number(value.get("value")) and _is_interval(value.get("interval"))
+
+
+def _is_limit(value: Any) -> bool:
+    settled = _is_measured(value) and isinstance(value.get("settled"), bool)
+    return value is None or (settled and value.get("interval") is not None)
+
+
+def _all_are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, Mapping) and all(map(fits, values.values()))
+
+
+def _is_references(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("training clips"), str | None)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+# What is read of a card by who compares it, and what it has to be.
+_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "metric": lambda value: isinstance(value, str),
+    "value": _is_distance,
+    "protocol": lambda value: isinstance(value, Mapping),
+    "subject": lambda value: isinstance(value, Mapping),
+    "references": _is_references,
+    "interval": _is_interval,
+    **dict.fromkeys(("mean_term", "covariance_term", "kernel_distance"), _is_number_or_null),
+    "limit": _is_limit,
+    **dict.fromkeys(("yardsticks", "companions"), _all_are(_is_measured)),
+    "measures": _all_are(_is_number_or_null),
+    "notes": _is_texts,
+}
 
 
 def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -176,7 +234,7 @@ def _with_interval(measured: Mapping[str, Any] | None) -> str:
     return f"{_number(measured['value'])} [{_number(interval['low'])}, {_number(interval['high'])}]"
 
 
-def _number(value: float | None, digits: int = 2) -> str:
+def _number(value: float | int | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 

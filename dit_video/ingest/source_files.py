@@ -1,21 +1,45 @@
 """Listing of the files in folders and tar archives, and a path on disk for each.
 
 A tar is never unpacked by its own names: each member is copied to a file of our naming, one at a time,
-so that an archive cannot write anywhere.
+so that an archive cannot write anywhere. What a header claims is bounded before it is read or copied.
 """
 
+import lzma
 import os
 import shutil
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from dit_video.data.video_set import JOURNAL, UNFINISHED
+from dit_video.video.files import NO_SPACE
 from dit_video.video.frame_folder import is_frame
 
+# Bytes of a header's own data (names, times, comments), and of a member that is copied.
+_LARGEST_HEADER, _LARGEST_MEMBER = 1 << 20, 64 << 30
+_LONGEST_SUFFIX = 10
+# Types of members that are read into memory to describe the next one.
+_DESCRIBING = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+# Of an archive that is damaged or made to do harm.
+_BROKEN = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, ArithmeticError, RecursionError)
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose own description is small; another is taken for a file of no known type, and left out."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _DESCRIBING and self.size > _LARGEST_HEADER:
+            self.type = b"?"
+        return super()._proc_member(archive)  # type: ignore[missing-attribute]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +110,7 @@ def _list(source: Path, out: Path | None) -> Iterator[tuple[str, str]]:
         raise ValueError(f"{source}: is the folder of the set itself; give the folder of the videos")
     if source.is_dir():
         yield from _list_folder(source, out)
-    elif tarfile.is_tarfile(source):
+    elif is_tar(source):
         for member in _members(source):
             if not member.isdir():
                 yield member.name, _member_problem(member)
@@ -94,6 +118,17 @@ def _list(source: Path, out: Path | None) -> Iterator[tuple[str, str]]:
         raise ValueError(
             f"{source}: neither a folder nor a tar; unpack other archives, put single videos into a folder"
         )
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file begins as a tar, compressed or not; ValueError where that cannot be read."""
+    try:
+        with tarfile.open(path, tarinfo=_Member):
+            return True
+    except tarfile.TarError:
+        return False
+    except _BROKEN as error:
+        raise ValueError(f"{path}: an archive that cannot be read ({error}); fetch it again") from error
 
 
 def _is_same(path: Path, out: Path | None) -> bool:
@@ -142,8 +177,12 @@ def _member_problem(member: tarfile.TarInfo) -> str:
         return "its name leads out of the archive"
     if member.issym() or member.islnk():
         return f"a link (to {member.linkname})"
+    if member.issparse():
+        return "a sparse file; unpack the archive, and give the folder"
     if not member.isfile():
         return "not a regular file"
+    if member.size > _LARGEST_MEMBER:
+        return f"it would have {member.size >> 30} GiB; unpack the archive, and give the folder"
     return _content_problem(path.name, member.size)
 
 
@@ -156,8 +195,15 @@ def _content_problem(name: str, size: int) -> str:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    with tarfile.open(path) as archive:
+    with _opened(path) as archive:
         yield from _until_broken(path, archive)
+
+
+def _opened(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, tarinfo=_Member)
+    except _BROKEN as error:
+        raise ValueError(f"{path}: an archive that cannot be read ({error}); fetch it again") from error
 
 
 def _until_broken(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -166,7 +212,7 @@ def _until_broken(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarI
         for member in archive:
             count += 1
             yield member
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except _BROKEN as error:
         raise ValueError(f"{path}: the archive breaks off after {count} members ({error}); fetch it again") from error
 
 
@@ -185,14 +231,29 @@ def files(items: Sequence[SourceFile], spool: Path) -> Iterator[tuple[SourceFile
 def _extracted(source: Path, items: list[SourceFile], spool: Path, name: str) -> Iterator[tuple[SourceFile, Path]]:
     # The listing and this pass see the same members in the same order.
     expected = iter(items)
-    with tarfile.open(source) as archive:
+    with _opened(source) as archive:
         for member in _until_broken(source, archive):
             if member.isdir():
                 continue
             item = next(expected)
+            suffix = PurePosixPath(member.name).suffix
             # Two tars may have one name.
-            path = spool / f"tar{name}-{member.offset}{PurePosixPath(member.name).suffix}"
+            path = spool / f"tar{name}-{member.offset}{suffix if len(suffix) <= _LONGEST_SUFFIX else ''}"
             if not item.reason and (content := archive.extractfile(member)):
-                with content, path.open("wb") as copy:
-                    shutil.copyfileobj(content, copy)
-            yield item, path
+                with content:
+                    yield _copied(item, content, path), path
+            else:
+                yield item, path
+
+
+def _copied(item: SourceFile, content: IO[bytes] | BufferedIOBase, path: Path) -> SourceFile:
+    """Copies a member; one that breaks off is left out with its reason. OSError where it has no room."""
+    try:
+        with path.open("wb") as copy:
+            shutil.copyfileobj(content, copy)
+    except _BROKEN as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise OSError(error.errno, f"{error.strerror} for {item.key} of {item.source}", str(path)) from error
+        return replace(item, reason=f"the archive breaks off in it ({error})")
+    return item

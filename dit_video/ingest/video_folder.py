@@ -5,10 +5,11 @@ and encode anew). A folder is read where it lies: each file is probed once for i
 frames, and its own bytes are handed over when its turn comes.
 """
 
+import errno
 import math
 import os
-import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from numpy.lib.npyio import NpzFile
 
 from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import VideoSet
@@ -26,11 +26,14 @@ from dit_video.data.video_set import MANIFEST, Entry
 from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
 from dit_video.ingest.ingest import Progress, nothing_usable
 from dit_video.ingest.probe import probe
-from dit_video.ingest.source_files import SourceFile, list_files
+from dit_video.ingest.source_files import SourceFile, is_tar, list_files
 from dit_video.video.frame_folder import frames
 from dit_video.video.pictures import VideoError
+from dit_video.weights.npy import map_npy, read_entry
 
 _ARRAYS = (".npy", ".npz")
+# Bytes of an array that is read whole.
+_MAX_ARRAY = 16 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ def open_videos(
         raise FileNotFoundError(f"{path}: no such folder, video set or array")
     if path.suffix.lower() in _ARRAYS and path.is_file():
         return _open_array(path, fps)
-    if path.is_file() and tarfile.is_tarfile(path):
+    if path.is_file() and is_tar(path):
         ingest = f"dit-video data ingest {path.name} --out DIR"
         raise ValueError(f"{path}: a tar; unpack it into a folder, or make a set of it: {ingest}")
     if path.is_file():
@@ -196,14 +199,20 @@ def _load(path: Path) -> np.ndarray:
     """Loads the array of a .npy, memory-mapped, or the only one of a .npz, read whole."""
     try:
         if path.suffix.lower() == ".npy":
-            return np.lib.format.open_memmap(path, mode="r")
-        with path.open("rb") as file, NpzFile(file, allow_pickle=False) as archive:
-            names = archive.files
-            if len(names) == 1:
-                return archive[names[0]]
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            return map_npy(path)
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if len(entries) == 1:
+                if entries[0].file_size > _MAX_ARRAY:
+                    raise ValueError(f"{entries[0].file_size} bytes of pixels are read from a .npy alone")
+                return read_entry(archive, entries[0])
+    except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # Of zipfile: what a damaged index says of places, versions and passwords.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(f"{path}: no readable array of numbers ({error}); save it with np.save") from error
-    raise ValueError(f"{path}: holds {len(names)} arrays ({', '.join(names)}); save one of them alone")
+    names = ", ".join(entry.filename.removesuffix(".npy") for entry in entries[:3])
+    raise ValueError(f"{path}: holds {len(entries)} arrays ({names}); save one of them alone")
 
 
 def _problem(videos: np.ndarray) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from dit_video.published.family import Shape
-from dit_video.published.vae_family import Place, Statistics, VAEFamily, counts_of, flag_of, translate
+from dit_video.published.vae_family import Place, Statistics, VAEFamily, translate
 from dit_video.vae.autoencoder_kl import AutoencoderKLConfig
-from dit_video.weights.config_json import check_fixed, count_of
+from dit_video.weights.config_json import check_fixed, check_layers, count_of, counts_of, flag_of
 from dit_video.weights.names import Dialect, Table
 
 # What is the same in every published one: its class does not read it, or reads one value of it.
@@ -69,6 +69,7 @@ class AutoencoderKLFamily(VAEFamily):
             latent_projection=projections.pop(),
             middle_attention=flag_of(config, "mid_block_add_attention", default=True),
         )
+        check_layers(config, levels * sizes.num_blocks, "block_out_channels", "layers_per_block")
         statistics = Statistics.of_diffusers(config, sizes.latent_channels, scaling_factor=_SCALING_FACTOR)
         return cls(config=sizes, statistics=statistics)
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dit_video.published.family import Shape
-from dit_video.published.vae_family import Place, Statistics, VAEFamily, counts_of, translate
+from dit_video.published.vae_family import Place, Statistics, VAEFamily, translate
 from dit_video.vae.cogvideox_vae import CogVideoXVAEConfig
-from dit_video.weights.config_json import check_fixed, count_of
+from dit_video.weights.config_json import check_fixed, check_layers, count_of, counts_of
 
 # What is the same in every published one.
 _FIXED = {
@@ -64,6 +64,7 @@ class CogVideoXVAEFamily(VAEFamily):
             num_groups=count_of(config, "norm_num_groups", 32),
             latent_channels=count_of(config, "latent_channels", 16),
         )
+        check_layers(config, levels * sizes.num_blocks, "block_out_channels", "layers_per_block")
         statistics = Statistics.of_diffusers(config, sizes.latent_channels, scaling_factor=_SCALING_FACTOR)
         return cls(config=sizes, statistics=statistics)
 

@@ -29,7 +29,7 @@ from dit_video.published.family import DenoiserFamily, Pair, listening
 from dit_video.published.family import Shape as LatentShape
 from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import Task
-from dit_video.weights.config_json import check_fixed, count_of
+from dit_video.weights.config_json import check_fixed, count_of, epsilon_of
 from dit_video.weights.names import LAYER, Dialect, Row, Shape, Source, Table, copies_differ, linear, vector
 
 # Official names that tell sizes.
@@ -105,9 +105,6 @@ class ClassDiT(DenoiserFamily):
         outputs = channels if config.get("out_channels") is None else count_of(config, "out_channels")
         if outputs not in (channels, 2 * channels):
             raise ValueError(f"config.json: out_channels={outputs}: must be in_channels={channels} or twice as many")
-        epsilon = config.get("norm_eps", _DIFFUSERS_EPSILON)
-        if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-            raise ValueError(f"config.json: norm_eps={epsilon!r}: must be a number between 0 and 1")
         network = PublishedDiTConfig(
             hidden_size=heads * count_of(config, "attention_head_dim", 72),
             depth=count_of(config, "num_layers", 28),
@@ -115,7 +112,7 @@ class ClassDiT(DenoiserFamily):
             mlp_ratio=_DIFFUSERS_MLP_RATIO,
             patch_size=(1, patch, patch),
             position_grid=count_of(config, "sample_size", 32) // patch,
-            mlp_norm_epsilon=epsilon,
+            mlp_norm_epsilon=epsilon_of(config, "norm_eps", _DIFFUSERS_EPSILON),
             time_frequency_shift=1,
             learned_variance=outputs == 2 * channels,
         )

@@ -27,7 +27,7 @@ from dit_video.published.family import DenoiserFamily, Pair, listening
 from dit_video.published.family import Shape as LatentShape
 from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import Task
-from dit_video.weights.config_json import check_fixed, count_of
+from dit_video.weights.config_json import check_fixed, count_of, with_fields
 from dit_video.weights.names import EVEN, LAYER, ODD, Dialect, Row, Shape, Source, Table, linear, vector
 
 # Official names that tell sizes; no other official network has the second.
@@ -141,7 +141,7 @@ class InterleavedLatte(DenoiserFamily):
     def of_diffusers(cls, config: Mapping[str, Any]) -> "InterleavedLatte | None":
         if config.get("_class_name") != cls.diffusers_class:
             return None
-        config = _DIFFUSERS_DEFAULTS | dict(config)
+        config = with_fields(config, _DIFFUSERS_DEFAULTS | dict(config))
         check_fixed(config, _DIFFUSERS_FIXED)
         num_heads, channels = count_of(config, "num_attention_heads"), count_of(config, "in_channels")
         hidden_size, patch = num_heads * count_of(config, "attention_head_dim"), count_of(config, "patch_size")

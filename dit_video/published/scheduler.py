@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from dit_video.diffusion.multistep import DPMSolver, UniPC
 from dit_video.diffusion.objective import Gaussian
@@ -10,8 +11,14 @@ from dit_video.diffusion.path import ConstantShift, DiscreteBetas
 from dit_video.diffusion.prediction import X0, Epsilon, Prediction, V
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler
 from dit_video.diffusion.timestep_spacing import Leading, Linspace, Spacing, Trailing
+from dit_video.weights.config_json import in_short
+from dit_video.weights.folder import read_json
 
 NUM_STEPS = 50
+# No number of a scheduler is as large, and an integer may be larger than any float.
+_MOST = 1e6
+
+Known = TypeVar("Known")
 
 
 class Usual(NamedTuple):
@@ -84,6 +91,15 @@ class Sampled:
     not_followed: tuple[str, ...]
 
 
+def read_scheduler(path: Path, objective: Gaussian) -> Sampled:
+    """Reads the scheduler_config.json of a pipeline, which may have none; ValueError names the file and the field."""
+    config = read_json(path) if path.is_file() else {}
+    try:
+        return sampled_as(config, objective)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def sampled_as(config: Mapping[str, Any], objective: Gaussian) -> Sampled:
     """Objective and sampler of a scheduler_config.json; `config` is empty where there is none.
 
@@ -105,7 +121,7 @@ def sampled_as(config: Mapping[str, Any], objective: Gaussian) -> Sampled:
     followed = _FOLLOWED | ({"solver_type": _SOLVER_TYPES[name]} if name in _SOLVER_TYPES else {})
     unsaid = {"clip_sample": True} if name in ("DDIMScheduler", "DDPMScheduler") else {}
     other = {n: v for n, v in (unsaid | dict(config)).items() if n in followed and v != followed[n]}
-    return Sampled(*read, tuple(f"{n}={v!r}" for n, v in other.items()))
+    return Sampled(*read, tuple(f"{n}={in_short(v)}" for n, v in other.items()))
 
 
 def _on_table(name: str, config: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:
@@ -115,26 +131,41 @@ def _on_table(name: str, config: Mapping[str, Any], objective: Gaussian) -> tupl
         if config.get(field, value) != value:
             raise _refused(config, field, repr(value))
     kind, spacings, unsaid = _ON_TABLES[name]
-    prediction, spacing = config.get("prediction_type", "epsilon"), config.get("timestep_spacing", unsaid)
-    if prediction not in _PREDICTIONS:
-        raise _refused(config, "prediction_type", " or ".join(_PREDICTIONS))
-    if spacing not in spacings:
-        raise _refused(config, "timestep_spacing", " or ".join(spacings))
-    betas = DiscreteBetas(beta_first=config.get("beta_start", 1e-4), beta_last=config.get("beta_end", 0.02))
-    objective = dataclasses.replace(objective, path=betas, prediction=_PREDICTIONS[prediction])
-    return objective, kind(num_steps=NUM_STEPS, spacing=spacings[spacing])
+    prediction = _chosen(config, "prediction_type", _PREDICTIONS, "epsilon")
+    spacing = _chosen(config, "timestep_spacing", spacings, unsaid)
+    first, last = (_number(config, *field) for field in (("beta_start", 1e-4), ("beta_end", 0.02)))
+    for field, beta in (("beta_start", first), ("beta_end", last)):
+        if beta >= 1:
+            raise _refused(config, field, "below 1")
+    betas = DiscreteBetas(beta_first=first, beta_last=last)
+    objective = dataclasses.replace(objective, path=betas, prediction=prediction)
+    return objective, kind(num_steps=NUM_STEPS, spacing=spacing)
+
+
+def _chosen(config: Mapping[str, Any], field: str, known: Mapping[str, Known], unsaid: str) -> Known:
+    name = config.get(field, unsaid)
+    if not isinstance(name, str) or name not in known:
+        raise _refused(config, field, " or ".join(known))
+    return known[name]
+
+
+def _number(config: Mapping[str, Any], field: str, unsaid: float) -> float:
+    value = config.get(field, unsaid)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MOST:
+        raise _refused(config, field, "a number above 0")
+    return float(value)
 
 
 def _on_flow(name: str, config: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:
     if name == "FlowMatchEulerDiscreteScheduler":
-        shift = float(config.get("shift", 1.0))
+        shift = _number(config, "shift", 1.0)
         # diffusers spaces from the shifted level of its first timestep, then shifts again.
         sampler = Euler(num_steps=NUM_STEPS, spacing=Linspace(last=shift / (1000 + shift - 1)))
     elif name in _SOLVER_TYPES:
         for field, value in {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}.items():
             if config.get(field) != value:
                 raise _refused(config, field, repr(value))
-        shift = float(config.get("flow_shift", 1.0))
+        shift = _number(config, "flow_shift", 1.0)
         unipc = UniPC(num_steps=NUM_STEPS, spacing=Linspace(drop_last=True))
         dpm = DPMSolver(num_steps=NUM_STEPS, spacing=Trailing(first=0.999))
         sampler = unipc if name == "UniPCMultistepScheduler" else dpm
@@ -144,4 +175,4 @@ def _on_flow(name: str, config: Mapping[str, Any], objective: Gaussian) -> tuple
 
 
 def _refused(config: Mapping[str, Any], field: str, must_be: str) -> ValueError:
-    return ValueError(f"scheduler_config.json: {field}={config.get(field)!r}: must be {must_be} for this network")
+    return ValueError(f"{field}={in_short(config.get(field))}: must be {must_be} for this network")

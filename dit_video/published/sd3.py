@@ -30,7 +30,7 @@ from dit_video.published.family import DenoiserFamily, Pair, listening
 from dit_video.published.family import Shape as LatentShape
 from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import Task
-from dit_video.weights.config_json import count_of
+from dit_video.weights.config_json import count_of, refused
 from dit_video.weights.folder import PIPELINE
 from dit_video.weights.names import LAYER, Dialect, Row, Shape, Source, Table, linear, vector
 
@@ -66,13 +66,13 @@ class SD3(DenoiserFamily):
         same = {"out_channels": (channels, 16), "caption_projection_dim": (hidden_size, 1152)}
         for name, (expected, default) in same.items():
             if (actual := config.get(name, default)) not in (expected, None):
-                raise ValueError(f"config.json: {name}={actual}: in every published network it is {expected}")
+                raise refused(name, actual, f"in every published network it is {expected}")
         qk_norm = config.get("qk_norm")
-        if qk_norm not in _QK_NORM:
-            raise ValueError(f"config.json: qk_norm={qk_norm!r}: published networks have None or 'rms_norm'")
-        dual = list(config.get("dual_attention_layers") or ())
-        if dual != list(range(len(dual))) or len(dual) > depth:
-            raise ValueError(f"config.json: dual_attention_layers={dual}: published are the first layers, in order")
+        if not isinstance(qk_norm, str | None) or qk_norm not in _QK_NORM:
+            raise refused("qk_norm", qk_norm, "published networks have None or 'rms_norm'")
+        dual = config.get("dual_attention_layers") or ()
+        if not isinstance(dual, list | tuple) or len(dual) > depth or list(dual) != list(range(len(dual))):
+            raise refused("dual_attention_layers", dual, "published are the first layers, in order")
         condition = EmbeddedText(
             hidden_size=count_of(config, "joint_attention_dim", 4096),
             pooled_size=count_of(config, "pooled_projection_dim", 2048),

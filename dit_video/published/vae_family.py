@@ -4,7 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -20,8 +20,11 @@ from dit_video.tasks.autoencode import Autoencode
 from dit_video.tasks.task import Task
 from dit_video.vae.codec import LatentCodec
 from dit_video.vae.vae import VAEConfig
+from dit_video.weights.config_json import number_of, numbers_of, refused
 from dit_video.weights.names import Dialect, Row, Table, vector
 
+# float32 has what is divided by it.
+_LEAST_SCALE = 1e-6
 # Of latents that are compared: frames after the first, rows and columns.
 _MOST_CELLS = (3, 8, 8)
 
@@ -58,18 +61,18 @@ class Statistics(NamedTuple):
         Raises:
             ValueError: a field is no number, or not one for each channel; names it.
         """
-        scale, shift = config.get("scaling_factor", scaling_factor), config.get("shift_factor") or 0.0
-        for name, value in (("scaling_factor", scale), ("shift_factor", shift)):
-            if not isinstance(value, float | int) or (name == "scaling_factor" and not value > 0):
-                raise ValueError(f"config.json: {name}={value!r}: must be a number")
+        scale = number_of(config, "scaling_factor", scaling_factor)
+        shift = number_of(config, "shift_factor", 0.0) if config.get("shift_factor") is not None else 0.0
+        if scale < _LEAST_SCALE:
+            raise refused("scaling_factor", scale, "must be greater than 0")
         if config.get("latents_mean") is None and config.get("latents_std") is None:
             mean, std = (shift,) * channels, (1.0,) * channels
         else:
             if shift:
                 raise ValueError(f"config.json: shift_factor={shift} and latents_mean: published VAEs have one of them")
-            mean, std = (_numbers_of(config, name, channels) for name in ("latents_mean", "latents_std"))
+            mean, std = (numbers_of(config, name, channels) for name in ("latents_mean", "latents_std"))
         if min(std) <= 0:
-            raise ValueError(f"config.json: latents_std={std}: must be greater than 0")
+            raise refused("latents_std", std, "must be greater than 0")
         return cls(
             tuple(float(np.float32(value)) for value in mean), tuple(float(np.float32(value / scale)) for value in std)
         )
@@ -273,34 +276,6 @@ def translate(name: str, words: Mapping[str, str]) -> str:
     for ours, theirs in words.items():
         name = name.replace(f".{ours}.", f".{theirs}.")
     return name.strip(".")
-
-
-def counts_of(config: Mapping[str, Any], name: str, default: Sequence[int]) -> tuple[int, ...]:
-    """Reads positive integers from a config.json.
-
-    Raises:
-        ValueError: it is anything else; names it.
-    """
-    values = config.get(name, default)
-    if not isinstance(values, list | tuple) or not values or any(type(v) is not int or v < 1 for v in values):
-        raise ValueError(f"config.json: {name}={values!r}: must be a list of positive numbers")
-    return tuple(values)
-
-
-def flag_of(config: Mapping[str, Any], name: str, *, default: bool) -> bool:
-    """Reads a boolean from a config.json; ValueError where it is none."""
-    value = config.get(name, default)
-    if type(value) is not bool:
-        raise ValueError(f"config.json: {name}={value!r}: must be true or false")
-    return value
-
-
-def _numbers_of(config: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
-    values = config.get(name)
-    numbers = isinstance(values, list | tuple) and all(isinstance(value, float | int) for value in values)
-    if not numbers or len(values) != count:
-        raise ValueError(f"config.json: {name}={values!r}: must be {count} numbers, one for each channel")
-    return tuple(values)
 
 
 def _decimals(value: float) -> Iterator[float]:

@@ -26,7 +26,7 @@ from dit_video.published.family import Shape as LatentShape
 from dit_video.published.wan_names import table_of
 from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import Task
-from dit_video.weights.config_json import check_fixed, count_of
+from dit_video.weights.config_json import check_fixed, count_of, counts_of, in_short, refused, with_fields
 from dit_video.weights.folder import CONFIG
 from dit_video.weights.names import Source, Table
 
@@ -114,15 +114,15 @@ class WanFamily(DenoiserFamily):
         if config.get("_class_name") != cls.diffusers_class:
             return None
         check_fixed(config, _FIXED)
-        heads, patch = count_of(config, "num_attention_heads", 40), config.get("patch_size", [1, 2, 2])
-        if not isinstance(patch, list | tuple) or len(patch) != 3 or any(type(n) is not int or n < 1 for n in patch):
-            raise ValueError(f"config.json: patch_size={patch!r}: must be numbers of frames, rows and columns")
+        heads, patch = count_of(config, "num_attention_heads", 40), counts_of(config, "patch_size", (1, 2, 2))
+        if len(patch) != 3:
+            raise refused("patch_size", patch, "must be numbers of frames, rows and columns")
         sizes = WanConfig(
             hidden_size=heads * count_of(config, "attention_head_dim", 128),
             depth=count_of(config, "num_layers", 40),
             num_heads=heads,
             mlp_width=count_of(config, "ffn_dim", 13824),
-            patch_size=tuple(patch),
+            patch_size=(patch[0], patch[1], patch[2]),
             text_length=_TEXT_LENGTH,
         )
         text = EmbeddedText(hidden_size=count_of(config, "text_dim", 4096), pooled_size=1, num_tokens=_TEXT_LENGTH)
@@ -132,8 +132,8 @@ class WanFamily(DenoiserFamily):
         added = config.get("added_kv_proj_dim")
         if added != (None if image_size is None else sizes.hidden_size):
             raise ValueError(
-                f"config.json: added_kv_proj_dim={added!r}: must be {sizes.hidden_size}, the network's width, where "
-                f"image_dim is a number, and null where it is not (it is {image_size})"
+                f"config.json: added_kv_proj_dim={in_short(added)}: must be {sizes.hidden_size}, the network's "
+                f"width, where image_dim is a number, and null where it is not (it is {image_size})"
             )
         if channels_in == channels and image_size is None:
             return cls(config=sizes, channels=channels, condition=text)
@@ -302,7 +302,7 @@ def _as_used(published: WanFamily, task: Denoise) -> WanFamily:
     return dataclasses.replace(published, known=known, condition=condition)
 
 
-def _as_diffusers_says(config: Mapping[str, Any]) -> dict[str, Any]:
+def _as_diffusers_says(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Converts config.json of the official code to that of diffusers.
 
     Raises:
@@ -311,9 +311,10 @@ def _as_diffusers_says(config: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {"model_type": _OFFICIAL_TYPES, "text_len": (_TEXT_LENGTH,)}
     for name, known in fixed.items():
         if (value := config.get(name, known[0])) not in known:
-            raise ValueError(f"config.json: {name}={value!r}: {' and '.join(str(k) for k in known)} are read")
+            raise refused(name, value, f"{' and '.join(str(k) for k in known)} are read")
     heads, width = count_of(config, "num_heads", 16), count_of(config, "dim", 2048)
     if width % heads:
         raise ValueError(f"config.json: dim={width}: must be a multiple of num_heads={heads}")
     renamed = {theirs: config[name] for name, theirs in _OFFICIAL_FIELDS.items() if name in config}
-    return {"_class_name": WanFamily.diffusers_class, "attention_head_dim": width // heads, **renamed}
+    fields = {"_class_name": WanFamily.diffusers_class, "attention_head_dim": width // heads, **renamed}
+    return with_fields(config, fields)

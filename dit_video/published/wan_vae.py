@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dit_video.published.family import Shape
-from dit_video.published.vae_family import Place, Statistics, VAEFamily, counts_of, flag_of, translate
+from dit_video.published.vae_family import Place, Statistics, VAEFamily, translate
 from dit_video.vae.wan_vae import WanVAEConfig
-from dit_video.weights.config_json import check_fixed, count_of
+from dit_video.weights.config_json import check_fixed, check_layers, count_of, counts_of, flag_of, flags_of
 from dit_video.weights.names import Row
 
 # What is the same in every published one.
@@ -60,12 +60,9 @@ class WanVAEFamily(VAEFamily):
             return None
         check_fixed(config, _FIXED)
         patch = 1 if config.get("patch_size") is None else count_of(config, "patch_size")
-        config = {"in_channels": 3, "out_channels": 3, **_STATISTICS, **config}
-        check_fixed(config, dict.fromkeys(("in_channels", "out_channels"), 3 * patch**2))
+        whole = {"in_channels": 3, "out_channels": 3, **_STATISTICS, **config}
+        check_fixed(whole, dict.fromkeys(("in_channels", "out_channels"), 3 * patch**2))
         channels = count_of(config, "base_dim", 96)
-        halve_frames = config.get("temperal_downsample", (False, True, True))
-        if not isinstance(halve_frames, list | tuple) or any(type(value) is not bool for value in halve_frames):
-            raise ValueError(f"config.json: temperal_downsample={halve_frames!r}: must be a list of true and false")
         sizes = WanVAEConfig(
             channels=channels,
             decoder_channels=channels
@@ -73,12 +70,13 @@ class WanVAEFamily(VAEFamily):
             else count_of(config, "decoder_base_dim"),
             multipliers=counts_of(config, "dim_mult", (1, 2, 4, 4)),
             num_blocks=count_of(config, "num_res_blocks", 2),
-            halve_frames=tuple(halve_frames),
+            halve_frames=flags_of(config, "temperal_downsample", (False, True, True)),
             patch_size=patch,
             residual=flag_of(config, "is_residual", default=False),
             latent_channels=count_of(config, "z_dim", 16),
         )
-        return cls(config=sizes, statistics=Statistics.of_diffusers(config, sizes.latent_channels))
+        check_layers(config, len(sizes.multipliers) * sizes.num_blocks, "dim_mult", "num_res_blocks")
+        return cls(config=sizes, statistics=Statistics.of_diffusers(whole, sizes.latent_channels))
 
     def diffusers_config(self, shape: Shape) -> dict[str, Any]:
         sizes, cell = self.config, 3 * self.config.patch_size**2

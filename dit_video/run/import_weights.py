@@ -26,7 +26,7 @@ from dit_video.dit.known_frames import LevelZero
 from dit_video.experiment import Experiment
 from dit_video.published.family import DenoiserFamily, Family
 from dit_video.published.recognise import recognise_within
-from dit_video.published.scheduler import PIPELINES, Usual, sampled_as
+from dit_video.published.scheduler import PIPELINES, Usual, read_scheduler
 from dit_video.published.vae_family import VAEFamily
 from dit_video.run.codec import write_statistics
 from dit_video.run.folder import read_experiment, record
@@ -233,7 +233,10 @@ def _made_for(
         task, size, class_names = Autoencode(vae=network.config), _VAE_SIZE, ()
     elif isinstance(network, DenoiserFamily):
         task, not_followed = _denoise(network, source, codec, named)
-        t, h, w = network.usual_latents(published.config or {})
+        try:
+            t, h, w = network.usual_latents(published.config or {})
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
         frames, rows, columns = task.codec.vae.compression
         num_frames, size = 1 + (t - 1) * frames, (h * rows, w * columns)
         class_names = _class_names(source)
@@ -269,7 +272,7 @@ def _denoise(
     pipeline = _pipeline(source)
     found = Path() if pipeline is None else pipeline.resolve()
     said = _read(found / PIPELINE)
-    sampled = sampled_as(_read(found / "scheduler" / "scheduler_config.json"), network.objective())
+    sampled = read_scheduler(found / "scheduler" / "scheduler_config.json", network.objective())
     text = None if pipeline is None else network.text_encoders(str(found))
     condition = network.condition if text is None else network.condition_on(text)
     continues = said.get("_class_name") == _IMAGE_TO_VIDEO and said.get("expand_timesteps") is True

@@ -133,6 +133,10 @@ class Session:
         def scores(best: Best) -> dict[int, float]:
             return recorded_scores(metrics, best.evaluator, best.scalar)
 
+        def prepare() -> None:
+            files.sync()  # before a step counts that goes on from there, and older ones are deleted
+            copying.start()
+
         return Checkpoints(
             self.workdir,
             experiment=components.record(self.experiment),
@@ -140,7 +144,7 @@ class Session:
             listener=SaveListener(
                 warn=unstyled(self.console),
                 record=saves.append,
-                prepare=copying.start,
+                prepare=prepare,
             ),
         )
 

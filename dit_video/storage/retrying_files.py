@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from dit_video.config.atomic import bad_name, write_file
+from dit_video.config.atomic import bad_name, sync, write_file
 from dit_video.distributed import processes
 from dit_video.storage.failures import Vanished, advice
 
@@ -82,6 +82,8 @@ class RetryingFiles:
         # Files that were written, and how long those were in which a failure may have left more.
         self._written: set[Path] = set()
         self._torn: dict[Path, int] = {}
+        # Those with lines that a power loss would take.
+        self._unsynced: set[Path] = set()
         self._num_failed, self._due = 0, 0.0
 
     def file(self, path: Path, *, limit: int = LIMIT) -> RetryingFile:
@@ -116,6 +118,23 @@ class RetryingFiles:
         self._attempt(list(self._waiting))
         return not self._waiting
 
+    def sync(self) -> None:
+        """Writes what waits, and waits until what is written would outlast a power loss; a failure is said."""
+        self.retry()
+        for path in sorted(self._unsynced):
+            try:
+                sync(path)
+                sync(path.parent)
+            except FileNotFoundError:
+                self._unsynced.discard(path)  # writing to it says more
+                continue
+            except OSError as error:
+                self.warn(
+                    f"{path}: cannot be synced: {error}; {advice(error)}. A power loss now would take its last lines"
+                )
+                return
+            self._unsynced.discard(path)
+
     def finish(self) -> None:
         """Waits until all is written.
 
@@ -126,7 +145,7 @@ class RetryingFiles:
             if self.retry():
                 break
             time.sleep(pause)
-        self.retry()
+        self.sync()
         if lost := self._lost():
             raise NotWritten(f"{lost}. Checkpoints are not among these; mend the store before the next run")
 
@@ -188,6 +207,7 @@ class RetryingFiles:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         # Some file systems say on closing that there was no room.
         try:
+            self._unsynced.add(path)
             try:
                 size = os.fstat(descriptor).st_size
                 self._torn[path] = min(size, self._torn.get(path, size))

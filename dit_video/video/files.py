@@ -28,6 +28,8 @@ from dit_video.video.pictures import MAX_FRAME_PIXELS, VideoError, check_size
 MAX_FRAMES = 1 << 19
 # All frames of a file together: 73 minutes of 1080p at 30 frames a second. A bomb of 8K frames ends within minutes.
 MAX_VIDEO_PIXELS = 1 << 38
+# Of an animated picture, whose kilobytes may unpack to gigabytes: 4000 frames of full HD.
+MAX_ANIMATION_PIXELS = 1 << 33
 # Slower rates would round to 0 in a re-encoded file; the clock of MPEG, which streams without a rate claim, is 90 kHz.
 MIN_FPS, MAX_FPS = Fraction(1, 1000), 90_000
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -192,7 +194,8 @@ def decoded_frames(container: InputContainer, stream: VideoStream, log: PacketLo
         VideoError: no frame can be decoded; or MAX_FRAMES or MAX_VIDEO_PIXELS is passed.
     """
     num_frames = 0
-    for frame in bounded(_frames(container, stream, log)):
+    most = MAX_ANIMATION_PIXELS if is_picture_format(container) else MAX_VIDEO_PIXELS
+    for frame in bounded(_frames(container, stream, log), most):
         num_frames += 1
         yield frame
     if not num_frames:
@@ -235,13 +238,13 @@ def counted(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
         yield packet
 
 
-def bounded(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+def bounded(frames: Iterable[VideoFrame], most: int = MAX_VIDEO_PIXELS) -> Iterator[VideoFrame]:
     """Passes frames on; raises where a file decodes to more than the limits."""
     num_pixels = 0
     for number, frame in enumerate(frames, 1):
         num_pixels += frame.height * frame.width
         if number > MAX_FRAMES:
             raise VideoError(f"has more than {MAX_FRAMES} frames; cut it")
-        if num_pixels > MAX_VIDEO_PIXELS:
-            raise VideoError(f"decodes to more than {MAX_VIDEO_PIXELS} pixels within {number} frames; cut it")
+        if num_pixels > most:
+            raise VideoError(f"decodes to more than {most} pixels within {number} frames; cut it")
         yield frame

@@ -8,7 +8,6 @@ compared with the bytes it has before memory is taken for it.
 
 import hashlib
 import io
-import math
 import mmap
 import os
 import pickle
@@ -29,6 +28,7 @@ import safetensors.numpy
 
 from dit_video.config.atomic import new_file
 from dit_video.weights.file_formats import check_weights, is_safetensors
+from dit_video.weights.npy import read_entry
 from dit_video.weights.safetensors_file import open_safetensors
 
 Tensors = dict[str, np.ndarray]
@@ -167,22 +167,7 @@ def unpickle(
 def _read_npz(file: IO[bytes], size: int) -> Tensors:
     with zipfile.ZipFile(file) as archive:
         entries = _entries(archive, size, compression=(zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-        return {name.removesuffix(".npy"): _read_npy(archive, info) for name, info in entries.items()}
-
-
-def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """An array of numbers. NumPy's own reader takes memory for what the header claims, before it reads."""
-    with archive.open(info) as entry:
-        # NumPy writes other versions for what the header of 1.0 cannot say: records with many or foreign names.
-        if np.lib.format.read_magic(entry) != (1, 0):
-            raise ValueError(f"entry {info.filename} is not an array of numbers")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(entry)
-        if dtype.kind not in "biufc":
-            raise ValueError(f"entry {info.filename} holds {dtype}, not numbers; save numbers, without pickle")
-        if math.prod(shape) * dtype.itemsize != (num_bytes := info.file_size - entry.tell()):
-            raise ValueError(f"entry {info.filename} claims {dtype} {reprlib.repr(shape)}, it has {num_bytes} bytes")
-        array = np.ndarray(shape, dtype, entry.read(), order="F" if fortran_order else "C")
-    return array.astype(dtype.newbyteorder("="), copy=False)
+        return {name.removesuffix(".npy"): read_entry(archive, info) for name, info in entries.items()}
 
 
 class _Inert:

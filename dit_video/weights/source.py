@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dit_video.weights.config_json import BoundedConfig
 from dit_video.weights.file_formats import check_weights, is_safetensors
 from dit_video.weights.files import check_digest, holds_program, read_tensors
 from dit_video.weights.folder import locate
@@ -58,7 +59,10 @@ def open_published(path: Path, *, digests: Digests = NO_DIGESTS) -> Iterator[Pub
     located = locate(path)
     source = _open_files(located.files, digests)
     beside = () if located.config_file is None else (located.config_file,)
-    yield Published(located.dialect, located.config, source, (*beside, *located.files), located.notes)
+    config = located.config
+    if config is not None:
+        config = BoundedConfig.beside(config, (stored.shape for stored in source.values()))
+    yield Published(located.dialect, config, source, (*beside, *located.files), located.notes)
 
 
 def read_digests(sha256: str, source: Path) -> dict[Path, str]:

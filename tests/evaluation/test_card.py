@@ -182,8 +182,21 @@ def test_what_a_card_has_not_is_blank_and_a_value_without_an_interval_stands_alo
     assert line["covariance term"] == "10.00"
 
 
-@pytest.mark.parametrize("wrong", [{"protocol": 3}, {"subject": []}, {"value": "1"}, {"value": None}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"protocol": 3}, {"subject": []}, {"value": "1"}, {"value": None}, {"value": True}, {"value": -1.0}),
+        *({"metric": 3}, {"value": 10**400}, {"interval": {"low": 1}}, {"limit": {"value": 1}}, {"notes": "x"}),
+        *({"references": []}, {"yardsticks": {"x": 3}}, {"measures": {"x": "y"}}, {"mean_term": []}),
+    ],
+)
 def test_a_card_of_other_kinds_is_named_by_what_is_wrong(tmp_path, wrong):
     write_card(tmp_path / "x.json", {"metric": "FVD", "value": 1, "protocol": {}, "subject": {}} | wrong)
     with pytest.raises(ValueError, match=rf"x\.json: not a card, because its {next(iter(wrong))} is of another kind"):
+        read_card(tmp_path / "x.json")
+
+
+def test_a_value_that_is_no_number_is_not_ranked(tmp_path):
+    (tmp_path / "x.json").write_text('{"metric": "FVD", "value": NaN, "protocol": {}, "subject": {}}')
+    with pytest.raises(ValueError, match=r"x\.json: not a card, because its value is of another kind"):
         read_card(tmp_path / "x.json")

@@ -11,6 +11,7 @@ from sample_videos import waves, write_frames, yuv
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.transcoding import Transcoding
 from dit_video.ingest.video_folder import open_videos
+from dit_video.video import files
 from dit_video.video.decode import decode, decode_frames, decode_window
 from dit_video.video.encode import encode_mp4
 from dit_video.video.files import PacketLog
@@ -245,3 +246,12 @@ def test_a_video_of_one_or_two_frames_is_one():
         found = survey(data)
         assert (found.positions.tolist(), found.rate, found.frames) == (list(range(number)), 8, None)
         assert paced(data) == (number, 8.0, None)
+
+
+def test_an_animation_has_fewer_pixels_than_a_video_may():
+    frame = VideoFrame(8192, 4096, "gray")
+    most = files.MAX_ANIMATION_PIXELS // (8192 * 4096)
+    assert sum(1 for _ in files.bounded([frame] * most, files.MAX_ANIMATION_PIXELS)) == most
+    with pytest.raises(VideoError, match="decodes to more than 8589934592 pixels within 257 frames"):
+        list(files.bounded([frame] * (most + 1), files.MAX_ANIMATION_PIXELS))
+    assert sum(1 for _ in files.bounded([frame] * (most + 1))) == most + 1
