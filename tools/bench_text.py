@@ -63,14 +63,20 @@ class Setting:
         return dataclasses.replace(self.opened, experiment=experiment).subject()
 
 
-def settings_of(path: str, opened: OpenRun, tokens: Sequence[int], temperatures: Sequence[float]) -> list[Setting]:
-    """An autoregressive run at several temperatures; others in every order with several numbers of tokens a pass."""
+COUNTED = {"random": RandomOrder, "spread": Spread, "confidence": Confidence}
+ADAPTIVE: Mapping[str, Order] = {"threshold": Threshold(), "entropy_bound": EntropyBound()}
+
+
+def settings_of(
+    path: str, opened: OpenRun, names: Sequence[str], tokens: Sequence[int], temperatures: Sequence[float]
+) -> list[Setting]:
+    """An autoregressive run at several temperatures; others in some orders with several numbers of tokens a pass."""
     if isinstance(text_task(opened).factorization, Autoregressive):
         return [Setting(path, f"T={t:g}", opened, Unmasking(temperature=t)) for t in temperatures]
-    kinds = (RandomOrder, Spread, Confidence)
-    orders: dict[str, Order] = {f"{kind.__name__} {k}": kind(tokens=k) for kind in kinds for k in tokens}
-    orders |= {"Threshold 0.9": Threshold(), "EntropyBound 0.5": EntropyBound()}
-    return [Setting(path, name, opened, Unmasking(order=order)) for name, order in orders.items()]
+    orders: list[Order] = []
+    for name in names:
+        orders += [ADAPTIVE[name]] if name in ADAPTIVE else [COUNTED[name](tokens=k) for k in tokens]
+    return [Setting(path, str(order), opened, Unmasking(order=order)) for order in orders]
 
 
 def open_rows(num: int, length: int) -> Batch:
@@ -209,6 +215,7 @@ def main() -> None:
     parser.add_argument("--ar", required=True, help="their autoregressive twin")
     parser.add_argument("--judge", required=True, help="an autoregressive run of another seed")
     parser.add_argument("--batch_sizes", default="1,8,64")
+    parser.add_argument("--orders", default=",".join((*COUNTED, *ADAPTIVE)))
     parser.add_argument("--tokens", default="1,2,4,8", help="tokens a pass")
     parser.add_argument("--temperatures", default="1,0.9,0.8")
     parser.add_argument("--num_rows", type=int, default=256, help="rows that are judged")
@@ -221,7 +228,7 @@ def main() -> None:
     settings = [
         setting
         for path in (arguments.ar, *arguments.runs.split(","))
-        for setting in settings_of(path, open_run(Path(path)), tokens, temperatures)
+        for setting in settings_of(path, open_run(Path(path)), arguments.orders.split(","), tokens, temperatures)
     ]
     results: list[dict[str, Any]] = []
     for setting in settings:

@@ -45,7 +45,9 @@ def bits(order) -> tuple[float, float]:
     return nats / x.size, -(share * np.log2(share + 1e-30)).sum()
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 16])
+@pytest.mark.parametrize(
+    "tokens", [16, pytest.param(8, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_spread_order_is_within_a_twentieth_of_a_bit_of_the_source_at_16_tokens_a_pass(tokens):
     assert abs(bits(Spread(tokens=tokens))[0] - ENTROPY) < 0.05
 
@@ -54,6 +56,7 @@ def test_random_order_is_not():
     assert bits(RandomOrder(tokens=16))[0] > ENTROPY + 0.1
 
 
+@pytest.mark.slow
 def test_confidence_is_likelier_than_the_source_and_less_various():
     """Why a low number under a judge is no quality."""
     likely, various = bits(Confidence(tokens=2))
