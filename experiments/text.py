@@ -6,8 +6,10 @@
     dit-video sample --workdir=runs/text_masked --infill "To be, or [40] the question." --show --out=infilled.jsonl
     python -m tools.bench_text --runs=runs/text_masked,runs/text_block --ar=runs/text_ar --judge=runs/text_judge
 
-The judge is :autoregressive with another seed, --config.seed=1. All have the same 0.13M parameters, few enough for two
-busy CPU cores; docs/text.md has what was measured.
+The judge is :autoregressive with another seed, --config.seed=1. All have the same 0.14M parameters, few enough for two
+busy CPU cores; docs/text.md has what was measured: 800 steps of :masked and of
+:autoregressive took 13 minutes each, two at once on cores that others used as well; bits per byte of held-out text 2.51
+for :autoregressive, at most 3.33 for :masked.
 """
 
 from dit_video import (
