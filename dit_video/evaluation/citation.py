@@ -57,7 +57,7 @@ def _conditions(card: Card) -> str:
     num_clips, size = protocol.get("num_clips"), protocol.get("size")
     parts = [
         "95 % interval" if card.get("interval") else None,
-        f"N = {num_clips}",
+        f"N = {protocol.get('num_rows', num_clips)}",
         "too few to quote" if isinstance(num_clips, int) and num_clips < USUAL_NUM_CLIPS else None,
         _frames(protocol),
         f"{size[0]}x{size[1]}" if isinstance(size, list | tuple) and len(size) == 2 else None,
@@ -73,6 +73,8 @@ def _conditions(card: Card) -> str:
 
 
 def _frames(protocol: Mapping[str, Any]) -> str:
+    if "num_rows" in protocol:
+        return f"rows of {protocol.get('length')} tokens"
     stride, fps = protocol.get("stride"), protocol.get("fps")
     rate = f" at {fps:g} frames a second" if isinstance(fps, int | float) else ""
     return f"{protocol.get('num_frames')} frames{'' if stride is None else f' of stride {stride}'}{rate}"

@@ -366,9 +366,10 @@ class Denoise(Task):
         if not issubclass(kind, Sampler):
             raise ValueError(f"--sampler: {kind.__name__} is an order of writing text; this run makes videos")
         guidance, apart = self.guidance, options.steps_apart
+        steps = self.sampler.num_steps if options.num_steps is None else options.num_steps
         return dataclasses.replace(
             self,
-            sampler=kind(num_steps=options.num_steps or self.sampler.num_steps, spacing=self.sampler.spacing),
+            sampler=kind(num_steps=steps, spacing=self.sampler.spacing),
             guidance=dataclasses.replace(
                 guidance,
                 scale=guidance.scale if options.guidance is None else options.guidance,
