@@ -89,7 +89,7 @@ class Tokenizer:
             self._tokenizer.add_special_tokens([token])
             self._tokenizer.enable_truncation(num_tokens)
             self._tokenizer.enable_padding(length=num_tokens, pad_id=padding, pad_token=token)
-        sha256 = hashlib.sha256(f"{num_tokens} {token}\n".encode())
+            sha256 = hashlib.sha256(f"{num_tokens} {token}\n".encode())
         for file in files:
             sha256.update(file.read_bytes())
         self.digest = sha256.hexdigest()
@@ -109,11 +109,11 @@ def _named(files: tuple[Path, ...]) -> Iterator[None]:
     """Turns what the package raises of a tokenizer into a ValueError that names its files."""
     try:
         yield
-    except ValueError:
-        raise
     except BaseException as error:
-        # The package has bare Exceptions, and panics of Rust, which are none; all else is not its own.
-        if type(error) is not Exception and type(error).__module__ != "pyo3_runtime":
+        # The package has bare Exceptions, and panics of Rust, which are none; and takes no halves of characters, nor
+        # numbers that it has no room for. All else is not its own.
+        of_package = type(error) is Exception or isinstance(error, UnicodeError | TypeError | OverflowError)
+        if not of_package and type(error).__module__ != "pyo3_runtime":
             raise
         names = " or ".join(map(str, files))
         raise ValueError(f"{names}: no tokenizer that can be read ({str(error)[:200]}); fetch it again") from error
