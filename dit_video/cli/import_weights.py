@@ -14,8 +14,6 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.overrides[0]}: there is no experiment to change; name one with --config")
     if arguments.config is not None and arguments.codec is not None:
         raise ValueError(f"--codec={arguments.codec}: the experiment of --config names its own; leave one of them out")
-    if arguments.sha256 is not None and not arguments.source.exists():
-        raise ValueError(f"{arguments.source}: is no file and no folder here; --sha256 is that of files that are")
     experiment = None if arguments.config is None else named(arguments.config, arguments.overrides)
     with new_folder(arguments.out) as folder:
         parts = import_run(

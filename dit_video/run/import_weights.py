@@ -108,11 +108,6 @@ def import_run(
         ValueError: weights of no known family, or of another network than the experiment's, or numbers that are not
             finite, or an experiment cannot be made; says what is missing.
     """
-    if not source.exists():
-        raise ExperimentError(
-            f"{source}: is no file and no folder here; of the Hugging Face Hub fetch it first, in one line: "
-            f"hf download OWNER/{source.name} --local-dir {source}"
-        )
     source = folder_of(source)
     parts, named, pipeline = [], codec, _pipeline(source)
     if pipeline == source and any(_read(source / PIPELINE).get("transformer_2") or ()):

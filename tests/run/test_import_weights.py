@@ -270,14 +270,3 @@ def test_a_pipeline_of_two_networks_says_how_each_is_imported(wan, tmp_path, cap
 def test_steps_and_guidance_are_those_of_the_call_of_the_pipeline(name):
     call = inspect.signature(getattr(diffusers, name).__call__).parameters
     assert (call["num_inference_steps"].default, call["guidance_scale"].default) == PIPELINES[name]
-
-
-def test_a_source_that_is_not_there_is_named_with_what_fetches_it(tmp_path, capsys):
-    missing, out = tmp_path / "DiT-XL-2-256", tmp_path / "run"
-    assert main(["import", str(missing), f"--out={out}"]) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "is no file and no folder here" in line
-    assert f"hf download OWNER/DiT-XL-2-256 --local-dir {missing}" in line
-    assert main(["import", str(missing), f"--sha256={'0' * 64}", f"--out={out}"]) == 1
-    assert "is no file and no folder here" in capsys.readouterr().err
-    assert not out.exists()
