@@ -1,14 +1,10 @@
 """The page of `watch`: current, and no way to any file but the pictures of its runs."""
 
-import json
-
-import pytest
-
-pytest.importorskip("starlette", reason="the extra web is not installed")
-
 import http.client
+import json
 import re
 
+import pytest
 from made_runs import write_run, write_sample
 
 from dit_video.cli.main import main

@@ -43,7 +43,6 @@ def test_every_experiment_has_its_command_and_result():
 
 @pytest.mark.slow
 def test_the_site_builds_strictly_and_asks_no_other_host(tmp_path):
-    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

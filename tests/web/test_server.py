@@ -7,9 +7,6 @@ import socket
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("starlette", reason="the extra web is not installed")
-
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
