@@ -54,7 +54,8 @@ def count_of(config: Mapping[str, Any], name: str, default: int | None = None) -
     value = config.get(name, default)
     if type(value) is not int or value < 1:
         raise refused(name, value, "must be a positive number")
-    _check_bound(config, name, value)
+    if name in config:  # A default is no claim of who wrote the config.
+        _check_bound(config, name, value)
     return value
 
 

@@ -232,7 +232,7 @@ def test_a_tensor_that_is_not_the_networks_is_named(spoil, message):
         ({"qk_norm": "rms_norm"}, "qk_norm='rms_norm'"),
         ({"pos_embed_seq_len": 514}, "pos_embed_seq_len=514"),
         ({"num_layers": 0}, "num_layers=0: must be a positive number"),
-        ({"patch_size": 2}, "patch_size=2: must be numbers of frames, rows and columns"),
+        ({"patch_size": 2}, "patch_size=2: must be a list of positive numbers"),
         ({"added_kv_proj_dim": None}, "added_kv_proj_dim=None: must be 24"),
         ({"in_channels": 6}, "in_channels=6: must be out_channels=3, or for image to video twice as many"),
     ],

@@ -121,16 +121,15 @@ def test_a_file_that_breaks_off_ends_and_a_full_memory_does_not():
 
 def test_packets_and_frames_end_at_the_limit_and_not_before(monkeypatch):
     monkeypatch.setattr(files, "MAX_FRAMES", 5)
-    monkeypatch.setattr(files, "MAX_VIDEO_PIXELS", 60)
     packets = [av.Packet(bytes(1)) for _ in range(7)]
     assert len(list(files.counted(packets[:6]))) == 6
     with pytest.raises(VideoError, match="more than 5 packets"):
         list(files.counted(packets))
-    assert len(list(files.bounded([av.VideoFrame(4, 3)] * 5))) == 5
+    assert len(list(files.bounded([av.VideoFrame(4, 3)] * 5, 60))) == 5
     with pytest.raises(VideoError, match="more than 5 frames"):
         list(files.bounded([av.VideoFrame(4, 3)] * 6))
     with pytest.raises(VideoError, match="more than 60 pixels within 3 frames"):
-        list(files.bounded([av.VideoFrame(7, 3)] * 3))
+        list(files.bounded([av.VideoFrame(7, 3)] * 3, 60))
 
 
 def test_a_file_of_alpha_and_a_cover_decode_what_moves(tmp_path):
