@@ -252,7 +252,11 @@ def test_these_are_all_files_of_a_step(template):
     assert actual == {path for path in step.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("pattern", FILES)
+# Of one item here; the others have the same files.
+@pytest.mark.parametrize(
+    "pattern",
+    [pytest.param(pattern, marks=[pytest.mark.slow] if pattern.startswith(ITEMS[1:]) else []) for pattern in FILES],
+)
 def test_whatever_happens_to_a_file_is_found_or_changes_nothing(copied, workdir, pattern):
     (file,) = (workdir / FOLDER / "2").glob(pattern)
     whole, rng = file.read_bytes(), random.Random(pattern)

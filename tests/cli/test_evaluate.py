@@ -121,6 +121,7 @@ def test_a_set_is_its_held_out_split_and_training_clips_find_copies():
     assert Path("card_nearest.gif").is_file()
 
 
+@pytest.mark.slow
 def test_one_changed_byte_of_data_is_another_protocol():
     write("a", videos(0)), write("b", videos(1))
     fvd("a", "b", out="before.json")

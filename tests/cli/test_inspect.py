@@ -111,7 +111,9 @@ def test_a_flipped_bit_of_an_array_is_found_by_reading_it(capsys, folder):
     assert "4: params is damaged in noise" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("file", ["_CHECKPOINT_METADATA", "ema/_METADATA", "opt_state/manifest.ocdbt"])
+@pytest.mark.parametrize(
+    "file", ["_CHECKPOINT_METADATA", "ema/_METADATA", pytest.param("opt_state/manifest.ocdbt", marks=pytest.mark.slow)]
+)
 def test_a_missing_index_is_found_without_reading_arrays(capsys, folder, file):
     (folder / FOLDER / "8" / file).unlink()
     found = inspect(capsys, folder, code=1)["steps"]

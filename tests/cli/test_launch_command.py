@@ -17,6 +17,7 @@ GKE = ["launch", "gke", "--target=v6e:4x4", "--name=video", "--image=image:1", "
 TPU_VM = ["launch", "tpu_vm", "--target=v6e:4x4", "--name=video", "--zone=us-east5-b"]
 
 
+@pytest.mark.slow
 def test_two_processes_run_the_command(tmp_path):
     """And the exit code of a usage that only the command itself can find wrong is the command's."""
     command = [sys.executable, "-m", "dit_video", "launch", "local", "--num_processes=2", "--"]

@@ -27,6 +27,14 @@ T = jnp.array([[0.3], [0.8]])
 # The same sums in another order.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 VARIANTS = pytest.mark.parametrize("variant", Variant, ids=[variant.value for variant in Variant])
+# Of what takes long to compile, one at each start of the tests.
+ONE_VARIANT = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(variant, id=variant.value, marks=[] if variant is Variant.LATE else [pytest.mark.slow])
+        for variant in Variant
+    ],
+)
 
 
 def defined(config: LatteConfig, condition: Condition | None = CLASSES, channels: int = 2) -> Definition:
@@ -212,7 +220,7 @@ def task_of(variant: Variant) -> Denoise:
     return dataclasses.replace(SMALL_DENOISE, network=config)
 
 
-@VARIANTS
+@ONE_VARIANT
 def test_a_step_of_training_lowers_the_loss_that_it_is_of(variant, codec, cached):
     task = task_of(variant)
     definition = define(task.init)
@@ -240,7 +248,7 @@ def test_eight_devices_train_as_one_does():
     assert actual.equal
 
 
-@VARIANTS
+@ONE_VARIANT
 def test_any_mesh_computes_the_same(variant):
     config = dataclasses.replace(CONFIG, variant=variant, depth=2, num_heads=4, shared_modulation=True)
     definition = defined(config, TEXT)

@@ -113,6 +113,7 @@ def on_one_and_on_eight(params, x_t) -> list[Differentiated]:
     return found
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(on_one_and_on_eight):
     one, eight = on_one_and_on_eight
     np.testing.assert_allclose(eight.prediction, one.prediction, **ROUNDING)

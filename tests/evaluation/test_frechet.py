@@ -95,6 +95,7 @@ def test_kernel_distance_is_the_mean_over_pairs_of_different_rows():
     assert kernel_distance(x, y, block_size=5) == pytest.approx(kernel_distance(x, y), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_kernel_distance_is_unbiased_in_blocks_and_at_once():
     values = np.array(
         [

@@ -56,6 +56,7 @@ def judge(**settings) -> FVD:
     return FVD(every=1, num_clips=NUM_CLIPS, num_frames=9, batch_size=3, extractor=Brightness(), **settings)
 
 
+@pytest.mark.slow
 def test_fvd_is_the_distance_of_logits(stills):
     report = FVD(every=1, num_clips=2, num_frames=9, batch_size=2, yardsticks=False)(subject_on(), judged_by(stills), 5)
     grey = np.broadcast_to(stills.signals["label"].astype(np.uint8)[:2, None, None, None, None], (2, 9, 8, 8, 3))

@@ -33,6 +33,7 @@ def programs(exported, content):
     return exported
 
 
+@pytest.mark.slow
 def test_the_readme_is_enough_to_run_them_in_a_fresh_process(programs, content):
     write_readme(programs, load(programs).config)
     code = re.findall(r"```python\n(.*?)```", (programs / README).read_text(), re.DOTALL)[0]

@@ -50,6 +50,7 @@ def test_remedies_are_compiled_until_one_fits(experiment, too_large):
     assert [(one.peak, one.fits) for one in after] == [(None, None)] * len(after)
 
 
+@pytest.mark.slow
 def test_no_more_remedies_are_compiled_than_asked_for(experiment, too_large):
     devices, compiled = too_large
     cures = list(remedies(experiment, devices, compiled, limit=0))
@@ -62,6 +63,7 @@ def test_no_more_remedies_are_compiled_than_asked_for(experiment, too_large):
     assert all(cure.fits is None for cure in cures)
 
 
+@pytest.mark.slow
 def test_a_search_begins_with_what_is_given_and_stays_where_nothing_is_faster(experiment):
     """Where everything fits, nothing beats what computes nothing twice."""
     (only,) = search(experiment, target(10**9), limit=4)

@@ -115,6 +115,7 @@ def test_latents_are_those_of_the_pipeline(imported, theirs):
     assert np.abs(np.asarray(video)[:, 0].astype(float) - expected).max() < 1
 
 
+@pytest.mark.slow
 def test_it_is_sampled_from_words(imported, tmp_path):
     words = ["--num_clips=1", "--num_steps=1", "--text=a seven", f"--out={tmp_path / 'seven.gif'}"]
     assert main(["sample", f"--workdir={imported}", *words]) == 0

@@ -150,6 +150,7 @@ def model_of(task: Denoise):
     )
 
 
+@pytest.mark.slow
 def test_what_the_encoder_makes_of_the_first_frame_moves_the_clip_and_no_later_frame_does(attending, batch):
     rngs = jax.random.split(jax.random.key(3), 8)
     frozen = jax.jit(attending.blank)(jax.random.key(0))

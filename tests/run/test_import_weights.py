@@ -96,6 +96,7 @@ def their_pictures(pipeline: DiTPipeline, x_1: np.ndarray, label: list[int]) -> 
     return np.clip(np.round((pixels.numpy() + 1) * 127.5), 0, 255).transpose(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 def test_a_pipeline_makes_the_same_pictures_here_and_there(pipeline, imported):
     opened = open_run(imported)
     task = opened.experiment.task
@@ -119,6 +120,7 @@ def test_a_pipeline_makes_the_same_pictures_here_and_there(pipeline, imported):
     assert np.max(np.abs(np.asarray(video)[:, 0].astype(float) - expected)) <= 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_and_is_sampled_there(pipeline, imported, tmp_path):
     folder = tmp_path / "back"
     for name, workdir in (("transformer", imported), ("vae", imported / "vae")):

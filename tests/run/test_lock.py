@@ -357,6 +357,7 @@ def test_a_lock_that_another_run_has_got_meanwhile_is_left_to_it(tmp_path):
     assert (tmp_path / LOCK).read_text() == "another run's"
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_stale_lock_one_gets_in(tmp_path, holder):
     dead = holder()
     dead.kill()

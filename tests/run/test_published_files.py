@@ -83,6 +83,7 @@ def test_what_has_no_digest_is_listed_and_nothing_is_written(wan, tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_text_encoder_that_was_changed_later_is_not_read(wan, imported, tmp_path, capsys):
     path = next((wan / "text_encoder").glob("*.bin"))
     kept = shutil.copy(path, tmp_path)

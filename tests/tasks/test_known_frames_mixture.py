@@ -171,6 +171,7 @@ def test_what_comes_before_a_known_run_is_not_in_its_latents(denoise, clips):
     np.testing.assert_allclose(made[:1, 2:], whole(filled)[:, 2:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_trained_in_one_program(task, codec, clips):
     definition = define(task.init)
 

@@ -12,7 +12,7 @@ from tools.bench_step import Case, Measured, Peer
 SMALL = Case(name="small", size=DiTConfig(hidden_size=32, depth=1, num_heads=2), latents=(4, 4, 4), batch_size=2)
 
 
-@pytest.mark.parametrize("latents", [(1, 8, 8), (4, 4, 4)], ids=str)
+@pytest.mark.parametrize("latents", [(1, 8, 8), pytest.param((4, 4, 4), marks=pytest.mark.slow)], ids=str)
 def test_steps_that_are_timed_are_of_one_network(latents):
     measured = bench_step.measure(dataclasses.replace(SMALL, latents=latents), Peer(name="diffusers"), 2, half=False)
     assert measured.difference < 1e-4

@@ -136,7 +136,7 @@ def test_a_roll_back_goes_on_with_the_batch_after_the_bad_one(program, tmp_path)
     assert read_goodput(tmp_path / "run")[Activity.LOST] > 0
 
 
-@pytest.mark.parametrize("kill", [4, 6, 7, 9])
+@pytest.mark.parametrize("kill", [6, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 7, 9))])
 def test_a_kill_around_a_roll_back_changes_nothing(program, tmp_path, kill):
     """Before the bad batch, just after the roll-back, and before and after the next save; nor does when it is found."""
     options = {"faults": Faults(not_finite=RollBack()), "num_steps": NUM_STEPS, "save_every": 3}

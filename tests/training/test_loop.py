@@ -98,7 +98,7 @@ def test_what_evaluators_make_is_in_the_folder(train, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4])
+@pytest.mark.parametrize("stop_at", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4))])
 def test_a_run_that_was_stopped_goes_on_to_the_same_record(train, straight, stop_at):
     """Value for value; at a step where evaluators were due as well."""
     stop, evaluators = StopSignal(), {"norm": Norm(every=2)}

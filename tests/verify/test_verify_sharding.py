@@ -80,6 +80,7 @@ def assert_equal(comparison: Comparison) -> None:
     assert comparison.equal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ALL, ids=str)
 def test_loss_gradients_and_ten_steps_are_those_of_one_device(mesh, split):
     assert_equal(split(mesh))
