@@ -67,7 +67,7 @@ def component(rng: random.Random, kind: type | None, depth: int = 0) -> Any:
 
 def many(rng: random.Random, kind: type) -> list[Any]:
     made = []
-    for _ in range(30):
+    for _ in range(12):
         try:
             made.append(component(rng, kind))
         except Misfit:

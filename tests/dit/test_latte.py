@@ -175,8 +175,13 @@ def test_a_level_per_clip_is_the_same_level_in_every_frame(variant):
 
 @pytest.mark.parametrize(
     ("variant", "condition"),
-    [(Variant.INTERLEAVED, CLASSES), *((variant, TEXT) for variant in Variant)],
-    ids=["class", *(variant.value for variant in Variant)],
+    [
+        pytest.param(Variant.INTERLEAVED, CLASSES, id="class", marks=pytest.mark.slow),
+        *(
+            pytest.param(variant, TEXT, id=variant.value, marks=[] if variant is Variant.LATE else [pytest.mark.slow])
+            for variant in Variant
+        ),
+    ],
 )
 def test_a_gradient_reaches_every_parameter(variant, condition):
     of_text = condition is TEXT

@@ -33,7 +33,10 @@ def test_levels_lie_as_tokens_do():
     np.testing.assert_array_equal(per_patch(cells, (1, 2, 2)), to_tokens(t[..., None], (1, 1, 1))[..., 0])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("DiT", "Wan") else [pytest.mark.slow]) for name in NETWORKS],
+)
 def test_equal_levels_of_cells_are_those_of_their_frames(name):
     config, condition, cond = NETWORKS[name]
     definition = define(lambda key: config.build(4, condition, dtype=jnp.float32, rngs=nnx.Rngs(key)))

@@ -46,7 +46,7 @@ each = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
 each_or_few = pytest.mark.parametrize(
     "config",
     [
-        pytest.param(config, id=name, marks=[pytest.mark.slow] if name in ("Wan 2.2", "CogVideoX") else [])
+        pytest.param(config, id=name, marks=[pytest.mark.slow] if name != "Wan 2.1" else [])
         for name, config in SMALL.items()
     ],
 )
