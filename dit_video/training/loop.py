@@ -85,7 +85,7 @@ def train(
                 step = int(state.step)
                 window = Window(step, batches.wait_seconds, compiling=False)
                 continue
-            observers.measure(window, step, loss, batches.wait_seconds)
+            observers.measure(window, step, loss, learner.program.learning_rate(state), batches.wait_seconds)
         if save:
             # Before evaluating: what was learnt is safe even if an evaluator fails.
             now(Activity.CHECKPOINT)
