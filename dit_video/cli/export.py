@@ -1,6 +1,7 @@
 """`dit-video export`: safetensors, StableHLO, diffusers or PyTorch files of a run, compared with its checkpoint."""
 
 import argparse
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -29,7 +30,7 @@ _WRITERS = {DIFFUSERS: write_diffusers, TORCH: write_torch}
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Terminal()
+    console = Terminal(stderr=arguments.json)
     formats = _formats(arguments)
     with new_folder(arguments.out) as folder:
         opened = open_weights(arguments, console, needs_data=False)
@@ -40,18 +41,27 @@ def main(arguments: argparse.Namespace) -> int:
             lines = _write(_content(arguments, opened, console), folder, STABLEHLO in formats)
         else:
             lines = _compared(_WRITERS[alone](_content(arguments, opened, console), folder), alone)
-    table = Table("file", "bytes")
-    table.columns[1].justify = "right"
-    for path in sorted(arguments.out.iterdir()):
-        table.add_row(path.name, f"{path.stat().st_size:,}")
-    console.print(table)
-    readme = "; README.md in it says how to load it" if (arguments.out / README).is_file() else ""
-    lines.append(f"done: {arguments.out}{readme}")
-    console.print("\n".join(lines))
+    if not arguments.json:
+        _show(console, arguments.out, lines)
+    address = None
     if arguments.push_to is not None:
         address = hub.push(arguments.out, arguments.push_to, private=arguments.private)
         console.print(f"pushed: {address}")
+    if arguments.json:
+        files = {path.name: path.stat().st_size for path in sorted(arguments.out.iterdir())}
+        found = {"out": str(arguments.out), "files": files, "compared": lines, "pushed": address}
+        print(json.dumps(found, indent=1))
     return 0
+
+
+def _show(console: Console, out: Path, lines: list[str]) -> None:
+    table = Table("file", "bytes")
+    table.columns[1].justify = "right"
+    for path in sorted(out.iterdir()):
+        table.add_row(path.name, f"{path.stat().st_size:,}")
+    console.print(table)
+    readme = "; README.md in it says how to load it" if (out / README).is_file() else ""
+    console.print("\n".join([*lines, f"done: {out}{readme}"]))
 
 
 def _formats(arguments: argparse.Namespace) -> list[str]:

@@ -41,6 +41,8 @@ class Program:
         step: (state, frozen, batch, seed) -> (state, metrics); the old state is donated.
         gradient: (state, frozen, batch, seed) -> (gradient, metrics): what the step's update is made of.
         shapes: shape, dtype and sharding of every array of the state, to restore a checkpoint into.
+        compiled: arguments as of `step`, after it was called with some of these shapes -> its executable, of which
+            nothing is compiled again.
         learning_rate: state -> learning rate of the update that led to it, or of the first one.
         lower: (frozen, batch), both of shapes with shardings -> the step, ready to be compiled for the devices of the
             mesh, which need not be there. What it does not read stays an argument, since it stays in memory too.
@@ -52,6 +54,7 @@ class Program:
     step: Callable[[TrainState, Any, Batch, int], tuple[TrainState, Metrics]]
     gradient: Callable[[TrainState, Any, Batch, int], tuple[Params, Metrics]]
     shapes: TrainState
+    compiled: Callable[[TrainState, Any, Batch, int], jax.stages.Compiled]
     learning_rate: Callable[[TrainState], float]
     lower: Callable[[Any, Batch], jax.stages.Lowered]
     mesh: Mesh
@@ -129,6 +132,10 @@ def make_program(
         with jax.set_mesh(mesh):
             return jitted_gradient(state, frozen, batch, seed)
 
+    def compiled(state: TrainState, frozen, batch: Batch, seed: int) -> jax.stages.Compiled:
+        with jax.set_mesh(mesh):
+            return jitted.lower(state, frozen, batch, seed).compile()
+
     def learning_rate(state: TrainState) -> float:
         return float(np.asarray(rates(max(0, num_updates(state.opt_state) - 1))))
 
@@ -136,7 +143,7 @@ def make_program(
         with jax.set_mesh(mesh):
             return jit_step(keep_unused=True).lower(shapes, frozen, batch, 0)
 
-    return Program(definition, init, run_step, run_gradient, shapes, learning_rate, lower, mesh)
+    return Program(definition, init, run_step, run_gradient, shapes, compiled, learning_rate, lower, mesh)
 
 
 def _start(params: Params, rule: optax.GradientTransformation) -> TrainState:

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from rich.filesize import decimal
 from toys import WIDTH, FitLines, line_batch, small_mesh
 
 from dit_video.arrays import Mean
@@ -10,6 +11,7 @@ from dit_video.distributed.sharding import place
 from dit_video.training.fault_recovery import numbers
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import Program, TrainState, make_program
+from dit_video.training.throughput import step_memory
 
 MESH = small_mesh()
 
@@ -65,11 +67,18 @@ def test_a_step_is_compiled_once(noisy, caplog):
         return [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]
 
     state, _ = run(noisy, steps=range(1))
+    again = noisy.init(0)
     with jax.log_compiles():
         run(noisy, steps=range(1, 5), state=state)
         assert compilations() == []
+        compiled = noisy.compiled(again, None, place(line_batch(0), MESH), 0)
+        assert compilations() == []
         jax.jit(lambda x: x + 1)(1.0)
         assert len(compilations()) == 1
+    stats = compiled.memory_analysis()
+    assert stats is not None
+    assert f"arguments {decimal(stats.argument_size_in_bytes)}, temporary " in str(step_memory(compiled))
+    assert stats.argument_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(again))
 
 
 def test_what_is_drawn_is_a_function_of_seed_and_step(noisy):

@@ -43,6 +43,9 @@ def add_parser(subparsers) -> None:
         "--push_to", metavar="OWNER/NAME", help=f"repository that {HUB} pushes to; made if it is not there"
     )
     parser.add_argument("--private", action="store_true", help="push to a private repository")
+    parser.add_argument(
+        "--json", action="store_true", help="print files and what was compared as JSON and nothing else"
+    )
     parser.set_defaults(run=_run)
 
 
