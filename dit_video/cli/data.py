@@ -138,7 +138,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show_set(console: Console, manifest: Manifest, digests: Mapping[str, str], caption_bytes: int | None) -> None:
+def _show_set(console: Console, manifest: Manifest, digests: Mapping[Split, str], caption_bytes: int | None) -> None:
     console.print(_overview(manifest))
     if manifest.class_names:
         console.print(_classes(manifest))

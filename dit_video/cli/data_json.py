@@ -9,11 +9,11 @@ from dit_video.data.record import Split
 from dit_video.data.video_set import Entry, Manifest
 
 
-def to_json(manifest: Manifest, digests: Mapping[str, str]) -> dict[str, Any]:
+def to_json(manifest: Manifest, digests: Mapping[Split, str]) -> dict[str, Any]:
     """Videos, classes and captions of each split, and what was skipped.
 
     Args:
-        digests: of the splits by name.
+        digests: of the splits.
     """
     stored = {split: manifest.stored(split) for split in Split}
     return {
@@ -42,6 +42,6 @@ def _split(entries: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def _extent(values: Sequence[int] | Sequence[float]) -> list[float] | None:
+def _extent(values: Sequence[int] | Sequence[float]) -> list[int] | list[float] | None:
     """Least and greatest; None of nothing."""
     return [min(values), max(values)] if values else None

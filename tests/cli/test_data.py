@@ -51,7 +51,7 @@ def test_a_set_is_told_as_json(captioned, capsys):
     assert train["captions"] == {"videos": 3, "different": 3, "bytes": [5, 40]}
     assert (train["sizes"], train["frames"]) == ({"16x16": 4}, [4, 4])
     assert (held_out["frames"], held_out["bytes"]) == (None, 0)
-    assert found["skipped"] == []
+    assert {"file": "0.txt", "reason": "an empty file"} in found["skipped"]
 
 
 @pytest.mark.parametrize("name", ["sheet", "sheet.mp4", "sheet.PNG"])

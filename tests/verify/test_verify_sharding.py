@@ -163,9 +163,16 @@ def test_what_is_no_number_is_not_equal():
 
 def test_what_was_compared_is_told_as_json():
     """Numbers where there are some; of what was refused the reason alone, since NaN is no JSON."""
-    traffic = Traffic((), 0)
-    equal = Comparison(MeshShape(fsdp=8), None, 1e-7, ("line.kernel", 1e-6), 1e-5, 10, 80, traffic)
-    refused = Comparison(MeshShape(tensor=8), "8 heads at least")
+    equal = Comparison(
+        mesh=MeshShape(fsdp=8),
+        loss=1e-7,
+        gradient=("line.kernel", 1e-6),
+        training=1e-5,
+        state=10,
+        whole=80,
+        traffic=Traffic((), 0),
+    )
+    refused = Comparison(mesh=MeshShape(tensor=8), refused="8 heads at least")
     told = json.loads(json.dumps([to_json(one) for one in (equal, refused)], allow_nan=False))
     assert told[0]["equal"]
     assert told[0]["mesh"]["fsdp"] == 8
