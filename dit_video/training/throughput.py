@@ -50,10 +50,7 @@ def device_memory() -> dict[str, float]:
 
 def step_memory(compiled: jax.stages.Compiled) -> str | None:
     """One line: bytes that a compiled step takes on one device, as its compiler has it; None where it does not say."""
-    try:
-        stats = compiled.memory_analysis()
-    except (NotImplementedError, jax.errors.JaxRuntimeError):  # of a backend that has none
-        return None
+    stats = compiled.memory_analysis()
     if stats is None:
         return None
     reused = stats.alias_size_in_bytes

@@ -179,7 +179,7 @@ def test_weights_leave_in_half_the_bytes_and_come_back_rounded(dtype, tolerance,
 
 def test_a_number_too_large_for_float16_is_named(tmp_path):
     with pytest.raises(ValueError, match="bias has numbers too large for float16: use --dtype bfloat16"):
-        write_tensors(Table(()), Dialect.DIFFUSERS, {"bias": np.float32([1e5])}, tmp_path / WEIGHTS, "float16")
+        write_tensors(Table(rows=()), Dialect.DIFFUSERS, {"bias": np.float32([1e5])}, tmp_path / WEIGHTS, "float16")
 
 
 def test_numbers_that_are_not_finite_are_counted_and_taken_only_when_that_is_allowed(folder, tmp_path, capsys):
