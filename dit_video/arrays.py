@@ -44,6 +44,18 @@ class Output(NamedTuple):
     variance: Latents | None = None
 
 
+class Mean(NamedTuple):
+    """Mean over those of a batch's values that are of some kind; over none of them it is not there, and not 0.
+
+    Attributes:
+        total: their sum; over several parts of a batch sums and counts are added up before one is divided by the other.
+        count: how many they are.
+    """
+
+    total: Float[Array | np.ndarray, ""]
+    count: Float[Array | np.ndarray, ""]
+
+
 class Text(NamedTuple):
     """Text embeddings of captions.
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from dit_video.cli.data_json import to_json
 from dit_video.data import captions
 from dit_video.data.record import Split
 from dit_video.data.sources import MovingDigits, VideoSet
@@ -121,23 +123,30 @@ def _label_table(arguments: argparse.Namespace, of_set: Mapping[str, str | None]
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
-    console = Terminal()
+    console = Terminal(stderr=arguments.json)
     if arguments.out is not None and arguments.out.suffix.lower() not in _PICTURES:
         raise ValueError(f"--out={arguments.out}: must end in {' or '.join(_PICTURES)}")
     source = VideoSet(directory=arguments.directory)
-    manifest, info = source.manifest(), source.info()
-    console.print(_overview(manifest))
-    if manifest.class_names:
-        console.print(_classes(manifest))
-    _print_captions(console, manifest, arguments.caption_bytes)
-    _print_skipped(console, manifest)
-    _print_notes(console, manifest)
-    for split, digest in info.split_digest.items():
-        console.print(f"digest of {split}: {digest}")
+    manifest, digests = source.manifest(), source.info().split_digest
+    if arguments.json:
+        print(json.dumps(to_json(manifest, digests), indent=1))
+    else:
+        _show_set(console, manifest, digests, arguments.caption_bytes)
     if arguments.out is not None:
         Image.fromarray(contact_sheet(source)).save(arguments.out)
         console.print(f"contact sheet: {arguments.out}")
     return 0
+
+
+def _show_set(console: Console, manifest: Manifest, digests: Mapping[Split, str], caption_bytes: int | None) -> None:
+    console.print(_overview(manifest))
+    if manifest.class_names:
+        console.print(_classes(manifest))
+    _print_captions(console, manifest, caption_bytes)
+    _print_skipped(console, manifest)
+    _print_notes(console, manifest)
+    for split, digest in digests.items():
+        console.print(f"digest of {split}: {digest}")
 
 
 def run_digits(arguments: argparse.Namespace) -> int:

@@ -1,19 +1,20 @@
 """`dit-video export`: safetensors, StableHLO, diffusers or PyTorch files of a run, compared with its checkpoint."""
 
 import argparse
+import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video.cli.usage.export import ALONE, DEFAULT, DIFFUSERS, HUB, SAFETENSORS, STABLEHLO, TORCH
+from dit_video.cli.usage.export import ALONE, DEFAULT, DIFFUSERS, FLOAT32, HUB, SAFETENSORS, STABLEHLO, TORCH
 from dit_video.cli.weights import open_weights
 from dit_video.config.atomic import new_folder
 from dit_video.config.components import record
 from dit_video.config.json_file import read_object
 from dit_video.export import hub
-from dit_video.export.diffusers_folder import TOLERANCE, Parity, write_diffusers
+from dit_video.export.diffusers_folder import Parity, write_diffusers
 from dit_video.export.folder import README, write_readme
 from dit_video.export.stablehlo import BATCH_SIZES, write_programs
 from dit_video.export.torch.folder import write_torch
@@ -24,12 +25,9 @@ from dit_video.run.open_run import OpenRun
 from dit_video.tasks.task import Task
 from dit_video.weights.source import PROVENANCE
 
-# How the formats that are a folder of their own are written.
-_WRITERS = {DIFFUSERS: write_diffusers, TORCH: write_torch}
-
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Terminal()
+    console = Terminal(stderr=arguments.json)
     formats = _formats(arguments)
     with new_folder(arguments.out) as folder:
         opened = open_weights(arguments, console, needs_data=False)
@@ -39,19 +37,31 @@ def main(arguments: argparse.Namespace) -> int:
         elif alone is None:
             lines = _write(_content(arguments, opened, console), folder, STABLEHLO in formats)
         else:
-            lines = _compared(_WRITERS[alone](_content(arguments, opened, console), folder), alone)
-    table = Table("file", "bytes")
-    table.columns[1].justify = "right"
-    for path in sorted(arguments.out.iterdir()):
-        table.add_row(path.name, f"{path.stat().st_size:,}")
-    console.print(table)
-    readme = "; README.md in it says how to load it" if (arguments.out / README).is_file() else ""
-    lines.append(f"done: {arguments.out}{readme}")
-    console.print("\n".join(lines))
+            content = _content(arguments, opened, console)
+            torch = alone == TORCH
+            parity = write_torch(content, folder) if torch else write_diffusers(content, folder, arguments.dtype)
+            lines = _compared(parity, alone)
+    if not arguments.json:
+        _show(console, arguments.out, lines)
+    address = None
     if arguments.push_to is not None:
         address = hub.push(arguments.out, arguments.push_to, private=arguments.private)
         console.print(f"pushed: {address}")
+    if arguments.json:
+        files = {path.name: path.stat().st_size for path in sorted(arguments.out.iterdir())}
+        found = {"out": str(arguments.out), "files": files, "compared": lines, "pushed": address}
+        print(json.dumps(found, indent=1))
     return 0
+
+
+def _show(console: Console, out: Path, lines: list[str]) -> None:
+    table = Table("file", "bytes")
+    table.columns[1].justify = "right"
+    for path in sorted(out.iterdir()):
+        table.add_row(path.name, f"{path.stat().st_size:,}")
+    console.print(table)
+    readme = "; README.md in it says how to load it" if (out / README).is_file() else ""
+    console.print("\n".join([*lines, f"done: {out}{readme}"]))
 
 
 def _formats(arguments: argparse.Namespace) -> list[str]:
@@ -63,6 +73,8 @@ def _formats(arguments: argparse.Namespace) -> list[str]:
     formats = [name for name in arguments.format if name != HUB] or list(DEFAULT)
     if len(formats) > 1 and (alone := [name for name in formats if name in ALONE]):
         raise ValueError(f"--format {' '.join(formats)}: {alone[0]} is a folder of its own; export twice")
+    if arguments.dtype != FLOAT32 and formats != [DIFFUSERS]:
+        raise ValueError(f"--dtype {arguments.dtype}: of --format {DIFFUSERS} alone; others are as exact as the run")
     if HUB in arguments.format:
         if arguments.push_to is None:
             raise ValueError(f"--format {HUB}: say which repository with --push_to OWNER/NAME")
@@ -103,9 +115,10 @@ def _compared(parity: Parity, library: str) -> list[str]:
         f"outputs were NOT compared with those of {library}: it is not installed here"
         if parity.error is None
         else f"{parity.num_compared} layers and outputs of {library}: largest difference over largest value "
-        f"{parity.error:.3g} (allowed {TOLERANCE:g})"
+        f"{parity.error:.3g} (allowed {parity.tolerance:g})"
     )
-    return [f"compared with the checkpoint: {parity.num_tensors} tensors bit-equal", outputs]
+    rounded = "" if parity.dtype == FLOAT32 else f" after rounding it to {parity.dtype}"
+    return [f"compared with the checkpoint{rounded}: {parity.num_tensors} tensors bit-equal", outputs]
 
 
 def _content(arguments: argparse.Namespace, opened: OpenRun, console: Console) -> Content:

@@ -1,6 +1,8 @@
 """`dit-video verify-resume`: compares a run that is killed and resumed with one that is not, bit for bit."""
 
 import argparse
+import dataclasses
+import json
 import shutil
 import sys
 import tempfile
@@ -13,7 +15,7 @@ from dit_video.verify.resume import verify_resume
 
 def main(arguments: argparse.Namespace) -> int:
     experiment_of(arguments)  # a wrong field is an error here and not in a process's log
-    console, folder = Terminal(), Path(tempfile.mkdtemp(prefix="verify_resume_"))
+    console, folder = Terminal(stderr=arguments.json), Path(tempfile.mkdtemp(prefix="verify_resume_"))
     verdict = verify_resume(
         _training(arguments),
         folder,
@@ -27,6 +29,8 @@ def main(arguments: argparse.Namespace) -> int:
     console.print(
         f"{len(verdict.kills)} kills, {inside} of them inside a save; {first:.0f} s undisturbed, {second:.0f} s killed",
     )
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(verdict), indent=1))
     if verdict.difference is not None:
         console.print(headed("differs", "bold red", f": {verdict.difference}"))
         console.print(f"both runs are kept in {folder}")

@@ -3,6 +3,8 @@
 import argparse
 import collections
 import dataclasses
+import json
+from typing import Any
 
 from rich.table import Table
 
@@ -22,10 +24,13 @@ from dit_video.verify.sharding import (
 
 def main(arguments: argparse.Namespace) -> int:
     use_fake_devices(NUM_DEVICES)
-    console, experiment = Terminal(), experiment_of(arguments)
+    console, experiment = Terminal(stderr=arguments.json), experiment_of(arguments)
     comparisons = compare_shardings(experiment, num_steps=arguments.num_steps)
     found = list(counted(comparisons, "ways of splitting", total=len(MESHES), unit="ways", console=console))
-    console.print(_table(found, arguments.num_steps))
+    if arguments.json:
+        print(json.dumps([to_json(comparison) for comparison in found], indent=1))
+    else:
+        console.print(_table(found, arguments.num_steps))
     for comparison in found:
         if comparison.refused is not None:
             console.print(f"not possible: {_name(comparison)}: {comparison.refused}")
@@ -42,6 +47,22 @@ def main(arguments: argparse.Namespace) -> int:
 def _name(comparison: Comparison) -> str:
     sizes = dataclasses.asdict(comparison.mesh)
     return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    mesh = dataclasses.asdict(comparison.mesh)
+    if comparison.refused is not None or comparison.traffic is None:
+        return {"mesh": mesh, "refused": comparison.refused}
+    parameter, difference = comparison.gradient
+    return {
+        "mesh": mesh,
+        "equal": comparison.equal,
+        "loss": comparison.loss,
+        "gradient": {"parameter": parameter, "difference": difference},
+        "training": comparison.training,
+        "state_bytes": {"device": comparison.state, "whole": comparison.whole},
+        "collectives": _counts(comparison.traffic),
+    }
 
 
 def _counts(traffic: Traffic) -> dict[str, int]:

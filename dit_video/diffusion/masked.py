@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dit_video.arrays import Mean
 from dit_video.config.bounds import at_least, between
 from dit_video.diffusion.process import Known, Metrics
 from dit_video.diffusion.timestep_spacing import Spacing
@@ -163,7 +164,9 @@ class Absorbing:
         count = jnp.maximum(corrupted.counted.sum(), 1)
         masked = corrupted.weight > 0
         of_masked = -_log_likelihood(output, corrupted.target)
-        return nats.sum() / count, {"masked_nats": of_masked.mean(where=masked | ~masked.any())}
+        return nats.sum() / count, {
+            "masked_nats": Mean(jnp.where(masked, of_masked, 0).sum(), masked.sum().astype(jnp.float32))
+        }
 
     def nats(self, output: Logits, corrupted: MaskedExample) -> Float[Array, "B"]:
         """The bound of each row, in nats."""

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dit_video.arrays import Latents, Output, Time
+from dit_video.arrays import Latents, Mean, Output, Time
 from dit_video.config.bounds import above, at_least
 from dit_video.diffusion.path import Cosine, Level, Linear, Path, Shift, TokenShift, over_latents, shift_time
 from dit_video.diffusion.prediction import Epsilon, Prediction, Velocity
-from dit_video.diffusion.process import Corrupted, Known, noise
+from dit_video.diffusion.process import Corrupted, Known, Metrics, noise
 from dit_video.diffusion.timestep_spacing import Spacing, Trailing
 from dit_video.diffusion.variance import LearnedVariance
 
@@ -148,13 +148,13 @@ class Gaussian:
 
     def loss(
         self, output: Output, corrupted: Corrupted, known: Known | None = None
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, ""], Metrics]:
         """Weighted mean squared error, and the same per interval of t; plus the loss of a variance that is learnt.
 
         Where frames or cells are known, means are over the others.
 
         Metrics: for each of NUM_BINS equal intervals `loss/t_LOW_HIGH`, the mean over the frames (or clips)
-        whose t falls there, 0 when there is none, and `count/t_LOW_HIGH`, their number. The loss is the mean
+        whose t falls there, and `count/t_LOW_HIGH`, their number. The loss is the mean
         of the former weighted by the latter. `variance_bits` is the unweighted loss of the variance.
         """
         error = jnp.square(output.prediction.astype(jnp.float32) - corrupted.target)
@@ -164,7 +164,7 @@ class Gaussian:
             per_level = jnp.mean(per_level, axis=1, keepdims=True)
         per_level = corrupted.weight * per_level
 
-        metrics = {}
+        metrics: Metrics = {}
         free = (
             jnp.ones_like(per_level)
             if known is None
@@ -175,7 +175,7 @@ class Gaussian:
             inside = (bins == i).astype(jnp.float32) * free
             count = jnp.sum(inside)
             name = f"t_{i / NUM_BINS:.2f}_{(i + 1) / NUM_BINS:.2f}"
-            metrics[f"loss/{name}"] = jnp.sum(inside * per_level) / jnp.maximum(count, 1)
+            metrics[f"loss/{name}"] = Mean(jnp.sum(inside * per_level), count)
             metrics[f"count/{name}"] = count
         loss = jnp.sum(free * per_level) / jnp.sum(free) if known is not None else jnp.mean(per_level)
         if self.variance is not None:

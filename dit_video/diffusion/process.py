@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
-from dit_video.arrays import Latents, Time
+from dit_video.arrays import Latents, Mean, Time
 from dit_video.diffusion.timestep_spacing import Spacing
 
 # What is corrupted: an array [B ...], or a pytree of such.
 Data = Any
 # (x_t, t) -> output: a network whose condition is bound already.
 Predict = Callable[[Data, Time], Any]
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, ""] | Mean]
 
 
 class Known(NamedTuple):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
@@ -27,8 +28,10 @@ from dit_video.weights.folder import CONFIG, WEIGHTS
 from dit_video.weights.names import Dialect, Table
 from dit_video.weights.source import open_published
 
-# Largest difference over largest value, both in float32.
+# Largest difference over largest value, both computed in float32: of weights as they are, and of weights that were
+# rounded to a type of the relative precision 2^-11 or 2^-8.
 TOLERANCE = 1e-4
+TOLERANCES = {"float32": TOLERANCE, "float16": 1e-2, "bfloat16": 8e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +43,26 @@ class Parity:
         error: largest difference between what both libraries compute, over the largest value; None where torch or
             diffusers is not installed, so that nothing was computed.
         num_compared: layers and outputs whose difference that is.
+        tolerance: the largest error that is allowed.
+        dtype: of the weights that were written; rounded to it, they are bit-equal.
     """
 
     num_tensors: int
     error: float | None
     num_compared: int
+    tolerance: float = TOLERANCE
+    dtype: str = "float32"
 
 
-def write_diffusers(content: Content, folder: Path) -> Parity:
+def write_diffusers(content: Content, folder: Path, dtype: str = "float32") -> Parity:
     """Writes config.json, weights and a model card into `folder`, and compares them with the run.
 
+    Args:
+        dtype: of the weights, one of `TOLERANCES`.
+
     Raises:
-        ValueError: diffusers has no class for this network; says why and what can be done.
+        ValueError: diffusers has no class for this network, or `dtype` cannot hold its numbers; says why and what can
+            be done.
         ExportMismatch: what was read back differs, or diffusers computes something else.
     """
     try:
@@ -64,11 +75,11 @@ def write_diffusers(content: Content, folder: Path) -> Parity:
         ) from error
     params = {name: np.asarray(value) for name, value in params_of(module).items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    num_tensors = write_tensors(family.table(), Dialect.DIFFUSERS, params, folder / WEIGHTS)
+    num_tensors = write_tensors(family.table(), Dialect.DIFFUSERS, params, folder / WEIGHTS, dtype)
     (folder / README).write_text(_model_card(content, family, shape), encoding="utf-8")
     if any(importlib.util.find_spec(name) is None for name in ("torch", "diffusers", "accelerate")):
-        return Parity(num_tensors, None, 0)
-    return compare_layers(family, params, folder, family.compared(shape), num_tensors)
+        return Parity(num_tensors, None, 0, TOLERANCES[dtype], dtype)
+    return compare_layers(family, params, folder, family.compared(shape), num_tensors, dtype)
 
 
 def _subject(content: Content) -> tuple[Family, nnx.Module, Shape]:
@@ -83,16 +94,27 @@ def _subject(content: Content) -> tuple[Family, nnx.Module, Shape]:
     return denoiser_family(content.denoiser.task), content.denoiser.network, (t, h, w)
 
 
-def write_tensors(table: Table, dialect: Dialect, params: Mapping[str, np.ndarray], path: Path) -> int:
+def write_tensors(
+    table: Table, dialect: Dialect, params: Mapping[str, np.ndarray], path: Path, dtype: str = "float32"
+) -> int:
     """Writes parameters as safetensors in a dialect, beside config.json, and reads them back.
+
+    Args:
+        dtype: that they are rounded to.
 
     Returns:
         how many were compared, bit by bit.
 
     Raises:
+        ValueError: `dtype` cannot hold a number; names its tensor.
         ExportMismatch: what was read back differs; names the first tensor that does.
     """
-    save_file({n: np.ascontiguousarray(x) for n, x in names.write(table, dialect, params)}, path, {"format": "pt"})
+    kind = jnp.dtype(dtype)
+    params = {name: _rounded(value, kind, name) for name, value in params.items()}
+    constants = table.constants.get(dialect, {})
+    written = ((n, np.ascontiguousarray(x)) for n, x in names.write(table, dialect, params))
+    tensors = {n: x if n in constants else x.astype(kind) for n, x in written}
+    save_file(tensors, path, {"format": "pt"})
     # safetensors writes a file that only its owner may read.
     path.chmod((path.parent / CONFIG).stat().st_mode)
     with open_published(path) as published:
@@ -100,23 +122,42 @@ def write_tensors(table: Table, dialect: Dialect, params: Mapping[str, np.ndarra
         return compare(path, dict(names.read(table, dialect, published.source)), params)
 
 
+def _rounded(value: np.ndarray, kind: np.dtype, name: str) -> np.ndarray:
+    """The nearest numbers of a type, in the type that they have."""
+    with np.errstate(over="ignore"):
+        rounded = value.astype(kind).astype(value.dtype)
+    if not np.array_equal(np.isfinite(rounded), np.isfinite(value)):
+        raise ValueError(f"{name} has numbers too large for {kind}: use --dtype bfloat16 or float32")
+    return rounded
+
+
 def compare_layers(
-    family: Family, params: Mapping[str, np.ndarray], folder: Path, shape: Shape, num_tensors: int
+    family: Family,
+    params: Mapping[str, np.ndarray],
+    folder: Path,
+    shape: Shape,
+    num_tensors: int,
+    dtype: str = "float32",
 ) -> Parity:
     """Runs both networks on the same random input and compares layers and outputs.
 
+    Args:
+        dtype: that the weights in `folder` are rounded to, and `params` are not. Both networks compute in float32.
+
     Raises:
-        ExportMismatch: something differs by more than `TOLERANCE`; names the first layer where it does.
+        ExportMismatch: something differs by more than the tolerance of `dtype`; names the first layer where it does.
     """
     import diffusers
+    import torch
 
     # Found by name, since which class it is is what the family says.
-    theirs: Any = getattr(diffusers, family.diffusers_class).from_pretrained(folder).eval()
-    error, num_compared = compare_pairs(family.pairs(params, theirs, shape), f"{folder}: diffusers")
-    return Parity(num_tensors, error, num_compared)
+    theirs: Any = getattr(diffusers, family.diffusers_class).from_pretrained(folder, torch_dtype=torch.float32).eval()
+    tolerance = TOLERANCES[dtype]
+    error, num_compared = compare_pairs(family.pairs(params, theirs, shape), f"{folder}: diffusers", tolerance)
+    return Parity(num_tensors, error, num_compared, tolerance, dtype)
 
 
-def compare_pairs(pairs: Iterable[Pair], whose: str) -> tuple[float, int]:
+def compare_pairs(pairs: Iterable[Pair], whose: str, tolerance: float = TOLERANCE) -> tuple[float, int]:
     """Compares pairs, which torch and JAX compute lazily.
 
     Args:
@@ -126,7 +167,7 @@ def compare_pairs(pairs: Iterable[Pair], whose: str) -> tuple[float, int]:
         the largest of their errors, and their number.
 
     Raises:
-        ExportMismatch: one is larger than `TOLERANCE`; names the first that is.
+        ExportMismatch: one is larger than `tolerance`; names the first that is.
     """
     import torch
 
@@ -134,10 +175,10 @@ def compare_pairs(pairs: Iterable[Pair], whose: str) -> tuple[float, int]:
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         for pair in pairs:
             error = relative_error(pair)
-            if not error <= TOLERANCE:  # a difference that is no number is too large as well
+            if not error <= tolerance:  # a difference that is no number is too large as well
                 raise ExportMismatch(
                     f"{whose} computes something else at {pair.name}: largest difference over largest value "
-                    f"{error:.3g}, allowed {TOLERANCE:g}"
+                    f"{error:.3g}, allowed {tolerance:g}"
                 )
             worst, num_compared = max(worst, error), num_compared + 1
     return worst, num_compared

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dit_video.diffusion.guidance import Guidance
-from dit_video.diffusion.process import Data, Known, Predict, Process
+from dit_video.diffusion.process import Data, Known, Metrics, Predict, Process
 from dit_video.diffusion.scheduling_matrix import Levels
 from dit_video.dit.condition import Cond
 
@@ -19,7 +19,7 @@ Network = Callable[[Data, Array, Cond], Any]
 
 def training_loss(
     process: Process, predict: Predict, x_0: Data, rng: Key[Array, ""], known: Known | None = None
-) -> tuple[Float[Array, ""], dict[str, Array]]:
+) -> tuple[Float[Array, ""], Metrics]:
     """Loss of one batch: x_0 is corrupted and the network's output compared; also scalars to record."""
     corrupted = process.corrupt(rng, x_0, known)
     return process.loss(predict(corrupted.x_t, corrupted.t), corrupted, known)

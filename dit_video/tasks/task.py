@@ -30,7 +30,8 @@ from dit_video.tasks.opener import Opener
 from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.vae import VAEConfig
 
-Metrics = dict[str, Array]
+# By name an array, or a `Mean` in those of a loss.
+Metrics = dict[str, Any]
 # (frames, height, width) of a clip in pixels.
 ClipShape = tuple[int, int, int]
 

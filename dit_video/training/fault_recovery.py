@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from dit_video.arrays import Mean
 from dit_video.data.loader import Replaced
 from dit_video.distributed import processes
+from dit_video.tasks.task import Metrics
 from dit_video.training.events import Done, Event, Kind
 from dit_video.training.fault_policy import FaultDetector, Faults, RollBack, ruined
 from dit_video.training.goodput import Activity
@@ -39,7 +42,7 @@ class FaultRecovery:
         """`state` is what training starts from, `batch_size` that of the global batch."""
         self._faults, self._learner, self._recorder, self._saver = faults, learner, recorder, saver
         self._batch_size, self._norms = batch_size, _norms_of(state)
-        self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
+        self._pending: list[tuple[int, int, Metrics]] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -47,7 +50,7 @@ class FaultRecovery:
         past, events = self._recorder.past(self._faults.num_past), self._recorder.events
         self._detector = FaultDetector(self._faults, batch_size=self._batch_size, past=past, events=events)
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def add(self, step: int, metrics: Metrics) -> None:
         """Adds the metrics of a step, to be fetched later."""
         self._pending.append((step, self._learner.batches.next_batch - 1, metrics))
 
@@ -57,7 +60,7 @@ class FaultRecovery:
         Raises:
             TrainingFault: training cannot go on.
         """
-        lines = [(step, batch, {k: float(v) for k, v in m.items()}) for step, batch, m in jax.device_get(self._pending)]
+        lines = [(step, batch, numbers(m)) for step, batch, m in jax.device_get(self._pending)]
         self._pending.clear()
         replaced = self._replaced()
         fatal = None
@@ -138,6 +141,16 @@ class FaultRecovery:
     def _stop(self, event: Event) -> NoReturn:
         self._recorder.events.add(dataclasses.replace(event, done=Done.STOPPED))
         raise self._detector.error(event)
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Fetched metrics as numbers for the record; means over nothing are left out."""
+    divided = {name: v.total / v.count if isinstance(v, Mean) else v for name, v in metrics.items() if not _empty(v)}
+    return {name: float(value) for name, value in divided.items()}
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, Mean) and not value.count
 
 
 @jax.jit

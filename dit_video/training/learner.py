@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax
+
 from dit_video.data.batch import Batch
 from dit_video.distributed.sharding import place
 from dit_video.tasks.task import Metrics
@@ -28,3 +30,7 @@ class Learner:
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The state after one step and the step's metrics, on the device; the old state is donated."""
         return self.program.step(state, self.frozen, place(batch, self.program.mesh), self.seed)
+
+    def compiled(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
+        """The executable of a step that was done with a state and a batch of these shapes."""
+        return self.program.compiled(state, self.frozen, place(batch, self.program.mesh), self.seed)

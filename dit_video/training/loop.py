@@ -12,7 +12,7 @@ from dit_video.training.preemption import StopCondition
 from dit_video.training.profiler import Trace
 from dit_video.training.protocols import Saver
 from dit_video.training.step import TrainState
-from dit_video.training.throughput import Window
+from dit_video.training.throughput import Window, step_memory
 
 
 def train(
@@ -67,6 +67,8 @@ def train(
         if window.compiling:
             jax.block_until_ready(metrics)
             recorder.note(f"first step (compilation included): {window.seconds():.1f} s")
+            if memory := step_memory(learner.compiled(state, batch)):
+                recorder.note(memory)
             window = Window(step, batches.wait_seconds, compiling=False)
         trace.after(step, metrics)
         # Asked once: a signal that comes later in this round ends the next one, which then saves and records.
@@ -85,7 +87,7 @@ def train(
                 step = int(state.step)
                 window = Window(step, batches.wait_seconds, compiling=False)
                 continue
-            observers.measure(window, step, loss, batches.wait_seconds)
+            observers.measure(window, step, loss, learner.program.learning_rate(state), batches.wait_seconds)
         if save:
             # Before evaluating: what was learnt is safe even if an evaluator fails.
             now(Activity.CHECKPOINT)

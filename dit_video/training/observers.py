@@ -37,11 +37,12 @@ class Observers:
         due = self.evaluation.due(step, last=last)
         self.evaluate([name for name in due if not self.recorder.has_evaluation(step, name)], step, state)
 
-    def measure(self, window: Window, step: int, loss: float, waited: float) -> None:
-        """Records throughput of the steps of `window` until `step`, the time of day and device memory.
+    def measure(self, window: Window, step: int, loss: float, learning_rate: float, waited: float) -> None:
+        """Records throughput of the steps of `window` until `step`, learning rate, time of day and device memory.
 
         `waited` are seconds waited for data so far.
         """
         if step > window.step:
             rates = self.work.rates(*window.measure(step, waited))
-            self.recorder.rates(step, loss, {**rates, "wall_time": time.time(), **device_memory()})
+            now = {"learning_rate": learning_rate, "wall_time": time.time()}
+            self.recorder.rates(step, loss, {**rates, **now, **device_memory()})

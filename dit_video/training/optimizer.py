@@ -52,6 +52,10 @@ class AdamW:
     def __post_init__(self):
         at_least(self, 0, "warmup_steps")
 
+    def rates(self, num_steps: int) -> optax.Schedule:
+        """Learning rate by the number of updates before, of all that `groups` do not name."""
+        return schedule(self.learning_rate, self.warmup_steps, self.decay, num_steps)
+
     def build(self, num_steps: int, axes: Mapping[str, LogicalAxes]) -> optax.GradientTransformation:
         kernels = {name: _is_kernel(labels) for name, labels in axes.items()}
 
@@ -86,6 +90,10 @@ class Muon:
 
     def __post_init__(self):
         at_least(self, 0, "warmup_steps")
+
+    def rates(self, num_steps: int) -> optax.Schedule:
+        """Learning rate of orthogonalised updates by the number of updates before, of all that `groups` do not name."""
+        return schedule(self.learning_rate, self.warmup_steps, self.decay, num_steps)
 
     def build(self, num_steps: int, axes: Mapping[str, LogicalAxes]) -> optax.GradientTransformation:
         dimensions = {name: _muon_dimensions(labels) for name, labels in axes.items()}
@@ -137,6 +145,11 @@ def schedule(peak: float, warmup_steps: int, decay: Decay, num_steps: int) -> op
         return peak * (jnp.asarray(step) + 1) / (warmup_steps + 1)
 
     return optax.join_schedules([warm, after], [warmup_steps])
+
+
+def num_updates(opt_state: optax.OptState) -> int:
+    """Number of updates that an optimizer's state has seen, which are the steps that were not skipped."""
+    return int(optax.tree.get_all_with_path(opt_state, "count")[0][1])
 
 
 def _grouped(groups: tuple[Group, ...], rate: float, rule, clip_norm: float) -> optax.GradientTransformation:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
@@ -16,7 +17,7 @@ from dit_video.distributed.sharding import replicated, shard_params
 from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.tasks.keys import purpose_key
 from dit_video.tasks.task import Metrics, Task
-from dit_video.training.optimizer import EMA, Optimizer
+from dit_video.training.optimizer import EMA, Optimizer, num_updates
 
 CompilerOptions = Mapping[str, bool | int | str]
 
@@ -40,6 +41,9 @@ class Program:
         step: (state, frozen, batch, seed) -> (state, metrics); the old state is donated.
         gradient: (state, frozen, batch, seed) -> (gradient, metrics): what the step's update is made of.
         shapes: shape, dtype and sharding of every array of the state, to restore a checkpoint into.
+        compiled: arguments as of `step`, after it was called with some of these shapes -> its executable, of which
+            nothing is compiled again.
+        learning_rate: state -> learning rate of the update that led to it, or of the first one.
         lower: (frozen, batch), both of shapes with shardings -> the step, ready to be compiled for the devices of the
             mesh, which need not be there. What it does not read stays an argument, since it stays in memory too.
         mesh: the devices that all of these are for.
@@ -50,6 +54,8 @@ class Program:
     step: Callable[[TrainState, Any, Batch, int], tuple[TrainState, Metrics]]
     gradient: Callable[[TrainState, Any, Batch, int], tuple[Params, Metrics]]
     shapes: TrainState
+    compiled: Callable[[TrainState, Any, Batch, int], jax.stages.Compiled]
+    learning_rate: Callable[[TrainState], float]
     lower: Callable[[Any, Batch], jax.stages.Lowered]
     mesh: Mesh
 
@@ -75,7 +81,7 @@ def make_program(
             the metric `skipped` is then 1, else 0.
     """
     definition = define(task.init)
-    rule = optimizer.build(num_steps, definition.axes)
+    rule, rates = optimizer.build(num_steps, definition.axes), optimizer.rates(num_steps)
     shapes = _shard(
         jax.eval_shape(lambda: _fresh(definition.shapes, rule)),
         shard_params(definition.axes, definition.shapes, mesh),
@@ -126,11 +132,18 @@ def make_program(
         with jax.set_mesh(mesh):
             return jitted_gradient(state, frozen, batch, seed)
 
+    def compiled(state: TrainState, frozen, batch: Batch, seed: int) -> jax.stages.Compiled:
+        with jax.set_mesh(mesh):
+            return jitted.lower(state, frozen, batch, seed).compile()
+
+    def learning_rate(state: TrainState) -> float:
+        return float(np.asarray(rates(max(0, num_updates(state.opt_state) - 1))))
+
     def lower(frozen, batch: Batch) -> jax.stages.Lowered:
         with jax.set_mesh(mesh):
             return jit_step(keep_unused=True).lower(shapes, frozen, batch, 0)
 
-    return Program(definition, init, run_step, run_gradient, shapes, lower, mesh)
+    return Program(definition, init, run_step, run_gradient, shapes, compiled, learning_rate, lower, mesh)
 
 
 def _start(params: Params, rule: optax.GradientTransformation) -> TrainState:

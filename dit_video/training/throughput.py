@@ -4,6 +4,7 @@ import dataclasses
 import time
 
 import jax
+from rich.filesize import decimal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,19 @@ def device_memory() -> dict[str, float]:
         for theirs, ours in names.items()
         if stats and all(theirs in one for one in stats)
     }
+
+
+def step_memory(compiled: jax.stages.Compiled) -> str | None:
+    """One line: bytes that a compiled step takes on one device, as its compiler has it; None where it does not say."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return None
+    reused = stats.alias_size_in_bytes
+    return (
+        f"memory of a step on each device: arguments {decimal(stats.argument_size_in_bytes)}, temporary "
+        f"{decimal(stats.temp_size_in_bytes)}, output {decimal(stats.output_size_in_bytes)}, of which "
+        f"{decimal(reused)} take the place of arguments"
+    )
 
 
 class Window:

@@ -1,5 +1,6 @@
 """`dit-video data`: what a set holds is shown, how long its captions are among it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_captions_are_measured(captioned, words, line, capsys):
     assert "captions: 3, 3 of them different" in shown
     for row in ("│ none │ 1 │", "│ 1..16 │ 1 │", "│ 17..32 │ 1 │", "│ 33..64 │ 1 │"):
         assert row in shown
+
+
+def test_a_set_is_told_as_json(captioned, capsys):
+    assert main(["data", "inspect", str(captioned), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    train, held_out = (found["splits"][split] for split in ("train", "held_out"))
+    assert (train["videos"], held_out["videos"]) == (4, 0)
+    assert train["captions"] == {"videos": 3, "different": 3, "bytes": [5, 40]}
+    assert (train["sizes"], train["frames"]) == ({"16x16": 4}, [4, 4])
+    assert (held_out["frames"], held_out["bytes"]) == (None, 0)
+    assert {"file": "0.txt", "reason": "an empty file"} in found["skipped"]
 
 
 @pytest.mark.parametrize("name", ["sheet", "sheet.mp4", "sheet.PNG"])

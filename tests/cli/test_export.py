@@ -72,6 +72,16 @@ def export(folder, out, *words: str, run: str = "dit") -> int:
     return main(["export", f"--workdir={folder / run}", f"--out={out}", *words])
 
 
+def test_what_was_written_is_told_as_json(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert export(folder, out, "--format=safetensors", "--json", run="vae") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["files"] == {path.name: path.stat().st_size for path in out.iterdir()}
+    assert found["out"] == str(out)
+    assert found["compared"][0].endswith("tensors bit-equal")
+    assert found["pushed"] is None
+
+
 @pytest.mark.parametrize(
     ("run", "files"), [("dit", TORCH_FILES), ("vae", TORCH_FILES - {"model.py", "model.safetensors"})]
 )

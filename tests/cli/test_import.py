@@ -19,7 +19,7 @@ from dit_video.checkpoint.checkpoints import Checkpoints
 from dit_video.cli.main import main
 from dit_video.config.components import to_json
 from dit_video.config.json_file import write_json
-from dit_video.export.diffusers_folder import compare_layers
+from dit_video.export.diffusers_folder import compare_layers, write_tensors
 from dit_video.export.weights import ExportMismatch
 from dit_video.nn.module import define, params_of
 from dit_video.published.dit import ClassDiT
@@ -28,7 +28,7 @@ from dit_video.run.open_run import open_run
 from dit_video.weights import names
 from dit_video.weights.digest import weights_digest
 from dit_video.weights.folder import WEIGHTS
-from dit_video.weights.names import Dialect
+from dit_video.weights.names import Dialect, Table
 from dit_video.weights.source import open_published
 
 EXPERIMENT = """
@@ -158,6 +158,28 @@ def test_a_dit_trained_in_diffusers_becomes_a_run_and_leaves_as_it_came(folder, 
         np.testing.assert_array_equal(back[name], value, strict=True)
     assert main([*export, f"--out={tmp_path / 'torch'}", "--format=torch"]) == 1
     assert "block_embedders=True: the torch module has one embedder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", "0.08"), ("float16", "0.01")])
+def test_weights_leave_in_half_the_bytes_and_come_back_rounded(dtype, tolerance, folder, tmp_path, capsys):
+    assert bring(folder, folder / "published", tmp_path / "run", "diffusers") == 0
+    words = ["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'back'}", f"--dtype={dtype}"]
+    assert main(words) == 1
+    assert f"--dtype {dtype}: of --format diffusers alone" in capsys.readouterr().err
+    assert main([*words, "--format=diffusers"]) == 0
+    said = capsys.readouterr().out
+    assert f"after rounding it to {dtype}: " in said
+    assert f"(allowed {tolerance})" in said
+    there = load_file(folder / "published" / "transformer" / WEIGHTS)
+    back = load_file(tmp_path / "back" / WEIGHTS)
+    assert there.keys() == back.keys()
+    for name, value in there.items():
+        np.testing.assert_array_equal(back[name], value.astype(jnp.dtype(dtype)), strict=True)
+
+
+def test_a_number_too_large_for_float16_is_named(tmp_path):
+    with pytest.raises(ValueError, match="bias has numbers too large for float16: use --dtype bfloat16"):
+        write_tensors(Table(rows=()), Dialect.DIFFUSERS, {"bias": np.float32([1e5])}, tmp_path / WEIGHTS, "float16")
 
 
 def test_numbers_that_are_not_finite_are_counted_and_taken_only_when_that_is_allowed(folder, tmp_path, capsys):

@@ -117,6 +117,10 @@ def test_it_computes_the_same_on_eight_devices_and_is_planned(kind, folder, monk
         assert plan(experiment, parse_target("cpu:8"), TaskFunction(name)).flops > 0
 
 
-def test_killing_it_loses_nothing(folder, monkeypatch):
+def test_killing_it_loses_nothing(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    assert main(["verify-resume", "--config=tiny.py:block", "--kills=2", "--num_steps=12"]) == 0
+    assert main(["verify-resume", "--config=tiny.py:block", "--kills=2", "--num_steps=12", "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["difference"] is None
+    assert len(verdict["kills"]) <= 2
+    assert verdict["num_arrays"] > 0

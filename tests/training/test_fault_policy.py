@@ -29,6 +29,7 @@ from dit_video.training.fault_policy import (
     ruined,
 )
 from dit_video.training.goodput import Activity, read_goodput
+from dit_video.training.optimizer import num_updates
 from dit_video.training.step import Program
 
 NUM_STEPS = 10
@@ -313,3 +314,14 @@ def test_events_are_forgotten_with_the_steps_they_belong_to(tmp_path):
 def test_values_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- the record ---
+
+
+def test_a_skipped_update_does_not_advance_the_learning_rate(skipping):
+    state = skipping.init(0)
+    assert skipping.learning_rate(state) == 0.01
+    for number, batch in enumerate((line_batch(0), poisoned(1)(1), line_batch(2))):
+        state, _ = skipping.step(state, None, batch, 0)
+        assert num_updates(state.opt_state) == (1, 1, 2)[number]

@@ -72,7 +72,9 @@ def test_a_run_records_every_step_and_saves_the_last(train):
     assert run.step == 6
     assert run.saved == [4, 6]
     # Where metrics were fetched; the first step is compilation and has no rate of its own.
-    assert [line["step"] for line in run.record if "rates" in line] == [3, 4, 6]
+    rates = {line["step"]: line["rates"] for line in run.record if "rates" in line}
+    assert list(rates) == [3, 4, 6]
+    assert {of_step["learning_rate"] for of_step in rates.values()} == {0.01}
 
 
 def test_evaluators_are_called_at_their_steps_and_at_the_last_with_averaged_weights(train):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dit_video.nn.module import Params
-from dit_video.training.optimizer import EMA, AdamW, Decay, Group, Muon, schedule
+from dit_video.training.optimizer import EMA, AdamW, Decay, Group, Muon, num_updates, schedule
 
 AXES = {
     "labels.table": ("vocab", "embed"),
@@ -52,6 +52,17 @@ def test_warm_up_is_linear_and_cosine_ends_at_zero():
     assert halfway == pytest.approx(0.15)
     assert last == pytest.approx(0, abs=1e-9)
     assert float(rate(jnp.array(10))) == pytest.approx(0.15 * (1 + np.cos(np.pi / 4)))
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, Muon])
+def test_the_rate_on_record_is_the_one_of_the_update(optimizer):
+    value = optimizer(learning_rate=0.3, warmup_steps=2, decay=Decay.COSINE)
+    rule, rates = value.build(25, AXES), value.rates(25)
+    state = rule.init(draw(0))
+    for count in range(3):
+        assert num_updates(state) == count
+        _, state = rule.update(draw(count + 1), state, draw(0))
+        np.testing.assert_allclose(float(rates(count)), 0.1 * (count + 1), rtol=1e-6)
 
 
 def test_a_constant_rate_stays_after_warm_up():

@@ -1,12 +1,17 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from rich.filesize import decimal
 from toys import WIDTH, FitLines, line_batch, small_mesh
 
+from dit_video.arrays import Mean
 from dit_video.distributed.sharding import place
+from dit_video.training.fault_recovery import numbers
 from dit_video.training.optimizer import EMA, AdamW
 from dit_video.training.step import Program, TrainState, make_program
+from dit_video.training.throughput import step_memory
 
 MESH = small_mesh()
 
@@ -62,11 +67,18 @@ def test_a_step_is_compiled_once(noisy, caplog):
         return [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]
 
     state, _ = run(noisy, steps=range(1))
+    again = noisy.init(0)
     with jax.log_compiles():
         run(noisy, steps=range(1, 5), state=state)
         assert compilations() == []
+        compiled = noisy.compiled(again, None, place(line_batch(0), MESH), 0)
+        assert compilations() == []
         jax.jit(lambda x: x + 1)(1.0)
         assert len(compilations()) == 1
+    stats = compiled.memory_analysis()
+    assert stats is not None
+    assert f"arguments {decimal(stats.argument_size_in_bytes)}, temporary " in str(step_memory(compiled))
+    assert stats.argument_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(again))
 
 
 def test_what_is_drawn_is_a_function_of_seed_and_step(noisy):
@@ -108,6 +120,24 @@ def test_a_step_learns_averages_counts_and_gives_the_old_state_away(noisy):
     np.testing.assert_allclose(average, 0.1 * before + 0.9 * kernel, rtol=1e-5, atol=1e-7)
     assert metrics.keys() == {"loss", "error", "draw", "grad_norm"}
     assert kernel.shape == (WIDTH, WIDTH)
+
+
+class SomeRows(FitLines):
+    """Metrics over the rows of label 0, of which most parts of a batch have none, and over none at all."""
+
+    def loss(self, model, frozen, batch, rng, step):
+        loss, _ = super().loss(model, frozen, batch, rng, step)
+        first = jnp.asarray(batch.signals["label"] == 0, jnp.float32)
+        values = batch.moments[:, 0, 0, 0, 0]
+        return loss, {"first": Mean(jnp.sum(values * first), jnp.sum(first)), "none": Mean(0 * loss, 0 * loss)}
+
+
+def test_a_mean_over_some_is_that_of_the_whole_batch_in_parts_too_and_over_none_it_is_absent():
+    program = make_program(SomeRows(), AdamW(), EMA(), num_steps=1, num_microbatches=4, mesh=MESH)
+    _, (metrics,) = run(program, steps=range(1))
+    values = numbers(metrics)
+    assert values.keys() == {"loss", "first", "grad_norm"}
+    assert values["first"] == pytest.approx(float(line_batch(0).moments[0, 0, 0, 0, 0]))
 
 
 def test_compiler_options_reach_the_compiler():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from toys import FitLines, line_batch, untrained
 
+from dit_video.cli.verify_sharding import to_json
+from dit_video.distributed.collectives import Traffic
 from dit_video.distributed.sharding import RULES, MeshShape
 from dit_video.dit.dit import DiTConfig
 from dit_video.experiment import Experiment
@@ -157,3 +160,23 @@ def test_what_is_no_number_is_not_equal():
     gradients = {"a": np.array([1.0]), "b": np.array([1.0])}
     broken = {"a": np.array([1.5]), "b": np.array([math.nan])}
     assert verify._largest_difference(gradients, broken)[0] == "b"
+
+
+def test_what_was_compared_is_told_as_json():
+    """Numbers where there are some; of what was refused the reason alone, since NaN is no JSON."""
+    equal = Comparison(
+        mesh=MeshShape(fsdp=8),
+        loss=1e-7,
+        gradient=("line.kernel", 1e-6),
+        training=1e-5,
+        state=10,
+        whole=80,
+        traffic=Traffic((), 0),
+    )
+    refused = Comparison(mesh=MeshShape(tensor=8), refused="8 heads at least")
+    told = json.loads(json.dumps([to_json(one) for one in (equal, refused)], allow_nan=False))
+    assert told[0]["equal"]
+    assert told[0]["mesh"]["fsdp"] == 8
+    assert told[0]["gradient"] == {"parameter": "line.kernel", "difference": 1e-6}
+    assert told[0]["state_bytes"] == {"device": 10, "whole": 80}
+    assert told[1] == {"mesh": dataclasses.asdict(refused.mesh), "refused": "8 heads at least"}

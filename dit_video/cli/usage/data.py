@@ -37,7 +37,8 @@ same files every time.
 INSPECT = """  dit-video data inspect data/mine
   dit-video data inspect data/mine --out contact_sheet.png
   dit-video data inspect data/mine --caption_bytes 256
-      how long captions are, and how many of them CaptionBytes(num_bytes=256) would cut"""
+      how long captions are, and how many of them CaptionBytes(num_bytes=256) would cut
+  dit-video data inspect data/mine --json"""
 
 
 DIGITS = """  dit-video data digits --out data/moving_digits
@@ -100,6 +101,7 @@ def _add_inspect(commands) -> None:
     parser.add_argument(
         "--caption_bytes", type=whole(2), metavar="N", help="say how many captions num_bytes=N would cut"
     )
+    parser.add_argument("--json", action="store_true", help="print it as JSON and nothing else")
     parser.set_defaults(run=_run_inspect)
 
 

@@ -8,6 +8,7 @@ EXAMPLES = """  dit-video export --workdir=runs/grid_dit --out=exported
   dit-video export --workdir=runs/grid_dit --out=exported_raw --step=5000 --raw
   dit-video export --workdir=runs/grid_vae --out=exported_vae --format=safetensors
   dit-video export --workdir=runs/dit_xl --out=for_diffusers --format=diffusers
+  dit-video export --workdir=runs/dit_xl --out=for_diffusers --format=diffusers --dtype=bfloat16
   dit-video export --workdir=runs/grid_dit --out=for_torch --format torch hub --push_to=somebody/videos --private
 
 safetensors  weights of denoiser and codec by name, and config.json, which rebuilds them
@@ -23,6 +24,8 @@ SAFETENSORS, STABLEHLO, DIFFUSERS, TORCH, HUB = "safetensors", "stablehlo", "dif
 DEFAULT = (SAFETENSORS, STABLEHLO)
 # Formats that are a folder of their own.
 ALONE = (DIFFUSERS, TORCH)
+FLOAT32 = "float32"
+DTYPES = (FLOAT32, "bfloat16", "float16")
 
 
 def add_parser(subparsers) -> None:
@@ -40,9 +43,16 @@ def add_parser(subparsers) -> None:
         f"{HUB} to push it",
     )
     parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=FLOAT32,
+        help=f"type of the weights of {DIFFUSERS} (default {FLOAT32}, which is exact; others take half the bytes)",
+    )
+    parser.add_argument(
         "--push_to", metavar="OWNER/NAME", help=f"repository that {HUB} pushes to; made if it is not there"
     )
     parser.add_argument("--private", action="store_true", help="push to a private repository")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON and nothing else")
     parser.set_defaults(run=_run)
 
 

@@ -18,6 +18,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--kills", type=whole(1), default=5, metavar="N", help="how often to kill (5)")
     parser.add_argument("--num_steps", type=whole(1), default=40, metavar="N", help="length of the run (40)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the moments at which it is killed (0)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     parser.set_defaults(run=_run)
 
 

@@ -19,6 +19,7 @@ def add_parser(subparsers) -> None:
     )
     add_config(parser)
     parser.add_argument("--num_steps", type=whole(1), default=10, metavar="N", help="steps of training to compare (10)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     parser.set_defaults(run=_run)
 
 
