@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from rich.console import Console
+from rich.progress import TaskID
 from rich.table import Table
 
 from dit_video.cli.data_json import to_json
@@ -21,29 +23,23 @@ from dit_video.data.video_set import UNFINISHED, Manifest, read_manifest
 from dit_video.ingest.extend import extend
 from dit_video.ingest.ingest import Progress, ingest
 from dit_video.ingest.label_table import LabelTable
-from dit_video.ingest.transcoding import Transcoding
+from dit_video.ingest.transcoding import SAID_EVERY, Transcoding
 from dit_video.ingest.unfinished import finish
-from dit_video.progress import Terminal, bar
+from dit_video.progress import Terminal, bar, shown
 from dit_video.video.encode import grid
 
 _SHEET_ROWS, _SHEET_FRAMES, _SHEET_HEIGHT = 8, 6, 96
 _MOST_REASONS = 20
 _PICTURES = (".png", ".jpg")
 _HELD_OUT_FRACTION = 0.1
+# Of a file beside the bar.
+_LONGEST_NAME = 32
 
 
 def run_ingest(arguments: argparse.Namespace) -> int:
     console = Terminal()
-    with bar("files", console) as progress:
-        bars = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=total)
-            progress.update(bars[stage], completed=done)
-
-        with _kept(console, arguments.out):
-            manifest = _extended(arguments, show, console) if arguments.add else _ingested(arguments, show)
+    with _progress(console) as show, _kept(console, arguments.out):
+        manifest = _extended(arguments, show, console) if arguments.add else _ingested(arguments, show)
     for line in _warnings(manifest):
         console.print(f"warning: {line}", style="yellow")
     _print_skipped(console, manifest)
@@ -52,6 +48,31 @@ def run_ingest(arguments: argparse.Namespace) -> int:
     out = arguments.out
     console.print(f"{out}: {counts}; look at it with: dit-video data inspect {out}")
     return 0
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    """A bar with the file that is waited for; where there is no terminal to draw it on, a line now and then."""
+    with bar("files", console) as progress:
+        bars: dict[str, TaskID] = {}
+        last_print = time.monotonic()
+
+        def show(stage: str, done: int, total: int, file: str) -> None:
+            nonlocal last_print
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            at = f"{stage} {_short(shown(file))}".rstrip()
+            progress.update(bars[stage], completed=done, description=at)
+            if not console.is_terminal and file and time.monotonic() - last_print >= SAID_EVERY:
+                last_print = time.monotonic()
+                console.print(f"{stage}: {done}/{total}, at {file}")
+
+        yield show
+
+
+def _short(name: str) -> str:
+    """The end of a long name, which tells files of one folder apart."""
+    return name if len(name) <= _LONGEST_NAME else f"...{name[-_LONGEST_NAME:]}"
 
 
 def _ingested(arguments: argparse.Namespace, show: Progress) -> Manifest:

@@ -99,7 +99,8 @@ def _open(name: str, fps: float, console: Console) -> OpenedVideos:
     with bar("files", console) as progress:
         task = progress.add_task("probing", total=None, visible=False)
 
-        def show(stage: str, done: int, total: int) -> None:
+        def show(stage: str, done: int, total: int, file: str) -> None:
+            del file
             progress.update(task, description=stage, completed=done, total=total, visible=True)
 
         videos = open_videos(path, chosen, fps=fps, progress=show)

@@ -6,8 +6,9 @@ import json
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video.cli.arguments import experiment_of
+from dit_video.cli.arguments import experiment_of, run_of
 from dit_video.config.components import flatten, record
+from dit_video.data.sources import check_prepared
 from dit_video.nn.module import define
 from dit_video.progress import Terminal
 from dit_video.run import workload
@@ -22,6 +23,8 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     console = Terminal()
     if arguments.check:
+        if run_of(arguments.config) is not None:
+            check_prepared(experiment.data.source)
         check_fields(experiment)
         lines = preflight(experiment)
         for line in lines:

@@ -21,7 +21,7 @@ from dit_video.data.record import Split
 from dit_video.data.video_set import MANIFEST, Entry, Manifest, read_manifest, write_video_set
 from dit_video.video.encode import encode_mp4
 
-_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Compass of the picture, from "right" counter-clockwise in eighths of a turn.
 _DIRECTIONS = (
     "to the right",
@@ -33,7 +33,7 @@ _DIRECTIONS = (
     "down",
     "down and to the right",
 )
-_FPS = 8.0
+FPS = 8.0
 _SCAN = 8
 _HELD_OUT_SCANS = 0.2
 # Pixels per frame.
@@ -101,17 +101,17 @@ def _make(path: Path, settings: DigitSettings, progress: Callable[[int, int], No
         for split in Split:
             for clip in range(settings.num_clips(split)):
                 scan, label, caption, video = moving_digit(settings, split, clip)
-                data = encode_mp4(video, _FPS, crf=8, preset="veryfast")
+                data = encode_mp4(video, FPS, crf=8, preset="veryfast")
                 entry = Entry(
                     file=f"{split}/{clip:06d}-scan{scan:04d}",
                     source="sklearn.datasets.load_digits",
                     sha256=hashlib.sha256(video.tobytes()).hexdigest(),
                     split=split,
                     frames=settings.num_frames,
-                    fps=_FPS,
+                    fps=FPS,
                     width=settings.size,
                     height=settings.size,
-                    label=_NAMES[label],
+                    label=CLASS_NAMES[label],
                     caption=caption,
                     stored="encoded",
                     num_bytes=len(data),
@@ -121,7 +121,7 @@ def _make(path: Path, settings: DigitSettings, progress: Callable[[int, int], No
                 entries.append(entry)
         manifest = Manifest(
             settings={"made_by": "moving_digits"} | asdict(settings),
-            class_names=_NAMES,
+            class_names=CLASS_NAMES,
             entries=tuple(entries),
         )
 
@@ -157,7 +157,7 @@ def moving_digit(
     grey = np.rint(_DARK + (_BRIGHT - _DARK) * ink).astype(np.uint8)
     direction = _DIRECTIONS[round(angle / (np.pi / 4)) % 8]
     article = "an" if digit == 8 else "a"
-    caption = f"{article} {_NAMES[digit]} moving {direction}"
+    caption = f"{article} {CLASS_NAMES[digit]} moving {direction}"
     return scan, digit, caption, np.repeat(grey[..., None], 3, axis=-1)
 
 

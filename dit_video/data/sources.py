@@ -8,7 +8,9 @@ LatentCache   moments that `dit-video encode` wrote
 NoData        none: of a run that was made of published weights
 """
 
+import dataclasses
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -96,6 +98,10 @@ class MovingDigits:
     digit_size: int = 20
     seed: int = 0
 
+    @property
+    def is_prepared(self) -> bool:
+        return (Path(self.directory) / MANIFEST).exists()
+
     def manifest(self) -> Manifest:
         return builders.prepared_digits(self.directory, self._settings())
 
@@ -120,6 +126,19 @@ class MovingDigits:
     def __post_init__(self):
         expand(self)
         self._settings()
+
+
+def check_prepared(source: Source) -> None:
+    """Raises FileNotFoundError where `source` would make its set if it were opened; says how to make it.
+
+    For who has the source from a record: a record may name any folder, and is no leave to write there.
+    """
+    if isinstance(source, MovingDigits) and not source.is_prepared:
+        settings = " ".join(f"--{name} {value}" for name, value in dataclasses.asdict(source._settings()).items())
+        raise FileNotFoundError(
+            f"{source.directory}: the moving digits of this run are not there, and only training makes them by itself; "
+            f"make them with: dit-video data digits --out {shlex.quote(source.directory)} {settings}"
+        )
 
 
 def _stored_videos(directory: str, manifest: Manifest, split: Split) -> Examples:

@@ -101,7 +101,7 @@ class _DecodingProcess:
         if not line:
             code = process.wait()
             self.end()
-            raise VideoError(_ending(code, self._limits[1]))
+            raise VideoError(_ending(code, str(arguments[0]), self._limits[1]))
         answer = json.loads(line)
         if "refused" in answer:
             raise VideoError(answer["refused"])
@@ -130,9 +130,17 @@ class _DecodingProcess:
         )
 
 
-def _ending(code: int, max_seconds: int) -> str:
+def budget(path: str | os.PathLike, max_seconds: int = MAX_SECONDS) -> int:
+    """Seconds of processor time that decoding a file may take."""
+    return max_seconds + MAX_SECONDS_PER_MIB * (os.stat(path).st_size >> 20)
+
+
+def _ending(code: int, path: str, max_seconds: int) -> str:
     if code == -signal.SIGXCPU:
-        return f"takes more than {max_seconds} s, and {MAX_SECONDS_PER_MIB} s a MiB, to decode"
+        return (
+            f"takes more than {budget(path, max_seconds)} s of processor time to decode, the budget of its size "
+            f"({max_seconds} s, and {MAX_SECONDS_PER_MIB} s for each MiB)"
+        )
     if code < 0:
         return f"it crashes the decoder ({signal.Signals(-code).name})"
     return f"the decoder ended with exit code {code}"
@@ -150,7 +158,7 @@ def serve(max_bytes: int, max_seconds: int) -> None:
         name, plain = json.loads(line)
         arguments = [Path(a) if isinstance(a, str) else a for a in plain]
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = max_seconds + MAX_SECONDS_PER_MIB * (arguments[0].stat().st_size >> 20)
+        seconds = budget(arguments[0], max_seconds)
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + seconds, hard))
         print(json.dumps(_answer(_FUNCTIONS[name], arguments, max_bytes)), file=answers, flush=True)

@@ -38,7 +38,7 @@ def extend(
     asked: Mapping[str, Any] | None = None,
     num_workers: int | None = None,
     shard_size: int = SHARD_SIZE,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total, file: None,
 ) -> Manifest:
     """Adds folders and tars of videos to a video set; goes on where it was killed.
 

@@ -18,7 +18,7 @@ from dit_video.data.video_set import Entry, Manifest, SplitBy, read_manifest, wr
 from dit_video.ingest import label_table
 from dit_video.ingest.descriptions import Described, descriptions
 from dit_video.ingest.label_table import Description, LabelTable
-from dit_video.ingest.source_files import list_files
+from dit_video.ingest.source_files import SourceFile, list_files
 from dit_video.ingest.splits import assign_splits, group_warnings, mark_duplicates, split_warnings
 from dit_video.ingest.transcoding import Transcoding
 from dit_video.ingest.unfinished import Unfinished, finish, unfinished
@@ -26,8 +26,8 @@ from dit_video.ingest.unfinished import Unfinished, finish, unfinished
 # Files that a message names of each reason why they are none.
 _NAMED = 3
 
-# Called as (stage, done, of all).
-Progress = Callable[[str, int, int], None]
+# Called as (stage, done, of all, key of the file that is waited for), with an empty key where none is.
+Progress = Callable[[str, int, int, str], None]
 
 # Bytes after which another shard is begun.
 SHARD_SIZE = 1 << 30
@@ -55,7 +55,7 @@ def ingest(
     held_out_fraction: float = 0.1,
     transcoding: Transcoding = Transcoding(),
     shard_size: int = SHARD_SIZE,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total, file: None,
 ) -> Manifest:
     """Makes a video set out of folders and tars of videos; goes on where it was killed.
 
@@ -70,7 +70,8 @@ def ingest(
             collection keeps its split. A split column, or folders named after splits, win over it.
         transcoding: how large the stored videos may be, and how many files are decoded at once.
         shard_size: bytes after which another shard is begun.
-        progress: called as (stage, files done, files in all), where the stage is "reading" or "writing".
+        progress: called as (stage, files done, files in all, file), where the stage is "reading" or "writing", and all
+            before the file are read; again where that one takes long.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: a source is missing, `out` exists, the labels or groups do not
@@ -119,12 +120,16 @@ def command_of(
 def decode_all(described: Described, transcoding: Transcoding, done: Unfinished, progress: Progress) -> Decoded:
     """Decodes all files."""
     entries, paths = [], {}
-    for item, entry, path in transcoding.apply(described.items, done):
+
+    def waits_for(item: SourceFile) -> None:
+        progress("reading", len(entries), len(described.items), item.key)
+
+    for item, entry, path in transcoding.apply(described.items, done, waits_for):
         what = described.of.get(item.key, Description())
         entries.append(with_description(entry, what, by_labels=item.key in described.by_labels))
         if path is not None:
             paths[item.key] = path
-        progress("reading", len(entries), len(described.items))
+    progress("reading", len(entries), len(described.items), "")
     return Decoded(entries=entries, paths=paths)
 
 
@@ -198,7 +203,7 @@ def write(
         manifest,
         load,
         shard_size=shard_size,
-        on_record=lambda count, total: progress("writing", count, total),
+        on_record=lambda count, total: progress("writing", count, total, ""),
     )
     done.complete(command, directory)
     return manifest

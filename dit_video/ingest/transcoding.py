@@ -2,8 +2,8 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,11 @@ from dit_video.ingest.probe import CRF, PRESET, storable
 from dit_video.ingest.source_files import SourceFile, files
 from dit_video.ingest.unfinished import Unfinished
 from dit_video.video.pictures import VideoError
+
+SAID_EVERY = 10.0
+"""Seconds after which a file that is still being decoded is named again."""
+
+_Waiting = deque[tuple[SourceFile, Future[tuple[Entry, Path | None]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,31 +42,42 @@ class Transcoding:
         """What decides the stored bytes, for the manifest of a set."""
         return {"max_size": self.max_size, "crf": CRF, "preset": PRESET}
 
-    def apply(self, items: Sequence[SourceFile], done: Unfinished) -> Iterator[tuple[SourceFile, Entry, Path | None]]:
+    def apply(
+        self, items: Sequence[SourceFile], done: Unfinished, waits_for: Callable[[SourceFile], object]
+    ) -> Iterator[tuple[SourceFile, Entry, Path | None]]:
         """Each file's entry and the path of its mp4, in order.
 
         Args:
             done: what is decoded already is not decoded again, what is goes there.
+            waits_for: called with the next file, and every `SAID_EVERY` seconds again as long as it takes.
 
         Returns:
             Entries without split; no path where the file is not stored, or only in a set that is extended.
         """
         num_workers = self.num_workers or os.cpu_count() or 1
         with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
-            waiting: deque[tuple[SourceFile, Future[tuple[Entry, Path | None]]]] = deque()
+            waiting: _Waiting = deque()
             try:
                 for number, (item, path) in enumerate(files(items, done.work)):
                     target = done.work / f"{number}.mp4"
                     waiting.append((item, pool.submit(_transcode, item, path, target, self.max_size, decoding, done)))
                     if len(waiting) > num_workers:
-                        item, future = waiting.popleft()
-                        yield item, *future.result()
-                for item, future in waiting:
-                    yield item, *future.result()
+                        yield _next(waiting, waits_for)
+                while waiting:
+                    yield _next(waiting, waits_for)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 decoding.stop()
                 raise
+
+
+def _next(waiting: _Waiting, waits_for: Callable[[SourceFile], object]) -> tuple[SourceFile, Entry, Path | None]:
+    """The first file, once it is decoded."""
+    item, future = waiting.popleft()
+    waits_for(item)
+    while not wait([future], SAID_EVERY).done:
+        waits_for(item)
+    return item, *future.result()
 
 
 def _transcode(

@@ -62,7 +62,7 @@ def open_videos(
     *,
     fps: float = 25.0,
     num_workers: int | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total, file: None,
 ) -> OpenedVideos:
     """Opens a video set, a folder of videos of any container, or frames in a .npy or .npz file.
 
@@ -73,7 +73,7 @@ def open_videos(
         split: of a video set; folders and arrays have none.
         fps: of an array, which does not say.
         num_workers: files probed at once; default one per core.
-        progress: called as ("probing", files done, files in all).
+        progress: called as ("probing", files done, files in all, the next file).
 
     Raises:
         FileNotFoundError: `path` does not exist.
@@ -153,7 +153,7 @@ def _open_folder(path: Path, num_workers: int, progress: Progress) -> OpenedVide
             entries.append(entry)
             if numbers is not None:
                 chosen[entry.file] = numbers
-            progress("probing", len(entries), len(items))
+            progress("probing", len(entries), len(items), items[len(entries)].key if len(entries) < len(items) else "")
     videos = [entry for entry in entries if not entry.reason]
     if not videos:
         raise ValueError(nothing_usable([path], entries))

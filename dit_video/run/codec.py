@@ -14,10 +14,12 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from dit_video.checkpoint.checkpoints import Checkpoints
+from dit_video.checkpoint.folder import steps_of
 from dit_video.config.components import to_json
 from dit_video.config.json_file import other_values, read_object, write_json
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.record import Split
+from dit_video.data.sources import check_prepared
 from dit_video.data.transforms import usable
 from dit_video.distributed.processes import from_first
 from dit_video.distributed.sharding import fetch, place_whole, shard_frozen
@@ -38,16 +40,17 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def codec_of_run(
-    workdir: Path, mesh: Mesh, console: Console, like: Experiment
+    workdir: Path, mesh: Mesh, console: Console, like: Experiment, *, writes: bool = True
 ) -> tuple[LatentCodec, Mapping[str, Any]]:
     """The codec that a run trained, and its latent statistics.
 
-    Statistics are measured over the training set once for these weights, and kept in the run folder.
+    Statistics are measured over the training set once for these weights, and kept in the run folder where `writes`.
 
     Args:
         like: an experiment with the classes of the user's own that the run's is made of.
 
     Raises:
+        FileNotFoundError: they would have to be measured, and the set is not there; or there are no checkpoints.
         ExperimentError: the run trained no codec, or its statistics are not those that were written.
     """
     experiment = located(read_experiment(workdir, like), workdir / EXPERIMENT_FILE)
@@ -55,6 +58,8 @@ def codec_of_run(
     if task.learnt_vae is None:
         raise ExperimentError(f"{workdir}: trained {type(task).__name__}, not a codec; name the run of a VAE")
     definition = define(task.init)
+    if not (steps := steps_of(workdir)).exists():  # opening would make it
+        raise FileNotFoundError(f"{steps.path}: there are no checkpoints of this codec; bring them back")
     checkpoints = Checkpoints(workdir)
     try:
         params = checkpoints.restore_params(definition.shapes, mesh, ema=True)
@@ -67,7 +72,8 @@ def codec_of_run(
     if statistics.get("codec") != digest:
         measured = _measure_statistics(experiment, vae, mesh, console)
         statistics = _sealed({"codec": weights_digest(params_of(vae))} | measured)
-        from_first(lambda: write_json(path, statistics))
+        if writes:
+            from_first(lambda: write_json(path, statistics))
     mean, std = (jnp.asarray(statistics[name], jnp.float32) for name in ("mean", "std"))
     codec = LatentCodec(vae, mean, std)
     return jax.device_put(codec, shard_frozen(codec, mesh)), statistics
@@ -112,7 +118,13 @@ def write_statistics(workdir: Path, digest: str, mean: Sequence[float], std: Seq
 
 
 def trained_codec(
-    codec: TrainedCodec, mesh: Mesh, console: Console, like: Experiment, recorded: str | None = None
+    codec: TrainedCodec,
+    mesh: Mesh,
+    console: Console,
+    like: Experiment,
+    recorded: str | None = None,
+    *,
+    writes: bool = True,
 ) -> tuple[LatentCodec, str, Mapping[str, Any]]:
     """The codec that an experiment names, its digest, and its latent statistics; as `codec_of_run`.
 
@@ -128,7 +140,7 @@ def trained_codec(
             f"config.task.codec.run={codec.run!r}: there is no run in this folder; train its VAE first, "
             f"with --workdir {codec.run}, or name another with --config.task.codec.run=FOLDER"
         )
-    opened, statistics = codec_of_run(folder, mesh, console, like)
+    opened, statistics = codec_of_run(folder, mesh, console, like, writes=writes)
     digest = name_codec_as(codec.digest or recorded, opened)
     if opened.vae.config != codec.vae:
         settings = {"config.task.codec.vae": to_json(opened.vae.config)}, {"config.task.codec.vae": to_json(codec.vae)}
@@ -148,6 +160,7 @@ def trained_codec(
 def _measure_statistics(experiment: Experiment, vae: nnx.Module, mesh: Mesh, console: Console) -> dict[str, Any]:
     """Per-channel mean and deviation of latents over the training set: one clip of every video."""
     source = experiment.data.source
+    check_prepared(source)
     total = len(usable(source.open(Split.TRAIN), experiment.data.clips))
     size = experiment.data.batch_size
     encode = jax.jit(lambda vae, video: LatentCodec(vae, jnp.zeros(1), jnp.ones(1)).moments(video))

@@ -28,17 +28,23 @@ from dit_video.weights.digest import name_as
 
 
 def with_frozen(
-    experiment: Experiment, mesh: Mesh, console: Console, recorded: Experiment | None = None
+    experiment: Experiment,
+    mesh: Mesh,
+    console: Console,
+    recorded: Experiment | None = None,
+    *,
+    writes: bool = True,
 ) -> tuple[Experiment, Any]:
     """Loads the frozen parts that an experiment names, and writes their digests into the experiment.
 
     Args:
         recorded: an experiment with digests on record, in whose form digests are written.
+        writes: latent statistics that had to be measured are kept in the run of the codec.
 
     Raises:
         ExperimentError: a part is not there, or is not what the experiment says; names the field.
     """
-    opener = FolderOpener(experiment, mesh, console, recorded)
+    opener = FolderOpener(experiment, mesh, console, recorded, writes=writes)
     task, frozen = experiment.task.open(opener)
     opener.check_all_read()
     return dataclasses.replace(experiment, task=task, data=opener.data), frozen
@@ -63,9 +69,17 @@ class FolderOpener:
         data: of the experiment, with the digest of its text cache.
     """
 
-    def __init__(self, experiment: Experiment, mesh: Mesh, console: Console, recorded: Experiment | None = None):
-        """`recorded` as of `with_frozen`."""
-        self._experiment, self._mesh, self._console = experiment, mesh, console
+    def __init__(
+        self,
+        experiment: Experiment,
+        mesh: Mesh,
+        console: Console,
+        recorded: Experiment | None = None,
+        *,
+        writes: bool = True,
+    ):
+        """`recorded` and `writes` as of `with_frozen`."""
+        self._experiment, self._mesh, self._console, self._writes = experiment, mesh, console, writes
         named = None if recorded is None else recorded.task.trained_codec()
         self._codec_on_record = None if named is None else named.digest
         image = None if recorded is None else recorded.task.encoders().image
@@ -75,7 +89,7 @@ class FolderOpener:
 
     def codec(self, codec: TrainedCodec) -> tuple[TrainedCodec, LatentCodec]:
         opened_codec, digest, _ = trained_codec(
-            codec, self._mesh, self._console, self._experiment, self._codec_on_record
+            codec, self._mesh, self._console, self._experiment, self._codec_on_record, writes=self._writes
         )
         return dataclasses.replace(codec, digest=digest), opened_codec
 

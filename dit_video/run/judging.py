@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from dit_video.data.sources import check_prepared
 from dit_video.evaluation.defaults import Counts, evaluators_for
 from dit_video.run.open_run import OpenRun, evaluation_data
 from dit_video.run.preflight import check_num_clips
@@ -31,6 +32,7 @@ def judge(opened: OpenRun, counts: Counts, *, seed: int, note: Callable[[str], N
     Raises:
         ValueError: an evaluator that does not suit the task, or fewer clips than it judges; names both numbers.
     """
+    check_prepared(opened.experiment.data.source)
     task, data, subject = opened.experiment.task, evaluation_data(opened.experiment), opened.subject()
     judges = evaluators_for(task, counts)
     inventories = opened.experiment.data.inventories()

@@ -76,6 +76,9 @@ def open_run(
 ) -> OpenRun:
     """Opens a run folder with its averaged (or raw) weights of `step`, by default the latest that is not damaged.
 
+    Nothing is written outside the run, whatever its record names: latent statistics that its codec lacks are measured
+    and not kept.
+
     Args:
         like: has the classes of the user's own that the run is made of.
         needs_data: else data that are not here are replaced by what the run knows of them: clips of which rate it
@@ -93,7 +96,7 @@ def open_run(
         experiment = without_missing_data(experiment, workdir / EXPERIMENT_FILE)
     moved = experiment != recorded
     mesh = make_mesh(experiment.mesh)
-    experiment, frozen = with_frozen(experiment, mesh, console)
+    experiment, frozen = with_frozen(experiment, mesh, console, writes=False)
     definition = define(experiment.task.init)
     checkpoints = Checkpoints(workdir)
     try:

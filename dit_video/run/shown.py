@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dit_video.config.json_file import read_object, write_json
-from dit_video.data.sources import NoData
+from dit_video.data import builders
+from dit_video.data.sources import MovingDigits, NoData, Source
 from dit_video.experiment import Experiment
 
 # Field of experiment.json, and its fields.
@@ -35,12 +36,22 @@ def without_missing_data(experiment: Experiment, record: Path) -> Experiment:
 
     Nothing is made: moving digits that are not here stay so.
     """
-    source, shown = experiment.data.source, read_object(record).get(SHOWN)
-    paths = [getattr(source, name) for name in getattr(source, "PATHS", ())]
-    if not paths or not isinstance(shown, dict) or all(path is None or os.path.exists(path) for path in paths):
+    data, shown = experiment.data, read_object(record).get(SHOWN)
+    if _is_here(data.source):
+        return experiment
+    if shown is None and isinstance(data.source, MovingDigits):
+        shown = {_FPS: [data.clips.clip_fps(builders.FPS)], _CLASSES: list(builders.CLASS_NAMES)}
+    if not isinstance(shown, dict):
         return experiment
     fps, classes = shown.get(_FPS), shown.get(_CLASSES)
     if not (isinstance(fps, list) and fps and isinstance(classes, list)):
         raise ValueError(f"{record}: {SHOWN}={shown!r}: must have {_FPS} and {_CLASSES}; take it out, or bring it back")
     known = NoData(class_names=tuple(map(str, classes)), fps=float(fps[0]))
-    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=known))
+    return dataclasses.replace(experiment, data=dataclasses.replace(data, source=known))
+
+
+def _is_here(source: Source) -> bool:
+    if isinstance(source, MovingDigits):
+        return source.is_prepared
+    paths = [getattr(source, name) for name in getattr(source, "PATHS", ())]
+    return all(path is None or os.path.exists(path) for path in paths)

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 from sample_videos import waves
 
+from dit_video.cli import data
 from dit_video.cli.main import main
+from dit_video.ingest import transcoding
 from dit_video.video.encode import encode_mp4
 
 CAPTIONS = ("", "a cat", "a cat on a mat, at dusk", "ä" * 20)
@@ -52,6 +54,22 @@ def test_a_set_is_told_as_json(captioned, capsys):
     assert (train["sizes"], train["frames"]) == ({"16x16": 4}, [4, 4])
     assert (held_out["frames"], held_out["bytes"]) == (None, 0)
     assert {"file": "0.txt", "reason": "an empty file"} in found["skipped"]
+
+
+def test_the_file_that_is_waited_for_is_named_with_escapes(tmp_path, capsys, monkeypatch):
+    """Again as long as it takes."""
+    monkeypatch.setattr(data, "SAID_EVERY", 0.0)
+    monkeypatch.setattr(transcoding, "SAID_EVERY", 0.001)
+    (tmp_path / "clips").mkdir()
+    names = ["a.mp4", "b\x1b[2J.mp4"]
+    for index, name in enumerate(names):
+        (tmp_path / "clips" / name).write_bytes(encode_mp4(waves(index, 4, 16, 16), 10.0))
+    words = [str(tmp_path / "clips"), f"--out={tmp_path / 'set'}", "--held_out_fraction=0", "--num_workers=1"]
+    assert main(["data", "ingest", *words]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said.count("reading: 0/2, at a.mp4") > 1
+    assert "reading: 1/2, at b\\x1b[2J.mp4" in said
+    assert not any("\x1b" in line for line in said)
 
 
 @pytest.mark.parametrize("name", ["sheet", "sheet.mp4", "sheet.PNG"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 import signal
 from pathlib import Path
 
@@ -81,11 +82,16 @@ def test_frames_of_another_codec_are_encoded_at_their_rate(tmp_path):
     assert decode((tmp_path / "out.mp4").read_bytes())[1] == facts["fps"] == 12.0
 
 
-def test_the_ending_of_a_process_is_a_reason():
-    assert _ending(-signal.SIGXCPU, 7) == "takes more than 7 s, and 60 s a MiB, to decode"
-    assert _ending(-signal.SIGABRT, 7) == "it crashes the decoder (SIGABRT)"
-    assert _ending(3, 7) == "the decoder ended with exit code 3"
-    assert _ending(0, 7) == "the decoder ended with exit code 0"
+def test_the_ending_of_a_process_is_a_reason(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.touch()
+    os.truncate(path, (3 << 20) - 1)
+    assert _ending(-signal.SIGXCPU, str(path), 7) == (
+        "takes more than 127 s of processor time to decode, the budget of its size (7 s, and 60 s for each MiB)"
+    )
+    assert _ending(-signal.SIGABRT, str(path), 7) == "it crashes the decoder (SIGABRT)"
+    assert _ending(3, str(path), 7) == "the decoder ended with exit code 3"
+    assert _ending(0, str(path), 7) == "the decoder ended with exit code 0"
 
 
 def raising(error: BaseException):
