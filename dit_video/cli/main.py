@@ -32,6 +32,7 @@ from dit_video.cli.usage import (
     verify_sharding,
     watch,
 )
+from dit_video.cli.usage.completion import add_completion
 
 # In the order of work.
 COMMANDS = (
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dit-video {dit_video.__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add_parser(commands)
