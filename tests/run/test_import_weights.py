@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from diffusers import (
 )
 from published_text import save_t5
 from safetensors.numpy import save_file
+from sample_videos import waves
 
 from dit_video.cli.main import main
 from dit_video.data.batch import Batch
@@ -38,6 +41,7 @@ from dit_video.published.scheduler import PIPELINES
 from dit_video.run.folder import read_experiment
 from dit_video.run.open_run import open_run
 from dit_video.tasks.keys import clip_keys
+from dit_video.video.encode import encode_mp4
 from dit_video.weights.names import Dialect
 
 NUM_STEPS = 4
@@ -118,6 +122,36 @@ def test_a_pipeline_makes_the_same_pictures_here_and_there(pipeline, imported):
     assert expected.std() > 10
     # Half way between two grey levels the last bit of a float decides.
     assert np.max(np.abs(np.asarray(video)[:, 0].astype(float) - expected)) <= 1
+
+
+# What makes a step of the docs small enough for a test.
+SMALLER = {
+    "train": ["--config.schedule.num_steps=2", "--config.data.batch_size=8"],
+    "sample": ["--num_steps=2"],
+}
+
+
+@pytest.mark.slow
+def test_the_road_of_the_docs_leads_from_a_pipeline_to_a_tuned_one(pipeline, tmp_path, monkeypatch):
+    """Every command of docs/finetune.md, in order, and then its Python."""
+    page = (Path(__file__).parents[2] / "docs" / "finetune.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pipeline, "DiT-XL-2-256")
+    for number, name in enumerate(NAMES.values()):
+        for clip in range(4):
+            Path("videos", name).mkdir(parents=True, exist_ok=True)
+            video = encode_mp4(waves(4 * number + clip, 2, 16, 16), 10.0)
+            Path("videos", name, f"{clip}.mp4").write_bytes(video)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines = "".join(text for language, text in blocks if not language).replace("\\\n", " ").splitlines()
+    for words in map(shlex.split, lines):
+        assert main([*words[1:], *SMALLER.get(words[1], [])]) == 0, words
+    names = {}
+    exec(next(text for language, text in blocks if language == "python"), names)
+    there = dict(DiTTransformer2DModel.from_pretrained(pipeline / "transformer").named_parameters())
+    tuned = dict(names["pipeline"].transformer.named_parameters())
+    assert there.keys() == tuned.keys()
+    assert any(not torch.equal(there[name].bfloat16().float(), tuned[name]) for name in there)
 
 
 @pytest.mark.slow
