@@ -2,8 +2,7 @@
 
 Not a test: tests/training_processes.py starts processes that train it. Three variables make a process misbehave:
 SECONDS_PER_RECORD makes its data slow, UNREADABLE makes record number so much of it damaged, and FULL_UNTIL leaves it
-no room for files but small ones until a file of that name says that something has failed. SAVE_TIMEOUT makes all of
-them less patient with each other.
+no room for files but small ones until a file of that name says that something has failed.
 """
 
 import dataclasses
@@ -20,7 +19,6 @@ import numpy as np
 from flax import nnx
 from toys import WIDTH
 
-from dit_video.checkpoint import writer
 from dit_video.data.dataset import Data
 from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import SourceInfo
@@ -129,7 +127,6 @@ def _full_until(path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-writer.TIMEOUT = int(os.environ.get("SAVE_TIMEOUT", writer.TIMEOUT))
 if "FULL_UNTIL" in os.environ:
     threading.Thread(target=_full_until, args=(Path(os.environ["FULL_UNTIL"]),), daemon=True).start()
 

@@ -5,8 +5,10 @@
     python -m tools.fault_bench fuzz video --case 17      one case again, in this process, with its traceback
     python -m tools.fault_bench strangers                 what others publish: configs, cards, tokenizers, tars, arrays
     python -m tools.fault_bench kills                     100 kills -9 over tiny runs: does each resume exactly?
+    python -m tools.fault_bench points                    kills at every change of a run folder
     python -m tools.fault_bench flips                     flipped bits and cut files of a checkpoint: are they found?
     python -m tools.fault_bench errnos                    a store that fails while a checkpoint is read (needs cc)
+    python -m tools.fault_bench states                    odd things in the places of locks, records and folders
     python -m tools.fault_bench saves                     how long a checkpoint holds training up
     python -m tools.fault_bench quota                     a run on a disk that fills up (needs the right to mount)
 
@@ -17,7 +19,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tools import errno_bench, flip_bench, fuzz_bench, kill_bench, save_bench
+from tools import errno_bench, flip_bench, fuzz_bench, kill_bench, point_bench, save_bench, state_bench
 from tools.reliability_page import line, record
 
 NUM_KILLS = 100
@@ -37,15 +39,23 @@ def main() -> int:
     flips = parts.add_parser("flips", help="checkpoints whose files are damaged")
     flips.add_argument("--num_flips", type=int, default=NUM_FLIPS, help="of each kind of file; fewer are not recorded")
     parts.add_parser("errnos", help="a store that fails in reading")
+    states = parts.add_parser("states", help="odd things in the places of locks, records and folders")
+    states.add_argument("names", nargs="*", choices=[*state_bench.COMMANDS, []], help="commands; default: all")
+    points = parts.add_parser("points", help="runs that are killed at each change of their folder")
+    points.add_argument("--num_points", type=int, help="so many, evenly spaced; these are not recorded")
     parts.add_parser("saves", help="what a checkpoint costs")
     parts.add_parser("quota", help="a disk that fills up")
     args = parser.parse_args()
     if args.part == "kills":
         return run_kills(args.num_kills)
+    if args.part == "points":
+        return run_points(args.num_points)
     if args.part == "flips":
         return run_flips(args.num_flips)
     if args.part == "errnos":
         return run_errnos()
+    if args.part == "states":
+        return run_states(args.names)
     if args.part == "saves":
         return run_saves()
     if args.part == "quota":
@@ -64,6 +74,16 @@ def run_kills(num_kills: int) -> int:
     return 0 if measured["exact"] == measured["kills"] else 1
 
 
+def run_points(num_points: int | None) -> int:
+    measured = point_bench.measure(num_points)
+    _show(point_bench.HEADS, point_bench.rows(measured))
+    for point, what in measured["differences"].items():
+        print(f"  change {point}: {what}")
+    if num_points is None:
+        record("points", measured, point_bench.HEADS, point_bench.rows(measured))
+    return 1 if measured["differences"] else 0
+
+
 def run_flips(num_flips: int) -> int:
     measured = flip_bench.measure(num_flips)
     _show(flip_bench.HEADS, flip_bench.rows(measured))
@@ -77,6 +97,16 @@ def run_errnos() -> int:
     _show(errno_bench.HEADS, rows)
     record("errnos", {"rows": rows}, errno_bench.HEADS, rows)
     return 1 if any(row[-1] for row in rows) else 0
+
+
+def run_states(commands: Sequence[str]) -> int:
+    measured = state_bench.measure(commands or tuple(state_bench.COMMANDS))
+    _show(state_bench.HEADS, state_bench.rows(measured))
+    for case, what in measured["faults"].items():
+        print(f"  {case}: {what}")
+    if not commands:
+        record("states", measured, state_bench.HEADS, state_bench.rows(measured))
+    return 1 if measured["faults"] else 0
 
 
 def run_saves() -> int:

@@ -43,9 +43,14 @@ def count_operations_alike() -> None:
     Orbax counts reads, too, of which each process makes its own: a step that was just saved is read again by one, and
     where the store fails, one may try more often than another.
     """
-    last = max(map(int, processes.gather(OperationIdGenerator.get_current_operation_id())))
-    while int(OperationIdGenerator.get_current_operation_id()) < last:
+    last = max(map(int, processes.gather(operation())))
+    while int(operation()) < last:
         OperationIdGenerator.next_operation_id()
+
+
+def operation() -> str:
+    """The number of Orbax's operation that was begun last; of a save it is the same in all processes."""
+    return OperationIdGenerator.get_current_operation_id()
 
 
 def sync_before_renaming() -> None:

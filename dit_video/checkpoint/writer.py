@@ -21,19 +21,21 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from dit_video.checkpoint.barriers import end_barriers_early, publish_failure
 from dit_video.checkpoint.folder import Steps
 from dit_video.checkpoint.listener import SaveListener
 from dit_video.checkpoint.orbax import (
     count_operations_alike,
     first_line,
     ignore_late_tasks,
+    operation,
     quiet,
     sync_before_renaming,
 )
 from dit_video.checkpoint.reader import DamagedCheckpoint, Reader
 from dit_video.config.json_file import check_kinds
 from dit_video.distributed import processes
-from dit_video.storage.failures import advice, chain, fault, raised_by_stores
+from dit_video.storage.failures import Vanished, advice, chain, fault, raised_by_stores
 
 SAVES_FILE = "saves.jsonl"
 
@@ -41,7 +43,7 @@ RETRY_PAUSES = (30.0, 60.0, 120.0, 240.0, 480.0, 960.0)
 """Seconds after a failed save until the next one is due; the last holds for all that follow."""
 
 TIMEOUT = 1200
-"""Seconds that a save may take. Of several processes, one whose part fails is waited for by the others as long."""
+"""Seconds that a save may take. Of several processes, one that neither writes nor fails is waited for as long."""
 
 _LEAST_SLICE = 1 << 20
 """Bytes of an array that are worth writing by a device of their own."""
@@ -91,6 +93,7 @@ class Writer:
         self._folder, self._reader, self._listener = folder, reader, listener
         logging.getLogger("absl").addFilter(_without_tracebacks_of_orbax)
         sync_before_renaming()
+        end_barriers_early()
         with quiet():
             context = ocp.Context()
             context.async_options.timeout_secs = TIMEOUT
@@ -115,7 +118,7 @@ class Writer:
         """Starts writing; the arrays may be donated as soon as this returns. Then the steps `to_delete` are deleted."""
         began = time.perf_counter()
         try:
-            self._folder.check()  # Orbax would make it anew, under a mount point perhaps, without what it held
+            self._check_folder()  # Orbax would make it anew, under a mount point perhaps, without what it held
             if self._num_failed:
                 processes.from_first(self._remove_half_written)
                 self.orbax.reload()
@@ -126,6 +129,7 @@ class Writer:
             if fault(error) is None:
                 raise
             # Its answer is the error.
+            publish_failure(operation(), error)
             write = functools.partial(_fail, error)
         else:
             assert response is not None, (
@@ -138,6 +142,16 @@ class Writer:
             "blocking_seconds": digest_seconds + time.perf_counter() - began,
         }
         self._submit(write, began, step, metadata, to_delete, self._last is None, costs)
+
+    def _check_folder(self) -> None:
+        """Raises Vanished in all processes where the folder is gone for one: each call after it is made by all."""
+        gone = ""
+        try:
+            self._folder.check()
+        except Vanished as error:
+            gone = f"{processes.name()}{error}"
+        if gone := next(filter(None, processes.gather(gone)), ""):
+            raise Vanished(gone)
 
     def read_again(self, step: int) -> None:
         """Starts reading a step that was written and could not be read then; nothing to do for all others."""

@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
+from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
+from orbax.checkpoint._src.path.atomicity_defaults import get_default_temporary_path_class
+from orbax.checkpoint._src.serialization.tensorstore_utils import build_kvstore_tspec
 
 from dit_video.checkpoint import writer
 from dit_video.checkpoint.checkpoints import Checkpoints, DamagedCheckpoint
@@ -371,3 +375,13 @@ def test_what_is_written_here_takes_no_address(words, capsys):
     with pytest.raises(SystemExit):
         main(words)
     assert "is written here; give a path" in capsys.readouterr().err
+
+
+def test_orbax_has_no_store_for_s3_which_is_why_it_is_refused():
+    """Where this fails Orbax has learnt it: docs/reliability.md says what a run in S3 needs."""
+    for where, renamed in (("gs://bucket/run/4", False), ("s3://bucket/run/4", True)):
+        kind = get_default_temporary_path_class(epath.Path(where))
+        assert (kind is AtomicRenameTemporaryPath) == renamed
+    assert build_kvstore_tspec("gs://bucket/run/4", name=None)
+    with pytest.raises(ValueError, match="path should be absolute"):
+        build_kvstore_tspec("s3://bucket/run/4", name=None)

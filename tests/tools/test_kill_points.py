@@ -1,0 +1,39 @@
+"""Runs that are killed at changes of their folder, and odd things in the places of records: tools/fault_bench.py."""
+
+import os
+import stat
+
+import pytest
+
+from tools import point_bench, state_bench
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_of_60_changes_goes_on_exactly():
+    measured = point_bench.measure(60)
+    assert measured["differences"] == {}
+    assert measured["exact"] == 60
+    assert measured["killed"] > 50  # the last changes are not made in each run
+
+
+@pytest.mark.slow
+def test_commands_that_read_the_record_end_well_whatever_is_there():
+    measured = state_bench.measure(("show", "diff", "report"))
+    assert measured["faults"] == {}
+
+
+def test_points_are_spread_over_all_changes():
+    assert list(point_bench._spread(10, 3)) == [0, 3, 6]
+    assert list(point_bench._spread(4, 9)) == list(point_bench._spread(4, None)) == [0, 1, 2, 3]
+
+
+KINDS = {"a pipe": stat.S_ISFIFO, "a folder": stat.S_ISDIR, "a link to itself": stat.S_ISLNK, "garbage": stat.S_ISREG}
+
+
+@pytest.mark.parametrize("state", KINDS)
+def test_what_is_put_in_the_place_of_a_file_or_a_folder_is_that(tmp_path, state):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("file", "folder", "new"):
+        state_bench.put(state, tmp_path / name)
+        assert KINDS[state](os.lstat(tmp_path / name).st_mode)
