@@ -25,7 +25,7 @@ from dit_video.tasks.subject import Subject
 from dit_video.tasks.task import GENERATE, LIKELIHOOD
 from dit_video.weights.digest import weights_digest
 
-Rows = Int[np.ndarray, "n L"]
+Rows = Int[np.ndarray, "_ L"]
 # How far a sample set may be from held-out text, as a share of that: of entropies and counts, either way; of spelling
 # and repetition on the worse side.
 GUARDS: Mapping[str, float] = {
