@@ -22,6 +22,21 @@ TESTS = Path(__file__).parent
 MINUTE = 60
 
 
+# Ports given out by this process: a coordinator takes seconds to take its own, and until then it would be free again.
+_given: set[int] = set()
+
+
+def _free_port() -> int:
+    """A port that nobody has, and that was not given out before."""
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port
+
+
 def start(
     folder: Path,
     workdir: str,
@@ -36,10 +51,7 @@ def start(
     With `homes` each keeps what is its own in a folder there, as on a machine of its own. `variables` are set for the
     last of them alone.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
+    port, started = _free_port(), []
     devices = f"--xla_force_host_platform_device_count={num_devices // num_processes}"
     for index in range(num_processes):
         environment = os.environ | {
