@@ -1,4 +1,4 @@
-"""Runs that are killed at changes of their folder, and odd things in the places of records: tools/fault_bench.py."""
+"""What the benches of kill points and of odd states are made of: tools/fault_bench.py."""
 
 import os
 import stat
@@ -6,20 +6,6 @@ import stat
 import pytest
 
 from tools import point_bench, state_bench
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_at_any_of_some_changes_goes_on_exactly():
-    measured = point_bench.measure(3)
-    assert measured["differences"] == {}
-    assert measured["exact"] == 3
-    assert measured["killed"] >= 2  # the last changes are not made in each run
-
-
-@pytest.mark.slow
-def test_commands_that_read_the_record_end_well_whatever_is_there():
-    measured = state_bench.measure(("show", "diff", "report"))
-    assert measured["faults"] == {}
 
 
 def test_points_are_spread_over_all_changes():
