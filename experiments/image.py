@@ -6,8 +6,8 @@
     dit-video sample --workdir=runs/image --image=seven.png --out=seven.mp4
 
 The codec, the clips and the latents are those of experiments/quickstart.py. The network sees the first latent frame
-without noise, at noise level 0 (as Wan 2.2 TI2V does), and is told nothing else. For videos of your own: `dit-video new
-mine.py --from=image --data=data/mine`. It was not trained for a result of record.
+without noise, at noise level 0 (as Wan 2.2 TI2V does), and has no other condition. For videos of your own:
+`dit-video new mine.py --from=image --data=data/mine`. It was not trained for a result of record.
 """
 
 from dit_video import (

@@ -60,7 +60,7 @@ def _telling(wait_for_items: Callable[[Any], None]) -> Callable[[Any], None]:
 def publish_failure(number: str, error: BaseException) -> None:
     """Tells the other processes that this one has left an operation of Orbax, of this number, with an error.
 
-    Where the error is theirs, or this process is alone, nobody needs to be told.
+    Where the error is theirs, or this process is alone, there is none to publish it for.
     """
     if processes.joined() and not isinstance(error, AnotherFailed):
         text = f"{processes.name()}{error}"[:1000]
@@ -78,7 +78,7 @@ def wait(client: Any, name: str, me: int, members: Sequence[int], until: float) 
     """Waits until all `members` have come; the first of them sees that, and says it to the others.
 
     Args:
-        name: of this visit of the barrier; nothing else ever had it.
+        name: of this visit of the barrier, and of no other.
         me: which of them this process is.
         until: on the clock of time.monotonic.
 

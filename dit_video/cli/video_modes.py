@@ -26,6 +26,7 @@ from dit_video.run.video_modes import (
     pattern_of,
 )
 from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.known_frames import Pattern
 from dit_video.tasks.task import EDIT, GENERATE, ClipShape, Task
 
 
@@ -55,7 +56,7 @@ def task_for(asked: Asked, task: Task, trained: int, num_frames: int, console: C
         return made, False
     if long:
         try:
-            made, warning = task.with_known("first")
+            made, warning = task.with_known(Pattern.FIRST)
         except ValueError:
             return task, False
         return (made, True) if warning is None else (task, False)

@@ -37,7 +37,7 @@ class TextEntry:
     Attributes:
         file: its name within its source.
         sha256: of its bytes; empty where it was not opened.
-        reason: why nothing of it is in the set; empty where something is.
+        reason: why the file is left out; empty where its text is in the set.
         documents: how many of it are in each split.
         notes: what was done to its text, and what was left out.
     """

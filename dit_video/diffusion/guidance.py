@@ -72,14 +72,16 @@ class Guidance:
     def of_history(self, denoise: DenoiseFn, seen: DenoiseFn, unseen: DenoiseFn) -> DenoiseFn:
         """`denoise`, guided on known frames too: the two guidances add up.
 
-        `seen` and `unseen` have the condition alike; the latter has noise in the place of known frames.
+        `seen` and `unseen` have the condition alike; the latter has noise in the place of known frames. Where `denoise`
+        is `seen`, for there is no other guidance, the network is called once for both.
         """
         if self.history == 1:
             return denoise
 
         def guided(x_t: Latents, t: Time) -> Output:
-            prediction, variance = denoise(x_t, t)
-            with_frames, without = (f(x_t, t).prediction.astype(jnp.float32) for f in (seen, unseen))
-            return Output(prediction.astype(jnp.float32) + (self.history - 1) * (with_frames - without), variance)
+            output = denoise(x_t, t)
+            with_frames = output if denoise is seen else seen(x_t, t)
+            difference = with_frames.prediction.astype(jnp.float32) - unseen(x_t, t).prediction.astype(jnp.float32)
+            return output._replace(prediction=output.prediction.astype(jnp.float32) + (self.history - 1) * difference)
 
         return guided

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int32
 
 from dit_video.config.extras import install
 from dit_video.config.json_file import read_object
-from dit_video.weights.config_json import in_short
+from dit_video.weights.config_json import shortened
 
 if TYPE_CHECKING:
     import tokenizers
@@ -84,7 +84,7 @@ class Tokenizer:
             self._tokenizer = _opened(files)
             padding = self._tokenizer.token_to_id(token)
             if padding is None:
-                raise ValueError(f"{folder}: pads with {in_short(token)}, which is not in the vocabulary")
+                raise ValueError(f"{folder}: pads with {shortened(token)}, which is not in the vocabulary")
             # A caption that holds it is cut there, as in transformers: CLIP-G pads with "!".
             self._tokenizer.add_special_tokens([token])
             self._tokenizer.enable_truncation(num_tokens)

@@ -120,8 +120,8 @@ class SampledText(Evaluator):
             _ratio(model.bits(x).sum(1), np.full(len(x), x.shape[1])) for x in (samples, held_out)
         )
         texts = [_spelled(subject, rows) for rows in (samples, held_out, training)]
-        ours, theirs = (variety(rows, text, texts[2]) for rows, text in ((samples, texts[0]), (held_out, texts[1])))
-        failed = failed_guards(ours, theirs)
+        of_samples, of_held_out = (variety(rows, text, texts[2]) for rows, text in zip((samples, held_out), texts))
+        failed = failed_guards(of_samples, of_held_out)
         protocol = {**_protocol(data, self.num_clips), "training": data.digest(Split.TRAIN, len(training))}
         card = _card(
             f"bits per token under a {model.order}-gram",
@@ -132,13 +132,14 @@ class SampledText(Evaluator):
             data=data,
         )
         card["yardsticks"] = {"held-out text": {"value": of_real}}
-        card["measures"] = {**ours, **{f"{name} of held-out text": number for name, number in theirs.items()}}
+        card["measures"] = {**of_samples, **{f"{name} of held-out text": x for name, x in of_held_out.items()}}
         card["notes"] = [f"guard failed, so this is equal in quality to nothing: {line}" for line in failed]
-        scalars = {"n-gram bits": value, "n-gram bits of held-out text": of_real, **ours, "guards failed": len(failed)}
+        scalars = {"n-gram bits": value, "n-gram bits of held-out text": of_real, "guards failed": len(failed)}
+        scalars |= of_samples
         return Report(scalars=scalars, cards={"sampled text": finished(card)})
 
     def _training(self, data: EvaluationData, size: int) -> Iterator[Rows]:
-        """As many rows of training text as there are, up to `num_training`."""
+        """`num_training` rows of training text, halved until the set has so many."""
         there = self.num_training
         while there:
             try:
@@ -169,14 +170,16 @@ def variety(rows: Rows, texts: str, known: str) -> dict[str, float]:
     }
 
 
-def failed_guards(ours: Mapping[str, float], held_out: Mapping[str, float]) -> list[str]:
+def failed_guards(samples: Mapping[str, float], held_out: Mapping[str, float]) -> list[str]:
     """The guards that a sample set fails, with both numbers; none where it is as various as held-out text."""
     lines = []
     for name, share in GUARDS.items():
-        off = (ours[name] - held_out[name]) / max(held_out[name], 1e-9)
+        off = (samples[name] - held_out[name]) / max(held_out[name], 1e-9)
         worse = {"repetition": off, "spelling": -off}.get(name, abs(off))
         if worse > share:
-            lines.append(f"{name} {ours[name]:.4g}, of held-out text {held_out[name]:.4g}, more than {share:.0%} off")
+            lines.append(
+                f"{name} {samples[name]:.4g}, of held-out text {held_out[name]:.4g}, more than {share:.0%} off"
+            )
     return lines
 
 

@@ -31,7 +31,7 @@ class FileReport:
     """What became of a file.
 
     Attributes:
-        reason: why it gave nothing; empty where it gave something.
+        reason: why the file is left out; empty where it has text.
         sha256: of its bytes.
     """
 

@@ -11,7 +11,7 @@ from dit_video.diffusion.path import ConstantShift, DiscreteBetas
 from dit_video.diffusion.prediction import X0, Epsilon, Prediction, V
 from dit_video.diffusion.sampler import DDIM, Ancestral, Euler, Sampler
 from dit_video.diffusion.timestep_spacing import Leading, Linspace, Spacing, Trailing
-from dit_video.weights.config_json import in_short
+from dit_video.weights.config_json import shortened
 from dit_video.weights.folder import read_json
 
 NUM_STEPS = 50
@@ -121,7 +121,7 @@ def sampled_as(config: Mapping[str, Any], objective: Gaussian) -> Sampled:
     followed = _FOLLOWED | ({"solver_type": _SOLVER_TYPES[name]} if name in _SOLVER_TYPES else {})
     unsaid = {"clip_sample": True} if name in ("DDIMScheduler", "DDPMScheduler") else {}
     other = {n: v for n, v in (unsaid | dict(config)).items() if n in followed and v != followed[n]}
-    return Sampled(*read, tuple(f"{n}={in_short(v)}" for n, v in other.items()))
+    return Sampled(*read, tuple(f"{n}={shortened(v)}" for n, v in other.items()))
 
 
 def _on_table(name: str, config: Mapping[str, Any], objective: Gaussian) -> tuple[Gaussian, Sampler]:
@@ -175,4 +175,4 @@ def _on_flow(name: str, config: Mapping[str, Any], objective: Gaussian) -> tuple
 
 
 def _refused(config: Mapping[str, Any], field: str, must_be: str) -> ValueError:
-    return ValueError(f"{field}={in_short(config.get(field))}: must be {must_be} for this network")
+    return ValueError(f"{field}={shortened(config.get(field))}: must be {must_be} for this network")

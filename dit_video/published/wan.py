@@ -26,7 +26,7 @@ from dit_video.published.family import Shape as LatentShape
 from dit_video.published.wan_names import table_of
 from dit_video.tasks.latent_diffusion import Denoise
 from dit_video.tasks.task import Task
-from dit_video.weights.config_json import check_fixed, count_of, counts_of, in_short, refused, with_fields
+from dit_video.weights.config_json import check_fixed, count_of, counts_of, refused, shortened, with_fields
 from dit_video.weights.folder import CONFIG
 from dit_video.weights.names import Source, Table
 
@@ -132,7 +132,7 @@ class WanFamily(DenoiserFamily):
         added = config.get("added_kv_proj_dim")
         if added != (None if image_size is None else sizes.hidden_size):
             raise ValueError(
-                f"config.json: added_kv_proj_dim={in_short(added)}: must be {sizes.hidden_size}, the network's "
+                f"config.json: added_kv_proj_dim={shortened(added)}: must be {sizes.hidden_size}, the network's "
                 f"width, where image_dim is a number, and null where it is not (it is {image_size})"
             )
         if channels_in == channels and image_size is None:

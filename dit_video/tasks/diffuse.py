@@ -41,38 +41,28 @@ class Conditioning:
 
     def denoiser(self, network: Network, known: Known | None, x_1: Data) -> Callable[[Data, Array], Any]:
         """(x_t, t) -> output of the network, which sees the `known` parts of x_0 at level 0, guided."""
-        plain = self._on_condition(network, known)
-        if known is None or self.guidance.history == 1:
-            return plain
 
-        def seen(x_t: Data, t: Array) -> Any:
-            return network(*known.clean(x_t, t), self.cond)
+        def levelled(x_t: Data, t: Array) -> tuple[Data, Array]:
+            return (x_t, t) if known is None else known.clean(x_t, t)
+
+        def conditional(x_t: Data, t: Array) -> Any:
+            return network(*levelled(x_t, t), self.cond)
+
+        def pair(x_t: Data, t: Array) -> tuple[Any, Any]:
+            # One forward pass over the conditional and the unconditional half.
+            both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), self.cond, self.null)
+            x_t_twice, t_twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), levelled(x_t, t))
+            output, num_rows = network(x_t_twice, t_twice, both), len(jax.tree.leaves(x_t)[0])
+            return jax.tree.map(lambda x: x[:num_rows], output), jax.tree.map(lambda x: x[num_rows:], output)
+
+        guided = conditional if self.null is None else self.guidance.classifier_free(conditional, pair)
+        if known is None or self.guidance.history == 1:
+            return guided
 
         def unseen(x_t: Data, t: Array) -> Any:
             return network(*known.noised(x_t, t, x_1), self.cond)
 
-        return self.guidance.of_history(plain, seen, unseen)
-
-    def _on_condition(self, network: Network, known: Known | None) -> Callable[[Data, Array], Any]:
-        """(x_t, t) -> output of the network, guided on the condition."""
-
-        def seen(x_t: Data, t: Array) -> tuple[Data, Array]:
-            return (x_t, t) if known is None else known.clean(x_t, t)
-
-        def conditional(x_t: Data, t: Array) -> Any:
-            return network(*seen(x_t, t), self.cond)
-
-        if self.null is None:
-            return conditional
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), self.cond, self.null)
-
-        def pair(x_t: Data, t: Array) -> tuple[Any, Any]:
-            # One forward pass over the conditional and the unconditional half.
-            x_t_twice, t_twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), seen(x_t, t))
-            output, num_rows = network(x_t_twice, t_twice, both), len(jax.tree.leaves(x_t)[0])
-            return jax.tree.map(lambda x: x[:num_rows], output), jax.tree.map(lambda x: x[num_rows:], output)
-
-        return self.guidance.classifier_free(conditional, pair)
+        return self.guidance.of_history(guided, conditional, unseen)
 
 
 def sample(
@@ -90,7 +80,7 @@ def sample(
 
     Args:
         sampler: (denoise, process, x_1, keys) -> x_0: one of diffusion/sampler.py, or of the process's own.
-        conditioning: what the network is told of each row, and guidance.
+        conditioning: what each row is conditioned on, and guidance.
         known: parts of x_0 that are not generated: the network sees them at level 0.
         levels: noise level of each frame by row, where these differ (diffusion/scheduling_matrix.py).
     """

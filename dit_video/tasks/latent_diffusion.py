@@ -390,21 +390,21 @@ class Denoise(Task):
             return None
         return dataclasses.replace(self, known=FirstFrame())
 
-    def with_known(self, pattern: str) -> tuple["Denoise", str | None]:
-        wanted, known = Pattern(pattern), self.known
+    def with_known(self, pattern: Pattern) -> tuple["Denoise", str | None]:
+        known = self.known
         trained = frozenset() if known is None else known.patterns
-        if wanted in trained or (Pattern.RANDOM in trained and wanted is not Pattern.REGION):
+        if pattern in trained or (Pattern.RANDOM in trained and pattern is not Pattern.REGION):
             return self, None
         levels = self.objective.per_frame or (isinstance(known, KnownFrames) and known.independent > 0)
-        if levels and wanted is not Pattern.REGION and self._channels is None:
+        if levels and pattern is not Pattern.REGION and self._channels is None:
             return self, (
-                f"this run was trained with a noise level for each frame, but on no clips of which the {wanted.words} "
-                f"known; expect less of it than of one with config.task.known.{wanted} above 0"
+                f"this run was trained with a noise level for each frame, but on no clips of which the {pattern.words} "
+                f"known; expect less of it than of one with config.task.known.{pattern} above 0"
             )
-        share = f"KnownFrames.{wanted}=0" if isinstance(known, KnownFrames) else f"config.task.known={known}"
+        share = f"KnownFrames.{pattern}=0" if isinstance(known, KnownFrames) else f"config.task.known={known}"
         raise ValueError(
-            f"this run was trained on no clips of which the {wanted.words} known: {share}; train one with "
-            f"config.task.known=KnownFrames({wanted}=...)"
+            f"this run was trained on no clips of which the {pattern.words} known: {share}; train one with "
+            f"config.task.known=KnownFrames({pattern}=...)"
         )
 
     def with_strength(self, strength: float) -> "Denoise":

@@ -25,6 +25,7 @@ from dit_video.dit.network import TransformerConfig
 from dit_video.encoders.image import PretrainedImage
 from dit_video.encoders.text import PretrainedText
 from dit_video.nn.patches import PatchSize
+from dit_video.tasks.known_frames import Pattern
 from dit_video.tasks.media import Media
 from dit_video.tasks.opener import Opener
 from dit_video.vae.trained_codec import TrainedCodec
@@ -243,11 +244,11 @@ class Task(abc.ABC):
         """The task that makes clips which continue a picture; None where it cannot."""
         return None
 
-    def with_known(self, pattern: str) -> tuple["Task", str | None]:
+    def with_known(self, pattern: Pattern) -> tuple["Task", str | None]:
         """The task that makes clips of which some is known, `Batch.known`, and a warning where it may be poor at that.
 
         Args:
-            pattern: "first" frames, "last" ones, both "ends", or a "region".
+            pattern: what is known of them.
 
         Raises:
             ValueError: it was not trained for that; says what is missing.

@@ -107,7 +107,7 @@ def epsilon_of(config: Mapping[str, Any], name: str, default: float) -> float:
 def check_layers(config: Mapping[str, Any], number: int, *names: str) -> None:
     """Raises ValueError where these fields together make more layers than there are tensors."""
     if isinstance(config, BoundedConfig) and number > config.num_tensors:
-        fields = " and ".join(f"{name}={in_short(config.get(name))}" for name in names)
+        fields = " and ".join(f"{name}={shortened(config.get(name))}" for name in names)
         raise ValueError(
             f"config.json: {fields}: make {number} layers, and the weights have {config.num_tensors} tensors"
         )
@@ -122,10 +122,10 @@ def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     for name, value in fixed.items():
         actual = config.get(name, value)
         if (tuple(actual) if isinstance(actual, list) else actual) != value:
-            raise refused(name, actual, f"every published network of this class has {in_short(value)}")
+            raise refused(name, actual, f"every published network of this class has {shortened(value)}")
 
 
-def in_short(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A stranger's value for a line of text; what is long is cut."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
@@ -133,7 +133,7 @@ def in_short(value: Any) -> str:
 
 def refused(name: str, value: Any, why: str) -> ValueError:
     """The error for a field of config.json; a value that is long is cut."""
-    return ValueError(f"config.json: {name}={in_short(value)}: {why}")
+    return ValueError(f"config.json: {name}={shortened(value)}: {why}")
 
 
 def _check_bound(config: Mapping[str, Any], name: str, value: int) -> None:

@@ -108,7 +108,7 @@ def test_a_share_that_is_missing_is_named(denoise, video):
     refused(denoise, Asked(video=video, mask=video), r"a region are known: config.task.known=None; .*region=\.\.\.\)")
     # With a level for each frame it works somehow, which is said; of cells there was none.
     forcing = dataclasses.replace(denoise, objective=diffusion_forcing(denoise.objective))
-    task, warning = forcing.with_known("last")
+    task, warning = forcing.with_known(Pattern.LAST)
     assert task == forcing
     assert "expect less of it than of one with config.task.known.last above 0" in str(warning)
     refused(forcing, Asked(video=video, mask=video), r"a region are known")
