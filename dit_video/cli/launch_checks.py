@@ -12,6 +12,7 @@ from dit_video.cli.arguments import named
 from dit_video.cli.usage.evaluate import spelled_out
 from dit_video.distributed.sharding import MESH_AXES, RULES
 from dit_video.experiment import Experiment
+from dit_video.storage import bucket
 
 
 def parsed_command(words: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]) -> argparse.Namespace:
@@ -74,7 +75,7 @@ def check_lasting(parsed: argparse.Namespace, volumes: Sequence[tuple[str, str]]
         volumes: (claim, path) of what every host mounts.
     """
     workdir = getattr(parsed, "workdir", None)
-    if workdir is None or str(workdir).startswith(("gs:/",)):
+    if workdir is None or bucket.address(workdir) is not None:
         return
     paths = [PurePosixPath(path) for _, path in volumes]
     if not any(PurePosixPath(workdir).is_relative_to(path) for path in paths):
