@@ -257,7 +257,7 @@ class Task(abc.ABC):
 
     def with_strength(self, strength: float) -> "Task":
         """The task whose "edit" makes a share of (0, 1] of a clip anew, from that noise level on."""
-        raise ValueError(f"--strength={strength}: a {type(self).__name__} makes no clips anew; leave it out")
+        raise ValueError(f"a {type(self).__name__} makes no clips anew, to {strength:g} or at all; leave it out")
 
     # What prepares data and weights asks.
 
