@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int32
 UNKNOWN = -1
 """Stands for the discrete action of a frame of which none is known; in continuous ones all numbers are NaN."""
 
-Sequences = Int32[np.ndarray, "T"] | Float32[np.ndarray, "T A"]
+Actions = Int32[np.ndarray, "T"] | Float32[np.ndarray, "T A"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class ActionSpace:
     def __str__(self) -> str:
         return f"{len(self.names)} {'numbers' if self.continuous else 'actions'}: {', '.join(self.names)}"
 
-    def unknown(self, num_frames: int) -> Sequences:
+    def unknown(self, num_frames: int) -> Actions:
         """The actions of frames of which none is known."""
         if self.continuous:
             return np.full((num_frames, len(self.names)), np.nan, np.float32)
         return np.full(num_frames, UNKNOWN, np.int32)
 
-    def checked(self, actions: np.ndarray) -> Sequences:
+    def checked(self, actions: np.ndarray) -> Actions:
         """Actions of this space, in their own type.
 
         Raises:
