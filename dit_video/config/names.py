@@ -13,7 +13,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "experiment": ("Experiment",),
     "checkpoint.retention": ("Best", "Keep"),
     "data.dataset": ("Data",),
-    "data.signals": ("CaptionBytes", "ClassLabel"),
+    "data.signals": ("Actions", "CaptionBytes", "ClassLabel"),
     "data.sources": ("LatentCache", "MovingDigits", "NoData", "TFDSSet", "TextSet", "VideoSet"),
     "data.text_cache": ("TextCache",),
     "data.text_tokens": ("TextPrompt", "TextTokens"),

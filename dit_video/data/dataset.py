@@ -42,6 +42,11 @@ class Data:
 
     def __post_init__(self):
         at_least(self, 1, "batch_size", "num_threads")
+        for name, signal in self.signals.items():
+            try:
+                signal.check_clips(self.clips)
+            except ValueError as error:
+                raise ValueError(f"Data.signals.{name}: {error}") from error
 
     @classmethod
     def of_text(cls, source: TextSet, *, batch_size: int, num_threads: int = 2) -> "Data":
@@ -77,7 +82,8 @@ class Data:
         """What each split that the source has holds for clips of `clips`; nothing is decoded."""
         info = self.source.info()
         there = [split for split in Split if info.num_records.get(split)]
-        return {split: take_inventory(self.source.open(split), self.clips, info.class_names) for split in there}
+        known = info.class_names, info.actions
+        return {split: take_inventory(self.source.open(split), self.clips, *known) for split in there}
 
     def identity(self) -> dict[str, Any]:
         """What decides which records there are, and which of them is in which batch; JSON."""

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from dit_video.data.captions import length_in_bytes
 from dit_video.data.record import NO_LABEL, Examples
 from dit_video.data.transforms import ClipTransform
+from dit_video.video.actions import ActionSpace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class Inventory:
         labelled: whether each has a class; None where only reading them would tell.
         caption_bytes: bytes of the caption of each in UTF-8, 0 where it has none; None likewise.
         class_names: of the source: label i means class_names[i].
+        actions: of which each frame has one; None where there are none.
     """
 
     num_records: int
@@ -29,6 +31,7 @@ class Inventory:
     labelled: Bool[np.ndarray, "n"] | None
     caption_bytes: Int[np.ndarray, "n"] | None
     class_names: tuple[str, ...]
+    actions: ActionSpace | None = None
 
     @property
     def captioned(self) -> Bool[np.ndarray, "n"] | None:
@@ -49,7 +52,9 @@ def lacking(have: Bool[np.ndarray, "n"] | None, what: str, remedy: str) -> list[
     return [f"{int((~have).sum())} of {len(have)} training videos have no {what}, and are learnt as without condition"]
 
 
-def take_inventory(examples: Examples, transform: ClipTransform, class_names: tuple[str, ...]) -> Inventory:
+def take_inventory(
+    examples: Examples, transform: ClipTransform, class_names: tuple[str, ...], actions: ActionSpace | None = None
+) -> Inventory:
     """Counts what `examples` hold for clips of `transform`; nothing is decoded."""
     num_frames, unknown = None if examples.reads_to_count else examples.num_frames, examples.reads_to_count
     starts = np.ones(len(examples), int)
@@ -63,4 +68,5 @@ def take_inventory(examples: Examples, transform: ClipTransform, class_names: tu
         labelled=None if labels is None else (labels != NO_LABEL)[usable],
         caption_bytes=None if captions is None else np.array([length_in_bytes(c) for c in captions], int)[usable],
         class_names=class_names,
+        actions=actions,
     )

@@ -4,7 +4,7 @@
     DIR/{train,held_out}-NNNNN.array_record
 
 One record is a little-endian uint32 (length of the header), a JSON header, and the moments as little-endian
-float32.
+float32; then what accompanies the frames of the clip, actions and poses, where the header has their types and shapes.
 """
 
 import dataclasses
@@ -30,12 +30,15 @@ from dit_video.config.paths import shell_word
 from dit_video.data import shard_files
 from dit_video.data.record import Clip, Examples, Record, Split
 from dit_video.data.video_set import MANIFEST
+from dit_video.video.actions import ActionSpace, from_json
 from dit_video.video.files import MAX_FPS
 
 _FORMAT = "dit_video.latent_cache"
 _VERSION = 1
 _SHARD_SIZE = 512 << 20
 _HEADER_KINDS = {"key": str, "start": int, "label": int, "caption": str, "fps": float, "shape": list}
+# What accompanies the frames of a clip, and how its numbers are stored.
+_TRACKS, _STORED_AS = ("actions", "poses"), {"i": "<i4", "f": "<f4"}
 _QUALITY_NUMBERS = {"num_clips": (int,), "psnr": (int, float), "psnr_mean_frame": (int, float)}
 _QUALITY_KINDS = {"split": (str,)} | _QUALITY_NUMBERS
 _MANIFEST_KINDS = {
@@ -84,6 +87,7 @@ class CacheManifest:
         quality: of the codec; None of caches from before it was measured.
         digest: sha256 of the manifest file.
         files: size and sha256 of each shard; none of caches from before.
+        actions: of which each frame of the clips has one; None where there are none.
     """
 
     provenance: dict[str, Any]
@@ -93,6 +97,7 @@ class CacheManifest:
     quality: CodecQuality | None
     digest: str
     files: shard_files.Files
+    actions: ActionSpace | None = None
 
 
 def write_latent_cache(
@@ -103,11 +108,12 @@ def write_latent_cache(
     split_digests: Mapping[Split, str],
     provenance: Mapping[str, Any],
     quality: CodecQuality | None = None,
+    actions: ActionSpace | None = None,
 ) -> None:
     """Writes clips with moments into a new cache, one at a time; the folder appears only when complete.
 
     Args:
-        class_names, split_digests: as the source of the videos gives them (SourceInfo).
+        class_names, split_digests, actions: as the source of the videos gives them (SourceInfo).
         provenance: JSON-compatible; compared field by field when a run opens the cache.
         quality: of the codec that encoded them.
 
@@ -133,6 +139,7 @@ def write_latent_cache(
             "fps": {split: fps[0] if len(set(fps)) == 1 else fps for split, fps in rates.items()},
             "split_digests": {split.value: digest for split, digest in split_digests.items()},
             **({} if quality is None else {"quality": dataclasses.asdict(quality)}),
+            **({} if actions is None else {"actions": actions.to_json()}),
         }
         (partial / MANIFEST).write_text(json.dumps(content, indent=1))
 
@@ -168,7 +175,7 @@ def _write_split(directory: Path, split: Split, clips: Iterable[Clip]) -> tuple[
 
 
 def _pack(clip: Clip, moments: Float[np.ndarray, "t h w m"]) -> bytes:
-    header = {
+    header: dict[str, Any] = {
         "key": clip.key,
         "start": clip.start,
         "label": clip.label,
@@ -176,22 +183,50 @@ def _pack(clip: Clip, moments: Float[np.ndarray, "t h w m"]) -> bytes:
         "fps": clip.fps,
         "shape": moments.shape,
     }
+    tracks = {name: rows for name in _TRACKS if (rows := getattr(clip, name)) is not None}
+    if tracks:
+        header["tracks"] = {name: [_STORED_AS[rows.dtype.kind], *rows.shape] for name, rows in tracks.items()}
     encoded = json.dumps(header).encode()
-    return struct.pack("<I", len(encoded)) + encoded + moments.astype("<f4").tobytes()
+    behind = [rows.astype(_STORED_AS[rows.dtype.kind]).tobytes() for rows in tracks.values()]
+    return b"".join([struct.pack("<I", len(encoded)), encoded, moments.astype("<f4").tobytes(), *behind])
 
 
 def _unpack(data: bytes) -> Record:
     (length,) = struct.unpack_from("<I", data)
     header = json.loads(data[4 : 4 + length])
+    described = header.pop("tracks", {}) if isinstance(header, dict) else {}
     kinds = {name: type(value) for name, value in header.items()} if isinstance(header, dict) else {}
     if kinds != _HEADER_KINDS:
         raise ValueError(f"its header is {reprlib.repr(header)}")
-    values = np.frombuffer(data, dtype="<f4", offset=4 + length)
+    tracks, end = _unpack_tracks(data, described)
+    values = np.frombuffer(data[4 + length : end], dtype="<f4")
     shape = header.pop("shape")
     # One of -1 would be filled in, and with one of 0 the others could be anything.
     if len(shape) != 4 or not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) != values.size:
         raise ValueError(f"it claims moments of shape {reprlib.repr(shape)}, and has {values.size} numbers")
-    return Record(moments=values.reshape(shape), **header)
+    return Record(moments=values.reshape(shape), **tracks, **header)
+
+
+def _unpack_tracks(data: bytes, described: Any) -> tuple[dict[str, Any], int]:
+    """What accompanies the frames of a record, and where it begins: the end of the moments."""
+    right = isinstance(described, dict) and described.keys() <= set(_TRACKS)
+    if not right or not all(_is_track(kind) for kind in described.values()):
+        raise ValueError(f"its header has tracks {reprlib.repr(described)}")
+    tracks: dict[str, Any] = {}
+    end = len(data)
+    for name, (dtype, *shape) in reversed(described.items()):
+        begin = end - 4 * math.prod(shape)
+        if begin < 0:
+            raise ValueError(f"it claims {name} of shape {reprlib.repr(shape)}, and ends before")
+        tracks[name] = np.frombuffer(data[begin:end], dtype).reshape(shape).astype(dtype[1:])
+        end = begin
+    return tracks, end
+
+
+def _is_track(kind: Any) -> bool:
+    if not isinstance(kind, list) or len(kind) not in (2, 3):
+        return False
+    return kind[0] in _STORED_AS.values() and all(type(n) is int and n > 0 for n in kind[1:])
 
 
 def read_cache_manifest(directory: str | os.PathLike) -> CacheManifest:
@@ -210,6 +245,7 @@ def read_cache_manifest(directory: str | os.PathLike) -> CacheManifest:
         quality=CodecQuality(**content["quality"]) if "quality" in content else None,
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),
         files=content.get("files", {}),
+        actions=from_json(content["actions"]) if "actions" in content else None,
     )
 
 
@@ -242,6 +278,8 @@ def _check(content: dict[str, Any]) -> None:
                 raise ValueError(f"{name}.{split}={reprlib.repr(value)}: {words}")
     if "quality" in content and not _is_quality(content["quality"]):
         raise ValueError(f"quality={reprlib.repr(content['quality'])}: must have {', '.join(_QUALITY_KINDS)}")
+    if "actions" in content:
+        from_json(content["actions"])
     rates = content.get("fps", {})
     if not isinstance(rates, dict):
         raise ValueError(f"fps={reprlib.repr(rates)}: must be an object")

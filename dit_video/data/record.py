@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 
 # The label of a record that has none.
 NO_LABEL = -1
@@ -19,6 +19,10 @@ class Split(enum.StrEnum):
 
     TRAIN = "train"
     HELD_OUT = "held_out"
+
+
+Actions = Int32[np.ndarray, "F"] | Float32[np.ndarray, "F A"]
+Poses = Float32[np.ndarray, "F P"]
 
 
 class TokenRow(NamedTuple):
@@ -49,6 +53,9 @@ class Record:
         fps: frames per second of the video, or of the clip that was encoded into `moments`.
         start: for `moments`, the frame of the source video where the encoded clip begins.
         tokens: of a text that is learnt; None elsewhere.
+        actions: what was pressed before each frame (video/actions.py), of all frames of `video`, or of the clip that
+            was encoded into `moments`; None where there are none.
+        poses: of the camera in each of these frames, where the world told it.
     """
 
     key: str
@@ -61,12 +68,18 @@ class Record:
     fps: float
     start: int = 0
     tokens: TokenRow | None = None
+    actions: Actions | None = None
+    poses: Poses | None = None
 
     def __post_init__(self):
         if self.video is not None and self.moments is not None:
             raise ValueError(f"Record {self.key!r}: give one of video and moments, or neither")
         if (self.video is None) != (self.num_frames is None):
             raise ValueError(f"Record {self.key!r}: num_frames belongs to a video")
+        for name in ("actions", "poses"):
+            rows = getattr(self, name)
+            if rows is not None and self.num_frames is not None and len(rows) != self.num_frames:
+                raise ValueError(f"Record {self.key!r}: {len(rows)} {name} of {self.num_frames} frames: one of each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +89,8 @@ class Clip:
     Attributes:
         start: frame of the source video where the clip begins.
         fps: frames per second of the clip, after its stride.
+        actions, poses: of every frame of the record from the clip's first to its last, those among them that a stride
+            leaves out: an action that a clip does not show is kept, and whoever cannot use it refuses it.
     """
 
     key: str
@@ -86,6 +101,8 @@ class Clip:
     caption: str = ""
     fps: float
     tokens: TokenRow | None = None
+    actions: Actions | None = None
+    poses: Poses | None = None
 
 
 class Examples(ABC):
@@ -150,4 +167,8 @@ def content_digest(examples: Examples, positions: Sequence[int]) -> str:
         if record.tokens is not None:
             sha256.update(f"{record.key}\n".encode())
             sha256.update(np.stack(record.tokens).astype("<i8").tobytes())
+        for rows in (record.actions, record.poses):
+            if rows is not None:
+                sha256.update(f"{record.key}\n{rows.dtype.str} {rows.shape}\n".encode(errors="surrogateescape"))
+                sha256.update(np.ascontiguousarray(rows).data)
     return sha256.hexdigest()

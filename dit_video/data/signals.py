@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from dit_video.config.bounds import at_least
 from dit_video.data.captions import encode_captions, room_for
 from dit_video.data.inventory import Inventory
 from dit_video.data.record import NO_LABEL, Clip
+from dit_video.data.transforms import ClipTransform
+from dit_video.video.actions import ActionSpace
 
 # Names under which the conditions of this package look for signals.
-LABEL, CAPTION, TEXT = "label", "caption", "text"
+LABEL, CAPTION, TEXT, ACTION = "label", "caption", "text", "action"
 # Short options of `dit-video sample`, and the signals that they type.
 FLAGS: Mapping[str, tuple[str, ...]] = {
     "--label": (LABEL,),
@@ -61,8 +63,16 @@ class Signal(abc.ABC):
             ValueError: not a value of this signal; says what is.
         """
 
+    def check_clips(self, clips: ClipTransform) -> None:
+        """Raises ValueError where clips that are cut so cannot have this signal; by default all can."""
+        del clips
+
     def check_data(self, inventory: Inventory) -> list[str]:
-        """Warnings of what training clips lose as this signal; by default none."""
+        """Warnings of what training clips lose as this signal; by default none.
+
+        Raises:
+            ValueError: they have none of it; says what to do.
+        """
         del inventory
         return []
 
@@ -134,6 +144,95 @@ class CaptionBytes(Signal):
                 f"{room_for(self.num_bytes)}"
             )
         return encode_captions([word], self.num_bytes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Actions(Signal):
+    """What was pressed before each frame of a clip: int32 [B T], or continuous, float32 [B T A] (video/actions.py).
+
+    -1 stands for a frame of which none is known, which the first of an episode is; among continuous ones NaN.
+    Each frame of a clip has the action that led to it, so a clip leaves no frame out.
+
+    Attributes:
+        names: of discrete actions, as the set has them.
+        size: A, of continuous ones; None of discrete ones.
+        num_frames: T, that of config.data.clips.
+    """
+
+    names: tuple[str, ...] = ()
+    size: int | None = None
+    num_frames: int
+
+    def __post_init__(self):
+        at_least(self, 1, "num_frames", "size")
+        if bool(self.names) == (self.size is not None):
+            raise ValueError(f"Actions.names={self.names}, size={self.size}: give one of them")
+
+    @property
+    def space(self) -> ActionSpace:
+        """Of continuous actions names are of no account here."""
+        names = self.names if self.size is None else tuple(map(str, range(self.size)))
+        return ActionSpace(names=names, continuous=self.size is not None)
+
+    def open(self) -> Reader:
+        return lambda clips: np.stack([self._of(clip) for clip in clips])
+
+    def _of(self, clip: Clip) -> Int32[np.ndarray, "T"] | Float32[np.ndarray, "T A"]:
+        if clip.actions is None:
+            raise ValueError(f"record {clip.key!r}: has no actions")
+        if len(clip.actions) != self.num_frames:
+            raise ValueError(
+                f"record {clip.key!r}: {len(clip.actions)} actions of a clip of {self.num_frames} frames: one of each; "
+                "frames that a stride leaves out had actions, too"
+            )
+        return self.space.checked(clip.actions)
+
+    def example(self, batch_size: int) -> Int32[np.ndarray, "B T"] | Float32[np.ndarray, "B T A"]:
+        return np.stack([self.space.unknown(self.num_frames)] * batch_size)
+
+    def parse(self, word: str, class_names: ClassNames, warn: Callable[[str], None]) -> Int32[np.ndarray, "1 T"]:
+        """Names of discrete actions, comma-separated, `*N` for N frames; of those that follow none is known."""
+        del class_names, warn
+        if self.size is not None:
+            raise ValueError(f"{word!r}: continuous actions are not typed")
+        typed: list[int] = []
+        for item in word.split(","):
+            name, _, times = item.strip().partition("*")
+            if name not in self.names or not (times or "1").isdigit():
+                raise ValueError(f"{item.strip()!r} is no action: must be one of {', '.join(self.names)}, or NAME*N")
+            typed += [self.names.index(name)] * int(times or 1)
+        if len(typed) >= self.num_frames:
+            raise ValueError(
+                f"{word!r}: {len(typed)} actions, but a clip of {self.num_frames} frames has {self.num_frames - 1}: an "
+                "action leads from one frame to the next"
+            )
+        actions = self.space.unknown(self.num_frames)
+        actions[1 : 1 + len(typed)] = typed
+        return actions[None]
+
+    def check_clips(self, clips: ClipTransform) -> None:
+        if clips.num_frames != self.num_frames:
+            raise ValueError(f"num_frames={self.num_frames}, but clips.num_frames={clips.num_frames}: give both one")
+        if clips.stride != 1 or clips.fps is not None:
+            raise ValueError(
+                f"clips.stride={clips.stride}, fps={clips.fps}: the actions of frames that are left out would be lost; "
+                "take every frame, and record fewer a second (dit-video data record --repeat)"
+            )
+        if clips.flip_rate:
+            raise ValueError(f"clips.flip_rate={clips.flip_rate}: a mirrored clip turns the other way; make it 0")
+
+    def check_data(self, inventory: Inventory) -> list[str]:
+        there = inventory.actions
+        if there is None:
+            raise ValueError(
+                "the training videos have no actions; record some (dit-video data record), or ingest them with their "
+                "actions (dit-video data ingest --actions)"
+            )
+        if self.size is not None and (not there.continuous or len(there.names) != self.size):
+            raise ValueError(f"size={self.size}, but the training videos have {there}")
+        if self.size is None and (there.continuous or there.names != self.names):
+            raise ValueError(f"names={self.names}, but the training videos have {there}; give these")
+        return []
 
 
 DEFAULT_SIGNALS: Mapping[str, Signal] = {LABEL: ClassLabel()}

@@ -22,6 +22,7 @@ from dit_video.data.record import Examples, Split
 from dit_video.data.text_set import TextManifest, TextRows, read_text_manifest, text_digest
 from dit_video.data.tokenizers import BytePairs, Bytes, Tokenizer
 from dit_video.data.video_set import MANIFEST, Manifest, read_manifest, set_digest
+from dit_video.video.actions import ActionSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,14 @@ class SourceInfo:
         class_names: label i means class_names[i]; empty where there are no classes.
         digest: sha256 of the manifest.
         split_digest: per split, sha256 over the sorted digests of its source files.
+        actions: of which records have one a frame; None where they have none.
     """
 
     class_names: tuple[str, ...]
     num_records: dict[Split, int]
     digest: str
     split_digest: dict[Split, str]
+    actions: ActionSpace | None = None
 
 
 @runtime_checkable
@@ -155,6 +158,7 @@ def _video_set_info(directory: str, manifest: Manifest) -> SourceInfo:
         num_records=counts,
         digest=set_digest(Path(directory)),
         split_digest={split: manifest.split_digest(split) for split in splits},
+        actions=None if manifest.tracks is None else manifest.tracks.actions,
     )
 
 
@@ -232,6 +236,7 @@ class LatentCache:
             num_records=manifest.num_records,
             digest=manifest.digest,
             split_digest=manifest.split_digests,
+            actions=manifest.actions,
         )
 
     def manifest(self) -> latent_cache.CacheManifest:

@@ -19,7 +19,7 @@ class StoredVideos(Examples):
     """One split of a video set."""
 
     def __init__(self, directory: str, manifest: Manifest, split: Split):
-        self._entries = manifest.stored(split)
+        self._space, self._entries = manifest.tracks, manifest.stored(split)
         if not self._entries:
             raise ValueError(
                 f"{directory}: holds no {split} videos; ingest with another held_out_fraction or split column"
@@ -53,6 +53,7 @@ class StoredVideos(Examples):
             # bytes() of a number would take that much memory.
             if not isinstance(fields["video"], bytes):
                 raise TypeError(f"its video is {type(fields['video']).__name__}")
+            tracks = None if self._space is None else self._space.read(fields, int(fields["num_frames"]))
             record = Record(
                 key=fields["key"].decode(),
                 video=fields["video"],
@@ -60,6 +61,8 @@ class StoredVideos(Examples):
                 caption=fields["caption"].decode(),
                 num_frames=int(fields["num_frames"]),
                 fps=float(fields["fps"]),
+                actions=None if tracks is None else tracks.actions,
+                poses=None if tracks is None else tracks.poses,
             )
         except DAMAGE as error:
             raise ValueError(f"{self._where}: record {index} ({entry.file!r}) is damaged: {error}") from error

@@ -81,9 +81,14 @@ class VideoSetBuilder(tfds.core.GeneratorBasedBuilder):
         records: Mapping[Split, Callable[[], Iterator[dict[str, Any]]]],
         class_names: Sequence[str],
         data_dir: str,
+        beside: Sequence[str] = (),
     ):
+        """Args:
+        beside: names of further fields, as bytes.
+        """
         self._records = records
         self._class_names = list(class_names)
+        self._beside = tuple(beside)
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _log_download_bytes(self) -> None:
@@ -101,6 +106,7 @@ class VideoSetBuilder(tfds.core.GeneratorBasedBuilder):
             "caption": tfds.features.Text(),
             "fps": np.float32,
             "num_frames": np.int32,
+            **{name: tfds.features.Text() for name in self._beside},
         }
         return tfds.core.DatasetInfo(
             builder=self, description="Videos as mp4.", features=tfds.features.FeaturesDict(features)
@@ -144,18 +150,21 @@ def write_records(
     class_names: Sequence[str],
     *,
     shard_size: int,
+    beside: Sequence[str] = (),
 ) -> dict[tuple[Split, str], int]:
     """Writes records as shards into `directory`; returns the position of each, by its split and key.
 
     Args:
         shard_size: bytes after which TFDS begins another shard.
+        beside: names of further fields of the records, as bytes.
     """
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(
         try_download_gcs=False, min_shard_size=min(shard_size, 64 << 20), max_shard_size=shard_size
     )
     with _equal_bytes(), _temporary_files_in(directory):
-        builder = VideoSetBuilder(records=records, class_names=class_names, data_dir=os.fspath(directory / "tfds"))
+        folder = os.fspath(directory / "tfds")
+        builder = VideoSetBuilder(records=records, class_names=class_names, data_dir=folder, beside=beside)
         builder.download_and_prepare(download_config=config)
     for path in Path(builder.data_dir).iterdir():
         path.rename(directory / path.name)

@@ -125,7 +125,8 @@ class ClipTransform:
         """
         fields = {"key": record.key, "start": start, "label": record.label, "caption": record.caption}
         if record.video is None:
-            return Clip(moments=record.moments, tokens=record.tokens, fps=record.fps, **fields)
+            of_clip = {"tokens": record.tokens, "actions": record.actions, "poses": record.poses}
+            return Clip(moments=record.moments, fps=record.fps, **of_clip, **fields)
         try:
             video = self._cut(record, record.video, start)
         except VideoError as error:
@@ -137,7 +138,14 @@ class ClipTransform:
         video = video[:, crop[0] : crop[0] + self.size[0], crop[1] : crop[1] + self.size[1]]
         if self.flip_rate and rng.random() < self.flip_rate:
             video = video[:, :, ::-1]
-        return Clip(video=np.ascontiguousarray(video), fps=self.clip_fps(record.fps), **fields)
+        reached = slice(start, start + self.span(record.fps))
+        return Clip(
+            video=np.ascontiguousarray(video),
+            fps=self.clip_fps(record.fps),
+            actions=None if record.actions is None else record.actions[reached],
+            poses=None if record.poses is None else record.poses[reached],
+            **fields,
+        )
 
     def _cut(
         self, record: Record, video: bytes | UInt8[np.ndarray, "T H W 3"], start: int

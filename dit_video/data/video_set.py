@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 from dit_video.config.json_file import check_kinds, read_object
 from dit_video.data import shard_files
 from dit_video.data.record import NO_LABEL, Split
+from dit_video.data.tracks import Tracks, TrackSpace, from_json
 from dit_video.video.files import MAX_FPS, MAX_FRAMES
 from dit_video.video.pictures import MAX_FRAME_PIXELS
 
@@ -64,6 +65,7 @@ class Entry:
         notes: what was done to pictures and times of the file.
         group: name of what the file was cut from; clips of one group stay on one side of the split.
         split_by: what decided the split.
+        tracks_sha256: digest of what accompanies its frames, actions and poses; empty where nothing does.
     """
 
     file: str
@@ -85,6 +87,7 @@ class Entry:
     notes: str = ""
     group: str | None = None
     split_by: SplitBy = SplitBy.DIGEST
+    tracks_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,7 @@ class Manifest:
         entries: one per source file, stored or skipped.
         rows_without_file: keys of the labels file that matched nothing.
         files: size and sha256 of each shard; none of sets from before.
+        tracks: what accompanies each frame of every stored video; None where nothing does.
     """
 
     settings: dict[str, Any]
@@ -104,6 +108,7 @@ class Manifest:
     entries: tuple[Entry, ...]
     rows_without_file: tuple[str, ...] = ()
     files: shard_files.Files = field(default_factory=dict)
+    tracks: TrackSpace | None = None
 
     def stored(self, split: Split) -> list[Entry]:
         """Stored entries of a split, in the order of their records."""
@@ -113,8 +118,11 @@ class Manifest:
         return [entry for entry in self.entries if entry.split is None]
 
     def split_digest(self, split: Split) -> str:
-        """sha256 over the sorted digests of the split's files: what a model trained or was judged on."""
-        lines = sorted(entry.sha256 for entry in self.entries if entry.split == split)
+        """sha256 over the sorted digests of the split's files, and of what accompanies their frames: what a model
+        trained or was judged on.
+        """
+        of_split = (entry for entry in self.entries if entry.split == split)
+        lines = sorted(f"{entry.sha256} {entry.tracks_sha256}".rstrip() for entry in of_split)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -125,6 +133,7 @@ def write_video_set(
     *,
     shard_size: int,
     on_record: Callable[[int, int], None],
+    load_tracks: Callable[[Entry], Tracks] | None = None,
 ) -> Manifest:
     """Writes the stored entries of a manifest (their `index` is not yet known)
     and the manifest itself into a new folder.
@@ -133,6 +142,7 @@ def write_video_set(
         load: the mp4 bytes of an entry; called once per stored entry, in order.
         shard_size: bytes after which TFDS begins another shard.
         on_record: called as (records done, records in all).
+        load_tracks: what accompanies the frames of an entry, where the manifest has tracks.
 
     Returns:
         The manifest as written, with the position of every record.
@@ -140,6 +150,11 @@ def write_video_set(
     labels = {name: index for index, name in enumerate(manifest.class_names)}
     chosen = {split: [e for e in manifest.entries if e.split == split] for split in Split}
     total, done = sum(map(len, chosen.values())), 0
+
+    def tracks_of(entry: Entry) -> dict[str, bytes]:
+        if manifest.tracks is None or load_tracks is None:
+            return {}
+        return manifest.tracks.to_bytes(load_tracks(entry))
 
     def records(entries: list[Entry]) -> Iterator[dict[str, Any]]:
         nonlocal done
@@ -151,6 +166,7 @@ def write_video_set(
                 "caption": entry.caption,
                 "fps": entry.fps,
                 "num_frames": entry.frames,
+                **tracks_of(entry),
             }
             done += 1
             on_record(done, total)
@@ -159,7 +175,8 @@ def write_video_set(
     from dit_video.data.tfds_sets import write_records
 
     make = {split: lambda e=entries: records(e) for split, entries in chosen.items() if entries}
-    index = write_records(directory, make, manifest.class_names, shard_size=shard_size)
+    beside = [] if manifest.tracks is None else manifest.tracks.fields
+    index = write_records(directory, make, manifest.class_names, shard_size=shard_size, beside=beside)
     manifest = replace(
         manifest,
         entries=tuple(e if e.split is None else replace(e, index=index[(e.split, e.file)]) for e in manifest.entries),
@@ -184,7 +201,15 @@ def set_digest(directory: Path) -> str:
 
 def _to_json(manifest: Manifest) -> str:
     counts = {split.value: len(manifest.stored(split)) for split in Split} | {"skipped": len(manifest.skipped())}
-    return json.dumps({"format": _FORMAT, "version": _VERSION, "counts": counts} | asdict(manifest), indent=1)
+    content: dict[str, Any] = asdict(manifest)
+    if manifest.tracks is not None:
+        content["tracks"] = manifest.tracks.to_json()
+    else:
+        # As before there were any, so that a set without that is made again has the digest of before.
+        del content["tracks"]
+        for entry in content["entries"]:
+            del entry["tracks_sha256"]
+    return json.dumps({"format": _FORMAT, "version": _VERSION, "counts": counts} | content, indent=1)
 
 
 def read_manifest(directory: str | os.PathLike, *, remedy: str) -> Manifest:
@@ -225,6 +250,7 @@ def _from_content(content: dict[str, Any]) -> Manifest:
         entries=tuple(_entry(f"entries[{number}]", row) for number, row in enumerate(content["entries"])),
         rows_without_file=tuple(content["rows_without_file"]),
         files=content.get("files", {}),
+        tracks=from_json(content["tracks"]) if "tracks" in content else None,
     )
     shard_files.check_described(manifest.files)
     labels = {None, *manifest.class_names}
@@ -241,7 +267,14 @@ def _from_content(content: dict[str, Any]) -> Manifest:
 
 _KINDS = {name: float | int if kind is float else kind for name, kind in get_type_hints(Entry).items()}
 # Fields that manifests of before have not.
-_LATER = {"left_out": 0, "doubled": 0, "notes": "", "group": None, "split_by": SplitBy.LABELS.value}
+_LATER = {
+    "left_out": 0,
+    "doubled": 0,
+    "notes": "",
+    "group": None,
+    "split_by": SplitBy.LABELS.value,
+    "tracks_sha256": "",
+}
 
 
 def _entry(where: str, row: Any) -> Entry:

@@ -93,6 +93,7 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
         split_digests=info.split_digest,
         provenance=made_with,
         quality=quality,
+        actions=info.actions,
     )
     console.print(f"latent cache: {folder}{'' if quality is None else f'; {quality}'}", highlight=False)
     for line in [] if quality is None else quality.warnings():

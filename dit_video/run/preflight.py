@@ -30,7 +30,10 @@ def preflight(experiment: Experiment) -> list[str]:
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     for name, signal in experiment.data.signals.items():
-        warnings += [f"config.data.signals.{name}: {line}" for line in signal.check_data(train)]
+        try:
+            warnings += [f"config.data.signals.{name}: {line}" for line in signal.check_data(train)]
+        except ValueError as error:
+            raise ExperimentError(f"config.data.signals.{name}: {error}") from error
     for name, evaluator in experiment.evaluators.items():
         try:
             check_num_clips(evaluator, inventories)
