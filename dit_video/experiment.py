@@ -36,6 +36,8 @@ class Experiment:
     Attributes:
         seed: of initialisation, data order and noise.
         num_microbatches: parts the global batch is cut into for gradient accumulation.
+        ema: the average that is evaluated and exported; None keeps none (with AdamW a quarter of the state) and the
+            weights themselves are.
         evaluators: by the name they are recorded under.
         faults: what to do when training goes wrong.
         keep: which checkpoints stay; no part of the fingerprint either.
@@ -48,7 +50,7 @@ class Experiment:
     data: Data
     optimizer: Optimizer
     schedule: Schedule
-    ema: EMA = EMA()
+    ema: EMA | None = EMA()
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     num_microbatches: int = 1
     faults: Faults = Faults()

@@ -23,7 +23,7 @@ from dit_video.distributed.sharding import rows_here
 from dit_video.experiment import Experiment
 from dit_video.run import start_summary, workload
 from dit_video.run.codec import codec_of_run
-from dit_video.run.folder import EXPERIMENT_FILE, identity, record_data
+from dit_video.run.folder import EXPERIMENT_FILE, identity, read_experiment, record_data
 from dit_video.run.fresh_start import keep_earlier_record
 from dit_video.run.open_run import description, evaluation_data, program_of, unstyled
 from dit_video.run.shown import record_shown
@@ -169,16 +169,16 @@ class Session:
             unstyled(self.console)(earlier)
         state = program.init(self.experiment.seed)
         if init_from is not None:
-            source = Checkpoints(init_from)
+            source, averaged = Checkpoints(init_from), read_experiment(init_from, self.experiment).ema is not None
             try:
-                params = source.restore_params(program.definition.shapes, self.mesh, ema=True)
+                params = source.restore_params(program.definition.shapes, self.mesh, ema=averaged)
             finally:
                 source.close()
             shardings = jax.tree.map(lambda s: s.sharding, program.shapes.params)
             params = jax.device_put(params, shardings)
-            state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-            where = address_of(init_from) or init_from
-            self.console.print(f"starting from the averaged weights of {where}", highlight=False)
+            state = state._replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+            where, which = address_of(init_from) or init_from, "averaged weights" if averaged else "weights"
+            self.console.print(f"starting from the {which} of {where}", highlight=False)
         return state, 0
 
     @contextlib.contextmanager

@@ -30,7 +30,7 @@ class Observers:
     def evaluate(self, names: list[str], step: int, state: TrainState) -> None:
         """Runs and records the evaluators of these names, at `step`."""
         self.recorder.now(Activity.EVALUATE)
-        self.evaluation.run(names, state.ema, step, self.recorder)
+        self.evaluation.run(names, state.evaluated, step, self.recorder, ema=state.ema is not None)
 
     def evaluate_missed(self, step: int, state: TrainState, *, last: bool) -> None:
         """Runs the evaluators that were due at `step` and are not on record: the run was stopped or killed before."""

@@ -23,12 +23,20 @@ CompilerOptions = Mapping[str, bool | int | str]
 
 
 class TrainState(NamedTuple):
-    """Training state: step, parameters, their exponential moving average and optimizer state, as plain arrays."""
+    """Training state: step, parameters, their exponential moving average and optimizer state, as plain arrays.
+
+    `ema` is None where none is kept.
+    """
 
     step: Int[Array, ""]
     params: Params
-    ema: Params
+    ema: Params | None
     opt_state: optax.OptState
+
+    @property
+    def evaluated(self) -> Params:
+        """The weights that are evaluated: averaged, where there is an average."""
+        return self.params if self.ema is None else self.ema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +71,7 @@ class Program:
 def make_program(
     task: Task,
     optimizer: Optimizer,
-    ema: EMA,
+    ema: EMA | None,
     *,
     num_steps: int,
     num_microbatches: int,
@@ -74,6 +82,7 @@ def make_program(
     """Builds init, train step and gradient of `task` for a mesh; nothing is compiled or computed yet.
 
     Args:
+        ema: None keeps no average.
         num_steps: length of the run, for learning-rate decay.
         num_microbatches: the batch is cut into this many parts whose gradients are averaged before the one update.
         compiler_options: XLA's, for the step.
@@ -83,14 +92,14 @@ def make_program(
     definition = define(task.init)
     rule, rates = optimizer.build(num_steps, definition.axes), optimizer.rates(num_steps)
     shapes = _shard(
-        jax.eval_shape(lambda: _fresh(definition.shapes, rule)),
+        jax.eval_shape(lambda: _fresh(definition.shapes, rule, ema)),
         shard_params(definition.axes, definition.shapes, mesh),
         mesh,
     )
     shardings = jax.tree.map(lambda s: s.sharding, shapes)
 
     def init(seed: int) -> TrainState:
-        build = lambda s: _start(params_of(task.init(purpose_key(s, "init"))), rule)  # noqa: E731
+        build = lambda s: _start(params_of(task.init(purpose_key(s, "init"))), rule, ema)  # noqa: E731
         with jax.set_mesh(mesh):
             return jax.jit(build, out_shardings=shardings)(seed)
 
@@ -107,7 +116,7 @@ def make_program(
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         # Optax says only that it is a tree; it is one like the params it was given.
         params = cast(Params, optax.apply_updates(state.params, updates))
-        averaged = ema.update(state.ema, params, state.step)
+        averaged = None if ema is None or state.ema is None else ema.update(state.ema, params, state.step)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, params, averaged, opt_state)
         if skip_not_finite:
@@ -146,12 +155,15 @@ def make_program(
     return Program(definition, init, run_step, run_gradient, shapes, compiled, learning_rate, lower, mesh)
 
 
-def _start(params: Params, rule: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), rule.init(params))
+def _start(params: Params, rule: optax.GradientTransformation, ema: EMA | None) -> TrainState:
+    averaged = None if ema is None else jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, averaged, rule.init(params))
 
 
-def _fresh(shapes: Mapping[str, jax.ShapeDtypeStruct], rule: optax.GradientTransformation) -> TrainState:
-    return _start({n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}, rule)
+def _fresh(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], rule: optax.GradientTransformation, ema: EMA | None
+) -> TrainState:
+    return _start({n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}, rule, ema)
 
 
 def _mean_gradient(loss, num_microbatches: int, state: TrainState, frozen, batch: Batch, rng):
