@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
+from dit_video.cli.data_actions import action_lines, actions_of
 from dit_video.cli.data_json import to_json
 from dit_video.data import captions
 from dit_video.data.record import Split
@@ -150,9 +151,12 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     source = VideoSet(directory=arguments.directory)
     manifest, digests = source.manifest(), source.info().split_digest
     if arguments.json:
-        print(json.dumps(to_json(manifest, digests), indent=1))
+        actions = actions_of(source, manifest)
+        print(json.dumps(to_json(manifest, digests) | ({} if actions is None else {"actions": actions}), indent=1))
     else:
         _show_set(console, manifest, digests, arguments.caption_bytes)
+        for line in action_lines(actions_of(source, manifest)):
+            console.print(line)
     if arguments.out is not None:
         Image.fromarray(contact_sheet(source)).save(arguments.out)
         console.print(f"contact sheet: {arguments.out}")
