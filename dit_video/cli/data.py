@@ -21,6 +21,7 @@ from dit_video.data.record import Split
 from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
 from dit_video.data.video_set import UNFINISHED, Manifest, read_manifest
+from dit_video.ingest.action_files import ActionFiles, Leads
 from dit_video.ingest.extend import extend
 from dit_video.ingest.ingest import Progress, ingest
 from dit_video.ingest.label_table import LabelTable
@@ -82,6 +83,7 @@ def _ingested(arguments: argparse.Namespace, show: Progress) -> Manifest:
         arguments.sources,
         arguments.out,
         labels=_label_table(arguments, {}),
+        actions=_action_files(arguments),
         group=arguments.group,
         held_out_fraction=_HELD_OUT_FRACTION if fraction is None else fraction,
         transcoding=Transcoding(max_size=arguments.max_size, num_workers=arguments.num_workers),
@@ -92,6 +94,8 @@ def _ingested(arguments: argparse.Namespace, show: Progress) -> Manifest:
 def _extended(arguments: argparse.Namespace, show: Progress, console: Console) -> Manifest:
     """The set with what is added; says what has changed of what it had."""
     finish(arguments.out)
+    if arguments.actions is not None:
+        raise ValueError("--actions: a set with actions is not extended; make a new set of all sources")
     old = read_manifest(arguments.out, remedy="--add extends a set; make one without it")
     new = extend(
         arguments.sources,
@@ -142,6 +146,20 @@ def _label_table(arguments: argparse.Namespace, of_set: Mapping[str, str | None]
     if arguments.label or arguments.caption or arguments.split:
         raise ValueError("--label, --caption and --split name columns of a table; give it with --labels FILE")
     return None
+
+
+def _action_files(arguments: argparse.Namespace) -> ActionFiles | None:
+    if arguments.actions is None:
+        if arguments.action_leads or arguments.action_columns:
+            raise ValueError("--action_leads and --action_columns are of --actions PATTERN")
+        return None
+    if arguments.action_leads is None:
+        raise ValueError(
+            "--actions needs --action_leads: `to` where row f is what led to frame f, `from` where it is what was "
+            "done on seeing frame f, as environments record it"
+        )
+    columns = tuple(filter(None, (arguments.action_columns or "").split(",")))
+    return ActionFiles(pattern=arguments.actions, leads=Leads(arguments.action_leads), columns=columns)
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,9 @@ INGEST = """  dit-video data ingest videos/ --out data/mine
   dit-video data ingest more/ --out data/mine --add
       more videos for a set, as if it had been made of all folders at once
 
+  dit-video data ingest recorded/ --out data/world --actions '{stem}_actions.npz' --action_leads from
+      videos with an action for each frame
+
 Without a table: clip.txt beside clip.mp4 is its caption, clip.cls its class, clip.json has both (as in WebDataset
 tars); metadata.jsonl, .csv or .parquet with file_name and text (as Hugging Face has it); sub-folders are classes. A
 folder of numbered pictures is a clip.
@@ -100,6 +103,15 @@ def _add_ingest(commands) -> None:
         help="what clips of one source have in common, which stay on one side of the split: a column, a field of "
         "clip.json, or a regular expression on paths, of which the first (...) counts",
     )
+    parser.add_argument(
+        "--actions",
+        metavar="PATTERN",
+        help="file of actions beside each video, as {stem}_actions.npz; .npz, .jsonl, .csv or .parquet, a row a frame",
+    )
+    parser.add_argument(
+        "--action_leads", choices=("to", "from"), help="row f led to frame f, or was done on seeing it, from there on"
+    )
+    parser.add_argument("--action_columns", metavar="COL,COL", help="columns of actions, or the array of a .npz")
     parser.add_argument("--held_out_fraction", type=float, metavar="F", help="share held out (default 0.1)")
     parser.add_argument("--max_size", type=whole(2), metavar="PIXELS", help="longest short side (default: keep sizes)")
     parser.add_argument("--num_workers", type=whole(1), metavar="N", help="files decoded at once (default: one a core)")
