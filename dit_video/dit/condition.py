@@ -96,9 +96,11 @@ class Condition(abc.ABC):
         """Zeros of the shape of a null condition that is loaded, for one clip; None where `empty` makes it."""
         return None
 
-    def example(self, signals: Signals, batch_size: int) -> Signals:
-        """`signals` with zeros for the one that is read, where the data do not say its shape."""
-        del batch_size
+    def example(self, signals: Signals, batch_size: int, num_frames: int) -> Signals:
+        """`signals` with values for the one that is read, where the data do not say its shape, for clips of so many
+        frames.
+        """
+        del batch_size, num_frames
         return signals
 
     def random(self, rng: np.random.Generator, signals: Signals) -> Signals:
@@ -130,8 +132,18 @@ class Condition(abc.ABC):
         """Number of text tokens of every caption, where the condition fixes it."""
         return None
 
+    @property
+    def by_frame(self) -> bool:
+        """Whether it has a value for each latent frame, `cond` [B t ...], such as what was done there."""
+        return False
+
+    def check_frames(self, frames_per_latent: int) -> None:  # noqa: B027 (most are of whole clips)
+        """Raises ValueError where it does not fit a codec that puts so many frames into a latent frame."""
+
     def label_embedding(self, hidden_size: int, *, rngs: nnx.Rngs) -> Any:
-        """Module that embeds it as one vector, which modulates the blocks beside the noise level, or None."""
+        """Module that embeds it as one vector [B D], or one for each latent frame [B t D], which modulates the blocks
+        beside the noise level; or None.
+        """
         del hidden_size, rngs
         return None
 
@@ -312,7 +324,8 @@ class EmbeddedText(Condition):
         tokens = jnp.zeros((1, self.num_tokens, self.hidden_size))
         return Text(tokens, jnp.ones((1,), jnp.int32), jnp.zeros((1, self.pooled_size)))
 
-    def example(self, signals: Signals, batch_size: int) -> Signals:
+    def example(self, signals: Signals, batch_size: int, num_frames: int) -> Signals:
+        del num_frames
         return {**signals, TEXT: jax.tree.map(lambda x: jnp.repeat(x, batch_size, axis=0), self.blank_null())}
 
     def random(self, rng: np.random.Generator, signals: Signals) -> Signals:
