@@ -16,12 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from dit_video.config.bounds import at_least
 from dit_video.data.batch import require_signal
+from dit_video.data.signals import ACTION
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Condition, Signals
 from dit_video.nn.embed import VectorEmbedding
-
-# Name of the signal: actions of the frames of a clip in pixels, [B T] or [B T A].
-ACTION = "action"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +80,6 @@ class ActionCondition(Condition):
         before = jnp.broadcast_to(jnp.asarray(self._null, actions.dtype), (len(actions), lacking, *actions.shape[2:]))
         whole = jnp.concatenate([before, actions], axis=1)
         return whole.reshape(len(whole), -1, self.frames_per_latent, *actions.shape[2:])
-
-    def example(self, signals: Signals, batch_size: int, num_frames: int) -> Signals:
-        return {**signals, ACTION: np.broadcast_to(self.none, (batch_size, num_frames, *np.shape(self.none)))}
 
     def check_frames(self, frames_per_latent: int) -> None:
         if frames_per_latent != self.frames_per_latent:

@@ -96,11 +96,9 @@ class Condition(abc.ABC):
         """Zeros of the shape of a null condition that is loaded, for one clip; None where `empty` makes it."""
         return None
 
-    def example(self, signals: Signals, batch_size: int, num_frames: int) -> Signals:
-        """`signals` with values for the one that is read, where the data do not say its shape, for clips of so many
-        frames.
-        """
-        del batch_size, num_frames
+    def example(self, signals: Signals, batch_size: int) -> Signals:
+        """`signals` with zeros for the one that is read, where the data do not say its shape."""
+        del batch_size
         return signals
 
     def random(self, rng: np.random.Generator, signals: Signals) -> Signals:
@@ -324,8 +322,7 @@ class EmbeddedText(Condition):
         tokens = jnp.zeros((1, self.num_tokens, self.hidden_size))
         return Text(tokens, jnp.ones((1,), jnp.int32), jnp.zeros((1, self.pooled_size)))
 
-    def example(self, signals: Signals, batch_size: int, num_frames: int) -> Signals:
-        del num_frames
+    def example(self, signals: Signals, batch_size: int) -> Signals:
         return {**signals, TEXT: jax.tree.map(lambda x: jnp.repeat(x, batch_size, axis=0), self.blank_null())}
 
     def random(self, rng: np.random.Generator, signals: Signals) -> Signals:

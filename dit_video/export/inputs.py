@@ -35,8 +35,7 @@ def random_cond(task: Denoise, num_clips: int, latents: tuple[int, ...], signals
         return None
     rng = np.random.default_rng(1)
     rows = jax.tree.map(lambda x: np.repeat(x, num_clips, axis=0), dict(signals))
-    num_frames = 1 + (latents[0] - 1) * task.codec.vae.compression[0]
-    examples = task.condition.example(rows, num_clips, num_frames)
+    examples = task.condition.example(rows, num_clips)
     cond = jax.tree.map(np.asarray, task.condition.read(task.condition.random(rng, examples)))
     channels = None if task.known is None else task.known.channels
     if channels is None:

@@ -430,7 +430,7 @@ class Denoise(Task):
     def example(self, data: Data, batch_size: int) -> Batch:
         signals = examples_of(data.signals, batch_size)
         if self.condition is not None:
-            signals = dict(self.condition.example(signals, batch_size, data.clips.num_frames))
+            signals = dict(self.condition.example(signals, batch_size))
         if data.cache is None:
             return super().example(data, batch_size)._replace(signals=signals)
         moments = (batch_size, *latent_cells(self.codec.vae, data), 2 * self.codec.vae.latent_channels)

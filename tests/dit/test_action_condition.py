@@ -14,6 +14,11 @@ KEYS = DiscreteActions(num_actions=3, frames_per_latent=4)
 JOINTS = ContinuousActions(action_size=2, frames_per_latent=2)
 
 
+def unknown(condition):
+    """Two clips of nine frames of which no action is known."""
+    return {"action": np.broadcast_to(condition.none, (2, 9, *condition.none.shape))}
+
+
 def test_a_latent_frame_has_the_actions_of_its_frames():
     """The first is of one frame, which has one; 3 stands for none."""
     actions = np.array([[0, 1, 2, 0, 1, 2, 2, -1, 0]], np.int32)
@@ -35,7 +40,7 @@ def test_vectors_are_grouped_alike():
 
 @pytest.mark.parametrize("condition", [KEYS, JOINTS])
 def test_examples_are_of_no_known_action_and_random_ones_are_known(condition):
-    signals = condition.example({}, 2, 9)
+    signals = unknown(condition)
     read, random = condition.read(signals), condition.random(np.random.default_rng(0), signals)
     np.testing.assert_array_equal(read, condition.empty(read))
     assert len(np.unique(np.asarray(random["action"]))) >= 3
@@ -46,7 +51,7 @@ def test_examples_are_of_no_known_action_and_random_ones_are_known(condition):
 @pytest.mark.parametrize("condition", [KEYS, JOINTS])
 def test_a_vector_for_each_latent_frame_is_that_of_its_own_actions(condition):
     embed = condition.label_embedding(8, rngs=nnx.Rngs(0))
-    cond = condition.read(condition.random(np.random.default_rng(0), condition.example({}, 2, 9)))
+    cond = condition.read(condition.random(np.random.default_rng(0), unknown(condition)))
     vectors, null = (np.asarray(jax.jit(lambda e, c: e(c))(embed, c)) for c in (cond, condition.empty(cond)))
     assert vectors.shape == (*cond.shape[:2], 8)
     assert np.isfinite(null).all()

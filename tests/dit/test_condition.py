@@ -109,7 +109,7 @@ def test_embedded_text_of_another_shape_is_refused_and_nothing_cannot_be_made():
 def test_random_values_of_what_is_read_can_be_read_and_have_a_meaning_each(condition):
     """What plans, proofs and exports call a network with where there are no data."""
     data = {"label": np.full(6, -1, np.int32), "caption": encode_captions([""] * 6, 8)}
-    signals = condition.random(np.random.default_rng(0), condition.example(data, 6, 5))
+    signals = condition.random(np.random.default_rng(0), condition.example(data, 6))
     leaves = jax.tree.leaves(condition.read(signals))
     assert len(leaves) == len(condition.inputs())
     assert all(len(leaf) == 6 and np.ptp(np.asarray(leaf, np.float32), axis=0).any() for leaf in leaves)
