@@ -44,6 +44,27 @@ def test_types_are_sound():
     assert result.returncode == 0, result.stdout
 
 
+A_PATH = re.compile(r"[{._](path|folder|directory|dir|out|workdir|file|archive)(![rs])?\}$")
+
+
+def unquoted(node: ast.JoinedStr) -> list[str]:
+    """Paths that a printed command has as they are, where a shell may read them as more than a word."""
+    found, command = [], False
+    for part in node.values:
+        if isinstance(part, ast.Constant):
+            start = re.search(r"(dit-video [a-z]|hf download|tfds )[^`]*$", part.value)
+            command = bool(start) or (command and "`" not in part.value and "\n" not in part.value)
+        elif command and A_PATH.search(ast.unparse(part)):
+            found.append(ast.unparse(part))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_that_are_printed_can_be_typed(path):
+    strings = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.JoinedStr))
+    assert [word for node in strings for word in unquoted(node)] == []
+
+
 PLANTED = {
     "wrong type": ("num_steps=20", 'num_steps="20"'),
     "misspelt argument": ("guidance=Guidance(scale=2.0)", "guidance=Guidance(scal=2.0)"),

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import time
 from collections import Counter
 from pathlib import Path
@@ -88,6 +89,10 @@ class Steps(Protocol):
         """
         ...
 
+    def unopenable(self, step: int) -> str | None:
+        """A pipe, socket or device in a step, at which a reader would wait for ever; None where all are plain files."""
+        ...
+
     def unfinished(self) -> list[str]:
         """Names of steps whose save is in progress, or was killed."""
         ...
@@ -156,13 +161,21 @@ class LocalSteps:
         for folder, _, names in os.walk(top, onerror=_raise):
             for name in names:
                 try:
-                    with open(os.path.join(folder, name), "rb") as file:
-                        while file.read(_BLOCK):
-                            pass
+                    # Whoever reads the step says of what else there is that it is none of its files.
+                    if stat.S_ISREG(os.stat(os.path.join(folder, name)).st_mode):
+                        _read_through(os.path.join(folder, name))
                 except FileNotFoundError as error:
                     if not top.is_dir():
                         raise  # a training that goes on at this moment deletes old steps
                     raise Unreadable(f"{os.path.join(folder, name)}: listed, and not there") from error
+
+    def unopenable(self, step: int) -> str | None:
+        for folder, _, names in os.walk(self.path / str(step)):
+            for path in (os.path.join(folder, name) for name in names):
+                with contextlib.suppress(OSError):  # what is not there at all is the reader's to find
+                    if not stat.S_ISREG(os.stat(path).st_mode):
+                        return path
+        return None
 
     def unfinished(self) -> list[str]:
         return sorted(path.name for path in self.path.glob("*.orbax-checkpoint-tmp*"))
@@ -199,6 +212,12 @@ class LocalSteps:
         return _num_bytes(self.path / str(step))
 
 
+def _read_through(path: str) -> None:
+    with open(path, "rb") as file:
+        while file.read(_BLOCK):
+            pass
+
+
 class BucketSteps:
     """Checkpoint steps in a bucket, at `where`, which is gs://bucket/run."""
 
@@ -229,6 +248,10 @@ class BucketSteps:
         for path, about in files.items():
             for start in range(0, about["size"], _BLOCK):
                 self._files.cat_file(path, start=start, end=min(start + _BLOCK, about["size"]))
+
+    def unopenable(self, step: int) -> str | None:
+        del step
+        return None  # a bucket has nothing but objects
 
     @as_os_errors()
     def unfinished(self) -> list[str]:

@@ -179,6 +179,8 @@ class Reader:
             Unreadable: it could not read.
         """
         self._folder.check()
+        if (odd := self._folder.unopenable(step)) is not None:
+            raise self.damaged(step, f"{odd} is no plain file")
         with as_os_errors(), quiet(), each_for_itself():
             try:
                 return read(self._folder.path / str(step))

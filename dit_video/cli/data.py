@@ -16,6 +16,7 @@ from rich.table import Table
 
 from dit_video.cli.data_actions import action_lines, actions_of
 from dit_video.cli.data_json import to_json
+from dit_video.config.paths import shell_word
 from dit_video.data import captions
 from dit_video.data.record import Split
 from dit_video.data.sources import MovingDigits, VideoSet
@@ -48,7 +49,7 @@ def run_ingest(arguments: argparse.Namespace) -> int:
     _print_notes(console, manifest)
     counts = ", ".join(f"{len(manifest.stored(split))} {split}" for split in Split)
     out = arguments.out
-    console.print(f"{out}: {counts}; look at it with: dit-video data inspect {out}")
+    console.print(f"{out}: {counts}; look at it with: dit-video data inspect {shell_word(out)}")
     return 0
 
 

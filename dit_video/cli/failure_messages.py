@@ -6,7 +6,7 @@ what kind of thing could not be read, and a remedy. What is neither is a fault o
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -53,8 +53,9 @@ _READS = {
     "tensorflow_datasets": "data set",
 }
 _DAMAGED = "it is damaged or of another kind: fetch or make it again"
-# Names by which functions of this package know what they read.
+# Names by which functions of this package know what they read; pathlib's own know it as themselves.
 _FILES = ("path", "file", "folder", "directory", "workdir", "source")
+_OWN_FILES = {"dit_video": _FILES, "pathlib": ("self",)}
 
 
 def in_words(error: BaseException) -> str | None:
@@ -84,17 +85,20 @@ def _file_of(error: BaseException, otherwise: str) -> str:
     """The file that an error names, or else that the innermost function of this package was at."""
     if isinstance(error, OSError) and error.filename is not None:
         return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
-    for frame in _frames(error):
-        for name in _FILES:
+    for frame, names in _frames(error):
+        for name in names:
             if isinstance(value := frame.f_locals.get(name), str | Path):
                 return str(value)
     return otherwise
 
 
-def _frames(error: BaseException) -> Iterator[FrameType]:
-    """Frames of this package in which an error arose, the innermost first."""
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, Sequence[str]]]:
+    """Frames of this package and of pathlib in which an error arose, the innermost first, each with names of files."""
     found, trace = [], error.__traceback__
     while trace is not None:
         found.append(trace.tb_frame)
         trace = trace.tb_next
-    return (frame for frame in reversed(found) if frame.f_globals.get("__name__", "").startswith("dit_video."))
+    for frame in reversed(found):
+        root = frame.f_globals.get("__name__", "").partition(".")[0]
+        if root in _OWN_FILES:
+            yield frame, _OWN_FILES[root]

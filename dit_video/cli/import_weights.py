@@ -4,6 +4,7 @@ import argparse
 
 from dit_video.cli.arguments import named
 from dit_video.config.atomic import new_folder
+from dit_video.config.paths import shell_word
 from dit_video.progress import Terminal
 from dit_video.run.import_weights import import_run
 from dit_video.weights.source import read_digests
@@ -41,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
             lines.append(f"keep these folders, which the run reads: {', '.join(part.needs)}")
     lines.append(
         f"done: {arguments.out}; export takes it as --workdir, as do sample (a denoiser) and evaluate (where --config "
-        f"gave it data); `dit-video train --init_from={arguments.out}` starts from it"
+        f"gave it data); `dit-video train --init_from={shell_word(arguments.out)}` starts from it"
     )
     Terminal().print("\n".join(lines))
     return 0

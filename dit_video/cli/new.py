@@ -8,6 +8,7 @@ from dit_video.cli.arguments import named
 from dit_video.config.atomic import write_file
 from dit_video.config.components import flatten
 from dit_video.config.overrides import override
+from dit_video.config.paths import shell_word
 from dit_video.config.source_code import Source, source_of
 from dit_video.config.user_file import packaged, packaged_experiments
 from dit_video.data.sources import LatentCache, VideoSet
@@ -19,8 +20,8 @@ _NUM_CLASSES = "task.condition.num_classes"
 _WIDTH = 120
 _FILE = '''"""From {origin}, by `dit-video new`. Say here what it is for, what it takes and what came out.
 
-    dit-video show --config={file}                    the experiment, its parameters and FLOPs
-    dit-video train --config={file} --workdir=runs/{stem}
+    dit-video show --config={file}   the experiment, its parameters and FLOPs
+    dit-video train --config={file} --workdir={workdir}
 
 A field can be changed without editing this file: --config.optimizer.learning_rate=3e-4.
 """
@@ -49,8 +50,8 @@ def main(arguments: argparse.Namespace) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file, experiment_file(experiment, file, arguments.origin).encode())
     console.print(
-        f"done: {file}; read it, then\n  dit-video show --config={file} --check\n"
-        f"  dit-video train --config={file} --workdir=runs/{file.stem}"
+        f"done: {file}; read it, then\n  dit-video show --config={shell_word(file)} --check\n"
+        f"  dit-video train --config={shell_word(file)} --workdir={shell_word(f'runs/{file.stem}')}"
     )
     return 0
 
@@ -60,7 +61,9 @@ def experiment_file(experiment: Experiment, file: Path, origin: str) -> str:
     source = source_of(experiment, indent=4)
     # The name stands within a docstring.
     from_what = origin.replace("\\", "/").replace('"', "'")
-    return _FILE.format(origin=from_what, file=file, stem=file.stem, imports=_imports(source), expression=source.text)
+    named_file, workdir = shell_word(file), shell_word(f"runs/{file.stem}")
+    imports = _imports(source)
+    return _FILE.format(origin=from_what, file=named_file, workdir=workdir, imports=imports, expression=source.text)
 
 
 def _imports(source: Source) -> str:

@@ -5,6 +5,7 @@ import argparse
 from rich.filesize import decimal
 
 from dit_video.cli.arguments import like_of
+from dit_video.config.paths import shell_word
 from dit_video.progress import Terminal
 from dit_video.run.pack import pack, unpack
 
@@ -13,12 +14,14 @@ def main(arguments: argparse.Namespace) -> int:
     packed = pack(arguments.workdir, arguments.out, step=arguments.step, like=like_of(arguments))
     Terminal().print(
         f"done: {arguments.out}, {decimal(packed.num_bytes)} in {packed.num_files} files, step {packed.step}; "
-        f"`dit-video unpack {arguments.out.name} --out=DIR` makes a run of it"
+        f"`dit-video unpack {shell_word(arguments.out.name)} --out=DIR` makes a run of it"
     )
     return 0
 
 
 def unpacked(arguments: argparse.Namespace) -> int:
     unpack(arguments.archive, arguments.out)
-    Terminal().print(f"done: {arguments.out}; `dit-video sample --workdir={arguments.out}` makes clips with it")
+    Terminal().print(
+        f"done: {arguments.out}; `dit-video sample --workdir={shell_word(arguments.out)}` makes clips with it"
+    )
     return 0

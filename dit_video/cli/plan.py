@@ -106,6 +106,8 @@ def prepare(target: Target) -> None:
     # libtpu must not ask the cloud which TPU this is, nor log that there is none.
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_MIN_LOG_LEVEL="3")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v6e-8")
+    # Compilers need no device, so that several may be loaded at a time.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
 
 
 def to_json(found: Plan, price: float | None) -> dict[str, Any]:

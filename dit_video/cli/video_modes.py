@@ -47,10 +47,13 @@ def task_for(asked: Asked, task: Task, trained: int, num_frames: int, console: C
     """
     long = not asked.any and num_frames > trained
     pattern = pattern_of(asked)
-    if asked.strength is not None:
-        return task.with_strength(asked.strength), False
+    try:
+        if asked.strength is not None:
+            return task.with_strength(asked.strength), False
+        made, warning = (task, None) if pattern is None else task.with_known(pattern)
+    except ValueError as error:
+        raise ValueError(f"{asked.words}: {error}") from error
     if pattern is not None:
-        made, warning = task.with_known(pattern)
         if warning is not None:
             unstyled(console)(warning)
         return made, False

@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,14 @@ def read_object(path: Path, kinds: Kinds = {}) -> dict[str, Any]:  # noqa: B006 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: more than MAX_BYTES, or whatever `parse_object` and `check_kinds` refuse.
+        ValueError: no plain file, more than MAX_BYTES, or whatever `parse_object` and `check_kinds` refuse.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{path}: {size} bytes, more than the {MAX_BYTES} that are read of a JSON file")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        # Of a pipe nothing may ever come.
+        raise ValueError(f"{path}: is a pipe, a socket or a device, not a file")
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f"{path}: {status.st_size} bytes, more than the {MAX_BYTES} that are read of a JSON file")
     try:
         content = parse_object(path.read_bytes())
         check_kinds(content, kinds)

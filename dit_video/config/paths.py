@@ -3,10 +3,16 @@
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+
+
+def shell_word(word: str | os.PathLike) -> str:
+    """A path, or a value, as it is typed into a shell: in quotes where it has spaces or signs in it."""
+    return shlex.quote(str(word))
 
 
 def expanded(text: str) -> str:

@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from dit_video.config.atomic import new_folder
 from dit_video.config.json_file import check_kinds, read_object
+from dit_video.config.paths import shell_word
 from dit_video.data import shard_files
 from dit_video.data.record import Clip, Examples, Record, Split
 from dit_video.data.video_set import MANIFEST
@@ -250,7 +251,7 @@ def read_cache_manifest(directory: str | os.PathLike) -> CacheManifest:
 
 def _content(directory: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
     path = Path(directory) / MANIFEST
-    remedy = f"make it with: dit-video encode --config=EXPERIMENT --config.data.cache.directory={directory}"
+    remedy = f"make it with: dit-video encode --config=EXPERIMENT --config.data.cache.directory={shell_word(directory)}"
     if not path.exists():
         raise FileNotFoundError(f"{directory} is no latent cache (no {MANIFEST} in it); {remedy}")
     content = read_object(path)

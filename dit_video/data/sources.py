@@ -10,14 +10,13 @@ NoData        none: of a run that was made of published weights
 
 import dataclasses
 import hashlib
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from dit_video.config.bounds import at_least
 from dit_video.config.json_file import read_object
-from dit_video.config.paths import expand
+from dit_video.config.paths import expand, shell_word
 from dit_video.data import builders, latent_cache
 from dit_video.data.record import Examples, Split
 from dit_video.data.text_set import TextManifest, TextRows, read_text_manifest, text_digest
@@ -71,7 +70,7 @@ class VideoSet:
         expand(self)
 
     def manifest(self) -> Manifest:
-        remedy = f"make it with: dit-video data ingest FOLDER_OR_TAR --out {self.directory}"
+        remedy = f"make it with: dit-video data ingest FOLDER_OR_TAR --out {shell_word(self.directory)}"
         return read_manifest(self.directory, remedy=remedy)
 
     def open(self, split: Split) -> Examples:
@@ -140,7 +139,7 @@ def check_prepared(source: Source) -> None:
         settings = " ".join(f"--{name} {value}" for name, value in dataclasses.asdict(source._settings()).items())
         raise FileNotFoundError(
             f"{source.directory}: the moving digits of this run are not there, and only training makes them by itself; "
-            f"make them with: dit-video data digits --out {shlex.quote(source.directory)} {settings}"
+            f"make them with: dit-video data digits --out {shell_word(source.directory)} {settings}"
         )
 
 
@@ -344,7 +343,7 @@ class TFDSSet:
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"TFDSSet.name={self.name!r}: {folder} does not exist; prepare the set there with: "
-                f"tfds build {name} --data_dir={self.data_dir} --file_format=array_record"
+                f"tfds build {name} --data_dir={shell_word(self.data_dir)} --file_format=array_record"
             )
         versions = [path for path in folder.iterdir() if (path / "dataset_info.json").exists()]
         if version:
@@ -364,8 +363,8 @@ class TFDSSet:
             target = f"{directory.parent}-array_record/{directory.name}"
             raise ValueError(
                 f"TFDSSet.name={self.name!r}: stored as {file_format}, without random access; convert it with: "
-                f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record "
-                f"--out_dir={target}"
+                f"tfds convert_format --dataset_version_dir={shell_word(directory)} --out_file_format=array_record "
+                f"--out_dir={shell_word(target)}"
             )
         features = read_object(directory / "features.json")["featuresDict"]["features"]
         for option in ("video", "label", "caption"):

@@ -19,6 +19,7 @@ from jaxtyping import Int
 
 from dit_video.config.components import from_json, to_json
 from dit_video.config.json_file import check_kinds, read_object
+from dit_video.config.paths import shell_word
 from dit_video.data import shard_files
 from dit_video.data.record import Examples, Record, Split, TokenRow
 from dit_video.data.tokenizers import BytePairs, Tokenizer
@@ -102,7 +103,10 @@ def read_text_manifest(directory: str | os.PathLike) -> TextManifest:
         FileNotFoundError: no such folder, or one without a manifest.
         ValueError: a manifest of another program or version, or damaged.
     """
-    path, remedy = Path(directory) / MANIFEST, f"make it with: dit-video data text PATH... --out {directory}"
+    path, remedy = (
+        Path(directory) / MANIFEST,
+        f"make it with: dit-video data text PATH... --out {shell_word(directory)}",
+    )
     if not path.exists():
         raise FileNotFoundError(f"{directory} holds no text set; {remedy}")
     content = read_object(path)

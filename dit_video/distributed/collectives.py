@@ -7,10 +7,12 @@ often as the loop does; layers are scanned, so most stand in one.
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
+
+from dit_video.distributed.hlo_text import Bodies, Instruction, called, computations, numbers, trips
 
 Groups = Int[np.ndarray, "groups devices"]
 
@@ -65,7 +67,7 @@ def read_traffic(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> 
         mesh: devices along each axis, outermost first.
         domains: for each device, in the order of the mesh, the slice or node it is in.
     """
-    bodies, entry = _computations(text)
+    bodies, entry = computations(text)
     unknown: set[str] = set()
     sums: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for instruction, kind, times in _runs(bodies, entry, 1, unknown):
@@ -82,62 +84,7 @@ def read_traffic(text: str, mesh: Mapping[str, int], domains: Sequence[int]) -> 
     return Traffic(tuple(collectives), len(unknown))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    """One line of a computation: `%name = type opcode(arguments), rest`; `size` is bytes of its type."""
-
-    computation: str
-    size: int
-    opcode: str
-    arguments: str
-    rest: str
-
-
-_Bodies = Mapping[str, Mapping[str, _Instruction]]
-
-
-def _computations(text: str) -> tuple[_Bodies, str]:
-    """Parses HLO text: instructions by name of every computation by name, and the name of the entry computation."""
-    bodies: dict[str, dict[str, _Instruction]] = {}
-    entry, name = "", ""
-    for line in text.splitlines():
-        if header := re.match(r"(ENTRY )?(%[\w.\-]+) \(.*\{$", line):
-            name = header[2]
-            bodies[name] = {}
-            entry = name if header[1] else entry
-        elif start := re.match(r"\s+(?:ROOT )?(%[\w.\-]+) = ", line):
-            bodies[name][start[1]] = _instruction(name, line[start.end() :])
-    return bodies, entry
-
-
-def _instruction(computation: str, text: str) -> _Instruction:
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
-    opcode, opening, _ = text[end:].partition("(")
-    begin = end + len(opcode) + len(opening)
-    close = _closing(text, begin - 1)
-    return _Instruction(computation, _size(text[:end]), opcode.strip(), text[begin:close], text[close:])
-
-
-def _closing(text: str, opening: int) -> int:
-    """Index of the parenthesis that closes the one at `opening`."""
-    depth = 0
-    for match in re.compile(r"[()]").finditer(text, opening):
-        depth += 1 if match[0] == "(" else -1
-        if depth == 0:
-            return match.start()
-    raise ValueError(f"not XLA text, a parenthesis stays open: {text[:120]}")
-
-
-def _size(kind: str) -> int:
-    """Bytes of a type such as f32[2,8]{1,0} or of a tuple of them; memory layout is not traffic."""
-    bits = 0
-    for name, shape in re.findall(r"([a-z]\w*)\[([\d,]*)\]", kind):
-        width = re.search(r"\d+", name.replace("pred", "u8"))
-        bits += math.prod(_numbers(shape)) * (int(width[0]) if width else 0)
-    return -(-bits // 8)
-
-
-def _runs(bodies: _Bodies, name: str, times: int, unknown: set[str]) -> Iterator[tuple[_Instruction, str, int]]:
+def _runs(bodies: Bodies, name: str, times: int, unknown: set[str]) -> Iterator[tuple[Instruction, str, int]]:
     """Collectives that a computation runs, with their counts, loops multiplied; adds loops of unknown length."""
     # TPU compilers write a reduce-scatter as a computation of this name around an all-reduce.
     scatters = name.startswith("%all-reduce-scatter")
@@ -153,34 +100,12 @@ def _runs(bodies: _Bodies, name: str, times: int, unknown: set[str]) -> Iterator
                 kind = carried[1].lower().replace("_", "-")
                 yield instruction, kind if kind in _KINDS else "collective-permute", times
             continue
-        rounds = _trips(bodies, instruction) if instruction.opcode == "while" else 1
-        for called in _called(instruction.rest):
-            for run in _runs(bodies, called, times * (rounds or 1), unknown):
+        rounds = trips(bodies, instruction) if instruction.opcode == "while" else 1
+        for inner in called(instruction.rest):
+            for run in _runs(bodies, inner, times * (rounds or 1), unknown):
                 if rounds is None:
                     unknown.add(label)
                 yield run
-
-
-def _called(rest: str) -> Iterable[str]:
-    """Computations that an instruction runs; every branch of a conditional is counted as if taken."""
-    single = re.findall(r"\b(?:body|calls|to_apply|true_computation|false_computation)=(%[\w.\-]+)", rest)
-    branches = re.search(r"branch_computations=\{(.*?)\}", rest)
-    return [*single, *(re.findall(r"%[\w.\-]+", branches[1]) if branches else ())]
-
-
-def _trips(bodies: _Bodies, loop: _Instruction) -> int | None:
-    """Trip count of a loop.
-
-    CPU and GPU compilers say so. TPU's do not: there it is the bound of the counter in the condition, which starts at 0
-    and grows by 1 in every loop that `lax.scan` makes.
-    """
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
-        return int(known[1])
-    condition = re.search(r"condition=(%[\w.\-]+)", loop.rest)
-    if condition is None:
-        return None
-    bounds = [i.arguments for i in bodies[condition[1]].values() if i.opcode == "constant"]
-    return int(bounds[0]) if len(bounds) == 1 and bounds[0].isdigit() else None
 
 
 def _received(kind: str, size: int, domains: Groups) -> tuple[int, int]:
@@ -211,10 +136,10 @@ def _axes(groups: Groups, mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 def _explicit(text: str) -> Groups:
     """Parses explicit groups: {0,1},{2,3}"""
-    return np.array([_numbers(row) for row in re.findall(r"\d+(?:,\d+)*", text)])
+    return np.array([numbers(row) for row in re.findall(r"\d+(?:,\d+)*", text)])
 
 
-def _groups(instruction: _Instruction, domains: Sequence[int]) -> Groups:
+def _groups(instruction: Instruction, domains: Sequence[int]) -> Groups:
     """The devices that a collective joins, one group a row; of a permutation, pairs."""
     if instruction.opcode == "send":
         return np.array([[domains.index(domain) for domain in sorted(set(domains))]])
@@ -230,7 +155,7 @@ def _replica_groups(rest: str, num_devices: int) -> Groups:
         order = _iota(mesh[2]) if mesh[2] else np.arange(num_devices)
         return _along(order.ravel(), sizes, re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[3]))
     if iota := re.search(r"replica_groups=(\[\d+,\d+\])<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
-        return _iota(iota[2]).reshape(_numbers(iota[1]))
+        return _iota(iota[2]).reshape(numbers(iota[1]))
     if explicit := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
         return _explicit(explicit[1])
     return np.arange(num_devices)[None]
@@ -251,9 +176,5 @@ def _along(order: Int[np.ndarray, "total"], sizes: Mapping[str, int], axes: list
 def _iota(text: str) -> Int[np.ndarray, "..."]:
     """Parses iota groups: [2,4]T(1,0) counts up in this shape, transposed."""
     shape, _, axes = text.partition("T")
-    counted = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
-    return counted.transpose(_numbers(axes)) if axes else counted
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(n) for n in re.findall(r"\d+", text)]
+    counted = np.arange(math.prod(numbers(shape))).reshape(numbers(shape))
+    return counted.transpose(numbers(axes)) if axes else counted

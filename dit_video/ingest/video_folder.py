@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from dit_video.config.paths import shell_word
 from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import VideoSet
 from dit_video.data.video_set import MANIFEST, Entry
@@ -85,7 +86,7 @@ def open_videos(
     if path.suffix.lower() in _ARRAYS and path.is_file():
         return _open_array(path, fps)
     if path.is_file() and is_tar(path):
-        ingest = f"dit-video data ingest {path.name} --out DIR"
+        ingest = f"dit-video data ingest {shell_word(path.name)} --out DIR"
         raise ValueError(f"{path}: a tar; unpack it into a folder, or make a set of it: {ingest}")
     if path.is_file():
         raise ValueError(f"{path}: a single file; put the videos to judge into a folder and give that")

@@ -83,7 +83,20 @@ def unpack(archive: Path, out: Path) -> None:
     Raises:
         ValueError: it is no archive of a run, or has something in it that is no plain file below its folder.
     """
-    with new_folder(out) as folder, tarfile.open(archive) as opened:
+    with new_folder(out) as folder:
+        try:
+            _extract(archive, folder)
+        except (tarfile.ReadError, EOFError) as error:
+            raise ValueError(f"{archive}: is no whole tar archive; nothing was unpacked") from error
+        except tarfile.TarError as error:
+            raise ValueError(f"{archive}: {error}; nothing was unpacked") from error
+        if not (folder / EXPERIMENT_FILE).is_file():
+            raise ValueError(f"{archive}: is no packed run: it has no {EXPERIMENT_FILE}")
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Unpacks what is below the one folder of an archive."""
+    with tarfile.open(archive) as opened:
         members = opened.getmembers()
         roots = {Path(member.name).parts[:1] for member in members}
         if len(roots) != 1:
@@ -92,12 +105,7 @@ def unpack(archive: Path, out: Path) -> None:
             if not (member.isfile() or member.isdir()):
                 raise ValueError(f"{archive}: {member.name} is a link or a device; nothing was unpacked")
             member.name = str(Path(*Path(member.name).parts[1:]))
-        try:
-            opened.extractall(folder, members=members, filter="data")
-        except tarfile.FilterError as error:
-            raise ValueError(f"{archive}: {error}; nothing was unpacked") from error
-        if not (folder / EXPERIMENT_FILE).is_file():
-            raise ValueError(f"{archive}: is no packed run: it has no {EXPERIMENT_FILE}")
+        opened.extractall(folder, members=members, filter="data")
 
 
 def _step(folder: Path, step: int | None) -> int:

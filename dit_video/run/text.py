@@ -14,6 +14,7 @@ from rich.console import Console
 from dit_video.arrays import Text
 from dit_video.config.json_file import other_values
 from dit_video.config.old_records import upgrade
+from dit_video.config.paths import shell_word
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.dataset import Data
 from dit_video.data.signals import TEXT
@@ -132,7 +133,7 @@ def embeddings_of(experiment: Experiment, captions: Sequence[str], mesh: Mesh) -
         raise ExperimentError(
             f"{where} no embedding of {missing[0]!r}, and its encoders are not here ({why}); name them in "
             "config.task.text, or add the caption where they are: "
-            f"dit-video encode --config=EXPERIMENT --only=text --caption={missing[0]!r}"
+            f"dit-video encode --config=EXPERIMENT --only=text --caption={shell_word(missing[0])}"
         )
     encoders = TextEncoders(text, mesh)
     if stored is None or cache is None:

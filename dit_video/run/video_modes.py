@@ -39,6 +39,13 @@ class Asked(NamedTuple):
     def any(self) -> bool:
         return self != Asked()
 
+    @property
+    def words(self) -> str:
+        """The option that says what is made, as it was typed; of a video alone, that."""
+        values = {name: getattr(self, name) for name in ("extend", "to", "strength", "mask")}
+        typed = [f"--{name}={value}" for name, value in values.items() if value is not None]
+        return next(iter(typed), "--loop" if self.loop else f"--video={self.video}")
+
     def check(self) -> None:
         """Raises ValueError where options do not go together; names them."""
         if self.video is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_video.config.json_file import read_object
+from dit_video.config.paths import shell_word
 from dit_video.weights.adapters import ADAPTER
 from dit_video.weights.file_formats import check_text
 from dit_video.weights.names import Dialect
@@ -171,8 +172,8 @@ def _not_there(path: Path) -> str:
     name = named[1] if named and path.suffix.lower() not in _ANY_WEIGHTS else "OWNER/NAME"
     folder = name.rpartition("/")[2]
     return (
-        f"{path}: is not there. To take it from the Hub: `hf download {name} --local-dir {folder}`, then "
-        f"`dit-video import {folder} --out=...`"
+        f"{path}: is not there. To take it from the Hub: `hf download {name} --local-dir {shell_word(folder)}`, then "
+        f"`dit-video import {shell_word(folder)} --out=...`"
     )
 
 

@@ -283,6 +283,15 @@ def test_what_orbax_itself_refuses_is_damage(copied, workdir):
         copied.restore(SMALL_SHAPES, 2)
 
 
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "params/manifest.ocdbt"])
+def test_a_pipe_in_place_of_a_file_is_damage_and_not_waited_for(copied, workdir, name):
+    (workdir / FOLDER / "2" / name).unlink()
+    os.mkfifo(workdir / FOLDER / "2" / name)
+    messages = []
+    assert copied.resume(SMALL_SHAPES, messages.append).step == 1
+    assert f"2/{name} is no plain file" in messages[0]
+
+
 def test_the_last_good_step_is_used_and_what_is_damaged_is_set_aside(copied, workdir):
     flip_bit(workdir / FOLDER / "2" / "ema", 0.5)
     files = {p.name: p.read_bytes() for p in (workdir / FOLDER / "2").rglob("*") if p.is_file()}

@@ -50,6 +50,12 @@ def raised(read, path: Path) -> BaseException:
     raise AssertionError("it was read")
 
 
+def test_a_file_is_named_whatever_it_is_called_where_it_is_read(tmp_path):
+    (tmp_path / "odd.txt").write_bytes(NONSENSE)
+    error = raised(lambda typed: typed["prompts"].read_text(encoding="utf-8"), {"prompts": tmp_path / "odd.txt"})
+    assert in_words(error) == f"{tmp_path}/odd.txt: byte 0x80 is not UTF-8; save it as UTF-8"
+
+
 @pytest.mark.parametrize("kind", READERS)
 def test_what_a_library_raises_is_said_of_the_file(kind, tmp_path):
     (tmp_path / "odd.file").write_bytes(NONSENSE)

@@ -103,9 +103,9 @@ def test_a_share_that_is_missing_is_named(denoise, video):
     alone = dict.fromkeys(("one_level", "independent", *Pattern, "single"), 0.0)
     first = dataclasses.replace(denoise, known=KnownFrames(**(alone | {"first": 1.0})))
     assert task_for(Asked(video=video, extend=4), first, 5, 5, CONSOLE) == (first, False)
-    refused(first, Asked(video=video, extend=-4), r"the last frames are known: KnownFrames.last=0; train one with ")
-    refused(first, Asked(loop=True), r"frames at both ends are known: KnownFrames.ends=0")
-    refused(denoise, Asked(video=video, mask=video), r"a region are known: config.task.known=None; .*region=\.\.\.\)")
+    refused(first, Asked(video=video, extend=-4), r"^--extend=-4: .*the last frames are known: .*\.last=0; train")
+    refused(first, Asked(loop=True), r"^--loop: .*frames at both ends are known: KnownFrames.ends=0")
+    refused(denoise, Asked(video=video, mask=video), r"^--mask=.*a region are known: config.task.known=None; .*region=")
     # With a level for each frame it works somehow, which is said; of cells there was none.
     forcing = dataclasses.replace(denoise, objective=diffusion_forcing(denoise.objective))
     task, warning = forcing.with_known(Pattern.LAST)

@@ -1,5 +1,7 @@
 """Comparisons of settings show what differs, however long the values are."""
 
+import os
+
 import pytest
 
 from dit_video.config import json_file
@@ -85,4 +87,10 @@ def test_a_file_is_written_whole_and_read_up_to_a_limit(tmp_path, monkeypatch):
 def test_what_is_no_object_is_named_with_its_file(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.json: {message}"):
+        read_object(tmp_path / "a.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"a\.json: is a pipe, a socket or a device, not a file"):
         read_object(tmp_path / "a.json")

@@ -114,6 +114,14 @@ def test_an_archive_that_is_no_run_writes_nothing(tmp_path, name, kind, message)
     assert not (tmp_path / "evil").exists()
 
 
+@pytest.mark.parametrize("content", [b"a note", b""])
+def test_what_is_no_archive_is_named(tmp_path, content):
+    (tmp_path / "run.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=r"/run\.tar: is no whole tar archive; nothing was unpacked"):
+        unpack(tmp_path / "run.tar", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.tar"]
+
+
 def test_a_run_knows_rate_and_classes_where_its_data_are_gone(tmp_path, video_set):
     experiment = untrained(FitLines())
     data = Data(source=VideoSet(directory=str(video_set)), clips=experiment.data.clips, batch_size=2)
