@@ -72,6 +72,8 @@ from dit_video.diffusion.unmasking import Threshold as Threshold
 from dit_video.diffusion.unmasking import Unmasking as Unmasking
 from dit_video.diffusion.variance import LearnedVariance as LearnedVariance
 from dit_video.distributed.sharding import MeshShape as MeshShape
+from dit_video.dit.action_condition import ContinuousActions as ContinuousActions
+from dit_video.dit.action_condition import DiscreteActions as DiscreteActions
 from dit_video.dit.condition import ClassCondition as ClassCondition
 from dit_video.dit.condition import Condition as Condition
 from dit_video.dit.condition import EmbeddedText as EmbeddedText
@@ -84,6 +86,7 @@ from dit_video.dit.latte import LatteConfig as LatteConfig
 from dit_video.dit.latte import Variant as Variant
 from dit_video.dit.mmdit import MMDiTConfig as MMDiTConfig
 from dit_video.dit.mmdit import PositionTable as PositionTable
+from dit_video.dit.network import CausalFrames as CausalFrames
 from dit_video.dit.network import Network as Network
 from dit_video.dit.network import NetworkConfig as NetworkConfig
 from dit_video.dit.network import Remat as Remat
@@ -137,6 +140,7 @@ from dit_video.tasks.media import Media as Media
 from dit_video.tasks.media import Picture as Picture
 from dit_video.tasks.media import Text as Text
 from dit_video.tasks.media import Video as Video
+from dit_video.tasks.past_frames import PastFrames as PastFrames
 from dit_video.tasks.task import Function as Function
 from dit_video.tasks.task import SamplingOptions as SamplingOptions
 from dit_video.tasks.task import Task as Task

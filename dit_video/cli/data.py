@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
+from dit_video.cli.data_actions import action_lines, actions_of
 from dit_video.cli.data_json import to_json
 from dit_video.config.paths import shell_word
 from dit_video.data import captions
@@ -21,6 +22,7 @@ from dit_video.data.record import Split
 from dit_video.data.sources import MovingDigits, VideoSet
 from dit_video.data.transforms import ClipTransform
 from dit_video.data.video_set import UNFINISHED, Manifest, read_manifest
+from dit_video.ingest.action_files import ActionFiles, Leads
 from dit_video.ingest.extend import extend
 from dit_video.ingest.ingest import Progress, ingest
 from dit_video.ingest.label_table import LabelTable
@@ -82,6 +84,7 @@ def _ingested(arguments: argparse.Namespace, show: Progress) -> Manifest:
         arguments.sources,
         arguments.out,
         labels=_label_table(arguments, {}),
+        actions=_action_files(arguments),
         group=arguments.group,
         held_out_fraction=_HELD_OUT_FRACTION if fraction is None else fraction,
         transcoding=Transcoding(max_size=arguments.max_size, num_workers=arguments.num_workers),
@@ -92,6 +95,8 @@ def _ingested(arguments: argparse.Namespace, show: Progress) -> Manifest:
 def _extended(arguments: argparse.Namespace, show: Progress, console: Console) -> Manifest:
     """The set with what is added; says what has changed of what it had."""
     finish(arguments.out)
+    if arguments.actions is not None:
+        raise ValueError("--actions: a set with actions is not extended; make a new set of all sources")
     old = read_manifest(arguments.out, remedy="--add extends a set; make one without it")
     new = extend(
         arguments.sources,
@@ -144,6 +149,20 @@ def _label_table(arguments: argparse.Namespace, of_set: Mapping[str, str | None]
     return None
 
 
+def _action_files(arguments: argparse.Namespace) -> ActionFiles | None:
+    if arguments.actions is None:
+        if arguments.action_leads or arguments.action_columns:
+            raise ValueError("--action_leads and --action_columns are of --actions PATTERN")
+        return None
+    if arguments.action_leads is None:
+        raise ValueError(
+            "--actions needs --action_leads: `to` where row f is what led to frame f, `from` where it is what was "
+            "done on seeing frame f, as environments record it"
+        )
+    columns = tuple(filter(None, (arguments.action_columns or "").split(",")))
+    return ActionFiles(pattern=arguments.actions, leads=Leads(arguments.action_leads), columns=columns)
+
+
 def run_inspect(arguments: argparse.Namespace) -> int:
     console = Terminal(stderr=arguments.json)
     if arguments.out is not None and arguments.out.suffix.lower() not in _PICTURES:
@@ -151,9 +170,12 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     source = VideoSet(directory=arguments.directory)
     manifest, digests = source.manifest(), source.info().split_digest
     if arguments.json:
-        print(json.dumps(to_json(manifest, digests), indent=1))
+        actions = actions_of(source, manifest)
+        print(json.dumps(to_json(manifest, digests) | ({} if actions is None else {"actions": actions}), indent=1))
     else:
         _show_set(console, manifest, digests, arguments.caption_bytes)
+        for line in action_lines(actions_of(source, manifest)):
+            console.print(line)
     if arguments.out is not None:
         Image.fromarray(contact_sheet(source)).save(arguments.out)
         console.print(f"contact sheet: {arguments.out}")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from dit_video.arrays import Latents, Output, Time
 from dit_video.config.bounds import at_least
@@ -50,16 +50,9 @@ class Guidance:
         """
         if self.scale == 1:
             return conditional
-        low, high = self.interval
-
-        def guides(t: Time) -> Bool[Array, "B ..."]:
-            return (low <= t) & (t <= high)
 
         def guided(x_t: Latents, t: Time) -> Output:
-            conditioned, unconditioned = pair(x_t, t)
-            with_condition, without = (out.prediction.astype(jnp.float32) for out in (conditioned, unconditioned))
-            mixture = without + self.scale * (with_condition - without)
-            return Output(jnp.where(over_latents(guides(t)), mixture, with_condition), conditioned.variance)
+            return self.mixture(*pair(x_t, t), t, self.scale)
 
         def plain(x_t: Latents, t: Time) -> Output:
             prediction, variance = conditional(x_t, t)
@@ -67,7 +60,17 @@ class Guidance:
 
         if self.interval == (0.0, 1.0):
             return guided
-        return lambda x_t, t: jax.lax.cond(jnp.any(guides(t)), guided, plain, x_t, t)
+        return lambda x_t, t: jax.lax.cond(jnp.any(self._guides(t)), guided, plain, x_t, t)
+
+    def mixture(self, conditioned: Output, unconditioned: Output, t: Time, scale: Float[Array, ""] | float) -> Output:
+        """Mixture of a conditional and an unconditional output at the levels where guidance acts, else the former."""
+        with_condition, without = (out.prediction.astype(jnp.float32) for out in (conditioned, unconditioned))
+        mixed = without + scale * (with_condition - without)
+        return Output(jnp.where(over_latents(self._guides(t)), mixed, with_condition), conditioned.variance)
+
+    def _guides(self, t: Time) -> Bool[Array, "B ..."]:
+        low, high = self.interval
+        return (low <= t) & (t <= high)
 
     def of_history(self, denoise: DenoiseFn, seen: DenoiseFn, unseen: DenoiseFn) -> DenoiseFn:
         """`denoise`, guided on known frames too: the two guidances add up.

@@ -130,8 +130,18 @@ class Condition(abc.ABC):
         """Number of text tokens of every caption, where the condition fixes it."""
         return None
 
+    @property
+    def by_frame(self) -> bool:
+        """Whether it has a value for each latent frame, `cond` [B t ...], such as what was done there."""
+        return False
+
+    def check_frames(self, frames_per_latent: int) -> None:  # noqa: B027 (most are of whole clips)
+        """Raises ValueError where it does not fit a codec that puts so many frames into a latent frame."""
+
     def label_embedding(self, hidden_size: int, *, rngs: nnx.Rngs) -> Any:
-        """Module that embeds it as one vector, which modulates the blocks beside the noise level, or None."""
+        """Module that embeds it as one vector [B D], or one for each latent frame [B t D], which modulates the blocks
+        beside the noise level; or None.
+        """
         del hidden_size, rngs
         return None
 

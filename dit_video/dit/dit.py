@@ -3,8 +3,9 @@
 Both cut latents into patches and are modulated by adaLN-zero; sizes S, B, L and XL are those of the paper.
 `DiTConfig` is the DiT of today: rotary positions on three axes, RMS normalisation, normalised queries and keys, SwiGLU
 (LightningDiT, 2501.01423, table 2 measures each). `PublishedDiTConfig` is the DiT of the paper: fixed sine and cosine
-positions in the frame, LayerNorm, GELU, a learned variance. Attention is full over space and time; every block attends
-to text where there is any. Layers are stacked and scanned, so compile time does not grow with depth.
+positions in the frame, LayerNorm, GELU, a learned variance. Attention is full over space and time, or block-causal over
+frames; every block attends to text where there is any. Layers are stacked and scanned, so compile time does not grow
+with depth.
 """
 
 import abc
@@ -14,24 +15,31 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Output, Text, Time
 from dit_video.config.bounds import above, at_least, between
 from dit_video.distributed.sharding import constrain
 from dit_video.dit.condition import Cond, Condition, required
 from dit_video.dit.known_frames import AsChannels, refuse_channels
-from dit_video.dit.network import Network, NetworkConfig, scan_blocks, split_variance
-from dit_video.nn.attention import Attention, CrossAttention, QKNorm
+from dit_video.dit.network import CausalFrames, CausalNetwork, NetworkConfig, scan_blocks, split_variance
+from dit_video.nn.attention import Attend, Attention, CrossAttention, QKNorm
+from dit_video.nn.attention_mask import FULL, AttentionMask, BlockCausal
+from dit_video.nn.cache import KeyValueCache
 from dit_video.nn.embed import NUM_TIMESTEPS, TimeEmbedding
 from dit_video.nn.linear import linear
 from dit_video.nn.mlp import MLPKind
 from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
 from dit_video.nn.norm import Norm
-from dit_video.nn.patches import from_tokens, latent_shape, per_patch, to_tokens
+from dit_video.nn.patches import frames_first, from_tokens, latent_shape, per_patch, to_tokens
 from dit_video.nn.positions import patch_angles, sincos_positions
+from dit_video.nn.softmax_attention import self_attention
+
+# Numbers of frames in their stream.
+Frames = Int[Array | np.ndarray, "f"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +99,12 @@ class AnyDiTConfig(NetworkConfig):
 
     @abc.abstractmethod
     def with_positions(
-        self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
+        self, x: Float[Array, "B N D"], shape: tuple[int, int, int], frames: Frames | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "N r"] | None]:
         """Positional embedding of the tokens `x` of latents of `shape` (t, h, w).
+
+        Args:
+            frames: their numbers in the stream; None: from 0 on.
 
         Returns:
             the tokens, with fixed positions added to them or as they are, and the angles of rotary positions, by
@@ -111,6 +122,10 @@ class AnyDiTConfig(NetworkConfig):
     @property
     def learns_variance(self) -> bool:
         return self.learned_variance
+
+    @property
+    def takes_frame_conditions(self) -> bool:
+        return True
 
     def build(
         self,
@@ -138,12 +153,14 @@ class DiTConfig(AnyDiTConfig):
         norm: normalisation of the stream.
         qk_norm: over what queries and keys are normalised.
         mlp: MLP of a block.
+        causal: frames see no later ones; None: attention is full.
     """
 
     shared_modulation: bool = False
     norm: Norm = Norm.RMS
     qk_norm: QKNorm = QKNorm.PER_HEAD
     mlp: MLPKind = MLPKind.SWIGLU
+    causal: CausalFrames | None = None
 
     mlp_norm_epsilon = 1e-6
     block_embedders = False
@@ -156,11 +173,20 @@ class DiTConfig(AnyDiTConfig):
                 f"{type(self).__name__}.hidden_size={self.hidden_size}: must be num_heads={self.num_heads} times an "
                 "even head size"
             )
+        if self.causal is not None and self.patch_size[0] != 1:
+            raise ValueError(
+                f"{type(self).__name__}.patch_size={self.patch_size}: frames that share a patch see each other; with "
+                "causal it must be of one frame"
+            )
+
+    @property
+    def causal_frames(self) -> CausalFrames | None:
+        return self.causal
 
     def with_positions(
-        self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
+        self, x: Float[Array, "B N D"], shape: tuple[int, int, int], frames: Frames | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "N r"]]:
-        return x, patch_angles(shape, self.patch_size, self.hidden_size // self.num_heads)
+        return x, patch_angles(shape, self.patch_size, self.hidden_size // self.num_heads, frames)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,8 +234,9 @@ class PublishedDiTConfig(AnyDiTConfig):
             )
 
     def with_positions(
-        self, x: Float[Array, "B N D"], shape: tuple[int, int, int]
+        self, x: Float[Array, "B N D"], shape: tuple[int, int, int], frames: Frames | None = None
     ) -> tuple[Float[Array, "B N D"], None]:
+        del frames  # it cannot tell their order
         places = sincos_positions(shape, self.patch_size, self.hidden_size, grid=self.position_grid)
         return x + places.astype(x.dtype), None
 
@@ -269,6 +296,8 @@ class Block(nnx.Module):
         modulating: Float[Array, "B #f D"] | Modulation,
         angles: Float[Array, "N r"] | None,
         text: Text | None = None,
+        attend: Attend = self_attention,
+        mask: AttentionMask = FULL,
     ) -> Float[Array, "B N D"]:
         """One step of depth.
 
@@ -276,16 +305,17 @@ class Block(nnx.Module):
             modulating: the conditioning vector, or with shared modulation the vectors that blocks share.
             angles: rotary positions of the tokens, in the order of x; None where x has its positions in it.
             text: what blocks made for text attend to.
+            attend, mask: as in `Attention`.
         """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(modulating)
-        x = x + gated(gate_a, self.attention(modulate(self.norm(x), shift_a, scale_a), angles))
+        x = x + gated(gate_a, self.attention(modulate(self.norm(x), shift_a, scale_a), angles, attend, mask))
         if self.cross_attention is not None:
             assert text is not None, "a DiT of such blocks encodes text"
             x = x + self.cross_attention(self.norm(x), text.tokens, text.num_tokens)
         return x + gated(gate_m, self.mlp(modulate(self.norm(x, self.mlp_norm_epsilon), shift_m, scale_m)))
 
 
-class DiT(Network):
+class DiT(CausalNetwork):
     """Diffusion transformer: the network of a `DiTConfig` or of a `PublishedDiTConfig`.
 
     Noise level, and class where there is one, modulate the blocks; a fresh network predicts zero.
@@ -331,20 +361,94 @@ class DiT(Network):
 
     def output(self, x_t: Latents, t: Time, cond: Cond | None) -> Output:
         x, _, conditioning = self._through_blocks(x_t, t, cond, keep=False)
-        shift, scale = self.final_modulation(conditioning)
-        x = self.final_layer(modulate(self.config.norm(x), shift, scale))
-        cells = from_tokens(x, self.patch_size, latent_shape(x_t)).astype(jnp.float32)
-        return split_variance(cells) if self.config.learned_variance else Output(cells)
+        return self._read_out(x, conditioning, latent_shape(x_t))
 
     def layers(self, x_t: Latents, t: Time, cond: Cond | None) -> dict[str, Array]:
         _, blocks, conditioning = self._through_blocks(x_t, t, cond, keep=True)
         assert blocks is not None, "they are kept"
         return {"conditioning": conditioning, "blocks": blocks}
 
+    def beside_clean(self, x_t: Latents, t: Time, clean: Latents, t_clean: Time, cond: Cond | None) -> Output:
+        num_frames = x_t.shape[1]
+        both = jnp.concatenate([x_t, clean], axis=1)
+        levels = jnp.concatenate([jnp.broadcast_to(level, x_t.shape[:2]) for level in (t, t_clean)], axis=1)
+        x, _, conditioning = self._through_blocks(both, levels, cond, keep=False, copies=2)
+        # Of the clean copy nothing is asked.
+        own = lambda x, axis: jax.lax.slice_in_dim(x, 0, num_frames, axis=axis)  # noqa: E731
+        by_frame = x.reshape(len(x), -1, 2 * num_frames, x.shape[-1])
+        x = own(by_frame, 2).reshape(len(x), -1, x.shape[-1])
+        return self._read_out(x, own(conditioning, 1), latent_shape(x_t))
+
+    def unstacked(self) -> list[Block]:
+        return [jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in range(self.config.depth)]
+
+    def empty_cache(self, batch_size: int, shape: tuple[int, int, int]) -> KeyValueCache:
+        config, causal = self.config, self.config.causal_frames
+        if causal is None or causal.window is None:
+            raise ValueError(
+                "config.task.network.causal.window=None: a frame sees all before it, and a stream has no end; set how "
+                "many frames are visible"
+            )
+        return KeyValueCache.empty(
+            num_layers=config.depth,
+            batch_size=batch_size,
+            capacity=(causal.window + shape[0] - 1) * self._num_places(shape),
+            num_heads=config.num_heads,
+            head_dim=config.hidden_size // config.num_heads,
+            dtype=self.dtype,
+            ring=True,
+        )
+
+    def cached(
+        self, blocks: list[Block], x_t: Latents, t: Time, cond: Cond | None, first: Int[Array, ""], cache: KeyValueCache
+    ) -> tuple[Output, KeyValueCache]:
+        shape, places, causal = latent_shape(x_t), self._num_places(latent_shape(x_t)), self.config.causal_frames
+        assert causal is not None, "`empty_cache` makes none for others"
+        num_frames, mask = shape[0], BlockCausal(places, causal.window)
+        conditioning = self._conditioning((self.t_embedder, self.y_embedder), t, cond)
+        modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
+        text = None if self.text_encoder is None else self.text_encoder(required(cond))
+        x = self.x_embedder(to_tokens(x_t, self.patch_size))
+        x, angles = self.config.with_positions(x, shape, first + jnp.arange(num_frames))
+        # Frame by frame, for a ring has whole places for these.
+        starts = [(first + i) * places for i in range(num_frames)]
+        for start in starts:
+            cache = cache.at(start, places)
+        allowed = cache.allowed(mask, starts[0], num_frames * places)
+        for layer, block in enumerate(blocks):
+
+            def attend(q: Array, k: Array, v: Array, layer: int = layer) -> Array:
+                nonlocal cache
+                q, k, v = (frames_first(x, num_frames) for x in (q, k, v))
+                parts = (jnp.split(x, num_frames, axis=1) for x in (k, v))
+                for start, key, value in zip(starts, *parts):
+                    cache = cache.write(layer, key, value, start)
+                return frames_first(cache.attend(layer, q, allowed), places)
+
+            x = block(x, modulating, angles, text, attend)
+        return self._read_out(x, conditioning, shape), cache
+
+    def _read_out(
+        self, x: Float[Array, "B N D"], conditioning: Float[Array, "B #f D"], shape: tuple[int, int, int]
+    ) -> Output:
+        """The last layer."""
+        shift, scale = self.final_modulation(conditioning)
+        x = self.final_layer(modulate(self.config.norm(x), shift, scale))
+        cells = from_tokens(x, self.patch_size, shape).astype(jnp.float32)
+        return split_variance(cells) if self.config.learned_variance else Output(cells)
+
+    def _num_places(self, shape: tuple[int, int, int]) -> int:
+        """Tokens of a frame."""
+        return shape[1] // self.patch_size[1] * (shape[2] // self.patch_size[2])
+
     def _through_blocks(
-        self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool
+        self, x_t: Latents, t: Time, cond: Cond | None, *, keep: bool, copies: int = 1
     ) -> tuple[Float[Array, "B N D"], Float[Array, "layers B N D"] | None, Float[Array, "B #f D"]]:
-        """The stream after the last block, with `keep` those after every block, and the conditioning vector."""
+        """The stream after the last block, with `keep` those after every block, and the conditioning vector.
+
+        Args:
+            copies: with 2, frames are noisy ones and then the same clean.
+        """
         embedders: Embedders = (self.t_embedder, self.y_embedder)
         of_blocks = embedders if self.config.block_embedders else None
         first = embedders if of_blocks is None else jax.tree.map(lambda leaf: leaf[0], of_blocks)
@@ -352,20 +456,42 @@ class DiT(Network):
         modulating = conditioning if self.shared_modulation is None else self.shared_modulation(conditioning)
         text = None if self.text_encoder is None else self.text_encoder(required(cond))
         x = self.x_embedder(to_tokens(x_t, self.patch_size))
-        x, angles = self.config.with_positions(x, latent_shape(x_t))
+        shape = latent_shape(x_t)
+        x, angles = self.config.with_positions(x, shape, self._numbers(shape, copies))
+        mask = self._mask(shape, copies)
 
         def apply_block(x, layer):
             block, own = layer
             vector = modulating if own is None else self._conditioning(own, t, cond)
-            return block(constrain(x, "batch", "tokens", None), vector, angles, text)
+            return block(constrain(x, "batch", "tokens", None), vector, angles, text, mask=mask)
 
         x, blocks = scan_blocks(apply_block, x, (self.blocks, of_blocks), remat=self.config.remat, keep=keep)
         return x, blocks, conditioning
 
+    def _numbers(self, shape: tuple[int, int, int], copies: int) -> Frames | None:
+        return None if copies == 1 else np.tile(np.arange(shape[0] // copies), copies)
+
+    def _mask(self, shape: tuple[int, int, int], copies: int) -> AttentionMask:
+        causal, places = self.config.causal_frames, self._num_places(shape)
+        if causal is None:
+            return FULL
+        return causal.mask(places, shape[0]) if copies == 1 else causal.two_copies(places, shape[0] // copies)
+
     def _conditioning(self, embedders: Embedders, t: Time, cond: Cond | None) -> Float[Array, "B #f D"]:
-        """The conditioning vector: the sum of the embeddings of noise level and class."""
+        """The conditioning vector: the sum of the embeddings of noise level and class, or of what frames have."""
         t_embedder, y_embedder = embedders
         conditioning = t_embedder(per_patch(t, self.patch_size))
         if y_embedder is not None:
-            conditioning = conditioning + y_embedder(required(cond))[:, None].astype(conditioning.dtype)
+            vectors = y_embedder(required(cond)).astype(conditioning.dtype)
+            conditioning = conditioning + (vectors[:, None] if vectors.ndim == 2 else _as_often(vectors, conditioning))
         return constrain(conditioning, "batch", None, None)
+
+
+def _as_often(vectors: Float[Array, "B f D"], levels: Float[Array, "B n D"]) -> Float[Array, "B m D"]:
+    """Vectors of frames once for every level that frames have: of two copies, or of all tokens in order."""
+    num_frames, num_levels = vectors.shape[1], levels.shape[1]
+    if num_levels == 1:
+        return vectors
+    if num_levels % num_frames:
+        raise ValueError(f"a condition of {num_frames} latent frames for latents that have levels of {num_levels}")
+    return jnp.tile(vectors, (1, num_levels // num_frames, 1))

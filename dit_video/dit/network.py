@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dit_video.arrays import Latents, Output, Time
 from dit_video.config.bounds import at_least
 from dit_video.dit.condition import Cond, Condition
 from dit_video.dit.known_frames import AsChannels
+from dit_video.nn.attention_mask import BlockCausal, Interleaved, TwoCopy
+from dit_video.nn.cache import KeyValueCache
 from dit_video.nn.patches import PatchSize
 
 
@@ -97,6 +99,67 @@ class Network(nnx.Module):
         """Activations by name: the conditioning vector, and the stream of tokens after every block, stacked."""
 
 
+class CausalNetwork(Network):
+    """Denoiser that is causal over frames: what it says of a frame depends on no later one.
+
+    So it can be trained on all frames at once, given clean ones before each (teacher forcing), and go forward frame by
+    frame with a cache of what it computed for those before. Frames are numbered from the first of a stream.
+    """
+
+    @abc.abstractmethod
+    def beside_clean(self, x_t: Latents, t: Time, clean: Latents, t_clean: Time, cond: Cond | None) -> Output:
+        """`output` for noisy frames each of which sees clean ones before it instead of noisy ones, in one pass.
+
+        Args:
+            clean: of the same clips and shape as x_t, at the noise levels `t_clean`.
+        """
+
+    @abc.abstractmethod
+    def unstacked(self) -> list[Any]:
+        """The blocks one by one, for `cached`; made once, for what is cut out of a stack is copied each time."""
+
+    @abc.abstractmethod
+    def empty_cache(self, batch_size: int, shape: tuple[int, int, int]) -> KeyValueCache:
+        """A ring for frames of latents of `shape` (t, h, w): those that a frame sees, t at a time.
+
+        Raises:
+            ValueError: there is no window: a frame sees all before it, and no ring holds them.
+        """
+
+    @abc.abstractmethod
+    def cached(
+        self, blocks: list[Any], x_t: Latents, t: Time, cond: Cond | None, first: Int[Array, ""], cache: KeyValueCache
+    ) -> tuple[Output, KeyValueCache]:
+        """`output` for the frames `first` ... of clips whose frames before are in the cache; and the cache with them.
+
+        Args:
+            blocks: those of `unstacked`.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalFrames:
+    """Attention that is block-causal over frames: full inside a frame, and to the frames before it.
+
+    Attributes:
+        window: how many frames are visible, the own one included; None for all. Blocks one upon the other see further.
+    """
+
+    window: int | None = None
+
+    def __post_init__(self):
+        at_least(self, 1, "window")
+
+    def mask(self, num_places: int, num_frames: int) -> Interleaved:
+        """For tokens of video in the order of `patchify`."""
+        return Interleaved(BlockCausal(num_places, self.window), num_places, num_frames)
+
+    def two_copies(self, num_places: int, num_frames: int) -> Interleaved:
+        """For `num_frames` noisy frames and then as many clean ones."""
+        copies = TwoCopy(num_places, num_places * num_frames, self.window)
+        return Interleaved(copies, num_places, 2 * num_frames)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(abc.ABC):
     """Configuration of a transformer of any tokens: what plans and rematerialisation ask of it.
@@ -145,6 +208,25 @@ class NetworkConfig(TransformerConfig):
     def learns_variance(self) -> bool:
         """Whether `Network.output` has a learned variance of the denoising step."""
         return False
+
+    @property
+    def causal_frames(self) -> CausalFrames | None:
+        """How attention is causal over frames, so that `build` makes a `CausalNetwork`; None where it is not."""
+        return None
+
+    @property
+    def takes_frame_conditions(self) -> bool:
+        """Whether the network takes a condition that has a value for each latent frame."""
+        return False
+
+    def check_condition(self, condition: Condition, *, frames_per_latent: int) -> None:
+        """Raises ValueError where the condition has a value for each frame, and these cannot be taken in."""
+        condition.check_frames(frames_per_latent)
+        if condition.by_frame and not (self.takes_frame_conditions and self.patch_size[0] == 1):
+            raise ValueError(
+                f"Denoise.condition={type(condition).__name__}: has a value for each frame; the network must be of a "
+                f"DiTConfig with patches of one frame, not of a {type(self).__name__}(patch_size={self.patch_size})"
+            )
 
     @abc.abstractmethod
     def build(

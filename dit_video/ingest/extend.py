@@ -104,6 +104,8 @@ def _choices(
         raise ValueError(
             f"--add: {out} was made by {old.settings.get('made_by')!r}, and only `data ingest` extends sets"
         )
+    if old.tracks is not None:
+        raise ValueError(f"--add: the videos of {out} have actions; make a new set of all sources")
     transcoding = Transcoding(max_size=old.settings.get("max_size"))
     choices = {name: old.settings.get(name) for name in (*_CHOICES, *transcoding.settings)}
     now = {**transcoding.settings, **{name: value for name, value in asked.items() if value is not None}}

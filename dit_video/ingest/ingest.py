@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dit_video.data.tracks import Tracks
 from dit_video.data.video_set import Entry, Manifest, SplitBy, read_manifest, write_video_set
 from dit_video.ingest import label_table
+from dit_video.ingest.action_files import ActionFiles, with_actions
 from dit_video.ingest.descriptions import Described, descriptions
 from dit_video.ingest.label_table import Description, LabelTable
 from dit_video.ingest.source_files import SourceFile, list_files
@@ -51,6 +53,7 @@ def ingest(
     out: str | os.PathLike,
     *,
     labels: LabelTable | None = None,
+    actions: ActionFiles | None = None,
     group: str | None = None,
     held_out_fraction: float = 0.1,
     transcoding: Transcoding = Transcoding(),
@@ -64,6 +67,7 @@ def ingest(
         out: new folder for the set; it has a manifest only when complete.
         labels: label, caption and split of each file; files without a row in it are skipped. None: sub-folders are
             classes, or splits.
+        actions: where the actions of each video are; videos without are skipped. None: the set has none.
         group: what clips that were cut from one source have in common, which stay on one side of the split: a column of
             the table, a field of clip.json, or a regular expression on paths.
         held_out_fraction: share of files, or groups, held out, decided by each file's sha256, so that a growing
@@ -86,6 +90,7 @@ def ingest(
         "group": group,
         "held_out_fraction": held_out_fraction,
         **transcoding.settings,
+        **({} if actions is None else {"actions": actions.settings}),
     }
     command = command_of("ingest", origins, labels, choices)
     if finish(Path(out)) == command:
@@ -93,8 +98,9 @@ def ingest(
     with unfinished(Path(out), transcoding.settings) as done:
         described = descriptions(list_files(origins, Path(out)), labels, group)
         decoded = decode_all(described, transcoding, done, progress)
+        acted = None if actions is None else with_actions(decoded.entries, described.items, actions)
         manifest = manifest_of(
-            decoded.entries,
+            decoded.entries if acted is None else acted.entries,
             choices,
             sources=[origin.name for origin in origins],
             rows_without_file=described.rows_without_file,
@@ -105,7 +111,10 @@ def ingest(
         def load(entry: Entry) -> bytes:
             return decoded.paths[entry.file].read_bytes()
 
-        return write(done, command, manifest, load, shard_size, progress)
+        if acted is None:
+            return write(done, command, manifest, load, shard_size, progress)
+        manifest, of = replace(manifest, tracks=acted.space), acted.of
+        return write(done, command, manifest, load, shard_size, progress, lambda entry: of[entry.file])
 
 
 def command_of(
@@ -194,6 +203,7 @@ def write(
     load: Callable[[Entry], bytes],
     shard_size: int,
     progress: Progress,
+    load_tracks: Callable[[Entry], Tracks] | None = None,
 ) -> Manifest:
     """Writes the set and puts it in its place; returns its manifest with the position of every record."""
     directory = done.work / "set"
@@ -204,6 +214,7 @@ def write(
         load,
         shard_size=shard_size,
         on_record=lambda count, total: progress("writing", count, total, ""),
+        load_tracks=load_tracks,
     )
     done.complete(command, directory)
     return manifest

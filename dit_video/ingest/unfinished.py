@@ -24,7 +24,6 @@ from typing import Any
 from dit_video.config.atomic import refuse_dangling
 from dit_video.config.json_file import read_object, write_json
 from dit_video.data.video_set import JOURNAL, MANIFEST, RECORDS, UNFINISHED
-from dit_video.ingest.probe import Facts
 
 _ENCODED, _WORK, _SET, _COMPLETE = "encoded", "work-", "set", "complete.json"
 
@@ -61,8 +60,12 @@ class Unfinished:
         """Where the mp4 lies that was made from a file."""
         return self._folder / _ENCODED / f"{sha256}.mp4"
 
-    def keep(self, sha256: str, facts: Facts, encoded: Path | None, num_bytes: int) -> dict[str, Any]:
-        """Keeps what is known of a file now, and the mp4 that was made from it; returns its fields of an `Entry`."""
+    def keep(self, sha256: str, facts: Mapping[str, object], encoded: Path | None, num_bytes: int) -> dict[str, Any]:
+        """Keeps what is known of a file now, and the mp4 that was made from it; returns that, and how it is stored.
+
+        Args:
+            sha256: of the file; what is no file, as an episode that is recorded, has a name of its own.
+        """
         fields = {"stored": "copied" if encoded is None else "encoded", "num_bytes": num_bytes, **facts}
         if encoded is not None:
             with encoded.open("rb") as file:

@@ -1,5 +1,6 @@
 """Patchify and unpatchify: latents to tokens and back."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dit_video.arrays import Time
@@ -56,6 +57,12 @@ def from_tokens(
     num_frames = shape[0] // patch_size[0]
     patches = tokens.reshape(tokens.shape[0], -1, num_frames, tokens.shape[-1])
     return unpatchify(patches, patch_size, shape)
+
+
+def frames_first(tokens: Float[Array, "B N ..."], num_frames: int) -> Float[Array, "B N ..."]:
+    """Tokens in the order of `patchify`, places first, as frames one after the other; by the number of places back."""
+    by_place = tokens.reshape(len(tokens), -1, num_frames, *tokens.shape[2:])
+    return jnp.swapaxes(by_place, 1, 2).reshape(tokens.shape)
 
 
 def per_patch(t: Time, patch_size: PatchSize) -> Float[Array, "B #f"]:

@@ -20,6 +20,7 @@ from dit_video.diffusion.process import Known
 from dit_video.dit.known_frames import AsChannels, LevelZero
 from dit_video.dit.network import NetworkConfig
 from dit_video.encoders.clip_image import CLIPVisionModel
+from dit_video.encoders.image import PretrainedImage
 from dit_video.nn.patches import PatchSize, latent_shape
 from dit_video.vae.codec import LatentCodec, to_pixels
 from dit_video.vae.vae import VAEConfig
@@ -349,6 +350,27 @@ def grey_after_first(codec: LatentCodec, batch: Batch, num_frames: int) -> Laten
     # Grey is 0 in pixels; no integer of a video is.
     moments = codec.vae.encode(jnp.pad(frame, ((0, 0), (0, grey), (0, 0), (0, 0), (0, 0))))
     return jax.lax.stop_gradient(codec.whiten(moments))
+
+
+def check_image(channels: AsChannels | None, image: PretrainedImage | None) -> None:
+    """Checks that there is an encoder of first frames where the network attends to its tokens, and nowhere else.
+
+    Raises:
+        ValueError: names the field of the task and what it must be.
+    """
+    attended = None if channels is None else channels.image_size
+    if image is None and attended is not None:
+        raise ValueError(
+            f"Denoise.image=None: known.shown.image_size={attended}, so the network attends to tokens of an image "
+            "encoder; name it, Denoise.image=PretrainedImage(...), or import the folder of a whole pipeline"
+        )
+    if image is not None and attended is None:
+        raise ValueError(f"Denoise.image={image}: the network attends to no tokens of an image; leave it None")
+    if image is not None and attended != image.encoder.hidden_size:
+        raise ValueError(
+            f"Denoise.image.encoder.hidden_size={image.encoder.hidden_size}: the network attends to tokens of "
+            f"known.shown.image_size={attended}; make them the same"
+        )
 
 
 def image_tokens(encoder: CLIPVisionModel, batch: Batch) -> Float[Array, "B I E"]:

@@ -23,6 +23,7 @@ from dit_video.data.signals import examples_of
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import Gaussian, rectified_flow
 from dit_video.diffusion.path import over_latents
+from dit_video.diffusion.prediction import DenoiseFn
 from dit_video.diffusion.process import Known
 from dit_video.diffusion.sampler import Euler, Sampler
 from dit_video.diffusion.scheduling_matrix import Levels, Pyramid, SchedulingMatrix, WholeClip
@@ -40,6 +41,7 @@ from dit_video.tasks.known_frames import (
     FirstFrame,
     KnownFrames,
     Pattern,
+    check_image,
     encoded_in_place,
     first_frame,
     followed_by_zeros,
@@ -49,10 +51,13 @@ from dit_video.tasks.known_frames import (
 )
 from dit_video.tasks.media import Video
 from dit_video.tasks.opener import Opener
+from dit_video.tasks.past_frames import PastFrames, in_training, in_validation
+from dit_video.tasks.roll_out import RollOut
 from dit_video.tasks.task import (
     EDIT,
     GENERATE,
     RECONSTRUCT,
+    ROLL_OUT,
     VALIDATE,
     ClipShape,
     Encoders,
@@ -92,6 +97,7 @@ class Denoise(Task):
         image: the frozen encoder of the first frame; None where the network attends to no tokens of an image.
         known: which frames of a clip are known before it is generated, and how the network sees them: the first of
             every clip, or any, a mixture; None where none are.
+        past: how a network that is causal over frames sees those before; None: it makes whole clips only.
         scheduling: in what order the frames of a clip are sampled.
         held_out_logsnr: noise levels, as log(alpha^2 / sigma^2), at which the held-out error of x_0 is measured; the
             same levels and the same noise for every objective, so that epsilon, v and velocity compare.
@@ -106,6 +112,7 @@ class Denoise(Task):
     sampler: Sampler = dataclasses.field(default_factory=lambda: Euler(num_steps=50))
     guidance: Guidance = dataclasses.field(default_factory=Guidance)
     known: FirstFrame | KnownFrames | None = None
+    past: PastFrames | None = None
     scheduling: SchedulingMatrix = WholeClip()
     held_out_logsnr: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0)
     precision: Precision = Precision.FLOAT32
@@ -121,24 +128,13 @@ class Denoise(Task):
                 f"Denoise.guidance.scale={self.guidance.scale}: there is no condition to be followed; leave it 1, or "
                 "name a condition"
             )
-        self._check_image()
+        check_image(self._channels, self.image)
         if self.known is not None:
             self.known.check(self.codec.vae, self.network)
-
-    def _check_image(self) -> None:
-        attended = None if self._channels is None else self._channels.image_size
-        if self.image is None and attended is not None:
-            raise ValueError(
-                f"Denoise.image=None: known.shown.image_size={attended}, so the network attends to tokens of an image "
-                "encoder; name it, Denoise.image=PretrainedImage(...), or import the folder of a whole pipeline"
-            )
-        if self.image is not None and attended is None:
-            raise ValueError(f"Denoise.image={self.image}: the network attends to no tokens of an image; leave it None")
-        if self.image is not None and attended != self.image.encoder.hidden_size:
-            raise ValueError(
-                f"Denoise.image.encoder.hidden_size={self.image.encoder.hidden_size}: the network attends to tokens of "
-                f"known.shown.image_size={attended}; make them the same"
-            )
+        if self.past is not None:
+            self.past.check(self.network, self.condition)
+        if self.condition is not None:
+            self.network.check_condition(self.condition, frames_per_latent=self.codec.vae.compression[0])
 
     @property
     def _channels(self) -> AsChannels | None:
@@ -199,7 +195,8 @@ class Denoise(Task):
         if self.known is not None:
             of_known = jax.random.fold_in(rng, _KNOWN)
             known = self.known.drawn(of_known, frozen.codec, batch, x_0, self.network.patch_size)
-        return diffuse.training_loss(self.objective, lambda x_t, t: model.output(x_t, t, cond), x_0, corruption, known)
+        predict = in_training(self.past, model, self.objective, cond, x_0, jax.random.fold_in(rng, _PAST))
+        return diffuse.training_loss(self.objective, predict, x_0, corruption, known)
 
     def functions(self) -> Mapping[str, Function]:
         return {
@@ -209,6 +206,7 @@ class Denoise(Task):
                 lambda model, frozen, batch, keys, shape: self.reconstruct(model, frozen, batch), Video
             ),
             EDIT: Function(self.edit, Video),
+            **({} if self.past is None else {ROLL_OUT: Function(self.roll_out_clips, Video)}),
         }
 
     def validate(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"]) -> Metrics:
@@ -219,20 +217,19 @@ class Denoise(Task):
         x_0 = _latents(frozen.codec, batch, None)
         cond = self._shown(frozen, batch, self._cond(batch), x_0.shape[1])
         eps, known = self.objective.prior(rngs, x_0.shape[1:]), self._known(x_0[:, :1], x_0.shape[1])
-        errors = self._errors(model, cond, x_0, eps, known)
+        predict = in_validation(self.past, model, self.objective, cond, x_0, rngs)
+        errors = self._errors(predict, x_0, eps, known)
         named = {f"x_0_error/logsnr_{level:+g}": e for level, e in zip(self.held_out_logsnr, errors)}
         if isinstance(self.known, KnownFrames) and self.known.patterns:
             masks = self.known.masks(rngs, latent_shape(x_0), self.network.patch_size)
             # One program for all patterns.
             of_patterns = jax.lax.map(
-                lambda mask: self._errors(model, cond, x_0, eps, Known(x_0, mask)).mean(0), jnp.stack([*masks.values()])
+                lambda mask: self._errors(predict, x_0, eps, Known(x_0, mask)).mean(0), jnp.stack([*masks.values()])
             )
             named |= {f"x_0_error/known_{pattern}": errors for pattern, errors in zip(masks, of_patterns)}
         return {"x_0_error": errors.mean(0)} | named
 
-    def _errors(
-        self, model: Network, cond: Cond | None, x_0: Latents, eps: Latents, known: Known | None
-    ) -> Float[Array, "levels B"]:
+    def _errors(self, predict: DenoiseFn, x_0: Latents, eps: Latents, known: Known | None) -> Float[Array, "levels B"]:
         """Squared error of the denoised x_0 per clip, where it is not known, at each of `held_out_logsnr`."""
         unknown = None if known is None else over_latents(~known.mask)
 
@@ -240,7 +237,7 @@ class Denoise(Task):
             t = jnp.full((x_0.shape[0], 1), self.objective.path.time_of_logsnr(logsnr))
             x_t = self.objective.corrupt_with(x_0, eps, t).x_t
             seen = (x_t, t) if known is None else known.clean(x_t, t)
-            error = jnp.square(self.objective.denoised(model(*seen, cond), x_t, t) - x_0)
+            error = jnp.square(self.objective.denoised(predict(*seen).prediction, x_t, t) - x_0)
             return jnp.mean(error, axis=(1, 2, 3, 4), where=unknown)
 
         return jax.lax.map(error, jnp.asarray(self.held_out_logsnr))
@@ -251,6 +248,19 @@ class Denoise(Task):
         What `batch.known` says of its video is not generated; without it, the first frame where the run says so.
         """
         return frozen.codec.decode(self.generate_latents(model, frozen, batch, rngs, shape))
+
+    def roll_out(self, shape: ClipShape, *, guided: bool | None = None) -> RollOut:
+        if self.past is None:
+            return super().roll_out(shape, guided=guided)
+        latents, guided = self.codec.vae.latent_shape(shape), self.guided if guided is None else guided
+        return self.past.roll_out(self.condition, self.objective, self.sampler, self.guidance, latents, guided)
+
+    def roll_out_clips(
+        self, model: Any, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
+    ) -> Clips:
+        """The known frames of each clip and what is rolled out from them by its actions."""
+        x_0 = _latents(frozen.codec, batch, None)
+        return frozen.codec.decode(self.roll_out(shape).clips(model, batch, x_0, rngs))
 
     def edit(self, model: Network, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape) -> Clips:
         """The clips of `batch` made anew from the first noise level of the sampler on (SDEdit, 2108.01073)."""
@@ -470,8 +480,8 @@ class Denoise(Task):
         return dataclasses.replace(self, text=encoders.text, image=encoders.image)
 
 
-# Of the random numbers of a step, those for what is known; the others are split.
-_KNOWN = 1
+# Of the random numbers of a step, those for what is known and for copies of past frames; the others are split.
+_KNOWN, _PAST = 1, 2
 
 
 def _latents(codec: LatentCodec, batch: Batch, rng: Key[Array, ""] | None) -> Latents:

@@ -28,6 +28,7 @@ from dit_video.nn.patches import PatchSize
 from dit_video.tasks.known_frames import Pattern
 from dit_video.tasks.media import Media
 from dit_video.tasks.opener import Opener
+from dit_video.tasks.roll_out import RollOut
 from dit_video.vae.trained_codec import TrainedCodec
 from dit_video.vae.vae import VAEConfig
 
@@ -39,6 +40,7 @@ ClipShape = tuple[int, int, int]
 # Names of functions that evaluators and commands of this package call.
 VALIDATE, GENERATE, RECONSTRUCT, EDIT = "validate", "generate", "reconstruct", "edit"
 LIKELIHOOD, REFINE = "likelihood", "refine"
+ROLL_OUT = "roll-out"
 
 
 class Function(NamedTuple):
@@ -150,8 +152,9 @@ class Task(abc.ABC):
 
         "validate" returns errors by name, one value per clip. "generate" makes one clip, text or other medium for each
         row of a batch, and "reconstruct" clips through the codec alone: the best that "generate" can look. "edit" makes
-        the clips of a batch anew from some noise level on (`with_strength`). "likelihood" returns nats,
-        tokens and bytes of each row of text, and "refine" what "generate" makes after each of its passes.
+        the clips of a batch anew from some noise level on (`with_strength`), "roll-out" from their known frames on, by
+        their actions. "likelihood" returns nats, tokens and bytes of each row of text, and "refine" what "generate"
+        makes after each of its passes.
         """
         return {}
 
@@ -254,6 +257,22 @@ class Task(abc.ABC):
             ValueError: it was not trained for that; says what is missing.
         """
         raise ValueError(f"a {type(self).__name__} makes no clips of which the {pattern} is known")
+
+    def roll_out(self, shape: ClipShape, *, guided: bool | None = None) -> RollOut:
+        """How a trained world goes forward frame by frame, by actions.
+
+        Args:
+            shape: of the clips that it was trained on.
+            guided: whether guidance may be changed, which takes twice the work; None: where the task has some.
+
+        Raises:
+            ValueError: the task is no world.
+        """
+        del shape, guided
+        raise ValueError(
+            f"a {type(self).__name__} goes forward by no actions; that is for a Denoise with past=PastFrames(), a "
+            "network that is causal over frames and a condition on actions"
+        )
 
     def with_strength(self, strength: float) -> "Task":
         """The task whose "edit" makes a share of (0, 1] of a clip anew, from that noise level on."""

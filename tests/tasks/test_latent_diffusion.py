@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_video.arrays import Output
 from dit_video.data.batch import Batch
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.objective import ddpm, rectified_flow
@@ -162,8 +163,8 @@ def validate(task: Denoise, kind: type[DiT], params: Params, codec: LatentCodec,
 class AsEpsilon(DiT):
     """Says the noise where its weights say the velocity of the straight path."""
 
-    def __call__(self, x_t, t, label):
-        return Velocity().eps(Linear(), super().__call__(x_t, t, label), x_t, t)
+    def output(self, x_t, t, cond):
+        return Output(Velocity().eps(Linear(), super().output(x_t, t, cond).prediction, x_t, t))
 
 
 @pytest.mark.parametrize(

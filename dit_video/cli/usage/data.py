@@ -1,4 +1,4 @@
-"""Options of `dit-video data ingest`, `data inspect`, `data digits` and `data text`."""
+"""Options of `dit-video data ingest`, `data record`, `data inspect`, `data digits` and `data text`."""
 
 import argparse
 from pathlib import Path
@@ -21,6 +21,9 @@ INGEST = """  dit-video data ingest videos/ --out data/mine
 
   dit-video data ingest more/ --out data/mine --add
       more videos for a set, as if it had been made of all folders at once
+
+  dit-video data ingest recorded/ --out data/world --actions '{stem}_actions.npz' --action_leads from
+      videos with an action for each frame
 
 Without a table: clip.txt beside clip.mp4 is its caption, clip.cls its class, clip.json has both (as in WebDataset
 tars); metadata.jsonl, .csv or .parquet with file_name and text (as Hugging Face has it); sub-folders are classes. A
@@ -61,10 +64,22 @@ TEXT = """  dit-video data text book.txt --out data/book
       every .txt below corpus/ and every line of the other is a document; also .zst"""
 
 
+RECORD = """  dit-video data record corridor --out data/corridor --steps 100000
+      a first-person maze that needs no extra, played at random, each action held for a while
+  dit-video data record ALE/Breakout-v5 --out data/breakout --steps 50000 --repeat 2 --policy player.py
+      any environment of Gymnasium that renders rgb_array (extra worlds), every second frame, played by your own
+      `get_policy()`: a function of (description, generator) whose result says the action of a frame
+
+Episodes are held out by their sha256. A recording that was stopped or killed goes on when the same command is given
+again. Action f of a video is what was pressed between its frames f - 1 and f."""
+
+
 def add_parser(subparsers) -> None:
-    parser = command(subparsers, "data", "make and look at data sets", "\n\n".join((INGEST, INSPECT, DIGITS, TEXT)))
+    examples = "\n\n".join((INGEST, RECORD, INSPECT, DIGITS, TEXT))
+    parser = command(subparsers, "data", "make and look at data sets", examples)
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_ingest(commands)
+    _add_record(commands)
     _add_inspect(commands)
     _add_digits(commands)
     _add_text(commands)
@@ -88,10 +103,45 @@ def _add_ingest(commands) -> None:
         help="what clips of one source have in common, which stay on one side of the split: a column, a field of "
         "clip.json, or a regular expression on paths, of which the first (...) counts",
     )
+    parser.add_argument(
+        "--actions",
+        metavar="PATTERN",
+        help="file of actions beside each video, as {stem}_actions.npz; .npz, .jsonl, .csv or .parquet, a row a frame",
+    )
+    parser.add_argument(
+        "--action_leads", choices=("to", "from"), help="row f led to frame f, or was done on seeing it, from there on"
+    )
+    parser.add_argument("--action_columns", metavar="COL,COL", help="columns of actions, or the array of a .npz")
     parser.add_argument("--held_out_fraction", type=float, metavar="F", help="share held out (default 0.1)")
     parser.add_argument("--max_size", type=whole(2), metavar="PIXELS", help="longest short side (default: keep sizes)")
     parser.add_argument("--num_workers", type=whole(1), metavar="N", help="files decoded at once (default: one a core)")
     parser.set_defaults(run=_run_ingest)
+
+
+def _add_record(commands) -> None:
+    parser = command(commands, "record", "record a world that answers to actions", RECORD)
+    parser.add_argument("environment", metavar="ENV", help="corridor, or an id of Gymnasium")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="new folder for the set")
+    parser.add_argument("--steps", type=whole(1), required=True, metavar="N", help="actions in all, at least")
+    parser.add_argument(
+        "--policy",
+        type=path_text,
+        default="sticky",
+        metavar="KIND|FILE.py",
+        help="sticky (default), random, or your own",
+    )
+    parser.add_argument(
+        "--episode_steps", type=whole(1), default=200, metavar="N", help="longest episode (default 200)"
+    )
+    parser.add_argument(
+        "--repeat", type=whole(1), default=1, metavar="N", help="steps of the world for each frame (default 1)"
+    )
+    parser.add_argument("--size", type=whole(8), default=64, metavar="PIXELS", help="of the corridor (default 64)")
+    parser.add_argument("--fps", type=float, metavar="F", help="of the videos (default: that of the world)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default 0")
+    parser.add_argument("--held_out_fraction", type=float, default=0.1, metavar="F", help="of episodes (default 0.1)")
+    parser.add_argument("--num_workers", type=whole(1), metavar="N", help="processes (default: one a core)")
+    parser.set_defaults(run=_run_record)
 
 
 def _add_inspect(commands) -> None:
@@ -134,6 +184,12 @@ def _run_ingest(arguments: argparse.Namespace) -> int:
     from dit_video.cli.data import run_ingest
 
     return run_ingest(arguments)
+
+
+def _run_record(arguments: argparse.Namespace) -> int:
+    from dit_video.cli.data_record import run_record
+
+    return run_record(arguments)
 
 
 def _run_inspect(arguments: argparse.Namespace) -> int:

@@ -65,6 +65,10 @@ class TorchDiT(TorchModule):
                 "config.task.network.block_embedders=True: the torch module has one embedder for all blocks; diffusers "
                 "computes this network (--format diffusers)"
             )
+        if task.network.causal_frames is not None:
+            raise ValueError(
+                f"config.task.network.causal={task.network.causal_frames}: the torch module has full attention alone"
+            )
         torch_condition(task.condition)
         return cls(config=task.network, channels=task.codec.vae.latent_channels, condition=task.condition)
 
