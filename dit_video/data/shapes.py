@@ -122,7 +122,7 @@ def losses(
     frames = np.array([shape.num_frames for shape in shapes])
     of_shapes = np.array([shape.size for shape in shapes], float)
     areas = of_shapes.prod(1)
-    largest = np.array([areas[frames == number].max() for number in frames]) if max_area is None else max_area
+    largest = np.array([areas[frames == number].max() if max_area is None else max_area for number in frames])
     longest = frames.max() if max_frames is None else max_frames
     there = extents.clip_frames(clips)[:, None]
     wanted = np.minimum(there, longest)
