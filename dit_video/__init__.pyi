@@ -7,6 +7,7 @@ from dit_video.data.dataset import Data as Data
 from dit_video.data.record import Examples as Examples
 from dit_video.data.record import Record as Record
 from dit_video.data.record import Split as Split
+from dit_video.data.shapes import BatchShape as BatchShape
 from dit_video.data.signals import Actions as Actions
 from dit_video.data.signals import CaptionBytes as CaptionBytes
 from dit_video.data.signals import ClassLabel as ClassLabel

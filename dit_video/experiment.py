@@ -69,10 +69,13 @@ class Experiment:
         if best is not None and best.evaluator not in self.evaluators:
             known = ", ".join(map(repr, self.evaluators)) or "none"
             raise ValueError(f"keep.best.evaluator={best.evaluator!r}: is none of the evaluators; there are {known}")
-        if self.num_microbatches < 1 or self.data.batch_size % self.num_microbatches:
-            raise ValueError(
-                f"num_microbatches={self.num_microbatches}: must divide data.batch_size={self.data.batch_size}"
-            )
+        for name, size in self.data.batch_sizes.items():
+            if self.num_microbatches < 1 or size % self.num_microbatches:
+                raise ValueError(f"num_microbatches={self.num_microbatches}: must divide data.{name}={size}")
+
+    def by_shape(self) -> tuple["Experiment", ...]:
+        """The experiment on clips of each of its shapes alone; itself where there is one."""
+        return tuple(dataclasses.replace(self, data=data) for data in self.data.by_shape())
 
 
 # What may differ between two starts of the same run.

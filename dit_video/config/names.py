@@ -18,6 +18,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "data.text_cache": ("TextCache",),
     "data.text_tokens": ("TextPrompt", "TextTokens"),
     "data.tokenizers": ("BytePairs", "Bytes", "Characters"),
+    "data.shapes": ("BatchShape",),
     "data.transforms": ("ClipTransform",),
     "diffusion.guidance": ("Guidance",),
     "diffusion.masked": ("Absorbing", "CosineMasking", "LogLinear"),

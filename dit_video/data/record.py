@@ -136,6 +136,11 @@ class Examples(ABC):
         return None
 
     @property
+    def sizes(self) -> Int[np.ndarray, "num_records 2"] | None:
+        """Height and width of the frames of each record; None where only reading the records would tell."""
+        return None
+
+    @property
     def labels(self) -> Int[np.ndarray, "num_records"] | None:
         """Class of each record, NO_LABEL where it has none; None where only reading the records would tell."""
         return None

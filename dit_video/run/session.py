@@ -82,8 +82,8 @@ class Session:
             profile: traces a few steps of the first process.
         """
         experiment, workdir = self.experiment, self.workdir
-        program, work = program_of(experiment, self.mesh), workload.measure_work(experiment)
-        for line in start_summary.lines(experiment, program, self.mesh, work):
+        program, shapes = program_of(experiment, self.mesh), workload.shapes_of_batches(experiment)
+        for line in start_summary.lines(experiment, program, self.mesh, shapes):
             self.console.print(line, markup=False, highlight=False)
         with contextlib.ExitStack() as stack:
             files = stack.enter_context(RetryingFiles(unstyled(self.console)))
@@ -103,12 +103,12 @@ class Session:
             observers = Observers(
                 recorder=recorder,
                 evaluation=evaluation,
-                work=work,
                 profile=Profile(folder=str(workdir / "profile")) if profiled else None,
             )
+            learner = Learner(program=program, batches=batches, frozen=self.frozen, seed=experiment.seed, shapes=shapes)
             try:
                 state, step = loop.train(
-                    Learner(program=program, batches=batches, frozen=self.frozen, seed=experiment.seed),
+                    learner,
                     state,
                     schedule=experiment.schedule,
                     faults=experiment.faults,
@@ -206,9 +206,10 @@ class Session:
     def _batches(self, next_batch: int) -> BatchIterator:
         """The rows of each global batch that the devices of this process need, from `next_batch` on."""
         experiment = self.experiment
-        rows = rows_here(self.mesh, experiment.data.batch_size).tolist()
         replace = experiment.faults.undecodable_share > 0
-        return experiment.data.train(experiment.seed, next_batch, rows=rows, replace=replace)
+        return experiment.data.train(
+            experiment.seed, next_batch, rows=lambda size: rows_here(self.mesh, size).tolist(), replace=replace
+        )
 
     def _evaluation(self, program: Program) -> Evaluation:
         experiment = self.experiment

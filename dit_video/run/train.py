@@ -49,6 +49,7 @@ from dit_video.run.latents import check_cache
 from dit_video.run.open_run import unstyled
 from dit_video.run.preflight import preflight
 from dit_video.run.session import Outcome, Session
+from dit_video.run.shapes import balanced
 from dit_video.storage.mirror import Copying, local_copy, record_of
 
 
@@ -89,6 +90,7 @@ def train(
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     check_joined()
+    experiment = balanced(experiment)
     check_fields(experiment, mesh)
     check_mesh(experiment, mesh)
     check_compiler_options(experiment, mesh)

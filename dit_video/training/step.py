@@ -1,8 +1,9 @@
 """TrainState and the jitted train step of every task, with gradient accumulation, EMA and sharded state."""
 
+import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -49,8 +50,8 @@ class Program:
         step: (state, frozen, batch, seed) -> (state, metrics); the old state is donated.
         gradient: (state, frozen, batch, seed) -> (gradient, metrics): what the step's update is made of.
         shapes: shape, dtype and sharding of every array of the state, to restore a checkpoint into.
-        compiled: arguments as of `step`, after it was called with some of these shapes -> its executable, of which
-            nothing is compiled again.
+        compile: (frozen, batches, or shapes of such with shardings) -> executables of the step, one for each, compiled
+            several at once and kept: `step` compiles nothing for batches of these shapes.
         learning_rate: state -> learning rate of the update that led to it, or of the first one.
         lower: (frozen, batch), both of shapes with shardings -> the step, ready to be compiled for the devices of the
             mesh, which need not be there. What it does not read stays an argument, since it stays in memory too.
@@ -62,7 +63,7 @@ class Program:
     step: Callable[[TrainState, Any, Batch, int], tuple[TrainState, Metrics]]
     gradient: Callable[[TrainState, Any, Batch, int], tuple[Params, Metrics]]
     shapes: TrainState
-    compiled: Callable[[TrainState, Any, Batch, int], jax.stages.Compiled]
+    compile: Callable[[Any, Sequence[Batch]], list[jax.stages.Compiled]]
     learning_rate: Callable[[TrainState], float]
     lower: Callable[[Any, Batch], jax.stages.Lowered]
     mesh: Mesh
@@ -133,17 +134,24 @@ def make_program(
     jitted = jit_step()
     jitted_gradient = jax.jit(gradient, out_shardings=(shardings.params, replicated(mesh)))
 
+    executables: dict[Any, jax.stages.Compiled] = {}
+
     def run_step(state: TrainState, frozen, batch: Batch, seed: int) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
-            return jitted(state, frozen, batch, seed)
+            return executables.get(_shapes_of(batch), jitted)(state, frozen, batch, seed)
 
     def run_gradient(state: TrainState, frozen, batch: Batch, seed: int) -> tuple[Params, Metrics]:
         with jax.set_mesh(mesh):
             return jitted_gradient(state, frozen, batch, seed)
 
-    def compiled(state: TrainState, frozen, batch: Batch, seed: int) -> jax.stages.Compiled:
+    def compile_all(frozen, batches: Sequence[Batch]) -> list[jax.stages.Compiled]:
+        missing = {_shapes_of(batch): batch for batch in batches if _shapes_of(batch) not in executables}
         with jax.set_mesh(mesh):
-            return jitted.lower(state, frozen, batch, seed).compile()
+            lowered = [jitted.lower(shapes, frozen, batch, 0) for batch in missing.values()]
+        # XLA compiles without Python's lock.
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            executables.update(zip(missing, threads.map(lambda program: program.compile(), lowered)))
+        return [executables[_shapes_of(batch)] for batch in batches]
 
     def learning_rate(state: TrainState) -> float:
         return float(np.asarray(rates(max(0, num_updates(state.opt_state) - 1))))
@@ -152,7 +160,13 @@ def make_program(
         with jax.set_mesh(mesh):
             return jit_step(keep_unused=True).lower(shapes, frozen, batch, 0)
 
-    return Program(definition, init, run_step, run_gradient, shapes, compiled, learning_rate, lower, mesh)
+    return Program(definition, init, run_step, run_gradient, shapes, compile_all, learning_rate, lower, mesh)
+
+
+def _shapes_of(batch: Batch) -> Any:
+    """What an executable is found by."""
+    leaves, tree = jax.tree.flatten(batch)
+    return tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def _start(params: Params, rule: optax.GradientTransformation, ema: EMA | None) -> TrainState:

@@ -129,7 +129,7 @@ def _in_float32(experiment: Experiment) -> Experiment:
     return dataclasses.replace(
         experiment,
         task=experiment.task.in_float32(),
-        data=dataclasses.replace(experiment.data, batch_size=NUM_DEVICES * experiment.num_microbatches),
+        data=dataclasses.replace(experiment.data, batch_size=NUM_DEVICES * experiment.num_microbatches, shapes=()),
     )
 
 

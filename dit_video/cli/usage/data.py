@@ -1,9 +1,9 @@
-"""Options of `dit-video data ingest`, `data record`, `data inspect`, `data digits` and `data text`."""
+"""Options of `dit-video data` and its commands: ingest, record, inspect, shapes, digits and text."""
 
 import argparse
 from pathlib import Path
 
-from dit_video.cli.usage.arguments import command, local_path, path, path_text, whole
+from dit_video.cli.usage.arguments import add_config, command, local_path, path, path_text, whole
 
 INGEST = """  dit-video data ingest videos/ --out data/mine
       every video below videos/, in any container and codec; first-level sub-folders are classes
@@ -44,6 +44,17 @@ INSPECT = """  dit-video data inspect data/mine
   dit-video data inspect data/mine --json"""
 
 
+SHAPES = """  dit-video data shapes data/mine --num 8
+      the eight shapes (frames, height, width) in which the videos lose least, with batch sizes of equal work
+  dit-video data shapes data/mine --config=experiments/video_1b.py --config.data.clips.size='(256, 256)'
+      for this network, of clips up to the length of config.data.clips and as many pixels
+  dit-video data shapes data/mine --config=mine.py --explain park/0017.mp4
+      where one video goes in the shapes of an experiment, and why"""
+
+# The network that FLOPs are those of.
+SHAPES_CONFIG = "experiments/video_1b.py"
+
+
 DIGITS = """  dit-video data digits --out data/moving_digits
   dit-video data digits --out data/digits64 --size 64 --digit_size 40 --num_frames 17"""
 
@@ -75,12 +86,13 @@ again. Action f of a video is what was pressed between its frames f - 1 and f.""
 
 
 def add_parser(subparsers) -> None:
-    examples = "\n\n".join((INGEST, RECORD, INSPECT, DIGITS, TEXT))
+    examples = "\n\n".join((INGEST, RECORD, INSPECT, SHAPES, DIGITS, TEXT))
     parser = command(subparsers, "data", "make and look at data sets", examples)
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_ingest(commands)
     _add_record(commands)
     _add_inspect(commands)
+    _add_shapes(commands)
     _add_digits(commands)
     _add_text(commands)
 
@@ -155,6 +167,17 @@ def _add_inspect(commands) -> None:
     parser.set_defaults(run=_run_inspect)
 
 
+def _add_shapes(commands) -> None:
+    parser = command(commands, "shapes", "choose the shapes of clips for a data set, or explain them", SHAPES)
+    parser.add_argument("directory", type=path_text, metavar="DIR")
+    parser.add_argument("--num", type=whole(1), metavar="N", help="shapes, at most (8, or those of the experiment)")
+    add_config(parser, required=False)
+    parser.set_defaults(config=SHAPES_CONFIG)
+    parser.add_argument("--explain", metavar="FILE", help="say where this video of the set goes, and why")
+    parser.add_argument("--json", action="store_true", help="print it as JSON and nothing else")
+    parser.set_defaults(run=_run_shapes)
+
+
 def _add_digits(commands) -> None:
     parser = command(commands, "digits", "make the moving-digits set, which needs no download", DIGITS)
     parser.add_argument("--out", type=local_path, default=Path("data/moving_digits"), metavar="DIR")
@@ -196,6 +219,12 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     from dit_video.cli.data import run_inspect
 
     return run_inspect(arguments)
+
+
+def _run_shapes(arguments: argparse.Namespace) -> int:
+    from dit_video.cli.data_shapes import run_shapes
+
+    return run_shapes(arguments)
 
 
 def _run_digits(arguments: argparse.Namespace) -> int:
