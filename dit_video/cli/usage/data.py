@@ -173,7 +173,7 @@ def _add_shapes(commands) -> None:
     parser.add_argument("--num", type=whole(1), metavar="N", help="shapes, at most (8, or those of the experiment)")
     add_config(parser, required=False)
     parser.set_defaults(config=SHAPES_CONFIG)
-    parser.add_argument("--explain", metavar="FILE", help="say where this video of the set goes, and why")
+    parser.add_argument("--explain", metavar="KEY", help="say where this video of the set goes, and why")
     parser.add_argument("--json", action="store_true", help="print it as JSON and nothing else")
     parser.set_defaults(run=_run_shapes)
 
