@@ -158,6 +158,8 @@ from dit_video.training.optimizer import Decay as Decay
 from dit_video.training.optimizer import EMA as EMA
 from dit_video.training.optimizer import Group as Group
 from dit_video.training.optimizer import Muon as Muon
+from dit_video.training.trackers import TensorBoard as TensorBoard
+from dit_video.training.trackers import WeightsAndBiases as WeightsAndBiases
 from dit_video.vae.autoencoder_kl import AutoencoderKLConfig as AutoencoderKLConfig
 from dit_video.vae.cogvideox_vae import CogVideoXVAEConfig as CogVideoXVAEConfig
 from dit_video.vae.losses import AutoencodeLoss as AutoencodeLoss

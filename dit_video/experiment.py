@@ -27,6 +27,7 @@ from dit_video.training.fault_policy import Faults
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, Optimizer
 from dit_video.training.step import CompilerOptions
+from dit_video.training.trackers import TensorBoard, TrackerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Experiment:
         evaluators: by the name they are recorded under.
         faults: what to do when training goes wrong.
         keep: which checkpoints stay; no part of the fingerprint either.
+        trackers: where curves are shown besides the run's folder; no part of it either.
         mesh: devices along each axis; like `compiler_options` not part of the fingerprint, since it may change between
             hosts.
         compiler_options: XLA's for the train step, by kind of device: {"gpu": {...}, "tpu": {...}}.
@@ -55,6 +57,7 @@ class Experiment:
     num_microbatches: int = 1
     faults: Faults = Faults()
     keep: Keep = Keep()
+    trackers: tuple[TrackerConfig, ...] = (TensorBoard(),)
     seed: int = 0
     mesh: MeshShape = MeshShape()
     compiler_options: Mapping[str, CompilerOptions] = dataclasses.field(default_factory=dict)
@@ -80,7 +83,7 @@ class Experiment:
 
 # What may differ between two starts of the same run.
 _NOT_IN_FINGERPRINT = (
-    "mesh", "compiler_options", "keep", "data.num_threads", "schedule.log_every", "schedule.save_every",
+    "mesh", "compiler_options", "keep", "trackers", "data.num_threads", "schedule.log_every", "schedule.save_every",
 )  # fmt: skip
 
 

@@ -64,6 +64,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "training.fault_policy": ("Faults", "Note", "RollBack", "Skip", "Spike", "Stop"),
     "training.optimizer": ("EMA", "AdamW", "Group", "Muon"),
     "training.intervals": ("Schedule",),
+    "training.trackers": ("TensorBoard", "WeightsAndBiases"),
     "vae.losses": ("AutoencodeLoss",),
     "vae.autoencoder_kl": ("AutoencoderKLConfig",),
     "vae.cogvideox_vae": ("CogVideoXVAEConfig",),

@@ -44,6 +44,7 @@ from dit_video.training.preemption import StopSignal, StopTogether
 from dit_video.training.profiler import Profile
 from dit_video.training.step import Program, TrainState
 from dit_video.training.tracker import METRICS_FILE, NullTracker, Tracker, recorded_evaluations, recorded_scores
+from dit_video.training.trackers import OpenTracker, TrackedRun
 from dit_video.training.watchdog import Watchdog
 
 
@@ -88,10 +89,11 @@ class Session:
         with contextlib.ExitStack() as stack:
             files = stack.enter_context(RetryingFiles(unstyled(self.console)))
             checkpoints = stack.enter_context(self._checkpoints(files, copying))
-            checkpoints.bind(identity(workdir, checkpoints.run_on_record))
+            own = identity(workdir, checkpoints.run_on_record)
+            checkpoints.bind(own)
             state, next_batch = self._initial_state(program, checkpoints, init_from)
             processes.from_first(lambda: record_data(data, workdir, next_batch))
-            recorder = stack.enter_context(self._recorder(files, int(state.step)))
+            recorder = stack.enter_context(self._recorder(files, own.run_id, int(state.step)))
             batches = self._batches(next_batch)
             stack.enter_context(contextlib.closing(batches))
             watchdog = Watchdog(recorder.heartbeat, workdir, waits_for={Activity.DATA: batches.waits_for})
@@ -182,7 +184,7 @@ class Session:
         return state, 0
 
     @contextlib.contextmanager
-    def _recorder(self, files: RetryingFiles, start: int) -> Iterator[Tracker | NullTracker]:
+    def _recorder(self, files: RetryingFiles, run_id: str, start: int) -> Iterator[Tracker | NullTracker]:
         """The first process writes and shows what happens; the others know what it has written before step `start`."""
         workdir = self.workdir
 
@@ -190,18 +192,31 @@ class Session:
             events = [event.to_json() for event in read_events(workdir, last=start)]
             return {"evaluations": recorded_evaluations(workdir, last=start), "events": events}
 
-        found = processes.from_first(known)
-        if not processes.is_first():
-            evaluations = [(step, name) for step, name in found["evaluations"]]
-            yield NullTracker(evaluations, [Event.from_json(event) for event in found["events"]])
-            return
-        num_steps = self.experiment.schedule.num_steps
-        tracker = Tracker(workdir, files, start=start, num_steps=num_steps, console=self.console)
+        found, trackers = processes.from_first(known), []
+        with processes.entered_by_first(self._trackers(files, run_id, start, trackers)):
+            if not processes.is_first():
+                evaluations = [(step, name) for step, name in found["evaluations"]]
+                yield NullTracker(evaluations, [Event.from_json(event) for event in found["events"]])
+                return
+            num_steps = self.experiment.schedule.num_steps
+            tracker = Tracker(workdir, files, start=start, num_steps=num_steps, console=self.console, trackers=trackers)
+            try:
+                yield tracker
+            finally:
+                tracker.close()
+                plot_record(files.file(workdir / METRICS_FILE), files.file(workdir / CURVES, limit=PICTURES_LIMIT))
+
+    @contextlib.contextmanager
+    def _trackers(self, files: RetryingFiles, run_id: str, start: int, trackers: list[OpenTracker]) -> Iterator[None]:
+        """The trackers of the experiment, which are open inside the block, in `trackers`."""
+        run = TrackedRun(self.workdir, run_id, components.record(self.experiment), start)
         try:
-            yield tracker
+            for tracker in self.experiment.trackers:
+                trackers.append(tracker.open(run, files, unstyled(self.console)))
+            yield
         finally:
-            tracker.close()
-            plot_record(files.file(workdir / METRICS_FILE), files.file(workdir / CURVES, limit=PICTURES_LIMIT))
+            for tracker in trackers:
+                tracker.close()
 
     def _batches(self, next_batch: int) -> BatchIterator:
         """The rows of each global batch that the devices of this process need, from `next_batch` on."""

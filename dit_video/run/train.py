@@ -100,6 +100,8 @@ def train(
         experiment, frozen = with_frozen(experiment, mesh, console, _on_record(experiment, workdir))
         check_cache(experiment, frozen)
     check_source(experiment)
+    for tracker in experiment.trackers:
+        tracker.check()
     for line in preflight(experiment):
         console.print(f"warning: {line}", style="yellow")
     data = experiment.data.identity()
