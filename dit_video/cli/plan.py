@@ -126,7 +126,7 @@ def to_json(found: Plan, price: float | None) -> dict[str, Any]:
             f"{found.unit}_seconds": best.seconds,
             "seconds_in_turn": found.seconds_in_turn,
             "mfu": found.mfu,
-            "clips_per_second": found.clips / best.seconds,
+            f"{found.counted}_per_second": found.clips / best.seconds,
             "tokens_per_second": found.tokens / best.seconds if found.tokens else None,
             "device_hours": hours,
             "cost": hours * price if hours is not None and price is not None else None,
@@ -138,8 +138,8 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     """Prints memory, traffic and roofline."""
     axes = " x ".join(f"{axis}={size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     console.print(
-        f"{found.program} of {found.clips:,} clips on {found.target}: {found.num_devices} x {found.device_kind}, "
-        f"mesh {axes}; "
+        f"{found.program} of {found.clips:,} {found.counted} on {found.target}: {found.num_devices} x "
+        f"{found.device_kind}, mesh {axes}; "
         f"lowered and compiled in {found.compile_seconds:.1f} s",
     )
     if found.memory.hbm is None:
@@ -201,7 +201,7 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
     tokens = f", {found.tokens / best.seconds:,.0f} tokens/s" if found.tokens else ""
     console.print(
         f"best case, all of these overlapped and nothing else: {best.seconds * 1e3:.4g} ms a {found.unit}, "
-        f"MFU {found.mfu:.1%}, {found.clips / best.seconds:,.1f} clips/s{tokens}; "
+        f"MFU {found.mfu:.1%}, {found.clips / best.seconds:,.1f} {found.counted}/s{tokens}; "
         f"one after the other they take {found.seconds_in_turn * 1e3:.4g} ms",
     )
     hours = found.device_hours()

@@ -81,6 +81,7 @@ class Plan:
         recomputed_flops: what is computed a second time, as far as `remat` says so; a kernel may do more.
         job: what device hours are those of.
         bounds: arithmetic first; empty where nothing is known of the devices.
+        counted: what `clips` are: clips, or frames of one.
     """
 
     program: str
@@ -97,6 +98,7 @@ class Plan:
     job: Job
     bounds: tuple[Bound, ...]
     compile_seconds: float
+    counted: str = "clips"
 
     @property
     def num_devices(self) -> int:
@@ -177,6 +179,7 @@ def plan(
         job=prepared.job,
         bounds=bounds,
         compile_seconds=seconds,
+        counted=prepared.counted,
     )
 
 

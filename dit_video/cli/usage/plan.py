@@ -36,7 +36,7 @@ def add_parser(subparsers) -> None:
         "--program",
         default="train",
         metavar="NAME",
-        help="train (default), or what the task does: validate, generate, ...",
+        help="train (default), what the task does: validate, generate, ..., or frame, the next one of a world",
     )
     parser.add_argument(
         "--batch_size", type=whole(1), metavar="N", help="clips of a call that is not the train step (16)"
