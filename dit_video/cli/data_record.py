@@ -4,6 +4,7 @@ import argparse
 import datetime
 import time
 
+from dit_video.config.paths import shell_word
 from dit_video.data.record import Split
 from dit_video.ingest.recording import Recording, record
 from dit_video.progress import LINE_EVERY, Terminal, bar
@@ -45,5 +46,7 @@ def run_record(arguments: argparse.Namespace) -> int:
     for line in manifest.settings["warnings"]["splits"]:
         console.print(f"warning: {line}", style="yellow")
     counts = ", ".join(f"{len(manifest.stored(split))} {split}" for split in Split)
-    console.print(f"{arguments.out}: {counts} episodes; look at it with: dit-video data inspect {arguments.out}")
+    console.print(
+        f"{arguments.out}: {counts} episodes; look at it with: dit-video data inspect {shell_word(arguments.out)}"
+    )
     return 0
