@@ -7,6 +7,7 @@ import contextlib
 import gc
 import importlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,3 +182,17 @@ def exported(content, tmp_path_factory):
     _, num_tensors = write_weights(content, folder)
     assert num_tensors == len(params_of(content.denoiser.network)) + len(params_of(content.codec))
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Headless Chromium, for tests of pages (-m browser)."""
+    from playwright.sync_api import sync_playwright
+
+    where = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    assert where, "chromium is not installed: apt-get install chromium"
+    with sync_playwright() as playwright:
+        # In a container Chromium has no sandbox of its own to make; the page is ours.
+        browser = playwright.chromium.launch(executable_path=where, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -18,6 +18,7 @@ from dit_video.data.tracks import Tracks
 from dit_video.data.video_set import Entry, Manifest, SplitBy, read_manifest, write_video_set
 from dit_video.ingest import label_table
 from dit_video.ingest.action_files import ActionFiles, with_actions
+from dit_video.ingest.array_files import SUFFIX, unpack
 from dit_video.ingest.descriptions import Described, descriptions
 from dit_video.ingest.label_table import Description, LabelTable
 from dit_video.ingest.source_files import SourceFile, list_files
@@ -63,7 +64,7 @@ def ingest(
     """Makes a video set out of folders and tars of videos; goes on where it was killed.
 
     Args:
-        sources: folders (read recursively; sub-folders are classes) and tars.
+        sources: folders (read recursively; sub-folders are classes), tars, and arrays of videos (array_files.py).
         out: new folder for the set; it has a manifest only when complete.
         labels: label, caption and split of each file; files without a row in it are skipped. None: sub-folders are
             classes, or splits.
@@ -96,7 +97,8 @@ def ingest(
     if finish(Path(out)) == command:
         return read_manifest(out, remedy="make it again")
     with unfinished(Path(out), transcoding.settings) as done:
-        described = descriptions(list_files(origins, Path(out)), labels, group)
+        opened = [unpack(o, done.work) if o.suffix == SUFFIX and o.is_file() else o for o in origins]
+        described = descriptions(list_files(opened, Path(out)), labels, group)
         decoded = decode_all(described, transcoding, done, progress)
         acted = None if actions is None else with_actions(decoded.entries, described.items, actions)
         manifest = manifest_of(

@@ -33,9 +33,10 @@ class Guard:
     that this stands in no history.
     """
 
-    def __init__(self, app: App, *, token: str, port: int):
+    def __init__(self, app: App, *, token: str, port: int, host: str = "127.0.0.1"):
         self._app, self._token, self._cookie = app, token, f"dit_video_{port}"
-        self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        names = {"127.0.0.1", "localhost"} if host == "127.0.0.1" else {host}
+        self._hosts = {f"{name}:{port}" for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -15,15 +15,18 @@ HOST = "127.0.0.1"
 
 
 class Server:
-    """Serves an ASGI application on a port of 127.0.0.1, and on no other address.
+    """Serves an ASGI application on a port of 127.0.0.1, and on no other address unless it is told to.
 
     Attributes:
         port: where it listens.
         address: what to open; who knows it may ask.
     """
 
-    def __init__(self, app: App, *, port: int = 0):
+    def __init__(self, app: App, *, port: int = 0, host: str = HOST):
         """Takes the port; 0 is any that is free.
+
+        Args:
+            host: another address of this machine, which pages must ask for by this name.
 
         Raises:
             OSError: the port is taken; names it.
@@ -31,16 +34,20 @@ class Server:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._socket.bind((HOST, port))
+            self._socket.bind((host, port))
         except OSError as error:
             self._socket.close()
-            raise OSError(f"--port={port}: {error.strerror}; leave it out for any that is free") from error
+            remedy = "leave it out for any that is free" if host == HOST else f"or {host} is no address of this machine"
+            raise OSError(f"--port={port}: {error.strerror}; {remedy}") from error
         self.port: int = self._socket.getsockname()[1]
         token = secrets.token_urlsafe(24)
-        self.address = f"http://{HOST}:{self.port}/?token={token}"
+        self.address = f"http://{host}:{self.port}/?token={token}"
         # Open pages hold connections, which end with the server.
         config = uvicorn.Config(
-            Guard(app, token=token, port=self.port), log_level="error", lifespan="off", timeout_graceful_shutdown=1
+            Guard(app, token=token, port=self.port, host=host),
+            log_level="error",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
 

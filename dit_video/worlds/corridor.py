@@ -60,7 +60,7 @@ class Corridor:
         self._begin(seed)
         return self._observed()
 
-    def step(self, action: int) -> Observation:
+    def step(self, action: int | np.integer) -> Observation:
         x, y, angle = self.pose.tolist()
         match action:
             case 3 | 4:

@@ -13,6 +13,7 @@ from dit_video.cli.main import main
 from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
 from dit_video.ingest.action_files import ActionFiles, Leads
+from dit_video.ingest.array_files import ACTIONS
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.transcoding import Transcoding
 from dit_video.video.encode import encode_mp4
@@ -102,3 +103,19 @@ def test_the_command_asks_what_a_row_leads_to(tmp_path, capsys):
     assert main([*command, "--action_leads", "to", "--num_workers", "1"]) == 0
     assert main([*command, "--action_leads", "to", "--add"]) == 1
     assert "is not extended" in capsys.readouterr().err
+
+
+def test_arrays_of_videos_and_actions_are_a_source(tmp_path):
+    video = np.stack([waves(number, T, 16, 16) for number in range(2)])
+    acted = np.random.default_rng(0).standard_normal((2, T, 3)).astype(np.float32)
+    np.savez(tmp_path / "robot.npz", video=video, action=acted, caption=["lift it", "drop it"], reward=np.zeros(2))
+    manifest = made(tmp_path / "robot.npz", tmp_path / "out", ACTIONS)
+    assert {entry.caption for entry in manifest.stored(Split.TRAIN)} == {"lift it", "drop it"}
+    for key, found in actions(tmp_path / "out").items():
+        np.testing.assert_array_equal(found[1:], acted[int(key[:4]), 1:])
+    np.savez(tmp_path / "other.npz", picture=video)
+    with pytest.raises(ValueError, match="has no array video or videos or frames, but picture"):
+        made(tmp_path / "other.npz", tmp_path / "other", ACTIONS)
+    np.savez(tmp_path / "short.npz", video=video, action=acted[:1])
+    with pytest.raises(ValueError, match="1 actions of 2 videos"):
+        made(tmp_path / "short.npz", tmp_path / "short", ACTIONS)

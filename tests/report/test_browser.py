@@ -3,10 +3,8 @@
 Needs the extra `browser` and Debian's chromium; run with -m browser.
 """
 
-import os
-import shutil
-
 import pytest
+from browsers import violations
 from made_runs import write_run, write_sample
 
 from dit_video.report.page import render
@@ -24,19 +22,6 @@ GREY = """video => {
 }"""
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 LOADED = "performance.getEntriesByType('navigation')[0].loadEventEnd"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    where = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    assert where, "chromium is not installed: apt-get install chromium"
-    with sync_playwright() as playwright:
-        # In a container Chromium has no sandbox of its own to make; the page is ours.
-        browser = playwright.chromium.launch(executable_path=where, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +51,6 @@ def opened(chromium):
     for context in contexts:
         context.close()
     assert not errors
-
-
-def violations(page) -> list[str]:
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page).response["violations"]
-    return [f"{rule['id']}: {node['html'][:200]}" for rule in found for node in rule["nodes"]]
 
 
 def clips(page):

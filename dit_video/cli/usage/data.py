@@ -24,6 +24,8 @@ INGEST = """  dit-video data ingest videos/ --out data/mine
 
   dit-video data ingest recorded/ --out data/world --actions '{stem}_actions.npz' --action_leads from
       videos with an action for each frame
+  dit-video data ingest episodes.npz --out data/robot --actions '{stem}_actions.npz' --action_leads to
+      arrays: video [N T H W 3], action [N T A], and caption [N] where there is one
 
 Without a table: clip.txt beside clip.mp4 is its caption, clip.cls its class, clip.json has both (as in WebDataset
 tars); metadata.jsonl, .csv or .parquet with file_name and text (as Hugging Face has it); sub-folders are classes. A
