@@ -91,7 +91,7 @@ def ingest(
     if finish(Path(out)) == command:
         return read_manifest(out, remedy="make it again")
     with unfinished(Path(out), transcoding.settings) as done:
-        described = descriptions(list_files(origins, Path(out)), labels, group)
+        described = descriptions(list_files(origins, Path(out), images=transcoding.images), labels, group)
         decoded = decode_all(described, transcoding, done, progress)
         manifest = manifest_of(
             decoded.entries,
