@@ -255,7 +255,8 @@ from experiments import any_frames
 def get_config(arg=""):
     experiment = any_frames.get_config()
     shapes = (BatchShape(num_frames=1, size=(32, 32)), BatchShape(num_frames=21, size=(24, 40)))
-    task = dataclasses.replace(experiment.task, network=DiTConfig(hidden_size=32, depth=1, num_heads=2))
+    network = DiTConfig(hidden_size=32, depth=1, num_heads=2, patch_size=(1, 1, 1))
+    task = dataclasses.replace(experiment.task, network=network)
     data = dataclasses.replace(experiment.data, shapes=shapes, batch_multiple=2)
     return dataclasses.replace(experiment, task=task, data=data)
 """
