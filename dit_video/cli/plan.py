@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dit_video.plan.compile import Memory, Plan, plan
 from dit_video.plan.programs import TRAIN, program_named
 from dit_video.plan.search import Remedy, Trial, fastest, remedies, search
 from dit_video.progress import Terminal, counted, headed
+from dit_video.run.shapes import balanced
 
 _NO_REMEDY = "No smaller batch and no other mesh would change that: take devices with more memory."
 # A compilation for TPUs takes minutes.
@@ -46,12 +47,16 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.fit is not None:
         tried = counted(search(experiment, target, limit=arguments.fit), "plans", total=arguments.fit, unit="plans")
         return report_fit(tuple(tried), price=price, as_json=arguments.json)
-    found = plan(experiment, target, program, dump=arguments.dump)
-    cures: Iterable[Remedy] = ()
+    shapes = balanced(experiment).by_shape() if arguments.program == TRAIN else (experiment,)
+    plans = [plan(one, target, program, dump=arguments.dump) for one in shapes]
+    # Of several shapes of batches that which takes the most memory is shown whole.
+    most = max(range(len(plans)), key=lambda number: plans[number].memory.peak)
+    found, cures = plans[most], iter(())
     if found.memory.excess:
-        cures = remedies(experiment, target, found, program, limit=NUM_REMEDIES)
+        cures = remedies(shapes[most], target, found, program, limit=NUM_REMEDIES)
         cures = counted(cures, "remedies", total=NUM_REMEDIES, unit="remedies")
-    return report(found, tuple(cures), price=price, as_json=arguments.json, out=arguments.out)
+    of_shapes = [(str(one), of_one) for one, of_one in zip(experiment.data.shapes, plans)] if len(plans) > 1 else []
+    return report(found, tuple(cures), price=price, as_json=arguments.json, out=arguments.out, of_shapes=of_shapes)
 
 
 def report(
@@ -61,15 +66,23 @@ def report(
     price: float | None = None,
     as_json: bool = False,
     out: Path | None = None,
+    of_shapes: Sequence[tuple[str, Plan]] = (),
 ) -> int:
-    """Prints a plan, and writes it as JSON to `out`; returns the exit code, 1 for one that does not fit."""
+    """Prints a plan, and writes it as JSON to `out`; returns the exit code, 1 for one that does not fit.
+
+    Args:
+        of_shapes: plans by shape, where batches have several; `found` is then the one of them with the highest peak.
+    """
+    shapes_json = {"shapes": [{"shape": name} | to_json(one, price) for name, one in of_shapes]} if of_shapes else {}
     if out is not None:
-        write_json(out, to_json(found, price))
+        write_json(out, to_json(found, price) | shapes_json)
     if as_json:
         cures_json = {"remedies": [dataclasses.asdict(cure) for cure in cures]}
-        print(json.dumps(to_json(found, price) | cures_json, indent=1))
+        print(json.dumps(to_json(found, price) | shapes_json | cures_json, indent=1))
     else:
         console = Terminal()
+        if of_shapes:
+            console.print(_shapes_table(of_shapes))
         show(found, price, console)
         _show_verdict(found, cures, console)
     return 1 if found.memory.excess else 0
@@ -153,6 +166,17 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     again = f", {found.recomputed_flops:.4g} more computed twice" if found.recomputed_flops else ""
     console.print(f"model FLOPs of a {found.unit}, all devices: {found.flops:.4g}{again}")
     _show_time(found, price, console)
+
+
+def _shapes_table(of_shapes: Sequence[tuple[str, Plan]]) -> Table:
+    table = Table(title="shapes of batches; the one with the highest peak below")
+    for column in ("frames x height x width", "clips", "peak", "FLOPs of a step", "at least, ms", "compiled in, s"):
+        table.add_column(column, justify="right")
+    for name, found in of_shapes:
+        best = "" if found.binding is None else f"{found.binding.seconds * 1e3:.4g}"
+        numbers = (f"{found.flops:.4g}", best, f"{found.compile_seconds:.1f}")
+        table.add_row(name, f"{found.clips:,}", _size(found.memory.peak), *numbers)
+    return table
 
 
 def _memory_table(memory: Memory) -> Table:

@@ -150,20 +150,25 @@ def assigned(extents: Extents, shapes: Sequence[BatchShape], clips: ClipTransfor
 
 
 def records_by_shape(examples: Examples, shapes: Sequence[BatchShape], clips: ClipTransform) -> list[Usable]:
-    """The records that go to each shape; nothing is decoded.
+    """The records that go to each shape; nothing is decoded. Moments are of the shape that they were encoded in.
 
     Raises:
         ValueError: a shape that none goes to; or a source that does not say the sizes of its videos.
     """
-    extents = Extents.of(examples)
-    where = assigned(extents, shapes, clips)
+    if examples.cut_to is not None:
+        where = (examples.cut_to[:, None] == [shape.clip for shape in shapes]).all(2) @ np.arange(
+            1, len(shapes) + 1
+        ) - 1
+        others = "its clips have other shapes: encode again"
+    else:
+        extents = Extents.of(examples)
+        where, longest = assigned(extents, shapes, clips), extents.clip_frames(clips).max()
+        others = f"the longest gives a clip of {longest} frames, and others lose less in another shape"
     for number, shape in enumerate(shapes):
         if not (where == number).any():
-            there = extents.clip_frames(clips)
             raise ValueError(
-                f"config.data.shapes[{number}]={shape}: none of the {len(examples)} training videos goes there; the "
-                f"longest gives a clip of {there.max()} frames, and others lose less in another shape: leave it out, "
-                "or let dit-video data shapes choose"
+                f"config.data.shapes[{number}]={shape}: none of the {len(examples)} training videos goes there; "
+                f"{others}: leave it out, or let dit-video data shapes choose"
             )
     return [Usable(examples, np.flatnonzero(where == number)) for number in range(len(shapes))]
 

@@ -41,6 +41,15 @@ def balanced(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, shapes=chosen))
 
 
+def largest(experiment: Experiment) -> Experiment:
+    """A balanced experiment on its shape with the most tokens in a batch, which takes the most memory."""
+
+    def tokens(one: Experiment) -> int:
+        return one.data.batch_size * (one.task.num_tokens(one.data) or one.data.clips.num_frames)
+
+    return max(experiment.by_shape(), key=tokens)
+
+
 def clip_flops(experiment: Experiment, shape: BatchShape | None = None) -> float:
     """FLOPs of a training step for each clip of a shape; None: of `Data.clips`."""
     data, multiple = experiment.data, experiment.data.batch_multiple

@@ -19,6 +19,9 @@ INGEST = """  dit-video data ingest videos/ --out data/mine
   dit-video data ingest talks/ --out data/talks --group '([^/]+)_[0-9]+\\.mp4'
       clips that were cut from one source, here talk_17.mp4 of talk, are all trained on or all held out
 
+  dit-video data ingest videos/ photos/ --out data/both --images
+      pictures as well, each a clip of one frame, to be trained on with videos (docs/shapes.md)
+
   dit-video data ingest more/ --out data/mine --add
       more videos for a set, as if it had been made of all folders at once
 
@@ -128,6 +131,9 @@ def _add_ingest(commands) -> None:
     parser.add_argument("--action_columns", metavar="COL,COL", help="columns of actions, or the array of a .npz")
     parser.add_argument("--held_out_fraction", type=float, metavar="F", help="share held out (default 0.1)")
     parser.add_argument("--max_size", type=whole(2), metavar="PIXELS", help="longest short side (default: keep sizes)")
+    parser.add_argument(
+        "--images", action="store_const", const=True, help="pictures (png, jpeg, webp, bmp) are clips of one frame"
+    )
     parser.add_argument("--num_workers", type=whole(1), metavar="N", help="files decoded at once (default: one a core)")
     parser.set_defaults(run=_run_ingest)
 
@@ -175,7 +181,7 @@ def _add_shapes(commands) -> None:
     parser.add_argument("--num", type=whole(1), metavar="N", help="shapes, at most (8, or those of the experiment)")
     add_config(parser, required=False)
     parser.set_defaults(config=SHAPES_CONFIG)
-    parser.add_argument("--explain", metavar="KEY", help="say where this video of the set goes, and why")
+    parser.add_argument("--explain", metavar="VIDEO", help="say where this video of the set goes, and why")
     parser.add_argument("--json", action="store_true", help="print it as JSON and nothing else")
     parser.set_defaults(run=_run_shapes)
 
