@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from dit_video.distributed.sharding import map_parts, platform, split_over
 from dit_video.nn.attention_mask import FULL, AttentionMask, Full
 from dit_video.nn.blockwise_attention import attend_in_blocks
+from dit_video.nn.whole_attention import ATTENTION_RESULT, attend_whole
 
 Heads = Float[Array, "B N K d"]
 _TOKENS_AND_HEADS = ("batch", "tokens", "heads", "head_dim")
@@ -99,7 +100,7 @@ def attend_local(
     """Attention on one device; `interpret` runs the splash kernel where there is no TPU."""
     match kernel:
         case Kernel.XLA:
-            return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=num_keys, implementation="xla")
+            return attend_whole(q, k, v, num_keys)
         case Kernel.CUDNN:
             return _cudnn(q, k, v, num_keys)
         case Kernel.SPLASH:
@@ -144,6 +145,7 @@ def _splash(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: boo
             block_kv_dq=block_k,
         ),
         interpret=interpret,
+        residual_checkpoint_name=ATTENTION_RESULT,
     )
     by_head = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
     out = cast(Array, jax.vmap(attend)(*by_head, segments))  # a pair only where residuals are asked for
