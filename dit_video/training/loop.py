@@ -1,7 +1,10 @@
 """The training loop: batch, step, record, evaluate, save. One loop for every task."""
 
+import collections
+
 import jax
 
+from dit_video.tasks.task import Metrics
 from dit_video.training.fault_policy import Faults
 from dit_video.training.fault_recovery import FaultRecovery
 from dit_video.training.goodput import Activity
@@ -13,6 +16,9 @@ from dit_video.training.profiler import Trace
 from dit_video.training.protocols import Saver
 from dit_video.training.step import TrainState
 from dit_video.training.throughput import Window, step_memory
+
+# The host sends so many steps before it waits for the first of them: their batches are in the memory of devices.
+_STEPS_AHEAD = 2
 
 
 def train(
@@ -55,6 +61,7 @@ def train(
     fault_recovery = FaultRecovery(faults, learner, recorder, saver, state, batch_size=observers.work.clips)
     window = Window(step, batches.wait_seconds)
     trace = Trace(observers.profile, step, recorder.note)
+    sent: collections.deque[Metrics] = collections.deque()
     stopping = stop.reached(step)
     while step < schedule.num_steps and not stopping:
         trace.before(step)
@@ -64,6 +71,9 @@ def train(
         state, metrics = learner.step(state, batch)
         step += 1
         fault_recovery.add(step, metrics)
+        sent.append(metrics)
+        if len(sent) > _STEPS_AHEAD:
+            jax.block_until_ready(sent.popleft())
         if window.compiling:
             jax.block_until_ready(metrics)
             recorder.note(f"first step (compilation included): {window.seconds():.1f} s")
