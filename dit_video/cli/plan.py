@@ -14,7 +14,8 @@ from rich.table import Table
 
 from dit_video.cli.arguments import experiment_of, use_fake_devices
 from dit_video.config.json_file import write_json
-from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target, parse_target
+from dit_video.distributed.hardware import GIB
+from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, TPUS, Target, parse_target
 from dit_video.plan.compile import Memory, Plan, plan
 from dit_video.plan.programs import TRAIN, program_named
 from dit_video.plan.search import Remedy, Trial, fastest, remedies, search
@@ -24,6 +25,8 @@ from dit_video.run.shapes import balanced
 _NO_REMEDY = "No smaller batch and no other mesh would change that: take devices with more memory."
 # A compilation for TPUs takes minutes.
 NUM_REMEDIES = 3
+# Of the source, that --explain shows.
+NUM_PLACES = 10
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -41,6 +44,12 @@ def main(arguments: argparse.Namespace) -> int:
             f"--fit: looks for the fastest train step, by what changes nothing else; leave it out with "
             f"--program={arguments.program}"
         )
+    if arguments.hbm is not None:
+        if target.chip is not None:
+            raise ValueError(f"--hbm: the memory of {target.name} is known; it is for cpu:N, of which nothing is")
+        target = dataclasses.replace(target, fake_memory=int(arguments.hbm * GIB))
+    if arguments.fit is not None and arguments.explain:
+        raise ValueError("--fit: --explain is of one program: give its overrides without --fit")
     prepare(target)
     experiment, price = experiment_of(arguments), arguments.price_per_hour
     program = program_named(arguments.program, experiment.task, arguments.batch_size)
@@ -48,11 +57,14 @@ def main(arguments: argparse.Namespace) -> int:
         tried = counted(search(experiment, target, limit=arguments.fit), "plans", total=arguments.fit, unit="plans")
         return report_fit(tuple(tried), price=price, as_json=arguments.json)
     shapes = balanced(experiment).by_shape() if arguments.program == TRAIN else (experiment,)
-    plans = [plan(one, target, program, dump=arguments.dump) for one in shapes]
+    num_places = NUM_PLACES if arguments.explain else 0
+    plans = [plan(one, target, program, dump=arguments.dump, num_places=num_places) for one in shapes]
     # Of several shapes of batches that which takes the most memory is shown whole.
     most = max(range(len(plans)), key=lambda number: plans[number].memory.peak)
-    found, cures = plans[most], iter(())
-    if found.memory.excess:
+    found = plans[most]
+    cures: Iterable[Remedy] = ()
+    # Fake devices have no time that remedies could be put in order by.
+    if found.memory.excess and target.chip is not None:
         cures = remedies(shapes[most], target, found, program, limit=NUM_REMEDIES)
         cures = counted(cures, "remedies", total=NUM_REMEDIES, unit="remedies")
     of_shapes = [(str(one), of_one) for one, of_one in zip(experiment.data.shapes, plans)] if len(plans) > 1 else []
@@ -130,7 +142,7 @@ def to_json(found: Plan, price: float | None) -> dict[str, Any]:
         "num_devices": found.num_devices,
         "fits": None if found.memory.hbm is None else not found.memory.excess,
         "excess_bytes": found.memory.excess,
-        "estimate": found.memory.hbm is None,  # fake devices: temporaries are the CPU compiler's
+        "estimate": _is_fake(found),  # fake devices: temporaries are the CPU compiler's
     }
     if best is not None:
         hours = found.device_hours()
@@ -155,7 +167,7 @@ def show(found: Plan, price: float | None, console: Console) -> None:
         f"{found.device_kind}, mesh {axes}; "
         f"lowered and compiled in {found.compile_seconds:.1f} s",
     )
-    if found.memory.hbm is None:
+    if _is_fake(found):
         console.print(
             "an estimate on fake devices: shardings, bytes of state and collectives are real, temporaries are those of "
             "the CPU compiler, whose choice of collectives and of what to fuse is another than an accelerator's",
@@ -163,6 +175,8 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     console.print(_memory_table(found.memory))
     if found.traffic is not None:
         console.print(_traffic_table(found))
+    if found.costliest:
+        console.print(_places_table(found))
     again = f", {found.recomputed_flops:.4g} more computed twice" if found.recomputed_flops else ""
     console.print(f"model FLOPs of a {found.unit}, all devices: {found.flops:.4g}{again}")
     _show_time(found, price, console)
@@ -208,6 +222,17 @@ def _traffic_table(found: Plan) -> Table:
         table.add_row(" x ".join(item.axes), item.kind, f"{item.count:,}", _size(item.inner_bytes), outer)
     if found.traffic.loops_of_unknown_length:
         table.caption = f"{found.traffic.loops_of_unknown_length} loops of unknown length are counted as one round"
+    return table
+
+
+def _places_table(found: Plan) -> Table:
+    table = Table(title=f"places of the source that cost most in a {found.unit}; forward, again and backward together")
+    for column in ("file:line", "bytes", "share"):
+        table.add_column(column, justify="left" if column == "file:line" else "right")
+    for place in found.costliest:
+        table.add_row(place.source or "(added by the compiler)", _size(place.bytes), f"{place.share:.1%}")
+    known = "cycles by libtpu's estimate, without attention" if found.target.startswith(TPUS) else "bytes"
+    table.caption = f"shares of {known}"
     return table
 
 
@@ -279,6 +304,11 @@ def _show_trials(trials: tuple[Trial, ...], console: Console) -> None:
 
 def _words(trial: Trial) -> str:
     return " ".join(trial.overrides) or "the experiment as it is"
+
+
+def _is_fake(found: Plan) -> bool:
+    """Whether the devices are fake ones, whether or not their memory was given."""
+    return found.memory.hbm is None or found.target.startswith("cpu")
 
 
 def _domains(found: Plan) -> str:

@@ -1,7 +1,11 @@
 """The training loop: batch, step, record, evaluate, save. One loop for every task."""
 
+import collections
 import time
 
+import jax
+
+from dit_video.tasks.task import Metrics
 from dit_video.training.compilations import num_compiled
 from dit_video.training.fault_policy import SHAPE, Faults
 from dit_video.training.fault_recovery import FaultRecovery
@@ -15,6 +19,9 @@ from dit_video.training.protocols import Saver
 from dit_video.training.step import TrainState
 from dit_video.training.throughput import Window, step_memory
 from dit_video.training.tracker import Recorder
+
+# The host sends so many steps before it waits for the first of them: their batches are in the memory of devices.
+_STEPS_AHEAD = 2
 
 
 def train(
@@ -61,6 +68,7 @@ def train(
         _compile(learner, recorder)
     window, compiled_later = Window(batches.wait_seconds), 0
     trace = Trace(observers.profile, step, recorder.note)
+    sent: collections.deque[Metrics] = collections.deque()
     stopping = stop.reached(step)
     while step < schedule.num_steps and not stopping:
         trace.before(step)
@@ -74,6 +82,9 @@ def train(
         shape = learner.shape_of(batch)
         window.add(learner.shapes[shape][1])
         fault_recovery.add(step, metrics | ({SHAPE: shape} if len(learner.shapes) > 1 else {}))
+        sent.append(metrics)
+        if len(sent) > _STEPS_AHEAD:
+            jax.block_until_ready(sent.popleft())
         trace.after(step, metrics)
         # Asked once: a signal that comes later in this round ends the next one, which then saves and records.
         stopping = stop.reached(step)
