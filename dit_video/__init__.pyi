@@ -7,6 +7,7 @@ from dit_video.data.dataset import Data as Data
 from dit_video.data.record import Examples as Examples
 from dit_video.data.record import Record as Record
 from dit_video.data.record import Split as Split
+from dit_video.data.shapes import BatchShape as BatchShape
 from dit_video.data.signals import Actions as Actions
 from dit_video.data.signals import CaptionBytes as CaptionBytes
 from dit_video.data.signals import ClassLabel as ClassLabel
@@ -112,6 +113,8 @@ from dit_video.evaluation.i3d import I3DLogits as I3DLogits
 from dit_video.evaluation.protocol import ResizeRule as ResizeRule
 from dit_video.evaluation.text import BitsPerByte as BitsPerByte
 from dit_video.evaluation.text import SampledText as SampledText
+from dit_video.evaluation.worlds import ActionResponse as ActionResponse
+from dit_video.evaluation.worlds import Drift as Drift
 from dit_video.experiment import Experiment as Experiment
 from dit_video.experiment import load as load
 from dit_video.nn.attention import QKNorm as QKNorm
@@ -157,6 +160,8 @@ from dit_video.training.optimizer import Decay as Decay
 from dit_video.training.optimizer import EMA as EMA
 from dit_video.training.optimizer import Group as Group
 from dit_video.training.optimizer import Muon as Muon
+from dit_video.training.trackers import TensorBoard as TensorBoard
+from dit_video.training.trackers import WeightsAndBiases as WeightsAndBiases
 from dit_video.vae.autoencoder_kl import AutoencoderKLConfig as AutoencoderKLConfig
 from dit_video.vae.cogvideox_vae import CogVideoXVAEConfig as CogVideoXVAEConfig
 from dit_video.vae.losses import AutoencodeLoss as AutoencodeLoss

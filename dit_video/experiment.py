@@ -27,6 +27,7 @@ from dit_video.training.fault_policy import Faults
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import EMA, Optimizer
 from dit_video.training.step import CompilerOptions
+from dit_video.training.trackers import TensorBoard, TrackerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,12 @@ class Experiment:
     Attributes:
         seed: of initialisation, data order and noise.
         num_microbatches: parts the global batch is cut into for gradient accumulation.
+        ema: the average that is evaluated and exported; None keeps none (with AdamW a quarter of the state) and the
+            weights themselves are.
         evaluators: by the name they are recorded under.
         faults: what to do when training goes wrong.
         keep: which checkpoints stay; no part of the fingerprint either.
+        trackers: where curves are shown besides the run's folder; no part of it either.
         mesh: devices along each axis; like `compiler_options` not part of the fingerprint, since it may change between
             hosts.
         compiler_options: XLA's for the train step, by kind of device: {"gpu": {...}, "tpu": {...}}.
@@ -48,11 +52,12 @@ class Experiment:
     data: Data
     optimizer: Optimizer
     schedule: Schedule
-    ema: EMA = EMA()
+    ema: EMA | None = EMA()
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     num_microbatches: int = 1
     faults: Faults = Faults()
     keep: Keep = Keep()
+    trackers: tuple[TrackerConfig, ...] = (TensorBoard(),)
     seed: int = 0
     mesh: MeshShape = MeshShape()
     compiler_options: Mapping[str, CompilerOptions] = dataclasses.field(default_factory=dict)
@@ -67,15 +72,18 @@ class Experiment:
         if best is not None and best.evaluator not in self.evaluators:
             known = ", ".join(map(repr, self.evaluators)) or "none"
             raise ValueError(f"keep.best.evaluator={best.evaluator!r}: is none of the evaluators; there are {known}")
-        if self.num_microbatches < 1 or self.data.batch_size % self.num_microbatches:
-            raise ValueError(
-                f"num_microbatches={self.num_microbatches}: must divide data.batch_size={self.data.batch_size}"
-            )
+        for name, size in self.data.batch_sizes.items():
+            if self.num_microbatches < 1 or size % self.num_microbatches:
+                raise ValueError(f"num_microbatches={self.num_microbatches}: must divide data.{name}={size}")
+
+    def by_shape(self) -> tuple["Experiment", ...]:
+        """The experiment on clips of each of its shapes alone; itself where there is one."""
+        return tuple(dataclasses.replace(self, data=data) for data in self.data.by_shape())
 
 
 # What may differ between two starts of the same run.
 _NOT_IN_FINGERPRINT = (
-    "mesh", "compiler_options", "keep", "data.num_threads", "schedule.log_every", "schedule.save_every",
+    "mesh", "compiler_options", "keep", "trackers", "data.num_threads", "schedule.log_every", "schedule.save_every",
 )  # fmt: skip
 
 

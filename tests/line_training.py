@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -94,10 +94,11 @@ def train_lines(
     log_every: int = 3,
     save_every: int = 2,
     profile: Profile | None = None,
+    shapes: Sequence[Batch] = (line_batch(0),),
 ) -> Run:
     """Trains in a folder, from its last checkpoint on where it has one, as run.train does.
 
-    `replaced` names records that their batches replaced, by the number of the batch.
+    `replaced` names records that their batches replaced, by the number of the batch; `shapes` are those of batches.
     """
     workdir.mkdir(exist_ok=True)
     checkpoints = Checkpoints(workdir, experiment={})
@@ -111,13 +112,13 @@ def train_lines(
         batches = LineBatches(next_batch, before, replaced or {})
         subject = Subject(FitLines(), program.definition, None, MESH, {})
         evaluation = Evaluation(evaluators=evaluators or {}, subject=subject, data=judged_by(line_batch(0)), seed=0)
-        work = Work(clips=8, tokens=None, flops=100, peak=None)
+        works = [Work(clips=batch.moments.shape[0], tokens=None, flops=100, peak=None) for batch in shapes]
         state, step = loop.train(
-            Learner(program=program, batches=batches, frozen=None, seed=0),
+            Learner(program=program, batches=batches, frozen=None, seed=0, shapes=list(zip(shapes, works))),
             state,
             schedule=Schedule(num_steps=num_steps, log_every=log_every, save_every=save_every),
             faults=faults or Faults(),
-            observers=Observers(recorder=tracker, evaluation=evaluation, work=work, profile=profile),
+            observers=Observers(recorder=tracker, evaluation=evaluation, profile=profile),
             saver=checkpoints,
             stop=stop or StopSignal(),
         )

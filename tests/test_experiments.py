@@ -33,6 +33,9 @@ RUNS = (
     "experiments/video_1b.py:tiny_vae",
     "experiments/video_14b.py",
     "experiments/video_14b.py:tiny",
+    "experiments/world_corridor.py",
+    "experiments/world_corridor.py:teacher",
+    "experiments/world_corridor.py:vae",
 )
 
 

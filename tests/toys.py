@@ -176,6 +176,25 @@ class Videos(Examples):
         return np.array([len(video) for video in self._videos])
 
 
+class Sized(Videos):
+    """Records of noise in memory, of the given frames, heights and widths; the label of each is its number."""
+
+    def __init__(self, extents: Sequence[tuple[int, int, int]]):
+        self._extents = np.array(extents)
+        super().__init__([_noise(number, tuple(extent)) for number, extent in enumerate(extents)])
+
+    def __getitem__(self, index: int) -> Record:
+        return dataclasses.replace(super().__getitem__(index), label=index)
+
+    @property
+    def sizes(self):
+        return self._extents[:, 1:]
+
+
+def _noise(seed: int, extent: tuple[int, int, int]) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*extent, 3), np.uint8)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Brightness:
     """An extractor that compiles in a moment: brightness of eight strips of a clip, its spread and its motion.

@@ -42,12 +42,14 @@ def kernel_cycles(folder: Path, name: str) -> dict[str, int]:
 
 
 def _bundles_of_a_step(regions: list[Region]) -> int:
+    """Bundles of a step in the middle of a row. A body of its own for masked blocks is not run there."""
     inside = [region for region in regions if region.depth]
-    main = max(range(len(inside)), key=lambda i: inside[i].products)
-    before, after = inside[:main], inside[main + 1 :]
-    initial = sum(region.stores for region in before)
-    once = initial + sum(region.bundles for region in after if region.stores >= _STORES)
-    return sum(region.bundles for region in inside) - once
+    most = max(region.products for region in inside)
+    bodies = [i for i, region in enumerate(inside) if region.products > most / 2]
+    before, after = inside[: bodies[0]], inside[bodies[-1] + 1 :]
+    once = sum(region.stores for region in before)
+    body = min(inside[i].bundles for i in bodies)
+    return body + sum(r.bundles for r in before) - once + sum(r.bundles for r in after if r.stores < _STORES)
 
 
 def _regions(folder: Path, stem: str, text: str) -> Iterator[Region]:

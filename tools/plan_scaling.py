@@ -46,7 +46,7 @@ from dit_video.vae.video_vae import VideoVAEConfig
 ROOT = Path(__file__).parent.parent
 RESULTS, DOCUMENT, PLOT = ROOT / "docs/scaling.jsonl", ROOT / "docs/scaling.md", ROOT / "docs/scaling.png"
 
-# Heads of 128, as splash and cuDNN like them.
+# Heads of 128, as kernels of attention like them.
 MODELS = {
     "1.3B": DiTConfig(hidden_size=1536, depth=30, num_heads=12),
     "5B": DiTConfig(hidden_size=3072, depth=30, num_heads=24),

@@ -107,7 +107,7 @@ def measure_attention(name: str, folder: Path) -> Figures:
     x = jax.ShapeDtypeStruct((1, _TOKENS, _HEADS, _HEAD_DIM), jnp.bfloat16, sharding=there)
 
     def both(q, k, v, d_out):
-        out, back = jax.vjp(lambda q, k, v: attend_local(q, k, v, kernel=Kernel.SPLASH), q, k, v)
+        out, back = jax.vjp(lambda q, k, v: attend_local(q, k, v, kernel=Kernel.PALLAS), q, k, v)
         return out, back(d_out)
 
     compiled = jax.jit(both).lower(x, x, x, x).compile()

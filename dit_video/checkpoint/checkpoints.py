@@ -373,4 +373,4 @@ def sealed(
 
 
 def _items(state: Any) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if name != "step"}
+    return {name: value for name, value in state._asdict().items() if name != "step" and value is not None}

@@ -87,7 +87,9 @@ def _ingested(arguments: argparse.Namespace, show: Progress) -> Manifest:
         actions=_action_files(arguments),
         group=arguments.group,
         held_out_fraction=_HELD_OUT_FRACTION if fraction is None else fraction,
-        transcoding=Transcoding(max_size=arguments.max_size, num_workers=arguments.num_workers),
+        transcoding=Transcoding(
+            max_size=arguments.max_size, images=bool(arguments.images), num_workers=arguments.num_workers
+        ),
         progress=show,
     )
 
@@ -102,7 +104,7 @@ def _extended(arguments: argparse.Namespace, show: Progress, console: Console) -
         arguments.sources,
         arguments.out,
         labels=_label_table(arguments, old.settings.get("columns") or {}),
-        asked={name: getattr(arguments, name) for name in ("group", "held_out_fraction", "max_size")},
+        asked={name: getattr(arguments, name) for name in ("group", "held_out_fraction", "max_size", "images")},
         num_workers=arguments.num_workers,
         progress=show,
     )

@@ -60,12 +60,13 @@ def check_experiment(parsed: argparse.Namespace, num_devices: int | None) -> Non
 def _check_fit(experiment: Experiment, num_devices: int) -> None:
     sizes = dict(zip(MESH_AXES, experiment.mesh.resolve(num_devices)))
     ways = math.prod(sizes[axis] for axis in RULES["batch"])
-    rows, parts = experiment.data.batch_size, experiment.num_microbatches
-    if rows % (ways * parts):
-        raise ValueError(
-            f"config.data.batch_size={rows}: must be a multiple of data x fsdp = {ways} of {num_devices} devices times "
-            f"num_microbatches = {parts}; change it, or give devices to other axes with config.mesh"
-        )
+    parts = experiment.num_microbatches
+    for name, rows in experiment.data.batch_sizes.items():
+        if rows % (ways * parts):
+            raise ValueError(
+                f"config.data.{name}={rows}: must be a multiple of data x fsdp = {ways} of {num_devices} devices times "
+                f"num_microbatches = {parts}; change it, or give devices to other axes with config.mesh"
+            )
 
 
 def check_lasting(parsed: argparse.Namespace, volumes: Sequence[tuple[str, str]]) -> None:

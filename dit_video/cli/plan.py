@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,19 @@ from rich.table import Table
 
 from dit_video.cli.arguments import experiment_of, use_fake_devices
 from dit_video.config.json_file import write_json
-from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target, parse_target
+from dit_video.distributed.hardware import GIB
+from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, TPUS, Target, parse_target
 from dit_video.plan.compile import Memory, Plan, plan
 from dit_video.plan.programs import TRAIN, program_named
 from dit_video.plan.search import Remedy, Trial, fastest, remedies, search
 from dit_video.progress import Terminal, counted, headed
+from dit_video.run.shapes import balanced
 
 _NO_REMEDY = "No smaller batch and no other mesh would change that: take devices with more memory."
 # A compilation for TPUs takes minutes.
 NUM_REMEDIES = 3
+# Of the source, that --explain shows.
+NUM_PLACES = 10
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -40,18 +44,31 @@ def main(arguments: argparse.Namespace) -> int:
             f"--fit: looks for the fastest train step, by what changes nothing else; leave it out with "
             f"--program={arguments.program}"
         )
+    if arguments.hbm is not None:
+        if target.chip is not None:
+            raise ValueError(f"--hbm: the memory of {target.name} is known; it is for cpu:N, of which nothing is")
+        target = dataclasses.replace(target, fake_memory=int(arguments.hbm * GIB))
+    if arguments.fit is not None and arguments.explain:
+        raise ValueError("--fit: --explain is of one program: give its overrides without --fit")
     prepare(target)
     experiment, price = experiment_of(arguments), arguments.price_per_hour
     program = program_named(arguments.program, experiment.task, arguments.batch_size)
     if arguments.fit is not None:
         tried = counted(search(experiment, target, limit=arguments.fit), "plans", total=arguments.fit, unit="plans")
         return report_fit(tuple(tried), price=price, as_json=arguments.json)
-    found = plan(experiment, target, program, dump=arguments.dump)
+    shapes = balanced(experiment).by_shape() if arguments.program == TRAIN else (experiment,)
+    num_places = NUM_PLACES if arguments.explain else 0
+    plans = [plan(one, target, program, dump=arguments.dump, num_places=num_places) for one in shapes]
+    # Of several shapes of batches that which takes the most memory is shown whole.
+    most = max(range(len(plans)), key=lambda number: plans[number].memory.peak)
+    found = plans[most]
     cures: Iterable[Remedy] = ()
-    if found.memory.excess:
-        cures = remedies(experiment, target, found, program, limit=NUM_REMEDIES)
+    # Fake devices have no time that remedies could be put in order by.
+    if found.memory.excess and target.chip is not None:
+        cures = remedies(shapes[most], target, found, program, limit=NUM_REMEDIES)
         cures = counted(cures, "remedies", total=NUM_REMEDIES, unit="remedies")
-    return report(found, tuple(cures), price=price, as_json=arguments.json, out=arguments.out)
+    of_shapes = [(str(one), of_one) for one, of_one in zip(experiment.data.shapes, plans)] if len(plans) > 1 else []
+    return report(found, tuple(cures), price=price, as_json=arguments.json, out=arguments.out, of_shapes=of_shapes)
 
 
 def report(
@@ -61,15 +78,23 @@ def report(
     price: float | None = None,
     as_json: bool = False,
     out: Path | None = None,
+    of_shapes: Sequence[tuple[str, Plan]] = (),
 ) -> int:
-    """Prints a plan, and writes it as JSON to `out`; returns the exit code, 1 for one that does not fit."""
+    """Prints a plan, and writes it as JSON to `out`; returns the exit code, 1 for one that does not fit.
+
+    Args:
+        of_shapes: plans by shape, where batches have several; `found` is then the one of them with the highest peak.
+    """
+    shapes_json = {"shapes": [{"shape": name} | to_json(one, price) for name, one in of_shapes]} if of_shapes else {}
     if out is not None:
-        write_json(out, to_json(found, price))
+        write_json(out, to_json(found, price) | shapes_json)
     if as_json:
         cures_json = {"remedies": [dataclasses.asdict(cure) for cure in cures]}
-        print(json.dumps(to_json(found, price) | cures_json, indent=1))
+        print(json.dumps(to_json(found, price) | shapes_json | cures_json, indent=1))
     else:
         console = Terminal()
+        if of_shapes:
+            console.print(_shapes_table(of_shapes))
         show(found, price, console)
         _show_verdict(found, cures, console)
     return 1 if found.memory.excess else 0
@@ -117,7 +142,7 @@ def to_json(found: Plan, price: float | None) -> dict[str, Any]:
         "num_devices": found.num_devices,
         "fits": None if found.memory.hbm is None else not found.memory.excess,
         "excess_bytes": found.memory.excess,
-        "estimate": found.memory.hbm is None,  # fake devices: temporaries are the CPU compiler's
+        "estimate": _is_fake(found),  # fake devices: temporaries are the CPU compiler's
     }
     if best is not None:
         hours = found.device_hours()
@@ -126,7 +151,7 @@ def to_json(found: Plan, price: float | None) -> dict[str, Any]:
             f"{found.unit}_seconds": best.seconds,
             "seconds_in_turn": found.seconds_in_turn,
             "mfu": found.mfu,
-            "clips_per_second": found.clips / best.seconds,
+            f"{found.counted}_per_second": found.clips / best.seconds,
             "tokens_per_second": found.tokens / best.seconds if found.tokens else None,
             "device_hours": hours,
             "cost": hours * price if hours is not None and price is not None else None,
@@ -138,11 +163,11 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     """Prints memory, traffic and roofline."""
     axes = " x ".join(f"{axis}={size}" for axis, size in found.mesh.items() if size > 1) or "one device"
     console.print(
-        f"{found.program} of {found.clips:,} clips on {found.target}: {found.num_devices} x {found.device_kind}, "
-        f"mesh {axes}; "
+        f"{found.program} of {found.clips:,} {found.counted} on {found.target}: {found.num_devices} x "
+        f"{found.device_kind}, mesh {axes}; "
         f"lowered and compiled in {found.compile_seconds:.1f} s",
     )
-    if found.memory.hbm is None:
+    if _is_fake(found):
         console.print(
             "an estimate on fake devices: shardings, bytes of state and collectives are real, temporaries are those of "
             "the CPU compiler, whose choice of collectives and of what to fuse is another than an accelerator's",
@@ -150,9 +175,22 @@ def show(found: Plan, price: float | None, console: Console) -> None:
     console.print(_memory_table(found.memory))
     if found.traffic is not None:
         console.print(_traffic_table(found))
+    if found.costliest:
+        console.print(_places_table(found))
     again = f", {found.recomputed_flops:.4g} more computed twice" if found.recomputed_flops else ""
     console.print(f"model FLOPs of a {found.unit}, all devices: {found.flops:.4g}{again}")
     _show_time(found, price, console)
+
+
+def _shapes_table(of_shapes: Sequence[tuple[str, Plan]]) -> Table:
+    table = Table(title="shapes of batches; the one with the highest peak below")
+    for column in ("frames x height x width", "clips", "peak", "FLOPs of a step", "at least, ms", "compiled in, s"):
+        table.add_column(column, justify="right")
+    for name, found in of_shapes:
+        best = "" if found.binding is None else f"{found.binding.seconds * 1e3:.4g}"
+        numbers = (f"{found.flops:.4g}", best, f"{found.compile_seconds:.1f}")
+        table.add_row(name, f"{found.clips:,}", _size(found.memory.peak), *numbers)
+    return table
 
 
 def _memory_table(memory: Memory) -> Table:
@@ -187,6 +225,17 @@ def _traffic_table(found: Plan) -> Table:
     return table
 
 
+def _places_table(found: Plan) -> Table:
+    table = Table(title=f"places of the source that cost most in a {found.unit}; forward, again and backward together")
+    for column in ("file:line", "bytes", "share"):
+        table.add_column(column, justify="left" if column == "file:line" else "right")
+    for place in found.costliest:
+        table.add_row(place.source or "(added by the compiler)", _size(place.bytes), f"{place.share:.1%}")
+    known = "cycles by libtpu's estimate, without attention" if found.target.startswith(TPUS) else "bytes"
+    table.caption = f"shares of {known}"
+    return table
+
+
 def _show_time(found: Plan, price: float | None, console: Console) -> None:
     best = found.binding
     if best is None or found.mfu is None:
@@ -201,7 +250,7 @@ def _show_time(found: Plan, price: float | None, console: Console) -> None:
     tokens = f", {found.tokens / best.seconds:,.0f} tokens/s" if found.tokens else ""
     console.print(
         f"best case, all of these overlapped and nothing else: {best.seconds * 1e3:.4g} ms a {found.unit}, "
-        f"MFU {found.mfu:.1%}, {found.clips / best.seconds:,.1f} clips/s{tokens}; "
+        f"MFU {found.mfu:.1%}, {found.clips / best.seconds:,.1f} {found.counted}/s{tokens}; "
         f"one after the other they take {found.seconds_in_turn * 1e3:.4g} ms",
     )
     hours = found.device_hours()
@@ -255,6 +304,11 @@ def _show_trials(trials: tuple[Trial, ...], console: Console) -> None:
 
 def _words(trial: Trial) -> str:
     return " ".join(trial.overrides) or "the experiment as it is"
+
+
+def _is_fake(found: Plan) -> bool:
+    """Whether the devices are fake ones, whether or not their memory was given."""
+    return found.memory.hbm is None or found.target.startswith("cpu")
 
 
 def _domains(found: Plan) -> str:

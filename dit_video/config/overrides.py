@@ -22,10 +22,18 @@ Component = TypeVar("Component")
 
 
 def override(component: Component, overrides: Sequence[str]) -> Component:
-    """Applies command-line overrides `--config.PATH=VALUE` to a component."""
-    words = list(_joined(overrides))
-    for word in words:
-        _check_path(component, word.partition("=")[0].removeprefix("--config."))
+    """Applies command-line overrides `--config.PATH=VALUE` to a component.
+
+    Where a field may be without its component, None takes it out: `--config.data.cache=None`.
+    """
+    words = []
+    for word in _joined(overrides):
+        path, _, value = word.removeprefix("--config.").partition("=")
+        if value == "None" and _is_optional(component, path):
+            component = _without(component, path.split("."))
+        else:
+            _check_path(component, path)
+            words.append(word)
     mirror = _thaw(component)
     values = flags.FlagValues()
     argv = ["dit-video", *words]
@@ -69,6 +77,28 @@ def _check_path(node: Any, path: str) -> None:
             "under an argument of its get_config, as --config=FILE.py:arg gives it"
             + (f". Of this one can be set: {', '.join(_children(node))}" if _children(node) else "")
         )
+
+
+def _is_optional(component: Any, path: str) -> bool:
+    """Whether `path` leads to a component that may be absent."""
+    *parents, name = path.split(".")
+    node = component
+    for part in [*parents, name]:
+        parent = node
+        if part not in _children(node):
+            return False
+        node = node[part] if isinstance(node, Mapping) else getattr(node, part)
+    if not dataclasses.is_dataclass(node) or not dataclasses.is_dataclass(parent):
+        return False
+    return types.NoneType in typing.get_args(typing.get_type_hints(type(parent))[name])
+
+
+def _without(node: Any, parts: Sequence[str]) -> Any:
+    """`node` with None at the end of the path of `parts`."""
+    name, *rest = parts
+    if isinstance(node, Mapping):
+        return {**node, name: _without(node[name], rest)}
+    return dataclasses.replace(node, **{name: _without(getattr(node, name), rest) if rest else None})
 
 
 def _children(node: Any) -> list[str]:

@@ -10,8 +10,9 @@ from dit_video.config.bounds import at_least
 from dit_video.config.json_file import check_kinds
 from dit_video.data.batch import Batch
 from dit_video.data.inventory import Inventory, take_inventory
-from dit_video.data.loader import BatchIterator, BatchOrder, held_out_batches, train_batches
+from dit_video.data.loader import BatchIterator, BatchOrder, held_out_batches, mixed_batches, train_batches
 from dit_video.data.record import Split
+from dit_video.data.shapes import BatchShape
 from dit_video.data.shard_files import Sharded, check_contents
 from dit_video.data.signals import DEFAULT_SIGNALS, Signal
 from dit_video.data.sources import LatentCache, Source, TextSet
@@ -25,7 +26,12 @@ class Data:
     """A source, how clips are cut from it, and how many make a batch.
 
     Attributes:
+        clips: how clips are cut; evaluation judges clips of this shape, and samples have it.
         batch_size: clips in the global batch, over all processes and devices.
+        shapes: of training clips, where they have several: each batch has one of them, each record goes to the one in
+            which it loses least (data/shapes.py). Empty: all clips have the shape of `clips`.
+        batch_multiple: batch sizes of shapes are chosen as multiples of it: of the devices along data and fsdp, times
+            num_microbatches. A value of the data, so that their order does not depend on devices.
         cache: latents encoded from `source` with `dit-video encode`; training then reads these instead of
             video. Evaluation always reads the source.
         signals: what accompanies the clips of a batch (data/signals.py), by the names that conditions read; by default
@@ -36,17 +42,30 @@ class Data:
     source: Source
     clips: ClipTransform
     batch_size: int
+    shapes: tuple[BatchShape, ...] = ()
+    batch_multiple: int = 1
     cache: LatentCache | None = None
     signals: Mapping[str, Signal] = dataclasses.field(default_factory=lambda: dict(DEFAULT_SIGNALS))
     num_threads: int = 8
 
     def __post_init__(self):
-        at_least(self, 1, "batch_size", "num_threads")
+        at_least(self, 1, "batch_size", "batch_multiple", "num_threads")
+        clips = [shape.clip for shape in self.shapes]
+        if twice := [clip for clip in clips if clips.count(clip) > 1]:
+            raise ValueError(f"Data.shapes: {twice[0]} is there {clips.count(twice[0])} times; leave one")
         for name, signal in self.signals.items():
             try:
                 signal.check_clips(self.clips)
             except ValueError as error:
                 raise ValueError(f"Data.signals.{name}: {error}") from error
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Clips of each global batch, or what these will be multiples of, by the field that says so."""
+        sizes = {f"shapes[{number}].batch_size": shape.batch_size for number, shape in enumerate(self.shapes)}
+        given = {name: size for name, size in sizes.items() if size is not None}
+        chosen = {"batch_multiple": self.batch_multiple} if len(given) < len(sizes) else {}
+        return given | chosen if self.shapes else {"batch_size": self.batch_size}
 
     @classmethod
     def of_text(cls, source: TextSet, *, batch_size: int, num_threads: int = 2) -> "Data":
@@ -60,30 +79,50 @@ class Data:
             num_threads=num_threads,
         )
 
+    def by_shape(self) -> tuple["Data", ...]:
+        """The data of each shape as if there were no other; these data themselves where there is one.
+
+        Raises:
+            ValueError: a shape without a batch size, which `run.shapes.balanced` gives.
+        """
+        return tuple(map(self.of_shape, self.shapes)) or (self,)
+
+    def of_shape(self, shape: BatchShape) -> "Data":
+        """The data of one shape as if there were no other."""
+        if shape.batch_size is None:
+            raise ValueError(f"config.data.shapes: {shape} has no batch size yet; run.shapes.balanced gives it one")
+        return dataclasses.replace(self, clips=shape.cut(self.clips), batch_size=shape.batch_size, shapes=())
+
     def train(
-        self, seed: int, start: int, *, rows: Sequence[int] | None = None, replace: bool = False
+        self,
+        seed: int,
+        start: int,
+        *,
+        rows: Callable[[int], Sequence[int]] | None = None,
+        replace: bool = False,
     ) -> BatchIterator:
-        """Training batches from number `start` on: all rows of each, or these alone.
+        """Training batches from number `start` on.
 
         A record that cannot be read or decoded is replaced by another, or raises ValueError.
+
+        Args:
+            rows: which rows of a global batch of so many are made here; None: all.
         """
-        source = self.cache or self.source
-        return train_batches(
-            source.open(Split.TRAIN),
-            self.clips,
-            BatchOrder(batch_size=self.batch_size, seed=seed, rows=rows),
-            start=start,
-            signals=self.signals,
-            num_threads=self.num_threads,
-            replace=replace,
-        )
+        examples = (self.cache or self.source).open(Split.TRAIN)
+        sizes = [data.batch_size for data in self.by_shape()]
+        orders = [BatchOrder(batch_size=n, seed=seed, rows=None if rows is None else rows(n)) for n in sizes]
+        options: dict[str, Any] = {"signals": self.signals, "num_threads": self.num_threads, "replace": replace}
+        if self.shapes:
+            return mixed_batches(examples, self.clips, list(zip(self.shapes, orders)), start=start, **options)
+        return train_batches(examples, self.clips, orders[0], start=start, **options)
 
     def inventories(self) -> dict[Split, Inventory]:
-        """What each split that the source has holds for clips of `clips`; nothing is decoded."""
+        """What each split that the source has holds for clips that are learnt or judged; nothing is decoded."""
         info = self.source.info()
         there = [split for split in Split if info.num_records.get(split)]
         known = info.class_names, info.actions
-        return {split: take_inventory(self.source.open(split), self.clips, *known) for split in there}
+        shapes = {Split.TRAIN: self.shapes, Split.HELD_OUT: ()}
+        return {split: take_inventory(self.source.open(split), self.clips, *known, shapes[split]) for split in there}
 
     def identity(self) -> dict[str, Any]:
         """What decides which records there are, and which of them is in which batch; JSON."""

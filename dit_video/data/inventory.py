@@ -1,12 +1,14 @@
 """Inventory of a split: how many clips it gives, and which have labels and captions, known without decoding."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from dit_video.data.captions import length_in_bytes
 from dit_video.data.record import NO_LABEL, Examples
+from dit_video.data.shapes import BatchShape, Extents, assigned
 from dit_video.data.transforms import ClipTransform
 from dit_video.video.actions import ActionSpace
 
@@ -17,8 +19,8 @@ class Inventory:
 
     Attributes:
         num_records: of all, those too short for a clip among them.
-        num_usable: records long enough for a clip; None where only reading them would tell.
-        num_clips: different clips that these give; None likewise.
+        num_usable: records long enough for a clip, of any shape; None where only reading them would tell.
+        num_clips: different clips that evaluation finds in them; None likewise.
         labelled: whether each has a class; None where only reading them would tell.
         caption_bytes: bytes of the caption of each in UTF-8, 0 where it has none; None likewise.
         class_names: of the source: label i means class_names[i].
@@ -53,14 +55,19 @@ def lacking(have: Bool[np.ndarray, "n"] | None, what: str, remedy: str) -> list[
 
 
 def take_inventory(
-    examples: Examples, transform: ClipTransform, class_names: tuple[str, ...], actions: ActionSpace | None = None
+    examples: Examples,
+    transform: ClipTransform,
+    class_names: tuple[str, ...],
+    actions: ActionSpace | None = None,
+    shapes: Sequence[BatchShape] = (),
 ) -> Inventory:
-    """Counts what `examples` hold for clips of `transform`; nothing is decoded."""
+    """Counts what `examples` hold for clips of `transform`, or of `shapes` where there are any; nothing is decoded."""
     num_frames, unknown = None if examples.reads_to_count else examples.num_frames, examples.reads_to_count
     starts = np.ones(len(examples), int)
     if num_frames is not None:
         starts = transform.num_starts(num_frames, None if transform.fps is None else examples.fps)
-    usable, labels, captions = starts > 0, examples.labels, examples.captions
+    usable = assigned(Extents.of(examples), shapes, transform) >= 0 if shapes else starts > 0
+    labels, captions = examples.labels, examples.captions
     return Inventory(
         num_records=len(examples),
         num_usable=None if unknown else int(usable.sum()),

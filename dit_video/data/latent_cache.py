@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from dit_video.config.atomic import new_folder
 from dit_video.config.json_file import check_kinds, read_object
@@ -36,6 +36,8 @@ from dit_video.video.files import MAX_FPS
 _FORMAT = "dit_video.latent_cache"
 _VERSION = 1
 _SHARD_SIZE = 512 << 20
+# Of the manifest: the (T, H, W) of each training clip, where they differ.
+_CUT_TO = "cut_to"
 _HEADER_KINDS = {"key": str, "start": int, "label": int, "caption": str, "fps": float, "shape": list}
 # What accompanies the frames of a clip, and how its numbers are stored.
 _TRACKS, _STORED_AS = ("actions", "poses"), {"i": "<i4", "f": "<f4"}
@@ -109,6 +111,7 @@ def write_latent_cache(
     provenance: Mapping[str, Any],
     quality: CodecQuality | None = None,
     actions: ActionSpace | None = None,
+    clip_of: Mapping[tuple[int, ...], tuple[int, int, int]] | None = None,
 ) -> None:
     """Writes clips with moments into a new cache, one at a time; the folder appears only when complete.
 
@@ -116,16 +119,19 @@ def write_latent_cache(
         class_names, split_digests, actions: as the source of the videos gives them (SourceInfo).
         provenance: JSON-compatible; compared field by field when a run opens the cache.
         quality: of the codec that encoded them.
+        clip_of: where training clips have several shapes, the (T, H, W) of each by the shape [t h w] of its latents.
 
     Raises:
         FileExistsError: the folder exists and is not empty.
         ValueError: a clip without moments, or a split without clips.
     """
     with new_folder(directory) as partial:
-        counts, shards, rates = {}, {}, {}
+        counts, shards, rates, cut_to = {}, {}, {}, []
         for split, clips in splits.items():
             rates[split.value] = []
             clips = _recorded(clips, rates[split.value])
+            if clip_of is not None and split is Split.TRAIN:
+                clips = _with_shapes(clips, clip_of, cut_to)
             counts[split.value], shards[split.value] = _write_split(partial, split, clips)
         content = {
             "format": _FORMAT,
@@ -140,6 +146,7 @@ def write_latent_cache(
             "split_digests": {split.value: digest for split, digest in split_digests.items()},
             **({} if quality is None else {"quality": dataclasses.asdict(quality)}),
             **({} if actions is None else {"actions": actions.to_json()}),
+            **({} if clip_of is None else {_CUT_TO: cut_to}),
         }
         (partial / MANIFEST).write_text(json.dumps(content, indent=1))
 
@@ -147,6 +154,15 @@ def write_latent_cache(
 def _recorded(clips: Iterable[Clip], rates: list[float]) -> Iterator[Clip]:
     for clip in clips:
         rates.append(clip.fps)
+        yield clip
+
+
+def _with_shapes(
+    clips: Iterable[Clip], clip_of: Mapping[tuple[int, ...], tuple[int, int, int]], cut_to: list[list[int]]
+) -> Iterator[Clip]:
+    for clip in clips:
+        if clip.moments is not None:
+            cut_to.append(list(clip_of[clip.moments.shape[:3]]))
         yield clip
 
 
@@ -280,6 +296,13 @@ def _check(content: dict[str, Any]) -> None:
         raise ValueError(f"quality={reprlib.repr(content['quality'])}: must have {', '.join(_QUALITY_KINDS)}")
     if "actions" in content:
         from_json(content["actions"])
+    cut_to, number = content.get(_CUT_TO), content["num_records"].get(Split.TRAIN.value)
+    if cut_to is not None and not (
+        isinstance(cut_to, list)
+        and len(cut_to) == number
+        and all(isinstance(clip, list) and [type(n) for n in clip] == [int] * 3 for clip in cut_to)
+    ):
+        raise ValueError(f"{_CUT_TO}={reprlib.repr(cut_to)}: must be frames, height and width of each training clip")
     rates = content.get("fps", {})
     if not isinstance(rates, dict):
         raise ValueError(f"fps={reprlib.repr(rates)}: must be an object")
@@ -325,6 +348,7 @@ class CachedExamples(Examples):
                 f"{content['num_records'].get(split.value)}; the folder was changed after it was made: make it again"
             )
         self._fps: Any = content.get("fps", {}).get(split.value)
+        self._cut_to: Any = content.get(_CUT_TO) if split is Split.TRAIN else None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -339,6 +363,10 @@ class CachedExamples(Examples):
     def num_frames(self) -> None:
         """Cached moments are used whole."""
         return None
+
+    @property
+    def cut_to(self) -> Int[np.ndarray, "num_records 3"] | None:
+        return None if self._cut_to is None else np.array(self._cut_to, int)
 
     @property
     def fps(self) -> Float[np.ndarray, "num_records"] | None:

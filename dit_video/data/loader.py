@@ -2,7 +2,8 @@
 
 Global batch n is rows n*B .. n*B + B - 1 of one endless, reshuffled sequence of examples; of several processes
 each makes the rows that its devices need. So the global batch, row for row, does not depend on how many processes or
-threads made it, and the whole state of a loader is one integer: the index of the next batch.
+threads made it, and the whole state of a loader is one integer: the index of the next batch. Where clips have several
+shapes, each shape has such a sequence, and which of them batch n is cut from is a function of (seed, n) too.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import numpy as np
 from dit_video.config.bounds import at_least
 from dit_video.data.batch import Batch, collate
 from dit_video.data.record import Clip, Examples, content_digest
+from dit_video.data.shapes import BatchShape, ShapeSchedule, records_by_shape
 from dit_video.data.signals import DEFAULT_SIGNALS, Reader, Signal, open_all
 from dit_video.data.transforms import ClipTransform, Usable, pace_note, usable
 
@@ -86,7 +88,7 @@ class BatchIterator(Iterator[Batch]):
         num_too_short: records left out because a clip does not fit into them.
     """
 
-    def __init__(self, make: "_BatchMaker", *, start: int, num_threads: int, num_too_short: int):
+    def __init__(self, make: "_AnyShape", *, start: int, num_threads: int, num_too_short: int):
         self._make, self._num_threads = make, num_threads
         self._replaced: list[Replaced] = []
         self._iterator = self._from(start)
@@ -159,17 +161,76 @@ def train_batches(
     Raises:
         ValueError: a batch before the first, or no record long enough.
     """
-    if start < 0:
-        raise ValueError(f"start={start}: must be at least 0")
     records = _usable(examples, transform)
     if note := pace_note(records, transform):
         _LOG.warning("training %s", note)
-    make = _BatchMaker(records, transform, order, open_all(signals), replace)
-    return BatchIterator(make, start=start, num_threads=num_threads, num_too_short=records.num_too_short)
+    make = _AnyShape([_BatchMaker(records, transform, order, open_all(signals), replace)])
+    return _iterator(make, start, num_threads, records.num_too_short)
+
+
+def mixed_batches(
+    examples: Examples,
+    transform: ClipTransform,
+    shapes: Sequence[tuple[BatchShape, BatchOrder]],
+    *,
+    start: int = 0,
+    signals: Mapping[str, Signal] = DEFAULT_SIGNALS,
+    num_threads: int = 8,
+    replace: bool = False,
+) -> BatchIterator:
+    """Training batches as of `train_batches`, each of one of several shapes, of the records that go to that shape.
+
+    Args:
+        transform: how clips of any shape are cut.
+        shapes: each with the order of its batches; these have one seed.
+
+    Raises:
+        ValueError: a batch before the first, or a shape that no record goes to.
+    """
+    by_shape = records_by_shape(examples, [shape for shape, _ in shapes], transform)
+    num_too_short = len(examples) - sum(map(len, by_shape))
+    if num_too_short:
+        _LOG.warning("%d of %d videos are left out: too short for every shape", num_too_short, len(examples))
+    readers = open_all(signals)
+    makers = [
+        _BatchMaker(records, shape.cut(transform), order, readers, replace)
+        for records, (shape, order) in zip(by_shape, shapes)
+    ]
+    return _iterator(_AnyShape(makers), start, num_threads, num_too_short)
+
+
+def _iterator(make: "_AnyShape", start: int, num_threads: int, num_too_short: int) -> BatchIterator:
+    if start < 0:
+        raise ValueError(f"start={start}: must be at least 0")
+    return BatchIterator(make, start=start, num_threads=num_threads, num_too_short=num_too_short)
+
+
+class _AnyShape:
+    """Makes some rows of the global batch of any index, in any thread: of the shape that has its turn."""
+
+    def __init__(self, makers: Sequence["_BatchMaker"]):
+        self._makers = makers
+        orders = [maker.order for maker in makers]
+        self._schedule = ShapeSchedule(
+            seed=orders[0].seed,
+            num_records=tuple(maker.num_records for maker in makers),
+            batch_sizes=tuple(order.batch_size for order in orders),
+        )
+
+    def __call__(self, index: int) -> tuple[Batch, list[Replaced]]:
+        shape, number = self._schedule.place(index)
+        batch, replaced = self._makers[shape](number)
+        return batch, [Replaced(index, row, why) for row, why in replaced]
+
+    def reading(self) -> str:
+        """The records at which threads are, longest first."""
+        now = time.perf_counter()
+        longest_first = sorted((at for maker in self._makers for at in maker.reading()), key=lambda at: at[1])
+        return ", ".join(f"record {position} since {now - since:.0f} s" for position, since in longest_first) or "idle"
 
 
 class _BatchMaker:
-    """Makes some rows of the global batch of any index, in any thread."""
+    """Makes some rows of any batch of one shape, in any thread."""
 
     def __init__(
         self,
@@ -179,32 +240,32 @@ class _BatchMaker:
         readers: Mapping[str, Reader],
         replace: bool,
     ):
-        self._records, self._transform, self._order = records, transform, order
+        self.order, self.num_records = order, len(records)
+        self._records, self._transform = records, transform
         self._readers, self._replace = readers, replace
         self._sequence = order.sequence(len(records))
         self._clips = self._sequence.random_map(self._clip)
         # By thread: the position of a record, and since when it is being read.
         self._reading: dict[int, tuple[int, float]] = {}
 
-    def __call__(self, index: int) -> tuple[Batch, list[Replaced]]:
+    def __call__(self, number: int) -> tuple[Batch, list[tuple[int, str]]]:
+        """The batch of this number among those of the shape, and the rows that hold another record, with the reason."""
         clips, replaced = [], []
-        for row, number in self._order.places(index):
+        for row, place in self.order.places(number):
             try:
                 # Grain's type allows for elements that a filter dropped; there is no filter.
-                clip = cast(Clip, self._clips[number])
+                clip = cast(Clip, self._clips[place])
             except ValueError as error:
                 if not self._replace:
                     raise
-                clip = self._other(number, error)
-                replaced.append(Replaced(index, row, str(error)))
+                clip = self._other(place, error)
+                replaced.append((row, str(error)))
             clips.append(clip)
         return collate(clips, self._readers), replaced
 
-    def reading(self) -> str:
-        """The records at which threads are, longest first."""
-        now = time.perf_counter()
-        longest_first = sorted(self._reading.copy().values(), key=lambda at: at[1])
-        return ", ".join(f"record {position} since {now - since:.0f} s" for position, since in longest_first) or "idle"
+    def reading(self) -> Sequence[tuple[int, float]]:
+        """The position of the record at which each thread is, and since when."""
+        return tuple(self._reading.copy().values())
 
     def _clip(self, position: int, rng: np.random.Generator) -> Clip:
         thread = threading.get_ident()
@@ -222,7 +283,7 @@ class _BatchMaker:
         for tried in range(1, min(len(self._records), _MOST_TRIED)):
             other = epoch * len(self._records) + (place + tried) % len(self._records)
             with contextlib.suppress(ValueError):
-                return self._clip(cast(int, self._sequence[other]), np.random.default_rng((self._order.seed, number)))
+                return self._clip(cast(int, self._sequence[other]), np.random.default_rng((self.order.seed, number)))
         raise ValueError(f"{error}; nor can the records after it in the order of its epoch") from error
 
 

@@ -136,6 +136,16 @@ class Examples(ABC):
         return None
 
     @property
+    def sizes(self) -> Int[np.ndarray, "num_records 2"] | None:
+        """Height and width of the frames of each record; None where only reading the records would tell."""
+        return None
+
+    @property
+    def cut_to(self) -> Int[np.ndarray, "num_records 3"] | None:
+        """(T, H, W) of the clip that each record of moments is of; None of videos, and where all are of one shape."""
+        return None
+
+    @property
     def labels(self) -> Int[np.ndarray, "num_records"] | None:
         """Class of each record, NO_LABEL where it has none; None where only reading the records would tell."""
         return None

@@ -80,6 +80,10 @@ class StoredVideos(Examples):
         return np.array([entry.fps for entry in self._entries], np.float32).astype(float)
 
     @property
+    def sizes(self) -> Int[np.ndarray, "num_records 2"]:
+        return np.array([(entry.height, entry.width) for entry in self._entries])
+
+    @property
     def labels(self) -> Int[np.ndarray, "num_records"]:
         return np.array([NO_LABEL if e.label is None else self._labels[e.label] for e in self._entries], int)
 

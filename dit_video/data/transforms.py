@@ -242,6 +242,11 @@ class Usable(Examples):
         of_all = self._examples.fps
         return None if of_all is None else of_all[self._positions]
 
+    @property
+    def sizes(self) -> Int[np.ndarray, "n 2"] | None:
+        of_all = self._examples.sizes
+        return None if of_all is None else of_all[self._positions]
+
 
 def usable(examples: Examples, transform: ClipTransform) -> Usable:
     """Filters out records too short for a clip, by their stored frame counts: nothing is decoded.

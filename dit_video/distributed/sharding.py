@@ -257,6 +257,13 @@ def platform() -> str | None:
     return None if device is None else _kind_of(device.platform)
 
 
+def device_kind() -> str:
+    """Kind of the mesh's devices at trace time, such as "TPU v5p"; they need not exist here. Empty outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return "" if device is None else device.device_kind
+
+
 def platform_of(mesh: Mesh) -> str:
     """Platform of a mesh's devices: "cpu", "gpu" or "tpu"."""
     return _kind_of(mesh.devices.flat[0].platform)

@@ -33,6 +33,7 @@ class Target:
         family: what stands before the colon: one of `TPUS`, of `GPUS`, or cpu.
         size: TPU: chips along each side of a slice; GPU: nodes, and devices in each; of fake devices, their number.
         num_slices: groups of TPUs that only a data-centre network joins.
+        fake_memory: bytes of memory that fake devices are taken to have; None for no limit.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Target:
     family: str
     size: tuple[int, ...]
     num_slices: int = 1
+    fake_memory: int | None = None
 
     @property
     def num_devices(self) -> int:
@@ -55,7 +57,7 @@ class Target:
     def memory(self) -> int | None:
         """Bytes of device memory that a program may use."""
         if self.chip is None or self.family not in GPUS:
-            return None if self.chip is None else self.chip.hbm
+            return self.fake_memory if self.chip is None else self.chip.hbm
         return int(self.chip.hbm * _gpu_memory_fraction())
 
     @property

@@ -20,26 +20,49 @@ from dit_video.dit.known_frames import AsChannels
 from dit_video.nn.attention_mask import BlockCausal, Interleaved, TwoCopy
 from dit_video.nn.cache import KeyValueCache
 from dit_video.nn.patches import PatchSize
+from dit_video.nn.whole_attention import ATTENTION_RESULT
 
 
 class Remat(enum.Enum):
-    """Rematerialisation (gradient checkpointing): what the backward pass keeps of a block, and what it recomputes."""
+    """Rematerialisation (gradient checkpointing): what the backward pass keeps of a block, and what it recomputes.
+
+    What attention made is always kept: its result and log-sum-exp are as large as one stream of tokens, and to make
+    them again takes more arithmetic than all else where sequences are long.
+    """
 
     NOTHING_RECOMPUTED = "none"
     DOTS = "dots"  # keep matrix products, recompute the rest
-    FULL = "full"  # keep block inputs only: least memory, one more forward pass
+    FULL = "full"  # keep block inputs and attention only: least memory, one more forward pass
     OFFLOAD = "offload"  # as FULL, with block inputs in the memory of the host until they are needed
 
 
 _BLOCK_INPUT = "block input"
+# cuDNN's attention names nothing; these make its result and log-sum-exp.
+_CUDNN_ATTENTION = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper")
+
+
+def _keeps_attention(rest: Callable[..., Any]) -> Callable[..., Any]:
+    """Policy of `jax.checkpoint`: keeps what attention made, and of all else what `rest` keeps."""
+    of_attention = jax.checkpoint_policies.save_only_these_names(ATTENTION_RESULT)
+
+    def policy(primitive: Any, *avals: Any, **params: Any) -> Any:
+        if primitive.name in _CUDNN_ATTENTION or of_attention(primitive, *avals, **params):
+            return True
+        return rest(primitive, *avals, **params)
+
+    return policy
+
+
 _REMAT_POLICY = {
-    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
-    Remat.OFFLOAD: jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[_BLOCK_INPUT],
-        offload_src="device",
-        offload_dst="pinned_host",
+    Remat.DOTS: _keeps_attention(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    Remat.FULL: _keeps_attention(jax.checkpoint_policies.nothing_saveable),
+    Remat.OFFLOAD: _keeps_attention(
+        jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_BLOCK_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     ),
 }
 

@@ -29,6 +29,7 @@ from dit_video.nn.embed import TimeEmbedding
 from dit_video.nn.linear import linear
 from dit_video.nn.mlp import PlainMLP
 from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
+from dit_video.nn.module import recomputed
 from dit_video.nn.norm import LayerNorm, layer_normalize
 from dit_video.nn.patches import from_tokens, latent_shape, per_patch, to_tokens
 from dit_video.nn.positions import patch_angles
@@ -160,6 +161,7 @@ class Block(nnx.Module):
         return _add_gated(x, gate_m, self.mlp(_modulated(x, shift_m, scale_m)))
 
 
+@recomputed
 def _modulated(
     x: Float[Array, "B N D"], shift: Float[Array, "B #f D"], scale: Float[Array, "B #f D"]
 ) -> Float[Array, "B N D"]:
@@ -167,6 +169,7 @@ def _modulated(
     return modulate(layer_normalize(x.astype(jnp.float32)), shift, scale).astype(x.dtype)
 
 
+@recomputed
 def _add_gated(
     x: Float[Array, "B N D"], gate: Float[Array, "B #f D"], branch: Float[Array, "B N D"]
 ) -> Float[Array, "B N D"]:

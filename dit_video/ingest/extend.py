@@ -50,7 +50,8 @@ def extend(
         out: the set.
         labels: a table of the columns that the set was made with; of a set that was made with one. It may describe what
             is there already, too.
-        asked: settings that were asked for, by name: group, held_out_fraction, max_size; they must be those of the set.
+        asked: settings that were asked for, by name: group, held_out_fraction, max_size, images; they must be those of
+            the set.
 
     Raises:
         FileNotFoundError, ValueError: no such set or source, the set was made in another way, a file of it has changed,
@@ -60,7 +61,9 @@ def extend(
     before = path.stat() if path.exists() else None
     old = read_manifest(out, remedy="--add extends a set; make one without it")
     choices = _choices(old, out, labels, asked or {})
-    transcoding = Transcoding(max_size=choices["max_size"], num_workers=num_workers)
+    transcoding = Transcoding(
+        max_size=choices["max_size"], images=choices.get("images", False), num_workers=num_workers
+    )
     origins = [Path(source) for source in sources]
     command = command_of("extend", origins, labels, choices)
     facts = {e.sha256: {name: getattr(e, name) for name in _FACTS} for e in old.entries if e.stored}
@@ -69,7 +72,7 @@ def extend(
     with unfinished(Path(out), transcoding.settings, known=facts) as done:
         if before is None or not os.path.samestat(before, path.stat()):
             raise ValueError(f"--add: {out} was extended by another process in this moment; give the command again")
-        items, kept = _merged(old, list_files(origins, Path(out)))
+        items, kept = _merged(old, list_files(origins, Path(out), images=transcoding.images))
         videos = [entry.file for entry in kept if entry.sha256]
         described = descriptions(items, labels, choices["group"], videos)
         decoded = decode_all(described, transcoding, done, progress)
@@ -106,17 +109,17 @@ def _choices(
         )
     if old.tracks is not None:
         raise ValueError(f"--add: the videos of {out} have actions; make a new set of all sources")
-    transcoding = Transcoding(max_size=old.settings.get("max_size"))
+    transcoding = Transcoding(max_size=old.settings.get("max_size"), images=old.settings.get("images", False))
     choices = {name: old.settings.get(name) for name in (*_CHOICES, *transcoding.settings)}
     now = {**transcoding.settings, **{name: value for name, value in asked.items() if value is not None}}
     if labels is not None and choices["labels"] is not None:
         now["columns"] = labels.columns
         choices["labels"] = " + ".join(dict.fromkeys([*choices["labels"].split(" + "), labels.name]))
     for name, value in now.items():
-        if value != choices[name]:
+        if value != choices.get(name):
             raise ValueError(
-                f"--add: {name}={value}, but {out} was made with {name}={choices[name]}; give that or nothing, or make "
-                "a new set of all sources"
+                f"--add: {name}={value}, but {out} was made with {name}={choices.get(name)}; give that or nothing, or "
+                "make a new set of all sources"
             )
     if (labels is None) != (old.settings["labels"] is None):
         how = f"{labels.name}: {out} was made without a table" if labels else f"{out} was made with a table"

@@ -98,7 +98,7 @@ def ingest(
         return read_manifest(out, remedy="make it again")
     with unfinished(Path(out), transcoding.settings) as done:
         opened = [unpack(o, done.work) if o.suffix == SUFFIX and o.is_file() else o for o in origins]
-        described = descriptions(list_files(opened, Path(out)), labels, group)
+        described = descriptions(list_files(opened, Path(out), images=transcoding.images), labels, group)
         decoded = decode_all(described, transcoding, done, progress)
         acted = None if actions is None else with_actions(decoded.entries, described.items, actions)
         manifest = manifest_of(

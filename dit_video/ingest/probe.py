@@ -4,16 +4,19 @@ Imports nothing but decoding, so that a process that does only this starts at on
 """
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 from av.video.frame import VideoFrame
+from jaxtyping import UInt8
 
 from dit_video.video import frame_folder
 from dit_video.video.encode import encode_frames
 from dit_video.video.files import open_video, pixel_aspect
 from dit_video.video.pictures import MAX_FRAME_PIXELS, ToRGB, VideoError
+from dit_video.video.still import read_still
 from dit_video.video.survey import Survey, survey
 
 # Re-encoding is close to visually lossless, and several times faster than with the encoder's own preset.
@@ -22,6 +25,7 @@ CRF, PRESET = 16, "veryfast"
 # larger results do not fit into one record (protobuf ends at 2 GiB).
 _LARGEST_COPY = 64 << 20
 _LARGEST_RECORD = 1 << 30
+_FOLDER = f"a folder of pictures, taken as {frame_folder.FPS} frames a second"
 
 
 class Facts(TypedDict):
@@ -48,11 +52,12 @@ class Probed(Facts):
     chosen: list[int] | None
 
 
-def storable(path: Path, target: Path, max_size: int | None) -> Facts:
+def storable(path: Path, target: Path, max_size: int | None, images: bool = False) -> Facts:
     """Decodes a file whole; where it is not fit to be stored as it is, encodes it to `target`.
 
     Args:
         max_size: longest short side in pixels; a larger video is scaled down.
+        images: a picture is a clip of one frame.
 
     Returns:
         The facts of what is to be stored: `target` where it was written, else the file itself.
@@ -62,6 +67,9 @@ def storable(path: Path, target: Path, max_size: int | None) -> Facts:
     """
     if path.is_dir():
         return _encode_folder(path, target, max_size)
+    if images and path.suffix.lower() in frame_folder.SUFFIXES:
+        note = "a picture, taken as a clip of one frame"
+        return _encode_pictures(iter([read_still(path)]), target, max_size, note)
     found = survey(path)
     if _is_storable(path, found, max_size):
         return _facts(found, found.size)
@@ -81,7 +89,7 @@ def probe(path: Path) -> Probed:
         number, size = 0, (0, 0)
         for frame in frame_folder.frames(path):  # each is read: one that cannot be is the reason to leave it out
             number, size = number + 1, frame.shape[:2]
-        return {**_folder_facts(number, size), "chosen": None}
+        return {**_picture_facts(number, size, _FOLDER), "chosen": None}
     found = survey(path)
     chosen = None if found.frames is None else found.frames.tolist()
     return {**_facts(found, found.size), "chosen": chosen}
@@ -99,22 +107,27 @@ def _facts(found: Survey, size: tuple[int, int]) -> Facts:
     }
 
 
-def _folder_facts(num_frames: int, size: tuple[int, int]) -> Facts:
-    """Facts of a folder of pictures."""
-    note = f"a folder of pictures, taken as {frame_folder.FPS} frames a second"
+def _picture_facts(num_frames: int, size: tuple[int, int], note: str) -> Facts:
+    """Facts of a clip of pictures."""
     rate, (height, width) = float(frame_folder.FPS), size
     return Facts(frames=num_frames, fps=rate, width=width, height=height, left_out=0, doubled=0, notes=note)
 
 
 def _encode_folder(folder: Path, target: Path, max_size: int | None) -> Facts:
-    """Encodes a folder of pictures."""
-    pictures = frame_folder.frames(folder)
-    first = next(pictures)  # a folder without pictures is listed as none
+    """Encodes a folder of pictures; one without any is listed as none."""
+    return _encode_pictures(frame_folder.frames(folder), target, max_size, _FOLDER)
+
+
+def _encode_pictures(
+    pictures: Iterator[UInt8[np.ndarray, "H W 3"]], target: Path, max_size: int | None, note: str
+) -> Facts:
+    """Encodes pictures, one at least, as frames."""
+    first = next(pictures)
     size = _even(first.shape[:2], max_size)
     whole = map(np.ascontiguousarray, itertools.chain([first], pictures))
     frames = (VideoFrame.from_ndarray(picture, format="rgb24") for picture in whole)
     number = encode_frames(target, frames, frame_folder.FPS, size=size, crf=CRF, preset=PRESET)
-    return _folder_facts(number, size)
+    return _picture_facts(number, size, note)
 
 
 def _even(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:

@@ -58,11 +58,12 @@ class SourceFile:
     reason: str = ""
 
 
-def list_files(sources: Sequence[Path], out: Path | None = None) -> list[SourceFile]:
+def list_files(sources: Sequence[Path], out: Path | None = None, *, images: bool = False) -> list[SourceFile]:
     """Lists folders (recursively, sorted) and tars (in their order) without opening the files in them.
 
     Args:
         out: a folder that is no part of them, where it lies in one.
+        images: each picture is a file of its own, and no folder of them a clip.
 
     Raises:
         FileNotFoundError: a source is missing.
@@ -70,7 +71,7 @@ def list_files(sources: Sequence[Path], out: Path | None = None) -> list[SourceF
     """
     items = []
     for source in sources:
-        items += [_source_file(source, name, reason) for name, reason in _list(source, out)]
+        items += [_source_file(source, name, reason) for name, reason in _list(source, out, images)]
     keys = keys_of([(item.source.name, item.key) for item in items])
     return [replace(item, key=key) for item, key in zip(items, keys)]
 
@@ -103,13 +104,13 @@ def plain_name(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _list(source: Path, out: Path | None) -> Iterator[tuple[str, str]]:
+def _list(source: Path, out: Path | None, images: bool) -> Iterator[tuple[str, str]]:
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such folder or tar")
     if _is_same(source, out):
         raise ValueError(f"{source}: is the folder of the set itself; give the folder of the videos")
     if source.is_dir():
-        yield from _list_folder(source, out)
+        yield from _list_folder(source, out, images)
     elif is_tar(source):
         for member in _members(source):
             if not member.isdir():
@@ -135,7 +136,7 @@ def _is_same(path: Path, out: Path | None) -> bool:
     return out is not None and out.exists() and path.exists() and path.samefile(out)
 
 
-def _list_folder(folder: Path, out: Path | None) -> Iterator[tuple[str, str]]:
+def _list_folder(folder: Path, out: Path | None, images: bool) -> Iterator[tuple[str, str]]:
     unreadable: list[OSError] = []
     for here, folders, files in os.walk(folder, onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not _is_same(Path(here, name), out))
@@ -143,7 +144,7 @@ def _list_folder(folder: Path, out: Path | None) -> Iterator[tuple[str, str]]:
             folders.remove(UNFINISHED)
             yield Path(here, UNFINISHED).relative_to(folder).as_posix(), "what an ingest has not finished"
         links = [name for name in folders if (Path(here) / name).is_symlink()]
-        if _is_clip(Path(here), folder, files):
+        if not images and _is_clip(Path(here), folder, files):
             yield Path(here).relative_to(folder).as_posix(), ""
             files = [name for name in files if not is_frame(name)]
         for name in sorted(files + links):

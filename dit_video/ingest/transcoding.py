@@ -28,10 +28,12 @@ class Transcoding:
 
     Attributes:
         max_size: longest short side in pixels; larger videos are scaled down. None keeps sizes.
+        images: whether each picture is a clip of one frame; else none is a video, and a folder of numbered ones is.
         num_workers: files decoded at once, each in a process of its own; None: one per core. It changes no file.
     """
 
     max_size: int | None = None
+    images: bool = False
     num_workers: int | None = None
 
     def __post_init__(self):
@@ -40,7 +42,9 @@ class Transcoding:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the stored bytes, for the manifest of a set."""
-        return {"max_size": self.max_size, "crf": CRF, "preset": PRESET}
+        # As in manifests from before there were pictures, where there are none.
+        images = {"images": True} if self.images else {}
+        return {"max_size": self.max_size, "crf": CRF, "preset": PRESET, **images}
 
     def apply(
         self, items: Sequence[SourceFile], done: Unfinished, waits_for: Callable[[SourceFile], object]
@@ -60,7 +64,7 @@ class Transcoding:
             try:
                 for number, (item, path) in enumerate(files(items, done.work)):
                     target = done.work / f"{number}.mp4"
-                    waiting.append((item, pool.submit(_transcode, item, path, target, self.max_size, decoding, done)))
+                    waiting.append((item, pool.submit(_transcode, item, path, target, self, decoding, done)))
                     if len(waiting) > num_workers:
                         yield _next(waiting, waits_for)
                 while waiting:
@@ -81,7 +85,7 @@ def _next(waiting: _Waiting, waits_for: Callable[[SourceFile], object]) -> tuple
 
 
 def _transcode(
-    item: SourceFile, path: Path, target: Path, max_size: int | None, decoding: DecodingProcesses, done: Unfinished
+    item: SourceFile, path: Path, target: Path, how: Transcoding, decoding: DecodingProcesses, done: Unfinished
 ) -> tuple[Entry, Path | None]:
     """Decodes a file whole; where it is not fit to be stored as it is, encodes it to `target`.
 
@@ -98,7 +102,7 @@ def _transcode(
     fields = done.known.get(entry.sha256)
     if fields is None:
         try:
-            facts = decoding.run(storable, path, target, max_size)
+            facts = decoding.run(storable, path, target, how.max_size, how.images)
         except VideoError as error:
             target.unlink(missing_ok=True)
             _served(path, done)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dit_video.nn.attention_mask import FULL, AttentionMask, Full
+from dit_video.nn.module import recomputed
 from dit_video.nn.positions import rotate
 from dit_video.nn.softmax_attention import cross_attention, self_attention
 
@@ -40,9 +41,13 @@ class HeadsNorm(nnx.Module):
         self.scale = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
     def __call__(self, x: Float[Array, "B N K d"]) -> Float[Array, "B N K d"]:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=self.axes, keepdims=True) + _QK_NORM_EPSILON)
-        return (y * self.scale[...]).astype(x.dtype)
+        @recomputed
+        def normalize(x, scale):
+            y = x.astype(jnp.float32)
+            y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=self.axes, keepdims=True) + _QK_NORM_EPSILON)
+            return (y * scale).astype(x.dtype)
+
+        return normalize(x, self.scale[...])
 
 
 class Attention(nnx.Module):

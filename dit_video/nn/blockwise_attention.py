@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dit_video.nn.attention_mask import AttentionMask, Full, Span
+from dit_video.nn.whole_attention import named
 
 Heads = Float[Array, "B N K d"]
 Number = Int[Array, ""] | int
@@ -77,8 +78,8 @@ def _forward(q: Heads, k: Heads, v: Heads, mask: AttentionMask, axis: str | None
         (seen, kv), _ = jax.lax.scan(visit_and_pass_on, (seen, kv), jnp.arange(last))
     total, weight, peak = visit(seen, kv, last)
     weight = jnp.maximum(weight, 1.0)  # what the highest logit weighs: less is where nothing was seen
-    out = blocks.leave(jnp.swapaxes(total / weight[..., None], -3, -2)).astype(q.dtype)
-    return out, (q, k, v, mask, out, peak + jnp.log(weight))
+    out = named(blocks.leave(jnp.swapaxes(total / weight[..., None], -3, -2)).astype(q.dtype))
+    return out, (q, k, v, mask, out, named(peak + jnp.log(weight)))
 
 
 def _merge(seen: _Seen, logits: Float[Array, "B K Q M"], v: Float[Array, "B M K d"]) -> _Seen:

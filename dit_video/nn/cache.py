@@ -6,6 +6,7 @@ tokens take the places of the oldest, for masks with a window.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +29,14 @@ class KeyValueCache:
 
     Attributes:
         keys, values: of each layer, [B K M d] for M places; heads come first, so that attention reads rows as they lie.
-        tokens: which token of the sequence each place holds; -1 where none.
+        tokens: int [M], which token of the sequence each place holds; -1 where none.
         ring: whether the newest take the places of the oldest.
     """
 
-    keys: tuple[Array, ...]
-    values: tuple[Array, ...]
-    tokens: Int[Array, "M"]
+    # Of no checked types: plans rebuild the pytree with shapes in place of arrays.
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
+    tokens: Any
     ring: bool = dataclasses.field(default=False, metadata=_STATIC)
 
     @classmethod

@@ -7,7 +7,7 @@ A network is split once into a `Definition` (static) and `params`: one flat dict
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,12 @@ from flax import nnx
 from jaxtyping import Array
 
 Params = dict[str, Array]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def recomputed(function: Function) -> Function:
+    """`function`, of which the backward pass keeps the arguments alone: no float32 copy of what is half precision."""
+    return cast(Function, jax.checkpoint(function, prevent_cse=False))
 
 
 class Precision(enum.Enum):

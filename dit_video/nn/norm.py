@@ -7,20 +7,32 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dit_video.nn.module import recomputed
+
 
 def rms_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
     """RMS normalisation, x / rms(x) over the last axis, in float32; the result has the input's dtype."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-    return y.astype(x.dtype)
+
+    @recomputed
+    def normalize(x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+        return y.astype(x.dtype)
+
+    return normalize(x)
 
 
 def layer_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
     """Layer normalisation over the last axis, in float32, without scale or bias; the input's dtype."""
-    y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-    return y.astype(x.dtype)
+
+    @recomputed
+    def normalize(x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+        return y.astype(x.dtype)
+
+    return normalize(x)
 
 
 class Norm(enum.Enum):
@@ -46,8 +58,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
-        y = rms_normalize(x.astype(jnp.float32), self.epsilon)
-        return (y * self.scale[...]).astype(x.dtype)
+        return _scaled(Norm.RMS, x, self.scale[...], None, self.epsilon)
 
 
 class LayerNorm(nnx.Module):
@@ -65,5 +76,19 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
-        y = layer_normalize(x.astype(jnp.float32), self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return _scaled(Norm.LAYER, x, self.scale[...], self.bias[...], self.epsilon)
+
+
+def _scaled(
+    norm: Norm,
+    x: Float[Array, "*batch features"],
+    scale: Float[Array, "features"],
+    bias: Float[Array, "features"] | None,
+    epsilon: float,
+) -> Float[Array, "*batch features"]:
+    @recomputed
+    def apply(x: Array, scale: Array, bias: Array | None) -> Array:
+        y = norm(x.astype(jnp.float32), epsilon) * scale
+        return (y if bias is None else y + bias).astype(x.dtype)
+
+    return apply(x, scale, bias)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dit_video.nn.module import recomputed
 from dit_video.nn.patches import PatchSize
 
 
@@ -113,6 +114,7 @@ def at_patches(
     return (of_rows[:, None, None] + of_columns[:, None] + of_frames).reshape(-1, rows.shape[1])
 
 
+@recomputed
 def rotate(x: Float[Array, "B N K d"], angles: Float[Array | np.ndarray, "N r"]) -> Float[Array, "B N K d"]:
     """Applies rotary position embedding: rotates each plane (x[i], x[i + d/2]) of every head, in float32."""
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]

@@ -1,8 +1,9 @@
-"""Softmax attention with fused kernels (cuDNN, splash) and sequence parallelism (Ulysses, ring attention).
+"""Softmax attention with fused kernels (cuDNN, Pallas) and sequence parallelism (Ulysses, ring attention).
 
 The kind of device is that of the mesh at trace time, so a program that is compiled for accelerators that are not there
-contains their kernels: cuDNN's fused attention on GPUs, the Pallas kernel "splash" on TPUs, XLA elsewhere. The first
-two never hold the [N N] logits; XLA does. Under a mask it is XLA on every kind of device, in blocks.
+contains their kernels: cuDNN's fused attention on GPUs, Pallas kernels (nn/tpu_attention.py) on TPUs, XLA elsewhere.
+The first two never hold the [N N] logits; XLA does, one layer's at a time. Under a mask it is XLA on every kind of
+device, in blocks.
 
 Where tokens are split over devices, two exact ways bring queries and keys together:
 - Ulysses (Jacobs et al., 2309.14509): an all-to-all gives each device all tokens of some heads, a second one undoes it;
@@ -13,22 +14,19 @@ Ulysses sends less and keeps the kernels; it is taken wherever the heads of a de
 import enum
 import functools
 from collections.abc import Callable
-from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dit_video.distributed.sharding import map_parts, platform, split_over
+from dit_video.distributed.sharding import device_kind, map_parts, platform, split_over
 from dit_video.nn.attention_mask import FULL, AttentionMask, Full
 from dit_video.nn.blockwise_attention import attend_in_blocks
+from dit_video.nn.whole_attention import attend_whole
 
 Heads = Float[Array, "B N K d"]
 _TOKENS_AND_HEADS = ("batch", "tokens", "heads", "head_dim")
-# The splash kernel works on blocks of so many queries and keys; shorter sequences are padded to one block's width.
-_SPLASH_BLOCK = 512
-_LANES = 128
 
 
 class Kernel(enum.Enum):
@@ -36,7 +34,7 @@ class Kernel(enum.Enum):
 
     XLA = enum.auto()
     CUDNN = enum.auto()
-    SPLASH = enum.auto()
+    PALLAS = enum.auto()
 
 
 def choose_kernel(on: str | None, dtype: DTypeLike, head_dim: int) -> Kernel:
@@ -45,7 +43,7 @@ def choose_kernel(on: str | None, dtype: DTypeLike, head_dim: int) -> Kernel:
     # cuDNN takes half precision and head sizes up to 128 in steps of 8, on every generation since Ampere.
     if on == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128:
         return Kernel.CUDNN
-    return Kernel.SPLASH if on == "tpu" else Kernel.XLA
+    return Kernel.PALLAS if on == "tpu" else Kernel.XLA
 
 
 def self_attention(q: Heads, k: Heads, v: Heads, mask: AttentionMask = FULL) -> Heads:
@@ -96,14 +94,14 @@ def attend_local(
     kernel: Kernel,
     interpret: bool = False,
 ) -> Heads:
-    """Attention on one device; `interpret` runs the splash kernel where there is no TPU."""
+    """Attention on one device; `interpret` runs the Pallas kernel where there is no TPU."""
     match kernel:
         case Kernel.XLA:
-            return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=num_keys, implementation="xla")
+            return attend_whole(q, k, v, num_keys)
         case Kernel.CUDNN:
             return _cudnn(q, k, v, num_keys)
-        case Kernel.SPLASH:
-            return _splash(q, k, v, num_keys, interpret)
+        case Kernel.PALLAS:
+            return _pallas(q, k, v, num_keys, interpret)
 
 
 def _cudnn(q: Heads, k: Array, v: Array, num_keys: Array | None) -> Heads:
@@ -116,45 +114,12 @@ def _cudnn(q: Heads, k: Array, v: Array, num_keys: Array | None) -> Heads:
     return out[:, :num_queries]
 
 
-def _splash(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: bool) -> Heads:
-    """Splash attention on TPU; tokens are padded to whole blocks, which a segment of their own masks."""
+def _pallas(q: Heads, k: Array, v: Array, num_keys: Array | None, interpret: bool) -> Heads:
     # Here: only programs for TPUs need Pallas.
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+    from dit_video.nn.tpu_attention import attend_in_kernel, choose_blocks
 
-    num_queries, num_tokens = q.shape[1], k.shape[1]
-    (block_q, padded_q), (block_k, padded_k) = _blocks(num_queries), _blocks(num_tokens)
-    q = _pad(q * q.shape[-1] ** -0.5, padded_q)
-    k, v = _pad(k, padded_k), _pad(v, padded_k)
-    limit = jnp.full(len(q), num_tokens) if num_keys is None else num_keys
-    segments = splash.SegmentIds(
-        jnp.zeros((len(q), padded_q), jnp.int32), (jnp.arange(padded_k) >= limit[:, None]).astype(jnp.int32)
-    )
-    attend = splash.make_splash_mha(
-        splash.MultiHeadMask([splash.FullMask((padded_q, padded_k))] * q.shape[2]),
-        head_shards=1,
-        q_seq_shards=1,
-        block_sizes=splash.BlockSizes(
-            block_q=block_q,
-            block_kv=block_k,
-            block_q_dkv=block_q,
-            block_kv_dkv=block_k,
-            # Apart from keys and values: the fused kernel writes the gradient of queries once for every block of keys,
-            # 20 GiB for 32k tokens with 40 heads.
-            block_q_dq=block_q,
-            block_kv_dq=block_k,
-        ),
-        interpret=interpret,
-    )
-    by_head = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
-    out = cast(Array, jax.vmap(attend)(*by_head, segments))  # a pair only where residuals are asked for
-    return jnp.swapaxes(out, 1, 2)[:, :num_queries]
-
-
-def _blocks(num_tokens: int) -> tuple[int, int]:
-    """Block size of splash attention, and the number of tokens padded to whole blocks."""
-    lanes = -(-num_tokens // _LANES) * _LANES
-    block = min(_SPLASH_BLOCK, lanes)
-    return block, -(-num_tokens // block) * block
+    blocks = choose_blocks(q.shape[1], k.shape[1], device_kind())
+    return attend_in_kernel(q, k, v, num_keys, blocks, interpret=interpret)
 
 
 def _pad(x: Array, num_tokens: int) -> Array:

@@ -21,6 +21,7 @@ from dit_video.distributed.hardware import GIB
 from dit_video.distributed.sharding import make_mesh
 from dit_video.distributed.targets import Target
 from dit_video.experiment import Experiment
+from dit_video.plan.kernels import Place, costliest_places, read_kernels
 from dit_video.plan.programs import Job, PlannedProgram, TrainStep
 from dit_video.plan.roofline import Bound, StepCosts, roofline
 from dit_video.run.checks import check_fields
@@ -81,6 +82,8 @@ class Plan:
         recomputed_flops: what is computed a second time, as far as `remat` says so; a kernel may do more.
         job: what device hours are those of.
         bounds: arithmetic first; empty where nothing is known of the devices.
+        counted: what `clips` are: clips, or frames of one.
+        costliest: places of the source that cost most, where they were asked for.
     """
 
     program: str
@@ -97,6 +100,8 @@ class Plan:
     job: Job
     bounds: tuple[Bound, ...]
     compile_seconds: float
+    counted: str = "clips"
+    costliest: tuple[Place, ...] = ()
 
     @property
     def num_devices(self) -> int:
@@ -126,13 +131,19 @@ class Plan:
 
 
 def plan(
-    experiment: Experiment, target: Target, program: PlannedProgram | None = None, *, dump: Path | None = None
+    experiment: Experiment,
+    target: Target,
+    program: PlannedProgram | None = None,
+    *,
+    dump: Path | None = None,
+    num_places: int = 0,
 ) -> Plan:
     """Compiles a program of `experiment` for `target` and measures it; nothing is computed or read.
 
     Args:
         program: None for the train step.
         dump: folder for XLA's own account of the program: its text before and after, buffers, memory over time.
+        num_places: of the source, that cost most, to be found.
 
     Raises:
         ValueError: the experiment cannot run on such devices, or what compiles for them is not installed.
@@ -147,7 +158,7 @@ def plan(
     compiled = _compile(prepared.lower(), parts, options)
     seconds = time.monotonic() - started
     if isinstance(compiled, Memory):
-        memory, traffic, bounds = compiled, None, ()
+        memory, traffic, bounds, costliest = compiled, None, (), ()
     else:
         stats, text = compiled.memory_analysis(), compiled.as_text()
         assert stats is not None, "XLA's compilers for CPU, GPU and TPU all provide memory statistics"
@@ -162,6 +173,7 @@ def plan(
             outer_bytes=traffic.outer_bytes,
         )
         bounds = () if target.chip is None else roofline(target.chip, done)
+        costliest = costliest_places(read_kernels(text), num_places) if num_places else ()
     return Plan(
         program=prepared.name,
         unit=prepared.unit,
@@ -177,6 +189,8 @@ def plan(
         job=prepared.job,
         bounds=bounds,
         compile_seconds=seconds,
+        counted=prepared.counted,
+        costliest=costliest,
     )
 
 

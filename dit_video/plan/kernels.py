@@ -73,17 +73,31 @@ def read_kernels(text: str) -> list[Kernel]:
     ]
 
 
-def costliest_sources(kernels: Sequence[Kernel], num: int) -> list[tuple[str, int, float]]:
-    """The `num` places with the most cycles, or bytes where no cycles are known: place, bytes, share of all."""
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What is run for one place of the source.
+
+    Attributes:
+        source: file:line in this package; empty for what the compiler added.
+        bytes: that pass the memory of a device.
+        share: of the cycles of all kernels, or of their bytes where no cycles are known.
+    """
+
+    source: str
+    bytes: int
+    share: float
+
+
+def costliest_places(kernels: Sequence[Kernel], num: int) -> tuple[Place, ...]:
+    """The `num` places with the most cycles, or bytes where no cycles are known."""
     total = sum(kernel.cycles for kernel in kernels)
     costs: collections.Counter[str] = collections.Counter()
     moved: collections.Counter[str] = collections.Counter()
     for kernel in kernels:
-        place = kernel.source or "(made by the compiler)"
-        costs[place] += kernel.cycles if total else kernel.bytes
-        moved[place] += kernel.bytes
+        costs[kernel.source] += kernel.cycles if total else kernel.bytes
+        moved[kernel.source] += kernel.bytes
     whole = max(1, sum(costs.values()))
-    return [(place, moved[place], cost / whole) for place, cost in costs.most_common(num)]
+    return tuple(Place(source, moved[source], cost / whole) for source, cost in costs.most_common(num))
 
 
 def _walk(bodies: Bodies, computation: str, runs: int) -> Iterator[tuple[str, Instruction, int]]:

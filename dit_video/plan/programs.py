@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dit_video.distributed.sharding import along_batch, even_batch, replicated
@@ -17,13 +18,14 @@ from dit_video.run.checks import check_mesh
 from dit_video.run.open_run import clip_shape, program_of
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.subject import compiled
-from dit_video.tasks.task import Function, Task
+from dit_video.tasks.task import ROLL_OUT, Function, Task
 from dit_video.training.flops import count_flops
 
-TRAIN = "train"
+TRAIN, FRAME = "train", "frame"
 # Clips of a call, as `dit-video evaluate run` and the evaluators have them.
 EVALUATION_BATCH_SIZE = 16
 _PRICED_CLIPS = 1000
+_PRICED_FRAMES = 36_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Prepared:
     """A program on a mesh, ready to be compiled.
 
     Attributes:
-        name: "train", or that of a function.
+        name: "train", "frame", or that of a function.
         unit: one execution of it: "step" or "call".
         parts: what devices hold while it is called, by name: trees of shapes with shardings, all of them arguments.
         clips: in one batch.
@@ -51,6 +53,7 @@ class Prepared:
         flops: of one execution, all devices together, without what is computed a second time.
         recomputed_flops: what is computed a second time to save memory.
         lower: lowers it for the devices of the mesh, which need not be there.
+        counted: what `clips` are: clips, or frames of one.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Prepared:
     recomputed_flops: int
     job: Job
     lower: Callable[[], jax.stages.Lowered]
+    counted: str = "clips"
 
 
 class PlannedProgram(abc.ABC):
@@ -144,8 +148,54 @@ class TaskFunction(PlannedProgram):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class NextFrame(PlannedProgram):
+    """The next frame of a world, or those of the next latent frame, as `run/world.py` compiles it, on every device.
+
+    Steps are the sampler's, and guidance is carried along where the task has some.
+    """
+
+    def prepare(self, experiment: Experiment, mesh: Mesh, where: str) -> Prepared:
+        del where  # it is the same on all devices
+        task, shape = experiment.task, clip_shape(experiment)
+        roll_out, definition = task.roll_out(shape), define(task.init)
+        codec = workload.abstract_frozen(task).codec
+        settings, condition = roll_out.settings(), roll_out.condition
+        num_frames = condition.frames_per_latent
+        none = jax.ShapeDtypeStruct((1, num_frames, *condition.none.shape), condition.none.dtype)
+
+        def begin(params: Any, codec: Any, actions: Any) -> Any:
+            model, first = definition.bind(params), np.zeros((1, 1, *shape[1:], 3), np.uint8)
+            return roll_out.begin_shown(model, codec, first, actions[:, :1], clip_keys(0, [0]))[0]
+
+        def step(params: Any, blocks: Any, codec: Any, shown: Any, actions: Any) -> Any:
+            return roll_out.step_shown(definition.bind(params), blocks, codec, shown, actions, settings)
+
+        held = {
+            "parameters": definition.shapes,
+            "their blocks one by one": jax.eval_shape(lambda p: definition.bind(p).unstacked(), definition.shapes),
+            "frozen parts": codec,
+            "stream": jax.eval_shape(begin, definition.shapes, codec, none),
+            "actions": none,
+        }
+        held = {name: _sharded(part, replicated(mesh)) for name, part in held.items()}
+        jitted = jax.jit(step, donate_argnums=3, keep_unused=True)
+        return Prepared(
+            name=FRAME,
+            unit=FRAME if num_frames == 1 else "latent frame",
+            parts=held,
+            clips=num_frames,
+            tokens=None,
+            flops=count_flops(jitted, *held.values()),
+            recomputed_flops=0,
+            job=Job(f"{_PRICED_FRAMES:,} frames", _PRICED_FRAMES / num_frames),
+            lower=lambda: _lowered(mesh, jitted, *held.values()),
+            counted="frames",
+        )
+
+
 def program_named(name: str, task: Task, batch_size: int | None = None) -> PlannedProgram:
-    """The program of a task by its name: "train", or one of its functions.
+    """The program of a task by its name: "train", "frame" of a world, or one of the task's functions.
 
     Args:
         batch_size: of a function, None for that of evaluation.
@@ -158,8 +208,10 @@ def program_named(name: str, task: Task, batch_size: int | None = None) -> Plann
             f"--batch_size={batch_size}: a train step has the batch of its experiment; give "
             f"--config.data.batch_size={batch_size}, or name another --program"
         )
-    if name == TRAIN:
-        return TrainStep()
+    if name == FRAME and batch_size is not None:
+        raise ValueError(f"--batch_size={batch_size}: a frame is of one stream; leave it out")
+    if name in (TRAIN, FRAME):
+        return TrainStep() if name == TRAIN else NextFrame()
     _function(task, name)
     if batch_size is None:
         return TaskFunction(name)
@@ -203,10 +255,9 @@ def gradient_flops(experiment: Experiment, remat: Remat) -> int:
 
 def _function(task: Task, name: str) -> Function:
     functions = task.functions()
+    programs = [TRAIN, *functions, *([FRAME] if ROLL_OUT in functions else [])]
     if name not in functions:
-        raise ValueError(
-            f"--program={name}: a {type(task).__name__} has no such program; it has {', '.join([TRAIN, *functions])}"
-        )
+        raise ValueError(f"--program={name}: a {type(task).__name__} has no such program; it has {', '.join(programs)}")
     return functions[name]
 
 

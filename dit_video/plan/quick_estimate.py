@@ -26,12 +26,12 @@ Sizes = tuple[int, int, int, int]
 
 # What the backward pass finds of each layer, in rows of the hidden size a token: whole on every device along `tensor`,
 # and split. Counted on a block: two residual streams; norms, queries, keys, values, attention, SwiGLU (8/3 wide, three
-# times).
+# times). What attention made is kept by all.
 _KEPT = {
     Remat.NOTHING_RECOMPUTED: (8, 18),
-    Remat.DOTS: (3, 9),
-    Remat.FULL: (1, 0),
-    Remat.OFFLOAD: (0, 0),
+    Remat.DOTS: (3, 10),
+    Remat.FULL: (1, 1),
+    Remat.OFFLOAD: (0, 1),
 }
 _COMPUTE_BYTES = 2
 
@@ -199,16 +199,6 @@ class Estimator:
             swapped = passes * 4 * row / tensor
             far += swapped * (num_domains - 1) / num_domains
             near += swapped * ((context - 1) / context - (num_domains - 1) / num_domains)
-        return inner + near, outer + far
-        rows = self.experiment.data.batch_size / (data * fsdp)
-        row = self._tokens * rows / context * network.hidden_size * _COMPUTE_BYTES * network.depth
-        passes = 3 if self._recomputed[candidate.remat] else 2
-        # Two sums a layer and pass over tensor; queries, keys, values and their result are exchanged over context.
-        sums, swapped = 2 * 2 * row * (tensor - 1) / tensor, 4 * row / tensor
-        # Of what devices along context exchange, that between those of one slice or node stays inside.
-        num_domains = max(1, context * tensor // self.target.domain_size)
-        far += passes * swapped * (num_domains - 1) / num_domains
-        near += passes * (sums + swapped * ((context - 1) / context - (num_domains - 1) / num_domains))
         return inner + near, outer + far
 
     @property

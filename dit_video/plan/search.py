@@ -7,12 +7,15 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from dit_video.config.overrides import override
+from dit_video.distributed.sharding import make_mesh
 from dit_video.distributed.targets import GPU_MEMORY_VARIABLE, GPUS, Target
 from dit_video.dit.network import Remat
 from dit_video.experiment import Experiment
 from dit_video.plan.compile import Memory, Plan, plan
 from dit_video.plan.programs import PlannedProgram, TaskFunction
 from dit_video.plan.quick_estimate import Candidate, Estimate, Estimator, doublings, remat_of
+from dit_video.run.checks import check_mesh
+from dit_video.run.shapes import balanced, largest
 
 # A way must be faster than the best so far by this much to be worth its compilation.
 _WORTH_COMPILING = 0.99
@@ -50,7 +53,8 @@ def fastest(trials: Sequence[Trial]) -> Trial | None:
 def search(experiment: Experiment, target: Target, *, limit: int) -> Iterator[Trial]:
     """Compiles at most `limit` candidates, the experiment itself first; ends early where no faster one is left.
 
-    The ways are remat x accumulation x mesh: none changes what is computed.
+    The ways are remat x accumulation x mesh: none changes what is computed. Of several shapes of batches the largest is
+    compiled, and each must divide.
 
     Raises:
         ValueError: nothing is known of the devices that plans could be compared by.
@@ -59,6 +63,9 @@ def search(experiment: Experiment, target: Target, *, limit: int) -> Iterator[Tr
         raise ValueError(
             f"--fit: nothing is known of {target.name} that plans could be compared by; name an accelerator"
         )
+    whole = balanced(experiment)
+    # What fits with the most tokens in a batch fits with fewer.
+    experiment = largest(whole)
     estimator = Estimator(experiment, target)
     trials: dict[Candidate, Trial] = {}
     candidate: Candidate | None = estimator.current()
@@ -66,6 +73,8 @@ def search(experiment: Experiment, target: Target, *, limit: int) -> Iterator[Tr
     while candidate is not None and num_compiled < limit and len(trials) < _TRIES * limit:
         words = candidate.overrides(experiment) if trials else ()
         try:
+            changed = override(whole, words)
+            check_mesh(changed, make_mesh(changed.mesh, target.devices()), f"on {target.name}")
             compiled = plan(override(experiment, words), target)
         except ValueError as error:
             trials[candidate] = Trial(words, None, str(error))

@@ -69,10 +69,13 @@ def check_fields(experiment: Experiment, mesh: Mesh | None = None) -> None:
     Raises:
         ExperimentError: names the field, the value and the remedy.
     """
-    try:
-        experiment.task.check(experiment.data, mesh)
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error
+    for data in (experiment.data, *experiment.data.by_shape()):
+        try:
+            experiment.task.check(data, mesh)
+        except ValueError as error:
+            # What is said of `clips` is said of those of a shape, where these are.
+            shape = data is not experiment.data and f"config.data.shapes: {data.clips.num_frames, *data.clips.size}: "
+            raise ExperimentError(f"{shape or ''}{error}") from error
     for name, evaluator in experiment.evaluators.items():
         try:
             evaluator.check(experiment.task, experiment.data)
@@ -89,10 +92,12 @@ def check_mesh(experiment: Experiment, mesh: Mesh, where: str = "devices") -> No
     Raises:
         ExperimentError: it does not; names both sizes.
     """
-    rows, parts, ways = experiment.data.batch_size, experiment.num_microbatches, batch_ways(mesh)
-    if rows % (ways * parts):
-        microbatches = f" times num_microbatches = {parts}" if parts > 1 else ""
-        raise ExperimentError(
-            f"config.data.batch_size={rows}: must be a multiple of data x fsdp = {ways} {where}{microbatches}; change "
-            "it, or give devices to other axes with config.mesh"
-        )
+    parts, ways = experiment.num_microbatches, batch_ways(mesh)
+    for name, rows in experiment.data.batch_sizes.items():
+        if rows % (ways * parts):
+            microbatches = f" times num_microbatches = {parts}" if parts > 1 else ""
+            chosen = f", or config.data.batch_multiple={experiment.data.batch_multiple}" * bool(experiment.data.shapes)
+            raise ExperimentError(
+                f"config.data.{name}={rows}: must be a multiple of data x fsdp = {ways} {where}{microbatches}; change "
+                f"it{chosen}, or give devices to other axes with config.mesh"
+            )

@@ -62,7 +62,7 @@ def codec_of_run(
         raise FileNotFoundError(f"{steps.path}: there are no checkpoints of this codec; bring them back")
     checkpoints = Checkpoints(workdir)
     try:
-        params = checkpoints.restore_params(definition.shapes, mesh, ema=True)
+        params = checkpoints.restore_params(definition.shapes, mesh, ema=experiment.ema is not None)
     finally:
         checkpoints.close()
     vae = definition.bind(params).vae

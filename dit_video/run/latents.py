@@ -5,7 +5,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,9 +17,11 @@ from dit_video.config.json_file import other_values
 from dit_video.config.old_records import upgrade
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.batch import collate
+from dit_video.data.dataset import Data
 from dit_video.data.latent_cache import CodecQuality, write_latent_cache
 from dit_video.data.loader import held_out_clips
 from dit_video.data.record import Clip, Split
+from dit_video.data.shapes import records_by_shape
 from dit_video.data.transforms import ClipTransform, Usable, usable
 from dit_video.data.video_set import MANIFEST
 from dit_video.distributed.sharding import make_mesh, place
@@ -52,11 +54,12 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
     mesh = make_mesh(experiment.mesh)
     codec, _, statistics = trained_codec(named, mesh, console, experiment)
     folder, info = Path(data.cache.directory), data.source.info()
-    totals = {
-        split: _num_clips(usable(data.source.open(split), data.clips), data.clips, clips_per_video)
+    cuts = {
+        split: _cuts(data, split, clips_per_video)
         for split, inventory in data.inventories().items()
         if split is Split.TRAIN or inventory.num_usable != 0
     }
+    totals = {split: sum(cut.num_clips for cut in of_split) for split, of_split in cuts.items()}
     made_with = provenance(experiment, name_codec_as(None, codec), statistics)
     if folder.exists() and overwrite:
         data.cache.info()  # an error unless it is a latent cache: nothing else is ever deleted
@@ -69,15 +72,24 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
     moments_of = jax.jit(lambda codec, video: codec.moments(video))
 
     def clips(split: Split) -> Iterator[Clip]:
-        total = totals[split]
-        cut = held_out_clips(data.source.open(split), data.clips, num_clips=total, seed=experiment.seed)
-        for rows in _chunks(counted(cut, f"encoding {split}", total=total, console=console), data.batch_size):
-            # One shape is compiled: a short last batch is filled up with its last clip.
-            filled = rows + [rows[-1]] * (data.batch_size - len(rows))
-            with jax.set_mesh(mesh):
-                found = np.asarray(moments_of(codec, place(collate(filled, {}).video, mesh)))
-            for clip, moments in zip(rows, found):
-                yield dataclasses.replace(clip, video=None, moments=moments)
+        of_shapes = [
+            _chunks(
+                held_out_clips(c.records, c.transform, num_clips=c.num_clips, seed=experiment.seed), data.batch_size
+            )
+            for c in cuts[split]
+        ]
+        chunks = itertools.chain.from_iterable(of_shapes)
+
+        def encoded() -> Iterator[Clip]:
+            for rows in chunks:
+                # One program for each shape: a short last batch is filled up with its last clip.
+                filled = rows + [rows[-1]] * (data.batch_size - len(rows))
+                with jax.set_mesh(mesh):
+                    found = np.asarray(moments_of(codec, place(collate(filled, {}).video, mesh)))
+                for clip, moments in zip(rows, found):
+                    yield dataclasses.replace(clip, video=None, moments=moments)
+
+        return iter(counted(encoded(), f"encoding {split}", total=totals[split], console=console))
 
     rebuild = jax.jit(lambda codec, video: codec.decode(codec.whiten(codec.moments(video))))
 
@@ -94,6 +106,7 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
         provenance=made_with,
         quality=quality,
         actions=info.actions,
+        clip_of={named.vae.latent_shape(shape.clip): shape.clip for shape in data.shapes} or None,
     )
     console.print(f"latent cache: {folder}{'' if quality is None else f'; {quality}'}", highlight=False)
     for line in [] if quality is None else quality.warnings():
@@ -119,6 +132,25 @@ def codec_quality(experiment: Experiment, rebuilt: Callable[[Video], Video]) -> 
         errors.append((finite_psnr(rows, rebuilt(video)[:valid]), finite_psnr(rows, mean_frames(rows))))
     ours, still = (float(np.median(np.concatenate(values))) for values in zip(*errors))
     return CodecQuality(split=split.value, num_clips=total, psnr=ours, psnr_mean_frame=still)
+
+
+class _Cut(NamedTuple):
+    """Records, and how clips of one shape are cut from them."""
+
+    records: Usable
+    transform: ClipTransform
+    num_clips: int
+
+
+def _cuts(data: Data, split: Split, clips_per_video: int) -> list[_Cut]:
+    """The clips of a split that are encoded: of training in the shapes that they are trained on in, others in one."""
+    examples = data.source.open(split)
+    if data.shapes and split is Split.TRAIN:
+        by_shape = records_by_shape(examples, data.shapes, data.clips)
+        pairs = [(records, shape.cut(data.clips)) for records, shape in zip(by_shape, data.shapes)]
+    else:
+        pairs = [(usable(examples, data.clips), data.clips)]
+    return [_Cut(records, cut, _num_clips(records, cut, clips_per_video)) for records, cut in pairs]
 
 
 def _num_clips(records: Usable, transform: ClipTransform, clips_per_video: int) -> int:
@@ -159,6 +191,8 @@ def provenance(experiment: Experiment, digest: str, statistics: Mapping[str, Any
         "statistics": {"mean": list(statistics["mean"]), "std": list(statistics["std"])},
         "clips": to_json(experiment.data.clips),
         "source": experiment.data.source.info().digest,
+        # Of caches from before there were shapes nothing is compared.
+        **({"shapes": [list(shape.clip) for shape in shapes]} if (shapes := experiment.data.shapes) else {}),
     }
 
 

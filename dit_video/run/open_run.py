@@ -76,6 +76,8 @@ def open_run(
 ) -> OpenRun:
     """Opens a run folder with its averaged (or raw) weights of `step`, by default the latest that is not damaged.
 
+    A run that keeps no average has raw weights alone.
+
     Nothing is written outside the run, whatever its record names: latent statistics that its codec lacks are measured
     and not kept.
 
@@ -94,7 +96,7 @@ def open_run(
         experiment, recorded = (override(read, overrides) for read in (experiment, recorded))
     if not needs_data:
         experiment = without_missing_data(experiment, workdir / EXPERIMENT_FILE)
-    moved = experiment != recorded
+    moved, ema = experiment != recorded, ema and experiment.ema is not None
     mesh = make_mesh(experiment.mesh)
     experiment, frozen = with_frozen(experiment, mesh, console, writes=False)
     definition = define(experiment.task.init)

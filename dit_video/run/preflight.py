@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.inventory import Inventory
 from dit_video.data.record import Split
-from dit_video.data.transforms import usable
+from dit_video.data.transforms import pace_note, usable
 from dit_video.experiment import Experiment
 from dit_video.tasks.evaluator import Evaluator
 
@@ -41,6 +41,10 @@ def preflight(experiment: Experiment) -> list[str]:
             raise ExperimentError(f"config.evaluators.{name}.{error}") from error
     if train.num_usable is not None and (short := train.num_records - train.num_usable):
         warnings.append(f"{short} of {train.num_records} training videos are too short for a clip and are left out")
+    clips = experiment.data.clips
+    if train.num_usable is not None and clips.fps is None:
+        note = pace_note(experiment.data.source.open(Split.TRAIN), clips)
+        warnings += [f"config.data.clips: {note}"] if note else []
     if experiment.data.cache is not None and (quality := experiment.data.cache.quality()) is not None:
         warnings += [f"config.data.cache: {line}" for line in quality.warnings()]
     steps, warmup = experiment.schedule.num_steps, experiment.optimizer.warmup_steps

@@ -23,7 +23,7 @@ from dit_video.distributed.sharding import rows_here
 from dit_video.experiment import Experiment
 from dit_video.run import start_summary, workload
 from dit_video.run.codec import codec_of_run
-from dit_video.run.folder import EXPERIMENT_FILE, identity, record_data
+from dit_video.run.folder import EXPERIMENT_FILE, identity, read_experiment, record_data
 from dit_video.run.fresh_start import keep_earlier_record
 from dit_video.run.open_run import description, evaluation_data, program_of, unstyled
 from dit_video.run.shown import record_shown
@@ -44,6 +44,7 @@ from dit_video.training.preemption import StopSignal, StopTogether
 from dit_video.training.profiler import Profile
 from dit_video.training.step import Program, TrainState
 from dit_video.training.tracker import METRICS_FILE, NullTracker, Tracker, recorded_evaluations, recorded_scores
+from dit_video.training.trackers import OpenTracker, TrackedRun
 from dit_video.training.watchdog import Watchdog
 
 
@@ -82,16 +83,17 @@ class Session:
             profile: traces a few steps of the first process.
         """
         experiment, workdir = self.experiment, self.workdir
-        program, work = program_of(experiment, self.mesh), workload.measure_work(experiment)
-        for line in start_summary.lines(experiment, program, self.mesh, work):
+        program, shapes = program_of(experiment, self.mesh), workload.shapes_of_batches(experiment)
+        for line in start_summary.lines(experiment, program, self.mesh, shapes):
             self.console.print(line, markup=False, highlight=False)
         with contextlib.ExitStack() as stack:
             files = stack.enter_context(RetryingFiles(unstyled(self.console)))
             checkpoints = stack.enter_context(self._checkpoints(files, copying))
-            checkpoints.bind(identity(workdir, checkpoints.run_on_record))
+            own = identity(workdir, checkpoints.run_on_record)
+            checkpoints.bind(own)
             state, next_batch = self._initial_state(program, checkpoints, init_from)
             processes.from_first(lambda: record_data(data, workdir, next_batch))
-            recorder = stack.enter_context(self._recorder(files, int(state.step)))
+            recorder = stack.enter_context(self._recorder(files, own.run_id, int(state.step)))
             batches = self._batches(next_batch)
             stack.enter_context(contextlib.closing(batches))
             watchdog = Watchdog(recorder.heartbeat, workdir, waits_for={Activity.DATA: batches.waits_for})
@@ -103,12 +105,12 @@ class Session:
             observers = Observers(
                 recorder=recorder,
                 evaluation=evaluation,
-                work=work,
                 profile=Profile(folder=str(workdir / "profile")) if profiled else None,
             )
+            learner = Learner(program=program, batches=batches, frozen=self.frozen, seed=experiment.seed, shapes=shapes)
             try:
                 state, step = loop.train(
-                    Learner(program=program, batches=batches, frozen=self.frozen, seed=experiment.seed),
+                    learner,
                     state,
                     schedule=experiment.schedule,
                     faults=experiment.faults,
@@ -169,20 +171,20 @@ class Session:
             unstyled(self.console)(earlier)
         state = program.init(self.experiment.seed)
         if init_from is not None:
-            source = Checkpoints(init_from)
+            source, averaged = Checkpoints(init_from), read_experiment(init_from, self.experiment).ema is not None
             try:
-                params = source.restore_params(program.definition.shapes, self.mesh, ema=True)
+                params = source.restore_params(program.definition.shapes, self.mesh, ema=averaged)
             finally:
                 source.close()
             shardings = jax.tree.map(lambda s: s.sharding, program.shapes.params)
             params = jax.device_put(params, shardings)
-            state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-            where = address_of(init_from) or init_from
-            self.console.print(f"starting from the averaged weights of {where}", highlight=False)
+            state = state._replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+            where, which = address_of(init_from) or init_from, "averaged weights" if averaged else "weights"
+            self.console.print(f"starting from the {which} of {where}", highlight=False)
         return state, 0
 
     @contextlib.contextmanager
-    def _recorder(self, files: RetryingFiles, start: int) -> Iterator[Tracker | NullTracker]:
+    def _recorder(self, files: RetryingFiles, run_id: str, start: int) -> Iterator[Tracker | NullTracker]:
         """The first process writes and shows what happens; the others know what it has written before step `start`."""
         workdir = self.workdir
 
@@ -190,25 +192,39 @@ class Session:
             events = [event.to_json() for event in read_events(workdir, last=start)]
             return {"evaluations": recorded_evaluations(workdir, last=start), "events": events}
 
-        found = processes.from_first(known)
-        if not processes.is_first():
-            evaluations = [(step, name) for step, name in found["evaluations"]]
-            yield NullTracker(evaluations, [Event.from_json(event) for event in found["events"]])
-            return
-        num_steps = self.experiment.schedule.num_steps
-        tracker = Tracker(workdir, files, start=start, num_steps=num_steps, console=self.console)
+        found, trackers = processes.from_first(known), []
+        with processes.entered_by_first(self._trackers(files, run_id, start, trackers)):
+            if not processes.is_first():
+                evaluations = [(step, name) for step, name in found["evaluations"]]
+                yield NullTracker(evaluations, [Event.from_json(event) for event in found["events"]])
+                return
+            num_steps = self.experiment.schedule.num_steps
+            tracker = Tracker(workdir, files, start=start, num_steps=num_steps, console=self.console, trackers=trackers)
+            try:
+                yield tracker
+            finally:
+                tracker.close()
+                plot_record(files.file(workdir / METRICS_FILE), files.file(workdir / CURVES, limit=PICTURES_LIMIT))
+
+    @contextlib.contextmanager
+    def _trackers(self, files: RetryingFiles, run_id: str, start: int, trackers: list[OpenTracker]) -> Iterator[None]:
+        """The trackers of the experiment, which are open inside the block, in `trackers`."""
+        run = TrackedRun(self.workdir, run_id, components.record(self.experiment), start)
         try:
-            yield tracker
+            for tracker in self.experiment.trackers:
+                trackers.append(tracker.open(run, files, unstyled(self.console)))
+            yield
         finally:
-            tracker.close()
-            plot_record(files.file(workdir / METRICS_FILE), files.file(workdir / CURVES, limit=PICTURES_LIMIT))
+            for tracker in trackers:
+                tracker.close()
 
     def _batches(self, next_batch: int) -> BatchIterator:
         """The rows of each global batch that the devices of this process need, from `next_batch` on."""
         experiment = self.experiment
-        rows = rows_here(self.mesh, experiment.data.batch_size).tolist()
         replace = experiment.faults.undecodable_share > 0
-        return experiment.data.train(experiment.seed, next_batch, rows=rows, replace=replace)
+        return experiment.data.train(
+            experiment.seed, next_batch, rows=lambda size: rows_here(self.mesh, size).tolist(), replace=replace
+        )
 
     def _evaluation(self, program: Program) -> Evaluation:
         experiment = self.experiment

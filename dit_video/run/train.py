@@ -22,7 +22,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dit_video.checkpoint.compatibility import OtherNetwork
 from dit_video.checkpoint.folder import steps_of
+from dit_video.config.atomic import write_file
 from dit_video.config.user_file import ExperimentError
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import make_mesh
@@ -47,6 +49,7 @@ from dit_video.run.latents import check_cache
 from dit_video.run.open_run import unstyled
 from dit_video.run.preflight import preflight
 from dit_video.run.session import Outcome, Session
+from dit_video.run.shapes import balanced
 from dit_video.storage.mirror import Copying, local_copy, record_of
 
 
@@ -87,6 +90,7 @@ def train(
     keep_compiled_programs()
     mesh = make_mesh(experiment.mesh)
     check_joined()
+    experiment = balanced(experiment)
     check_fields(experiment, mesh)
     check_mesh(experiment, mesh)
     check_compiler_options(experiment, mesh)
@@ -96,15 +100,21 @@ def train(
         experiment, frozen = with_frozen(experiment, mesh, console, _on_record(experiment, workdir))
         check_cache(experiment, frozen)
     check_source(experiment)
+    for tracker in experiment.trackers:
+        tracker.check()
     for line in preflight(experiment):
         console.print(f"warning: {line}", style="yellow")
     data = experiment.data.identity()
+
+    earlier: list[bytes] = []
 
     def begin() -> None:
         kept.pull(EXPERIMENT_FILE)
         check_not_gone(kept.folder, unstyled(console))
         if not is_claimed(kept.folder, unstyled(console)):
             (kept.folder / EXPERIMENT_FILE).unlink(missing_ok=True)
+        elif (kept.folder / EXPERIMENT_FILE).is_file():
+            earlier.append((kept.folder / EXPERIMENT_FILE).read_bytes())
         record(experiment, kept.folder, overrides, allow_change=allow.experiment)
         check_data(data, kept.folder, allow_change=allow.data)
         kept.push()
@@ -116,7 +126,14 @@ def train(
         check_shared(kept.folder)
         with Copying(kept, unstyled(console)) as copying:
             session = Session(experiment=experiment, frozen=frozen, mesh=mesh, workdir=kept.folder, console=console)
-            return session.train(data, copying, init_from=init_from, profile=profile)
+            try:
+                return session.train(data, copying, init_from=init_from, profile=profile)
+            except (OtherNetwork, ExperimentError):
+                # It cannot go on as this experiment: the record stays that of the checkpoints.
+                for content in earlier:
+                    write_file(kept.folder / EXPERIMENT_FILE, content)
+                    kept.push()
+                raise
 
 
 def _on_record(experiment: Experiment, workdir: Path) -> Experiment | None:

@@ -18,8 +18,13 @@ from dit_video.training.flops import count_dependent_flops, count_flops, peak_fl
 from dit_video.training.throughput import Work
 
 
+def shapes_of_batches(experiment: Experiment) -> list[tuple[Batch, Work]]:
+    """Each shape of a global training batch, with the work of a step on it."""
+    return [(abstract_batch(one), measure_work(one)) for one in experiment.by_shape()]
+
+
 def measure_work(experiment: Experiment) -> Work:
-    """Clips, tokens and FLOPs of one training step, and the peak FLOP/s of the devices of this run."""
+    """Clips, tokens and FLOPs of one training step on clips of `Data.clips`, and the peak FLOP/s of devices here."""
     data, tokens = experiment.data, experiment.task.num_tokens(experiment.data)
     tokens = None if tokens is None else data.batch_size * tokens
     peak = peak_flops(jax.devices()[0].device_kind)
@@ -28,7 +33,7 @@ def measure_work(experiment: Experiment) -> Work:
 
 
 def step_flops(experiment: Experiment) -> int:
-    """Model FLOPs of one training step; no device is touched."""
+    """Model FLOPs of one training step on the clips of `Data.clips`; no device is touched."""
     task = experiment.task
     definition, frozen = define(task.init), abstract_frozen(task)
 
@@ -48,7 +53,7 @@ def step_flops(experiment: Experiment) -> int:
 
 
 def abstract_batch(experiment: Experiment) -> Batch:
-    """Shapes of one global training batch, as `jax.eval_shape` gives them."""
+    """Shapes of one global training batch of `Data.clips`, as `jax.eval_shape` gives them."""
     return _rows(experiment.task, experiment.data, experiment.data.batch_size)
 
 

@@ -258,7 +258,7 @@ class Denoise(Task):
     def roll_out_clips(
         self, model: Any, frozen: Frozen, batch: Batch, rngs: Key[Array, "B"], shape: ClipShape
     ) -> Clips:
-        """The known frames of each clip and what is rolled out from them by its actions."""
+        """The clips of a batch, and what follows them by as many actions as it has more."""
         x_0 = _latents(frozen.codec, batch, None)
         return frozen.codec.decode(self.roll_out(shape).clips(model, batch, x_0, rngs))
 

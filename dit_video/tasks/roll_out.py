@@ -157,28 +157,28 @@ class RollOut:
         x = jax.lax.fori_loop(1, settings.num_steps, lambda index, x: stepped(index, x, denoise), x)
         return self._after(stream, cache, x, cond), x
 
-    def clips(self, model: CausalNetwork, batch: Batch, latents: Latents, keys: Key[Array, "B"]) -> Latents:
-        """Latents of clips by the actions of a batch: known ones, then what is made from them.
+    def clips(
+        self, model: CausalNetwork, batch: Batch, latents: Latents, keys: Key[Array, "B"]
+    ) -> Float[Array, "B all h w c"]:
+        """Latents of clips that begin with known frames, with as many more as a batch has actions for.
 
         Args:
-            latents: of which the known frames are those of `batch.known`, alike in all rows, or else the first.
+            latents: of the known frames.
         """
-        blocks, settings = model.unstacked(), self.settings()
-        cond, num_frames = self.condition.read(batch.signals), latents.shape[1]
-        known = jnp.arange(num_frames) < 1 if batch.known is None else jnp.asarray(batch.known)[0]
-        by_frame = lambda x: jnp.swapaxes(x, 0, 1)[1:, :, None]  # noqa: E731
+        blocks, settings, num_known = model.unstacked(), self.settings(), latents.shape[1]
+        cond = self.condition.read(batch.signals)
+        by_frame = lambda x: jnp.swapaxes(x, 0, 1)[:, :, None]  # noqa: E731
 
-        def go_on(stream: Stream, frame: tuple[Array, Array, Array]) -> tuple[Stream, Latents]:
-            known, latents, cond = frame
-            return jax.lax.cond(
-                known,
-                lambda: (self.absorb(model, blocks, stream, latents, cond), latents),
-                lambda: self.step(model, blocks, stream, cond, settings),
-            )
+        def absorb(stream: Stream, frame: tuple[Latents, Array]) -> tuple[Stream, None]:
+            return self.absorb(model, blocks, stream, *frame), None
+
+        def step(stream: Stream, cond: Array) -> tuple[Stream, Latents]:
+            return self.step(model, blocks, stream, cond, settings)
 
         stream = self.begin(model, latents[:, :1], cond[:, :1], keys)
-        _, made = jax.lax.scan(go_on, stream, (known[1:], by_frame(latents), by_frame(cond)))
-        return jnp.concatenate([latents[:, :1], jnp.swapaxes(made[:, :, 0], 0, 1)], axis=1)
+        stream, _ = jax.lax.scan(absorb, stream, (by_frame(latents[:, 1:]), by_frame(cond[:, 1:num_known])))
+        _, made = jax.lax.scan(step, stream, by_frame(cond[:, num_known:]))
+        return jnp.concatenate([latents, jnp.swapaxes(made[:, :, 0], 0, 1)], axis=1)
 
     # With pixels, for who watches.
 

@@ -152,9 +152,9 @@ class Task(abc.ABC):
 
         "validate" returns errors by name, one value per clip. "generate" makes one clip, text or other medium for each
         row of a batch, and "reconstruct" clips through the codec alone: the best that "generate" can look. "edit" makes
-        the clips of a batch anew from some noise level on (`with_strength`), "roll-out" from their known frames on, by
-        their actions. "likelihood" returns nats, tokens and bytes of each row of text, and "refine" what "generate"
-        makes after each of its passes.
+        the clips of a batch anew from some noise level on (`with_strength`), "roll-out" continues them by the actions
+        that follow. "likelihood" returns nats, tokens and bytes of each row of text, and "refine" what "generate" makes
+        after each of its passes.
         """
         return {}
 

@@ -29,9 +29,9 @@ class Evaluation:
         """Names of the evaluators that judge `step`; after the last step all do."""
         return [name for name, evaluator in self.evaluators.items() if last or step % evaluator.every == 0]
 
-    def run(self, names: Sequence[str], ema: Params, step: int, recorder: Recorder) -> None:
-        """Judges the averaged weights of `step` by the evaluators of these names, and records what they report."""
-        subject = self.subject.with_weights(ema, step=step, ema=True)
+    def run(self, names: Sequence[str], params: Params, step: int, recorder: Recorder, *, ema: bool) -> None:
+        """Judges weights of `step`, averaged if `ema`, by the evaluators of these names, and records their reports."""
+        subject = self.subject.with_weights(params, step=step, ema=ema)
         for name in names:
             report = self.evaluators[name](subject, self.data, self.seed)
             for label, medium in report.media.items():

@@ -19,6 +19,10 @@ FEW_REPLACED = 10
 # Weights whose norm is so many times that of the last checkpoint, or so small a part of it, are ruined: no learning
 # rate that a network learns with does that between two saves.
 NORM_CHANGE = 100.0
+# The metric that says which of several shapes the batch of a step had.
+SHAPE = "shape"
+# Fewer losses have no deviation.
+_LEAST_LOSSES = 3
 # The deviation of normal noise is so many times its median absolute deviation.
 _MAD_TO_DEVIATION = 1.4826
 
@@ -76,7 +80,7 @@ class Note:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spike:
-    """Loss-spike detection: a loss far above the running median.
+    """Loss-spike detection: a loss far above the running median, of batches of the same shape.
 
     Attributes:
         window: how many steps before are looked at; until there are as many, nothing is a spike.
@@ -89,7 +93,7 @@ class Spike:
     action: Note | RollBack = Note()
 
     def __post_init__(self):
-        at_least(self, 3, "window", why="fewer losses have no deviation")
+        at_least(self, _LEAST_LOSSES, "window", why="fewer losses have no deviation")
         if not 0 < self.num_deviations < math.inf:
             raise ValueError(f"Spike.num_deviations={self.num_deviations}: must be above 0 and finite")
 
@@ -141,7 +145,8 @@ class FaultDetector:
         """`past` are the metrics of the last steps, at least `faults.num_past` of them where there are, and `events`
         those of the run, both up to the step before the next."""
         self._faults, self._batch_size = faults, batch_size
-        self._losses = collections.deque(maxlen=0 if faults.spike is None else faults.spike.window)
+        num_losses = 0 if faults.spike is None else faults.spike.window
+        self._losses: collections.deque[tuple[float | None, float]] = collections.deque(maxlen=num_losses)
         self._in_a_row = 0
         for values in past:
             self._remember(values)
@@ -162,7 +167,7 @@ class FaultDetector:
     def _remember(self, values: Mapping[str, float]) -> None:
         self._in_a_row = self._in_a_row + 1 if _not_finite(values) else 0
         if math.isfinite(values["loss"]):
-            self._losses.append(values["loss"])
+            self._losses.append((values.get(SHAPE), values["loss"]))
 
     def _replaced(self, step: int, batch: int, replaced: Sequence[str]) -> list[Event]:
         if not replaced:
@@ -187,7 +192,9 @@ class FaultDetector:
         spike, loss = self._faults.spike, values["loss"]
         if spike is None or len(self._losses) < spike.window:
             return []
-        losses = np.array(self._losses)
+        losses = np.array([loss for shape, loss in self._losses if shape == values.get(SHAPE)])
+        if len(losses) < _LEAST_LOSSES:
+            return []
         median = float(np.median(losses))
         deviation = _MAD_TO_DEVIATION * float(np.median(np.abs(losses - median)))
         # More than half of them equal: no measure for a difference.

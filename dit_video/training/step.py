@@ -1,8 +1,9 @@
 """TrainState and the jitted train step of every task, with gradient accumulation, EMA and sharded state."""
 
+import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -23,12 +24,20 @@ CompilerOptions = Mapping[str, bool | int | str]
 
 
 class TrainState(NamedTuple):
-    """Training state: step, parameters, their exponential moving average and optimizer state, as plain arrays."""
+    """Training state: step, parameters, their exponential moving average and optimizer state, as plain arrays.
+
+    `ema` is None where none is kept.
+    """
 
     step: Int[Array, ""]
     params: Params
-    ema: Params
+    ema: Params | None
     opt_state: optax.OptState
+
+    @property
+    def evaluated(self) -> Params:
+        """The weights that are evaluated: averaged, where there is an average."""
+        return self.params if self.ema is None else self.ema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,8 +50,8 @@ class Program:
         step: (state, frozen, batch, seed) -> (state, metrics); the old state is donated.
         gradient: (state, frozen, batch, seed) -> (gradient, metrics): what the step's update is made of.
         shapes: shape, dtype and sharding of every array of the state, to restore a checkpoint into.
-        compiled: arguments as of `step`, after it was called with some of these shapes -> its executable, of which
-            nothing is compiled again.
+        compile: (frozen, batches, or shapes of such with shardings) -> executables of the step, one for each, compiled
+            several at once and kept: `step` compiles nothing for batches of these shapes.
         learning_rate: state -> learning rate of the update that led to it, or of the first one.
         lower: (frozen, batch), both of shapes with shardings -> the step, ready to be compiled for the devices of the
             mesh, which need not be there. What it does not read stays an argument, since it stays in memory too.
@@ -54,7 +63,7 @@ class Program:
     step: Callable[[TrainState, Any, Batch, int], tuple[TrainState, Metrics]]
     gradient: Callable[[TrainState, Any, Batch, int], tuple[Params, Metrics]]
     shapes: TrainState
-    compiled: Callable[[TrainState, Any, Batch, int], jax.stages.Compiled]
+    compile: Callable[[Any, Sequence[Batch]], list[jax.stages.Compiled]]
     learning_rate: Callable[[TrainState], float]
     lower: Callable[[Any, Batch], jax.stages.Lowered]
     mesh: Mesh
@@ -63,7 +72,7 @@ class Program:
 def make_program(
     task: Task,
     optimizer: Optimizer,
-    ema: EMA,
+    ema: EMA | None,
     *,
     num_steps: int,
     num_microbatches: int,
@@ -74,6 +83,7 @@ def make_program(
     """Builds init, train step and gradient of `task` for a mesh; nothing is compiled or computed yet.
 
     Args:
+        ema: None keeps no average.
         num_steps: length of the run, for learning-rate decay.
         num_microbatches: the batch is cut into this many parts whose gradients are averaged before the one update.
         compiler_options: XLA's, for the step.
@@ -83,14 +93,14 @@ def make_program(
     definition = define(task.init)
     rule, rates = optimizer.build(num_steps, definition.axes), optimizer.rates(num_steps)
     shapes = _shard(
-        jax.eval_shape(lambda: _fresh(definition.shapes, rule)),
+        jax.eval_shape(lambda: _fresh(definition.shapes, rule, ema)),
         shard_params(definition.axes, definition.shapes, mesh),
         mesh,
     )
     shardings = jax.tree.map(lambda s: s.sharding, shapes)
 
     def init(seed: int) -> TrainState:
-        build = lambda s: _start(params_of(task.init(purpose_key(s, "init"))), rule)  # noqa: E731
+        build = lambda s: _start(params_of(task.init(purpose_key(s, "init"))), rule, ema)  # noqa: E731
         with jax.set_mesh(mesh):
             return jax.jit(build, out_shardings=shardings)(seed)
 
@@ -107,7 +117,7 @@ def make_program(
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         # Optax says only that it is a tree; it is one like the params it was given.
         params = cast(Params, optax.apply_updates(state.params, updates))
-        averaged = ema.update(state.ema, params, state.step)
+        averaged = None if ema is None or state.ema is None else ema.update(state.ema, params, state.step)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, params, averaged, opt_state)
         if skip_not_finite:
@@ -124,17 +134,24 @@ def make_program(
     jitted = jit_step()
     jitted_gradient = jax.jit(gradient, out_shardings=(shardings.params, replicated(mesh)))
 
+    executables: dict[Any, jax.stages.Compiled] = {}
+
     def run_step(state: TrainState, frozen, batch: Batch, seed: int) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):
-            return jitted(state, frozen, batch, seed)
+            return executables.get(_shapes_of(batch), jitted)(state, frozen, batch, seed)
 
     def run_gradient(state: TrainState, frozen, batch: Batch, seed: int) -> tuple[Params, Metrics]:
         with jax.set_mesh(mesh):
             return jitted_gradient(state, frozen, batch, seed)
 
-    def compiled(state: TrainState, frozen, batch: Batch, seed: int) -> jax.stages.Compiled:
+    def compile_all(frozen, batches: Sequence[Batch]) -> list[jax.stages.Compiled]:
+        missing = {_shapes_of(batch): batch for batch in batches if _shapes_of(batch) not in executables}
         with jax.set_mesh(mesh):
-            return jitted.lower(state, frozen, batch, seed).compile()
+            lowered = [jitted.lower(shapes, frozen, batch, 0) for batch in missing.values()]
+        # XLA compiles without Python's lock.
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            executables.update(zip(missing, threads.map(lambda program: program.compile(), lowered)))
+        return [executables[_shapes_of(batch)] for batch in batches]
 
     def learning_rate(state: TrainState) -> float:
         return float(np.asarray(rates(max(0, num_updates(state.opt_state) - 1))))
@@ -143,15 +160,24 @@ def make_program(
         with jax.set_mesh(mesh):
             return jit_step(keep_unused=True).lower(shapes, frozen, batch, 0)
 
-    return Program(definition, init, run_step, run_gradient, shapes, compiled, learning_rate, lower, mesh)
+    return Program(definition, init, run_step, run_gradient, shapes, compile_all, learning_rate, lower, mesh)
 
 
-def _start(params: Params, rule: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), rule.init(params))
+def _shapes_of(batch: Batch) -> Any:
+    """What an executable is found by."""
+    leaves, tree = jax.tree.flatten(batch)
+    return tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
-def _fresh(shapes: Mapping[str, jax.ShapeDtypeStruct], rule: optax.GradientTransformation) -> TrainState:
-    return _start({n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}, rule)
+def _start(params: Params, rule: optax.GradientTransformation, ema: EMA | None) -> TrainState:
+    averaged = None if ema is None else jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, averaged, rule.init(params))
+
+
+def _fresh(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], rule: optax.GradientTransformation, ema: EMA | None
+) -> TrainState:
+    return _start({n: jnp.zeros(s.shape, s.dtype) for n, s in shapes.items()}, rule, ema)
 
 
 def _mean_gradient(loss, num_microbatches: int, state: TrainState, frozen, batch: Batch, rng):

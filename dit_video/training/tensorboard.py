@@ -5,6 +5,8 @@ waits for it for ever; so only its messages are used here.
 """
 
 import io
+import itertools
+import os
 import socket
 import struct
 import time
@@ -21,18 +23,24 @@ from tensorboardX.summary import scalar
 from dit_video.storage.retrying_files import PICTURES_LIMIT, RetryingFiles
 from dit_video.video.encode import write_gif
 
+_NUMBER = itertools.count()
 
-class TensorBoardFile:
-    """A TensorBoard event file; every session of a run writes its own."""
 
-    def __init__(self, files: RetryingFiles, folder: Path, *, session: int, start: int):
-        """Starts a session at step `start`: what older files in `folder` have of later steps is hidden."""
+class TensorBoardFiles:
+    """TensorBoard event files; a session of a run writes one, and another each time that it goes back."""
+
+    def __init__(self, files: RetryingFiles, folder: Path, *, start: int):
+        self._files, self._folder = files, folder
+        self.rewind(start)
+
+    def rewind(self, step: int) -> None:
+        """Goes on at `step`: what older files in the folder have of later steps is hidden."""
         # TensorBoard knows its files by this name; two sessions may begin in one second.
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{session}"
-        self._file = files.file(folder / name, limit=PICTURES_LIMIT)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBER)}"
+        self._file = self._files.file(self._folder / name, limit=PICTURES_LIMIT)
         self._add(Event(file_version="brain.Event:2"))
-        if start:
-            self._add(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+        if step:
+            self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         summary = Summary()
@@ -48,6 +56,9 @@ class TensorBoardFile:
             height=video.shape[1], width=video.shape[2], colorspace=3, encoded_image_string=gif.getvalue()
         )
         self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
+
+    def close(self) -> None:
+        pass  # who made `files` waits until they are written
 
     def _add(self, event: Event) -> None:
         """Appends one TFRecord: length, its checksum, content, its checksum."""

@@ -2,14 +2,15 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import jax
 from rich.filesize import decimal
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Work:
-    """What one training step processes: clips, tokens and FLOPs, from which throughput and MFU follow.
+    """What one training step processes, or some: clips, tokens and FLOPs, from which throughput and MFU follow.
 
     Attributes:
         clips: clips in the global batch.
@@ -23,15 +24,20 @@ class Work:
     flops: int
     peak: float | None
 
-    def rates(self, steps: int, seconds: float, waited: float) -> dict[str, float]:
-        """Clips, tokens and FLOPs per second over `steps` steps, MFU, and the share of time waited for data."""
+    def __add__(self, other: "Work") -> "Work":
+        """That of both, on the same devices."""
+        tokens = None if self.tokens is None or other.tokens is None else self.tokens + other.tokens
+        return Work(self.clips + other.clips, tokens, self.flops + other.flops, self.peak)
+
+    def rates(self, seconds: float, waited: float) -> dict[str, float]:
+        """Clips, tokens and FLOPs per second where this took so long, MFU, and the share of time waited for data."""
         rates = {
-            "clips_per_second": steps * self.clips / seconds,
-            "flops_per_second": steps * self.flops / seconds,
+            "clips_per_second": self.clips / seconds,
+            "flops_per_second": self.flops / seconds,
             "data_wait_share": waited / seconds,
         }
         if self.tokens is not None:
-            rates["tokens_per_second"] = steps * self.tokens / seconds
+            rates["tokens_per_second"] = self.tokens / seconds
         if self.peak is not None:
             rates["mfu"] = rates["flops_per_second"] / self.peak
         return rates
@@ -48,16 +54,20 @@ def device_memory() -> dict[str, float]:
     }
 
 
-def step_memory(compiled: jax.stages.Compiled) -> str | None:
-    """One line: bytes that a compiled step takes on one device, as its compiler has it; None where it does not say."""
-    stats = compiled.memory_analysis()
-    if stats is None:
+def step_memory(compiled: Sequence[jax.stages.Compiled]) -> str | None:
+    """One line: bytes that a compiled step takes on one device, as its compiler has it; None where it does not say.
+
+    Of several, for batches of other shapes, that which takes the most.
+    """
+    of_all = [stats for program in compiled if (stats := program.memory_analysis()) is not None]
+    if not of_all:
         return None
-    reused = stats.alias_size_in_bytes
+    stats = max(of_all, key=lambda stats: stats.argument_size_in_bytes + stats.temp_size_in_bytes)
+    most = "at most " if len(compiled) > 1 else ""
     return (
-        f"memory of a step on each device: arguments {decimal(stats.argument_size_in_bytes)}, temporary "
+        f"memory of a step on each device: {most}arguments {decimal(stats.argument_size_in_bytes)}, temporary "
         f"{decimal(stats.temp_size_in_bytes)}, output {decimal(stats.output_size_in_bytes)}, of which "
-        f"{decimal(reused)} take the place of arguments"
+        f"{decimal(stats.alias_size_in_bytes)} take the place of arguments"
     )
 
 
@@ -65,19 +75,19 @@ class Window:
     """Steps over which throughput is measured; evaluation and compilation stay outside of it.
 
     Attributes:
-        step: the last one before it.
-        compiling: whether its step is the first of the session, most of which is compilation.
+        work: of the steps in it so far; None of none.
     """
 
-    def __init__(self, step: int, waited: float, *, compiling: bool = True):
+    def __init__(self, waited: float):
         """`waited` are the seconds that were waited for data until now."""
-        self.step, self.compiling = step, compiling
+        self.work: Work | None = None
         self._begin, self._waited = time.perf_counter(), waited
 
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.perf_counter() - self._begin
+    def add(self, work: Work) -> None:
+        """Adds a step that does so much."""
+        self.work = work if self.work is None else self.work + work
 
-    def measure(self, step: int, waited: float) -> tuple[int, float, float]:
-        """Steps until `step`, seconds that they took, and seconds of these that were waited for data."""
-        return step - self.step, self.seconds(), waited - self._waited
+    def rates(self, waited: float) -> dict[str, float]:
+        """Rates of its steps until now; none without steps. `waited` are the seconds waited for data until now."""
+        seconds = time.perf_counter() - self._begin
+        return {} if self.work is None else self.work.rates(seconds, waited - self._waited)

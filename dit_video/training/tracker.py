@@ -1,10 +1,10 @@
-"""Experiment tracking: metrics.jsonl (the source of truth), TensorBoard, curves, sample videos and the console."""
+"""Experiment tracking: metrics.jsonl (the source of truth), trackers beside it, sample videos and the console."""
 
 import collections
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +20,7 @@ from dit_video.tasks.media import Media, Video
 from dit_video.training import events, goodput
 from dit_video.training.events import Event, EventLog
 from dit_video.training.goodput import Activity, Ledger
+from dit_video.training.trackers import OpenTracker
 from dit_video.training.watchdog import Heartbeat
 
 METRICS_FILE = "metrics.jsonl"
@@ -126,13 +127,16 @@ class Tracker:
         start: int,
         num_steps: int,
         console: Console,
+        trackers: Sequence[OpenTracker] = (),
         began: float | None = None,
     ):
         """`began` is the time of `time.perf_counter` when the session began; now, if left out.
 
+        `trackers` show elsewhere what is recorded; who opened them closes them.
+
         Whoever made `files` waits until they are written.
         """
-        self._workdir, self._files, self._console = workdir, files, console
+        self._workdir, self._files, self._console, self._trackers = workdir, files, console, trackers
         self._record = LinesFile(files.file(workdir / METRICS_FILE), metrics_line)
         began = time.perf_counter() if began is None else began
         self.goodput = Ledger(files.file(workdir / goodput.FILE), start=start, began=began)
@@ -181,23 +185,23 @@ class Tracker:
         self.goodput.rewind(self._step, step)
         self.events.rewind(step)
         self._open(step)
+        for tracker in self._trackers:
+            tracker.rewind(step)
 
     def steps(self, lines: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Records the metrics of consecutive steps."""
         if steps := list(lines):
             self._record.append(*({"step": step, **values} for step, values in steps))
             self._step, values = steps[-1]
-            self._tensorboard.scalars(self._step, "train", values)
+            self._show(self._step, "train", values)
 
     def rates(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """Records throughput at `step` and prints it."""
         self._record.append({"step": step, "rates": dict(rates)})
-        self._tensorboard.scalars(step, "rates", rates)
+        self._show(step, "rates", rates)
         self.goodput.write(step)
         self.heartbeat.end_window()
-        self._tensorboard.scalars(
-            step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()}
-        )
+        self._show(step, "seconds", {activity.value: s for activity, s in self.goodput.seconds().items()})
         status = f"loss {loss:.4f}  {rates['clips_per_second']:.1f} clips/s"
         if "tokens_per_second" in rates:
             status += f"  {rates['tokens_per_second']:.0f} tokens/s"
@@ -217,18 +221,19 @@ class Tracker:
     def evaluation(self, step: int, name: str, scalars: Mapping[str, float]) -> None:
         """Records the scalars of an evaluation."""
         self._record.append({"step": step, "evaluation": name, **scalars})
-        self._tensorboard.scalars(step, name, scalars)
+        self._show(step, name, scalars)
         values = "  ".join(f"{key} {value:.4g}" for key, value in list(scalars.items())[:6])
         if values:
             self._console.print(headed(f"step {step}  {name}", "bold", f"  {values}"))
 
     def media(self, step: int, name: str, medium: Media) -> None:
-        """Saves a video, picture or text under samples/, and shows videos in TensorBoard."""
+        """Saves a video, picture or text under samples/, and shows videos in the other trackers."""
         suffix = medium.suffixes[0]
         path = self._workdir / "samples" / f"step_{step:07d}_{name}{suffix}"
         self._files.file(path, limit=PICTURES_LIMIT).replace(medium.encode(suffix))
         if isinstance(medium, Video):
-            self._tensorboard.video(step, name, medium.frames, medium.fps)
+            for tracker in self._trackers:
+                tracker.video(step, name, medium.frames, medium.fps)
         for line in medium.lines():
             self.note(f"step {step}  {name}  {line}")
 
@@ -255,12 +260,10 @@ class Tracker:
         kept = [line for line in self._record.lines() if line["step"] <= step]
         self._evaluations = set(_evaluations(kept))
         self._record.replace(kept)
-        # Here, for its library brings PyTorch along where that is installed, which takes a second.
-        from dit_video.training.tensorboard import TensorBoardFile
 
-        self._tensorboard = TensorBoardFile(
-            self._files, self._workdir / "tensorboard", session=self.goodput.session, start=step
-        )
+    def _show(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.scalars(step, prefix, values)
 
     def _past(self, count: int) -> list[dict[str, float]]:
         last = collections.deque((line for line in self._record.lines() if "loss" in line), maxlen=count)

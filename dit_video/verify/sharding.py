@@ -129,7 +129,7 @@ def _in_float32(experiment: Experiment) -> Experiment:
     return dataclasses.replace(
         experiment,
         task=experiment.task.in_float32(),
-        data=dataclasses.replace(experiment.data, batch_size=NUM_DEVICES * experiment.num_microbatches),
+        data=dataclasses.replace(experiment.data, batch_size=NUM_DEVICES * experiment.num_microbatches, shapes=()),
     )
 
 
@@ -137,7 +137,7 @@ def _random_state(program: Program) -> TrainState:
     """Initial weights plus noise, on the host: without it zero-initialised layers block gradients."""
     rng, fresh = np.random.default_rng(0), jax.device_get(program.init(0))
     params = {name: p + 0.02 * rng.standard_normal(p.shape, np.float32) for name, p in sorted(fresh.params.items())}
-    return fresh._replace(params=params, ema=params)
+    return fresh._replace(params=params, ema=None if fresh.ema is None else params)
 
 
 def _placed(frozen: Any, mesh: Mesh) -> Any:

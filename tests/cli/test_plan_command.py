@@ -245,3 +245,29 @@ def test_kernels_of_gpus_take_text_and_odd_numbers_of_tokens():
     code, out, error = dit_video_plan("--config=experiments/video_1b.py:tiny", "--target=h100:1x2", "--json")
     assert code == 0, error
     assert json.loads(out)["tokens"] == 16 * 3
+
+
+SHAPES = """
+import dataclasses
+from dit_video import BatchShape, DiTConfig
+from experiments import any_frames
+
+def get_config(arg=""):
+    experiment = any_frames.get_config()
+    shapes = (BatchShape(num_frames=1, size=(32, 32)), BatchShape(num_frames=21, size=(24, 40)))
+    network = DiTConfig(hidden_size=32, depth=1, num_heads=2, patch_size=(1, 1, 1))
+    task = dataclasses.replace(experiment.task, network=network)
+    data = dataclasses.replace(experiment.data, shapes=shapes, batch_multiple=2)
+    return dataclasses.replace(experiment, task=task, data=data)
+"""
+
+
+@pytest.mark.slow
+def test_every_shape_of_batches_is_planned(tmp_path, capsys):
+    (tmp_path / "shapes.py").write_text(SHAPES)
+    assert main(["plan", f"--config={tmp_path / 'shapes.py'}", "--target=cpu:2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["shape"] for one in found["shapes"]] == ["1x32x32", "21x24x40"]
+    flops = [one["flops"] for one in found["shapes"]]
+    assert max(flops) / min(flops) < 1.2
+    assert found["memory"]["peak"] == max(one["memory"]["peak"] for one in found["shapes"])

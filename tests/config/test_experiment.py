@@ -108,6 +108,12 @@ def test_optional_fields_take_values_and_none(experiment):
     assert override(named, [f"{path}=None"]) == experiment
 
 
+def test_components_that_may_be_absent_are_taken_out_by_none(experiment):
+    words = ["--config.ema=None", "--config.data.cache=None", "--config.seed=3"]
+    data = dataclasses.replace(experiment.data, cache=None)
+    assert override(experiment, words) == dataclasses.replace(experiment, ema=None, data=data, seed=3)
+
+
 def test_evaluators_are_reached_by_their_name(experiment):
     changed = override(experiment, ["--config.evaluators.samples.every=5"])
     assert changed.evaluators == {**experiment.evaluators, "samples": Samples(every=5)}
@@ -169,7 +175,9 @@ def test_a_missing_file_is_named_beside_those_that_are_there(file, tmp_path):
             "--config.faults.not_finite=skip",
             r"config\.faults\.not_finite: is a component, Stop; .*FILE\.py:arg gives it$",
         ),
-        ("--config.ema=None", r"config\.ema: is a component, EMA; .*Of this one can be set: decay"),
+        ("--config.ema=0.9", r"config\.ema: is a component, EMA; .*Of this one can be set: decay"),
+        # The optimizer may not be absent.
+        ("--config.optimizer=None", r"config\.optimizer: is a component, AdamW; put another in its place"),
     ],
 )
 def test_a_component_is_put_in_the_file_and_not_on_the_command_line(experiment, word, message):

@@ -9,7 +9,9 @@ import pytest
 from dit_video.data import latent_cache, text_cache
 from dit_video.data.latent_cache import CachedExamples, _pack, _unpack, write_latent_cache
 from dit_video.data.record import Clip, Split
+from dit_video.data.shapes import BatchShape, records_by_shape
 from dit_video.data.text_cache import _digest
+from dit_video.data.transforms import ClipTransform
 from dit_video.video.files import MAX_FPS
 
 MOMENTS = np.arange(12, dtype=np.float32).reshape(1, 2, 3, 2)
@@ -100,3 +102,32 @@ def test_a_rate_at_the_limit_is_one_and_caches_of_before_have_none(tmp_path):
 def test_captions_are_found_by_the_first_128_bits_of_their_sha256():
     assert _digest("") == (1449310910991872227, 2646268962349054874)
     assert _digest("a fox") == (1539679554248031070, 9616335432774995836)
+
+
+def test_cached_clips_of_several_shapes_go_to_those_that_they_were_cut_to(tmp_path):
+    kinds = {(1, 2, 3): (1, 16, 24), (2, 2, 2): (5, 16, 16)}
+    clips = [
+        Clip(key=str(i), start=0, moments=np.full((*(list(kinds)[i % 2]), 2), i, np.float32), label=i, fps=8.0)
+        for i in range(5)
+    ]
+    write_latent_cache(
+        tmp_path / "cache",
+        {Split.TRAIN: clips, Split.HELD_OUT: [CLIP]},
+        class_names=("a",),
+        split_digests={},
+        provenance={},
+        clip_of=kinds,
+    )
+    examples = CachedExamples(tmp_path / "cache", Split.TRAIN)
+    assert CachedExamples(tmp_path / "cache", Split.HELD_OUT).cut_to is None
+    shapes = [BatchShape(num_frames=t, size=size, batch_size=2) for t, size in [(5, (16, 16)), (1, (16, 24))]]
+    by_shape = records_by_shape(examples, shapes, ClipTransform())
+    assert [[record.label for record in records] for records in by_shape] == [[1, 3], [0, 2, 4]]
+    assert {record.moments.shape[:3] for record in by_shape[0]} == {(2, 2, 2)}
+    with pytest.raises(ValueError, match=r"shapes\[0\]=9x16x16: none of the 5 .* encode again"):
+        records_by_shape(examples, [BatchShape(num_frames=9, size=(16, 16))], ClipTransform())
+    manifest = tmp_path / "cache" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"cut_to": [[1, 2]]}))
+    with pytest.raises(ValueError, match=r"cut_to=.*: must be frames, height and width of each training clip"):
+        CachedExamples(tmp_path / "cache", Split.TRAIN)

@@ -369,7 +369,7 @@ def test_the_longest_read_is_named_first():
     maker = training(InMemory([12]), batch_size=1, seed=0)._make
     assert maker.reading() == "idle"
     now = time.perf_counter()
-    maker._reading.update({1: (7, now - 3), 2: (5, now - 60), 3: (6, now)})
+    maker._makers[0]._reading.update({1: (7, now - 3), 2: (5, now - 60), 3: (6, now)})
     assert maker.reading() == "record 5 since 60 s, record 7 since 3 s, record 6 since 0 s"
 
 

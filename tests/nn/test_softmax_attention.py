@@ -105,7 +105,7 @@ def test_the_tpu_kernel_interpreted_here_is_exact_at_any_length(num_queries, num
     q = numbers(0, 2, num_queries, 2, 24)
     k, v = numbers(1, 2, num_keys, 2, 24), numbers(2, 2, num_keys, 2, 24)
     there = jnp.array([num_keys, max(1, num_keys // 2)], jnp.int32)
-    interpreted = functools.partial(attend_local, kernel=Kernel.SPLASH, interpret=True)
+    interpreted = functools.partial(attend_local, kernel=Kernel.PALLAS, interpret=True)
     (_, expected), gradients = jax.jit(functools.partial(value_and_gradients, by_definition))(q, k, v, there)
     (_, actual), actual_gradients = jax.jit(functools.partial(value_and_gradients, interpreted))(q, k, v, there)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
@@ -119,8 +119,8 @@ def test_the_tpu_kernel_interpreted_here_is_exact_at_any_length(num_queries, num
         ("gpu", jnp.bfloat16, 72, Kernel.CUDNN),
         ("gpu", jnp.bfloat16, 256, Kernel.XLA),
         ("gpu", jnp.float32, 64, Kernel.XLA),
-        ("tpu", jnp.bfloat16, 72, Kernel.SPLASH),
-        ("tpu", jnp.float32, 64, Kernel.SPLASH),
+        ("tpu", jnp.bfloat16, 72, Kernel.PALLAS),
+        ("tpu", jnp.float32, 64, Kernel.PALLAS),
         ("cpu", jnp.bfloat16, 64, Kernel.XLA),
         (None, jnp.bfloat16, 64, Kernel.XLA),
     ],

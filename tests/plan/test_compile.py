@@ -39,7 +39,8 @@ def experiment(denoise) -> Experiment:
 def plans(experiment) -> dict[str, Plan]:
     """A plan for every mesh, on devices on which nothing fits."""
     target = dataclasses.replace(parse_target("cpu:8"), chip=TINY)
-    return {name: plan(dataclasses.replace(experiment, mesh=shape), target) for name, shape in MESHES.items()}
+    shaped = {name: dataclasses.replace(experiment, mesh=shape) for name, shape in MESHES.items()}
+    return {name: plan(one, target, num_places=10) for name, one in shaped.items()}
 
 
 def bytes_of(one: Plan) -> dict[str, int]:
@@ -163,3 +164,17 @@ def test_what_a_compiler_says_that_gave_up_is_understood(message, temporaries, p
 def test_another_failure_of_a_compiler_is_not_hidden():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         refused(jax.errors.JaxRuntimeError("INTERNAL: something else"), ())
+
+
+def test_fake_devices_have_the_memory_that_is_given():
+    assert parse_target("cpu:1").memory is None
+    assert dataclasses.replace(parse_target("cpu:1"), fake_memory=1).memory == 1
+
+
+def test_the_places_that_cost_most_are_lines_of_this_package(plans):
+    places = plans["data=8"].costliest
+    shares = [place.share for place in places]
+    assert len(places) == 10
+    assert shares == sorted(shares, reverse=True)
+    assert 0.5 < sum(shares) <= 1
+    assert any(place.source.startswith("nn/") for place in places)

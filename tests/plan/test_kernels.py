@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from dit_video.nn.norm import rms_normalize
-from dit_video.plan.kernels import Kind, costliest_sources, read_kernels
+from dit_video.plan.kernels import Kind, costliest_places, read_kernels
 
 ROWS, WIDTH, LAYERS = 8, 64, 5
 
@@ -41,9 +41,9 @@ def test_a_product_over_a_batch_has_the_flops_of_all_of_its_rows():
 
 
 def test_the_costliest_place_is_named_with_its_line():
-    found = costliest_sources(kernels_of(rms_normalize, (256, WIDTH)), 10)
+    found = costliest_places(kernels_of(rms_normalize, (256, WIDTH)), 10)
     lines, first = inspect.getsourcelines(rms_normalize)
-    file, line = found[0][0].split(":")
+    file, line = found[0].source.split(":")
     assert file == "nn/norm.py"
     assert first < int(line) < first + len(lines)
-    np.testing.assert_allclose(sum(share for _, _, share in found), 1.0)
+    np.testing.assert_allclose(sum(place.share for place in found), 1.0)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from toys import FitLines, untrained
+from toys import SMALL_DENOISE, FitLines, untrained
 
 from dit_video.data.batch import Batch
 from dit_video.diffusion.guidance import Guidance
@@ -15,6 +15,9 @@ from dit_video.diffusion.sampler import Euler
 from dit_video.distributed.hardware import Chip
 from dit_video.distributed.sharding import MeshShape, make_mesh, place_whole, replicated, shard_frozen
 from dit_video.distributed.targets import parse_target
+from dit_video.dit.action_condition import DiscreteActions
+from dit_video.dit.dit import DiTConfig
+from dit_video.dit.network import CausalFrames
 from dit_video.evaluation.evaluators import HeldOutError, Reconstruction
 from dit_video.evaluation.fvd import FVD
 from dit_video.experiment import Experiment
@@ -23,6 +26,8 @@ from dit_video.plan.compile import plan
 from dit_video.plan.programs import EVALUATION_BATCH_SIZE, Prepared, TaskFunction, TrainStep, program_named
 from dit_video.plan.search import remedies
 from dit_video.tasks.keys import clip_keys
+from dit_video.tasks.latent_diffusion import Denoise
+from dit_video.tasks.past_frames import PastFrames
 from dit_video.tasks.subject import Subject
 from dit_video.training.flops import count_flops
 
@@ -181,3 +186,29 @@ def test_a_call_costs_what_a_thousand_clips_take(too_many):
     assert found.job.name == "1,000 clips"
     assert found.binding is not None
     assert found.device_hours() == pytest.approx(found.binding.seconds * 1000 / 32 * 8 / 3600)
+
+
+def test_the_planned_frame_is_that_of_a_world_and_costs_the_passes_of_its_steps():
+    """Two frames in the first pass of the network and one in each other, and the decoder once for each."""
+    task = world_of(4)
+    found = {steps: program_named("frame", task).prepare(untrained(world_of(steps)), one(), "") for steps in (2, 4)}
+    per_pass = (found[4].flops - found[2].flops) / 2
+    vae = jax.eval_shape(task.blank, jax.eval_shape(lambda: jax.random.key(0))).codec.vae
+    latent, cache = jax.ShapeDtypeStruct((1, 1, 2, 2, 4), np.float32), found[2].parts["stream"].decoder
+    decoding = count_flops(lambda vae, z, cache: vae.decode_stream(z, cache)[0], vae, latent, cache)
+    assert found[2].flops == pytest.approx(3 * per_pass + decoding, rel=0.02)
+    assert (found[2].clips, found[2].counted) == (4, "frames")
+    assert found[2].lower().compile() is not None
+    with pytest.raises(ValueError, match="goes forward by no actions"):
+        program_named("frame", SMALL_DENOISE).prepare(untrained(SMALL_DENOISE), one(), "")
+
+
+def world_of(num_steps: int) -> Denoise:
+    network = DiTConfig(hidden_size=32, depth=1, num_heads=2, patch_size=(1, 1, 1), causal=CausalFrames(window=2))
+    actions = DiscreteActions(num_actions=3, frames_per_latent=4)
+    sampler = Euler(num_steps=num_steps)
+    return dataclasses.replace(SMALL_DENOISE, network=network, condition=actions, sampler=sampler, past=PastFrames())
+
+
+def one() -> Mesh:
+    return make_mesh(MeshShape(data=1), jax.devices()[:1])

@@ -30,11 +30,12 @@ HELD = {Split.TRAIN: (5, 9, 7, 4, 5, 5), Split.HELD_OUT: (5, 6)}
 class Described(Videos):
     """Videos whose labels and captions are known."""
 
-    labels = captions = None
+    labels = captions = fps = None
 
-    def __init__(self, frames, labels=None, captions=None):
+    def __init__(self, frames, labels=None, captions=None, fps=None):
         super().__init__([np.zeros((n, 16, 16, 3), np.uint8) for n in frames])
         self.labels, self.captions = None if labels is None else np.array(labels), captions
+        self.fps = None if fps is None else np.array(fps, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +46,11 @@ class Source:
     labels: tuple | None = None
     captions: tuple | None = None
     class_names: tuple = CLASSES
+    fps: tuple | None = None
 
     def open(self, split: Split) -> Described:
         number = len(self.held[split])
-        return Described(self.held[split], *(x and x[:number] for x in (self.labels, self.captions)))
+        return Described(self.held[split], *(x and x[:number] for x in (self.labels, self.captions, self.fps)))
 
     def info(self) -> SourceInfo:
         counts = {split: len(self.held.get(split, ())) for split in Split}
@@ -116,6 +118,14 @@ def test_what_is_lost_in_part_is_a_warning():
         "config.data.signals.caption: num_bytes=5 leaves room for 4: 3 of 5 captions are longer and are cut, the "
         "longest has 9; 10 would hold them all",
     ]
+
+
+def test_videos_of_several_rates_are_a_warning_unless_clips_have_one():
+    mixed = experiment(held={Split.TRAIN: (50, 50, 2)}, fps=(25, 12.5, 60))
+    # What is too short for a clip has no rate that matters.
+    assert preflight(mixed)[1].startswith("config.data.clips: clips have 12.5 to 25 frames a second, each its own; ")
+    clips = dataclasses.replace(mixed.data.clips, fps=10.0)
+    assert len(preflight(dataclasses.replace(mixed, data=dataclasses.replace(mixed.data, clips=clips)))) == 1
 
 
 def test_records_are_not_read_to_be_counted(monkeypatch):

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from toys import SMALL_DENOISE, small_mesh, untrained
 
-from dit_video.run import start_summary
+from dit_video.run import start_summary, workload
 from dit_video.run.open_run import program_of
 from dit_video.training.throughput import Work
 
@@ -25,7 +25,7 @@ def test_all_is_said_before_anything_is_compiled():
     mesh = small_mesh(2, data=2)
     work = Work(clips=16, tokens=128, flops=10**9, peak=None)
     program = program_of(experiment, mesh)
-    text = "\n".join(start_summary.lines(experiment, program, mesh, work))
+    text = "\n".join(start_summary.lines(experiment, program, mesh, [(workload.abstract_batch(experiment), work)]))
     assert "devices: 2 x cpu, mesh: data 2" in text
     assert f"Denoise: {program.definition.num_params:,} parameters; training state" in text
     assert "batch: 16 clips in 2 microbatches, 128 tokens: " in text

@@ -71,10 +71,34 @@ def test_a_run_records_every_step_and_saves_the_last(train):
     assert len({line["loss"] for line in losses}) == 6
     assert run.step == 6
     assert run.saved == [4, 6]
-    # Where metrics were fetched; the first step is compilation and has no rate of its own.
+    # Where metrics were fetched; what is compiled is compiled before the first step.
     rates = {line["step"]: line["rates"] for line in run.record if "rates" in line}
     assert list(rates) == [3, 4, 6]
     assert {of_step["learning_rate"] for of_step in rates.values()} == {0.01}
+    assert {of_step["compiled_later"] for of_step in rates.values()} == {0.0}
+
+
+def test_batches_of_several_shapes_are_compiled_before_the_first_step_and_resume(train):
+    """Each step says which shape it had; after two, the run is stopped and goes on."""
+    wide = line_batch(0, size=4)
+    wide = wide._replace(moments=np.repeat(wide.moments, 2, axis=1))
+    stop, shapes = StopSignal(), (line_batch(0), wide)
+
+    def before(index: int, stop_at: int | None = None) -> Batch | None:
+        stop.requested = index == stop_at
+        return wide if index in (1, 3, 4) else None
+
+    straight = train("straight", before=before, shapes=shapes)
+    train("stopped", before=lambda index: before(index, 1), stop=stop, shapes=shapes)
+    stop.requested = False
+    resumed = train("stopped", before=before, shapes=shapes)
+    assert [line["shape"] for line in resumed.record if "loss" in line] == [0, 1, 0, 1, 1, 0]
+    assert {line["rates"]["compiled_later"] for line in straight.record if "rates" in line} == {0.0}
+    assert without_rates(resumed.record) == without_rates(straight.record)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, straight.state)
+    tall = wide._replace(moments=np.repeat(wide.moments, 2, axis=1))
+    unknown = train("unknown", before=lambda index: tall if index > 1 else None)
+    assert max(line["rates"]["compiled_later"] for line in unknown.record if "rates" in line) == 1.0
 
 
 def test_evaluators_are_called_at_their_steps_and_at_the_last_with_averaged_weights(train):
@@ -182,15 +206,15 @@ def test_signals_ask_to_stop_while_one_listens(number):
 
 
 def test_rates_are_work_over_time():
-    work = Work(clips=8, tokens=100, flops=10**9, peak=4e9)
-    assert work.rates(5, 2.0, 0.5) == {
+    five = Work(clips=8, tokens=100, flops=10**9, peak=4e9) + Work(clips=32, tokens=400, flops=4 * 10**9, peak=4e9)
+    assert five.rates(2.0, 0.5) == {
         "clips_per_second": 20.0,
         "flops_per_second": 2.5e9,
         "data_wait_share": 0.25,
         "tokens_per_second": 250.0,
         "mfu": 0.625,
     }
-    assert Work(clips=8, tokens=None, flops=1, peak=None).rates(1, 1.0, 0.0).keys() == {
+    assert Work(clips=8, tokens=None, flops=1, peak=None).rates(1.0, 0.0).keys() == {
         "clips_per_second",
         "flops_per_second",
         "data_wait_share",

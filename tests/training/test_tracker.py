@@ -13,6 +13,7 @@ from dit_video.progress import Terminal
 from dit_video.storage.retrying_files import RetryingFiles
 from dit_video.tasks.media import Video
 from dit_video.training.tracker import METRICS_FILE, Tracker, read_record
+from dit_video.training.trackers import TensorBoard, TrackedRun
 from dit_video.video.decode import read_video
 
 RATES = {"clips_per_second": 10.0, "data_wait_share": 0.25, "flops_per_second": 1e9}
@@ -30,7 +31,9 @@ def start(tmp_path, output):
 
     def open_at(step: int) -> Tracker:
         console = Terminal(file=output)
-        opened.append(Tracker(tmp_path, RetryingFiles(console.print), start=step, num_steps=6, console=console))
+        files = RetryingFiles(console.print)
+        boards = [TensorBoard().open(TrackedRun(tmp_path, "run", {}, step), files, console.print)]
+        opened.append(Tracker(tmp_path, files, start=step, num_steps=6, console=console, trackers=boards))
         return opened[-1]
 
     yield open_at

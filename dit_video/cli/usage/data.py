@@ -1,9 +1,9 @@
-"""Options of `dit-video data ingest`, `data record`, `data inspect`, `data digits` and `data text`."""
+"""Options of `dit-video data` and its commands: ingest, record, inspect, shapes, digits and text."""
 
 import argparse
 from pathlib import Path
 
-from dit_video.cli.usage.arguments import command, local_path, path, path_text, whole
+from dit_video.cli.usage.arguments import add_config, command, local_path, path, path_text, whole
 
 INGEST = """  dit-video data ingest videos/ --out data/mine
       every video below videos/, in any container and codec; first-level sub-folders are classes
@@ -18,6 +18,9 @@ INGEST = """  dit-video data ingest videos/ --out data/mine
 
   dit-video data ingest talks/ --out data/talks --group '([^/]+)_[0-9]+\\.mp4'
       clips that were cut from one source, here talk_17.mp4 of talk, are all trained on or all held out
+
+  dit-video data ingest videos/ photos/ --out data/both --images
+      pictures as well, each a clip of one frame, to be trained on with videos (docs/shapes.md)
 
   dit-video data ingest more/ --out data/mine --add
       more videos for a set, as if it had been made of all folders at once
@@ -44,6 +47,17 @@ INSPECT = """  dit-video data inspect data/mine
   dit-video data inspect data/mine --caption_bytes 256
       how long captions are, and how many of them CaptionBytes(num_bytes=256) would cut
   dit-video data inspect data/mine --json"""
+
+
+SHAPES = """  dit-video data shapes data/mine --num 8
+      the eight shapes (frames, height, width) in which the videos lose least, with batch sizes of equal work
+  dit-video data shapes data/mine --config=experiments/video_1b.py --config.data.clips.size='(256, 256)'
+      for this network, of clips up to the length of config.data.clips and as many pixels
+  dit-video data shapes data/mine --config=mine.py --explain park/0017.mp4
+      where one video goes in the shapes of an experiment, and why"""
+
+# The network that FLOPs are those of.
+SHAPES_CONFIG = "experiments/video_1b.py"
 
 
 DIGITS = """  dit-video data digits --out data/moving_digits
@@ -77,12 +91,13 @@ again. Action f of a video is what was pressed between its frames f - 1 and f.""
 
 
 def add_parser(subparsers) -> None:
-    examples = "\n\n".join((INGEST, RECORD, INSPECT, DIGITS, TEXT))
+    examples = "\n\n".join((INGEST, RECORD, INSPECT, SHAPES, DIGITS, TEXT))
     parser = command(subparsers, "data", "make and look at data sets", examples)
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_ingest(commands)
     _add_record(commands)
     _add_inspect(commands)
+    _add_shapes(commands)
     _add_digits(commands)
     _add_text(commands)
 
@@ -116,6 +131,9 @@ def _add_ingest(commands) -> None:
     parser.add_argument("--action_columns", metavar="COL,COL", help="columns of actions, or the array of a .npz")
     parser.add_argument("--held_out_fraction", type=float, metavar="F", help="share held out (default 0.1)")
     parser.add_argument("--max_size", type=whole(2), metavar="PIXELS", help="longest short side (default: keep sizes)")
+    parser.add_argument(
+        "--images", action="store_const", const=True, help="pictures (png, jpeg, webp, bmp) are clips of one frame"
+    )
     parser.add_argument("--num_workers", type=whole(1), metavar="N", help="files decoded at once (default: one a core)")
     parser.set_defaults(run=_run_ingest)
 
@@ -155,6 +173,17 @@ def _add_inspect(commands) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON and nothing else")
     parser.set_defaults(run=_run_inspect)
+
+
+def _add_shapes(commands) -> None:
+    parser = command(commands, "shapes", "choose the shapes of clips for a data set, or explain them", SHAPES)
+    parser.add_argument("directory", type=path_text, metavar="DIR")
+    parser.add_argument("--num", type=whole(1), metavar="N", help="shapes, at most (8, or those of the experiment)")
+    add_config(parser, required=False)
+    parser.set_defaults(config=SHAPES_CONFIG)
+    parser.add_argument("--explain", metavar="VIDEO", help="say where this video of the set goes, and why")
+    parser.add_argument("--json", action="store_true", help="print it as JSON and nothing else")
+    parser.set_defaults(run=_run_shapes)
 
 
 def _add_digits(commands) -> None:
@@ -198,6 +227,12 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     from dit_video.cli.data import run_inspect
 
     return run_inspect(arguments)
+
+
+def _run_shapes(arguments: argparse.Namespace) -> int:
+    from dit_video.cli.data_shapes import run_shapes
+
+    return run_shapes(arguments)
 
 
 def _run_digits(arguments: argparse.Namespace) -> int:

@@ -36,10 +36,16 @@ def add_parser(subparsers) -> None:
         "--program",
         default="train",
         metavar="NAME",
-        help="train (default), or what the task does: validate, generate, ...",
+        help="train (default), what the task does: validate, generate, ..., or frame, the next one of a world",
     )
     parser.add_argument(
         "--batch_size", type=whole(1), metavar="N", help="clips of a call that is not the train step (16)"
+    )
+    parser.add_argument(
+        "--hbm", type=positive, metavar="GIB", help="memory of a fake device (cpu:N), to see whether the program fits"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="show the ten places of the source that cost most, as file:line"
     )
     parser.add_argument("--price_per_hour", type=positive, metavar="P", help="of one device, for the cost of the run")
     parser.add_argument(

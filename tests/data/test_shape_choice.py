@@ -1,0 +1,57 @@
+"""Laws of the choice of shapes: it loses less than one shape and than a grid, and never more with more shapes."""
+
+import numpy as np
+import pytest
+
+from dit_video.data.shape_choice import Budget, best_single, choose, grid, loss_of
+from dit_video.data.shapes import BatchShape, Extents, assigned
+from dit_video.data.transforms import ClipTransform
+
+BUDGET = Budget(ClipTransform(num_frames=17, size=(64, 64)), lengths=(1, 5, 9, 13, 17), multiple=8)
+KINDS = [(200, 720, 1280), (200, 1280, 720), (40, 480, 640), (6, 480, 640), (1, 640, 480), (1, 512, 512), (30, 32, 32)]
+
+
+@pytest.fixture(scope="module")
+def extents() -> Extents:
+    rng = np.random.default_rng(0)
+    rows = np.array(KINDS)[rng.choice(len(KINDS), 300, p=[0.3, 0.1, 0.2, 0.1, 0.1, 0.1, 0.1])]
+    return Extents(rows[:, 0], np.full(300, 25.0), rows[:, 1:])
+
+
+def work(shape: BatchShape) -> float:
+    """Of the clips nearest to equal work, where attention is a quarter of the largest clip's."""
+    each = [n * (1 + n / 3 / (17 * 64 * 64)) for n in (np.prod(shape.clip), 17 * 64 * 64)]
+    return max(1, round(64 * each[1] / each[0])) * each[0]
+
+
+def total(shapes: list[BatchShape], extents: Extents) -> float:
+    return loss_of(shapes, extents, BUDGET, [work(shape) for shape in shapes]).total
+
+
+def test_it_loses_less_than_the_best_single_shape_and_than_a_grid_by_hand(extents):
+    chosen = {num: choose(extents, BUDGET, num, work) for num in (1, 2, 4, 8)}
+    lost = [total(shapes, extents) for shapes in chosen.values()]
+    assert lost == sorted(lost, reverse=True)
+    assert all(len(shapes) <= num for num, shapes in chosen.items())
+    assert best_single(extents, BUDGET, work) == chosen[1]
+    assert total(chosen[8], extents) < 0.5 * min(total(grid(extents, BUDGET, 8), extents), lost[0])
+
+
+def test_with_a_shape_for_each_kind_little_is_lost_and_no_picture_left_out(extents):
+    chosen = choose(extents, BUDGET, 8, work)
+    assert (assigned(extents, chosen, BUDGET.clips) >= 0).all()
+    assert BatchShape(num_frames=17, size=(32, 32)) in chosen
+    assert {shape.num_frames for shape in chosen} == {1, 5, 17}
+    loss = loss_of(chosen, extents, BUDGET, [work(shape) for shape in chosen])
+    assert loss.cut + loss.filled < 0.1
+    assert loss.left_out == 0
+
+
+def test_shapes_are_within_the_budget():
+    assert BUDGET.shape(16, 64, 64).clip == (13, 64, 64)
+    assert BUDGET.shape(17, 36, 120).clip == (17, 32, 120)
+    assert BUDGET.shape(0, 64, 64) is None
+    valid = Budget.of(ClipTransform(num_frames=9, size=(32, 48)), lambda t, h, w: t % 4 == 1 and not (h % 16 or w % 16))
+    assert (valid.lengths, valid.multiple, valid.area) == ((1, 5, 9), 16, 32 * 48)
+    with pytest.raises(ValueError, match=r"\(8, 32, 48\): the task takes no clips of it"):
+        Budget.of(ClipTransform(num_frames=8, size=(32, 48)), lambda t, h, w: False)
