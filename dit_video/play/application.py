@@ -135,6 +135,7 @@ class Play:
             page.show(self._last)
         if self._going is None:
             self._going = asyncio.create_task(self._go())
+            self._going.add_done_callback(self._ended)
         sending = asyncio.create_task(page.send())
         try:
             while True:
@@ -235,6 +236,12 @@ class Play:
                 rest = 1 / self._stage.stream.fps - (time.perf_counter() - began)
                 await asyncio.sleep(max(0.0, rest))
                 began = time.perf_counter()
+
+    def _ended(self, going: asyncio.Task) -> None:
+        """Tells every page why the world goes no further."""
+        if not going.cancelled() and (error := going.exception()) is not None:
+            for page in self._pages:
+                page.tell(error=f"the world has stopped: {error}")
 
     async def _run(self, function: Callable, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

@@ -213,3 +213,13 @@ def test_keys_are_of_the_names_of_actions():
     keys = keys_of(("noop", "turn_left", "jump", "craft", "move_forward"), 0)
     assert keys == {"ArrowLeft": 1, "ArrowUp": 4, " ": 2, "1": 3}
     assert keys_of(("0", "1", "2"), None) == {"1": 0, "2": 1, "3": 2}
+
+
+def test_a_world_that_stops_says_why(tmp_path):
+    async def body(play, open_page):
+        play._stage.stream.step = lambda action: (_ for _ in ()).throw(ValueError("out of memory"))
+        page = open_page()
+        assert "stopped: out of memory" in (await page.until(lambda said: "error" in said))["error"]
+        await page.close()
+
+    playing(body, tmp_path)

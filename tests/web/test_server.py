@@ -119,3 +119,9 @@ def test_a_web_socket_is_guarded_alike(origin, code):
     }
     asyncio.run(Guard(app, token="secret", port=80)(scope, None, send))
     assert sent[0].get("code") == code
+
+
+def test_another_address_is_asked_for_under_its_own_name_alone():
+    guard = Guard(Starlette(), token="t", port=80, host="192.0.2.7")  # an address of documentation, RFC 5737
+    assert guard._is_ours({"host": "192.0.2.7:80", "origin": "http://192.0.2.7:80"})
+    assert not any(guard._is_ours({"host": host}) for host in ("127.0.0.1:80", "evil.example:80", "192.0.2.7"))
