@@ -99,7 +99,7 @@ def get_config(arg: str = "dit") -> Experiment:
     return runs[arg]()
 
 
-def dit() -> Experiment:
+def dit(known: KnownFrames | None = None) -> Experiment:
     return text_to_video(
         network=DiTConfig(
             hidden_size=1536, depth=30, num_heads=12, mlp_ratio=8960 / 1536, shared_modulation=True, remat=Remat.FULL
@@ -117,16 +117,16 @@ def dit() -> Experiment:
         steps=100_000,
         every=5000,
         sampling_steps=50,
+        known=known,
     )
 
 
 def mixed() -> Experiment:
     """Videos of many lengths and aspects, and pictures; any frames, or a region, are known (docs/modes.md)."""
-    one = dit()
+    # Latents are cached, so that nothing is encoded again in its place.
+    one = dit(KnownFrames(in_place=0.0))
     return dataclasses.replace(
         one,
-        # Latents are cached, so that nothing is encoded again in its place.
-        task=dataclasses.replace(one.task, known=KnownFrames(in_place=0.0)),
         data=dataclasses.replace(
             one.data, shapes=SHAPES, batch_multiple=256, cache=LatentCache(directory="data/captioned_mixed_latents")
         ),
@@ -186,6 +186,7 @@ def text_to_video(
     steps: int,
     every: int,
     sampling_steps: int,
+    known: KnownFrames | None = None,
 ) -> Experiment:
     return Experiment(
         task=Denoise(
@@ -195,6 +196,7 @@ def text_to_video(
             objective=rectified_flow(),
             sampler=Euler(num_steps=sampling_steps),
             guidance=Guidance(scale=5.0),
+            known=known,
             precision=Precision.BFLOAT16,
         ),
         data=data,
