@@ -18,6 +18,9 @@ it and `fsdp` share out the parameters, `data` takes what is left, slices includ
 --config.mesh.fsdp and --config.mesh.context. Times are logit-normal and shifted by the number of positions, as far as
 TokenShift's limit of 5; Wan shifts 480p by 3: --config.task.objective.shift.limit=3.
 
+`video_1b.py:mixed` is the same network on videos of many lengths and aspects and on pictures, a set that is made with
+`data ingest --images`, with any frames or a region known: one set of weights for every way of making a video.
+
 It has not been trained: no such devices were available. The same functions at the smallest size, on moving digits, go
 the whole way from captions to pictures on a laptop:
 
@@ -26,11 +29,14 @@ the whole way from captions to pictures on a laptop:
     dit-video train --config=experiments/video_1b.py:tiny --workdir=runs/video_tiny
 """
 
+import dataclasses
+
 from dit_video import (
     EMA,
     AdamW,
     Autoencode,
     AutoencodeLoss,
+    BatchShape,
     CaptionBytes,
     ClipTransform,
     Data,
@@ -40,6 +46,7 @@ from dit_video import (
     Experiment,
     Guidance,
     HeldOutError,
+    KnownFrames,
     LatentCache,
     MeshShape,
     MovingDigits,
@@ -68,15 +75,31 @@ TINY_VAE = VideoVAEConfig(
 )
 
 
+# Lengths and aspects of one area, and pictures of it. Work is equal in multiples of 256 clips, which all of the meshes
+# below split; a step on pictures has the most tokens, so they are fewer than would be equal.
+SHAPES = (
+    BatchShape(num_frames=81, size=(480, 832)),
+    BatchShape(num_frames=81, size=(832, 480)),
+    BatchShape(num_frames=81, size=(624, 640)),
+    BatchShape(num_frames=53, size=(480, 832)),
+    BatchShape(num_frames=33, size=(480, 832)),
+    BatchShape(num_frames=1, size=(480, 832), batch_size=5120),
+    BatchShape(num_frames=1, size=(832, 480), batch_size=5120),
+    BatchShape(num_frames=1, size=(624, 640), batch_size=5120),
+)
+
+
 def get_config(arg: str = "dit") -> Experiment:
-    """`dit`, its codec `vae`, or either small enough to try: `tiny` and `tiny_vae`."""
-    runs = {"dit": dit, "vae": vae, "tiny": tiny, "tiny_vae": tiny_vae}
+    """`dit`, on clips of many shapes with any frames known `mixed`, their codec `vae`, or small enough to try: `tiny`
+    and `tiny_vae`.
+    """
+    runs = {"dit": dit, "mixed": mixed, "vae": vae, "tiny": tiny, "tiny_vae": tiny_vae}
     if arg not in runs:
         raise ValueError(f"experiments/video_1b.py:{arg}: must be one of {', '.join(runs)}")
     return runs[arg]()
 
 
-def dit() -> Experiment:
+def dit(known: KnownFrames | None = None) -> Experiment:
     return text_to_video(
         network=DiTConfig(
             hidden_size=1536, depth=30, num_heads=12, mlp_ratio=8960 / 1536, shared_modulation=True, remat=Remat.FULL
@@ -94,6 +117,19 @@ def dit() -> Experiment:
         steps=100_000,
         every=5000,
         sampling_steps=50,
+        known=known,
+    )
+
+
+def mixed() -> Experiment:
+    """Videos of many lengths and aspects, and pictures; any frames, or a region, are known (docs/modes.md)."""
+    # Latents are cached, so that nothing is encoded again in its place.
+    one = dit(KnownFrames(in_place=0.0))
+    return dataclasses.replace(
+        one,
+        data=dataclasses.replace(
+            one.data, shapes=SHAPES, batch_multiple=256, cache=LatentCache(directory="data/captioned_mixed_latents")
+        ),
     )
 
 
@@ -150,6 +186,7 @@ def text_to_video(
     steps: int,
     every: int,
     sampling_steps: int,
+    known: KnownFrames | None = None,
 ) -> Experiment:
     return Experiment(
         task=Denoise(
@@ -159,6 +196,7 @@ def text_to_video(
             objective=rectified_flow(),
             sampler=Euler(num_steps=sampling_steps),
             guidance=Guidance(scale=5.0),
+            known=known,
             precision=Precision.BFLOAT16,
         ),
         data=data,

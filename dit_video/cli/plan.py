@@ -51,12 +51,12 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.fit is not None and arguments.explain:
         raise ValueError("--fit: --explain is of one program: give its overrides without --fit")
     prepare(target)
-    experiment, price = experiment_of(arguments), arguments.price_per_hour
+    experiment, price = balanced(experiment_of(arguments)), arguments.price_per_hour
     program = program_named(arguments.program, experiment.task, arguments.batch_size)
     if arguments.fit is not None:
         tried = counted(search(experiment, target, limit=arguments.fit), "plans", total=arguments.fit, unit="plans")
         return report_fit(tuple(tried), price=price, as_json=arguments.json)
-    shapes = balanced(experiment).by_shape() if arguments.program == TRAIN else (experiment,)
+    shapes = experiment.by_shape() if arguments.program == TRAIN else (experiment,)
     num_places = NUM_PLACES if arguments.explain else 0
     plans = [plan(one, target, program, dump=arguments.dump, num_places=num_places) for one in shapes]
     # Of several shapes of batches that which takes the most memory is shown whole.

@@ -14,6 +14,7 @@ from dit_video.progress import Terminal
 from dit_video.run import workload
 from dit_video.run.checks import check_fields
 from dit_video.run.preflight import preflight
+from dit_video.run.shapes import balanced
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -25,6 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.check:
         if run_of(arguments.config) is not None:
             check_prepared(experiment.data.source)
+        experiment = balanced(experiment)
         check_fields(experiment)
         lines = preflight(experiment)
         for line in lines:
@@ -48,10 +50,11 @@ def main(arguments: argparse.Namespace) -> int:
     table.add_section()
     table.add_row("all", f"{definition.num_params:,}")
     console.print(table)
-    flops = workload.step_flops(experiment)
-    batch = experiment.data.batch_size
-    console.print(
-        f"FLOPs of a training step (forward and backward, batch {batch}): {flops:.4g}; of a clip: {flops / batch:.4g}\n"
-        f"fingerprint: {experiments.fingerprint(experiment)}",
-    )
+    experiment = balanced(experiment)
+    for number, one in enumerate(experiment.by_shape()):
+        flops, batch = workload.step_flops(one), one.data.batch_size
+        of = f" of {experiment.data.shapes[number]}" if experiment.data.shapes else ""
+        step = f"FLOPs of a training step (forward and backward, batch {batch}{of}): {flops:.4g}"
+        console.print(f"{step}; of a clip: {flops / batch:.4g}")
+    console.print(f"fingerprint: {experiments.fingerprint(experiment)}")
     return 0
