@@ -12,7 +12,7 @@ from sample_videos import waves
 from dit_video.cli.main import main
 from dit_video.data.record import Split
 from dit_video.data.sources import VideoSet
-from dit_video.ingest.action_files import ActionFiles, Leads
+from dit_video.ingest.action_files import ActionFiles, Leads, _read
 from dit_video.ingest.array_files import ACTIONS
 from dit_video.ingest.ingest import ingest
 from dit_video.ingest.transcoding import Transcoding
@@ -88,10 +88,9 @@ def test_a_video_without_actions_of_its_own_is_left_out_and_named(tmp_path):
     ],
 )  # fmt: skip
 def test_what_is_no_action_is_named(array, named, tmp_path):
-    folder = videos(tmp_path / "in")
-    np.savez(folder / "0.npz", action=array)
+    np.savez(tmp_path / "0.npz", action=array)
     with pytest.raises(ValueError, match=named):
-        made(folder, tmp_path / "out", "{stem}.npz")
+        _read(tmp_path / "0.npz", ())
 
 
 def test_the_command_asks_what_a_row_leads_to(tmp_path, capsys):

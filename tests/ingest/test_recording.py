@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pools import InThisProcess
 
 from dit_video.cli.main import main
 from dit_video.data.record import Split
@@ -28,32 +29,17 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if "array_record" in path.name}
 
 
-class _Here:
-    """A pool of no processes."""
-
-    def __init__(self, *args, **kwargs): ...
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args): ...
-    def shutdown(self, **kwargs): ...
-    def submit(self, function, *arguments):
-        done = recording.Future()
-        done.set_result(function(*arguments))
-        return done
-
-
 @pytest.fixture
 def here(monkeypatch):
     """Episodes are recorded in this process."""
-    monkeypatch.setattr(recording, "ProcessPoolExecutor", _Here)
+    monkeypatch.setattr(recording, "ProcessPoolExecutor", InThisProcess)
 
 
 @pytest.fixture(scope="module")
 def corridor(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded") / "set"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recording, "ProcessPoolExecutor", _Here)
+        patch.setattr(recording, "ProcessPoolExecutor", InThisProcess)
         return folder, record(SMALL, folder, num_workers=2, held_out_fraction=0.3)
 
 

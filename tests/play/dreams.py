@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pools import InThisProcess
 
 from dit_video.data.dataset import Data
 from dit_video.data.signals import ACTION, Actions
@@ -31,26 +32,11 @@ class Perfect:
         return self.world.step(int(action)).frame[None]
 
 
-class _Here:
-    """A pool of no processes."""
-
-    def __init__(self, *args, **kwargs): ...
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args): ...
-    def shutdown(self, **kwargs): ...
-    def submit(self, function, *arguments):
-        done = recording.Future()
-        done.set_result(function(*arguments))
-        return done
-
-
 def recorded(folder: Path) -> Data:
     """Data of a few episodes of the corridor."""
     small = Recording(environment="corridor", num_steps=30, episode_steps=10, size=SIZE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recording, "ProcessPoolExecutor", _Here)
+        patch.setattr(recording, "ProcessPoolExecutor", InThisProcess)
         record(small, folder, num_workers=1, held_out_fraction=0.5)
     return Data(
         source=VideoSet(directory=str(folder)),
