@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dit_video.arrays import Latents, Mean, Output, Time
@@ -217,8 +218,12 @@ class Gaussian:
 
         Spaced, then shifted as in training for latents of `num_positions` = t h w, then those nearest on the path.
         """
+        return jnp.asarray(self.host_times(num_steps, num_positions, spacing))
+
+    def host_times(self, num_steps: int, num_positions: int, spacing: Spacing) -> Float[np.ndarray, "steps"]:
+        """`time_grid` as numbers of the host, for which nothing is compiled."""
         shifted = shift_time(spacing.times(num_steps), self._shift_factor(num_positions))
-        return jnp.asarray(self.path.nearest(shifted), jnp.float32)
+        return np.asarray(self.path.nearest(shifted), np.float32)
 
     def _shift_factor(self, num_positions: int) -> float:
         return 1.0 if self.shift is None else self.shift.factor(num_positions)

@@ -101,8 +101,7 @@ class RollOut:
         if scale < 0 or (scale != 1 and not self.guided):
             why = "must be at least 0" if scale < 0 else "needs guided=True when the world is opened"
             raise ValueError(f"guidance={scale}: {why}")
-        with jax.ensure_compile_time_eval():  # numbers also where a program is traced
-            grid = np.asarray(self.objective.time_grid(steps, int(np.prod(self.latents)), self.sampler.spacing))
+        grid = self.objective.host_times(steps, int(np.prod(self.latents)), self.sampler.spacing)
         times = np.pad(grid, (0, MAX_STEPS - steps))
         return Settings(times, np.asarray(steps, np.int32), np.asarray(scale, np.float32))
 

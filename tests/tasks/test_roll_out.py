@@ -152,7 +152,7 @@ def test_a_world_makes_the_frames_of_its_task_in_one_program_and_the_same_again(
     world.num_steps = 2
     world.reset(frames[:1], None, seed=3)
     assert np.abs(world.step(1).astype(int) - world.step(None)).max() > 0
-    assert not [name for name in compiled if "backend_compile" in name]
+    assert [name for name in compiled if "backend_compile" in name] == []
     with pytest.raises(ValueError, match=r"guidance=2\.0: needs guided=True"):
         world.guidance = 2.0
     with pytest.raises(ValueError, match="action 3: must be a number under 3"):
