@@ -29,8 +29,8 @@ _PART = {"TPU v6 lite": 1024, "TPU7x": 1024}
 _SMALLER_PART = 512
 _ONCE = 64
 PARTS_BYTES = 2 * 2**30
-# What a kernel may take of a core's own memory: less than any chip has since v5.
-_VMEM_BYTES = 64 * 2**20
+# What a kernel may take of a core's own memory, of which chips since v5 have 64 MiB and more.
+_VMEM_BYTES = 48 * 2**20
 _LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)
 _ROWS = (((1,), (1,)), ((), ()))  # a b^T
 
