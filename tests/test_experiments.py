@@ -68,6 +68,7 @@ def test_clips_fit_the_networks(experiment):
     assert workload.step_flops(experiment) > 0
 
 
+@pytest.mark.slow
 def test_show_works_where_there_is_no_data_and_no_codec(tmp_path):
     command = [sys.executable, "-m", "dit_video", "show", f"--config={ROOT}/experiments/quickstart.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -225,6 +225,7 @@ def task_of(variant: Variant) -> Denoise:
     return dataclasses.replace(SMALL_DENOISE, network=config)
 
 
+@pytest.mark.slow
 @ONE_VARIANT
 def test_a_step_of_training_lowers_the_loss_that_it_is_of(variant, codec, cached):
     task = task_of(variant)

@@ -80,6 +80,13 @@ CONFIGS = {
         "dual_attention_layers": (0,),
     },
 }
+EACH = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=[pytest.mark.slow] if name == "SD3.5-large" else [])
+        for name, config in CONFIGS.items()
+    ],
+)
 # (t, h, w) of latents and how many tokens of text.
 SHAPES = (((1, 6, 10), 7), ((1, 4, 2), 1))
 MEDIUM = CONFIGS["SD3.5-medium"]
@@ -126,7 +133,7 @@ def random_params(network: SD3) -> dict[str, np.ndarray]:
     return {n: 0.1 * rng.standard_normal(s.shape, np.float32) for n, s in network.define().shapes.items()}
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@EACH
 def test_weights_of_diffusers_compute_the_same_here(config, tmp_path):
     theirs = their_network(config)
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -145,7 +152,7 @@ def test_weights_of_diffusers_compute_the_same_here(config, tmp_path):
         np.testing.assert_array_equal(value, weights[name].numpy(), strict=True)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@EACH
 def test_a_folder_from_here_computes_the_same_in_diffusers(config, tmp_path):
     network = our_network(their_network(config))
     params, shape = random_params(network), (1, 6, 10)

@@ -100,7 +100,7 @@ CASES = {
 each = pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=name, marks=[pytest.mark.slow] if name.startswith("another") else [])
+        pytest.param(case, id=name, marks=[pytest.mark.slow] if "CogVideoX" in name else [])
         for name, case in CASES.items()
     ],
 )
@@ -326,6 +326,7 @@ def test_a_codec_and_its_task_are_of_the_family_that_they_came_from(name):
     assert all(stranger.of_task(task) is stranger.of_codec(codec) is None for stranger in strangers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_tiles_are_closer_to_the_whole_than_those_of_diffusers(name):
     """Of the same size and overlap. Both are approximate, by norms and attention over rows and columns, and cut

@@ -187,6 +187,7 @@ def test_a_run_that_was_moved_has_its_codec_with_it_or_is_told_another(pipeline,
     assert (tmp_path / "bird.gif").read_bytes() == picture
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_sampled_by_the_names_of_its_classes(imported, tmp_path, capsys):
     words = ["--num_clips=2", "--num_steps=2", "--guidance=2", f"--out={tmp_path / 'birds.gif'}"]
     assert main(["sample", f"--workdir={imported}", "--label=bird", *words]) == 0

@@ -108,6 +108,7 @@ def test_what_cannot_be_split_says_why(autoencoder):
     assert "config.mesh.tensor=8: an autoencoder is split along data and fsdp only" in autoencoder[MESHES[2]].refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [mesh for mesh in ALL if mesh.values[0] in COLLECTIVES], ids=str)
 def test_a_step_sends_what_it_must_and_no_more(mesh, split):
     assert {(*c.axes, c.kind): c.count for c in split(mesh).traffic.collectives} == COLLECTIVES[mesh]
