@@ -55,13 +55,18 @@ def run(out: Path, options: dict, moment: int | None) -> dict:
     return {"killed": os.WIFSIGNALED(status), "status": status, **json.loads(told or b"{}")}
 
 
-def main(out: str, options: str, moments: str) -> None:
-    """Prints how the runs ended: one for each moment, and the last without one, where the set is not whole before."""
-    for moment in [*json.loads(moments), None]:
-        told = run(Path(out), json.loads(options), moment)
-        print(json.dumps({"moment": moment, **told}), flush=True)
-        if not told["killed"]:
-            break
+def main(options: str, sets: str) -> None:
+    """Of each set {folder: moments} prints how its runs ended, in a line.
+
+    There is one run for each moment, and the last without one, where the set is not whole before.
+    """
+    for out, moments in json.loads(sets).items():
+        told = []
+        for moment in [*moments, None]:
+            told.append({"moment": moment, **run(Path(out), json.loads(options), moment)})
+            if not told[-1]["killed"]:
+                break
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

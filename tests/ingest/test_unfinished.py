@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,14 +35,14 @@ def sources(folder: Path, first: int = 0) -> Path:
     return folder
 
 
-def killed(out: Path, moments: list[int], tmp_path: Path, **options) -> list[dict]:
-    """Runs with everything that a program may write to in folders of their own, which stay empty."""
+def killed(sets: Mapping[Path, list[int]], tmp_path: Path, **options) -> list[list[dict]]:
+    """Runs of each set, with everything that a program may write to in folders of their own, which stay empty."""
     elsewhere = {name: tmp_path / "elsewhere" / name for name in ("HOME", "TMPDIR", "here")}
     for folder in elsewhere.values():
         folder.mkdir(parents=True, exist_ok=True)
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, PROGRAM, out, json.dumps(options), json.dumps(moments)],
+        [sys.executable, PROGRAM, json.dumps(options), json.dumps({str(out): list(sets[out]) for out in sets})],
         cwd=elsewhere["here"],
         env={**os.environ, "HOME": str(elsewhere["HOME"]), "TMPDIR": str(elsewhere["TMPDIR"]), "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
@@ -64,7 +64,7 @@ def test_an_ingest_goes_on_after_a_kill(tmp_path):
     """
     videos = sources(tmp_path / "videos")
     ingest([videos], tmp_path / "whole", transcoding=Transcoding(num_workers=1))
-    runs = killed(videos / "set", [14, 30], tmp_path, sources=[str(videos)])
+    (runs,) = killed({videos / "set": [14, 30]}, tmp_path, sources=[str(videos)])
     assert [run["killed"] for run in runs] == [True, True, False]
     assert runs[-1]["decoded"] == 0
     assert content(videos / "set") == content(tmp_path / "whole")
@@ -82,11 +82,14 @@ def check_extension(tmp_path: Path, moments: Iterable[int]) -> None:
     a, b = sources(tmp_path / "a"), sources(tmp_path / "b", first=5)
     ingest([a], tmp_path / "old", transcoding=Transcoding(num_workers=1))
     ingest([a, b], tmp_path / "whole", transcoding=Transcoding(num_workers=1))
-    for moment in moments:
-        out = shutil.copytree(tmp_path / "old", tmp_path / f"set{moment}")
-        first, *more = killed(out, [moment], tmp_path, sources=[str(b)], add=True)
+    sets = {shutil.copytree(tmp_path / "old", tmp_path / f"set{moment}"): [moment] for moment in moments}
+    check_killed(sets, killed(sets, tmp_path, sources=[str(b)], add=True), content(tmp_path / "whole"))
+
+
+def check_killed(sets: Mapping[Path, list[int]], runs: list[list[dict]], whole: dict[str, bytes]) -> None:
+    for (out, moments), (first, *more) in zip(sets.items(), runs, strict=True):
         assert first["killed"] or not more
-        assert content(out) == content(tmp_path / "whole"), moment
+        assert content(out) == whole, moments
 
 
 # More than an ingest makes changes of the disk: 57 to 61.
@@ -102,10 +105,8 @@ def test_an_extension_goes_on_after_a_kill_at_any_moment(tmp_path):
 def test_an_ingest_goes_on_after_a_kill_at_any_moment(tmp_path):
     videos = sources(tmp_path / "videos")
     ingest([videos], tmp_path / "whole", transcoding=Transcoding(num_workers=1))
-    for moment in ALL:
-        first, *more = killed(tmp_path / f"set{moment}", [moment], tmp_path, sources=[str(videos)])
-        assert first["killed"] or not more
-        assert content(tmp_path / f"set{moment}") == content(tmp_path / "whole"), moment
+    sets = {tmp_path / f"set{moment}": [moment] for moment in ALL}
+    check_killed(sets, killed(sets, tmp_path, sources=[str(videos)]), content(tmp_path / "whole"))
 
 
 FACTS = Facts(frames=4, fps=10.0, width=16, height=16, left_out=0, doubled=0, notes="")
