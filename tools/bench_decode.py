@@ -6,6 +6,7 @@ Both sides decode the same files in turn, each in processes of its own. What is 
 times of each, above 1 where this checkout is slower: other programs only add to a time, so that the least says most.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -42,7 +43,11 @@ print(json.dumps(found))
 
 
 def main() -> None:
-    other = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("other", type=Path, metavar="OTHER_CHECKOUT")
+    other = parser.parse_args().other
+    if not (other / "dit_video" / "video" / "decode.py").is_file():
+        parser.error(f"{other}: is no checkout of dit_video; `git worktree add {other} REV` makes one")
     with tempfile.TemporaryDirectory() as folder:
         paths = _videos(Path(folder))
         least: dict[str, dict[Path, float]] = {}
