@@ -1,5 +1,6 @@
 """What a person sees in a terminal: messages, in which names are printed as they are, and progress bars with an ETA."""
 
+import contextlib
 import datetime
 import time
 import unicodedata
@@ -94,6 +95,31 @@ def bar(unit: str, console: Console | None = None) -> Progress:
     )
 
 
+@contextlib.contextmanager
+def progress_of(
+    title: str, *, total: int, unit: str, console: Console | None = None
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar, which is called with how many of `total` are done.
+
+    Where there is no terminal to draw a bar on, as in a batch job, a line every `LINE_EVERY` seconds says the same.
+    """
+    console = console or _stderr()
+    began = last_print = time.monotonic()
+    with bar(unit, console) as progress:
+        task = progress.add_task(title, total=total)
+
+        def show(done: int) -> None:
+            nonlocal last_print
+            progress.update(task, completed=done)
+            now = time.monotonic()
+            if not console.is_terminal and now - last_print > LINE_EVERY and 0 < done < total:
+                last_print, rate = now, done / (now - began)
+                left = datetime.timedelta(seconds=round((total - done) / rate))
+                console.print(f"{title}: {done}/{total}, {rate:.1f} {unit}/s, ETA {left}")
+
+        yield show
+
+
 def counted(
     items: Iterable[Item],
     title: str,
@@ -103,21 +129,10 @@ def counted(
     size: Callable[[Item], int] = lambda item: 1,
     console: Console | None = None,
 ) -> Iterator[Item]:
-    """Yields `items` under a progress bar; each counts `size(item)` of `total` once the next one is requested.
-
-    Where there is no terminal to draw a bar on, as in a batch job, a line every `LINE_EVERY` seconds says the same.
-    """
-    console = console or _stderr()
-    began = last_print = time.monotonic()
+    """Yields `items` under a progress bar; each counts `size(item)` of `total` once the next one is requested."""
     done = 0
-    with bar(unit, console) as progress:
-        task = progress.add_task(title, total=total)
+    with progress_of(title, total=total, unit=unit, console=console) as show:
         for item in items:
             yield item
-            progress.advance(task, size(item))
             done += size(item)
-            now = time.monotonic()
-            if not console.is_terminal and now - last_print > LINE_EVERY and done < total:
-                last_print, rate = now, done / (now - began)
-                left = datetime.timedelta(seconds=round((total - done) / rate))
-                console.print(f"{title}: {done}/{total}, {rate:.1f} {unit}/s, ETA {left}")
+            show(done)

@@ -31,22 +31,22 @@ def actions_of(source: VideoSet, manifest: Manifest) -> dict[str, Any] | None:
     }
 
 
-def action_lines(said: dict[str, Any] | None) -> list[str]:
+def action_lines(about: dict[str, Any] | None) -> list[str]:
     """The same in words."""
-    if said is None:
+    if about is None:
         return []
-    of = "numbers of an action, least, mean and greatest" if said["continuous"] else "frames of each action"
+    of = "numbers of an action, least, mean and greatest" if about["continuous"] else "frames of each action"
     lines = []
-    for split, summary in said["frames"].items():
+    for split, summary in about["frames"].items():
         if not summary:
             continue
-        if said["continuous"]:
+        if about["continuous"]:
             shown = [f"{name} {low:.3g} {mean:.3g} {high:.3g}" for name, (low, mean, high) in summary.items()]
         else:
             total = max(1, sum(summary.values()))
             shown = [f"{name} {count} ({count / total:.1%})" for name, count in summary.items()]
-        lines.append(f"{split}, {said['videos_read'][split]} videos: {of}: {', '.join(shown)}")
-    return lines + [f"pose of the camera in each frame: {', '.join(said['pose'])}"] * bool(said["pose"])
+        lines.append(f"{split}, {about['videos_read'][split]} videos: {of}: {', '.join(shown)}")
+    return lines + [f"pose of the camera in each frame: {', '.join(about['pose'])}"] * bool(about["pose"])
 
 
 def _read(source: VideoSet, manifest: Manifest, split: Split) -> list[np.ndarray]:

@@ -1,12 +1,12 @@
 """`dit-video play`: a trained world in a page, or a recording of it made again."""
 
 import argparse
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from dit_video.config.extras import require
 from dit_video.config.user_file import ExperimentError
 from dit_video.play.recording import Recording, Replay, read_recording
 from dit_video.play.stage import Stage
@@ -14,8 +14,6 @@ from dit_video.play.stream import Starts, Stream
 from dit_video.progress import Terminal, counted
 from dit_video.run.world import World, open_world
 from dit_video.video.encode import stream_mp4
-
-_LIBRARIES = ("starlette", "uvicorn", "websockets")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -25,19 +23,12 @@ def main(arguments: argparse.Namespace) -> int:
         guided = bool((recording.guidance != 1).any())
         world = open_world(arguments.workdir, step=arguments.step, guided=guided, console=console)
         return replay(world, recording, arguments.out / f"{arguments.replay.stem}_replay.mp4", console)
-    check_libraries()
+    require(("starlette", "uvicorn", "websockets"), "web", "play")
     world = open_world(arguments.workdir, step=arguments.step, guided=arguments.guided, console=console)
     with console.status("compiling"):
         world.warm_up()
     serve(world, arguments, console)
     return 0
-
-
-def check_libraries() -> None:
-    """Raises ExperimentError where a library of the extra `web` is not installed."""
-    for library in _LIBRARIES:
-        if importlib.util.find_spec(library) is None:
-            raise ExperimentError(f"{library} is not installed; play needs the extra web: pip install -e '.[web]'")
 
 
 def serve(world: World, arguments: argparse.Namespace, console: Terminal) -> None:
@@ -51,7 +42,7 @@ def serve(world: World, arguments: argparse.Namespace, console: Terminal) -> Non
             f"--workdir={arguments.workdir}: its actions are {starts.actions}; keys are for discrete ones, and "
             "WorldEnv (dit_video/play/world_env.py) takes any"
         )
-    stage = Stage(world, starts.actions, beside=starts.true_world(), repeat=starts.repeat)
+    stage = Stage(world, starts.actions, true_world=starts.true_world(), repeat=starts.repeat)
     play = Play(stage, starts.at, len(starts), arguments.out, guided=arguments.guided)
     app = application(play, title=f"dit_video play {arguments.workdir.name}")
     server = Server(app, port=arguments.port, host=arguments.host)

@@ -1,10 +1,10 @@
 """`dit-video watch`: the page of `report` on 127.0.0.1, kept current."""
 
 import argparse
-import importlib.util
 
 import jax
 
+from dit_video.config.extras import require
 from dit_video.config.user_file import ExperimentError
 from dit_video.progress import Terminal
 from dit_video.report.recorded_run import read_runs
@@ -15,9 +15,7 @@ def main(arguments: argparse.Namespace) -> int:
     for folder in arguments.workdirs:
         if address(folder) is not None:
             raise ExperimentError(f"{folder}: is in a bucket; `dit-video report` copies what it has and draws that")
-    for library in ("starlette", "uvicorn"):
-        if importlib.util.find_spec(library) is None:
-            raise ExperimentError(f"{library} is not installed; watch needs the extra web: pip install -e '.[web]'")
+    require(("starlette", "uvicorn"), "web", "watch")
     read_runs(arguments.workdirs)
     jax.config.update("jax_platforms", "cpu")
     from dit_video.report.live import application

@@ -4,6 +4,18 @@ The package is on no index, so that a command that named it there would install 
 an extra is installed from a checkout.
 """
 
+import importlib.util
+from collections.abc import Sequence
+
+from dit_video.config.user_file import ExperimentError
+
+
+def require(libraries: Sequence[str], extra: str, what: str) -> None:
+    """Raises ExperimentError where a library of an extra, which `what` needs, is not installed."""
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            raise ExperimentError(f"{library} is not installed; {what} needs the extra {extra}: {install(extra)}")
+
 
 def install(*extras: str) -> str:
     """The command that installs extras of pyproject.toml, with the folder that it is typed in."""

@@ -63,9 +63,9 @@ class Data:
     def batch_sizes(self) -> dict[str, int]:
         """Clips of each global batch, or what these will be multiples of, by the field that says so."""
         sizes = {f"shapes[{number}].batch_size": shape.batch_size for number, shape in enumerate(self.shapes)}
-        given = {name: size for name, size in sizes.items() if size is not None}
-        chosen = {"batch_multiple": self.batch_multiple} if len(given) < len(sizes) else {}
-        return given | chosen if self.shapes else {"batch_size": self.batch_size}
+        fixed = {name: size for name, size in sizes.items() if size is not None}
+        chosen = {"batch_multiple": self.batch_multiple} if len(fixed) < len(sizes) else {}
+        return fixed | chosen if self.shapes else {"batch_size": self.batch_size}
 
     @classmethod
     def of_text(cls, source: TextSet, *, batch_size: int, num_threads: int = 2) -> "Data":

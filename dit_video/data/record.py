@@ -55,7 +55,7 @@ class Record:
         tokens: of a text that is learnt; None elsewhere.
         actions: what was pressed before each frame (video/actions.py), of all frames of `video`, or of the clip that
             was encoded into `moments`; None where there are none.
-        poses: of the camera in each of these frames, where the world told it.
+        poses: of the camera in each of these frames, where the world gives it.
     """
 
     key: str

@@ -125,11 +125,11 @@ def losses(
     largest = np.array([areas[frames == number].max() if max_area is None else max_area for number in frames])
     longest = frames.max() if max_frames is None else max_frames
     there = extents.clip_frames(clips)[:, None]
-    wanted = np.minimum(there, longest)
+    clip_frames = np.minimum(there, longest)
     # [n, shapes, 2]: the frame of the clip that each record would be.
     shrink = np.minimum(1, np.sqrt(largest / extents.sizes.prod(1, dtype=float)[:, None]))
     own = extents.sizes[:, None].astype(float) * shrink[..., None]
-    whole = own.prod(2) * wanted
+    whole = own.prod(2) * clip_frames
     scale = (of_shapes / own).max(2)
     taken = np.broadcast_to(areas * frames, whole.shape)
     real = taken / np.maximum(scale, 1) ** 2

@@ -1,9 +1,6 @@
 """Actions of strangers' videos: a file beside each video, .npz, .jsonl, .csv or .parquet, a row for each frame."""
 
 import enum
-import io
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -11,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dit_video.config.array_file import read_arrays
 from dit_video.data.tracks import Tracks, TrackSpace
 from dit_video.data.video_set import Entry
 from dit_video.ingest.source_files import SourceFile
@@ -135,14 +133,14 @@ def _space(raw: Mapping[str, tuple[np.ndarray, tuple[str, ...]]]) -> ActionSpace
         )
         raise ValueError(f"--actions: videos have {' and '.join(map(str, widths))} numbers a frame, such as {key}")
     (width,) = widths
-    given = list(dict.fromkeys(names for _, names in raw.values() if names))
+    named = list(dict.fromkeys(names for _, names in raw.values() if names))
     if width:
-        if len(given) > 1:
-            raise ValueError(f"--actions: files name their numbers differently: {given[0]} and {given[1]}")
-        names = given[0] if given else tuple(f"action_{number}" for number in range(width[0]))
+        if len(named) > 1:
+            raise ValueError(f"--actions: files name their numbers differently: {named[0]} and {named[1]}")
+        names = named[0] if named else tuple(f"action_{number}" for number in range(width[0]))
         return ActionSpace(names=names, continuous=True)
-    if given and len(given[0]) and all(names for _, names in raw.values()):
-        return ActionSpace(names=tuple(dict.fromkeys(name for names in given for name in names)))
+    if named and len(named[0]) and all(names for _, names in raw.values()):
+        return ActionSpace(names=tuple(dict.fromkeys(name for names in named for name in names)))
     highest = max(int(actions.max(initial=0)) for actions, _ in raw.values())
     return ActionSpace(names=tuple(str(number) for number in range(highest + 1)))
 
@@ -155,18 +153,15 @@ def _read(path: Path, columns: Sequence[str]) -> tuple[np.ndarray, tuple[str, ..
 
 
 def _read_npz(path: Path, columns: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    if path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{path.name}: {path.stat().st_size} bytes, more than the {_MAX_BYTES} that are read")
+    choices = columns or _ARRAYS
     try:
-        with zipfile.ZipFile(path) as archive, np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            there = [name.removesuffix(".npy") for name in archive.namelist()]
-            name = next((name for name in (columns or _ARRAYS) if name in there), None)
-            actions = np.zeros(0) if name is None else file[name]
-            named = next((file[name] for name in _NAMES if name in there), np.zeros(0, str))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path.name}: no readable .npz ({error})") from error
+        arrays, there = read_arrays(path, {*choices, *_NAMES}, max_bytes=_MAX_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    name = next((name for name in choices if name in arrays), None)
     if name is None:
-        raise ValueError(f"{path.name}: has no array {' or '.join(columns or _ARRAYS)}, but {', '.join(there)}")
+        raise ValueError(f"{path.name}: has no array {' or '.join(choices)}, but {', '.join(there)}")
+    actions, named = arrays[name], next((arrays[name] for name in _NAMES if name in arrays), np.zeros(0, str))
     # "Button.TURN_LEFT" and the like are of enumerations.
     names = tuple(str(word).rpartition(".")[2].lower() for word in named.ravel()) if named.dtype.kind == "U" else ()
     if actions.ndim == 1 and actions.dtype.kind in "iu":

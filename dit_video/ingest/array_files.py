@@ -1,12 +1,10 @@
 """Recordings as arrays: a .npz of videos [N T H W 3], often with actions and captions, unpacked into clips."""
 
-import io
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from dit_video.config.array_file import read_arrays
 from dit_video.video.encode import encode_mp4
 
 SUFFIX = ".npz"
@@ -28,10 +26,13 @@ def unpack(source: Path, folder: Path) -> Path:
     Raises:
         ValueError: it is damaged, or has no videos; says what it has.
     """
-    arrays = _read(source)
+    try:
+        arrays, there = read_arrays(source, {*_VIDEOS, *_ACTIONS, *_CAPTIONS, _RATE}, max_bytes=_MAX_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     name = next((name for name in _VIDEOS if name in arrays), None)
     if name is None:
-        raise ValueError(f"{source}: has no array {' or '.join(_VIDEOS)}, but {', '.join(arrays)}; rename it")
+        raise ValueError(f"{source}: has no array {' or '.join(_VIDEOS)}, but {', '.join(there)}; rename it")
     videos = arrays[name]
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3 or 0 in videos.shape:
         raise ValueError(f"{source}: {name} is {videos.dtype} of shape {videos.shape}, not uint8 [N T H W 3]")
@@ -51,17 +52,3 @@ def unpack(source: Path, folder: Path) -> Path:
         if captions is not None:
             (out / f"{stem}.txt").write_text(str(captions[number]), encoding="utf-8")
     return out
-
-
-def _read(source: Path) -> dict[str, np.ndarray]:
-    wanted = {*_VIDEOS, *_ACTIONS, *_CAPTIONS, _RATE}
-    try:
-        with zipfile.ZipFile(source) as archive, np.load(io.BytesIO(source.read_bytes()), allow_pickle=False) as file:
-            if (size := sum(entry.file_size for entry in archive.infolist())) > _MAX_BYTES:
-                raise ValueError(f"its arrays have {size} bytes, more than {_MAX_BYTES}; split it")
-            there = [name.removesuffix(".npy") for name in archive.namelist()]
-            return {name: file[name] if name in wanted else np.zeros(0) for name in there}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{source}: no readable .npz ({error})") from error

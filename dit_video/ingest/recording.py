@@ -32,8 +32,8 @@ from dit_video.worlds.policy import RANDOM, STICKY, open_policy
 
 _FRAMES_AT_ONCE = 32
 
-# Called as (frames recorded, of all).
-Progress = Callable[[int, int], None]
+# Called with the number of steps that are recorded.
+Progress = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def record(
     *,
     held_out_fraction: float = 0.1,
     num_workers: int | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda done: None,
 ) -> Manifest:
     """Records a world into a new video set; goes on where it was killed.
 
@@ -131,7 +131,7 @@ def _episodes(recording: Recording, done: Unfinished, num_workers: int, progress
     """Records the episodes 0, 1, ... until there are enough steps; returns what is kept of each, by name."""
     found: dict[str, _Episode] = {}
     steps = 0
-    progress(0, recording.num_steps)
+    progress(0)
     # Of threads of this process, which a fork would copy half-way through, none may be in them.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=spawn, initializer=_end_with_parent) as pool:
@@ -149,7 +149,7 @@ def _episodes(recording: Recording, done: Unfinished, num_workers: int, progress
                 while waiting and (len(waiting) >= 2 * num_workers or waiting[0][1] is None):
                     found |= _kept(done, *waiting.popleft())
                     steps = sum(episode.frames - 1 for episode in found.values())
-                    progress(min(steps, recording.num_steps), recording.num_steps)
+                    progress(min(steps, recording.num_steps))
                     if steps >= recording.num_steps:
                         return found
         finally:

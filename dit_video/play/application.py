@@ -6,6 +6,7 @@ waits to be sent.
 """
 
 import asyncio
+import html
 import importlib.resources
 import io
 import json
@@ -22,10 +23,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from dit_video.play.stage import Shown, Stage
 from dit_video.play.stream import Start, of_picture
+from dit_video.tasks.roll_out import MAX_STEPS
 
 _FILES = importlib.resources.files("dit_video.play") / "files"
 _TYPES = {"play.js": "text/javascript", "play.css": "text/css"}
@@ -35,7 +37,7 @@ _POLICY = (
 )
 # Bytes of a picture that a page sends.
 MAX_PICTURE = 16 << 20
-MOST_STEPS, MOST_GUIDANCE = 64, 8.0
+MOST_GUIDANCE = 8.0
 
 # Keys of the keyboard that stand for actions of these names; the others have digits.
 _KEYS = {
@@ -117,7 +119,7 @@ class Play:
             "clips": self._num_starts,
             "fps": stage.stream.fps,
             "num_steps": stage.stream.num_steps,
-            "most_steps": MOST_STEPS,
+            "most_steps": MAX_STEPS,
             "guidance": stage.stream.guidance,
             "most_guidance": MOST_GUIDANCE,
             "guided": self._guided,
@@ -138,13 +140,8 @@ class Play:
             self._going.add_done_callback(self._ended)
         sending = asyncio.create_task(page.send())
         try:
-            while True:
-                message = await socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    break
+            while (message := await socket.receive())["type"] != "websocket.disconnect":
                 await self._heard(page, message)
-        except (WebSocketDisconnect, RuntimeError):
-            pass  # the connection broke off
         finally:
             sending.cancel()
             self._pages.remove(page)
@@ -156,10 +153,10 @@ class Play:
     async def _heard(self, page: Page, message: Mapping[str, Any]) -> None:
         try:
             content, picture = message.get("text"), message.get("bytes")
-            said = {} if content is None else json.loads(content)
-            if not isinstance(said, dict):
+            request = {} if content is None else json.loads(content)
+            if not isinstance(request, dict):
                 raise ValueError("must be an object")
-            if "drive" in said and self._driver is None:
+            if "drive" in request and self._driver is None:
                 self._drive(page)
                 self._tell_roles()
             elif page is not self._driver:
@@ -167,28 +164,28 @@ class Play:
             elif picture is not None:
                 await self._begin(await self._run(_picture, picture, self._stage.stream.size))
             else:
-                await self._do(page, said)
+                await self._do(page, request)
         except (ValueError, TypeError, KeyError) as error:
             page.tell(error=str(error))
 
-    async def _do(self, page: Page, said: Mapping[str, Any]) -> None:
-        if "action" in said:
-            self._action, self._pressed_at = self._checked(said["action"]), said.get("at")
-        if "paused" in said:
-            self._paused = bool(said["paused"])
-        if "step" in said:
+    async def _do(self, page: Page, request: Mapping[str, Any]) -> None:
+        if "action" in request:
+            self._action, self._pressed_at = self._checked(request["action"]), request.get("at")
+        if "paused" in request:
+            self._paused = bool(request["paused"])
+        if "step" in request:
             self._paused, self._single = True, min(self._single + 1, 2)
-        if "clip" in said:
-            self._clip = int(said["clip"]) % self._num_starts
+        if "clip" in request:
+            self._clip = int(request["clip"]) % self._num_starts
             await self._begin(await self._run(self._start_of, self._clip))
-        if "num_steps" in said:
-            steps = int(said["num_steps"])
-            if not 1 <= steps <= MOST_STEPS:
-                raise ValueError(f"num_steps={steps}: must be from 1 to {MOST_STEPS}")
+        if "num_steps" in request:
+            steps = int(request["num_steps"])
+            if not 1 <= steps <= MAX_STEPS:
+                raise ValueError(f"num_steps={steps}: must be from 1 to {MAX_STEPS}")
             self._stage.stream.num_steps = steps
-        if "guidance" in said:
-            self._stage.stream.guidance = min(max(float(said["guidance"]), 0.0), MOST_GUIDANCE)
-        if "save" in said:
+        if "guidance" in request:
+            self._stage.stream.guidance = min(max(float(request["guidance"]), 0.0), MOST_GUIDANCE)
+        if "save" in request:
             path = await self._run(self._stage.save, self._out)
             page.tell(saved=str(path))
         self._awake.set()
@@ -278,7 +275,7 @@ def _picture(content: bytes, size: tuple[int, int]) -> Start:
 
 def application(play: Play, *, title: str) -> Starlette:
     """The page at /, what it is made of, and the web socket at /socket."""
-    page = (_FILES / "play.html").read_text(encoding="utf-8").replace("TITLE", _escaped(title))
+    page = (_FILES / "play.html").read_text(encoding="utf-8").replace("TITLE", html.escape(title))
 
     def index(request: Request) -> Response:
         return HTMLResponse(page, headers={"content-security-policy": _POLICY})
@@ -290,9 +287,3 @@ def application(play: Play, *, title: str) -> Starlette:
         return Response((_FILES / name).read_text(encoding="utf-8"), media_type=_TYPES[name])
 
     return Starlette(routes=[Route("/", index), Route("/files/{name}", file), WebSocketRoute("/socket", play.serve)])
-
-
-def _escaped(text: str) -> str:
-    for character, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
-        text = text.replace(character, name)
-    return text

@@ -2,19 +2,20 @@
 
 import dataclasses
 import hashlib
-import io
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dit_video.config.array_file import read_arrays
 from dit_video.play.stream import Start, Stream
 
 _FORMAT = "dit_video.play 1"
 _FIELDS = ("format", "name", "frames", "actions", "num_steps", "guidance", "seed", "digest", "fps")
+_KNOWN_ACTIONS = "known_actions"
+# A day of actions and the frames of a beginning take a hundredth of it.
+_MAX_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Recording:
     """What was played from a beginning on.
 
     Attributes:
-        actions: of each step, [n] or [n A]; -1 or NaN where none was told.
+        actions: of each step, [n] or [n A]; -1 or NaN where none was known.
         num_steps, guidance: with which each frame was made, [n].
         digest: sha256 of all frames that were made.
     """
@@ -36,7 +37,7 @@ class Recording:
     fps: float
 
     def write(self, path: Path) -> None:
-        known: dict[str, Any] = {} if self.start.actions is None else {"known_actions": self.start.actions}
+        known: dict[str, Any] = {} if self.start.actions is None else {_KNOWN_ACTIONS: self.start.actions}
         with path.open("wb") as file:
             np.savez_compressed(
                 file,
@@ -60,19 +61,15 @@ def read_recording(path: Path) -> Recording:
         ValueError: it is none.
     """
     try:
-        with zipfile.ZipFile(path) as archive, np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            there = [name.removesuffix(".npy") for name in archive.namelist()]
-            content: dict[str, Any] = {name: file[name] for name in there}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        content, _ = read_arrays(path, {*_FIELDS, _KNOWN_ACTIONS}, max_bytes=_MAX_BYTES)
+    except ValueError as error:
         raise ValueError(f"{path}: no recording of dit-video play ({error})") from error
     missing = [name for name in _FIELDS if name not in content]
     if missing or str(content["format"]) != _FORMAT:
         raise ValueError(f"{path}: no recording of dit-video play: has no {', '.join(missing) or _FORMAT}")
     if not len(content["actions"]) == len(content["num_steps"]) == len(content["guidance"]):
         raise ValueError(f"{path}: has another number of actions than of steps")
-    start = Start(name=str(content["name"]), frames=content["frames"], actions=content.get("known_actions"))
+    start = Start(name=str(content["name"]), frames=content["frames"], actions=content.get(_KNOWN_ACTIONS))
     return Recording(
         start=start,
         seed=int(content["seed"]),

@@ -47,12 +47,12 @@ class Stage:
         actions: that it takes.
     """
 
-    def __init__(self, stream: Stream, actions: ActionSpace, *, beside: Environment | None = None, repeat: int = 1):
+    def __init__(self, stream: Stream, actions: ActionSpace, *, true_world: Environment | None = None, repeat: int = 1):
         """Args:
-        beside: the true world, which the same actions go to, `repeat` times each.
+        true_world: which the same actions go to, `repeat` times each.
         """
         self.stream, self.actions = stream, actions
-        self._beside, self._repeat = beside, repeat
+        self._true_world, self._repeat = true_world, repeat
         self._start: Start | None = None
         # Without a name, and gone with this value.
         self._frames = tempfile.TemporaryFile()  # noqa: SIM115
@@ -97,7 +97,7 @@ class Stage:
             self._number += 1
             if self._number <= _MOST_KEPT:
                 self._frames.write(frame.tobytes())
-            self._go_beside(action)
+            self._step_true_world(action)
             shown.append(Shown(number=self._number, dream=frame, true=self._true, seconds=seconds))
         return shown
 
@@ -142,23 +142,23 @@ class Stage:
         self._frames.seek(0, 2)
 
     def _true_of(self, start: Start) -> np.ndarray | None:
-        self._beside_ended = start.episode is None
-        if self._beside is None or start.episode is None:
+        self._true_ended = start.episode is None
+        if self._true_world is None or start.episode is None:
             return None
         seed, actions = start.episode
-        shown = self._beside.reset(seed)
+        shown = self._true_world.reset(seed)
         for action in actions:
             for _ in range(self._repeat):
-                shown = self._beside.step(action)
+                shown = self._true_world.step(action)
         return shown.frame
 
-    def _go_beside(self, action: Any) -> None:
+    def _step_true_world(self, action: Any) -> None:
         unknown = np.array_equal(action, self.actions.unknown(1)[0], equal_nan=self.actions.continuous)
-        if self._beside is None or self._beside_ended or unknown:
+        if self._true_world is None or self._true_ended or unknown:
             return
         for _ in range(self._repeat):
-            shown = self._beside.step(action)
+            shown = self._true_world.step(action)
             self._true = shown.frame
             if shown.ended:
-                self._beside_ended = True
+                self._true_ended = True
                 return

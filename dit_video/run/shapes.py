@@ -144,8 +144,8 @@ def choice(experiment: Experiment, extents: Extents, num: int | None) -> Choice:
     def loss(shapes: Sequence[BatchShape]) -> Loss:
         return shape_choice.loss_of(shapes, extents, budget, [estimated(shape) for shape in shapes])
 
-    given = experiment.data.shapes if num is None else ()
-    shapes = list(given) or shape_choice.choose(extents, budget, num or 1, estimated)
+    fixed = experiment.data.shapes if num is None else ()
+    shapes = list(fixed) or shape_choice.choose(extents, budget, num or 1, estimated)
     where = assigned(extents, shapes, budget.clips)
     lost = shape_choice.lost_by(shapes, extents, budget)
     uses, each = [], []

@@ -168,12 +168,12 @@ class World:
     def _of_frames(self, actions: Any, num_frames: int) -> np.ndarray:
         """An action for each of some frames, from one for all, one for each or none."""
         none = self._condition.none
-        given = none if actions is None else np.asarray(actions, none.dtype)
-        if given.shape not in (none.shape, (num_frames, *none.shape)):
-            raise ValueError(f"actions of shape {given.shape}: must be one of {none.shape}, or {num_frames} of them")
-        if self.num_actions is not None and not ((given >= -1) & (given < self.num_actions)).all():
-            raise ValueError(f"action {given.max()}: must be a number under {self.num_actions}, or -1 for none")
-        return np.broadcast_to(given, (num_frames, *none.shape))
+        each = none if actions is None else np.asarray(actions, none.dtype)
+        if each.shape not in (none.shape, (num_frames, *none.shape)):
+            raise ValueError(f"actions of shape {each.shape}: must be one of {none.shape}, or {num_frames} of them")
+        if self.num_actions is not None and not ((each >= -1) & (each < self.num_actions)).all():
+            raise ValueError(f"action {each.max()}: must be a number under {self.num_actions}, or -1 for none")
+        return np.broadcast_to(each, (num_frames, *none.shape))
 
     def _run(self, program: Any, *args: Any) -> Any:
         with jax.set_mesh(self.opened.mesh):

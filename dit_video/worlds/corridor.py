@@ -1,6 +1,6 @@
 """The corridor: a first-person maze with doors and keys, small enough to learn in minutes, which needs no extra.
 
-Every maze is a function of its seed, and every frame of the maze and the actions: an episode is told by its seed and
+Every maze is a function of its seed, and every frame of the maze and the actions: an episode is decided by its seed and
 its actions. The camera's pose is known in each frame, so that what a model has learnt of geometry can be judged.
 """
 

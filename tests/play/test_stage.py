@@ -85,7 +85,7 @@ def test_what_is_no_recording_is_named(content, tmp_path):
 
 def test_the_true_world_stands_where_the_known_frames_end_and_goes_on_with_them(starts):
     """Of every held-out clip: its last known frame is the true world's, but for H.264; then both go the same way."""
-    stage = Stage(Perfect(), starts.actions, beside=starts.true_world(), repeat=starts.repeat)
+    stage = Stage(Perfect(), starts.actions, true_world=starts.true_world(), repeat=starts.repeat)
     assert starts.actions == ACTIONS
     for number in range(len(starts)):
         start = starts.at(number)

@@ -69,7 +69,7 @@ function show(buffer) {
   at("number").value = head.number;
   at("rate").value = (arrivals.length / 2).toFixed(1);
   at("made").value = (1000 * head.seconds).toFixed(0);
-  if (head.name !== null) at("said").textContent = `begins with ${head.name}`;
+  if (head.name !== null) at("status").textContent = `begins with ${head.name}`;
   last = head;
 }
 
@@ -96,14 +96,14 @@ function make(found) {
 
 socket.onmessage = (event) => {
   if (typeof event.data !== "string") return show(event.data);
-  const said = JSON.parse(event.data);
-  if (said.about) make(said.about);
-  if ("drives" in said) {
-    at("role").textContent = said.drives ? "you drive" : said.free ? "nobody drives: the world stands still" : "somebody else drives; you watch";
-    at("drive").hidden = said.drives || !said.free;
+  const message = JSON.parse(event.data);
+  if (message.about) make(message.about);
+  if ("drives" in message) {
+    at("role").textContent = message.drives ? "you drive" : message.free ? "nobody drives: the world stands still" : "somebody else drives; you watch";
+    at("drive").hidden = message.drives || !message.free;
   }
-  if (said.saved) at("said").textContent = `saved ${said.saved}`;
-  if (said.error) at("said").textContent = said.error;
+  if (message.saved) at("status").textContent = `saved ${message.saved}`;
+  if (message.error) at("status").textContent = message.error;
 };
 socket.onclose = () => { at("role").textContent = "the connection is closed: start the command again, and open its address"; };
 
