@@ -135,10 +135,10 @@ def test_touch_sliders_pause_and_save(served, open_page, tmp_path):
     page.wait_for_timeout(200)
     assert number(page) == stands
     page.locator("#save").click()
-    wait_until(page, "document.getElementById('said').textContent.startsWith('saved')")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('saved')")
     assert (tmp_path / "play_0001.npz").is_file()
     page.locator("#reset").click()
-    wait_until(page, "document.getElementById('said').textContent == 'begins with clip 0'")
+    wait_until(page, "document.getElementById('status').textContent == 'begins with clip 0'")
 
 
 def test_others_watch_and_take_over(served, open_page):
