@@ -36,6 +36,7 @@ class GymnasiumEnvironment:
             raise ValueError(f"{name!r}: gymnasium is not installed; install the extra: pip install -e '.[worlds]'")
         import gymnasium
 
+        self._failures = gymnasium.error.Error, ImportError
         try:
             self._environment: Any = gymnasium.make(name, render_mode="rgb_array")
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
@@ -73,7 +74,10 @@ class GymnasiumEnvironment:
         return np.asarray(action, self._as_set.dtype).reshape(self._as_set.shape)
 
     def _observed(self, *, ended: bool) -> Observation:
-        frame = np.asarray(self._environment.render())
+        try:
+            frame = np.asarray(self._environment.render())
+        except self._failures as error:  # some look for what they draw with when they draw
+            raise ValueError(f"{self.description.name!r} cannot draw its pictures here: {error}") from error
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(
                 f"{self.description.name!r} renders {frame.dtype} of shape {frame.shape}, not uint8 of [H W 3]"

@@ -49,9 +49,14 @@ class Untold(Shade):
     action_space = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2)))
 
 
+class Undrawn(Shade):
+    def render(self):
+        raise gymnasium.error.DependencyNotInstalled("a_library is not installed")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    kinds = {"Shade-v0": Shade, "Steered-v0": Steered, "Untold-v0": Untold}
+    kinds = {"Shade-v0": Shade, "Steered-v0": Steered, "Untold-v0": Untold, "Undrawn-v0": Undrawn}
     for name, kind in kinds.items():
         gymnasium.register(f"tests/{name}", kind, disable_env_checker=True)
     yield
@@ -95,3 +100,11 @@ def test_what_cannot_be_opened_is_named(name, remedy):
     with pytest.raises(ValueError, match=remedy) as error:
         open_environment(name)
     assert name in str(error.value)
+
+
+def test_what_an_environment_draws_with_is_named_where_it_is_missing():
+    world = open_environment("tests/Undrawn-v0")
+    with pytest.raises(
+        ValueError, match="'tests/Undrawn-v0' cannot draw its pictures here: a_library is not installed"
+    ):
+        world.reset(0)
