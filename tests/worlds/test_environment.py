@@ -104,7 +104,5 @@ def test_what_cannot_be_opened_is_named(name, remedy):
 
 def test_what_an_environment_draws_with_is_named_where_it_is_missing():
     world = open_environment("tests/Undrawn-v0")
-    with pytest.raises(
-        ValueError, match="'tests/Undrawn-v0' cannot draw its pictures here: a_library is not installed"
-    ):
+    with pytest.raises(ValueError, match="Undrawn-v0' cannot draw its pictures here: a_library is not installed"):
         world.reset(0)
