@@ -1,8 +1,8 @@
 """A world that answers to keys, on two CPU cores: a first-person corridor at 64x64, its codec and its network.
 
-    dit-video data record corridor --out=data/corridor --steps=60000
+    dit-video data record corridor --out=data/corridor --steps=150000
     dit-video train --config=experiments/world_corridor.py:vae --workdir=runs/corridor_vae
-    dit-video encode --config=experiments/world_corridor.py
+    dit-video encode --config=experiments/world_corridor.py --clips_per_video=12
     dit-video train --config=experiments/world_corridor.py --workdir=runs/corridor
     dit-video play --workdir=runs/corridor
 

@@ -3,12 +3,13 @@
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 from rich.console import Console
 
 from dit_video.arrays import Video
@@ -60,6 +61,8 @@ def encode(experiment: Experiment, *, clips_per_video: int, overwrite: bool, con
         if split is Split.TRAIN or inventory.num_usable != 0
     }
     totals = {split: sum(cut.num_clips for cut in of_split) for split, of_split in cuts.items()}
+    if note := share_note(cuts[Split.TRAIN]):
+        console.print(note, highlight=False)
     made_with = provenance(experiment, name_codec_as(None, codec), statistics)
     if folder.exists() and overwrite:
         data.cache.info()  # an error unless it is a latent cache: nothing else is ever deleted
@@ -134,15 +137,41 @@ def codec_quality(experiment: Experiment, rebuilt: Callable[[Video], Video]) -> 
     return CodecQuality(split=split.value, num_clips=total, psnr=ours, psnr_mean_frame=still)
 
 
-class _Cut(NamedTuple):
-    """Records, and how clips of one shape are cut from them."""
+class Cut(NamedTuple):
+    """Videos long enough for a clip of one shape, and how their clips are cut and counted.
+
+    Attributes:
+        num_clips: that are encoded.
+        num_apart: that each video has without a frame in common.
+    """
 
     records: Usable
     transform: ClipTransform
     num_clips: int
+    num_apart: Int[np.ndarray, "n"]
+
+    @classmethod
+    def of(cls, records: Usable, transform: ClipTransform, clips_per_video: int) -> "Cut":
+        num_frames = records.num_frames
+        if num_frames is None:
+            raise ExperimentError("config.data.source: holds latents already; name a source of video")
+        num_starts = transform.num_starts(num_frames, records.fps)
+        num_clips = int(np.minimum(num_starts, clips_per_video).sum())
+        return cls(records, transform, num_clips, num_frames // (num_frames - num_starts + 1))
 
 
-def _cuts(data: Data, split: Split, clips_per_video: int) -> list[_Cut]:
+def share_note(cuts: Sequence[Cut]) -> str | None:
+    """Where the clips of `cuts` are less than half of what their videos have: the share, and how to encode all."""
+    num_clips, apart = sum(cut.num_clips for cut in cuts), np.concatenate([cut.num_apart for cut in cuts])
+    if not num_clips or 2 * num_clips >= apart.sum():
+        return None
+    return (
+        f"{num_clips} clips are {num_clips / apart.sum():.0%} of what their videos have; "
+        f"--clips_per_video={apart.max()} encodes all of it"
+    )
+
+
+def _cuts(data: Data, split: Split, clips_per_video: int) -> list[Cut]:
     """The clips of a split that are encoded: of training in the shapes that they are trained on in, others in one."""
     examples = data.source.open(split)
     if data.shapes and split is Split.TRAIN:
@@ -150,13 +179,7 @@ def _cuts(data: Data, split: Split, clips_per_video: int) -> list[_Cut]:
         pairs = [(records, shape.cut(data.clips)) for records, shape in zip(by_shape, data.shapes)]
     else:
         pairs = [(usable(examples, data.clips), data.clips)]
-    return [_Cut(records, cut, _num_clips(records, cut, clips_per_video)) for records, cut in pairs]
-
-
-def _num_clips(records: Usable, transform: ClipTransform, clips_per_video: int) -> int:
-    if records.num_frames is None:
-        raise ExperimentError("config.data.source: holds latents already; name a source of video")
-    return int(np.minimum(transform.num_starts(records.num_frames, records.fps), clips_per_video).sum())
+    return [Cut.of(records, cut, clips_per_video) for records, cut in pairs]
 
 
 def check_cache(experiment: Experiment, frozen: Any) -> None:

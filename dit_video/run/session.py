@@ -18,6 +18,7 @@ from dit_video.checkpoint.writer import SAVES_FILE, save_line
 from dit_video.config import components
 from dit_video.config.user_file import ExperimentError
 from dit_video.data.loader import BatchIterator
+from dit_video.data.record import Split
 from dit_video.distributed import processes
 from dit_video.distributed.sharding import rows_here
 from dit_video.experiment import Experiment
@@ -84,7 +85,8 @@ class Session:
         """
         experiment, workdir = self.experiment, self.workdir
         program, shapes = program_of(experiment, self.mesh), workload.shapes_of_batches(experiment)
-        for line in start_summary.lines(experiment, program, self.mesh, shapes):
+        num_records = (data["cache"] or data["source"])["num_records"].get(Split.TRAIN.value, 0)
+        for line in start_summary.lines(experiment, program, self.mesh, shapes, num_records=num_records):
             self.console.print(line, markup=False, highlight=False)
         with contextlib.ExitStack() as stack:
             files = stack.enter_context(RetryingFiles(unstyled(self.console)))

@@ -14,11 +14,14 @@ from dit_video.training.step import Program
 from dit_video.training.throughput import Work
 
 
-def lines(experiment: Experiment, program: Program, mesh: Mesh, shapes: Sequence[tuple[Batch, Work]]) -> Iterator[str]:
+def lines(
+    experiment: Experiment, program: Program, mesh: Mesh, shapes: Sequence[tuple[Batch, Work]], *, num_records: int
+) -> Iterator[str]:
     """Lines for the console: devices and mesh, parameters and bytes of the state, the batch and what it takes.
 
     Args:
         shapes: of batches, each with the work of a step.
+        num_records: to train on: videos, clips in a latent cache, or rows of text.
     """
     device, processes = mesh.devices.flat[0], jax.process_count()
     split = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "not split"
@@ -38,6 +41,8 @@ def lines(experiment: Experiment, program: Program, mesh: Mesh, shapes: Sequence
     if len(shapes) == 1:
         flops = shapes[0][1].flops
         yield f"step: {flops:.3g} model FLOPs; {steps:,} steps: {steps * flops:.3g}"
+        times = steps * shapes[0][1].clips / max(num_records, 1)
+        yield f"data: {num_records:,} training examples, each seen {times:.3g} times"
 
 
 def state_bytes(shapes: Any) -> tuple[int, int]:

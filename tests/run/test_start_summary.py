@@ -25,8 +25,10 @@ def test_all_is_said_before_anything_is_compiled():
     mesh = small_mesh(2, data=2)
     work = Work(clips=16, tokens=128, flops=10**9, peak=None)
     program = program_of(experiment, mesh)
-    text = "\n".join(start_summary.lines(experiment, program, mesh, [(workload.abstract_batch(experiment), work)]))
+    shapes = [(workload.abstract_batch(experiment), work)]
+    text = "\n".join(start_summary.lines(experiment, program, mesh, shapes, num_records=640))
     assert "devices: 2 x cpu, mesh: data 2" in text
     assert f"Denoise: {program.definition.num_params:,} parameters; training state" in text
     assert "batch: 16 clips in 2 microbatches, 128 tokens: " in text
     assert "step: 1e+09 model FLOPs; 1,000 steps: 1e+12" in text
+    assert "data: 640 training examples, each seen 25 times" in text
