@@ -4,7 +4,8 @@ Frames are scaled while they are converted from YUV, so that only small pictures
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 import av
 import numpy as np
@@ -94,7 +95,8 @@ def decode_frames(
     """Decodes frames of a file by their numbers, plain, each scaled to just cover `cover` (height, width).
 
     Decoding begins at the last key frame at or before the first of them, where packets have times and fields need
-    none before, and ends with the last; only chosen frames are converted.
+    none before, and ends with the last. Frames that are neither chosen nor referred to by others are not decoded
+    (FFmpeg's `skip_frame`), and only chosen ones are converted.
 
     Args:
         numbers: ascending; one that is repeated gives its frame again. As in `Survey.frames`.
@@ -146,9 +148,19 @@ class _Finder:
             fields: whether there may be interlaced frames, for which `packets` must begin with the first; else
                 the search ends with the first such frame, or with a damaged one.
         """
-        frames = _flushed(decoder, packets)
-        numbered = deinterlaced(self._numbered(frames)) if fields else _until_unsure(self._numbered(frames))
+        if fields:
+            decoder.skip_frame = "DEFAULT"
+            numbered = deinterlaced(self._numbered(_flushed(decoder, packets)))
+        else:
+            numbered = _until_unsure(self._numbered(_flushed(decoder, self._only_needed(decoder, packets))))
         return _collected(map(to_rgb, self._chosen(numbered)))
+
+    def _only_needed(self, decoder: VideoCodecContext, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+        """Packets, while the decoder leaves out frames that are neither chosen nor referred to by others."""
+        chosen: Mapping[int | None, int] = self._by_time or {}
+        for packet in packets:
+            decoder.skip_frame = "DEFAULT" if self._by_time is None or packet.pts in chosen else "NONREF"
+            yield packet
 
     def _numbered(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
         """Frames with their numbers, -1 for those whose time is no chosen one's."""
@@ -180,7 +192,7 @@ def _until_unsure(frames: Iterable[tuple[int, VideoFrame]]) -> Iterator[tuple[in
 
 def _flushed(decoder: VideoCodecContext, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:
     """Decodes packets, but for those that are damaged, and flushes the decoder at the end."""
-    return bounded(frame for packet in (*packets, None) for frame in _decoded(decoder, packet))
+    return bounded(frame for packet in chain(packets, (None,)) for frame in _decoded(decoder, packet))
 
 
 def _decoded(decoder: VideoCodecContext, packet: av.Packet | None) -> list[VideoFrame]:

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
-from sample_videos import waves, write, write_sound
+from sample_videos import waves, write, write_frames, write_sound, yuv
 
 from dit_video.video import decode as videos
 from dit_video.video.encode import encode_mp4, grid, write_gif, write_mp4
@@ -38,6 +38,28 @@ def test_a_window_equals_a_slice_of_the_whole(start, stride):
     whole, _ = videos.decode(data)
     window = videos.decode_window(data, start=start, num_frames=6, stride=stride)
     np.testing.assert_array_equal(window, whole[start : start + 6 * stride : stride])
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"bf": "3", "b-pyramid": "none"}),
+        ("libx264", {"bf": "5", "b-pyramid": "normal", "x264-params": "open-gop=1:keyint=12"}),
+        ("libx265", {"preset": "ultrafast", "x265-params": "log-level=none:pools=1:bframes=3"}),
+        ("mpeg4", {"bf": "2"}),
+        ("mpeg2video", {"bf": "2"}),
+        ("libvpx-vp9", {"lag-in-frames": "8", "auto-alt-ref": "1", "cpu-used": "8"}),
+    ],
+)
+def test_what_no_frame_refers_to_may_be_left_out_of_decoding(codec, options, tmp_path):
+    frames = yuv(waves(3, num_frames=26, height=64, width=96))
+    write_frames(tmp_path / "a.mkv", frames, codec=codec, times=list(range(26)), clock=25, options=options)
+    data = (tmp_path / "a.mkv").read_bytes()
+    whole, _ = videos.decode(data)
+    assert len(whole) == 26
+    for start, stride in ((1, 3), (10, 1), (7, 4), (19, 2)):
+        window = videos.decode_window(data, start=start, num_frames=3, stride=stride)
+        np.testing.assert_array_equal(window, whole[start : start + 3 * stride : stride])
 
 
 def test_a_window_of_a_container_without_times_equals_a_slice_too(tmp_path):
