@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dit_video.distributed.sharding import constrain
+from dit_video.nn.reductions import plus, times
 
 # Shift, scale and gate for attention and for the MLP, or what else a layer is modulated by.
 Modulation = list[Float[Array, "B #f D"]]
@@ -72,9 +73,9 @@ def modulate(
     x: Float[Array, "B N D"], shift: Float[Array, "B #f D"], scale: Float[Array, "B #f D"]
 ) -> Float[Array, "B N D"]:
     """Modulates: x (1 + scale) + shift, by the vectors of each clip or of each frame."""
-    return with_frames(lambda x, shift, scale: x * (1 + scale) + shift, x, shift, scale)
+    return with_frames(lambda x, shift, scale: plus(times(x, 1 + scale), shift), x, shift, scale)
 
 
 def gated(gate: Float[Array, "B #f D"], branch: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
     """Gates a residual branch: gate * branch, by the vector of each clip or of each frame."""
-    return with_frames(jnp.multiply, branch, gate)
+    return with_frames(times, branch, gate)

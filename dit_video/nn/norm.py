@@ -1,38 +1,62 @@
 """RMSNorm and LayerNorm: per position, so that chunks, tiles and whole clips agree."""
 
 import enum
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dit_video.distributed.sharding import platform
 from dit_video.nn.module import recomputed
+from dit_video.nn.reductions import mean_over_features
 
 
 def rms_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
     """RMS normalisation, x / rms(x) over the last axis, in float32; the result has the input's dtype."""
-
-    @recomputed
-    def normalize(x: Array) -> Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-        return y.astype(x.dtype)
-
-    return normalize(x)
+    return _normalize(x, epsilon, centred=False)
 
 
 def layer_normalize(x: Float[Array, "*batch features"], epsilon: float = 1e-6) -> Float[Array, "*batch features"]:
     """Layer normalisation over the last axis, in float32, without scale or bias; the input's dtype."""
+    return _normalize(x, epsilon, centred=True)
 
-    @recomputed
-    def normalize(x: Array) -> Array:
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-        return y.astype(x.dtype)
 
-    return normalize(x)
+def _normalize(x: Array, epsilon: float, *, centred: bool) -> Array:
+    if platform() == "cpu":
+        return _normalize_by_products(x, epsilon, centred)
+    return recomputed(lambda x: _normalized(x, epsilon, centred)[0].astype(x.dtype))(x)
+
+
+def _normalized(x: Array, epsilon: float, centred: bool) -> tuple[Array, Array]:
+    """x / rms(x), of what differs from the mean if that is taken out, and 1 / rms(x)."""
+    y = x.astype(jnp.float32)
+    if centred:
+        y = y - mean_over_features(y)
+    scale = jax.lax.rsqrt(mean_over_features(jnp.square(y)) + epsilon)
+    return y * scale, scale
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _normalize_by_products(x: Array, epsilon: float, centred: bool) -> Array:
+    """`_normalize`, whose backward pass takes its means as products too: derived by JAX they would be sums."""
+    return _normalized(x, epsilon, centred)[0].astype(x.dtype)
+
+
+def _backward(epsilon: float, centred: bool, x: Array, d_out: Array) -> tuple[Array]:
+    normed, scale = _normalized(x, epsilon, centred)
+    d_normed = d_out.astype(jnp.float32)
+    d_x = d_normed - normed * mean_over_features(d_normed * normed)
+    if centred:
+        d_x = d_x - mean_over_features(d_normed)
+    return ((d_x * scale).astype(x.dtype),)
+
+
+_normalize_by_products.defvjp(
+    lambda x, epsilon, centred: (_normalize_by_products(x, epsilon, centred), x),
+    _backward,
+)
 
 
 class Norm(enum.Enum):
