@@ -11,10 +11,26 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from dit_video.config.paths import expanded
 from dit_video.distributed.process_settings import AUTO, COORDINATOR, JOIN_TIMEOUT, NUM_PROCESSES, PROCESS_ID
 from dit_video.evaluation.protocol import ResizeRule
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors name the help of the command that was typed; so do the parsers of its commands."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message}; see {self.prog} --help")
+
+
+def typed_command(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.ArgumentParser:
+    """The parser of the command that was typed; of a command that has commands, of that one."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return typed_command(action.choices[getattr(arguments, action.dest)], arguments)
+    return parser
 
 
 def command(subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
