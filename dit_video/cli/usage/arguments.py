@@ -152,7 +152,6 @@ def add_extractor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize",
         choices=[rule.value for rule in ResizeRule],
-        default=ResizeRule.TF1.value,
         help="how I3D's frames get to 224x224 (default tf1, as the published FVD; half_pixel: as the PyTorch ports)",
     )
     parser.add_argument(
