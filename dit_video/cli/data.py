@@ -15,7 +15,7 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from dit_video.cli.data_actions import action_lines, actions_of
-from dit_video.cli.data_json import to_json
+from dit_video.cli.data_json import print_set
 from dit_video.config.paths import shell_word
 from dit_video.data import captions
 from dit_video.data.record import Split
@@ -40,9 +40,12 @@ _LONGEST_NAME = 32
 
 
 def run_ingest(arguments: argparse.Namespace) -> int:
-    console = Terminal()
+    console = Terminal(stderr=arguments.json)
     with _progress(console) as show, _kept(console, arguments.out):
         manifest = _extended(arguments, show, console) if arguments.add else _ingested(arguments, show)
+    if arguments.json:
+        print_set(arguments.out, manifest)
+        return 0
     for line in _warnings(manifest):
         console.print(f"warning: {line}", style="yellow")
     _print_skipped(console, manifest)
@@ -172,8 +175,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     source = VideoSet(directory=arguments.directory)
     manifest, digests = source.manifest(), source.info().split_digest
     if arguments.json:
-        actions = actions_of(source, manifest)
-        print(json.dumps(to_json(manifest, digests) | ({} if actions is None else {"actions": actions}), indent=1))
+        print_set(arguments.directory, manifest)
     else:
         _show_set(console, manifest, digests, arguments.caption_bytes)
         for line in action_lines(actions_of(source, manifest)):
@@ -196,7 +198,7 @@ def _show_set(console: Console, manifest: Manifest, digests: Mapping[Split, str]
 
 
 def run_digits(arguments: argparse.Namespace) -> int:
-    console = Terminal()
+    console = Terminal(stderr=arguments.json)
     source = MovingDigits(
         directory=str(arguments.out),
         num_train=arguments.num_train,
@@ -208,6 +210,9 @@ def run_digits(arguments: argparse.Namespace) -> int:
     )
     with console.status("drawing digits"):
         info = source.info()
+    if arguments.json:
+        print(json.dumps({"videos": {str(split): count for split, count in info.num_records.items()}}, indent=1))
+        return 0
     counts = ", ".join(f"{count} {split}" for split, count in info.num_records.items())
     console.print(f"{arguments.out}: {counts}")
     return 0

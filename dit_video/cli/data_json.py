@@ -1,12 +1,24 @@
-"""`dit-video data inspect --json`: what a data set holds, as JSON."""
+"""`dit-video data --json`: what a data set holds, as JSON."""
 
+import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dit_video.cli.data_actions import actions_of
 from dit_video.data import captions
 from dit_video.data.record import Split
+from dit_video.data.sources import VideoSet
 from dit_video.data.video_set import Entry, Manifest
+
+
+def print_set(directory: str | os.PathLike, manifest: Manifest) -> None:
+    """Prints what a set of videos holds."""
+    source = VideoSet(directory=os.fspath(directory))
+    actions = actions_of(source, manifest)
+    found = to_json(manifest, source.info().split_digest) | ({} if actions is None else {"actions": actions})
+    print(json.dumps(found, indent=1))
 
 
 def to_json(manifest: Manifest, digests: Mapping[Split, str]) -> dict[str, Any]:

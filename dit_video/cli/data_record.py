@@ -2,6 +2,7 @@
 
 import argparse
 
+from dit_video.cli.data_json import print_set
 from dit_video.config.paths import shell_word
 from dit_video.data.record import Split
 from dit_video.ingest.recording import Recording, record
@@ -9,7 +10,7 @@ from dit_video.progress import Terminal, progress_of
 
 
 def run_record(arguments: argparse.Namespace) -> int:
-    console = Terminal()
+    console = Terminal(stderr=arguments.json)
     recording = Recording(
         environment=arguments.environment,
         policy=arguments.policy,
@@ -28,6 +29,9 @@ def run_record(arguments: argparse.Namespace) -> int:
             num_workers=arguments.num_workers,
             progress=show,
         )
+    if arguments.json:
+        print_set(arguments.out, manifest)
+        return 0
     for line in manifest.settings["warnings"]["splits"]:
         console.print(f"warning: {line}", style="yellow")
     counts = ", ".join(f"{len(manifest.stored(split))} {split}" for split in Split)

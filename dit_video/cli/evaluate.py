@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video.cli.arguments import extractor_of
+from dit_video.cli.evaluate_protocol import check_stride, notes_of, settle
 from dit_video.cli.multi_process import Together
 from dit_video.cli.weights import open_weights
 from dit_video.distributed import processes
 from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.citation import latex, markdown
 from dit_video.evaluation.defaults import Counts
+from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
 from dit_video.progress import Terminal
 from dit_video.run.judging import judge
 from dit_video.storage import bucket, mirror
@@ -26,7 +28,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     console = Terminal(stderr=arguments.json, quiet=not processes.is_first())
+    settle(arguments, num_clips=USUAL_NUM_CLIPS)
     opened = open_weights(arguments, console)
+    check_stride(arguments, opened.experiment.data.clips)
     counts = Counts(
         num_clips=arguments.num_clips,
         num_frames=arguments.num_frames,
@@ -35,6 +39,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         yardsticks=not arguments.no_yardsticks,
     )
     card, media = judge(opened, counts, seed=arguments.seed, note=console.print)
+    if "notes" in card:
+        card["notes"] = [*card["notes"], *notes_of(arguments)]
     folder = opened.workdir / "evaluation"
     stem = f"step_{opened.step:07d}_{'ema' if opened.ema else 'raw'}"
     if not processes.is_first():

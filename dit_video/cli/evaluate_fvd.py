@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dit_video.cli.arguments import extractor_of, parse_size
+from dit_video.cli.evaluate_protocol import notes_of, settle
 from dit_video.data.record import Split
 from dit_video.data.transforms import ClipTransform
 from dit_video.distributed.sharding import MeshShape, make_mesh
@@ -24,6 +25,7 @@ from dit_video.tasks.evaluator import EvaluationData
 
 def main(arguments: argparse.Namespace) -> int:
     console = Terminal(stderr=arguments.json)
+    settle(arguments, num_clips=None)
     size = None if arguments.size is None else parse_size("--size", arguments.size)
     if arguments.clip_fps is not None and (arguments.stride, arguments.fake_stride) != (1, 1):
         raise ValueError(f"--clip_fps={arguments.clip_fps}: goes without --stride and --fake_stride")
@@ -57,7 +59,8 @@ def main(arguments: argparse.Namespace) -> int:
     )
     judged = StoredSamples(fake, fake_cut, environment(), seed=arguments.seed)
     report = fvd.judge(judged, real, make_mesh(MeshShape()))
-    card = report.cards["fvd"]
+    card = dict(report.cards["fvd"])
+    card["notes"] = [*card["notes"], *notes_of(arguments)]
     write_card(path, card)
     for name, medium in report.media.items():
         medium.write_each(path.with_name(f"{path.stem}_{name}"))

@@ -1,6 +1,7 @@
 """`dit-video export`: safetensors, StableHLO, diffusers or PyTorch files of a run, compared with its checkpoint."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_video import experiment as experiments
-from dit_video.cli.usage.export import ALONE, DEFAULT, DIFFUSERS, FLOAT32, HUB, SAFETENSORS, STABLEHLO, TORCH
+from dit_video.cli.usage.export import ALONE, DEFAULT, DIFFUSERS, FLOAT32, HUB, NONE, SAFETENSORS, STABLEHLO, TORCH
 from dit_video.cli.weights import open_weights
 from dit_video.config.atomic import new_folder
 from dit_video.config.components import record
 from dit_video.config.json_file import read_object
 from dit_video.export import hub
 from dit_video.export.diffusers_folder import Parity, write_diffusers
+from dit_video.export.diffusers_pipeline import write_pipeline
 from dit_video.export.folder import README, write_readme
 from dit_video.export.stablehlo import BATCH_SIZES, write_programs
 from dit_video.export.torch.folder import write_torch
@@ -23,6 +25,7 @@ from dit_video.progress import Terminal
 from dit_video.run import codec as trained_codec
 from dit_video.run.open_run import OpenRun
 from dit_video.tasks.task import Task
+from dit_video.weights.pipeline import parts_of, read_parts
 from dit_video.weights.source import PROVENANCE
 
 
@@ -38,9 +41,10 @@ def main(arguments: argparse.Namespace) -> int:
             lines = _write(_content(arguments, opened, console), folder, STABLEHLO in formats)
         else:
             content = _content(arguments, opened, console)
-            torch = alone == TORCH
-            parity = write_torch(content, folder) if torch else write_diffusers(content, folder, arguments.dtype)
-            lines = _compared(parity, alone)
+            if alone == TORCH:
+                lines = _compared(write_torch(content, folder), TORCH)
+            else:
+                lines = _write_diffusers(arguments, opened, content, folder)
     if not arguments.json:
         _show(console, arguments.out, lines)
     address = None
@@ -48,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
         address = hub.push(arguments.out, arguments.push_to, private=arguments.private)
         console.print(f"pushed: {address}")
     if arguments.json:
-        files = {path.name: path.stat().st_size for path in sorted(arguments.out.iterdir())}
+        files = {name: path.stat().st_size for name, path in _files(arguments.out).items()}
         found = {"out": str(arguments.out), "files": files, "compared": lines, "pushed": address}
         print(json.dumps(found, indent=1))
     return 0
@@ -57,11 +61,16 @@ def main(arguments: argparse.Namespace) -> int:
 def _show(console: Console, out: Path, lines: list[str]) -> None:
     table = Table("file", "bytes")
     table.columns[1].justify = "right"
-    for path in sorted(out.iterdir()):
-        table.add_row(path.name, f"{path.stat().st_size:,}")
+    for name, path in _files(out).items():
+        table.add_row(name, f"{path.stat().st_size:,}")
     console.print(table)
     readme = "; README.md in it says how to load it" if (out / README).is_file() else ""
     console.print("\n".join([*lines, f"done: {out}{readme}"]))
+
+
+def _files(out: Path) -> dict[str, Path]:
+    """The files in a folder and below, by name."""
+    return {str(path.relative_to(out)): path for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def _formats(arguments: argparse.Namespace) -> list[str]:
@@ -75,6 +84,8 @@ def _formats(arguments: argparse.Namespace) -> list[str]:
         raise ValueError(f"--format {' '.join(formats)}: {alone[0]} is a folder of its own; export twice")
     if arguments.dtype != FLOAT32 and formats != [DIFFUSERS]:
         raise ValueError(f"--dtype {arguments.dtype}: of --format {DIFFUSERS} alone; others are as exact as the run")
+    if arguments.pipeline is not None and formats != [DIFFUSERS]:
+        raise ValueError(f"--pipeline {arguments.pipeline}: is of --format {DIFFUSERS} alone")
     if HUB in arguments.format:
         if arguments.push_to is None:
             raise ValueError(f"--format {HUB}: say which repository with --push_to OWNER/NAME")
@@ -93,6 +104,25 @@ def _write(content: Content, folder: Path, programs: bool) -> list[str]:
     return [
         f"compared with the checkpoint: {num_tensors} tensors bit-equal",
         *(f"{p.file} at batch sizes {sizes}: {p.measure} {p.error:.3g} (allowed {p.tolerance:g})" for p in compared),
+    ]
+
+
+def _write_diffusers(arguments: argparse.Namespace, opened: OpenRun, content: Content, folder: Path) -> list[str]:
+    """Writes the network, and of a denoiser the pipeline around it; returns lines that say what was compared."""
+    parts = None if arguments.pipeline == NONE or content.denoiser is None else read_parts(opened.workdir)
+    if arguments.pipeline not in (None, NONE):
+        if content.denoiser is None:
+            raise ValueError(f"--pipeline {arguments.pipeline}: {arguments.workdir} trained a codec, which is a part")
+        named = arguments.pipeline
+        parts = parts_of(named) if parts is None else dataclasses.replace(parts, folder=named)
+    if parts is None:
+        return _compared(write_diffusers(content, folder, arguments.dtype), DIFFUSERS)
+    class_names = opened.experiment.data.source.info().class_names
+    written = write_pipeline(content, folder, parts, arguments.dtype, class_names)
+    return [
+        *(f"{name}: {line}" for name, parity in written.compared.items() for line in _compared(parity, DIFFUSERS)),
+        f"as they are in {parts.folder}: {', '.join(written.copied)}",
+        *written.notes,
     ]
 
 

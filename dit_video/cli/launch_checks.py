@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from dit_video.cli.arguments import named
+from dit_video.cli.usage.arguments import typed_command
 from dit_video.cli.usage.evaluate import spelled_out
 from dit_video.distributed.sharding import MESH_AXES, RULES
 from dit_video.experiment import Experiment
@@ -36,7 +37,7 @@ def parsed_command(words: Sequence[str], commands: Mapping[str, argparse.Argumen
     options = [word for i, word in enumerate(unknown) if i == 0 or word.startswith("--")]
     for word in options:
         if not (hasattr(parsed, "config") and word.startswith("--config.")):
-            raise ValueError(f"unknown argument {word}; see dit-video {name} --help")
+            raise ValueError(f"unknown argument {word}; see {typed_command(commands[name], parsed).prog} --help")
     parsed.overrides, parsed.command = unknown, name
     return parsed
 

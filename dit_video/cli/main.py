@@ -33,6 +33,7 @@ from dit_video.cli.usage import (
     verify_sharding,
     watch,
 )
+from dit_video.cli.usage.arguments import CommandParser, typed_command
 from dit_video.cli.usage.completion import add_completion
 
 # In the order of work.
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(evaluate.spelled_out(words))
     arguments.overrides = rest
     if rest and not (hasattr(arguments, "config") and rest[0].startswith("--config.")):
-        parser.error(f"unknown argument {rest[0]}; see dit-video {arguments.command} --help")
+        typed_command(parser, arguments).error(f"unknown argument {rest[0]}")
     try:
         return arguments.run(arguments)
     except (KeyboardInterrupt, Exception) as error:
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="dit-video",
         description=DESCRIPTION,
         epilog=EXIT_CODES,

@@ -1,8 +1,7 @@
 """One line of a card for a paper, in Markdown and in LaTeX: value, interval, and what decides its scale.
 
-A protocol is called by a published name only where every field that the name fixes has its value: of StyleGAN-V
-(Skorokhodov et al., 2112.14683) the FVD16 and FVD128 of 2048 clips of consecutive frames, one from each video, resized
-as PyTorch does. Data and resolution are no part of a name, and stand beside it: their real clips are training clips.
+A protocol is called by a published name (`protocol.PUBLISHED`) only where every field that the name fixes has its
+value. Data and resolution are no part of a name, and stand beside it.
 """
 
 from collections.abc import Mapping
@@ -10,17 +9,8 @@ from typing import Any
 
 import dit_video
 from dit_video.evaluation.card import Card
-from dit_video.evaluation.protocol import USUAL_NUM_CLIPS, ResizeRule
+from dit_video.evaluation.protocol import PUBLISHED, USUAL_NUM_CLIPS
 
-_I3D = "i3d-kinetics-400 logits"
-_STYLEGAN_V = {
-    "features": _I3D,
-    "resize": ResizeRule.HALF_PIXEL.value,
-    "num_clips": 2048,
-    "stride": 1,
-    "crop": "centre",
-    "pairs": False,
-}
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -30,9 +20,13 @@ _MARKDOWN = {character: f"\\{character}" for character in "\\`*_{}[]<>#|$"}
 
 def protocol_name(protocol: Mapping[str, Any]) -> str | None:
     """The name under which a protocol was published; None of one that has none, or that differs in any field."""
-    num_frames = protocol.get("num_frames")
-    as_published = all(protocol.get(field) == value for field, value in _STYLEGAN_V.items())
-    return f"FVD{num_frames} with the settings of StyleGAN-V" if as_published and num_frames in (16, 128) else None
+    published = (p for p in PUBLISHED.values() if p.fields().items() <= _comparable(protocol).items())
+    return next((p.title for p in published), None)
+
+
+def _comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with values that can be in a set; others are no field of a published name."""
+    return {name: value for name, value in protocol.items() if isinstance(value, str | int | float | None)}
 
 
 def markdown(card: Card) -> str:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dit_video.arrays import Video
 from dit_video.distributed.sharding import replicated
-from dit_video.evaluation import i3d_weights
+from dit_video.evaluation import i3d_weights, protocol
 from dit_video.evaluation.protocol import ResizeRule
 
 SIZE = 224
@@ -289,7 +289,7 @@ class I3DLogits:
         return MIN_FRAMES
 
     def protocol(self) -> dict[str, Any]:
-        return {"features": "i3d-kinetics-400 logits", "weights": i3d_weights.SHA256, "resize": self.resize.value}
+        return {"features": protocol.I3D, "weights": i3d_weights.SHA256, "resize": self.resize.value}
 
     def on(self, mesh: Mesh) -> Callable[[Video], Float[Array, "B 400"]]:
         definition, weights = pretrained()

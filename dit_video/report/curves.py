@@ -23,6 +23,7 @@ _CLOCK = {"step", "wall_time"}
 _LEVEL = re.compile(r"(.+)/logsnr_([+-]?[\d.]+)")
 _NUM_POINTS = 1500
 _LEAST_POINTS = 200
+_NUM_TIMES = 300
 
 Scale = str
 """Canonical JSON of what must be equal for values to share an axis."""
@@ -85,6 +86,18 @@ def charts(runs: Sequence[RecordedRun]) -> list[Chart]:
         for (kind, metric, scale), curves in ordered
     ]
     return _with_differences(found, lambda chart: (chart.kind, chart.metric))
+
+
+def clock(run: RecordedRun) -> tuple[list[int], list[float]]:
+    """Steps of a run and when they were done, in hours since the first that has a time; pauses are part of it.
+
+    Times are of the lines that measure speed. Between two of them a step is taken to be at their straight line.
+    """
+    times = {line["step"]: line["rates"].get("wall_time") for line in run.metrics if "rates" in line}
+    known = sorted((step, time) for step, time in times.items() if isinstance(time, int | float))
+    kept = known[:: max(1, len(known) // _NUM_TIMES)]
+    kept += known[-1:] if kept[-1:] != known[-1:] else []
+    return [step for step, _ in kept], [round((time - known[0][1]) / 3600, 5) for _, time in kept]
 
 
 def level_charts(runs: Sequence[RecordedRun]) -> list[LevelChart]:

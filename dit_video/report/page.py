@@ -15,7 +15,7 @@ import markupsafe
 
 import dit_video
 from dit_video.report.card_panels import panels
-from dit_video.report.curves import Chart, LevelChart, charts, level_charts, milestones, shares
+from dit_video.report.curves import Chart, LevelChart, charts, clock, level_charts, milestones, shares
 from dit_video.report.media_choice import Shown, base64_of, choose, data_type, media_id, poster
 from dit_video.report.recorded_run import Medium, RecordedRun
 from dit_video.report.size import Size, against_plan, sizes
@@ -111,7 +111,12 @@ def _groups(views: Sequence[RunView]) -> list[tuple[str, list[RunView]]]:
 
 
 def _run_data(view: RunView) -> dict[str, Any]:
-    return {"name": view.run.name, "colour": view.colour, "dash": view.index // _NUM_COLOURS}
+    return {
+        "name": view.run.name,
+        "colour": view.colour,
+        "dash": view.index // _NUM_COLOURS,
+        "clock": clock(view.run),
+    }
 
 
 def _curve_data(

@@ -42,6 +42,7 @@ from dit_video.weights.adapters import foreign
 from dit_video.weights.digest import name_weights
 from dit_video.weights.finite import count_not_finite
 from dit_video.weights.folder import CONFIG, PIPELINE, folder_of, is_of_folder, read_json
+from dit_video.weights.pipeline import parts_of, write_parts
 from dit_video.weights.source import NO_DIGESTS, PROVENANCE, Digests, Published, digests_in, open_published
 
 # In the folder of a run made of a pipeline: the run of its VAE.
@@ -52,6 +53,7 @@ _IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
 _VAE_SIZE = (256, 256)
 # Items of the checkpoint: the weights are saved as raw and as averaged ones.
 _ITEMS = ("params", "ema")
+_KEEP = "export --format=diffusers writes the whole pipeline, with what is no part of the run from {}: keep it"
 # How many tensors an error names.
 _SHOWN = 10
 # Names that diffusers gives and official code does not.
@@ -132,12 +134,15 @@ def import_run(
         published = dataclasses.replace(published, source=count_not_finite(published.source, counts))
         record(experiment, folder, overrides, allow_change=False)
         write_json(folder / PROVENANCE, _provenance(published, source, dtypes))
+        if pipeline is not None and isinstance(network, DenoiserFamily):
+            write_parts(parts_of(pipeline), folder)
         layout, slices = _saved_as(network, published, source, None if allow_not_finite else counts)
         saved = save_slices(folder, _ITEMS, layout, slices, experiment=components.record(experiment))
         if isinstance(network, VAEFamily):
             mean, std = network.statistics
             arrays = {n.removeprefix(_VAE): (layout.shapes[n], "float32", digest) for n, digest in saved.items()}
             write_statistics(folder, name_weights(arrays), mean, std)
+        keep = () if pipeline is None or isinstance(network, VAEFamily) else (_KEEP.format(pipeline.resolve()),)
         taken = (f"taken though not finite: {_listed(counts)}",) if counts else ()
         return [
             *parts,
@@ -146,7 +151,7 @@ def import_run(
                 num_tensors=len(published.source),
                 num_params=sum(map(math.prod, layout.shapes.values())),
                 dtypes=dtypes,
-                notes=(*published.notes, *taken),
+                notes=(*published.notes, *taken, *keep),
                 not_followed=not_followed,
                 sampled=_sampled(experiment),
                 needs=_needed(experiment),

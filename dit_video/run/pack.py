@@ -22,6 +22,8 @@ from dit_video.run.places import PLACES, located
 from dit_video.storage.mirror import local_copy
 from dit_video.training import events, goodput
 from dit_video.training.tracker import METRICS_FILE
+from dit_video.weights.pipeline import RECORD as PARTS
+from dit_video.weights.pipeline import read_parts
 from dit_video.weights.source import PROVENANCE
 
 # Beside the checkpoint: what was measured, and what is to be looked at.
@@ -121,6 +123,9 @@ def _members(folder: Path, step: int) -> Iterator[_Member]:
     # Folders of this machine, which lead nowhere on another.
     content.pop(PLACES, None)
     yield _Member(EXPERIMENT_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    if (parts := read_parts(folder)) is not None:
+        record = dataclasses.replace(parts, folder=None).record()
+        yield _Member(PARTS, (json.dumps(record, indent=1) + "\n").encode())
     for name in _FILES:
         if (folder / name).is_file():
             yield _Member(name, folder / name)

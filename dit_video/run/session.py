@@ -47,6 +47,7 @@ from dit_video.training.step import Program, TrainState
 from dit_video.training.tracker import METRICS_FILE, NullTracker, Tracker, recorded_evaluations, recorded_scores
 from dit_video.training.trackers import OpenTracker, TrackedRun
 from dit_video.training.watchdog import Watchdog
+from dit_video.weights.pipeline import read_parts, write_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +182,8 @@ class Session:
             shardings = jax.tree.map(lambda s: s.sharding, program.shapes.params)
             params = jax.device_put(params, shardings)
             state = state._replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+            if processes.is_first() and (parts := read_parts(init_from)) is not None:
+                write_parts(parts, self.workdir)
             where, which = address_of(init_from) or init_from, "averaged weights" if averaged else "weights"
             self.console.print(f"starting from the {which} of {where}", highlight=False)
         return state, 0

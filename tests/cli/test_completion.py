@@ -42,6 +42,11 @@ def test_commands_options_and_choices_are_completed(script):
     assert completed(script, "export", "--dtype", "bf") == ["bfloat16"]
 
 
+def test_commands_of_a_command_are_completed(script):
+    assert completed(script, "data", "in") == ["ingest", "inspect"]
+    assert completed(script, "data", "record", "--st") == ["--steps"]
+
+
 def test_paths_are_completed(script, tmp_path):
     (tmp_path / "runs_of_mine").mkdir()
     assert completed(script, "sample", "--workdir", "runs_", folder=tmp_path) == ["runs_of_mine"]

@@ -1,5 +1,6 @@
 """`dit-video data`: what a set holds is shown, how long its captions are among it."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -23,8 +24,9 @@ def captioned(tmp_path_factory) -> Path:
     for index, caption in enumerate(CAPTIONS):
         (folder / "clips" / f"{index}.mp4").write_bytes(encode_mp4(waves(index, 4, 16, 16), 10.0))
         (folder / "clips" / f"{index}.txt").write_text(caption)
-    words = [str(folder / "clips"), f"--out={folder / 'set'}", "--held_out_fraction=0"]
-    assert main(["data", "ingest", *words]) == 0
+    words = [str(folder / "clips"), f"--out={folder / 'set'}", "--held_out_fraction=0", "--json"]
+    with (folder / "set.json").open("w") as file, contextlib.redirect_stdout(file):
+        assert main(["data", "ingest", *words]) == 0
     return folder / "set"
 
 
@@ -47,13 +49,27 @@ def test_captions_are_measured(captioned, words, line, capsys):
 
 def test_a_set_is_told_as_json(captioned, capsys):
     assert main(["data", "inspect", str(captioned), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert printed == captioned.with_name("set.json").read_text()
+    found = json.loads(printed)
     train, held_out = (found["splits"][split] for split in ("train", "held_out"))
     assert (train["videos"], held_out["videos"]) == (4, 0)
     assert train["captions"] == {"videos": 3, "different": 3, "bytes": [5, 40]}
     assert (train["sizes"], train["frames"]) == ({"16x16": 4}, [4, 4])
     assert (held_out["frames"], held_out["bytes"]) == (None, 0)
     assert {"file": "0.txt", "reason": "an empty file"} in found["skipped"]
+
+
+def test_what_was_made_of_text_and_of_digits_is_told_as_json(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a text\n" * 30)
+    (tmp_path / "b.txt").write_text("")
+    assert main(["data", "text", str(tmp_path), f"--out={tmp_path / 'set'}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(split["bytes"] for split in found["splits"].values()) == 30 * 7
+    assert [entry["file"] for entry in found["noted"] if entry["left_out"]] == ["b.txt"]
+    counts = ["--num_train=2", "--num_held_out=1", "--num_frames=2"]
+    assert main(["data", "digits", f"--out={tmp_path / 'digits'}", *counts, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"videos": {"train": 2, "held_out": 1}}
 
 
 def test_the_file_that_is_waited_for_is_named_with_escapes(tmp_path, capsys, monkeypatch):

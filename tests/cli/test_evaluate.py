@@ -1,15 +1,19 @@
 """`dit-video evaluate fvd` and `compare`: any two folders, one card, and no ranking across protocols."""
 
+import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dit_video.cli.evaluate_protocol import check_stride, notes_of, settle
 from dit_video.cli.main import main
-from dit_video.cli.usage.evaluate import spelled_out
+from dit_video.cli.usage.evaluate import add_parser, spelled_out
+from dit_video.data.transforms import ClipTransform
 from dit_video.evaluation.card import read_card
 from dit_video.evaluation.frechet import frechet_distance
+from dit_video.evaluation.protocol import PUBLISHED
 from dit_video.ingest.ingest import ingest
 from dit_video.video.encode import encode_mp4
 
@@ -228,3 +232,49 @@ def test_a_run_needs_no_further_word():
     others = ["sample", "--workdir", "evaluate", "--label=3"], ["evaluate", "--help"], ["evaluate"], ["train", "--x"]
     for words in (["evaluate", "run", "--workdir=r"], *others):
         assert spelled_out(words) == words
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return parser.parse_args(["evaluate", *words])
+
+
+SIDES = ("--real=a", "--fake=b")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_protocol_sets_every_option_that_decides_a_value(name):
+    fvd, run = options("fvd", *SIDES, f"--protocol={name}"), options("run", "--workdir=r", f"--protocol={name}")
+    published, fields = PUBLISHED[name], PUBLISHED[name].fields()
+    for arguments in (fvd, run):
+        settle(arguments, num_clips=2048)
+        for field in ("num_clips", "num_frames", "resize"):
+            assert getattr(arguments, field) == fields[field]
+    assert fvd.stride == published.stride
+    assert notes_of(run) == [f"{name}: {line}" for line in published.otherwise]
+    check_stride(run, ClipTransform(num_frames=16, stride=published.stride))
+    with pytest.raises(ValueError, match=rf"--config.data.clips.stride={published.stride}"):
+        check_stride(run, ClipTransform(num_frames=16, stride=5))
+
+
+def test_without_a_protocol_options_are_the_usual_ones():
+    arguments = options("fvd", *SIDES, "--num_frames=9")
+    settle(arguments, num_clips=None)
+    assert notes_of(arguments) == []
+    found = arguments.num_clips, arguments.num_frames, arguments.resize, arguments.stride
+    assert found == (None, 9, "tf1", 1)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--num_clips=32", "--num_clips=32: stylegan-v has 2048; leave it or --protocol out"),
+        ("--resize=tf1", "--resize=tf1: stylegan-v has half_pixel"),
+        ("--stride=2", "--stride=2: stylegan-v has 1"),
+        ("--clip_fps=8", "--clip_fps=8.0: is no part of --protocol=stylegan-v"),
+    ],
+)
+def test_an_option_against_a_protocol_is_refused_with_both_values(word, message):
+    with pytest.raises(ValueError, match=message):
+        settle(options("fvd", *SIDES, "--protocol=stylegan-v", word), num_clips=None)

@@ -76,6 +76,14 @@ def test_wrong_usage_exits_with_2(capsys, words):
     assert stopped.value.code == 2
 
 
+@pytest.mark.parametrize("words", [["data", "record", "--wrong"], ["data", "inspect", "a", "--wrong"], ["train"]])
+def test_wrong_usage_names_the_help_of_the_command_that_was_typed(capsys, words):
+    with pytest.raises(SystemExit):
+        main(words)
+    named = [word for word in words[:2] if word.islower()]
+    assert f"; see dit-video {' '.join(named)} --help" in capsys.readouterr().err
+
+
 def test_the_program_alone_helps(capsys):
     assert main([]) == 0
     alone = capsys.readouterr().out

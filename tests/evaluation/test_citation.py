@@ -3,6 +3,8 @@
 import pytest
 
 from dit_video.evaluation.citation import latex, markdown, protocol_name
+from dit_video.evaluation.i3d import I3DLogits
+from dit_video.evaluation.protocol import PUBLISHED
 
 STYLEGAN_V = {
     "content": "706dc7a3f34d",
@@ -27,8 +29,8 @@ def card(**changed):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("num_clips", 2047), ("num_frames", 17), ("resize", "tf1"), ("stride", 2), ("pairs", True), ("crop", "random"),
-        ("features", "mine"),
+        ("num_clips", 2047), ("num_frames", 17), ("resize", "tf1"), ("stride", 2), ("stride", [1]), ("pairs", True),
+        ("crop", "random"),        ("features", "mine"),
     ],
 )  # fmt: skip
 def test_a_published_name_is_earned_in_every_field(field, value):
@@ -36,6 +38,14 @@ def test_a_published_name_is_earned_in_every_field(field, value):
     assert protocol_name(STYLEGAN_V | {field: value}) is None
     assert protocol_name({name: v for name, v in STYLEGAN_V.items() if name != field}) is None
     assert markdown(card(**{field: value})).startswith("FVD = 100 ")
+
+
+def test_every_published_protocol_is_known_by_its_fields_alone():
+    assert {name: protocol_name(p.fields()) for name, p in PUBLISHED.items()} == {
+        n: p.title for n, p in PUBLISHED.items()
+    }
+    assert len({p.title for p in PUBLISHED.values()}) == len(PUBLISHED)
+    assert I3DLogits().protocol()["features"] == PUBLISHED["stylegan-v"].fields()["features"]
 
 
 def test_a_line_says_value_interval_protocol_and_subject():

@@ -118,10 +118,11 @@ def test_a_policy_of_ones_own_and_what_a_set_says_of_its_actions(here, tmp_path,
     monkeypatch.chdir(tmp_path)
     Path("player.py").write_text(PLAYER)
     options = ["--steps", "12", "--episode_steps", "4", "--size", "16", "--policy", "player.py:turn_left"]
-    assert main(["data", "record", "corridor", "--out", "set", *options, "--repeat", "2"]) == 0
-    capsys.readouterr()
+    assert main(["data", "record", "corridor", "--out", "set", *options, "--repeat", "2", "--json"]) == 0
+    recorded = capsys.readouterr().out
     assert main(["data", "inspect", "set", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)["actions"]
+    assert capsys.readouterr().out == recorded
+    said = json.loads(recorded)["actions"]
     assert said["names"] == ["noop", "forward", "back", "turn_left", "turn_right"]
     counts = [sum(said["frames"][split].get(name, 0) for split in said["frames"]) for name in said["names"]]
     assert counts == [0, 0, 0, 12, 0]

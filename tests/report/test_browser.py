@@ -3,6 +3,8 @@
 Needs the extra `browser` and Debian's chromium; run with -m browser.
 """
 
+import re
+
 import pytest
 from browsers import violations
 from made_runs import write_run, write_sample
@@ -103,7 +105,12 @@ def test_curves_are_zoomed_by_keyboard_and_hidden_by_run(opened, report):
     page.locator(".toggle").first.uncheck()
     page.wait_for_timeout(200)
     pictures.append(plot.screenshot())
-    assert len(set(pictures)) == 3
+    page.locator("#over").select_option("hours")
+    page.wait_for_timeout(200)
+    pictures.append(plot.screenshot())
+    assert len(set(pictures)) == 4
+    plot.hover()
+    assert re.match(r"[\d.e-]+ h", plot.locator("xpath=following-sibling::*[1]").inner_text())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -17,7 +17,7 @@ from dit_video.config.user_file import ExperimentError
 from dit_video.diffusion.objective import ddpm
 from dit_video.nn.module import define
 from dit_video.report.card_panels import panels
-from dit_video.report.curves import charts, level_charts, milestones, thinned
+from dit_video.report.curves import charts, clock, level_charts, milestones, thinned
 from dit_video.report.media_choice import choose, spread
 from dit_video.report.page import render, short
 from dit_video.report.recorded_run import read_runs
@@ -66,6 +66,17 @@ def test_curves_of_one_protocol_share_an_axis(two):
     assert [curve.run for curve in drawn["held out", "x_0_error"].curves] == [0, 1]
     assert {kind for kind, _ in drawn} == {"training", "held out", "speed"}
     assert ("speed", "wall_time") not in drawn, "the time of day is no measurement"
+
+
+def test_the_clock_of_a_run_is_that_of_its_record_in_hours(two):
+    run, _ = read_runs(two)
+    line = {"step": 40, "rates": {"clips_per_second": 1.0}}
+    times = [{"step": s, "rates": {"wall_time": 1.8e9 + 36.0 * s}} for s in range(10, 4000)]
+    steps, hours = clock(dataclasses.replace(run, metrics=[line, *times[::-1]]))
+    assert (steps[0], steps[-1], hours[0], hours[-1]) == (10, 3999, 0.0, 39.89)
+    assert len(steps) < 400
+    np.testing.assert_allclose(np.diff(hours) / np.diff(steps), 0.01, atol=1e-5)
+    assert clock(dataclasses.replace(run, metrics=[line])) == ([], [])
 
 
 def test_a_loss_of_another_objective_has_an_axis_of_its_own(two, tmp_path):

@@ -13,13 +13,16 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
     DDIMScheduler,
+    DiffusionPipeline,
     DiTPipeline,
     DiTTransformer2DModel,
     UniPCMultistepScheduler,
+    WanPipeline,
     WanTransformer3DModel,
 )
 from published_text import save_t5
@@ -150,6 +153,8 @@ def test_the_road_of_the_docs_leads_from_a_pipeline_to_a_tuned_one(pipeline, tmp
     exec(next(text for language, text in blocks if language == "python"), names)
     there = dict(DiTTransformer2DModel.from_pretrained(pipeline / "transformer").named_parameters())
     tuned = dict(names["pipeline"].transformer.named_parameters())
+    assert isinstance(names["pipeline"], DiTPipeline)
+    assert names["pipeline"].labels == {name: number for number, name in enumerate(sorted(NAMES.values()))}
     assert there.keys() == tuned.keys()
     assert any(not torch.equal(there[name].bfloat16().float(), tuned[name]) for name in there)
 
@@ -157,14 +162,12 @@ def test_the_road_of_the_docs_leads_from_a_pipeline_to_a_tuned_one(pipeline, tmp
 @pytest.mark.slow
 def test_a_run_goes_back_and_is_sampled_there(pipeline, imported, tmp_path):
     folder = tmp_path / "back"
-    for name, workdir in (("transformer", imported), ("vae", imported / "vae")):
-        assert main(["export", f"--workdir={workdir}", f"--out={folder / name}", "--format=diffusers"]) == 0
-    back = DiTPipeline(
-        transformer=DiTTransformer2DModel.from_pretrained(folder / "transformer"),
-        vae=AutoencoderKL.from_pretrained(folder / "vae"),
-        scheduler=DDIMScheduler(clip_sample=False),
-    )
+    assert main(["export", f"--workdir={imported}", f"--out={folder}", "--format=diffusers"]) == 0
+    back = DiffusionPipeline.from_pretrained(folder)
+    assert isinstance(back, DiTPipeline)
     assert back.vae.config.scaling_factor == 0.5
+    assert back.scheduler.config.clip_sample is False
+    assert back.labels == {name: int(label) for label, name in NAMES.items()}
     x_1 = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32)
     pictures = (their_pictures(one, x_1, [1, 2]) for one in (DiTPipeline.from_pretrained(pipeline), back))
     np.testing.assert_array_equal(*pictures)
@@ -266,11 +269,14 @@ def wan(tmp_path_factory) -> Path:
     save_t5(folder, hidden_size=12)
     torch.manual_seed(0)
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 12, "ffn_dim": 32, "num_layers": 2}
-    WanTransformer3DModel(in_channels=16, out_channels=16, **sizes).save_pretrained(folder / "transformer")
-    AutoencoderKLWan(base_dim=8, num_res_blocks=1).save_pretrained(folder / "vae")
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-    UniPCMultistepScheduler(**flow).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    WanPipeline(
+        transformer=WanTransformer3DModel(in_channels=16, out_channels=16, **sizes),
+        vae=AutoencoderKLWan(base_dim=8, num_res_blocks=1),
+        scheduler=UniPCMultistepScheduler(**flow),
+        text_encoder=transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
+        tokenizer=transformers.T5Tokenizer.from_pretrained(folder / "tokenizer"),
+    ).save_pretrained(folder)
     return folder
 
 
@@ -289,11 +295,18 @@ def test_a_video_pipeline_comes_with_its_text_encoder_and_goes_back(wan, tmp_pat
     plain, otherwise = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "otherwise"))
     assert plain.shape == (1, 5, 16, 32, 3)
     assert np.any(plain != otherwise)
-    assert main(["export", f"--workdir={out}", f"--out={tmp_path / 'back'}", "--format=diffusers"]) == 0
-    assert "layers and outputs of diffusers: largest difference" in capsys.readouterr().out
-    found = WanTransformer3DModel.from_pretrained(tmp_path / "back").state_dict()
-    for name, value in WanTransformer3DModel.from_pretrained(wan / "transformer").state_dict().items():
-        assert torch.equal(found[name], value), name
+    export = ["export", f"--workdir={out}", "--format=diffusers"]
+    assert main([*export, f"--out={tmp_path / 'back'}"]) == 0
+    assert re.search(r"^vae: \d+ layers and outputs of diffusers", capsys.readouterr().out, re.MULTILINE)
+    back, there = (WanPipeline.from_pretrained(folder).components for folder in (tmp_path / "back", wan))
+    for part in ("transformer", "vae", "text_encoder"):
+        found = back[part].state_dict()
+        for name, value in there[part].state_dict().items():
+            assert torch.equal(found[name], value), (part, name)
+    assert back["scheduler"].config == there["scheduler"].config
+    assert back["tokenizer"]("a seven") == there["tokenizer"]("a seven")
+    assert main([*export, f"--out={tmp_path / 'alone'}", "--pipeline=none"]) == 0
+    assert WanTransformer3DModel.from_pretrained(tmp_path / "alone").config.num_layers == 2
 
 
 def test_a_pipeline_of_two_networks_says_how_each_is_imported(wan, tmp_path, capsys):

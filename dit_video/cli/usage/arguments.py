@@ -11,10 +11,26 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from dit_video.config.paths import expanded
 from dit_video.distributed.process_settings import AUTO, COORDINATOR, JOIN_TIMEOUT, NUM_PROCESSES, PROCESS_ID
 from dit_video.evaluation.protocol import ResizeRule
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors name the help of the command that was typed; so do the parsers of its commands."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message}; see {self.prog} --help")
+
+
+def typed_command(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.ArgumentParser:
+    """The parser of the command that was typed; of a command that has commands, of that one."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return typed_command(action.choices[getattr(arguments, action.dest)], arguments)
+    return parser
 
 
 def command(subparsers, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -136,7 +152,6 @@ def add_extractor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize",
         choices=[rule.value for rule in ResizeRule],
-        default=ResizeRule.TF1.value,
         help="how I3D's frames get to 224x224 (default tf1, as the published FVD; half_pixel: as the PyTorch ports)",
     )
     parser.add_argument(

@@ -135,6 +135,7 @@ def _add_ingest(commands) -> None:
         "--images", action="store_const", const=True, help="pictures (png, jpeg, webp, bmp) are clips of one frame"
     )
     parser.add_argument("--num_workers", type=whole(1), metavar="N", help="files decoded at once (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="print what was made as JSON and nothing else")
     parser.set_defaults(run=_run_ingest)
 
 
@@ -161,6 +162,7 @@ def _add_record(commands) -> None:
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default 0")
     parser.add_argument("--held_out_fraction", type=float, default=0.1, metavar="F", help="of episodes (default 0.1)")
     parser.add_argument("--num_workers", type=whole(1), metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="print what was made as JSON and nothing else")
     parser.set_defaults(run=_run_record)
 
 
@@ -191,6 +193,7 @@ def _add_digits(commands) -> None:
     parser.add_argument("--out", type=local_path, default=Path("data/moving_digits"), metavar="DIR")
     for name, default in DIGITS_DEFAULTS.items():
         parser.add_argument(f"--{name}", type=whole(0), default=default, metavar="N", help=f"default {default}")
+    parser.add_argument("--json", action="store_true", help="print what was made as JSON and nothing else")
     parser.set_defaults(run=_run_digits)
 
 
@@ -208,6 +211,7 @@ def _add_text(commands) -> None:
     parser.add_argument(
         "--held_out_fraction", type=float, default=0.1, metavar="F", help="share of documents held out (default 0.1)"
     )
+    parser.add_argument("--json", action="store_true", help="print what was made as JSON and nothing else")
     parser.set_defaults(run=_run_text)
 
 

@@ -14,12 +14,13 @@ from dit_video.cli.usage.arguments import (
     positive,
     whole,
 )
-from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
+from dit_video.evaluation.protocol import PUBLISHED, USUAL_NUM_CLIPS, USUAL_NUM_FRAMES
 
 RUN = """  dit-video evaluate run --workdir=runs/grid_dit
   dit-video evaluate --workdir=runs/grid_dit                     the same
   dit-video evaluate run --workdir=runs/grid_dit --num_clips=200 --step=5000 --raw
   dit-video evaluate run --workdir=runs/grid_vae --num_clips=200     a codec: PSNR, SSIM and FVD of its reconstructions
+  dit-video evaluate run --workdir=runs/grid_dit --protocol=stylegan-v --config.data.clips.stride=1
 
 Writes RUN/evaluation/step_N_ema_fvd_nM.json (the card: value, yardsticks, protocol, subject; M is the number of clips)
 and pictures beside it."""
@@ -27,6 +28,7 @@ and pictures beside it."""
 FVD = """  dit-video evaluate fvd --real real_videos/ --fake made_by_any_program/
   dit-video evaluate fvd --real data/grid --fake samples.npy --num_frames=16 --stride=2 --size=64,64 --out=card.json
   dit-video evaluate fvd --real data/grid --fake samples/ --train data/grid:train --resize=half_pixel --json
+  dit-video evaluate fvd --real data/grid:train --fake samples/ --protocol=stylegan-v
 
 A set is what `dit-video data ingest` wrote (its held-out split, or DIR:train); a folder is read as it lies, every
 video in it; an array is uint8 [N T H W 3] in a .npy file. One clip is cut from each video, and as many clips are
@@ -61,10 +63,9 @@ def _add_run(commands) -> None:
         commands, "run", "FVD of a run against held-out clips, with yardsticks and protocol, as a card", RUN
     )
     add_weights(parser)
-    parser.add_argument(
-        "--num_clips", type=whole(2), default=USUAL_NUM_CLIPS, help=f"clips of each set (default {USUAL_NUM_CLIPS})"
-    )
-    parser.add_argument("--num_frames", type=whole(1), default=16, help="frames of each clip (default 16)")
+    parser.add_argument("--num_clips", type=whole(2), help=f"clips of each set (default {USUAL_NUM_CLIPS})")
+    parser.add_argument("--num_frames", type=whole(1), help=f"frames of each clip (default {USUAL_NUM_FRAMES})")
+    _add_protocol(parser)
     parser.add_argument("--batch_size", type=whole(1), default=16, help="clips at a time (default 16)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the samples' noise (default 0)")
     add_extractor(parser)
@@ -81,8 +82,9 @@ def _add_fvd(commands) -> None:
     parser.add_argument("--fake", type=path_text, required=True, metavar=where, help="clips to judge")
     parser.add_argument("--train", type=path_text, metavar=where, help="training clips: finds samples that are copies")
     parser.add_argument("--num_clips", type=whole(2), help=f"of each side (default: all, at most {USUAL_NUM_CLIPS})")
-    parser.add_argument("--num_frames", type=whole(1), default=16, help="frames of a clip (default 16)")
-    parser.add_argument("--stride", type=whole(1), default=1, help="frames from one to the next, real side (default 1)")
+    parser.add_argument("--num_frames", type=whole(1), help=f"frames of a clip (default {USUAL_NUM_FRAMES})")
+    _add_protocol(parser)
+    parser.add_argument("--stride", type=whole(1), help="frames from one to the next, real side (default 1)")
     parser.add_argument("--fake_stride", type=whole(1), default=1, help="the same of the fake side (default 1)")
     parser.add_argument(
         "--clip_fps",
@@ -103,6 +105,14 @@ def _add_fvd(commands) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the card as JSON and nothing else")
     parser.set_defaults(run=_run_fvd)
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--protocol",
+        choices=list(PUBLISHED),
+        help="a published FVD: its numbers of clips and frames, its stride and resize rule (docs/fvd.md)",
+    )
 
 
 def _add_compare(commands) -> None:

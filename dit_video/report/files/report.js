@@ -30,14 +30,26 @@
     });
   }
 
+  const overHours = () => $("#over")?.value === "hours";
+  // Hours at which a run had done these steps: on the straight line between the two that it knows around each.
+  function hoursOf(run, steps) {
+    const [known, hours] = data.runs[run].clock;
+    let i = 0;
+    return steps.map((step) => {
+      while (i + 2 < known.length && known[i + 1] < step) i++;
+      const [a, b] = [known[i], known[i + 1] ?? known[i]];
+      return a === b ? hours[i] : Math.max(0, hours[i] + (step - a) / (b - a) * (hours[i + 1] - hours[i]));
+    });
+  }
+
   // Joined columns for uPlot, and what each column is.
   function columnsOf(chart) {
     const tables = [], columns = [];
     const weight = chart.smooth ? smoothness() : 0;
     for (const [run, steps, values] of chart.curves) {
-      if (!visible(run)) continue;
+      if (!visible(run) || overHours() && !data.runs[run].clock[0].length) continue;
       const smooth = weight > 0 && values.length > 20;
-      const table = [steps, values];
+      const table = [overHours() ? hoursOf(run, steps) : steps, values];
       columns.push({ run, faint: smooth });
       if (smooth) { table.push(smoothed(values, weight)); columns.push({ run }); }
       tables.push(table);
@@ -96,10 +108,10 @@
       width: element.clientWidth, height: element.clientHeight, legend: { show: false },
       scales: { x: { time: false }, y: { distr: logarithmic ? 3 : 1 } },
       series: [{}, ...columns.map((column) => seriesOf(column, joined[0].length))],
-      axes: [{ ...axis, size: 28, values: (_, ticks) => ticks.map(isLevel ? short : grouped) }, { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => tick == null ? "" : short(tick)) }],
+      axes: [{ ...axis, size: 28, values: (_, ticks) => ticks.map(isLevel || overHours() ? short : grouped) }, { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => tick == null ? "" : short(tick)) }],
       focus: { alpha: columns.length > 8 ? 0.25 : 0.5 },
       cursor: { sync: isLevel ? undefined : { key: "steps", scales: ["x", null] }, focus: { prox: 24 }, drag: { x: true, y: false }, points: { size: 7 } },
-      hooks: { setCursor: [(plot) => readout(text, plot, (x) => isLevel ? `log SNR ${x}` : `step ${grouped(x)}`)] },
+      hooks: { setCursor: [(plot) => readout(text, plot, (x) => isLevel ? `log SNR ${x}` : overHours() ? `${short(x)} h` : `step ${grouped(x)}`)] },
     }, joined, element);
     plots.set(element, plot);
   }
@@ -141,6 +153,7 @@
     }
     $("#smooth")?.addEventListener("input", soon);
     $("#log")?.addEventListener("change", soon);
+    $("#over")?.addEventListener("change", soon);
     for (const box of $$(".toggle")) {
       show(box, visible(box.value));
       box.addEventListener("change", () => { show(box, box.checked); soon(); });
@@ -234,9 +247,10 @@
       open: $$("details").map((element) => [named(element), element.open]),
       values: $$("main input[type=range]").map((element) => [element.id, element.value, element.value === element.max]),
       log: $("#log")?.checked,
+      over: $("#over")?.value,
     };
   }
-  function choose({ open, values, log }) {
+  function choose({ open, values, log, over }) {
     const known = new Map(open);
     for (const element of $$("details")) element.open = known.get(named(element)) ?? false;
     $$("main input[type=range]").forEach((element, i) => {
@@ -245,6 +259,7 @@
       element.parentElement.querySelector("output")?.replaceChildren(grouped(stepOf(element)));
     });
     if ($("#log") && log != null) $("#log").checked = log;
+    if ($("#over") && over) $("#over").value = over;
   }
   async function look() {
     const state = $("#state");
