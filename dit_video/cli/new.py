@@ -100,5 +100,9 @@ def _on_data(experiment: Experiment, directory: str) -> tuple[Experiment, list[s
     if _NUM_CLASSES in flatten(experiment) and classes:
         experiment = override(experiment, [f"--config.{_NUM_CLASSES}={len(classes)}"])
     elif _NUM_CLASSES in flatten(experiment):
-        notes.append(f"--data={directory}: has no classes; set condition=None and guidance 1, or ingest some")
+        experiment = override(experiment, ["--config.task.guidance.scale=1", "--config.task.condition=None"])
+        notes.append(
+            f"--data={directory}: has no classes, so condition=None and guidance 1; sub-folders of what is "
+            "ingested would be classes"
+        )
     return experiment, notes

@@ -9,7 +9,7 @@ import difflib
 import enum
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 from absl import flags
@@ -26,21 +26,23 @@ def override(component: Component, overrides: Sequence[str]) -> Component:
 
     Where a field may be without its component, None takes it out: `--config.data.cache=None`.
     """
-    words = []
+    words, absent = [], set()
     for word in _joined(overrides):
         path, _, value = word.removeprefix("--config.").partition("=")
         if value == "None" and _is_optional(component, path):
-            component = _without(component, path.split("."))
-        else:
-            _check_path(component, path)
-            words.append(word)
+            absent.add(f"config.{path}")
+            continue
+        _check_path(component, path)
+        if gone := [name for name in absent if f"config.{path}".startswith(f"{name}.")]:
+            raise ExperimentError(f"config.{path}: {gone[0]}=None takes it out; leave one of them out")
+        words.append(word)
     mirror = _thaw(component)
     values = flags.FlagValues()
     argv = ["dit-video", *words]
     config_flags.DEFINE_config_dict("config", mirror, flag_values=values, lock_config=True, sys_argv=argv)
     try:
         values(argv)
-        return _freeze(component, typing.cast(ConfigDict, values["config"].value), "config")
+        return _freeze(component, typing.cast(ConfigDict, values["config"].value), "config", absent)
     except (flags.Error, TypeError, KeyError, ValueError, AttributeError) as error:
         raise ExperimentError(f"{' '.join(words)}: {error}") from error
 
@@ -93,14 +95,6 @@ def _is_optional(component: Any, path: str) -> bool:
     return types.NoneType in typing.get_args(typing.get_type_hints(type(parent))[name])
 
 
-def _without(node: Any, parts: Sequence[str]) -> Any:
-    """`node` with None at the end of the path of `parts`."""
-    name, *rest = parts
-    if isinstance(node, Mapping):
-        return {**node, name: _without(node[name], rest)}
-    return dataclasses.replace(node, **{name: _without(getattr(node, name), rest) if rest else None})
-
-
 def _children(node: Any) -> list[str]:
     if isinstance(node, Mapping):
         return list(node)
@@ -127,17 +121,22 @@ def _thaw(node: Any) -> Any:
     return mirror
 
 
-def _freeze(node: Any, mirror: ConfigDict, where: str) -> Any:
-    """Rebuilds the dataclass tree of `node` with the values of its ConfigDict `mirror`."""
+def _freeze(node: Any, mirror: ConfigDict, where: str, absent: Set[str]) -> Any:
+    """Rebuilds the dataclass tree of `node` with the values of its ConfigDict `mirror`, and None at paths of `absent`.
+
+    All at once: a value may be right only together with another, as no condition with guidance 1.
+    """
     if isinstance(node, Mapping):
-        return {name: _freeze(value, mirror[name], f"{where}.{name}") for name, value in node.items()}
+        return {name: _freeze(value, mirror[name], f"{where}.{name}", absent) for name, value in node.items()}
     hints = typing.get_type_hints(type(node))
     changes = {}
     for field in dataclasses.fields(node):
         old, new = getattr(node, field.name), mirror[field.name]
         path = f"{where}.{field.name}"
-        if isinstance(new, ConfigDict):
-            new = _freeze(old, new, path)
+        if path in absent:
+            new = None
+        elif isinstance(new, ConfigDict):
+            new = _freeze(old, new, path, absent)
         elif isinstance(old, enum.Enum):
             new = enum_of(type(old), new, path)
         else:

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from sample_videos import waves
 
 from dit_video import experiment as experiments
 from dit_video.cli.main import main
 from dit_video.config.components import flatten
 from dit_video.experiment import load
 from dit_video.run.folder import record
+from dit_video.video.encode import encode_mp4
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -50,6 +52,18 @@ def test_a_start_on_data_of_one_s_own_knows_its_classes(video_set, capsys):
     assert main(["new", "other.py", "--from=quickstart", "--data=nowhere"]) == 0
     assert "nowhere" in capsys.readouterr().out
     assert experiments.load("other.py").data.source.directory == "nowhere"
+
+
+def test_a_start_on_data_without_classes_is_conditioned_on_none(tmp_path, capsys):
+    Path("videos").mkdir()
+    for index in range(4):
+        Path("videos", f"{index}.mp4").write_bytes(encode_mp4(waves(index, 9, 32, 32), 10.0))
+    assert main(["data", "ingest", "videos", "--out=mine", "--held_out_fraction=0"]) == 0
+    assert main(["new", "mine.py", "--from=quickstart", "--data=mine"]) == 0
+    assert "has no classes, so condition=None and guidance 1" in capsys.readouterr().out
+    task = load("mine.py").task
+    assert (task.condition, task.guidance.scale) == (None, 1.0)
+    assert main(["show", "--config=mine.py"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,18 @@ def test_components_that_may_be_absent_are_taken_out_by_none(experiment):
     assert override(experiment, words) == dataclasses.replace(experiment, ema=None, data=data, seed=3)
 
 
+def test_what_is_right_only_together_is_given_together(experiment):
+    guided = override(experiment, ["--config.task.guidance.scale=2.0"])
+    words = ["--config.task.condition=None", "--config.task.guidance.scale=1.0"]
+    for order in (words, words[::-1]):
+        task = override(guided, order).task
+        assert (task.condition, task.guidance.scale) == (None, 1.0)
+    with pytest.raises(ExperimentError, match="guidance.scale=2.0: there is no condition to be followed"):
+        override(guided, words[:1])
+    with pytest.raises(ExperimentError, match=r"condition\.num_classes: config\.task\.condition=None takes it out"):
+        override(experiment, [*words, "--config.task.condition.num_classes=3"])
+
+
 def test_evaluators_are_reached_by_their_name(experiment):
     changed = override(experiment, ["--config.evaluators.samples.every=5"])
     assert changed.evaluators == {**experiment.evaluators, "samples": Samples(every=5)}
