@@ -10,6 +10,7 @@ from typing import Any
 from dit_video.config.names import PUBLIC
 
 __version__ = "0.1.0"
+__all__ = sorted(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,12 @@ def test_a_public_name_is_what_it_names(name):
     assert inspect.getmodule(value) is importlib.import_module(PUBLIC[name])
 
 
+def test_a_star_imports_them_all():
+    names: dict[str, object] = {}
+    exec("from dit_video import *", names)
+    assert names.keys() - {"__builtins__"} == set(PUBLIC)
+
+
 def test_no_other_name_is_public():
     with pytest.raises(AttributeError, match="no public name Denoize"):
         dit_video.Denoize  # noqa: B018 (it is asked for)

@@ -120,7 +120,7 @@ def test_what_is_right_only_together_is_given_together(experiment):
     for order in (words, words[::-1]):
         task = override(guided, order).task
         assert (task.condition, task.guidance.scale) == (None, 1.0)
-    with pytest.raises(ExperimentError, match="guidance.scale=2.0: there is no condition to be followed"):
+    with pytest.raises(ExperimentError, match=r"guidance\.scale=2\.0: there is no condition to be followed"):
         override(guided, words[:1])
     with pytest.raises(ExperimentError, match=r"condition\.num_classes: config\.task\.condition=None takes it out"):
         override(experiment, [*words, "--config.task.condition.num_classes=3"])
