@@ -35,6 +35,7 @@ from dit_video import (
     ReconstructionLoss,
     Schedule,
     TrainedCodec,
+    Turning,
     VideoSet,
     VideoVAEConfig,
     diffusion_forcing,
@@ -96,6 +97,7 @@ def world(*, steps: int = 3000, copy_noise: float | None = None) -> Experiment:
             "held-out error": HeldOutError(every=500),
             "response to actions": ActionResponse(every=1500, num_known=FRAMES - WINDOW, horizons=(1, 4, 16)),
             "drift": Drift(every=3000),
+            "turning": Turning(every=3000, left=ACTIONS.index("turn_left"), right=ACTIONS.index("turn_right")),
         },
     )
 

@@ -55,6 +55,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "evaluation.i3d": ("I3DLogits",),
     "evaluation.evaluators": ("HeldOutError", "Reconstruction", "Samples"),
     "evaluation.text": ("BitsPerByte", "SampledText"),
+    "evaluation.turning": ("Turning",),
     "evaluation.worlds": ("ActionResponse", "Drift"),
     "tasks.autoencode": ("Autoencode",),
     "tasks.factorization": ("Autoregressive", "Blocks", "Masked"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from dit_video.config.bounds import at_least
 from dit_video.data.batch import Batch
@@ -72,6 +72,15 @@ class RollOutEvaluator(Evaluator):
         known = batch.require_video()[:, : self.num_known]
         asked = batch._replace(video=known, signals={**batch.signals, ACTION: actions})
         return np.asarray(subject(ROLL_OUT, asked, keys, data.shape))
+
+
+def actions_in_turn(batch: Batch, num_frames: int) -> Int[np.ndarray, "B n"] | Float[np.ndarray, "B n A"]:
+    """Actions of as many frames: of each clip its own, then those of the next of the batch, and so on."""
+    actions = np.asarray(batch.require_signal(ACTION))
+    rows = [np.concatenate(np.roll(actions[:, 1:], -row, axis=0)) for row in range(len(actions))]
+    times = -(-num_frames // len(rows[0]))
+    long = np.stack([np.concatenate([row] * times)[: num_frames - 1] for row in rows])
+    return np.concatenate([actions[:, :1], long], axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,7 +189,7 @@ class Drift(RollOutEvaluator):
         for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, size)):
             keys = clip_keys(seed, range(number * size, (number + 1) * size), "drift")
             video = np.asarray(batch.require_video())
-            made = self.rolled_out(subject, data, batch, self._actions(batch), keys)
+            made = self.rolled_out(subject, data, batch, actions_in_turn(batch, self.num_frames), keys)
             for into, clips in ((real, video), (last, made[:, -self.num_last :])):
                 for name, values in statistics(clips[:valid]).items():
                     into[name].append(values)
@@ -189,14 +198,6 @@ class Drift(RollOutEvaluator):
         ratios = {name: float(ours / max(theirs, 1e-6)) for name, (ours, theirs) in means.items()}
         ends = np.concatenate(shown)[:, -self.num_last :]
         return Report(scalars=ratios, media={"end": Video.of_rows(ends, len(ends), data.fps)})
-
-    def _actions(self, batch: Batch) -> np.ndarray:
-        """Actions of as many frames: of each clip its own, then those of the next of the batch, and so on."""
-        actions = np.asarray(batch.require_signal(ACTION))
-        rows = [np.concatenate(np.roll(actions[:, 1:], -row, axis=0)) for row in range(len(actions))]
-        times = -(-self.num_frames // len(rows[0]))
-        long = np.stack([np.concatenate([row] * times)[: self.num_frames - 1] for row in rows])
-        return np.concatenate([actions[:, :1], long], axis=1)
 
 
 def statistics(clips: Clips) -> dict[str, Float[np.ndarray, "B"]]:
