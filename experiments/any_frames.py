@@ -83,5 +83,5 @@ def digits(known: KnownFrames, *, steps: int = 1000) -> Experiment:
         optimizer=Muon(learning_rate=5e-3, adam_learning_rate=1e-3, warmup_steps=50, decay=Decay.COSINE),
         ema=EMA(decay=0.995),
         schedule=Schedule(num_steps=steps, log_every=50, save_every=250),
-        evaluators={"held-out error": HeldOutError(every=500)},
+        evaluators={"held_out_error": HeldOutError(every=500)},
     )

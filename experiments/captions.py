@@ -70,5 +70,5 @@ def get_config(arg: str = "") -> Experiment:
         optimizer=Muon(learning_rate=5e-3, adam_learning_rate=1e-3, warmup_steps=50, decay=Decay.COSINE),
         ema=EMA(decay=0.995),
         schedule=Schedule(num_steps=600, log_every=50, save_every=300),
-        evaluators={"held-out error": HeldOutError(every=300), "samples": Samples(every=300)},
+        evaluators={"held_out_error": HeldOutError(every=300), "samples": Samples(every=300)},
     )

@@ -61,5 +61,5 @@ def text(
         ),
         ema=EMA(decay=0.99),
         schedule=Schedule(num_steps=steps, log_every=50, save_every=400),
-        evaluators={"held-out error": HeldOutError(every=800, num_clips=256), "samples": Samples(every=800)},
+        evaluators={"held_out_error": HeldOutError(every=800, num_clips=256), "samples": Samples(every=800)},
     )

@@ -127,7 +127,7 @@ def text_to_video(
         optimizer=AdamW(learning_rate=5e-5, warmup_steps=1000),
         ema=EMA(decay=0.9999),
         schedule=Schedule(num_steps=steps, log_every=10, save_every=every),
-        evaluators={"held-out error": HeldOutError(every=every), "samples": Samples(every=every)},
+        evaluators={"held_out_error": HeldOutError(every=every), "samples": Samples(every=every)},
         mesh=mesh,
     )
 

@@ -94,8 +94,8 @@ def world(*, steps: int = 3000, copy_noise: float | None = None) -> Experiment:
         ema=EMA(decay=0.995),
         schedule=Schedule(num_steps=steps, log_every=50, save_every=500),
         evaluators={
-            "held-out error": HeldOutError(every=500),
-            "response to actions": ActionResponse(every=1500, num_known=FRAMES - WINDOW, horizons=(1, 4, 16)),
+            "held_out_error": HeldOutError(every=500),
+            "response": ActionResponse(every=1500, num_known=FRAMES - WINDOW, horizons=(1, 4, 16)),
             "drift": Drift(every=3000),
             "turning": Turning(every=3000, left=ACTIONS.index("turn_left"), right=ACTIONS.index("turn_right")),
         },

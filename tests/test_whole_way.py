@@ -49,7 +49,7 @@ def get_config(arg="dit"):
         sampler=Euler(num_steps=2),
     )
     data = dataclasses.replace(data, cache=LatentCache(directory="latents"))
-    judges = {"held-out error": HeldOutError(**few), "samples": Samples(every=12, num_clips=2)}
+    judges = {"held_out_error": HeldOutError(**few), "samples": Samples(every=12, num_clips=2)}
     return Experiment(task=task, data=data, evaluators=judges, **rest)
 """
 

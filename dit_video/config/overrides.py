@@ -7,6 +7,7 @@ JAX ecosystem; the tree is then rebuilt, which validates it again.
 import dataclasses
 import difflib
 import enum
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -71,6 +72,11 @@ def _check_path(node: Any, path: str) -> None:
             near = difflib.get_close_matches(part, names, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names) or 'no fields'}"
             raise ExperimentError(f"{where}.{part}: {type(node).__name__} has no such field; {hint}")
+        if not part.isidentifier():
+            raise ExperimentError(
+                f"{where}.{part}: on the command line a name can have letters, digits and _ alone; give it another in "
+                f"the experiment file, perhaps {re.sub(r'[^0-9A-Za-z_]+', '_', part)!r}, or change it there"
+            )
         node = node[part] if isinstance(node, Mapping) else getattr(node, part)
         where = f"{where}.{part}"
     if dataclasses.is_dataclass(node):

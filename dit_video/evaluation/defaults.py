@@ -39,11 +39,11 @@ def evaluators_for(task: Task, counts: Counts) -> Mapping[str, Evaluator]:
     functions = task.functions()
     chosen: dict[str, Evaluator] = {}
     if VALIDATE in functions:
-        chosen["held-out error"] = HeldOutError(every=1)
+        chosen["held_out_error"] = HeldOutError(every=1)
     if LIKELIHOOD in functions:
-        chosen["bits per byte"] = BitsPerByte(every=1)
+        chosen["bits_per_byte"] = BitsPerByte(every=1)
     if LIKELIHOOD in functions and GENERATE in functions:
-        chosen["sampled text"] = SampledText(every=1)
+        chosen["sampled_text"] = SampledText(every=1)
     if own := task.judges():
         chosen |= own
     elif GENERATE in functions:

@@ -61,7 +61,7 @@ def experiment(denoise) -> Experiment:
         ),
         optimizer=AdamW(decay=Decay.COSINE, groups=(Group(prefix="blocks", learning_rate=1e-3),)),
         schedule=Schedule(num_steps=100),
-        evaluators={"held-out error": HeldOutError(every=10), "samples": Samples(every=20)},
+        evaluators={"held_out_error": HeldOutError(every=10), "samples": Samples(every=20)},
     )
 
 
@@ -301,3 +301,9 @@ def test_diff_shows_leaves_that_differ_with_both_values(experiment):
         "mesh.fsdp": (1, 2),
         "seed": (0, 5),
     }
+
+
+def test_a_name_that_no_word_of_the_command_line_can_reach_is_answered_with_another(experiment):
+    experiment = dataclasses.replace(experiment, evaluators={"held-out error": HeldOutError(every=10)})
+    with pytest.raises(ExperimentError, match=r"config\.evaluators\.held-out error: .*perhaps 'held_out_error'"):
+        override(experiment, ["--config.evaluators.held-out error.every=3"])
