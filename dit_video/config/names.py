@@ -56,6 +56,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "evaluation.evaluators": ("HeldOutError", "Reconstruction", "Samples"),
     "evaluation.text": ("BitsPerByte", "SampledText"),
     "evaluation.worlds": ("ActionResponse", "Drift"),
+    "nn.positions": ("NTKAware",),
     "tasks.autoencode": ("Autoencode",),
     "tasks.factorization": ("Autoregressive", "Blocks", "Masked"),
     "tasks.latent_diffusion": ("Denoise",),
