@@ -123,6 +123,7 @@ from dit_video.nn.conv import Padding as Padding
 from dit_video.nn.mlp import MLPKind as MLPKind
 from dit_video.nn.module import Precision as Precision
 from dit_video.nn.norm import Norm as Norm
+from dit_video.nn.positions import NTKAware as NTKAware
 from dit_video.nn.softmax_attention import Kernel as Kernel
 from dit_video.run.opened import Run as Run
 from dit_video.run.opened import open as open

@@ -85,6 +85,8 @@ class Experiment:
 _NOT_IN_FINGERPRINT = (
     "mesh", "compiler_options", "keep", "trackers", "data.num_threads", "schedule.log_every", "schedule.save_every",
 )  # fmt: skip
+# Fields that are younger than the fingerprints of runs; where one is None, the fingerprint is that of before it.
+_ADDED_TO_FINGERPRINT = ("task.network.extrapolation",)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -140,4 +142,5 @@ def read(path: Path, like: Experiment | None = None) -> Experiment:
 def fingerprint(experiment: Experiment) -> str:
     """Digest of everything that decides what a run computes; mesh, threads and logging are left out."""
     leaves = {k: v for k, v in flatten(experiment).items() if not k.startswith(_NOT_IN_FINGERPRINT)}
+    leaves = {k: v for k, v in leaves.items() if not (v is None and k in _ADDED_TO_FINGERPRINT)}
     return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]

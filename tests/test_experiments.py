@@ -11,6 +11,7 @@ from dit_video.cli.new import experiment_file
 from dit_video.config.components import to_json
 from dit_video.run import workload
 from dit_video.run.checks import check_fields
+from dit_video.tasks.known_frames import Pattern
 
 ROOT = Path(__file__).parent.parent
 RUNS = (
@@ -24,6 +25,7 @@ RUNS = (
     "experiments/grid_vae.py:128",
     "experiments/grid_dit.py",
     "experiments/grid_dit.py:128",
+    "experiments/grid_any_frames.py:tiny",
     "experiments/text.py:masked",
     "experiments/text.py:block",
     "experiments/text.py:autoregressive",
@@ -66,6 +68,14 @@ def test_the_file_that_is_written_of_an_experiment_is_that_experiment(experiment
 def test_clips_fit_the_networks(experiment):
     check_fields(experiment)
     assert workload.step_flops(experiment) > 0
+
+
+def test_clips_of_many_shapes_with_anything_known_survive_their_record():
+    """Its shapes have no batch sizes yet, which count FLOPs of all; `tests/run/test_batch_shapes.py` has that law."""
+    mixed = experiments.load(str(ROOT / "experiments/video_1b.py:mixed"))
+    assert len(mixed.data.shapes) == 8
+    assert mixed.task.known.patterns == frozenset(Pattern)
+    assert experiments.from_json(to_json(mixed)) == mixed
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "evaluation.text": ("BitsPerByte", "SampledText"),
     "evaluation.turning": ("Turning",),
     "evaluation.worlds": ("ActionResponse", "Drift"),
+    "nn.positions": ("NTKAware",),
     "tasks.autoencode": ("Autoencode",),
     "tasks.factorization": ("Autoregressive", "Blocks", "Masked"),
     "tasks.latent_diffusion": ("Denoise",),

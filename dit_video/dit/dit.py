@@ -35,7 +35,7 @@ from dit_video.nn.mlp import MLPKind
 from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, modulate
 from dit_video.nn.norm import Norm
 from dit_video.nn.patches import frames_first, from_tokens, latent_shape, per_patch, to_tokens
-from dit_video.nn.positions import patch_angles, sincos_positions
+from dit_video.nn.positions import NTKAware, patch_angles, sincos_positions, stretch_of
 from dit_video.nn.softmax_attention import self_attention
 
 # Numbers of frames in their stream.
@@ -154,6 +154,7 @@ class DiTConfig(AnyDiTConfig):
         qk_norm: over what queries and keys are normalised.
         mlp: MLP of a block.
         causal: frames see no later ones; None: attention is full.
+        extrapolation: rotary positions of latents that are larger or longer than those of training; None: as they are.
     """
 
     shared_modulation: bool = False
@@ -161,6 +162,7 @@ class DiTConfig(AnyDiTConfig):
     qk_norm: QKNorm = QKNorm.PER_HEAD
     mlp: MLPKind = MLPKind.SWIGLU
     causal: CausalFrames | None = None
+    extrapolation: NTKAware | None = None
 
     mlp_norm_epsilon = 1e-6
     block_embedders = False
@@ -186,7 +188,8 @@ class DiTConfig(AnyDiTConfig):
     def with_positions(
         self, x: Float[Array, "B N D"], shape: tuple[int, int, int], frames: Frames | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "N r"]]:
-        return x, patch_angles(shape, self.patch_size, self.hidden_size // self.num_heads, frames)
+        head_dim, stretch = self.hidden_size // self.num_heads, stretch_of(self.extrapolation, shape)
+        return x, patch_angles(shape, self.patch_size, head_dim, frames, stretch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

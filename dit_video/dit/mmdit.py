@@ -29,7 +29,7 @@ from dit_video.nn.mlp import PlainMLP
 from dit_video.nn.modulation import AdaLN, gated, modulate
 from dit_video.nn.norm import layer_normalize
 from dit_video.nn.patches import from_tokens, latent_shape, per_patch, to_tokens
-from dit_video.nn.positions import at_patches, patch_angles, sincos_axes
+from dit_video.nn.positions import NTKAware, at_patches, patch_angles, sincos_axes, stretch_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,7 @@ class MMDiTConfig(NetworkConfig):
         attend_padding: whether the padding of text is attended to, as in published networks.
         position_table: fixed positions of images, added to the tokens; they do not tell frames apart. None: rotary
             positions of frame, row and column, for video.
+        extrapolation: rotary positions of latents that are larger or longer than those of training; None: as they are.
     """
 
     mlp_ratio: float = 4.0
@@ -85,6 +86,7 @@ class MMDiTConfig(NetworkConfig):
     text_output: bool = False
     attend_padding: bool = False
     position_table: PositionTable | None = None
+    extrapolation: NTKAware | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,6 +98,11 @@ class MMDiTConfig(NetworkConfig):
         if self.position_table is not None and self.hidden_size % 4:
             raise ValueError(
                 f"MMDiTConfig.hidden_size={self.hidden_size}: must be a multiple of 4 where position_table is one"
+            )
+        if self.position_table is not None and self.extrapolation is not None:
+            raise ValueError(
+                f"MMDiTConfig.extrapolation={self.extrapolation}: is of rotary positions; leave it None where "
+                "position_table is one"
             )
         if not 0 <= self.num_dual_blocks <= self.depth:
             raise ValueError(
@@ -295,7 +302,8 @@ class MMDiT(Network):
         """Positional embedding: tokens with fixed positions added, or as they are, and the angles of rotary ones."""
         config, table = self.config, self.config.position_table
         if table is None:
-            return x, patch_angles(shape, config.patch_size, config.hidden_size // config.num_heads)
+            head_dim, stretch = config.hidden_size // config.num_heads, stretch_of(config.extrapolation, shape)
+            return x, patch_angles(shape, config.patch_size, head_dim, stretch=stretch)
         frames, rows, columns = (n // p for n, p in zip(shape, config.patch_size))
         axes = sincos_axes(table.middle(rows), table.middle(columns), config.hidden_size)
         places = at_patches(*axes, np.zeros((frames, config.hidden_size), np.float32))

@@ -32,7 +32,7 @@ from dit_video.nn.modulation import AdaLN, Modulation, ModulationOffset, gated, 
 from dit_video.nn.module import recomputed
 from dit_video.nn.norm import LayerNorm, layer_normalize
 from dit_video.nn.patches import from_tokens, latent_shape, per_patch, to_tokens
-from dit_video.nn.positions import patch_angles
+from dit_video.nn.positions import NTKAware, patch_angles, stretch_of
 from dit_video.nn.softmax_attention import cross_attention
 
 
@@ -44,10 +44,12 @@ class WanConfig(NetworkConfig):
         mlp_width: hidden width of the MLP of a block.
         text_length: number of tokens that captions are padded to with zeros, all of which are attended to; 512 as
             published. None: no padding is attended to.
+        extrapolation: rotary positions of latents that are larger or longer than those of training; None: as they are.
     """
 
     mlp_width: int
     text_length: int | None = None
+    extrapolation: NTKAware | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -244,7 +246,9 @@ class Wan(Network):
         context = self._context(cond)
         frames, rows, columns = (n // p for n, p in zip(latent_shape(x_t), self.patch_size))
         # Positions count patches.
-        angles = patch_angles((frames, rows, columns), (1, 1, 1), self.config.hidden_size // self.config.num_heads)
+        head_dim = self.config.hidden_size // self.config.num_heads
+        stretch = stretch_of(self.config.extrapolation, latent_shape(x_t))
+        angles = patch_angles((frames, rows, columns), (1, 1, 1), head_dim, stretch=stretch)
 
         def apply_block(x, block):
             return block(constrain(x, "batch", "tokens", None), shared, angles, context)

@@ -88,6 +88,11 @@ class KnownInTraining(abc.ABC):
         """
         del vae, cached
 
+    def untaught(self, vae: VAEConfig) -> str | None:
+        """What sampling does with known frames that training, as it is set, never shows the network; None: nothing."""
+        del vae
+        return None
+
     def check(self, vae: VAEConfig, network: NetworkConfig) -> None:
         """Checks that frames can be known in latents of `vae`, and can be shown to `network`.
 
@@ -214,9 +219,23 @@ class KnownFrames(KnownInTraining):
                 "cache=None"
             )
 
+    def untaught(self, vae: VAEConfig) -> str | None:
+        if self.in_place > 0 or not self._later or vae.compression[0] == 1:
+            return None
+        return (
+            "config.task.known.in_place=0: sampling encodes known frames that do not begin a clip without those before "
+            "them, and training never does; expect a seam where a video is extended backwards, connected or looped. "
+            "Train from video, config.data.cache=None, with in_place=0.5"
+        )
+
+    @property
+    def _later(self) -> float:
+        """Share of clips of which frames are known that may not begin the clip."""
+        return self.last + self.ends + self.random
+
     @property
     def _placed(self) -> bool:
-        return self.in_place > 0 and self.last + self.ends + self.random > 0
+        return self.in_place > 0 and self._later > 0
 
     def masks(
         self, keys: Key[Array, "B"], shape: tuple[int, int, int], patch_size: PatchSize

@@ -153,7 +153,9 @@ class Denoise(Task):
             )
 
     def check_data(self, inventories: Mapping[Split, Inventory]) -> list[str]:
-        return [] if self.condition is None else self.condition.check_data(inventories[Split.TRAIN])
+        of_known = None if self.known is None else self.known.untaught(self.codec.vae)
+        of_condition = [] if self.condition is None else self.condition.check_data(inventories[Split.TRAIN])
+        return [*of_condition, *([] if of_known is None else [of_known])]
 
     @property
     def paired(self) -> bool:

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -14,13 +15,15 @@ from dit_video.diffusion.objective import MinSNR
 from dit_video.distributed.sharding import MeshShape
 from dit_video.dit.network import Remat
 from dit_video.evaluation.evaluators import HeldOutError, Samples
-from dit_video.experiment import Experiment, fingerprint, from_json, load
+from dit_video.experiment import _NOT_IN_FINGERPRINT, Experiment, fingerprint, from_json, load
 from dit_video.nn.module import Precision
+from dit_video.nn.positions import NTKAware
 from dit_video.training.intervals import Schedule
 from dit_video.training.optimizer import AdamW, Decay, Group
 
 FILE = """
 import dataclasses
+import hashlib
 from dit_video.data.dataset import Data
 from dit_video.data.sources import MovingDigits
 from dit_video.data.transforms import ClipTransform
@@ -288,6 +291,16 @@ def test_the_fingerprint_sees_what_is_computed_and_not_where_or_how_often_it_is_
 def test_the_fingerprint_sees_which_component_stands_in_a_place(experiment, autoencode):
     """Two values with the same fields are not the same thing."""
     assert fingerprint(dataclasses.replace(experiment, task=autoencode)) != fingerprint(experiment)
+
+
+def test_a_field_that_came_later_changes_a_fingerprint_only_where_it_has_a_value(experiment):
+    """A digest of the leaves without the field is what versions before it computed."""
+    network = dataclasses.replace(experiment.task.network, extrapolation=NTKAware(trained=(1, 2, 2)))
+    task = dataclasses.replace(experiment.task, network=network)
+    assert fingerprint(dataclasses.replace(experiment, task=task)) != fingerprint(experiment)
+    before = {k: v for k, v in flatten(experiment).items() if k != "task.network.extrapolation"}
+    computed = {k: v for k, v in before.items() if not k.startswith(_NOT_IN_FINGERPRINT)}
+    assert fingerprint(experiment) == hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def test_diff_shows_leaves_that_differ_with_both_values(experiment):

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dit_video.config.components import from_json, to_json
 from dit_video.dit.condition import ClassCondition
 from dit_video.dit.dit import DIT_B, DIT_L, DIT_S, DIT_XL, Block, DiT, DiTConfig
 from dit_video.dit.network import Remat
 from dit_video.nn.module import Params, define, params_of
 from dit_video.nn.norm import rms_normalize
 from dit_video.nn.patches import patchify, unpatchify
-from dit_video.nn.positions import patch_angles
+from dit_video.nn.positions import NTKAware, patch_angles
 
 CONFIG = DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=(1, 2, 2))
 CONDITION = ClassCondition(num_classes=3)
@@ -182,3 +183,18 @@ def test_heads_must_be_even_and_divide_the_width():
     for num_heads in (5, 32):
         with pytest.raises(ValueError, match=f"hidden_size=32: must be num_heads={num_heads} times an even"):
             dataclasses.replace(CONFIG, num_heads=num_heads)
+
+
+def test_extrapolation_moves_larger_clips_alone():
+    x = jnp.zeros((1, 4, 32))
+    for trained, same in (((1, 4, 4), True), ((1, 2, 4), False)):
+        config = dataclasses.replace(CONFIG, extrapolation=NTKAware(trained=trained))
+        here, as_they_are = (c.with_positions(x, (1, 4, 4))[1] for c in (config, CONFIG))
+        assert bool(jnp.array_equal(here, as_they_are)) == same
+
+
+def test_a_record_of_before_extrapolation_has_positions_as_they_are():
+    record = to_json(CONFIG)
+    del record["extrapolation"]
+    assert from_json(record, "config") == CONFIG
+    assert CONFIG.extrapolation is None

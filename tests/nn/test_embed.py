@@ -10,7 +10,7 @@ from dit_video.nn.embed import LabelEmbedding, TimeEmbedding, VectorEmbedding, s
 from dit_video.nn.linear import linear
 from dit_video.nn.modulation import AdaLN, ModulationOffset, gated, modulate
 from dit_video.nn.patches import from_tokens, latent_shape, patchify, per_patch, to_tokens, unpatchify
-from dit_video.nn.positions import patch_angles, rope_angles, rotate, sincos_places, sincos_positions
+from dit_video.nn.positions import NTKAware, patch_angles, rope_angles, rotate, sincos_places, sincos_positions
 
 SHAPES = [((2, 4, 6), (1, 2, 2)), ((6, 6, 5), (2, 3, 1)), ((3, 4, 10), (3, 1, 5)), ((1, 2, 2), (1, 1, 1))]
 FLOAT32 = jnp.dtype("float32")
@@ -210,6 +210,36 @@ def test_angles_are_positions_times_a_ladder_of_frequencies():
     )
     # An axis without planes has no angles.
     np.testing.assert_allclose(rope_angles(np.array([[2.0, 3.0, 4.0]], np.float32), 2), [[2.0]])
+
+
+def test_ntk_aware_positions_turn_the_slowest_plane_as_far_as_in_training_and_the_fastest_as_fast():
+    """theta s^(n / (n - 1)) for the n planes of an axis that is s times as long (2309.00071, eq. 11 to 13)."""
+    trained, larger = (4, 6, 8), (8, 18, 8)
+    stretch = NTKAware(trained=trained).stretch(larger)
+    assert stretch == (2, 3, 1)
+    # Time has 4 planes, rows and columns 3 each.
+    positions = np.array([[5, 7, 9]], np.float32)
+    stretched, plain = (rope_angles(positions, 20, stretch=s)[0] for s in (stretch, None))
+    thetas = 10_000 * np.array([2 ** (4 / 3), 3 ** (3 / 2), 1])
+    ladders = [p * theta ** (-np.arange(n) / n) for p, theta, n in zip((5, 7, 9), thetas, (4, 3, 3))]
+    np.testing.assert_allclose(stretched, np.concatenate(ladders), rtol=1e-6)
+    np.testing.assert_allclose(stretched[[0, 4]], plain[[0, 4]], rtol=1e-6)
+    np.testing.assert_allclose(stretched[[3, 6]], plain[[3, 6]] / [2, 3], rtol=1e-6)
+    np.testing.assert_array_equal(stretched[7:], plain[7:])
+    # An axis of one plane has the fastest alone.
+    np.testing.assert_array_equal(rope_angles(positions, 6, stretch=stretch), rope_angles(positions, 6))
+    frames = np.arange(0, 8, 2)
+    np.testing.assert_allclose(
+        patch_angles(larger, (2, 1, 1), 20, frames, stretch), patch_angles(larger, (2, 1, 1), 20, stretch=stretch)
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 8), (1, 6, 4)])
+def test_at_the_size_of_training_and_below_every_rule_of_extrapolation_is_the_same(shape):
+    stretch = NTKAware(trained=(4, 6, 8)).stretch(shape)
+    np.testing.assert_array_equal(
+        patch_angles(shape, (1, 2, 2), 20, stretch=stretch), patch_angles(shape, (1, 2, 2), 20)
+    )
 
 
 def test_places_of_a_grid_are_sums_of_rows_and_columns_in_row_major_order():

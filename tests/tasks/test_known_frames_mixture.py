@@ -225,5 +225,14 @@ def test_a_latent_cache_has_no_video_to_encode_in_place(task, tmp_path):
     )
     with pytest.raises(ValueError, match=r"config.task.known.in_place=0\.5: .* set in_place=0, or cache=None"):
         task.check(data, None)
-    dataclasses.replace(task, known=KnownFrames(in_place=0.0)).check(data, None)
+    cached = dataclasses.replace(task, known=KnownFrames(in_place=0.0), condition=None)
+    cached.check(data, None)
+    (warning,) = cached.check_data({})
+    assert "in_place=0: sampling encodes known frames that do not begin a clip without those before them" in warning
+    # What begins a clip has nothing before it.
+    alone = dict.fromkeys(("one_level", "independent", *Pattern, "single"), 0.0)
+    first = KnownFrames(**(alone | {"first": 1.0}), in_place=0.0)
+    assert [dataclasses.replace(cached, known=known).check_data({}) for known in (first, KnownFrames(), None)] == [
+        []
+    ] * 3
     assert not task.paired

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from dit_video.arrays import Output
 from dit_video.data.captions import BEGIN
 from dit_video.dit.condition import Condition
-from dit_video.dit.dit import AnyDiTConfig, PublishedDiTConfig
+from dit_video.dit.dit import AnyDiTConfig, DiTConfig, PublishedDiTConfig
 from dit_video.export.torch.module import TorchModule
 from dit_video.nn.attention import QKNorm
 from dit_video.nn.embed import TimeEmbedding
@@ -68,6 +68,11 @@ class TorchDiT(TorchModule):
         if task.network.causal_frames is not None:
             raise ValueError(
                 f"config.task.network.causal={task.network.causal_frames}: the torch module has full attention alone"
+            )
+        if isinstance(task.network, DiTConfig) and task.network.extrapolation is not None:
+            raise ValueError(
+                f"config.task.network.extrapolation={task.network.extrapolation}: the torch module has positions as "
+                "they are alone; set --config.task.network.extrapolation=None"
             )
         torch_condition(task.condition)
         return cls(config=task.network, channels=task.codec.vae.latent_channels, condition=task.condition)
