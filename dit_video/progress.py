@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,6 +18,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from dit_video.distributed.processes import is_first
@@ -63,6 +65,10 @@ class Terminal(Console):
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
         # A terminal breaks long lines itself, and a path that it broke can still be copied whole.
         as_lines = all(isinstance(item, str | Text) for item in objects) if soft_wrap is None else soft_wrap
+        if not self.is_terminal:
+            for table in (item for item in objects if isinstance(item, Table)):
+                # Rich breaks a title that is wider than its table.
+                table.min_width = cell_len(str(table.title or ""))
         super().print(*objects, soft_wrap=as_lines, **options)
 
 

@@ -28,6 +28,12 @@ def test_a_name_is_printed_as_it_is(name):
     assert name in file.getvalue()
 
 
+def test_a_title_wider_than_its_table_is_one_line():
+    table = Table("a", title="what this is a table of")
+    table.add_row("1")
+    assert "what this is a table of" in printed(table)
+
+
 @pytest.mark.parametrize("code", [*range(32), 127, *range(128, 160), 0x202E, 0x200B, 0xFFF9])
 def test_control_characters_are_escaped(code):
     """C0 and C1 codes, and what turns or hides text."""

@@ -1,4 +1,4 @@
-"""Pages of the documentation site that are made of the code when it is built: commands, components, experiments.
+"""Pages of the documentation site that are made when it is built: commands, components, experiments, the notebook.
 
 A hook of MkDocs (`mkdocs.yml`). Nothing of it is kept in files, so that it says what this version does.
 """
@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import importlib
 import inspect
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ def pages() -> dict[str, str]:
         "reference/commands.md": commands(),
         "reference/components.md": components(),
         "reference/experiments.md": experiments(),
+        "from_python.md": notebook(),
     }
 
 
@@ -74,6 +76,16 @@ def experiments() -> str:
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         parts += [f"## {path.stem}", _as_markdown(text)]
     return "\n\n".join(parts) + "\n"
+
+
+def notebook() -> str:
+    """The cells of docs/from_python.ipynb, and a link to it."""
+    file = ROOT / "docs" / "from_python.ipynb"
+    parts = []
+    for cell in json.loads(file.read_text())["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join([*parts, f"The same as a notebook: [{file.name}]({file.name})."]) + "\n"
 
 
 def _commands(subparsers: Any, before: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:

@@ -79,9 +79,10 @@ def _check_path(node: Any, path: str) -> None:
             )
         node = node[part] if isinstance(node, Mapping) else getattr(node, part)
         where = f"{where}.{part}"
-    if dataclasses.is_dataclass(node):
+    if dataclasses.is_dataclass(node) or isinstance(node, Mapping):
+        kind = type(node).__name__ if dataclasses.is_dataclass(node) else "several by name"
         raise ExperimentError(
-            f"{where}: is a component, {type(node).__name__}; put another in its place in the experiment file, perhaps "
+            f"{where}: is a component, {kind}; put another in its place in the experiment file, perhaps "
             "under an argument of its get_config, as --config=FILE.py:arg gives it"
             + (f". Of this one can be set: {', '.join(_children(node))}" if _children(node) else "")
         )

@@ -189,6 +189,9 @@ def table(cards: Sequence[Card], names: Sequence[str] | None = None) -> Group:
     first_of_all = groups[0][0][1]
     for group in groups:
         shown.append(_table_of_equals(group))
+        # No caption of the table, which would be broken to its width.
+        protocol = flat_protocol(group[0][1]["protocol"])
+        shown.append(Text(", ".join(f"{name}={value}" for name, value in protocol.items()), style="italic"))
         differing = differing_scale(first_of_all, group[0][1])
         if differing:
             shown.append(Text(f"not comparable with the first table: {', '.join(differing)}", style="bold"))
@@ -201,8 +204,7 @@ def table(cards: Sequence[Card], names: Sequence[str] | None = None) -> Group:
 
 def _table_of_equals(named: Sequence[Named]) -> Table:
     cards = [card for _, card in named]
-    protocol = ", ".join(f"{name}={value}" for name, value in flat_protocol(cards[0]["protocol"]).items())
-    shown = Table(title=cards[0]["metric"], caption=protocol)
+    shown = Table(title=cards[0]["metric"])
     shown.add_column("set")
     for heading in _headings(named):
         shown.add_column(heading, justify="right")

@@ -191,6 +191,7 @@ def test_a_missing_file_is_named_beside_those_that_are_there(file, tmp_path):
             r"config\.faults\.not_finite: is a component, Stop; .*FILE\.py:arg gives it$",
         ),
         ("--config.ema=0.9", r"config\.ema: is a component, EMA; .*Of this one can be set: decay"),
+        ("--config.evaluators={}", r"config\.evaluators: is a component, several by name; .*Of this one can be set: "),
         # The optimizer may not be absent.
         ("--config.optimizer=None", r"config\.optimizer: is a component, AdamW; put another in its place"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from dit_video.cli.main import COMMANDS
 from dit_video.config.names import MODULES
-from tools.site_pages import commands, components, experiments
+from tools.site_pages import commands, components, experiments, notebook
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -39,6 +39,13 @@ def test_every_experiment_has_its_command_and_result():
     page = experiments()
     assert headings(page, 2) == sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
     assert "Result of record" in page
+
+
+def test_the_notebook_is_a_page_too():
+    page = notebook()
+    assert "## Judge" in page
+    assert 'run = dit_video.open("runs/mine")' in page
+    assert page.count("```") % 2 == 0
 
 
 @pytest.mark.slow
