@@ -76,5 +76,5 @@ def any_frames(network: DiTConfig, *, steps: int = 2000) -> Experiment:
         optimizer=Muon(learning_rate=5e-3, adam_learning_rate=1e-3, warmup_steps=100, decay=Decay.COSINE),
         ema=EMA(decay=0.998),
         schedule=Schedule(num_steps=steps, log_every=50, save_every=400),
-        evaluators={"held-out error": HeldOutError(every=400), "samples": Samples(every=400)},
+        evaluators={"held_out_error": HeldOutError(every=400), "samples": Samples(every=400)},
     )

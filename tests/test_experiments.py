@@ -35,6 +35,8 @@ RUNS = (
     "experiments/video_1b.py:tiny_vae",
     "experiments/video_14b.py",
     "experiments/video_14b.py:tiny",
+    "experiments/world_300m.py",
+    "experiments/world_300m.py:vae",
     "experiments/world_corridor.py",
     "experiments/world_corridor.py:teacher",
     "experiments/world_corridor.py:vae",
@@ -55,6 +57,10 @@ def test_an_experiment_survives_its_record(experiment):
     again = experiments.from_json(to_json(experiment))
     assert again == experiment
     assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
+
+
+def test_the_command_line_reaches_every_evaluator(experiment):
+    assert all(name.isidentifier() for name in experiment.evaluators)
 
 
 def test_the_file_that_is_written_of_an_experiment_is_that_experiment(experiment, tmp_path):
