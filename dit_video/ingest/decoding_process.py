@@ -62,6 +62,11 @@ class DecodingProcesses:
             process.kill()
 
 
+def at_once(num_workers: int | None) -> int:
+    """How many files are worked on at once: as many as are asked for, else one per core."""
+    return num_workers or os.cpu_count() or 1
+
+
 @contextmanager
 def decoding_processes(
     count: int, *, max_bytes: int = MAX_PROCESS_BYTES, max_seconds: int = MAX_SECONDS

@@ -23,6 +23,7 @@ import numpy as np
 from dit_video.config.bounds import at_least
 from dit_video.data.tracks import Tracks, TrackSpace
 from dit_video.data.video_set import Entry, Manifest, file_digest, read_manifest, write_video_set
+from dit_video.ingest.decoding_process import at_once
 from dit_video.ingest.ingest import SHARD_SIZE
 from dit_video.ingest.splits import assign_splits, split_warnings
 from dit_video.ingest.unfinished import Unfinished, finish, unfinished
@@ -117,7 +118,7 @@ def record(
     if finish(Path(out)) == command:
         return read_manifest(out, remedy="record it again")
     with unfinished(Path(out), settings) as done:
-        episodes = _episodes(recording, done, num_workers or os.cpu_count() or 1, progress)
+        episodes = _episodes(recording, done, at_once(num_workers), progress)
         return _write(done, command, about, episodes, settings | chosen)
 
 

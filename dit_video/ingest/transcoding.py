@@ -1,6 +1,5 @@
 """Transcoding of video files for a set: each is decoded whole and, where it is not fit to be stored, made H.264 mp4."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -10,7 +9,7 @@ from typing import Any
 
 from dit_video.config.bounds import at_least
 from dit_video.data.video_set import Entry, file_digest
-from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
+from dit_video.ingest.decoding_process import DecodingProcesses, at_once, decoding_processes
 from dit_video.ingest.probe import CRF, PRESET, storable
 from dit_video.ingest.source_files import SourceFile, files
 from dit_video.ingest.unfinished import Unfinished
@@ -58,7 +57,7 @@ class Transcoding:
         Returns:
             Entries without split; no path where the file is not stored, or only in a set that is extended.
         """
-        num_workers = self.num_workers or os.cpu_count() or 1
+        num_workers = at_once(self.num_workers)
         with decoding_processes(num_workers) as decoding, ThreadPoolExecutor(num_workers) as pool:
             waiting: _Waiting = deque()
             try:

@@ -24,7 +24,7 @@ from dit_video.config.paths import shell_word
 from dit_video.data.record import Examples, Record, Split
 from dit_video.data.sources import VideoSet
 from dit_video.data.video_set import MANIFEST, Entry
-from dit_video.ingest.decoding_process import DecodingProcesses, decoding_processes
+from dit_video.ingest.decoding_process import DecodingProcesses, at_once, decoding_processes
 from dit_video.ingest.ingest import Progress, nothing_usable
 from dit_video.ingest.probe import probe
 from dit_video.ingest.source_files import SourceFile, is_tar, list_files
@@ -93,7 +93,7 @@ def open_videos(
     # A manifest.json alone may be any program's.
     if (path / MANIFEST).exists() and any(path.glob("*.array_record*")):
         return _open_set(path, split)
-    return _open_folder(path, num_workers or os.cpu_count() or 1, progress)
+    return _open_folder(path, at_once(num_workers), progress)
 
 
 def _open_set(path: Path, split: Split) -> OpenedVideos:

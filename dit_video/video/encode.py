@@ -163,7 +163,6 @@ def write_gif(file: io.BytesIO | str | os.PathLike, video: UInt8[np.ndarray, "T 
     with av.open(file if isinstance(file, io.BytesIO) else os.fspath(file), "w", "gif", options=options) as container:
         stream = container.add_stream("gif", rate=_GIF_TICKS, options={"gifflags": "0"})
         stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "pal8"
-        stream.codec_context.time_base = Fraction(1, _GIF_TICKS)
         for pixels, time in zip(video, np.cumsum([0, *delays]).tolist()):
             indices = np.asarray(Image.fromarray(pixels).quantize(palette=palette))
             frame = VideoFrame.from_ndarray((indices, colours), format="pal8")  # pyrefly: ignore[bad-argument-type]

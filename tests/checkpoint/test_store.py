@@ -375,3 +375,9 @@ def test_the_best_stays_once_it_is_judged(tmp_path):
     unreadable = Retention(keep, lambda best: json.loads((tmp_path / "none").read_text()))
     with Checkpoints(tmp_path, retention=unreadable) as checkpoints:
         assert saved(checkpoints, 5) == [2, 4, 5]
+
+
+def test_the_last_checkpoint_of_a_run_is_saved_once_where_it_can_be(store, checkpoints, messages):
+    checkpoints.finish(2, STATE, 2)
+    assert checkpoints.steps == [2]
+    assert messages == []

@@ -30,6 +30,7 @@ class Part:
 class Whole:
     part: Part | None = Part()
     parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+    named: Mapping[str, Part] | None = None
     pair: tuple[int, float] = (1, 2.0)
     many: tuple[Part, ...] = ()
     colours: tuple[Colour, ...] = ()
@@ -46,6 +47,7 @@ def test_a_component_of_every_kind_of_field_survives_json():
     whole = Whole(
         part=None,
         parts={"a": Part(2)},
+        named={"b": Part(3)},
         pair=(3, 4.0),
         many=(Part(5), Part(6)),
         colours=(Colour.BLUE, Colour.RED),

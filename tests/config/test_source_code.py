@@ -5,12 +5,14 @@ import enum
 import importlib
 import inspect
 import json
+import math
 import random
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dit_video
@@ -18,6 +20,9 @@ from dit_video.config.components import to_json
 from dit_video.config.names import MODULES, PUBLIC
 from dit_video.config.source_code import source_of
 from dit_video.config.user_file import ExperimentError
+from dit_video.dit.dit import DiTConfig
+from dit_video.dit.latte import LatteConfig
+from dit_video.vae.video_vae import VideoVAEConfig
 
 KINDS = [getattr(importlib.import_module(module), name) for name, module in MODULES.items()]
 TEXTS = ("a", "two words", 'a "quoted" one', "tab\tand\nline", "back\\slash", "\u00fcber", "\x1b[0m")
@@ -97,3 +102,29 @@ def test_a_class_of_one_s_own_is_refused_with_what_to_do():
 
     with pytest.raises(ExperimentError, match=r"Mine: is a class of one.s own.*copy the experiment file"):
         source_of({"mine": Mine()})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"hidden_size": 16, "depth": 2, "num_heads": 2, "kind": DiTConfig},
+        {"hidden_size": 16, "depth": 2, "num_heads": 2, "kind": LatteConfig},
+        {"kind": VideoVAEConfig},
+    ],
+    ids=lambda given: given["kind"].__name__,
+)
+def test_every_default_is_named_beside_it_however_many_lines_that_takes(given):
+    kind = given.pop("kind")
+    value = kind(**given)
+    lines = source_of(value).text.splitlines()[1 + len(given) : -1]
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 120
+    named = " ".join(line.strip().lstrip("# ") for line in lines).removeprefix("as by default: ")
+    fields = [field.name for field in dataclasses.fields(value) if field.name not in given]
+    assert named == ", ".join(f"{name}={source_of(getattr(value, name)).text}" for name in fields)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0.1, 1e300])
+def test_numbers_that_are_not_finite_are_written_as_code_too(value):
+    np.testing.assert_equal(eval(source_of({"a": value}).text), {"a": value})
+    assert ("float(" in source_of(value).text) == (not math.isfinite(value))

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_video.data import latent_cache, text_cache
 from dit_video.data.latent_cache import CachedExamples, _pack, _unpack, write_latent_cache
@@ -131,3 +132,29 @@ def test_cached_clips_of_several_shapes_go_to_those_that_they_were_cut_to(tmp_pa
     manifest.write_text(json.dumps(content | {"cut_to": [[1, 2]]}))
     with pytest.raises(ValueError, match=r"cut_to=.*: must be frames, height and width of each training clip"):
         CachedExamples(tmp_path / "cache", Split.TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"abc", "unpack_from requires a buffer"),
+        (struct.pack("<I", 7) + b"no json", "Expecting value"),
+        (struct.pack("<I", 2) + b"{}", "its header is {}"),
+        (_pack(CLIP, MOMENTS)[:-4], "and has 11 numbers"),
+    ],
+)
+def test_a_damaged_record_is_named_with_its_place_and_the_remedy(tmp_path, data, why):
+    write(tmp_path / "cache")
+    shard = tmp_path / "cache" / "train-00000.array_record"
+    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    for record in (_pack(CLIP, MOMENTS), data):
+        writer.write(record)
+    writer.close()
+    manifest = tmp_path / "cache" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content.pop("files", None)
+    manifest.write_text(json.dumps(content))
+    examples = CachedExamples(tmp_path / "cache", Split.TRAIN)
+    assert examples[0].key == "k"
+    with pytest.raises(ValueError, match=rf"cache \(train\): record 1 is damaged \(.*{why}.*\); make the cache again"):
+        examples[1]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dit_video.data.shape_choice import Budget, best_single, choose, grid, loss_of
+from dit_video.data.shape_choice import Budget, _candidates, _of_aspects, best_single, choose, grid, loss_of
 from dit_video.data.shapes import BatchShape, Extents, assigned
 from dit_video.data.transforms import ClipTransform
 
@@ -55,3 +55,31 @@ def test_shapes_are_within_the_budget():
     assert (valid.lengths, valid.multiple, valid.area) == ((1, 5, 9), 16, 32 * 48)
     with pytest.raises(ValueError, match=r"\(8, 32, 48\): the task takes no clips of it"):
         Budget.of(ClipTransform(num_frames=8, size=(32, 48)), lambda t, h, w: False)
+
+
+def test_sizes_that_are_tried_are_those_of_the_videos_rounded_either_way():
+    """21 is 2.6 steps of 8 and 27 is 3.4; one side at a time is moved by half a step."""
+    tried = {(24, 24), (16, 24), (24, 32)}
+    for size, sizes in ((21, 27), tried), ((27, 21), {(width, height) for height, width in tried}):
+        one = Extents(np.array([9]), np.array([25.0]), np.array([size]))
+        assert {shape.clip for shape in _candidates(one, BUDGET)} == {(9, *size) for size in sizes}
+
+
+def test_shapes_by_hand_are_of_the_common_aspects_upright_and_lying():
+    fine = Budget(ClipTransform(num_frames=16, size=(1000, 1000)), lengths=tuple(range(1, 17)), multiple=1)
+    for length, frames in ((1.0, 16), (0.5, 8), (0.01, 1)):
+        shapes = list(_of_aspects(fine, length))
+        assert {shape.num_frames for shape in shapes} == {frames}
+        aspects = sorted(shape.size[1] / shape.size[0] for shape in shapes)
+        np.testing.assert_allclose(aspects, [9 / 16, 2 / 3, 3 / 4, 1, 4 / 3, 3 / 2, 16 / 9, 21 / 9], rtol=3e-3)
+
+
+def test_no_chosen_shape_can_be_exchanged_for_one_that_loses_less():
+    """Of a set of eight kinds for which taking the best one after another ends elsewhere."""
+    rng = np.random.default_rng(9)
+    rows = np.stack([rng.choice([1, 5, 9, 13, 17, 30], 60), *rng.integers(20, 100, (2, 60))], 1)
+    rows = rows[rng.choice(8, 60)]
+    kinds = Extents(rows[:, 0], np.full(60, 25.0), rows[:, 1:])
+    chosen, tried = choose(kinds, BUDGET, 2, work), _candidates(kinds, BUDGET)
+    others = [[*chosen[:place], shape, *chosen[place + 1 :]] for place in range(2) for shape in tried]
+    assert total(chosen, kinds) <= min(total(shapes, kinds) for shapes in others) + 1e-9

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pyarrow
 import pytest
+import tokenizers
 
 from dit_video.cli.main import main
 from dit_video.data.dataset import Data
@@ -14,7 +15,7 @@ from dit_video.data.record import Split
 from dit_video.data.sources import TextSet
 from dit_video.data.text_set import TextRows, read_text_manifest
 from dit_video.data.text_tokens import OPEN, TextPrompt, prompt_pattern
-from dit_video.data.tokenizers import Bytes, Characters
+from dit_video.data.tokenizers import BytePairs, Bytes, Characters, file_size, train_byte_pairs
 from dit_video.ingest import text_files
 from dit_video.ingest.text import ingest_text
 
@@ -198,3 +199,36 @@ def test_a_text_comes_back(tokenizer):
 def test_a_strange_character_is_named():
     with pytest.raises(ValueError, match="'x' is none of the 3 characters"):
         Characters("abc").encode("abx")
+
+
+def test_special_tokens_of_a_file_are_text_like_any_other(tmp_path):
+    """Written into a text they are tokens of their own, and come back."""
+    train_byte_pairs(["a cat sat"], 260, tmp_path / "tokenizer.json")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    library.add_special_tokens(["<end>"])
+    library.save(str(tmp_path / "more.json"))
+    pairs = BytePairs(str(tmp_path / "more.json"), file_size(tmp_path / "more.json"))
+    tokens = pairs.encode("a cat<end>")
+    assert tokens[-1] == library.token_to_id("<end>")
+    assert pairs.decode(tokens) == "a cat<end>"
+    assert pairs.num_bytes()[tokens].sum() == len("a cat<end>")
+    with pytest.raises(ValueError, match=r"num_tokens=7: .* has \d+; make them the same"):
+        BytePairs(pairs.file, 7).encode("a")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"version": 9}, "version 9, but a text set is 'dit_video.text_set' version 1"),
+        ({"entries": [{}]}, "missing a required argument: 'file'"),
+        ({"num_tokens": {"test": 1}}, "num_tokens=.*: must be by split"),
+        ({"num_tokens": {"train": "1"}}, "train"),
+        ({"tokenizer": {"class": "Split"}}, "tokenizer"),
+        ({"files": []}, "files"),
+    ],
+)
+def test_a_damaged_manifest_is_named_with_what_makes_another(made, tmp_path, change, named):
+    content = json.loads((made / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(content | change))
+    with pytest.raises(ValueError, match=rf"manifest\.json: .*{named}.*; make it with: dit-video data text"):
+        read_text_manifest(tmp_path)

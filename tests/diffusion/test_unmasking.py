@@ -143,3 +143,13 @@ def test_a_nucleus_is_the_fewest_tokens_that_reach_its_probability():
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Unmasking(**wrong)
+
+
+@pytest.mark.parametrize(("temperature", "power"), [(0.5, 2), (1.0, 1), (2.0, 0.5), (0.0, 1)])
+def test_a_temperature_is_a_power_of_the_probabilities_and_zero_takes_the_likeliest(temperature, power):
+    """At 0 the order still sees the probabilities of the network itself."""
+    p, sampler = np.array([0.15, 0.5, 0.05, 0.3]), Unmasking(temperature=temperature)
+    log_p = sampler.log_p(jnp.log(jnp.asarray(p)))
+    np.testing.assert_allclose(jnp.exp(log_p), p**power / (p**power).sum(), rtol=1e-5)
+    drawn = np.asarray(sampler.draw(jnp.broadcast_to(log_p, (50, 4)), KEYS[:50]))
+    assert (set(drawn.tolist()) == {1}) == (temperature == 0)

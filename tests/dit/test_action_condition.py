@@ -88,3 +88,9 @@ def test_a_network_that_has_no_value_for_each_frame_refuses_actions(network):
     config = network(hidden_size=32, depth=2, num_heads=2, patch_size=(2 if network is DiTConfig else 1, 1, 1))
     with pytest.raises(ValueError, match="DiscreteActions: has a value for each frame"):
         config.check_condition(KEYS, frames_per_latent=4)
+
+
+def test_an_action_has_one_number_at_least():
+    assert ContinuousActions(action_size=1, frames_per_latent=2).none.shape == (1,)
+    with pytest.raises(ValueError, match="action_size=0: must be at least 1"):
+        ContinuousActions(action_size=0, frames_per_latent=2)

@@ -14,7 +14,7 @@ from dit_video.arrays import Text
 from dit_video.data.captions import encode_captions
 from dit_video.distributed.sharding import MeshShape, shard_params
 from dit_video.dit.condition import ClassCondition, Condition, EmbeddedText, TextCondition
-from dit_video.dit.latte import LATTE_B, LATTE_L, LATTE_S, LATTE_TEXT, LATTE_XL, LatteConfig, Variant
+from dit_video.dit.latte import LATTE_B, LATTE_L, LATTE_S, LATTE_TEXT, LATTE_XL, LatteConfig, Variant, frame_positions
 from dit_video.nn.module import Definition, Params, define, params_of
 from dit_video.tasks.latent_diffusion import Denoise, Frozen
 from dit_video.verify.sharding import compare_shardings
@@ -297,3 +297,9 @@ def test_timesteps_are_levels_of_a_table_of_a_thousand():
 def test_what_no_network_is_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **changes)
+
+
+def test_frames_have_sines_then_cosines_and_a_picture_has_no_place():
+    np.testing.assert_array_equal(frame_positions(1, 4), np.zeros((1, 4)))
+    phase = np.arange(3)[:, None] * [1, 0.01]
+    np.testing.assert_allclose(frame_positions(3, 4), np.hstack([np.sin(phase), np.cos(phase)]), rtol=1e-6)

@@ -68,6 +68,23 @@ def test_tables_of_all_kinds_are_read(tmp_path):
     np.testing.assert_array_equal(found[1:], np.stack([steering, steering**2], 1)[1:].astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    ("text", "columns", "numbers", "names"),
+    [
+        ("action\n2\n0\n", (), [2, 0], ()),
+        ("action\n2.0\n0\n", (), [2, 0], ()),
+        ("action\n0.5\n0\n", (), [[0.5], [0]], ("action",)),
+        ("x,y\n2,0\n1,3\n", ("x", "y"), [[2, 0], [1, 3]], ("x", "y")),
+        ("x,y\n2,0\n1,3\n", ("y",), [0, 3], ()),
+    ],
+)
+def test_one_column_of_whole_numbers_is_discrete_and_all_else_continuous(tmp_path, text, columns, numbers, names):
+    (tmp_path / "0.csv").write_text(text)
+    found, named = _read(tmp_path / "0.csv", columns)
+    assert (found.tolist(), named) == (numbers, names)
+    assert found.dtype == (np.int32 if found.ndim == 1 else np.float32)
+
+
 def test_a_video_without_actions_of_its_own_is_left_out_and_named(tmp_path):
     folder = videos(tmp_path / "in", 4)
     np.savez(folder / "0.npz", action=PRESSED)

@@ -10,7 +10,7 @@ import pytest
 from sample_videos import waves, write
 
 from dit_video.ingest import decoding_process, probe, tables
-from dit_video.ingest.decoding_process import _answer, _ending
+from dit_video.ingest.decoding_process import _answer, _ending, at_once
 from dit_video.ingest.probe import _even, _is_storable, storable
 from dit_video.video.decode import decode
 from dit_video.video.encode import encode_mp4
@@ -112,3 +112,8 @@ def test_errors_of_a_file_are_reasons_and_a_full_disk_is_none():
         assert answer(OSError(number, "full")) == {"failed": [number, "full"]}
     with pytest.raises(ZeroDivisionError):
         answer(ZeroDivisionError())
+
+
+def test_as_many_files_as_asked_for_are_worked_on_at_once_or_one_per_core():
+    assert [at_once(number) for number in (1, 3, 64)] == [1, 3, 64]
+    assert at_once(None) == (os.cpu_count() or 1)

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tarfile
+import zipfile
 
 import av
 import numpy as np
@@ -264,6 +265,16 @@ def test_a_broken_or_ambiguous_array_file_is_an_error(tmp_path):
     np.save(tmp_path / "a.npy", _FRAMES.astype(np.uint8))
     with pytest.raises(ValueError, match=r"fps=0\.0: must be above 0"):
         open_videos(tmp_path / "a.npy", fps=0.0)
+
+
+@pytest.mark.parametrize(("more", "message"), [(0, "no readable array"), (1, "17179869185 bytes of pixels are read")])
+def test_of_a_npz_16_gib_are_read_whole_at_most(tmp_path, more, message):
+    """Files of which the index claims so much, and that hold nothing."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", b"")
+        archive.infolist()[0].file_size = 16 * 1024**3 + more
+    with pytest.raises(ValueError, match=message):
+        open_videos(tmp_path / "a.npz")
 
 
 def test_what_cannot_be_judged_says_what_to_do(videos, tmp_path):

@@ -82,3 +82,22 @@ def test_heads_in_turn_have_the_gradients_of_all_at_once(monkeypatch):
     """Where the parts of the gradient of queries would take too much memory."""
     monkeypatch.setattr(tpu_attention, "PARTS_BYTES", 1)
     equal_to_whole((256, 256, 2, 24), Blocks(128, 128, 128), None)
+
+
+def test_value_and_gradients_are_those_of_softmax_over_the_first_keys():
+    """Equations in NumPy; of a second block of keys one row sees a part, and the other none."""
+    limits, rng = (20, 11), np.random.default_rng(0)
+    q, k, v, d_out = (rng.standard_normal((2, 20, 1, 8), np.float32) for _ in range(4))
+    kernel = functools.partial(
+        attend_in_kernel, num_keys=jnp.array(limits), blocks=Blocks(queries=16, keys=16, part=8), interpret=True
+    )
+    actual = jax.jit(functools.partial(value_and_gradients, kernel))(q, k, v, d_out)
+    for row, limit in enumerate(limits):
+        queries, keys, values, d = (x[row, :, 0].astype(float) for x in (q, k, v, d_out))
+        p = np.exp(queries @ keys.T / 8**0.5) * (np.arange(20) < limit)
+        p /= p.sum(1, keepdims=True)
+        d_p = d @ values.T
+        d_logits = p * (d_p - (p * d_p).sum(1, keepdims=True)) / 8**0.5
+        expected = p @ values, d_logits @ keys, d_logits.T @ queries, p.T @ d
+        for one, other in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(one[row, :, 0], other, atol=2e-6)

@@ -199,3 +199,10 @@ def test_a_clip_that_does_not_fill_groups_of_frames_is_refused_with_those_that_d
 def test_sizes_that_make_no_network_are_named(name, change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL[name], **change)
+
+
+def test_a_residual_network_has_moments_of_the_size_that_is_said():
+    """Traced and not compiled: at the last level, which halves nothing, the shortcut is of its input's size too."""
+    config = SMALL["Wan 2.2"]
+    moments = jax.eval_shape(lambda x: config.build(rngs=nnx.Rngs(0)).encode(x), clip(config, 5))
+    assert moments.shape == (1, 2, 1, 2, 2 * config.latent_channels)

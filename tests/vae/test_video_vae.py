@@ -5,8 +5,9 @@ import pytest
 from flax import nnx
 from toys import TWO_LEVEL_VAE
 
+from dit_video.nn.module import define
 from dit_video.vae.vae import posterior, sample_posterior
-from dit_video.vae.video_vae import VideoVAE, VideoVAEConfig
+from dit_video.vae.video_vae import ResidualBlock, VideoVAE, VideoVAEConfig
 
 # Chunks are other matrix shapes than the whole clip, for which XLA may add in another order: float32 rounding.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
@@ -115,3 +116,9 @@ def test_config_names_the_level_that_cannot_be_folded():
         VideoVAEConfig(multipliers=(1, 3), strides=((2, 4, 4), (1, 2, 2)))
     with pytest.raises(ValueError, match="one multiplier"):
         VideoVAEConfig(multipliers=(1, 2))
+
+
+def test_a_block_is_nine_taps_in_space_and_three_in_time():
+    """So many parameters: with C channels two kernels of C x C and their biases, and two norms."""
+    block = define(lambda key: ResidualBlock(5, dtype=jnp.float32, rngs=nnx.Rngs(key)))
+    assert block.num_params == 9 * 5**2 + 5 + 3 * 5**2 + 5 + 2 * 5

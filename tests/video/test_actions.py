@@ -39,3 +39,9 @@ def test_actions_are_counted_without_those_that_are_not_known():
 def test_what_is_no_space_is_refused(content):
     with pytest.raises(ValueError, match="must have names"):
         from_json(content)
+
+
+@pytest.mark.parametrize("names", [(), ("left", "left")])
+def test_names_of_actions_are_some_and_each_another(names):
+    with pytest.raises(ValueError, match="must be names, each another"):
+        ActionSpace(names=names)
