@@ -113,6 +113,7 @@ from dit_video.evaluation.i3d import I3DLogits as I3DLogits
 from dit_video.evaluation.protocol import ResizeRule as ResizeRule
 from dit_video.evaluation.text import BitsPerByte as BitsPerByte
 from dit_video.evaluation.text import SampledText as SampledText
+from dit_video.evaluation.text_judge import TrainedJudge as TrainedJudge
 from dit_video.evaluation.turning import Turning as Turning
 from dit_video.evaluation.worlds import ActionResponse as ActionResponse
 from dit_video.evaluation.worlds import Drift as Drift

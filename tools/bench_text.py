@@ -29,12 +29,13 @@ from dit_video.data.text_tokens import PROMPT, TOKENS
 from dit_video.diffusion.unmasking import Confidence, EntropyBound, Order, RandomOrder, Spread, Threshold, Unmasking
 from dit_video.evaluation.ngram import KneserNey
 from dit_video.evaluation.text import failed_guards, variety
+from dit_video.evaluation.text_judge import judged_rows, spelled
 from dit_video.progress import Terminal
 from dit_video.run.open_run import OpenRun, evaluation_data, open_run
 from dit_video.tasks.factorization import Autoregressive
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.subject import Subject
-from dit_video.tasks.task import GENERATE, LIKELIHOOD, REFINE
+from dit_video.tasks.task import GENERATE, REFINE
 from dit_video.tasks.text import LanguageModel
 from dit_video.training.flops import count_flops
 
@@ -93,27 +94,21 @@ class Judges:
         self.length, self.subject = data.shape[0], judge.subject()
         self.held_out, training = _rows(data, Split.HELD_OUT, num_rows), _rows(data, Split.TRAIN, 4096)
         num_tokens = int(max(self.held_out.max(), training.max())) + 1
-        self.model, self.known = KneserNey(training, num_tokens), self._spelled(training)
+        self.model, self.known = KneserNey(training, num_tokens), spelled(self.subject, training)
         self.variety = self._variety(self.held_out)
 
     def __call__(self, rows: np.ndarray) -> dict[str, Any]:
         """Bits per token by both judges, and the guards that fail."""
-        batch = Batch(signals={TOKENS: TokenRow(rows.astype(np.int32), np.ones(rows.shape, np.int32))})
-        found = self.subject(LIKELIHOOD, batch, clip_keys(0, range(len(rows))))
+        bits, _ = judged_rows(self.subject, rows, len(rows))
         rows = np.minimum(rows, self.model.num_tokens - 1)  # a token that no text has
         return {
-            "judge_bits": float(found["nats"].sum() / found["tokens"].sum() / np.log(2)),
+            "judge_bits": float(bits.sum() / rows.size),
             "ngram_bits": float(self.model.bits(rows).mean()),
             "guards": failed_guards(self._variety(rows), self.variety),
         }
 
     def _variety(self, rows: np.ndarray) -> dict[str, float]:
-        return variety(rows, self._spelled(rows), self.known)
-
-    def _spelled(self, rows: np.ndarray) -> str:
-        medium = self.subject.show(GENERATE, rows, 1, 1.0)
-        assert medium is not None, "text can be looked at"
-        return "\n".join(medium.lines())
+        return variety(rows, spelled(self.subject, rows), self.known)
 
 
 def _rows(data: Any, split: Split, number: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from dit_video.evaluation.card import table, write_card
 from dit_video.evaluation.citation import latex, markdown
 from dit_video.evaluation.defaults import Counts
 from dit_video.evaluation.protocol import USUAL_NUM_CLIPS
+from dit_video.evaluation.text_judge import TrainedJudge
 from dit_video.progress import Terminal
 from dit_video.run.judging import judge
 from dit_video.storage import bucket, mirror
@@ -37,6 +38,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         extractor=extractor_of(arguments),
         yardsticks=not arguments.no_yardsticks,
+        judge=None if arguments.judge is None else TrainedJudge(run=arguments.judge),
     )
     card, media = judge(opened, counts, seed=arguments.seed, note=console.print)
     if "notes" in card:

@@ -55,6 +55,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
     "evaluation.i3d": ("I3DLogits",),
     "evaluation.evaluators": ("HeldOutError", "Reconstruction", "Samples"),
     "evaluation.text": ("BitsPerByte", "SampledText"),
+    "evaluation.text_judge": ("TrainedJudge",),
     "evaluation.turning": ("Turning",),
     "evaluation.worlds": ("ActionResponse", "Drift"),
     "nn.positions": ("NTKAware",),

@@ -8,6 +8,7 @@ from dit_video.evaluation.features import Extractor
 from dit_video.evaluation.fvd import FVD, maker
 from dit_video.evaluation.i3d import I3DLogits
 from dit_video.evaluation.text import BitsPerByte, SampledText
+from dit_video.evaluation.text_judge import TrainedJudge
 from dit_video.tasks.evaluator import Evaluator
 from dit_video.tasks.media import Video
 from dit_video.tasks.task import GENERATE, LIKELIHOOD, RECONSTRUCT, VALIDATE, Task
@@ -21,6 +22,7 @@ class Counts:
         num_clips, batch_size: of every set that is judged.
         num_frames: the first so many frames of each clip, where videos are compared.
         extractor, yardsticks: as of `FVD`.
+        judge: as of `SampledText`.
     """
 
     num_clips: int
@@ -28,22 +30,29 @@ class Counts:
     batch_size: int
     extractor: Extractor = I3DLogits()
     yardsticks: bool = True
+    judge: TrainedJudge | None = None
 
 
 def evaluators_for(task: Task, counts: Counts) -> Mapping[str, Evaluator]:
     """The task's own judges, else those that call what it can do, by name.
 
     Raises:
-        ValueError: the task has no function that an evaluator could call.
+        ValueError: the task has no function that an evaluator could call, or none that a judge of text could.
     """
     functions = task.functions()
     chosen: dict[str, Evaluator] = {}
     if VALIDATE in functions:
         chosen["held_out_error"] = HeldOutError(every=1)
+    writes_text = LIKELIHOOD in functions and GENERATE in functions
+    if counts.judge is not None:
+        if not writes_text:
+            raise ValueError(f"judge={counts.judge.run}: reads text, and a {type(task).__name__} writes none")
+        # Before the others: the first card is the file's own, which `evaluate compare` reads.
+        chosen["sampled_text"] = SampledText(every=1)
     if LIKELIHOOD in functions:
         chosen["bits_per_byte"] = BitsPerByte(every=1)
-    if LIKELIHOOD in functions and GENERATE in functions:
-        chosen["sampled_text"] = SampledText(every=1)
+    if writes_text:
+        chosen.setdefault("sampled_text", SampledText(every=1))
     if own := task.judges():
         chosen |= own
     elif GENERATE in functions:

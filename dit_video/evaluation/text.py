@@ -15,14 +15,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dit_video.config.bounds import at_least
+from dit_video.data.dataset import Data
 from dit_video.data.record import Split
 from dit_video.data.text_tokens import TOKENS
 from dit_video.evaluation.card import finished
 from dit_video.evaluation.ngram import KneserNey
+from dit_video.evaluation.text_judge import TrainedJudge, check_same_tokens, judged_rows, spelled
 from dit_video.tasks.evaluator import EvaluationData, Evaluator, Report
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.subject import Subject
-from dit_video.tasks.task import GENERATE, LIKELIHOOD
+from dit_video.tasks.task import GENERATE, LIKELIHOOD, Task
 from dit_video.weights.digest import weights_digest
 
 Rows = Int[np.ndarray, "_ L"]
@@ -80,9 +82,12 @@ class BitsPerByte(Evaluator):
 class SampledText(Evaluator):
     """Bits per token of samples under a Kneser-Ney n-gram model of the training text, and guards of their variety.
 
+    With a `judge` there is a card of its own before, of bits per byte under that run.
+
     Attributes:
         num_training: rows of training text that the n-gram model is counted in.
         order: of the n-grams.
+        judge: an autoregressive run that judges the same samples.
     """
 
     needs = (GENERATE, LIKELIHOOD)
@@ -91,6 +96,7 @@ class SampledText(Evaluator):
     batch_size: int = 16
     num_training: int = 4096
     order: int = 6
+    judge: TrainedJudge | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,6 +106,11 @@ class SampledText(Evaluator):
     def num_judged(self) -> Mapping[Split, int]:
         return {Split.HELD_OUT: self.num_clips}
 
+    def check(self, task: Task, data: Data) -> None:
+        super().check(task, data)
+        if self.judge is not None:
+            self.judge.check()
+
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         size, made, real = subject.batch_size(self.batch_size), [], []
         for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, size)):
@@ -108,9 +119,35 @@ class SampledText(Evaluator):
             real.append(np.asarray(batch.signals[TOKENS].tokens)[:valid])
         samples, held_out = np.concatenate(made), np.concatenate(real)
         training = np.concatenate(list(self._training(data, size)))
-        return self.judge(subject, data, seed, samples, held_out, training)
+        report = self.under_n_grams(subject, data, seed, samples, held_out, training)
+        if self.judge is None:
+            return report
+        card = self._under_judge(self.judge, subject, data, seed, samples, held_out)
+        card["notes"] += report.cards["sampled text"]["notes"]
+        scalars = {"judged bits per byte": card["value"], **report.scalars}
+        return Report(scalars=scalars, cards={"judged text": finished(card), **report.cards})
 
-    def judge(
+    def _under_judge(
+        self, named: TrainedJudge, subject: Subject, data: EvaluationData, seed: int, samples: Rows, held_out: Rows
+    ) -> dict[str, Any]:
+        judge, digest = named.open(data.open_run)
+        check_same_tokens(subject, judge, samples, named.run)
+        (value, half), (of_real, _) = (_ratio(*judged_rows(judge, x, self.batch_size)) for x in (samples, held_out))
+        card = _card(
+            "bits per byte under an autoregressive run",
+            value,
+            half,
+            protocol={**_protocol(data, self.num_clips), "judge": digest},
+            subject=_described(subject, seed),
+            data=data,
+        )
+        card["references"] |= {"judge": {name: judge.description.get(name) for name in ("run", "fingerprint")}}
+        card["yardsticks"] = {"held-out text": {"value": of_real}}
+        if card["subject"]["digest"] == digest:
+            card["notes"] = ["the judge is the run itself, which finds its own errors likely"]
+        return card
+
+    def under_n_grams(
         self, subject: Subject, data: EvaluationData, seed: int, samples: Rows, held_out: Rows, training: Rows
     ) -> Report:
         """The card of sampled rows, held-out ones beside them."""
@@ -119,7 +156,7 @@ class SampledText(Evaluator):
         (value, half), (of_real, _) = (
             _ratio(model.bits(x).sum(1), np.full(len(x), x.shape[1])) for x in (samples, held_out)
         )
-        texts = [_spelled(subject, rows) for rows in (samples, held_out, training)]
+        texts = [spelled(subject, rows) for rows in (samples, held_out, training)]
         of_samples, of_held_out = (variety(rows, text, texts[2]) for rows, text in zip((samples, held_out), texts))
         failed = failed_guards(of_samples, of_held_out)
         protocol = {**_protocol(data, self.num_clips), "training": data.digest(Split.TRAIN, len(training))}
@@ -195,11 +232,6 @@ def _ratio(numerators: Float[np.ndarray, "n"], denominators: np.ndarray) -> tupl
     value = numerators.sum() / denominators.sum()
     errors = (numerators - value * denominators) / denominators.mean()
     return float(value), float(_LEVEL * errors.std(ddof=1) / len(errors) ** 0.5)
-
-
-def _spelled(subject: Subject, rows: Rows) -> str:
-    medium = subject.show(GENERATE, rows, 1, 1.0)
-    return "" if medium is None else "\n".join(medium.lines())
 
 
 def _protocol(data: EvaluationData, num_clips: int) -> dict[str, Any]:

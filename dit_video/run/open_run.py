@@ -144,6 +144,8 @@ def evaluation_data(experiment: Experiment) -> EvaluationData:
         seed=experiment.seed,
         references={"set": info.digest, "splits": {split.value: d for split, d in info.split_digest.items()}},
         signals=data.signals,
+        # Opened once, however often it judges.
+        open_run=functools.cache(lambda folder: open_run(Path(folder), like=experiment, needs_data=False).subject()),
     )
 
 

@@ -33,6 +33,10 @@ class Report:
     cards: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
+def _no_run(folder: str) -> Subject:
+    raise ValueError(f"{folder}: these clips are judged apart from any run, and so none is opened")
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
     """Held-out and training clips for evaluators, the same ones at every call.
@@ -46,6 +50,7 @@ class EvaluationData:
         notes: what a card says of these clips.
         protocol: how clips are cut: stride, size, crop.
         references: where the clips come from, by split or otherwise; named on cards, no part of what is compared.
+        open_run: (folder) -> the trained run in it, by which an evaluator judges.
     """
 
     batches: Callable[[Split, int, int], Iterator[tuple[Batch, int]]]
@@ -56,6 +61,7 @@ class EvaluationData:
     protocol: Mapping[str, Any]
     references: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    open_run: Callable[[str], Subject] = _no_run
 
     @property
     def fps(self) -> float:
@@ -76,6 +82,7 @@ class EvaluationData:
         seed: int,
         references: Mapping[str, Any],
         signals: Mapping[str, Signal] = DEFAULT_SIGNALS,
+        open_run: Callable[[str], Subject] = _no_run,
     ) -> "EvaluationData":
         """Clips cut from records; `seed` decides which windows, `signals` accompany them."""
 
@@ -105,6 +112,7 @@ class EvaluationData:
             protocol=cut.protocol,
             references=references,
             notes=tuple(filter(None, [pace_note(examples[shown], cut), length_note(examples[shown], cut)])),
+            open_run=open_run,
         )
 
 

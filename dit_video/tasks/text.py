@@ -160,7 +160,8 @@ class LanguageModel(Task):
         return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, order=order()))
 
     def describe(self) -> Mapping[str, Any]:
-        return {"factorization": to_json(self.factorization), "sampler": to_json(self.sampler)}
+        about = {"factorization": to_json(self.factorization), "sampler": to_json(self.sampler)}
+        return {**about, "num_tokens": self.tokenizer.size}
 
     def example(self, data: Data, batch_size: int) -> Batch:
         return Batch(signals=examples_of(data.signals, batch_size))

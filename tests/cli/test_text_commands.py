@@ -86,6 +86,28 @@ def test_it_is_judged_inspected_and_exported(kind, folder, monkeypatch, capsys):
     assert "tensors bit-equal" in capsys.readouterr().out
 
 
+def test_samples_are_judged_by_another_run_and_other_judges_are_another_scale(folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    assert main(["train", "--config=tiny.py:autoregressive", "--workdir=other", "--config.seed=1"]) == 0
+    words = ["evaluate", "run", "--num_clips=16", "--batch_size=8"]
+    cards = []
+    for run, judge in (("masked", "autoregressive"), ("block", "autoregressive"), ("masked", "other")):
+        assert main([*words, f"--workdir={run}", f"--judge={judge}"]) == 0
+        (path,) = Path(run, "evaluation").glob("*under_an_autoregressive_run*.json")
+        cards.append(str(path.rename(f"{run}_{judge}.json")))
+        card = read_card(Path(cards[-1]))
+        assert 0 < card["value"] < 20
+        assert card["references"]["judge"]["run"] == judge
+        assert any("guard failed" in note for note in card["notes"])
+    capsys.readouterr()
+    assert main(["evaluate", "compare", *cards[:2]]) == 0
+    assert main(["evaluate", "compare", cards[0], cards[2]]) == 1
+    assert "differ in judge" in capsys.readouterr().err
+    assert main([*words, "--workdir=masked", "--judge=block"]) == 1
+    assert "is no run of Autoregressive() text" in " ".join(capsys.readouterr().err.split())
+
+
 def test_prompts_stay_gaps_are_filled_and_each_pass_is_shown(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     for kind in KINDS:

@@ -1,11 +1,22 @@
 """Laws of the judges of text: an n-gram model is a probability, finds the source's entropy, and guards have teeth."""
 
+import itertools
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import small_mesh
 
+from dit_video.data.tokenizers import Characters
+from dit_video.dit.text_transformer import TextTransformerConfig
 from dit_video.evaluation.card import differing_scale
 from dit_video.evaluation.ngram import KneserNey
 from dit_video.evaluation.text import _ratio, failed_guards, variety
+from dit_video.evaluation.text_judge import TrainedJudge, check_same_tokens, judged_rows
+from dit_video.nn.module import define
+from dit_video.tasks.factorization import Autoregressive, Masked
+from dit_video.tasks.subject import Subject
+from dit_video.tasks.text import LanguageModel
 
 RNG = np.random.default_rng(0)
 CHAIN = RNG.dirichlet(np.full(6, 0.4), 6)
@@ -74,6 +85,44 @@ def test_the_interval_of_a_ratio_covers_it():
     made = [_ratio(x, y) for x, y in ((RNG.random(50) * 3, RNG.random(50) + 1) for _ in range(400))]
     covered = np.mean([abs(value - 1.0) < half for value, half in made])
     assert 0.9 < covered < 0.99
+
+
+def subject(characters: str, factorization, seed: int = 0) -> Subject:
+    task = LanguageModel(
+        network=TextTransformerConfig(hidden_size=8, depth=1, num_heads=1),
+        tokenizer=Characters(characters),
+        factorization=factorization,
+    )
+    definition = define(task.init)
+    made = Subject(task, definition, None, small_mesh(), task.describe())
+    rng = np.random.default_rng(seed)
+    params = {n: jnp.asarray(0.5 * rng.standard_normal(s.shape, np.float32)) for n, s in definition.shapes.items()}
+    return made.with_weights(params, step=1, ema=False)
+
+
+def test_a_judge_gives_probabilities_however_rows_are_batched():
+    judge = subject("ab", Autoregressive())
+    texts = np.array(list(itertools.product(range(2), repeat=4)))
+    bits, num_bytes = judged_rows(judge, texts, 5)  # the last batch is not full
+    assert (2.0**-bits).sum() == pytest.approx(1, abs=1e-5)
+    assert (num_bytes == 4).all()
+
+
+def test_a_judge_is_autoregressive_has_its_weights_and_reads_the_same_tokens():
+    judge, texts = subject("abcdef", Autoregressive()), rows(4, 5, 1)
+    named = TrainedJudge(run="judge")
+    opened, digest = named.open(lambda folder: judge)
+    assert opened is judge
+    with pytest.raises(ValueError, match="weights in judge are now"):
+        TrainedJudge(run="judge", digest=digest).open(lambda folder: subject("abcdef", Autoregressive(), seed=1))
+    with pytest.raises(ValueError, match="no run of Autoregressive"):
+        named.open(lambda folder: subject("abcdef", Masked()))
+    check_same_tokens(subject("abcdef", Masked()), judge, texts, "judge")
+    for others in ("abcdfe", "abcde"):
+        with pytest.raises(ValueError, match="another tokenizer"):
+            check_same_tokens(subject(others, Masked()), judge, texts, "judge")
+    with pytest.raises(ValueError, match=r"judge.run=nowhere: is no folder"):
+        TrainedJudge(run="nowhere").check()
 
 
 def test_cards_of_other_rows_are_not_compared():

@@ -21,6 +21,7 @@ RUN = """  dit-video evaluate run --workdir=runs/grid_dit
   dit-video evaluate run --workdir=runs/grid_dit --num_clips=200 --step=5000 --raw
   dit-video evaluate run --workdir=runs/grid_vae --num_clips=200     a codec: PSNR, SSIM and FVD of its reconstructions
   dit-video evaluate run --workdir=runs/grid_dit --protocol=stylegan-v --config.data.clips.stride=1
+  dit-video evaluate run --workdir=runs/text_block --judge=runs/text_judge     samples of text, in bits per byte
 
 Writes RUN/evaluation/step_N_ema_fvd_nM.json (the card: value, yardsticks, protocol, subject; M is the number of clips)
 and pictures beside it."""
@@ -68,6 +69,7 @@ def _add_run(commands) -> None:
     _add_protocol(parser)
     parser.add_argument("--batch_size", type=whole(1), default=16, help="clips at a time (default 16)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the samples' noise (default 0)")
+    parser.add_argument("--judge", type=path_text, metavar="RUN", help="of text: an autoregressive run, another seed's")
     add_extractor(parser)
     parser.add_argument("--no_yardsticks", action="store_true", help="judge the samples alone")
     parser.add_argument("--json", action="store_true", help="print the card as JSON and nothing else")
