@@ -124,9 +124,10 @@ def measure_rate(dream: World, start: Start) -> None:
 def draw(dream: World, start: Start, options: dict, out: Path, num_frames: int) -> None:
     """Writes the picture of all scripts: the true world above, the trained one below."""
     columns = [together(dream, start, options, [script] * num_frames, seed=0) for script in SCRIPTS]
-    rows = [[np.stack([frame[side] for frame in frames]) for frames in columns] for side in (1, 0)]
+    true = [np.stack([beside.true for beside in column]) for column in columns]
+    made = [np.stack([beside.made for beside in column]) for column in columns]
     known = np.stack([start.frames] * len(SCRIPTS))
-    videos = np.concatenate([np.concatenate([known, np.stack(row)], axis=1) for row in rows])
+    videos = np.concatenate([np.concatenate([known, np.stack(row)], axis=1) for row in (true, made)])
     picture = grid(videos, len(SCRIPTS))
     size = picture.shape[2] * _SCALE, picture.shape[1] * _SCALE
     larger = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.NEAREST)) for frame in picture])
