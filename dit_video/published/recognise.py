@@ -96,8 +96,11 @@ def vae_family(codec: LatentCodec) -> VAEFamily:
     Raises:
         ValueError: no family has such a VAE.
     """
-    for family in VAES:
-        recognised = family.of_codec(codec)
-        if recognised is not None:
-            return recognised
+    if (recognised := published_vae(codec)) is not None:
+        return recognised
     raise ValueError(f"config.task.vae={type(codec.vae.config).__name__}: no class of diffusers is known for it")
+
+
+def published_vae(codec: LatentCodec) -> VAEFamily | None:
+    """The family of a codec's VAE; None where no family has such a VAE."""
+    return next((found for family in VAES if (found := family.of_codec(codec)) is not None), None)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dit_video.nn.norm import rms_normalize
+from dit_video.nn import norm
 from dit_video.plan.kernels import Kind, costliest_places, read_kernels
 
 ROWS, WIDTH, LAYERS = 8, 64, 5
@@ -41,8 +41,8 @@ def test_a_product_over_a_batch_has_the_flops_of_all_of_its_rows():
 
 
 def test_the_costliest_place_is_named_with_its_line():
-    found = costliest_places(kernels_of(rms_normalize, (256, WIDTH)), 10)
-    lines, first = inspect.getsourcelines(rms_normalize)
+    found = costliest_places(kernels_of(norm.rms_normalize, (256, WIDTH)), 10)
+    lines, first = inspect.getsourcelines(norm._normalized)
     file, line = found[0].source.split(":")
     assert file == "nn/norm.py"
     assert first < int(line) < first + len(lines)
