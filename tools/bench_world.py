@@ -10,6 +10,7 @@ and the trained one below, a column for each script: turn left, turn right, forw
 """
 
 import argparse
+import copy
 import itertools
 import math
 import time
@@ -19,7 +20,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from dit_video.play.stream import Start, Starts
 from dit_video.run.open_run import open_run
@@ -33,7 +33,6 @@ HORIZONS = (1, 4, 16)
 _PLACES = np.arange(-3, 4) * 0.2
 _ANGLES = np.arange(-6, 7) * TURN / 3
 _TIMED, _HELD_FOR = 200, 4
-_SCALE = 2
 
 
 class Beside(NamedTuple):
@@ -75,10 +74,7 @@ def together(dream: World, start: Start, options: dict, actions: list[int], seed
     for action in actions:
         made, shown = dream.step(action)[-1], world.step(action)
         # Doors that opened stay open: the maze of a frame is that of its time.
-        then = replayed(start, options)
-        for earlier in actions[: len(found) + 1]:
-            then.step(earlier)
-        found.append(Beside(made, shown.frame, then))
+        found.append(Beside(made, shown.frame, copy.deepcopy(world)))
     return found
 
 
@@ -128,10 +124,7 @@ def draw(dream: World, start: Start, options: dict, out: Path, num_frames: int) 
     made = [np.stack([beside.made for beside in column]) for column in columns]
     known = np.stack([start.frames] * len(SCRIPTS))
     videos = np.concatenate([np.concatenate([known, np.stack(row)], axis=1) for row in (true, made)])
-    picture = grid(videos, len(SCRIPTS))
-    size = picture.shape[2] * _SCALE, picture.shape[1] * _SCALE
-    larger = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.NEAREST)) for frame in picture])
-    write_gif(out, larger, dream.fps)
+    write_gif(out, grid(videos, len(SCRIPTS)), dream.fps)
     print(f"picture: {out}")
 
 

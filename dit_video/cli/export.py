@@ -22,7 +22,7 @@ from dit_video.export.stablehlo import BATCH_SIZES, write_programs
 from dit_video.export.torch.folder import write_torch
 from dit_video.export.weights import Content, Denoiser, Origin, write_params, write_weights
 from dit_video.progress import Terminal
-from dit_video.published.recognise import published_vae
+from dit_video.published.recognise import is_published_vae
 from dit_video.run import codec as trained_codec
 from dit_video.run.open_run import OpenRun
 from dit_video.tasks.task import Task
@@ -111,7 +111,7 @@ def _write(content: Content, folder: Path, programs: bool) -> list[str]:
 def _write_diffusers(arguments: argparse.Namespace, opened: OpenRun, content: Content, folder: Path) -> list[str]:
     """Writes the network, and of a denoiser the pipeline around it; returns lines that say what was compared."""
     parts = None if arguments.pipeline == NONE or content.denoiser is None else read_parts(opened.workdir)
-    if arguments.pipeline is None and parts is not None and published_vae(content.codec) is None:
+    if arguments.pipeline is None and parts is not None and not is_published_vae(content.codec.vae.config):
         lines = _compared(write_diffusers(content, folder, arguments.dtype), DIFFUSERS)
         return [*lines, "the network alone, for the VAE of the run is none of diffusers' and makes no pipeline"]
     if arguments.pipeline not in (None, NONE):

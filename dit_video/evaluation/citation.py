@@ -20,13 +20,10 @@ _MARKDOWN = {character: f"\\{character}" for character in "\\`*_{}[]<>#|$"}
 
 def protocol_name(protocol: Mapping[str, Any]) -> str | None:
     """The name under which a protocol was published; None of one that has none, or that differs in any field."""
-    published = (p for p in PUBLISHED.values() if p.fields().items() <= _comparable(protocol).items())
-    return next((p.title for p in published), None)
-
-
-def _comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with values that can be in a set; others are no field of a published name."""
-    return {name: value for name, value in protocol.items() if isinstance(value, str | int | float | None)}
+    for published in PUBLISHED.values():
+        if all(protocol.get(field) == value for field, value in published.fields().items()):
+            return published.title
+    return None
 
 
 def markdown(card: Card) -> str:

@@ -75,7 +75,7 @@ def judged_rows(
         part = rows[first : first + size].astype(np.int32)
         whole = np.pad(part, ((0, size - len(part)), (0, 0)), mode="edge")  # one program for all batches
         batch = Batch(signals={TOKENS: TokenRow(whole, np.ones(whole.shape, np.int32))})
-        found = judge(LIKELIHOOD, batch, clip_keys(0, range(size)))  # of an exact likelihood keys decide nothing
+        found = judge(LIKELIHOOD, batch, clip_keys(0, range(size)))  # an exact likelihood does not use its keys
         bits.append(np.asarray(found["nats"], float)[: len(part)] / math.log(2))
         num_bytes.append(np.asarray(found["bytes"], float)[: len(part)])
     return np.concatenate(bits), np.concatenate(num_bytes)

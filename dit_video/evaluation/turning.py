@@ -10,7 +10,7 @@ from dit_video.config.bounds import at_least
 from dit_video.data.dataset import Data
 from dit_video.data.record import Split
 from dit_video.data.signals import ACTION, Actions
-from dit_video.evaluation.worlds import RollOutEvaluator, actions_in_turn
+from dit_video.evaluation.worlds import LongRollOutEvaluator
 from dit_video.tasks.evaluator import EvaluationData, Report
 from dit_video.tasks.keys import clip_keys
 from dit_video.tasks.subject import Subject
@@ -20,7 +20,7 @@ Frames = UInt8[np.ndarray, "*batch H W 3"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Turning(RollOutEvaluator):
+class Turning(LongRollOutEvaluator):
     """Share of turns in which the picture goes the way that the camera turns: left, and it moves to the right.
 
     The way of a picture is that of the shift of columns at which two frames differ least (`column_shift`); one that
@@ -29,8 +29,6 @@ class Turning(RollOutEvaluator):
 
     Attributes:
         left, right: numbers of the actions that turn the camera.
-        num_frames: of a long roll-out, 1 + s k; its actions are those of held-out clips, one after the other.
-        num_last: frames at its end that are judged.
     """
 
     num_clips: int = 16
@@ -38,18 +36,10 @@ class Turning(RollOutEvaluator):
     num_known: int = 4
     left: int
     right: int
-    num_frames: int = 501
-    num_last: int = 100
 
     def __post_init__(self):
         super().__post_init__()
         at_least(self, 0, "left", "right")
-        at_least(self, 1, "num_last")
-        if self.num_frames < self.num_known + self.num_last:
-            raise ValueError(
-                f"Turning.num_frames={self.num_frames}: must be at least num_known={self.num_known} and num_last="
-                f"{self.num_last} together"
-            )
 
     def check(self, task: Task, data: Data) -> None:
         super().check(task, data)
@@ -66,15 +56,15 @@ class Turning(RollOutEvaluator):
         for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, size)):
             keys = clip_keys(seed, range(number * size, (number + 1) * size), "turning")
             video, length = np.asarray(batch.require_video()), batch.require_video().shape[1]
-            actions = actions_in_turn(batch, max(self.num_frames, length))
-            made = self.rolled_out(subject, data, batch, actions[:, : self.num_frames], keys)
-            first = self.num_known
-            for name, clips, span in (
-                ("near", made, slice(first, min(length, self.num_frames))),
-                ("end", made, slice(self.num_frames - self.num_last, self.num_frames)),
-                ("true", video, slice(first, length)),
+            own, first = np.asarray(batch.require_signal(ACTION)), self.num_known
+            actions = self.actions_in_turn(batch)  # which begin with a clip's own
+            made = self.rolled_out(subject, data, batch, actions, keys)
+            for name, clips, done, span in (
+                ("near", made, actions, slice(first, min(length, self.num_frames))),
+                ("end", made, actions, slice(self.num_frames - self.num_last, self.num_frames)),
+                ("true", video, own, slice(first, length)),
             ):
-                agreed[name].append(self._agreed(clips[:valid], actions[:valid], span))
+                agreed[name].append(self._agreed(clips[:valid], done[:valid], span))
         turns = {name: np.concatenate(parts) for name, parts in agreed.items()}
         return Report(scalars={name: float(right.mean()) for name, right in turns.items() if len(right)})
 

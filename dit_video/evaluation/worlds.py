@@ -74,13 +74,34 @@ class RollOutEvaluator(Evaluator):
         return np.asarray(subject(ROLL_OUT, asked, keys, data.shape))
 
 
-def actions_in_turn(batch: Batch, num_frames: int) -> Int[np.ndarray, "B n"] | Float[np.ndarray, "B n A"]:
-    """Actions of as many frames: of each clip its own, then those of the next of the batch, and so on."""
-    actions = np.asarray(batch.require_signal(ACTION))
-    rows = [np.concatenate(np.roll(actions[:, 1:], -row, axis=0)) for row in range(len(actions))]
-    times = -(-num_frames // len(rows[0]))
-    long = np.stack([np.concatenate([row] * times)[: num_frames - 1] for row in rows])
-    return np.concatenate([actions[:, :1], long], axis=1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongRollOutEvaluator(RollOutEvaluator):
+    """Base of evaluators of what is left of a world after many frames.
+
+    Attributes:
+        num_frames: frames of a roll-out, 1 + s k; actions are those of the clips of a batch, one after the other.
+        num_last: frames at its end that are judged.
+    """
+
+    num_frames: int = 501
+    num_last: int = 100
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "num_last")
+        if self.num_frames < self.num_known + self.num_last:
+            raise ValueError(
+                f"{type(self).__name__}.num_frames={self.num_frames}: must be at least num_known={self.num_known} and "
+                f"num_last={self.num_last} together"
+            )
+
+    def actions_in_turn(self, batch: Batch) -> Int[np.ndarray, "B n"] | Float[np.ndarray, "B n A"]:
+        """Actions of `num_frames` frames: of each clip its own, then those of the next of the batch, and so on."""
+        actions = np.asarray(batch.require_signal(ACTION))
+        rows = [np.concatenate(np.roll(actions[:, 1:], -row, axis=0)) for row in range(len(actions))]
+        times = -(-self.num_frames // len(rows[0]))
+        long = np.stack([np.concatenate([row] * times)[: self.num_frames - 1] for row in rows])
+        return np.concatenate([actions[:, :1], long], axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,31 +178,20 @@ class ActionResponse(RollOutEvaluator):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Drift(RollOutEvaluator):
+class Drift(LongRollOutEvaluator):
     """What is left of a world after long roll-outs: statistics of the last frames over those of real clips.
 
     `mean`, `contrast` (deviation over pixels), `sharpness` (mean difference of neighbours) and `motion` (mean
-    difference of frames): 1 each, where nothing drifts. Actions are those of held-out clips, one after the other.
-
-    Attributes:
-        num_frames: of a roll-out, 1 + s k.
-        num_last: frames at its end that are judged.
+    difference of frames): 1 each, where nothing drifts.
     """
 
     num_clips: int = 8
     batch_size: int = 8
     num_known: int = 4
-    num_frames: int = 501
-    num_last: int = 100
 
     def __post_init__(self):
         super().__post_init__()
         at_least(self, 2, "num_last")
-        if self.num_frames < self.num_known + self.num_last:
-            raise ValueError(
-                f"Drift.num_frames={self.num_frames}: must be at least num_known={self.num_known} and num_last="
-                f"{self.num_last} together"
-            )
 
     def __call__(self, subject: Subject, data: EvaluationData, seed: int) -> Report:
         real, last = defaultdict(list), defaultdict(list)
@@ -189,7 +199,7 @@ class Drift(RollOutEvaluator):
         for number, (batch, valid) in enumerate(data.batches(Split.HELD_OUT, self.num_clips, size)):
             keys = clip_keys(seed, range(number * size, (number + 1) * size), "drift")
             video = np.asarray(batch.require_video())
-            made = self.rolled_out(subject, data, batch, actions_in_turn(batch, self.num_frames), keys)
+            made = self.rolled_out(subject, data, batch, self.actions_in_turn(batch), keys)
             for into, clips in ((real, video), (last, made[:, -self.num_last :])):
                 for name, values in statistics(clips[:valid]).items():
                     into[name].append(values)

@@ -1,7 +1,7 @@
 """Sums over tokens and means over features: on CPUs as products of matrices, elsewhere as they stand.
 
-XLA's CPU compiler fuses a sum with what it sums up, and makes that anew for each sum; a product is a call of its own.
-The result is the same up to the order in which numbers are added.
+XLA's CPU compiler fuses a sum with what it sums up, into loops that are slow; a product is a call of its own. The
+result is the same up to the order in which numbers are added.
 """
 
 import jax

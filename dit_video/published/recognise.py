@@ -13,6 +13,7 @@ from dit_video.published.wan import WanFamily
 from dit_video.published.wan_vae import WanVAEFamily
 from dit_video.tasks.task import Task
 from dit_video.vae.codec import LatentCodec
+from dit_video.vae.vae import VAEConfig
 from dit_video.weights.names import unmatched
 from dit_video.weights.source import Published
 from dit_video.weights.wrappers import View, views
@@ -96,11 +97,13 @@ def vae_family(codec: LatentCodec) -> VAEFamily:
     Raises:
         ValueError: no family has such a VAE.
     """
-    if (recognised := published_vae(codec)) is not None:
-        return recognised
+    for family in VAES:
+        recognised = family.of_codec(codec)
+        if recognised is not None:
+            return recognised
     raise ValueError(f"config.task.vae={type(codec.vae.config).__name__}: no class of diffusers is known for it")
 
 
-def published_vae(codec: LatentCodec) -> VAEFamily | None:
-    """The family of a codec's VAE; None where no family has such a VAE."""
-    return next((found for family in VAES if (found := family.of_codec(codec)) is not None), None)
+def is_published_vae(config: VAEConfig) -> bool:
+    """Whether a family has such a VAE, so that a whole pipeline of diffusers can be made with it."""
+    return any(isinstance(config, family.config_type) for family in VAES)

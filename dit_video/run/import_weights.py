@@ -25,7 +25,7 @@ from dit_video.diffusion.guidance import Guidance
 from dit_video.dit.known_frames import LevelZero
 from dit_video.experiment import Experiment
 from dit_video.published.family import DenoiserFamily, Family
-from dit_video.published.recognise import recognise_within
+from dit_video.published.recognise import is_published_vae, recognise_within
 from dit_video.published.scheduler import PIPELINES, Usual, read_scheduler
 from dit_video.published.vae_family import VAEFamily
 from dit_video.run.codec import write_statistics
@@ -142,7 +142,9 @@ def import_run(
             mean, std = network.statistics
             arrays = {n.removeprefix(_VAE): (layout.shapes[n], "float32", digest) for n, digest in saved.items()}
             write_statistics(folder, name_weights(arrays), mean, std)
-        keep = () if pipeline is None or isinstance(network, VAEFamily) else (_KEEP.format(pipeline.resolve()),)
+        named_codec = experiment.task.trained_codec()  # None of a codec itself
+        whole = named_codec is not None and is_published_vae(named_codec.vae)
+        keep = (_KEEP.format(pipeline.resolve()),) if pipeline is not None and whole else ()
         taken = (f"taken though not finite: {_listed(counts)}",) if counts else ()
         return [
             *parts,

@@ -125,6 +125,7 @@ def bring(folder: Path, source: Path, out: Path, config: str, *words: str) -> in
 def test_a_folder_of_diffusers_becomes_a_run_and_leaves_as_it_came(folder, tmp_path, capsys):
     out, back = tmp_path / "run", tmp_path / "back"
     assert bring(folder, folder / "published", out, "diffusers") == 0
+    assert "writes the whole pipeline" not in capsys.readouterr().out
     assert json.loads((out / "import.json").read_text())["config"]["num_layers"] == 2
     assert main(["export", f"--workdir={out}", f"--out={back}", "--format=diffusers"]) == 0
     said = " ".join(capsys.readouterr().out.split())
